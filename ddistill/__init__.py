@@ -1,0 +1,1 @@
+"""ddistill: one slow diffusion teacher into one or many fast students."""
