@@ -1,0 +1,176 @@
+"""Feature networks over many images: fixed batch shapes, padding cut off, one compilation.
+
+The functions here know no network. `apply` is any jitted function of images
+[batch, H, W, C] float32 in [-1, 1] that returns an array or a pytree of arrays with leading
+axis `batch`, for example (logits, features) of a classifier.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddistill.evaluation.frechet import frechet_distance, moments
+from ddistill.evaluation.images import quantise as to_uint8
+from ddistill.evaluation.precision_recall import (
+    class_histogram,
+    precision_recall,
+    total_variation,
+)
+
+
+def feature_batches(
+    apply: Callable[[Any], Any], images: Any, batch: int, *, quantise: bool = False
+) -> Iterator[Any]:
+    """Yields `apply` of one batch of images after another, as numpy, padding removed.
+
+    The last batch is filled up with copies of its first image, so that every call has one shape
+    and nothing compiles twice, and the rows of the padding never leave this function. One batch
+    is computed ahead while the former is copied to the host. Matrix products run in full float32:
+    TF32, the default on GPUs, shifts Frechet distances.
+
+    Args:
+      apply: jitted; see the module's docstring. It must treat images one by one (no batch norm).
+      images: array [N, H, W, C], uint8 or float in [-1, 1], or an object with `len` and
+        `.take(indices)` (`data.Dataset`).
+      batch: images a call.
+      quantise: round float images to uint8 first, as written to disk and as papers score them.
+        uint8 images are what they are in both cases.
+
+    Raises:
+      ValueError: no images, batch < 1, images that are not finite, or an output without the
+        leading batch axis.
+    """
+    count = len(images)
+    if batch < 1 or not count:
+        raise ValueError(f"Need images and batch >= 1; got {count} images and batch={batch}.")
+    pending: tuple[Any, int] | None = None
+    for start in range(0, count, batch):
+        indices = np.arange(start, min(start + batch, count))
+        block = images[indices] if hasattr(images, "dtype") else images.take(indices)
+        block = _network_input(np.asarray(block), quantise)
+        valid = len(block)
+        if valid < batch:
+            block = np.concatenate([block, np.repeat(block[:1], batch - valid, axis=0)])
+        with jax.default_matmul_precision("float32"):
+            output = apply(block)
+        if pending is not None:
+            yield _to_host(*pending, batch)
+        pending = (output, valid)
+    if pending is not None:
+        yield _to_host(*pending, batch)
+
+
+def extract(
+    apply: Callable[[Any], Any], images: Any, batch: int, *, quantise: bool = False
+) -> Any:
+    """`apply` of all images: the pytree of `feature_batches`, concatenated along the first axis."""
+    parts = list(feature_batches(apply, images, batch, quantise=quantise))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def params_hash(params: Any, length: int = 8) -> str:
+    """Short hash of a pytree of weights: names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        array = np.ascontiguousarray(np.asarray(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:length]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of the real images that samples are scored against; make it with `reference`.
+
+    Attributes:
+      features: [N, D].
+      mean: [D] float64.
+      cov: [D, D] float64.
+      histogram: [K] share of the classes among the real images; None without classes.
+    """
+
+    features: np.ndarray
+    mean: np.ndarray
+    cov: np.ndarray
+    histogram: np.ndarray | None = None
+
+
+def reference(
+    features: np.ndarray, labels: np.ndarray | None = None, num_classes: int = 0
+) -> Reference:
+    """Reference statistics of real features [N, D]; labels [N] give the class histogram."""
+    mean, cov = moments(features)
+    histogram = None if labels is None else class_histogram(labels, num_classes)
+    return Reference(np.asarray(features), mean, cov, histogram)
+
+
+def score(
+    real: Reference,
+    features: np.ndarray,
+    logits: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    *,
+    k: int = 3,
+    k_density: int = 5,
+    max_neighbours: int = 10_000,
+) -> dict[str, float]:
+    """Scores samples against real images, as metric -> value.
+
+    Args:
+      real: reference statistics.
+      features: [M, D] features of the samples.
+      logits: [M, K] class logits of the samples; they add "class_tv", the total variation
+        between the classes of the samples and of the real images.
+      labels: [M] classes that the samples were asked for; with logits they add "accuracy".
+      k: neighbour for precision and recall.
+      k_density: neighbour for density and coverage.
+      max_neighbours: precision and the like, whose time grows with N * M, use at most so many
+        images of each set, evenly spaced (a set sorted by class keeps all its classes).
+
+    Returns:
+      "fd", "precision", "recall", "density", "coverage" and what logits and labels add.
+    """
+    scores = {"fd": frechet_distance(real.mean, real.cov, *moments(features))}
+    scores |= precision_recall(
+        _thin(real.features, max_neighbours), _thin(features, max_neighbours), k, k_density
+    )
+    if logits is not None:
+        if real.histogram is not None:
+            histogram = class_histogram(logits, real.histogram.size)
+            scores["class_tv"] = total_variation(histogram, real.histogram)
+        if labels is not None:
+            scores["accuracy"] = float((np.asarray(logits).argmax(axis=1) == labels).mean())
+    return scores
+
+
+def _thin(features: np.ndarray, count: int) -> np.ndarray:
+    if len(features) <= count:
+        return features
+    return features[np.arange(count) * len(features) // count]
+
+
+def _network_input(block: np.ndarray, quantise: bool) -> np.ndarray:
+    if quantise:
+        block = to_uint8(block)
+    if block.dtype == np.uint8:
+        return block.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    if not np.isfinite(block).all():
+        raise ValueError("Images hold values that are not finite; the sampler has diverged.")
+    return block.astype(np.float32)
+
+
+def _to_host(output: Any, valid: int, batch: int) -> Any:
+    def cut(array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        if array.shape[:1] != (batch,):
+            raise ValueError(
+                f"The feature function returned shape {array.shape} for a batch of {batch};"
+                " every output needs the batch as its first axis."
+            )
+        return array[:valid]
+
+    return jax.tree.map(cut, output)

@@ -1,0 +1,159 @@
+"""Precision and recall of a generator on k-nearest-neighbour balls in feature space.
+
+Improved precision and recall (arXiv 1904.06991, eq. 1-2): a ball round every point of a set
+reaches to its k-th nearest neighbour within the set; precision is the share of fakes inside some
+real ball, recall the share of reals inside some fake ball. Density and coverage (arXiv 2002.09797,
+eq. 3-4) use real balls only: density counts how many of them hold a fake, over k; coverage is the
+share of real balls that hold at least one.
+
+Balls are closed: a copy of a real point is inside even where duplicates make its radius zero.
+Memory is block * N float64 whatever the number of points.
+"""
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+# Squared distances are compared with this relative slack, so that rounding never decides a tie
+# such as "the k-th neighbour lies on the ball that it defines".
+_SLACK = 1.0 + 1e-9
+# Up to this many entries distances are summed term by term, exact for equal points; beyond it the
+# expansion |a|^2 + |b|^2 - 2ab by matrix products is an order of magnitude faster.
+_EXACT_DIM = 256
+
+
+def precision_recall(
+    real: np.ndarray,
+    fake: np.ndarray,
+    k: int = 3,
+    k_density: int = 5,
+    block: int = 1024,
+) -> dict[str, float]:
+    """Precision, recall, density and coverage of fake features against real ones.
+
+    Args:
+      real: [N, D] finite features of real images, N > max(k, k_density).
+      fake: [M, D] finite features of generated images, M > k.
+      k: neighbour that sets the radius for precision and recall (3 in the paper).
+      k_density: the same for density and coverage (5 in the paper).
+      block: rows of distances held at a time; it changes memory, never the result.
+
+    Returns:
+      {"precision", "recall", "density", "coverage"}: all in [0, 1] but density, which is at most
+      N / k_density and 1 in expectation for a perfect generator.
+
+    Raises:
+      ValueError: shapes that do not fit, too few points for k, values that are not finite.
+    """
+    real, fake = _checked(real, "real"), _checked(fake, "fake")
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"Real features have {real.shape[1]} entries, fake {fake.shape[1]}.")
+    centre = real.mean(axis=0)  # the product form of the distance is exact to |a|^2 * eps
+    real, fake = real - centre, fake - centre
+    real_radii = neighbour_radii(real, (k, k_density), block, "real")
+    fake_radii = neighbour_radii(fake, (k,), block, "fake")[:, 0]
+
+    fakes_inside = 0
+    reals_inside = np.zeros(len(real), bool)
+    hits = 0
+    covered = np.zeros(len(real), bool)
+    for start in range(0, len(fake), block):
+        squares = _squared_distances(fake[start : start + block], real)
+        inside = squares <= real_radii[:, 0] * _SLACK
+        fakes_inside += int(inside.any(axis=1).sum())
+        reals_inside |= (squares <= fake_radii[start : start + block, None] * _SLACK).any(axis=0)
+        inside_wide = squares <= real_radii[:, 1] * _SLACK
+        hits += int(inside_wide.sum())
+        covered |= inside_wide.any(axis=0)
+    return {
+        "precision": fakes_inside / len(fake),
+        "recall": float(reals_inside.mean()),
+        "density": hits / (k_density * len(fake)),
+        "coverage": float(covered.mean()),
+    }
+
+
+def neighbour_radii(
+    points: np.ndarray, ks: tuple[int, ...], block: int = 1024, name: str = "points"
+) -> np.ndarray:
+    """SQUARED distance of every point to its k-th nearest other point, for each k: [N, len(ks)].
+
+    Raises:
+      ValueError: a k below 1, or not fewer than N.
+    """
+    for k in ks:
+        if not 1 <= k < len(points):
+            raise ValueError(
+                f"k={k} neighbours need 1 <= k < N, but there are N={len(points)} {name} features."
+                " Use a smaller k or more samples."
+            )
+    if block < 1:
+        raise ValueError(f"block={block} must be at least 1.")
+    radii = np.empty((len(points), len(ks)))
+    for start in range(0, len(points), block):
+        squares = _squared_distances(points[start : start + block], points)
+        rows = np.arange(len(squares))
+        squares[rows, start + rows] = -1.0  # a point is not its own neighbour, a duplicate is
+        squares.partition(sorted(set(ks)), axis=1)
+        radii[start : start + block] = squares[:, list(ks)]
+    return radii
+
+
+def class_histogram(values: np.ndarray, num_classes: int) -> np.ndarray:
+    """Share of every class [num_classes], float64, summing to 1.
+
+    Args:
+      values: integer labels [N], or logits [N, num_classes] whose largest entry names the class.
+      num_classes: number of classes K.
+
+    Raises:
+      ValueError: no values, labels outside 0..K-1, or logits of another width.
+    """
+    values = np.asarray(values)
+    if values.ndim == 2:
+        if values.shape[1] != num_classes:
+            raise ValueError(f"Logits {values.shape} do not fit num_classes={num_classes}.")
+        values = values.argmax(axis=1)
+    if values.ndim != 1 or not values.size or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(
+            f"Expected integer labels [N] or logits [N, {num_classes}];"
+            f" got shape {values.shape}, type {values.dtype}."
+        )
+    if values.min() < 0 or values.max() >= num_classes:
+        raise ValueError(
+            f"Labels lie in {values.min()}..{values.max()}; num_classes={num_classes} allows"
+            f" 0..{num_classes - 1}."
+        )
+    return np.bincount(values, minlength=num_classes) / values.size
+
+
+def total_variation(histogram: np.ndarray, reference: np.ndarray | None = None) -> float:
+    """Total variation distance of two class histograms [K], in [0, 1]; uniform if none is given.
+
+    It is the share of samples that would have to change class to match the reference.
+    """
+    histogram = np.asarray(histogram, np.float64)
+    if reference is None:
+        reference = np.full(histogram.shape, 1.0 / histogram.size)
+    reference = np.asarray(reference, np.float64)
+    if histogram.shape != reference.shape:
+        raise ValueError(f"Histograms have {histogram.size} and {reference.size} classes.")
+    return float(np.abs(histogram - reference).sum() / 2)
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.shape[1] <= _EXACT_DIM:
+        return cdist(a, b, "sqeuclidean")
+    norms = np.einsum("nd,nd->n", a, a)[:, None] + np.einsum("nd,nd->n", b, b)
+    squares = norms - 2.0 * (a @ b.T)
+    # Equal points leave a rest of about eps * |a|^2 of either sign; it is no distance.
+    squares[squares < 1e-13 * norms] = 0.0
+    return squares
+
+
+def _checked(features: np.ndarray, name: str) -> np.ndarray:
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2:
+        raise ValueError(f"{name} features must have shape [N, D]; got {features.shape}.")
+    if not np.isfinite(features).all():
+        raise ValueError(f"{name} features hold values that are not finite; check the samples.")
+    return features

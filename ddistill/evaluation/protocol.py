@@ -1,0 +1,364 @@
+"""What a number was measured with, and the one format in which numbers leave a run.
+
+A score without its protocol cannot be compared, so every `Row` of results.json carries the string
+of a `Protocol`. Reading and writing are strict: a missing or unknown key, an unknown method or
+metric, or a value that is not finite is an error that names the file, the row and the key.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ddistill.errors import nearest
+from ddistill.evaluation.vocabulary import check_name
+
+_TOKEN = re.compile(r"[^\s=,;|`]+")
+_FID_FEATURES = "inception-2015-12-05"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that two scores must share before they may stand side by side.
+
+    Text fields hold no spaces and none of = , ; | or a backtick, so that the string can be read
+    back.
+
+    Attributes:
+      features: feature network, for example "digits_classifier" or "inception-2015-12-05".
+      features_hash: short hash of its weights (`features.params_hash`).
+      reference: reference set and split, for example "digits/train".
+      reference_n: images in it.
+      samples: generated images that were scored.
+      sampler: "ddim", "heun", ...; "none" for real data.
+      nfe: network evaluations an image; 0 for real data.
+      ema: rate of the weight average that was sampled; None for the raw weights.
+      clip: limit of clipped x0 predictions; None for no clipping.
+      noise_seed: seed of the noise bank.
+      quantised: samples were rounded to uint8 before scoring.
+      guidance: classifier-free guidance scale; None without.
+    """
+
+    features: str
+    features_hash: str
+    reference: str
+    reference_n: int
+    samples: int
+    sampler: str
+    nfe: int
+    ema: float | None
+    clip: float | None
+    noise_seed: int
+    quantised: bool
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("features", "features_hash", "reference", "sampler"):
+            value = getattr(self, key)
+            if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+                raise ValueError(
+                    f"protocol.{key}={value!r} must be a word without spaces and = , ; | `."
+                )
+        if "@" in self.features or ":" in self.reference:
+            raise ValueError(f"'@' in features={self.features!r} or ':' in {self.reference!r}.")
+        for key, least in (("reference_n", 1), ("samples", 1), ("nfe", 0), ("noise_seed", 0)):
+            value = getattr(self, key)
+            if not _is_int(value) or value < least:
+                raise ValueError(f"protocol.{key}={value!r} must be an integer of at least {least}.")
+        for key in ("ema", "clip", "guidance"):
+            value = getattr(self, key)
+            if value is not None and not _is_finite(value):
+                raise ValueError(f"protocol.{key}={value!r} must be a finite number or None.")
+        if not isinstance(self.quantised, bool):
+            raise ValueError(f"protocol.quantised={self.quantised!r} must be True or False.")
+
+    def string(self) -> str:
+        """The protocol on one line; `Protocol.parse` reads it back."""
+        return " ".join(f"{key}={value}" for key, value in self.items().items())
+
+    def items(self) -> dict[str, str]:
+        """The parts of the string, in order."""
+        return {
+            "features": f"{self.features}@{self.features_hash}",
+            "reference": f"{self.reference}:{self.reference_n}",
+            "samples": str(self.samples),
+            "sampler": self.sampler,
+            "nfe": str(self.nfe),
+            "ema": _optional(self.ema),
+            "clip": _optional(self.clip),
+            "noise_seed": str(self.noise_seed),
+            "uint8": "yes" if self.quantised else "no",
+            "guidance": _optional(self.guidance),
+        }
+
+    @classmethod
+    def parse(cls, text: str) -> "Protocol":
+        """Reads what `string` wrote.
+
+        Raises:
+          ValueError: a part that is missing, unknown or malformed, naming it.
+        """
+        parts = dict(part.partition("=")[::2] for part in text.split())
+        if tuple(parts) != _PARTS:
+            missing = [key for key in _PARTS if key not in parts]
+            unknown = [key for key in parts if key not in _PARTS]
+            raise ValueError(
+                f"Not a protocol string (missing: {missing}, unknown: {unknown}): {text!r}."
+            )
+        features, _, features_hash = parts["features"].partition("@")
+        reference, _, reference_n = parts["reference"].partition(":")
+        if parts["uint8"] not in ("yes", "no"):
+            raise ValueError(f"uint8={parts['uint8']!r} must be yes or no in protocol {text!r}.")
+        return cls(
+            features=features,
+            features_hash=features_hash,
+            reference=reference,
+            reference_n=int(reference_n),
+            samples=int(parts["samples"]),
+            sampler=parts["sampler"],
+            nfe=int(parts["nfe"]),
+            ema=_number(parts["ema"]),
+            clip=_number(parts["clip"]),
+            noise_seed=int(parts["noise_seed"]),
+            quantised=parts["uint8"] == "yes",
+            guidance=_number(parts["guidance"]),
+        )
+
+    @property
+    def label(self) -> str:
+        """Name of the Frechet distance under this protocol.
+
+        "FID" only with the Inception graph and 50 000 samples or more, "FID proxy" with fewer,
+        "FD (features)" with any other features.
+        """
+        if self.features != _FID_FEATURES:
+            return f"FD ({self.features})"
+        return "FID" if self.samples >= 50_000 and self.quantised else "FID proxy"
+
+
+_PARTS = tuple(Protocol("x", "x", "x", 1, 1, "x", 0, None, None, 0, True).items())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured number. The fields are exactly the keys of results.json.
+
+    Attributes:
+      experiment: name of the experiment, for example "sfddm_digits".
+      method: a name of `vocabulary.METHODS`.
+      data: data set, for example "digits" or "cifar10".
+      nfe: network evaluations an image; 0 for real data.
+      students: number of students K; 0 where there is none (teacher, real data).
+      width: base channels of the sampled network; 0 for real data.
+      seed: seed of the run.
+      metric: a name of `vocabulary.METRICS`.
+      value: finite.
+      protocol: string of a `Protocol`.
+      train_seconds: wall time of distilling what was sampled; 0 where nothing was.
+      teacher_calls: teacher forward passes (of one image each) that the distillation took.
+      command: what to type to get it, without paths of a machine (`machine.command_string`).
+      machine: processor, cores, accelerator (`machine.machine_string`).
+    """
+
+    experiment: str
+    method: str
+    data: str
+    nfe: int
+    students: int
+    width: int
+    seed: int
+    metric: str
+    value: float
+    protocol: str
+    train_seconds: float
+    teacher_calls: int
+    command: str
+    machine: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is str:
+                if not isinstance(value, str) or not value.strip() or "\n" in value:
+                    raise ValueError(f"{field.name}={value!r} must be one line of text.")
+            elif field.type is int:
+                if not _is_int(value) or value < 0:
+                    raise ValueError(f"{field.name}={value!r} must be an integer of at least 0.")
+            elif not _is_finite(value):
+                raise ValueError(
+                    f"{field.name}={value!r} must be a finite number"
+                    f" (experiment '{self.experiment}', method '{self.method}', metric"
+                    f" '{self.metric}', nfe {self.nfe}); a diverged run has no score."
+                )
+        check_name("method", self.method)
+        check_name("metric", self.metric)
+
+    @property
+    def identity(self) -> tuple:
+        """What makes two rows the same measurement, so that the newer one replaces the older.
+
+        The hash of the feature network is left out: training it anew and measuring again must
+        replace the old numbers, not stand beside them.
+        """
+        return (
+            self.experiment,
+            self.data,
+            self.method,
+            self.students,
+            self.width,
+            self.nfe,
+            self.metric,
+            self.seed,
+            variant(self.protocol),
+        )
+
+
+def rows_from_scores(scores: Mapping[str, float], **common: Any) -> list[Row]:
+    """One row a metric: `common` holds all keys of `Row` but metric and value."""
+    return [Row(metric=name, value=float(value), **common) for name, value in scores.items()]
+
+
+def variant(protocol: str, drop: Sequence[str] = ()) -> str:
+    """A protocol string without the feature network's hash and without the parts in `drop`."""
+    parts = [part for part in protocol.split() if part.partition("=")[0] not in drop]
+    return " ".join(
+        part.partition("@")[0] if part.startswith("features=") else part for part in parts
+    )
+
+
+def summarise(labelled: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+    """Splits protocol strings into what all share and what each label adds.
+
+    Args:
+      labelled: (label, protocol string); a label may come several times.
+
+    Returns:
+      (shared parts, [(label, its further parts)]), without `nfe` and without labels that add
+      nothing. Parts that vary within one label are all listed, joined by "|".
+    """
+    table: dict[str, dict[str, list[str]]] = {}
+    for label, text in labelled:
+        for part in text.split():
+            key, _, value = part.partition("=")
+            values = table.setdefault(label, {}).setdefault(key, [])
+            if value not in values:
+                values.append(value)
+    keys = list(dict.fromkeys(key for parts in table.values() for key in parts if key != "nfe"))
+    first = next(iter(table.values()), {})
+    shared = [k for k in keys if all(p.get(k) == first.get(k) for p in table.values())]
+    shared = [k for k in shared if len(first[k]) == 1]
+
+    def show(parts: dict[str, list[str]], names: list[str]) -> str:
+        return " ".join(f"{k}={'|'.join(parts[k])}" for k in names if k in parts)
+
+    own = [k for k in keys if k not in shared]
+    rest = [(label, show(parts, own)) for label, parts in table.items()]
+    return show(first, shared), [(label, text) for label, text in rest if text]
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
+    """Writes rows as JSON, one a line, atomically: a reader sees the old file or the new one.
+
+    Raises:
+      ValueError: two rows of the same identity, which only one of could be kept.
+    """
+    rows = list(rows)
+    seen: dict[tuple, Row] = {}
+    for row in rows:
+        if row.identity in seen:
+            raise ValueError(
+                f"{path}: two rows measure the same: {_short(seen[row.identity])} with values"
+                f" {seen[row.identity].value} and {row.value}."
+            )
+        seen[row.identity] = row
+    lines = [json.dumps(asdict(row), allow_nan=False, ensure_ascii=False) for row in rows]
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
+
+
+def read_rows(path: str | os.PathLike) -> list[Row]:
+    """Reads rows written by `write_rows`.
+
+    Raises:
+      ValueError: a file that is missing or no list of rows; a row with a missing or unknown key
+        or a value that is not allowed. The message names file, row and key.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}). A finished run writes results.json into"
+            " its folder; give that folder."
+        ) from error
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}.") from error
+    if not isinstance(data, list):
+        raise ValueError(f"{path}: expected a list of rows, got {type(data).__name__}.")
+    return [_row(item, f"{path}: row {i}") for i, item in enumerate(data)]
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file atomically, by a temporary file beside it and a rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _row(item: object, where: str) -> Row:
+    if not isinstance(item, dict):
+        raise ValueError(f"{where}: expected an object, got {type(item).__name__}.")
+    names = [field.name for field in fields(Row)]
+    for key in names:
+        if key not in item:
+            raise ValueError(f"{where}: key '{key}' is missing.")
+    for key in item:
+        if key not in names:
+            raise ValueError(
+                f"{where}: key '{key}' is not known.{nearest(key, names)}"
+                f" Allowed: {', '.join(names)}."
+            )
+    try:
+        return Row(**item)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _short(row: Row) -> str:
+    return (
+        f"experiment '{row.experiment}', data '{row.data}', method '{row.method}', nfe {row.nfe},"
+        f" students {row.students}, width {row.width}, seed {row.seed}, metric '{row.metric}'"
+    )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no score")
+
+
+def _optional(value: float | None) -> str:
+    return "none" if value is None else f"{value:.10g}"
+
+
+def _number(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,46 @@
+"""Objectives: one file a method. A new method is added to `OBJECTIVES` and nowhere else."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.objectives.base import Batch, Objective, Process, Update
+from ddistill.objectives.classification import Classification
+from ddistill.objectives.denoising import Denoising
+from ddistill.objectives.sfddm import SFDDM
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "denoising": Denoising,
+    "classification": Classification,
+    "sfddm": SFDDM,
+}
+
+__all__ = ["OBJECTIVES", "Batch", "Objective", "Process", "Update", "make_objective"]
+
+
+def make_objective(settings: Mapping[str, Any], path: str = "objective") -> Objective:
+    """Builds the objective `settings["name"]` with the other entries as hyperparameters.
+
+    Args:
+      settings: name and hyperparameters.
+      path: dotted name of the settings, for messages.
+
+    Raises:
+      ConfigError: an unknown name or hyperparameter, with the nearest match, or a value that the
+        objective refuses.
+    """
+    options = dict(settings)
+    if "name" not in options:
+        raise ConfigError(f"{path}.name is missing. Allowed: {', '.join(sorted(OBJECTIVES))}.")
+    name = options.pop("name")
+    check_choice(f"{path}.name", name, OBJECTIVES)
+    cls = OBJECTIVES[name]
+    known = {f.name for f in dataclasses.fields(cls)}
+    for key in options:
+        if key not in known:
+            raise ConfigError(
+                f"{path}.{key} is not a setting of '{name}'.{nearest(key, known)} "
+                f"Known: {', '.join(sorted(known))}."
+            )
+    return cls(**options)

@@ -1,0 +1,150 @@
+"""What a distillation method has to say, and nothing of how it is trained.
+
+An objective is a frozen dataclass of hyperparameters. Its `updates` name which network learns from
+which loss; a loss returns one value per example, and the train step does weighting, averaging,
+differentiation and everything after it. Objectives know no optimiser, device or checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int, Key
+
+from ddistill.denoiser import Denoiser
+from ddistill.errors import ConfigError
+from ddistill.schedules import Schedule
+
+Networks = Mapping[str, Any]
+Metrics = dict[str, Array]
+
+
+@struct.dataclass
+class Batch:
+    """A training batch.
+
+    Attributes:
+      image: `[B, H, W, C]` in [-1, 1].
+      label: `[B]` class ids.
+      cond: what a conditional network is given (`label`), or None for an unconditional one.
+      keys: `[B]` random keys, one an example, so that what is drawn for an example depends neither
+        on gradient accumulation nor on how the batch lies on devices.
+    """
+
+    image: Float[Array, "B H W C"]
+    label: Int[Array, " B"]
+    cond: Int[Array, " B"] | None
+    keys: Key[Array, " B"]
+
+
+@struct.dataclass
+class Process:
+    """The noise levels of a stage.
+
+    Attributes:
+      teacher: the teacher's schedule, `[T+1]` entries.
+      student: its subsequence at `grid`, `[N+1]` entries, with the student's own times.
+      grid: `[N+1]` increasing teacher indices, 0 = phi_0.
+    """
+
+    teacher: Schedule
+    student: Schedule
+    grid: Int[Array, " N_1"]
+
+
+Loss = Callable[[Networks, Batch, Process], tuple[Float[Array, " B"], Metrics]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One gradient step of a train step.
+
+    Attributes:
+      trains: the network that is changed; all others are constants.
+      loss: `(networks, batch, process) -> ([B] values, scalar metrics)`.
+      every: the update runs at steps divisible by this.
+    """
+
+    trains: str
+    loss: Loss
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method. Subclasses add hyperparameters as fields and return their `updates`.
+
+    `needs_teacher` tells whether the stage must name a teacher.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The gradient steps of one train step, in order."""
+        raise TypeError(f"{type(self).__name__} does not define its updates.")
+
+    def networks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Extra trainable networks by name, each as `network` settings; none for most methods."""
+        return {}
+
+    def prepare(self, grid: np.ndarray) -> "Objective":
+        """Checks the hyperparameters against the stage's grid and fills in those that depend on it.
+
+        Raises:
+          ConfigError: a hyperparameter that cannot work on this grid.
+        """
+        del grid
+        return self
+
+    def bind(self, module: nn.Module, params: Any, prediction: str) -> Any:
+        """Joins a network's module and its parameters into what losses and samplers call."""
+        return Denoiser.from_module(module, params, prediction)
+
+    def init_inputs(self, image_shape: tuple[int, int, int], conditional: bool) -> tuple[Any, ...]:
+        """Arguments, after the random key, that initialise the network for images of a shape."""
+        cond = jnp.zeros((1,), jnp.int32) if conditional else None
+        return jnp.zeros((1, *image_shape)), jnp.zeros((1,)), cond
+
+    def teacher_calls(self) -> int:
+        """Teacher forward passes per example of one train step."""
+        return 0
+
+    def replace(self, **changes: Any) -> "Objective":
+        """Returns a copy with other hyperparameters."""
+        return dataclasses.replace(self, **changes)
+
+
+def normal(keys: Key[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """Standard normal noise of the shape of `like`, each example from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], jnp.float32))(keys)
+
+
+def uniform_index(keys: Key[Array, " B"], low: int, high: int) -> Int[Array, " B"]:
+    """Integers uniform on low .. high (both included), each example from its own key."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(keys)
+
+
+def streams(keys: Key[Array, " B"], count: int) -> list[Key[Array, " B"]]:
+    """Splits the keys of every example into `count` independent sets."""
+    split = jax.vmap(lambda key: jax.random.split(key, count))(keys)
+    return [split[:, i] for i in range(count)]
+
+
+def mean_per_example(values: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """Mean over all axes but the first."""
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+def check_not_negative(objective: Objective, *names: str) -> None:
+    """Raises `ConfigError` if one of the named hyperparameters is below zero."""
+    for name in names:
+        value = getattr(objective, name)
+        if not np.isfinite(value) or value < 0:
+            raise ConfigError(f"objective.{name}={value!r} must be a number >= 0.")

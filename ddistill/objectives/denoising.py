@@ -1,0 +1,108 @@
+"""Denoising: how a teacher learns from data.
+
+Draw a level t and noise, and regress the clean image (or eps, or v) from z_t = alpha x + sigma eps
+(DDPM, arXiv 2006.11239 eq. 14). The weights are those of progressive distillation (truncated SNR,
+arXiv 2202.00512 section 4), min-SNR-gamma (arXiv 2303.09556 eq. 7) and EDM (arXiv 2206.00364,
+table 1); all of them are stated for the squared error of x0 and carried over to the error that the
+loss is written in.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddistill.diffusion import add_noise, error_weight, from_eps, output_of
+from ddistill.errors import ConfigError, check_choice
+from ddistill.objectives.base import (
+    Batch,
+    Metrics,
+    Networks,
+    Objective,
+    Process,
+    Update,
+    mean_per_example,
+    normal,
+    streams,
+    uniform_index,
+)
+from ddistill.schedules import Level, snr
+
+ERRORS = ("x0", "eps", "v")
+WEIGHTS = ("uniform", "snr", "truncated_snr", "min_snr", "edm")
+
+
+def weighted_error(
+    prediction, target, z: Array, level: Level, error: str, weight: str, gamma: float = 5.0
+) -> Float[Array, " B"]:
+    """Weighted mean squared error per example between two `Prediction`s at the same z.
+
+    Args:
+      prediction: what the network says.
+      target: what it should say.
+      z: `[B, H, W, C]`, the noisy images both belong to.
+      level: their noise levels, `[B]`.
+      error: the quantity compared, "x0", "eps" or "v".
+      weight: "uniform" leaves that error as it is; the other names weight the x0 error and are
+        divided by |error|^2 / |x0 error|^2, so that the choice of `error` is only one of numerics.
+      gamma: the bound of "min_snr".
+    """
+    difference = output_of(error, prediction, z, level) - output_of(error, target, z, level)
+    squared = mean_per_example(jnp.square(difference))
+    if weight == "uniform":
+        return squared
+    ratio = snr(level)
+    relative = {"x0": 1.0, "eps": ratio, "v": 1.0 + ratio}[error]
+    return squared * error_weight(weight, level, gamma=gamma) / relative
+
+
+@dataclass(frozen=True)
+class Denoising(Objective):
+    """Trains a denoiser on data.
+
+    Attributes:
+      error: quantity whose squared error is taken: "x0", "eps" or "v".
+      weight: "uniform", "snr", "truncated_snr", "min_snr" or "edm".
+      gamma: bound of "min_snr".
+      label_dropout: share of examples whose class is replaced by the null class, for guidance.
+      null_class: id of the null class; the network's number of classes.
+    """
+
+    error: str = "v"
+    weight: str = "uniform"
+    gamma: float = 5.0
+    label_dropout: float = 0.0
+    null_class: int = 0
+
+    def __post_init__(self):
+        check_choice("objective.error", self.error, ERRORS)
+        check_choice("objective.weight", self.weight, WEIGHTS)
+        if not 0.0 <= self.label_dropout <= 1.0:
+            raise ConfigError(f"objective.label_dropout={self.label_dropout} is not in [0, 1].")
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """One update of the network that is trained."""
+        return (Update("student", self.loss),)
+
+    def loss(
+        self, networks: Networks, batch: Batch, process: Process
+    ) -> tuple[Float[Array, " B"], Metrics]:
+        """Weighted squared error at a level drawn uniformly from 1 .. N."""
+        index_keys, noise_keys, drop_keys = streams(batch.keys, 3)
+        level = process.student.at(uniform_index(index_keys, 1, process.student.num_steps))
+        noise = normal(noise_keys, batch.image)
+        z = add_noise(batch.image, noise, level)
+        cond = self._condition(batch, drop_keys)
+        prediction = networks["student"](z, level, cond, key=batch.keys[0])
+        target = from_eps(noise, z, level).replace(x0=batch.image)
+        values = weighted_error(prediction, target, z, level, self.error, self.weight, self.gamma)
+        x0_error = mean_per_example(jnp.square(prediction.x0 - batch.image))
+        return values, {"x0_mse": jnp.mean(x0_error)}
+
+    def _condition(self, batch: Batch, keys: Array) -> Array | None:
+        if batch.cond is None or self.label_dropout == 0.0:
+            return batch.cond
+        drop = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_dropout))(keys)
+        return jnp.where(drop, self.null_class, batch.cond)

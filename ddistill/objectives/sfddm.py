@@ -1,0 +1,195 @@
+"""SFDDM: one fold from a T-step teacher to a student on any increasing subset of its levels.
+
+Source: arXiv 2405.14961. The student's forward process is the teacher's, read at the levels
+phi_1 < ... < phi_N of the stage's grid, so that student state i and teacher state phi_i can be the
+same sample (the paper's aligned chain). Three distances are offered, each with its weight:
+
+* output: the student's prediction against the teacher's at the same noisy image (released code: L1
+  on the network's own output);
+* feature: activations at a named tap of both networks (released code: L1, the last block);
+* hidden variable: the student's single step from x'_t against the teacher's own state at
+  phi_{t-1}. The teacher walks k deterministic steps between the two levels; the walk is folded
+  into the x0 that one student step needs to land where the teacher landed (`one_step_target`), so
+  nothing is divided by a short step. k = 1 is output matching in x0; larger k teaches the student
+  the teacher's integral, which output matching cannot.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddistill.diffusion import (
+    Prediction,
+    add_noise,
+    ddim_step,
+    from_x0,
+    one_step_target,
+    output_of,
+)
+from ddistill.errors import ConfigError, check_choice
+from ddistill.objectives.base import (
+    Batch,
+    Metrics,
+    Networks,
+    Objective,
+    Process,
+    Update,
+    check_not_negative,
+    mean_per_example,
+    normal,
+    streams,
+    uniform_index,
+)
+from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
+from ddistill.schedules import Level
+
+NORMS = ("l1", "l2")
+
+
+@dataclass(frozen=True)
+class SFDDM(Objective):
+    """Single-fold distillation.
+
+    Attributes:
+      output_weight: weight of the output distance.
+      output: quantity compared by it: "x0", "eps" or "v" ("eps" for an eps-network as released).
+      output_norm: "l1" (released) or "l2".
+      output_level_weight: for "l2", a weight as in `weighted_error`.
+      feature_weight: weight of the hidden-feature distance (L1).
+      tap: name of the feature tap.
+      hidden_weight: weight of the hidden-variable distance.
+      substeps: k, teacher steps between two levels of the student; 0 = as many as there are
+        teacher levels in the narrowest interval (c where N divides T).
+      hidden_error, hidden_level_weight: error and weight of the hidden-variable distance.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    output_weight: float = 0.0
+    output: str = "v"
+    output_norm: str = "l2"
+    output_level_weight: str = "truncated_snr"
+    feature_weight: float = 0.0
+    tap: str = "last"
+    hidden_weight: float = 1.0
+    substeps: int = 8
+    hidden_error: str = "v"
+    hidden_level_weight: str = "truncated_snr"
+
+    def __post_init__(self):
+        check_not_negative(self, "output_weight", "feature_weight", "hidden_weight")
+        check_choice("objective.output", self.output, ERRORS)
+        check_choice("objective.output_norm", self.output_norm, NORMS)
+        check_choice("objective.output_level_weight", self.output_level_weight, WEIGHTS)
+        check_choice("objective.hidden_error", self.hidden_error, ERRORS)
+        check_choice("objective.hidden_level_weight", self.hidden_level_weight, WEIGHTS)
+        if self.output_weight == self.feature_weight == self.hidden_weight == 0:
+            raise ConfigError(
+                "objective: output_weight, feature_weight and hidden_weight are all 0; "
+                "set at least one above 0."
+            )
+        if self.substeps < 0:
+            raise ConfigError(f"objective.substeps={self.substeps} must be 0 (all) or more.")
+
+    def prepare(self, grid: np.ndarray) -> "SFDDM":
+        """Resolves `substeps` = 0 and refuses more sub-steps than there are teacher levels."""
+        narrowest = int(np.min(np.diff(grid)))
+        if self.hidden_weight and self.substeps > narrowest:
+            raise ConfigError(
+                f"objective.substeps={self.substeps}, but two neighbouring levels of the student's "
+                f"grid {np.asarray(grid).tolist()[:12]} are only {narrowest} teacher levels apart. "
+                f"Allowed: 1 to {narrowest}, or 0 for all of them."
+            )
+        return self.replace(substeps=self.substeps or narrowest)  # type: ignore[return-value]
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """One update of the student."""
+        return (Update("student", self.loss),)
+
+    def teacher_calls(self) -> int:
+        """k for the hidden variable; the other terms reuse its first call."""
+        return self.substeps if self.hidden_weight else 1
+
+    def loss(
+        self, networks: Networks, batch: Batch, process: Process
+    ) -> tuple[Float[Array, " B"], Metrics]:
+        """The weighted sum of the three distances at a student level drawn from 1 .. N."""
+        index_keys, noise_keys = streams(batch.keys, 2)
+        index = uniform_index(index_keys, 1, process.student.num_steps)
+        level = process.student.at(index)
+        teacher_level = process.teacher.at(process.grid[index])
+        z = add_noise(batch.image, normal(noise_keys, batch.image), level)
+
+        student, student_feature = self._call(
+            networks["student"], z, level, batch.cond, batch.keys[0]
+        )
+        teacher, teacher_feature = jax.lax.stop_gradient(
+            self._call(networks["teacher"], z, teacher_level, batch.cond, None)
+        )
+        terms = {}
+        if self.output_weight:
+            terms["output"] = self._output_distance(student, teacher, z, level)
+        if self.feature_weight:
+            terms["feature"] = mean_per_example(jnp.abs(student_feature - teacher_feature))
+        if self.hidden_weight:
+            target = self.hidden_target(networks["teacher"], teacher, z, index, batch.cond, process)
+            terms["hidden"] = weighted_error(
+                student, target, z, level, self.hidden_error, self.hidden_level_weight
+            )
+        weights = {
+            "output": self.output_weight,
+            "feature": self.feature_weight,
+            "hidden": self.hidden_weight,
+        }
+        values = sum(weights[name] * term for name, term in terms.items())
+        return values, {f"{name}_distance": jnp.mean(term) for name, term in terms.items()}
+
+    def hidden_target(
+        self, teacher: Any, first: Prediction, z: Array, index: Array, cond: Any, process: Process
+    ) -> Prediction:
+        """The prediction whose one step from level `index` ends where the teacher's k steps end.
+
+        Args:
+          teacher: the teacher denoiser.
+          first: its prediction at z, already computed.
+          z: `[B, H, W, C]`, noisy images at student level `index`.
+          index: `[B]`, in 1 .. N.
+          cond: what the teacher is conditioned on.
+          process: the stage's levels.
+        """
+        levels = self.walk(index, process)
+        x0s, state, prediction = [first.x0], z, first
+        for here, there in zip(levels[:-2], levels[1:-1]):
+            state = ddim_step(prediction, state, here, there)
+            prediction = teacher(state, there, cond)
+            x0s.append(prediction.x0)
+        target = jax.lax.stop_gradient(one_step_target(x0s, levels))
+        return from_x0(target, z, levels[0])
+
+    def walk(self, index: Array, process: Process) -> list[Level]:
+        """The k+1 teacher levels from phi_index down to phi_{index-1}, evenly spaced in index."""
+        top, bottom, k = process.grid[index], process.grid[index - 1], self.substeps
+        indices = [(top * (k - j) + bottom * j + k // 2) // k for j in range(k + 1)]
+        return [process.teacher.at(i) for i in indices]
+
+    def _call(self, network: Any, z: Array, level: Level, cond: Any, key: Any):
+        if not self.feature_weight:
+            kwargs = {} if key is None else {"key": key}
+            return network(z, level, cond, **kwargs), None
+        prediction, features = network.with_features((self.tap,))(z, level, cond, key=key)
+        return prediction, features[self.tap]
+
+    def _output_distance(self, student, teacher, z: Array, level: Level) -> Float[Array, " B"]:
+        if self.output_norm == "l2":
+            return weighted_error(
+                student, teacher, z, level, self.output, self.output_level_weight
+            )
+        difference = output_of(self.output, student, z, level) - output_of(
+            self.output, teacher, z, level
+        )
+        return mean_per_example(jnp.abs(difference))

@@ -1,0 +1,196 @@
+"""Parts that config files share: stages with their published or default settings, and `smoke`.
+
+Recipes return the dataclasses of `ddistill.settings` with every hyperparameter spelt out, so that
+each of them can be overridden on the command line; `to_config` makes the `ConfigDict`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddistill import networks
+from ddistill.errors import ConfigError
+from ddistill.objectives import OBJECTIVES
+from ddistill.settings import (
+    EvaluationSettings,
+    GridSettings,
+    OptimizerSettings,
+    Settings,
+    StageSettings,
+)
+
+
+def to_config(settings: Settings) -> ConfigDict:
+    """The settings as an `ml_collections.ConfigDict`, which command-line flags can override."""
+    return ConfigDict(dataclasses.asdict(settings))
+
+
+def objective(name: str, **changes: Any) -> dict[str, Any]:
+    """An objective's name and all of its hyperparameters, some of them changed."""
+    defaults = {f.name: f.default for f in dataclasses.fields(OBJECTIVES[name])}
+    return {"name": name, **defaults, **changes}
+
+
+def network(name: str, **changes: Any) -> dict[str, Any]:
+    """A network's name and all of its options, some of them changed."""
+    return {"name": name, **networks.defaults(name), **changes}
+
+
+def teacher_stage(
+    net: Mapping[str, Any],
+    steps: int,
+    batch_size: int,
+    *,
+    optimizer: OptimizerSettings,
+    prediction: str = "v",
+    error: str = "v",
+    weight: str = "uniform",
+    **changes: Any,
+) -> StageSettings:
+    """A diffusion teacher trained on every level of the schedule; shared between runs."""
+    return StageSettings(
+        objective=objective("denoising", error=error, weight=weight),
+        network=net,
+        prediction=prediction,
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        shared=True,
+        **changes,
+    )
+
+
+def sfddm_default(
+    teacher: StageSettings,
+    levels: int,
+    *,
+    steps: int,
+    batch_size: int,
+    optimizer: OptimizerSettings,
+    substeps: int = 8,
+    ema: tuple[float, ...] = (0.995,),
+    **changes: Any,
+) -> StageSettings:
+    """Our SFDDM student: trailing grid, mapped time, teacher's weights, hidden-variable distance.
+
+    Args:
+      teacher: settings of the stage "teacher".
+      levels: T', the student's steps.
+      steps, batch_size, optimizer, ema: its training.
+      substeps: teacher steps folded into one student step.
+      **changes: hyperparameters of `ddistill.objectives.sfddm.SFDDM`.
+    """
+    return StageSettings(
+        objective=objective("sfddm", substeps=substeps, **changes),
+        network=teacher.network,
+        prediction=teacher.prediction,
+        conditional=teacher.conditional,
+        teacher="teacher",
+        init="teacher",
+        grid=GridSettings(steps=levels, spacing="trailing", time="mapped"),
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        ema=ema,
+        method="sfddm",
+    )
+
+
+def sfddm_released(
+    teacher: StageSettings, levels: int, *, steps: int, batch_size: int
+) -> StageSettings:
+    """The authors' released code: L1 on the raw output plus L1 on the last features, fresh weights.
+
+    The grid is "leading", the student is told its own index, Adam has a constant rate of 2e-4, and
+    there is neither EMA nor clipping (arXiv 2405.14961's repository).
+    """
+    released = objective(
+        "sfddm",
+        output_weight=1.0,
+        output=teacher.prediction,
+        output_norm="l1",
+        feature_weight=1.0,
+        tap="last",
+        hidden_weight=0.0,
+    )
+    return StageSettings(
+        objective=released,
+        network=teacher.network,
+        prediction=teacher.prediction,
+        conditional=teacher.conditional,
+        teacher="teacher",
+        init="fresh",
+        grid=GridSettings(steps=levels, spacing="leading", time="index"),
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=OptimizerSettings(name="adam", learning_rate=2e-4),
+        ema=(),
+        method="sfddm_released",
+    )
+
+
+def smoke(settings: Settings, net: Mapping[str, Any], keep: Sequence[str] = ()) -> Settings:
+    """The same experiment shrunk to seconds: few steps, a narrow network, few samples.
+
+    Args:
+      settings: the full experiment.
+      net: options that replace those of every U-Net.
+      keep: the stages to keep; all where it is empty.
+    """
+    names = tuple(keep) or settings.pipeline
+    stages = {name: _smoke_stage(settings.stages[name], net) for name in names}
+    evaluation = dataclasses.replace(
+        settings.evaluation,
+        samples=64,
+        batch_size=64,
+        teacher_samplers={k: tuple(v)[:2] for k, v in settings.evaluation.teacher_samplers.items()},
+        full_steps=min(8, settings.evaluation.full_steps or 8),
+        grid_images=8,
+        strip_images=4,
+    )
+    training = dataclasses.replace(settings.training, log_every=5, checkpoint_every=10)
+    return dataclasses.replace(
+        settings,
+        name=f"{settings.name}-smoke",
+        stages=stages,
+        pipeline=names,
+        evaluation=evaluation,
+        training=training,
+    )
+
+
+def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
+    is_unet = stage.network["name"] == "unet"
+    optimizer = dataclasses.replace(stage.optimizer, warmup=min(2, stage.optimizer.warmup))
+    objective_settings = dict(stage.objective)
+    if objective_settings.get("substeps", 0) > 2:
+        objective_settings["substeps"] = 2
+    return dataclasses.replace(
+        stage,
+        objective=objective_settings,
+        network={**stage.network, **(net if is_unet else {})},
+        steps=20,
+        batch_size=16,
+        optimizer=optimizer,
+    )
+
+
+def check_variant(variant: str, allowed: Sequence[str] = ("", "smoke")) -> None:
+    """Raises `ConfigError` unless `variant`, the part after the colon, is one of `allowed`."""
+    if variant not in allowed:
+        names = ", ".join(f"':{v}'" for v in allowed if v)
+        raise ConfigError(f"Variant ':{variant}' is not known. Allowed: {names}, or none.")
+
+
+def digits_evaluation(**changes: Any) -> EvaluationSettings:
+    """How the digits experiments are scored."""
+    return dataclasses.replace(
+        EvaluationSettings(
+            samples=2048,
+            teacher_samplers={"ddim": (1, 2, 4, 8, 16, 32, 64)},
+            full_sampler="ddim",
+        ),
+        **changes,
+    )

@@ -1,0 +1,222 @@
+"""The settings of a run: what keys exist, their types and their defaults.
+
+A config file returns an `ml_collections.ConfigDict`; `parse` turns it into frozen dataclasses and
+refuses every key that is not listed here. The names inside `objective`, `network` and `data` belong
+to the method, the network and the data set of that name and are checked by those.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ddistill.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """The teacher's noise levels: a constructor of `ddistill.schedules`, its length and options."""
+
+    name: str = "cosine"
+    steps: int = 1000
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """Which of the teacher's levels a stage uses, and what time its network is told.
+
+    `steps` = 0 takes every level. `explicit` lists schedule indices 0 = phi_0 < ... < phi_N and
+    overrides `steps` and `spacing`. `time` is "mapped" (the teacher's own time at that level) or
+    "index" (0 .. N-1, as SFDDM's released code has it).
+    """
+
+    steps: int = 0
+    spacing: str = "trailing"
+    explicit: tuple[int, ...] = ()
+    time: str = "mapped"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """An optax optimiser, its learning-rate schedule and its clipping.
+
+    `schedule` runs from `learning_rate` (reached after `warmup` steps) to `learning_rate *
+    final_scale`. "step" multiplies by `decay` at each of `milestones`, given as fractions of the
+    stage. `clip` is a global-norm bound; 0 switches it off.
+    """
+
+    name: str = "adam"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup: int = 0
+    final_scale: float = 0.0
+    clip: float = 0.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One training: which network learns what, from whom, on which levels, for how long.
+
+    `teacher` names an earlier stage ("" = none). `init` is "fresh", "teacher" or the name of an
+    earlier stage. `ema` lists the rates kept; the first one is what the stage hands on, and an
+    empty list hands on the raw weights. `shared` puts the stage into the cache that runs with the
+    same settings share. `method` and `variant` name the rows it leaves in results.json.
+    """
+
+    objective: Mapping[str, Any]
+    network: Mapping[str, Any]
+    steps: int
+    batch_size: int
+    prediction: str = "eps"
+    teacher: str = ""
+    init: str = "fresh"
+    grid: GridSettings = GridSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    accumulate: int = 1
+    ema: tuple[float, ...] = (0.999,)
+    ema_warmup: bool = True
+    conditional: bool = False
+    shared: bool = False
+    method: str = ""
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How every stage is run; nothing here changes what is learnt.
+
+    `scan_steps`: train steps per dispatch (0 = 8 on accelerators, 1 on CPU, where convolutions in
+    a loop body are slow). `keep`: how many of the newest checkpoints stay beside the best one.
+    """
+
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep: int = 2
+    scan_steps: int = 0
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is sampled and scored after the last stage.
+
+    `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
+    counts it is run with; `full_steps` is the sampler call that stands for "the teacher". Students
+    are run with `student_sampler` on their own grid. `clip` bounds every x0 prediction (0 = off).
+    """
+
+    enabled: bool = True
+    teacher: str = "teacher"
+    classifier: str = "classifier"
+    samples: int = 2048
+    batch_size: int = 256
+    noise_seed: int = 1234
+    teacher_samplers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    full_sampler: str = "ddim"
+    full_steps: int = 0
+    student_sampler: str = "ddim"
+    clip: float = 1.0
+    grid_images: int = 16
+    strip_images: int = 6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole run."""
+
+    name: str
+    stages: Mapping[str, StageSettings]
+    pipeline: tuple[str, ...]
+    data: Mapping[str, Any]
+    seed: int = 0
+    schedule: ScheduleSettings = ScheduleSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "config") -> T:  # type: ignore[assignment]
+    """Turns nested mappings into the dataclass `cls`, strictly.
+
+    Args:
+      config: an `ml_collections.ConfigDict` or nested plain dictionaries.
+      cls: the dataclass to build.
+      path: dotted name of `config`, for messages.
+
+    Raises:
+      ConfigError: an unknown or missing key, or a value of another type; the message names the
+        key, the value, what is allowed and the nearest match.
+    """
+    plain = to_plain(config)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}={plain!r} should be a group of settings.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in plain:
+        if key not in fields:
+            raise ConfigError(
+                f"{path}.{key} is not a setting.{nearest(key, fields)} "
+                f"Known in {path}: {', '.join(sorted(fields))}."
+            )
+    hints = typing.get_type_hints(cls)
+    values = {
+        name: _convert(value, hints[name], f"{path}.{name}") for name, value in plain.items()
+    }
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{path}.{name} is missing and has no default.")
+    return cls(**values)
+
+
+def to_plain(value: Any) -> Any:
+    """Returns `value` with ConfigDicts and other mappings as dicts and lists as tuples."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(to_plain(v) for v in value)
+    return value
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    """Checks `value` against a type hint of this file and converts nested groups."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else parse(value, hint, path)  # type: ignore[arg-type]
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}={value!r} should be a group of settings.")
+        inner = typing.get_args(hint)[1]
+        return {k: _convert(v, inner, f"{path}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        items = value if isinstance(value, tuple) else (value,)
+        return tuple(_convert(v, inner, f"{path}[{i}]") for i, v in enumerate(items))
+    if hint is Any or isinstance(hint, types.GenericAlias):
+        return value
+    return _scalar(value, hint, path)
+
+
+def _scalar(value: Any, hint: type, path: str) -> Any:
+    wrong_bool = isinstance(value, bool) and hint is not bool
+    if hint is float and isinstance(value, int) and not wrong_bool:
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if wrong_bool or not isinstance(value, hint):
+        raise ConfigError(
+            f"{path}={value!r} is a {type(value).__name__}; a {hint.__name__} is needed."
+        )
+    return value

@@ -1,0 +1,1 @@
+"""Training: state, step, loop, checkpoints and stages. Nothing here knows a method by name."""

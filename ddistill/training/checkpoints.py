@@ -1,0 +1,205 @@
+"""Checkpoints: Orbax behind a small, strict wrapper.
+
+A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, averages) and a JSON
+record (settings, seconds and losses so far). Writing is asynchronous and atomic. Reading is strict:
+another tree or shape is an error that says what differs, and a damaged checkpoint is moved aside
+with a warning in favour of the one before it. Damage is found by comparing the files with the
+digests written next to them once a checkpoint is complete.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from ddistill.errors import CheckpointError
+from ddistill.training.state import TrainState
+
+class Checkpoints:
+    """The checkpoints of one stage, in `folder/STEP`."""
+
+    def __init__(self, folder: Path, keep: int):
+        """Opens (and creates) `folder`; keeps the `keep` newest and the one with the lowest loss.
+
+        Raises:
+          OSError: the folder cannot be made or written.
+        """
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest, ignore_errors=True)
+        policies = ocp.checkpoint_managers
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(max(1, keep)),
+                    policies.BestN(get_metric_fn=lambda m: -m["loss"], n=1),
+                ]
+            ),
+        )
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(self.folder, options=self._options, item_handlers=handlers)
+
+    def steps(self) -> list[int]:
+        """Steps that have a finished checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, record: dict[str, Any], loss: float) -> None:
+        """Begins to write a checkpoint; errors of an earlier write surface here."""
+        self.wait()
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            ),
+            metrics={"loss": loss},
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest readable checkpoint as (state, record), or None if there is none at all.
+
+        Args:
+          like: a state of the same structure, shapes, dtypes and placement.
+
+        Raises:
+          CheckpointError: the checkpoint belongs to another network, or none can be read.
+        """
+        steps = self.steps()
+        abstract = jax.tree.map(_abstract, like)
+        for step in reversed(steps):
+            if self._is_damaged(step):
+                self._set_aside(step, "its files are not the ones that were written")
+                continue
+            check_same_structure(self._saved_structure(step), abstract, self.folder / str(step))
+            try:
+                found = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+                    ),
+                )
+                return found["state"], found["record"]
+            except Exception as error:  # Orbax and TensorStore raise many types for a bad file
+                reason = str(error).strip().splitlines() or [""]
+                self._set_aside(step, f"{type(error).__name__}: {reason[0][:200]}")
+        if steps:
+            raise CheckpointError(
+                f"None of the checkpoints {steps} in {self.folder} can be read. They were moved to "
+                f"{self.folder / 'damaged'}; delete that folder and run again to start this stage "
+                "from step 0."
+            )
+        return None
+
+    def _saved_structure(self, step: int) -> Any:
+        """Shapes of a checkpoint on disk, or None where they cannot be read."""
+        try:
+            metadata = self._manager.item_metadata(step)["state"]
+            return getattr(metadata, "tree", metadata)
+        except Exception:  # a damaged description; restoring will say so and move it aside
+            return None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Moves a damaged checkpoint out of the way and opens the folder afresh."""
+        logging.warning(
+            "Checkpoint %s is damaged (%s); going back to the one before it.",
+            self.folder / str(step),
+            reason,
+        )
+        self._manager.close()
+        target = self.folder / "damaged" / str(step)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        (self.folder / str(step)).rename(target)
+        self._manager = self._open()
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; raises what went wrong while writing."""
+        self._manager.wait_until_finished()
+        steps = set(self.steps())
+        for step in steps:
+            if not self._seal(step).exists():
+                self._seal(step).parent.mkdir(exist_ok=True)
+                write_json(self._seal(step), digests(self.folder / str(step)))
+        for seal in self._seal(0).parent.glob("*.json"):
+            if int(seal.stem) not in steps:
+                seal.unlink()
+
+    def _seal(self, step: int) -> Path:
+        """The file that lists the digests of a complete checkpoint."""
+        return self.folder / "digests" / f"{step}.json"
+
+    def _is_damaged(self, step: int) -> bool:
+        """Whether the files differ from their digests; a checkpoint without any is not judged."""
+        try:
+            return json.loads(self._seal(step).read_text()) != digests(self.folder / str(step))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+
+    def close(self) -> None:
+        """Waits and closes."""
+        self.wait()
+        self._manager.close()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under `folder`, by relative path."""
+    files = sorted(x for x in folder.rglob("*") if x.is_file())
+    return {str(x.relative_to(folder)): hashlib.sha256(x.read_bytes()).hexdigest() for x in files}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one and never a part."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+
+
+def _flat(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_path_text(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _path_text(path: Any) -> str:
+    """One spelling for paths through dataclasses, dicts and tuples."""
+    parts = [str(getattr(p, "name", getattr(p, "key", getattr(p, "idx", p)))) for p in path]
+    return "/".join(parts)
+
+
+def check_same_structure(saved: Any, wanted: Any, where: Path) -> None:
+    """Raises `CheckpointError` naming the first entries in which two trees of arrays differ.
+
+    Args:
+      saved: tree of arrays or shapes on disk; None skips the check.
+      wanted: the tree that the settings ask for.
+      where: the checkpoint, for the message.
+    """
+    if saved is None:
+        return
+    a, b = _flat(saved), _flat(wanted)
+    lines = [f"{k}: {a[k]} on disk, {b[k]} wanted" for k in sorted(a.keys() & b.keys())]
+    lines = [x for x, k in zip(lines, sorted(a.keys() & b.keys())) if a[k] != b[k]]
+    lines += [f"{k}: {a[k]} on disk, not wanted" for k in sorted(a.keys() - b.keys())]
+    lines += [f"{k}: {b[k]} wanted, not on disk" for k in sorted(b.keys() - a.keys())]
+    if lines:
+        more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
+        raise CheckpointError(
+            f"The checkpoint {where} belongs to another network or optimiser: "
+            f"{'; '.join(lines[:4])}{more}. Use the settings it was made with, or another folder."
+        )

@@ -1,0 +1,311 @@
+"""The loop of one stage: from its last checkpoint to its last step, or to a clean stop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddistill.data import Dataset, batch_indices
+from ddistill.errors import TrainingError
+from ddistill.settings import TrainingSettings
+from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.progress import MetricsLog, Reporter
+from ddistill.training.stages import StagePlan, initial_state, optimizers
+from ddistill.training.state import TrainState, count_parameters, stream_key
+from ddistill.training.step import Frozen, StepFn, StepSettings, make_step
+
+
+@dataclass
+class Clock:
+    """Where the time of a stage went, in seconds; carried over from checkpoint to checkpoint."""
+
+    train: float = 0.0
+    compile: float = 0.0
+    wait: float = 0.0
+
+
+@dataclass
+class Window:
+    """Metrics of the steps since the last log line; they stay on the device until it is written."""
+
+    rows: list[tuple[int, int, dict[str, jax.Array]]] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+    wait: float = 0.0
+
+    def add(self, step: int, count: int, metrics: dict[str, jax.Array]) -> None:
+        """Adds the metrics of `count` steps, of which the first ends at `step` + 1."""
+        self.rows.append((step, count, metrics))
+
+
+class Feed:
+    """Batches of a stage: batch s depends on (seed, s) alone.
+
+    A data set that lies in memory is put on the device once and a batch is a list of indices; a
+    larger one is read ahead by a thread.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, batch: int):
+        self._dataset, self._seed, self._batch = dataset, seed, batch
+        self.resident = isinstance(dataset.images, np.ndarray)
+        self.images = jnp.asarray(dataset.images) if self.resident else None
+        self.labels = jnp.asarray(dataset.labels)
+
+    def _indices(self, step: int, count: int) -> np.ndarray:
+        n = len(self._dataset)
+        picks = [batch_indices(self._seed, s, self._batch, n) for s in range(step, step + count)]
+        return np.stack(picks).astype(np.int32)
+
+    def _load(self, step: int, count: int) -> tuple[Any, Any]:
+        picks = self._indices(step, count)
+        if self.resident:
+            return None, picks
+        return np.stack([self._dataset.take(p) for p in picks]), picks
+
+    def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, Any, Any]]:
+        """Yields (step, count, images or None, indices) for spans of steps, one span ahead."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for step, count in spans:
+                task = (step, count, pool.submit(self._load, step, count))
+                if ahead is not None:
+                    yield ahead[0], ahead[1], *ahead[2].result()
+                ahead = task
+            if ahead is not None:
+                yield ahead[0], ahead[1], *ahead[2].result()
+
+
+def make_chunk(step: StepFn, count: int, resident: bool) -> Callable:
+    """A function that runs `count` train steps in one dispatch and returns stacked metrics.
+
+    Its arguments are (state, frozen, images, labels, indices `[count, B]`, key); `images` are the
+    whole set when it is resident, else the batches `[count, B, H, W, C]`.
+    """
+
+    def one(state, frozen, images, labels, pick, key):
+        if resident:
+            images = jnp.take(images, pick, axis=0)
+        return step(state, frozen, images, jnp.take(labels, pick, axis=0), key)
+
+    if count == 1:
+
+        def chunk(state, frozen, images, labels, picks, key):
+            images = images if resident else images[0]
+            state, metrics = one(state, frozen, images, labels, picks[0], key)
+            return state, jax.tree.map(lambda x: x[None], metrics)
+
+    else:
+
+        def chunk(state, frozen, images, labels, picks, key):
+            def body(state, xs):
+                batch, pick = xs
+                return one(state, frozen, images if resident else batch, labels, pick, key)
+
+            return jax.lax.scan(body, state, (None if resident else images, picks))
+
+    return jax.jit(chunk, donate_argnums=0)
+
+
+def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Cuts start .. end into (step, count) of at most `size` that never cross a multiple of a border."""
+    step = start
+    while step < end:
+        stop = min([step + size, end] + [(step // b + 1) * b for b in borders])
+        yield step, stop - step
+        step = stop
+
+
+class StageRun:
+    """One stage being trained."""
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        dataset: Dataset,
+        training: TrainingSettings,
+        reporter: Reporter,
+        stop: StopRequest,
+    ):
+        self.plan, self.training, self.reporter, self.stop = plan, training, reporter, stop
+        self.dataset = dataset
+        self.on_cpu = jax.default_backend() == "cpu"
+        self.scan = training.scan_steps or (1 if self.on_cpu else 8)
+        self.checkpoints = Checkpoints(plan.folder / "checkpoints", training.keep)
+        self.clock = Clock()
+        self.loss = math.nan
+
+    def run(self, teacher: Any, start: Any) -> dict[str, Any]:
+        """Trains to the last step and returns the manifest.
+
+        Args:
+          teacher: the frozen teacher network, or None.
+          start: parameters that the student starts from, or None for fresh ones.
+
+        Raises:
+          Interrupted: a stop was asked for; the state is on disk.
+          TrainingError: a metric is no longer finite.
+        """
+        plan = self.plan
+        state, step = self._open(start)
+        frozen = Frozen(teacher, plan.process)
+        self.log = MetricsLog(plan.folder, plan.name, step, self.training.tensorboard)
+        self.reporter.begin(plan.name, plan.settings.steps, step)
+        try:
+            state = self._train(state, step, frozen)
+            if plan.settings.steps not in self.checkpoints.steps():
+                self._save(plan.settings.steps, state)
+            self.checkpoints.wait()
+        finally:
+            self.reporter.end()
+            self.log.close()
+            self.checkpoints.close()
+        return self._finish(state)
+
+    def _open(self, start: Any) -> tuple[TrainState, int]:
+        state = initial_state(self.plan, start)
+        found = self.checkpoints.restore(state)
+        if found is None:
+            return state, 0
+        state, record = found
+        self.clock = Clock(**record["clock"])
+        self.loss = record["loss"]
+        step = int(state.step)
+        self.reporter.say(f"{self.plan.name}: going on from the checkpoint at step {step}")
+        return state, step
+
+    def _step_settings(self) -> StepSettings:
+        s = self.plan.settings
+        return StepSettings(
+            objective=self.plan.objective,
+            modules=self.plan.modules,
+            prediction=s.prediction,
+            optimizers=optimizers(self.plan),
+            accumulate=s.accumulate,
+            ema_warmup=s.ema_warmup,
+            conditional=s.conditional,
+            flip=self.dataset.hflip,
+            unroll=self.on_cpu,
+        )
+
+    def _train(self, state: TrainState, step: int, frozen: Frozen) -> TrainState:
+        settings, every = self.plan.settings, self.training
+        feed = Feed(self.dataset, self.plan.seed, settings.batch_size)
+        key = stream_key(self.plan.seed, f"{self.plan.name}/train")
+        train_step = make_step(self._step_settings())
+        chunks: dict[int, Callable] = {}
+        window = Window()
+        cuts = spans(step, settings.steps, self.scan, (every.log_every, every.checkpoint_every))
+        asked = time.perf_counter()
+        for step, count, images, picks in feed.batches(cuts):
+            window.wait += time.perf_counter() - asked
+            first = count not in chunks
+            if first:
+                chunks[count] = make_chunk(train_step, count, feed.resident)
+            begun = time.perf_counter()
+            images = feed.images if feed.resident else images
+            state, metrics = chunks[count](state, frozen, images, feed.labels, picks, key)
+            if first:
+                jax.block_until_ready(state)
+                took = time.perf_counter() - begun
+                self.clock.compile += took
+                window.since += took
+            window.add(step, count, metrics)
+            step += count
+            ends = step == settings.steps or bool(self.stop)
+            if step % every.log_every == 0 or step % every.checkpoint_every == 0 or ends:
+                window = self._flush(window, step)
+            if step % every.checkpoint_every == 0 or ends:
+                self._save(step, state)
+            if self.stop and step < settings.steps:
+                self.checkpoints.wait()
+                raise Interrupted(f"stage '{self.plan.name}' at step {step}")
+            asked = time.perf_counter()
+        return state
+
+    def _flush(self, window: Window, step: int) -> Window:
+        """Brings the window's metrics to the host, checks them and writes their means."""
+        rows = jax.device_get([metrics for _, _, metrics in window.rows])
+        seconds = max(1e-9, time.perf_counter() - window.since)
+        self.clock.train += seconds
+        self.clock.wait += window.wait
+        for (begin, count, _), metrics in zip(window.rows, rows):
+            self._check_finite(begin, count, metrics)
+        values = {k: float(np.mean(np.concatenate([r[k] for r in rows]))) for k in rows[0]}
+        done = sum(count for _, count, _ in window.rows)
+        rate = done * self.plan.settings.batch_size / seconds
+        self.loss = values["loss"]
+        extra = {
+            "images_per_second": rate,
+            "data_wait_share": min(1.0, window.wait / seconds),
+            "seconds": self.clock.train,
+            "compile_seconds": self.clock.compile,
+        }
+        self.log.write(step, {**values, **extra})
+        self.reporter.advance(
+            step,
+            f"loss {self.loss:.4g}  {rate:.0f} images/s  data wait {extra['data_wait_share']:.0%}"
+            f"  compiled in {self.clock.compile:.0f} s",
+        )
+        return Window()
+
+    def _check_finite(self, begin: int, count: int, metrics: dict[str, np.ndarray]) -> None:
+        for offset in range(count):
+            bad = sorted(name for name, v in metrics.items() if not np.isfinite(v[offset]))
+            if bad:
+                self.checkpoints.wait()
+                kept = self.checkpoints.steps()
+                raise TrainingError(
+                    f"Stage '{self.plan.name}', step {begin + offset + 1}: {', '.join(bad)} is not "
+                    f"finite ({bad[0]} = {metrics[bad[0]][offset]}). Training has stopped; "
+                    + (f"the checkpoint at step {kept[-1]} is kept. " if kept else "")
+                    + "Lower the learning rate or set optimizer.clip, and choose another --workdir "
+                    "(or delete the stage's folder) to begin again."
+                )
+
+    def _save(self, step: int, state: TrainState) -> None:
+        record = {
+            "clock": vars(self.clock),
+            "loss": self.loss,
+            "digest": self.plan.digest,
+            "settings": json_ready(self.plan.settings),
+        }
+        self.checkpoints.save(step, state, record, self.loss)
+
+    def _finish(self, state: TrainState) -> dict[str, Any]:
+        settings = self.plan.settings
+        calls = settings.steps * settings.batch_size * self.plan.objective.teacher_calls()
+        manifest = {
+            "stage": self.plan.name,
+            "digest": self.plan.digest,
+            "steps": settings.steps,
+            "batch_size": settings.batch_size,
+            "parameters": count_parameters(state.params["student"]),
+            "ema": list(settings.ema),
+            "teacher_calls": calls,
+            "train_seconds": self.clock.train,
+            "compile_seconds": self.clock.compile,
+            "data_wait_seconds": self.clock.wait,
+            "final_loss": self.loss,
+        }
+        write_json(self.plan.manifest_path, manifest)
+        return manifest
+
+
+def json_ready(settings: Any) -> Any:
+    """A settings dataclass as plain JSON values."""
+    import dataclasses
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(dataclasses.asdict(settings))

@@ -1,0 +1,75 @@
+"""The stages of a run, one after the other; complete ones are not touched."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddistill.data import Dataset
+from ddistill.settings import Settings
+from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.loop import StageRun
+from ddistill.training.progress import Reporter
+from ddistill.training.stages import (
+    StagePlan,
+    claim,
+    init_source,
+    load_network,
+    load_params,
+)
+
+
+def run_stages(
+    plans: list[StagePlan],
+    settings: Settings,
+    dataset: Dataset,
+    reporter: Reporter,
+    stop: StopRequest,
+    only: str = "",
+) -> dict[str, dict[str, Any]]:
+    """Runs every stage that is not complete and returns the manifests by stage.
+
+    Args:
+      plans: the stages in order.
+      settings: the run's settings.
+      dataset: training images.
+      reporter: where progress goes.
+      stop: polled between steps and stages.
+      only: name of the one stage to run; the stages that it needs must be complete.
+
+    Raises:
+      Interrupted: a stop was asked for; all work is on disk.
+    """
+    by_name = {plan.name: plan for plan in plans}
+    manifests: dict[str, dict[str, Any]] = {}
+    for plan in plans:
+        if only and plan.name != only:
+            continue
+        if stop:
+            raise Interrupted(f"before stage '{plan.name}'")
+        manifests[plan.name] = _run_one(plan, by_name, settings, dataset, reporter, stop)
+    return manifests
+
+
+def _run_one(
+    plan: StagePlan,
+    by_name: Mapping[str, StagePlan],
+    settings: Settings,
+    dataset: Dataset,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    with claim(plan, reporter):
+        manifest = plan.manifest()
+        if manifest is not None:
+            reporter.say(f"{plan.name}: complete ({manifest['steps']} steps), found on disk")
+            return manifest
+        teacher = load_network(by_name[plan.settings.teacher]) if plan.settings.teacher else None
+        source = init_source(plan.settings)
+        start = load_params(by_name[source]) if source else None
+        run = StageRun(plan, dataset, settings.training, reporter, stop)
+        manifest = run.run(teacher, start)
+        reporter.say(
+            f"{plan.name}: {manifest['steps']} steps in {manifest['train_seconds']:.0f} s "
+            f"(and {manifest['compile_seconds']:.0f} s to compile), "
+            f"loss {manifest['final_loss']:.4g}"
+        )
+        return manifest

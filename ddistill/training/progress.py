@@ -1,0 +1,115 @@
+"""What a run tells its user while it works: a progress bar, jsonl and TensorBoard events."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Reporter:
+    """Console output of a run: one bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(soft_wrap=True, highlight=False)
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._last_line = 0.0
+
+    def say(self, text: str) -> None:
+        """Prints one line above the progress bar."""
+        self.console.print(text, markup=False)
+
+    def begin(self, title: str, total: int, done: int = 0) -> None:
+        """Starts a bar of `total` steps, of which `done` are already done."""
+        self._last_line = time.monotonic()
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(title, total=total, completed=done, text="")
+        else:
+            self.say(f"{title}: step {done} of {total}")
+        self._title, self._total = title, total
+
+    def advance(self, done: int, text: str) -> None:
+        """Moves the bar to `done`; `text` stands at its end."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, text=text)
+        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self.say(f"{self._title}: step {done} of {self._total}  {text}")
+
+    def end(self) -> None:
+        """Takes the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class MetricsLog:
+    """`metrics.jsonl` of a stage and, where tensorboardX is installed, its events.
+
+    Lines after `step` are dropped on opening, so that a stage that went back to a checkpoint leaves
+    every step once.
+    """
+
+    def __init__(self, folder: Path, stage: str, step: int, tensorboard: bool):
+        self.path = folder / "metrics.jsonl"
+        self._stage = stage
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a")
+        self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line and flushes it."""
+        row = {"stage": self._stage, "step": step, **values}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{self._stage}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

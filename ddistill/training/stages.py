@@ -1,0 +1,356 @@
+"""Stages: a run's trainings, checked before anything compiles, each with a folder and a manifest.
+
+A stage is identified by a hash of everything that its result depends on: data, schedule, seed, its
+settings and the hashes of the stages that it starts or learns from. Shared stages (a teacher, a
+classifier) live in a cache under that hash; the others in the run's own folder, where a stage of
+another hash is refused and not overwritten.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from ddistill import networks
+from ddistill.data import Dataset
+from ddistill.errors import CheckpointError, ConfigError, check_choice
+from ddistill.objectives import Objective, Process, make_objective
+from ddistill.schedules import Schedule, index_time, make_grid, make_schedule, subsequence
+from ddistill.settings import Settings, StageSettings, to_plain
+from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.optimizers import check_optimizer, make_optimizer
+from ddistill.training.progress import Reporter
+from ddistill.training.state import TrainState, create_state, stream_key
+
+FORMAT = 1
+PREDICTIONS = ("x0", "eps", "v", "edm")
+# Settings that name or place a stage without changing what it learns.
+_LABELS = ("method", "variant", "shared")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage that has passed every check.
+
+    Attributes:
+      name: its key in `config.stages`.
+      settings: its settings.
+      digest: hash of everything that the result depends on.
+      folder: where checkpoints, metrics and the manifest lie.
+      objective: the method, prepared for this grid.
+      modules: networks by name: the student and whatever else the objective trains.
+      process: noise levels.
+      image_shape: (H, W, C).
+      seed: the run's seed.
+    """
+
+    name: str
+    settings: StageSettings
+    digest: str
+    folder: Path
+    objective: Objective
+    modules: Mapping[str, nn.Module]
+    process: Process
+    image_shape: tuple[int, int, int]
+    seed: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The student's network."""
+        return self.modules["student"]
+
+    @property
+    def manifest_path(self) -> Path:
+        """The file that says that the stage is complete."""
+        return self.folder / "complete.json"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None while the stage is not complete."""
+        if not self.manifest_path.exists():
+            return None
+        return json.loads(self.manifest_path.read_text())
+
+    def ema_key(self) -> str | None:
+        """The average that the stage hands on; None means the raw weights."""
+        return str(self.settings.ema[0]) if self.settings.ema else None
+
+
+def plan_stages(settings: Settings, dataset: Dataset, workdir: Path, cache: Path) -> list[StagePlan]:
+    """Checks every stage of `settings.pipeline` and returns their plans in order.
+
+    Raises:
+      ConfigError: anything that cannot work; nothing has been compiled or written by then.
+    """
+    schedule = _schedule(settings)
+    plans: dict[str, StagePlan] = {}
+    for name in settings.pipeline:
+        check_choice("config.pipeline", name, settings.stages)
+        if name in plans:
+            raise ConfigError(f"config.pipeline names '{name}' twice.")
+        plans[name] = _plan(name, settings, schedule, dataset, workdir, cache, plans)
+    return list(plans.values())
+
+
+def _schedule(settings: Settings) -> Schedule:
+    s = settings.schedule
+    return make_schedule(s.name, s.steps, **s.options)
+
+
+def _plan(
+    name: str,
+    settings: Settings,
+    schedule: Schedule,
+    dataset: Dataset,
+    workdir: Path,
+    cache: Path,
+    earlier: Mapping[str, StagePlan],
+) -> StagePlan:
+    stage, path = settings.stages[name], f"config.stages.{name}"
+    _check_numbers(stage, path)
+    _check_sources(stage, path, earlier)
+    objective = make_objective(stage.objective, f"{path}.objective")
+    if objective.needs_teacher and not stage.teacher:
+        raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
+    grid = make_grid(
+        schedule,
+        stage.grid.steps or schedule.num_steps,
+        stage.grid.spacing,
+        explicit=stage.grid.explicit or None,
+    )
+    check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))
+    student = subsequence(schedule, grid)
+    if stage.grid.time == "index":
+        student = index_time(student)
+    process = Process(schedule, student, jnp.asarray(grid, jnp.int32))
+    prepared = objective.prepare(grid)
+    described = {"student": stage.network, **prepared.networks()}
+    modules = {n: build_module(d, f"{path}.network") for n, d in described.items()}
+    shape = dataset.image_shape
+    for module in modules.values():
+        check_network(prepared, module, shape, stage, path)
+    digest = stage_digest(name, settings, dataset, earlier)
+    folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
+    return StagePlan(
+        name, stage, digest, folder, prepared, modules, process, shape, settings.seed
+    )
+
+
+def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
+    """Builds the network that settings describe by name and options."""
+    options = dict(described)
+    if "name" not in options:
+        raise ConfigError(
+            f"{path}.name is missing. Allowed: {', '.join(sorted(networks.NETWORKS))}."
+        )
+    return networks.build(str(options.pop("name")), **options)
+
+
+def _check_numbers(stage: StageSettings, path: str) -> None:
+    for key in ("steps", "batch_size", "accumulate"):
+        if getattr(stage, key) < 1:
+            raise ConfigError(f"{path}.{key}={getattr(stage, key)} must be 1 or more.")
+    if stage.batch_size % stage.accumulate:
+        raise ConfigError(
+            f"{path}.batch_size={stage.batch_size} does not divide by "
+            f"accumulate={stage.accumulate}; choose a divisor of {stage.batch_size}."
+        )
+    for rate in stage.ema:
+        if not 0.0 <= rate < 1.0:
+            raise ConfigError(f"{path}.ema={stage.ema}: every rate must be in [0, 1).")
+    check_choice(f"{path}.prediction", stage.prediction, PREDICTIONS)
+    check_optimizer(stage.optimizer, stage.steps, f"{path}.optimizer")
+
+
+def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> None:
+    if stage.teacher:
+        check_choice(f"{path}.teacher", stage.teacher, earlier)
+    if stage.init == "teacher" and not stage.teacher:
+        raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
+    if stage.init != "fresh":
+        check_choice(f"{path}.init", stage.init, ("fresh", "teacher", *earlier))
+        source = earlier[init_source(stage)]
+        ours, theirs = dict(stage.network), dict(source.settings.network)
+        different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        if different:
+            k = different[0]
+            raise ConfigError(
+                f"{path}.init takes the weights of '{source.name}', whose network differs: "
+                f"network.{k} is {ours.get(k)!r} here and {theirs.get(k)!r} there. "
+                "Use the same network or init='fresh'."
+            )
+        if stage.prediction != source.settings.prediction:
+            raise ConfigError(
+                f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
+                f"starts from, predicts {source.settings.prediction!r}."
+            )
+
+
+def init_source(stage: StageSettings) -> str:
+    """Name of the stage whose weights a stage starts from; "" for fresh ones."""
+    return {"fresh": "", "teacher": stage.teacher}.get(stage.init, stage.init)
+
+
+def check_network(
+    objective: Objective, module: nn.Module, shape: tuple[int, int, int], stage: Any, path: str
+) -> None:
+    """Traces the network on shapes only and compares what comes out with the images.
+
+    Raises:
+      ConfigError: the network refuses this image size, or its output has another shape.
+    """
+    inputs = objective.init_inputs(shape, stage.conditional)
+    classes = getattr(module, "num_classes", 0)
+    if stage.conditional and not classes:
+        raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
+    try:
+        out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.network: {error}") from None
+    first = out[0] if isinstance(out, tuple) else out
+    if hasattr(module, "out_channels") and first.shape[1:] != shape:
+        raise ConfigError(
+            f"{path}.network gives images of shape {first.shape[1:]}, the data are {shape}: "
+            f"set network.out_channels={shape[-1]} or data.channels={first.shape[-1]}."
+        )
+
+
+def stage_digest(
+    name: str, settings: Settings, dataset: Dataset, earlier: Mapping[str, StagePlan]
+) -> str:
+    """SHA-256 of everything that the stage's result depends on."""
+    stage = settings.stages[name]
+    own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in _LABELS}
+    sources = {s: earlier[s].digest for s in (stage.teacher, init_source(stage)) if s}
+    content = {
+        "format": FORMAT,
+        "name": name,
+        "seed": settings.seed,
+        "data": {**to_plain(settings.data), "provenance": dataset.provenance},
+        "schedule": dataclasses.asdict(settings.schedule),
+        "stage": own,
+        "sources": sources,
+    }
+    text = json.dumps(to_plain(content), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def claim(plan: StagePlan, reporter: Reporter) -> Iterator[None]:
+    """Holds the stage's folder, waiting while another process trains the same stage.
+
+    Raises:
+      CheckpointError: the folder belongs to a stage with other settings.
+    """
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with (plan.folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reporter.say(f"{plan.name}: another process is training this stage; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _check_owner(plan)
+        yield
+
+
+def _check_owner(plan: StagePlan) -> None:
+    record = plan.folder / "stage.json"
+    ours = {"digest": plan.digest, "settings": to_plain(dataclasses.asdict(plan.settings))}
+    ours = json.loads(json.dumps(ours, default=str))
+    if not record.exists():
+        write_json(record, ours)
+        return
+    theirs = json.loads(record.read_text())
+    if theirs["digest"] != plan.digest:
+        raise CheckpointError(
+            f"{plan.folder} holds stage '{plan.name}' of other settings: "
+            f"{_differences(theirs['settings'], ours['settings'])}. "
+            "Choose another --workdir, or delete that folder to train it anew."
+        )
+
+
+def _differences(theirs: Any, ours: Any, path: str = "") -> str:
+    """The settings in which two records differ, at most four of them."""
+    lines: list[str] = []
+
+    def walk(a: Any, b: Any, at: str) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(a.keys() | b.keys()):
+                walk(a.get(key), b.get(key), f"{at}.{key}" if at else key)
+        elif a != b and at not in _LABELS:
+            lines.append(f"{at} was {a!r} and is now {b!r}")
+
+    walk(theirs, ours, path)
+    if not lines:
+        return "data, schedule, seed or the stages before it have changed"
+    return "; ".join(lines[:4]) + (f" and {len(lines) - 4} more" if len(lines) > 4 else "")
+
+
+def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
+    """The optimiser of every trained network of a stage."""
+    return {n: make_optimizer(plan.settings.optimizer, plan.settings.steps) for n in plan.modules}
+
+
+def initial_state(plan: StagePlan, start: Any = None) -> TrainState:
+    """The state at step 0; the student from the parameters `start`, if given, else fresh."""
+    params = {}
+    inputs = plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
+    for name, module in plan.modules.items():
+        key = stream_key(plan.seed, f"{plan.name}/init/{name}")
+        given = start if name == "student" else None
+        params[name] = jax.jit(module.init)(key, *inputs)["params"] if given is None else given
+    return create_state(params, optimizers(plan), plan.settings.ema)
+
+
+def load_params(plan: StagePlan, rate: float | None = None) -> Any:
+    """The parameters that a complete stage hands on, strictly loaded.
+
+    Args:
+      plan: the stage.
+      rate: an EMA rate other than the first one, or 0 for the raw weights.
+
+    Raises:
+      CheckpointError: the stage is not complete, or its checkpoint is missing or of another network.
+    """
+    manifest = plan.manifest()
+    if manifest is None:
+        raise CheckpointError(
+            f"Stage '{plan.name}' in {plan.folder} is not complete; run it with "
+            f"--stage={plan.name} first."
+        )
+    key = plan.ema_key() if rate is None else (str(rate) if rate else None)
+    checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
+    found = checkpoints.restore(jax.eval_shape(lambda: initial_state(plan)))
+    checkpoints.close()
+    if found is None or int(found[0].step) != manifest["steps"]:
+        raise CheckpointError(
+            f"The final checkpoint (step {manifest['steps']}) of stage '{plan.name}' in "
+            f"{plan.folder} cannot be read. Delete {plan.manifest_path.name} there and run again to "
+            "train on from the newest checkpoint that can."
+        )
+    state = found[0]
+    if key is not None and key not in state.ema:
+        raise CheckpointError(
+            f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
+        )
+    return state.ema[key] if key is not None else state.params["student"]
+
+
+def load_network(plan: StagePlan, rate: float | None = None) -> Any:
+    """The trained network of a complete stage, bound to its parameters."""
+    return plan.objective.bind(plan.module, load_params(plan, rate), plan.settings.prediction)
+
+
+def grid_of(plan: StagePlan) -> np.ndarray:
+    """The stage's grid as a numpy array of teacher indices."""
+    return np.asarray(plan.process.grid)

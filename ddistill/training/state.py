@@ -1,0 +1,78 @@
+"""The state of a stage and the random streams that it never has to store."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Int, Key
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a stage needs to go on, apart from its settings and data.
+
+    Attributes:
+      step: number of train steps done.
+      params: parameters by network name.
+      opt_state: optimiser state by network name.
+      ema: by rate (as text), the moving average of the student's parameters.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    opt_state: dict[str, Any]
+    ema: dict[str, Any]
+
+
+def stream_key(seed: int, stream: str) -> Key[Array, ""]:
+    """The key of a named random stream; the key of step s is `fold_in(stream_key(...), s)`."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()) & 0x7FFFFFFF)
+
+
+def create_state(
+    params: Mapping[str, Any],
+    optimizers: Mapping[str, optax.GradientTransformation],
+    ema_rates: tuple[float, ...],
+) -> TrainState:
+    """A state at step 0; the averages start at the parameters.
+
+    Every array is a fresh copy, because train steps donate the state and a student that starts from
+    its teacher must not give the teacher's buffers away.
+    """
+
+    def copy(tree):
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+    params = {name: copy(tree) for name, tree in params.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state={name: optimizers[name].init(tree) for name, tree in params.items()},
+        ema={str(rate): copy(params["student"]) for rate in ema_rates},
+    )
+
+
+def update_ema(
+    ema: Mapping[str, Any], params: Any, step: Int[Array, ""], warmup: bool
+) -> dict[str, Any]:
+    """Moves every average towards `params`.
+
+    With `warmup` the rate at step s is min(rate, (1 + s) / (10 + s)), so that the average forgets
+    the initial weights early in training.
+    """
+    out = {}
+    for name, average in ema.items():
+        rate = jnp.float32(float(name))
+        if warmup:
+            rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
+        out[name] = optax.incremental_update(params, average, 1.0 - rate)
+    return out
+
+
+def count_parameters(params: Any) -> int:
+    """Number of scalars in a tree of parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))

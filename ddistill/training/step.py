@@ -1,0 +1,156 @@
+"""The train step: batch in, state and metrics out; pure, jitted by the loop.
+
+The step does what every method shares: flips, random keys, gradient accumulation with the global
+batch fixed, the mean over examples, the optimiser and the moving averages.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array
+
+from ddistill.data import random_flip, to_unit
+from ddistill.objectives import Batch, Objective, Process, Update
+from ddistill.training.state import TrainState, update_ema
+
+
+@struct.dataclass
+class Frozen:
+    """What a step reads and never changes: the teacher (or None) and the levels of the stage."""
+
+    teacher: Any
+    process: Process
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The static part of a train step.
+
+    Attributes:
+      objective: the method.
+      modules: Linen module by network name.
+      prediction: prediction type of the networks.
+      optimizers: by network name.
+      accumulate: gradients of this many equal parts of the batch are averaged.
+      ema_warmup: see `update_ema`.
+      conditional: whether networks are given labels.
+      flip: whether images are mirrored at random.
+      unroll: True runs accumulation as straight code (CPU), False as a scan.
+    """
+
+    objective: Objective
+    modules: Mapping[str, nn.Module]
+    prediction: str
+    optimizers: Mapping[str, optax.GradientTransformation]
+    accumulate: int = 1
+    ema_warmup: bool = True
+    conditional: bool = False
+    flip: bool = False
+    unroll: bool = True
+
+
+StepFn = Callable[[TrainState, Frozen, Array, Array, Array], tuple[TrainState, dict[str, Array]]]
+
+
+def make_step(s: StepSettings) -> StepFn:
+    """Returns `step(state, frozen, images, labels, key) -> (state, metrics)`.
+
+    `images` are `[B, H, W, C]`, uint8 or floats in [-1, 1]; `labels` `[B]`; `key` is the stage's
+    stream key, into which the step number is folded. Metrics are float32 scalars: one loss and one
+    gradient norm per update and whatever the losses report.
+    """
+
+    def step(state: TrainState, frozen: Frozen, images: Array, labels: Array, key: Array):
+        batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
+        params, opt_state = dict(state.params), dict(state.opt_state)
+        metrics: dict[str, Array] = {}
+        for update in s.objective.updates:
+            name = update.trains
+
+            def apply(operands, update=update, name=name):
+                params, opt_state = operands
+                grads, found = gradients(s, update, params, frozen, batch)
+                changes, new = s.optimizers[name].update(grads, opt_state[name], params[name])
+                return (
+                    {**params, name: optax.apply_updates(params[name], changes)},
+                    {**opt_state, name: new},
+                ), found
+
+            (params, opt_state), found = _run_when_due(
+                update.every, state.step, apply, (params, opt_state)
+            )
+            metrics.update(found)
+        ema = update_ema(state.ema, params["student"], state.step, s.ema_warmup)
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return step
+
+
+def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Batch:
+    """Normalises and flips images and gives every example its own random key."""
+    flip_key, loss_key = jax.random.split(key)
+    count = images.shape[0]
+    x = to_unit(images)
+    if s.flip:
+        x = random_flip(jax.random.split(flip_key, count), x)
+    keys = jax.random.split(loss_key, count)
+    return Batch(x, labels, labels if s.conditional else None, keys)
+
+
+def gradients(s: StepSettings, update: Update, params: Any, frozen: Frozen, batch: Batch):
+    """Mean gradient over the batch, taken in `s.accumulate` equal parts, and mean metrics."""
+
+    def loss(trained: Any, part: Batch):
+        every = {**params, update.trains: trained}
+        networks = {n: s.objective.bind(s.modules[n], p, s.prediction) for n, p in every.items()}
+        networks["teacher"] = frozen.teacher
+        values, metrics = update.loss(networks, part, frozen.process)
+        chex.assert_shape(values, (part.image.shape[0],))
+        value = jnp.mean(values)
+        suffix = "" if update.trains == "student" else f"_{update.trains}"
+        return value, {f"loss{suffix}": value, **metrics}
+
+    grad = jax.grad(loss, has_aux=True)
+    grads, metrics = _accumulate(s, lambda part: grad(params[update.trains], part), batch)
+    suffix = "" if update.trains == "student" else f"_{update.trains}"
+    metrics[f"grad_norm{suffix}"] = optax.global_norm(grads)
+    return grads, metrics
+
+
+def _accumulate(s: StepSettings, compute: Callable[[Batch], Any], batch: Batch):
+    """Averages `compute` over equal parts of the batch."""
+    if s.accumulate == 1:
+        return compute(batch)
+    size = batch.image.shape[0] // s.accumulate
+    parts = jax.tree.map(lambda x: x.reshape(s.accumulate, size, *x.shape[1:]), batch)
+    if s.unroll:
+        results = [compute(jax.tree.map(lambda x, i=i: x[i], parts)) for i in range(s.accumulate)]
+        total = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *results)
+    else:
+        first = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], parts))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, compute(part)), None
+
+        total, _ = jax.lax.scan(add, zero, parts)
+    return jax.tree.map(lambda x: x / s.accumulate, total)
+
+
+def _run_when_due(every: int, step: Array, apply: Callable, operands: Any):
+    """Runs `apply` at steps divisible by `every`; otherwise keeps operands and reports zeros."""
+    if every == 1:
+        return apply(operands)
+    shapes = jax.eval_shape(apply, operands)[1]
+
+    def skip(operands):
+        return operands, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.cond(step % every == 0, apply, skip, operands)

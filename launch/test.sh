@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the tests: makes .venv and installs on first use, then passes its arguments on to pytest.
+#   ./launch/test.sh                 everything, two processes
+#   ./launch/test.sh -k sfddm        some of it
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+install_once "test${DDISTILL_EXTRAS:+,$DDISTILL_EXTRAS}"
+exec .venv/bin/python -m pytest -n 2 "$@"
