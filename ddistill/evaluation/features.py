@@ -64,9 +64,7 @@ def feature_batches(
         yield _to_host(*pending, batch)
 
 
-def extract(
-    apply: Callable[[Any], Any], images: Any, batch: int, *, quantise: bool = False
-) -> Any:
+def extract(apply: Callable[[Any], Any], images: Any, batch: int, *, quantise: bool = False) -> Any:
     """`apply` of all images: the pytree of `feature_batches`, concatenated along the first axis."""
     parts = list(feature_batches(apply, images, batch, quantise=quantise))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

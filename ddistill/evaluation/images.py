@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 GAP = 4  # pixels between cells: neighbours must never run into one another
 CELL = 48  # images smaller than this are enlarged to at least this many pixels
+# Half transparent: light grey on white paper, dark grey on a dark page, apart from black images.
+_GAP_COLOR = (160, 170, 190, 96)
 _INK, _MUTED, _PAPER = (31, 36, 48), (110, 118, 135), (255, 255, 255)
 
 
@@ -70,7 +72,7 @@ class Strip:
       title: heading.
       trajectories: same noise, same number of samples.
       columns: noise levels to show, noisiest first; empty for those of the sampler with the
-        fewest frames that still has at least 5, else of the longest, thinned to `max_columns`.
+        fewest frames that still has at least 8, else of the longest, thinned to `max_columns`.
       max_columns: most frames in a row.
       caption: what to see in it.
     """
@@ -120,29 +122,31 @@ def enlarge_factor(size: int) -> int:
     return max(1, math.ceil(CELL / size))
 
 
-def row_image(images: np.ndarray, factor: int | None = None, gap: int = GAP) -> Image.Image:
-    """Images [N, H, W, C] side by side, enlarged, with transparent gaps (RGBA)."""
+def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:
+    """Images [N, H, W, C] side by side, enlarged, each in a frame of GAP / 2 pixels (RGBA).
+
+    Rows put under one another without space show equal gaps in both directions.
+    """
     pixels = _rgb(images)
     factor = factor or enlarge_factor(pixels.shape[1])
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     n, height, width, _ = pixels.shape
-    canvas = np.zeros((height, n * (width + gap) - gap, 4), np.uint8)
-    for i, image in enumerate(pixels):
-        left = i * (width + gap)
-        canvas[:, left : left + width, :3] = image
-        canvas[:, left : left + width, 3] = 255
-    return Image.fromarray(canvas)
+    canvas = np.empty((height + GAP, n, width + GAP, 4), np.uint8)
+    canvas[:] = _GAP_COLOR
+    inside = slice(GAP // 2, GAP // 2 + height), slice(None), slice(GAP // 2, GAP // 2 + width)
+    canvas[(*inside, slice(0, 3))] = pixels.transpose(1, 0, 2, 3)
+    canvas[(*inside, 3)] = 255
+    return Image.fromarray(canvas.reshape(height + GAP, n * (width + GAP), 4))
 
 
 def sheet(images: np.ndarray, columns: int | None = None, factor: int | None = None) -> Image.Image:
-    """Images alone, without labels, in a near-square sheet with white gaps (RGB)."""
+    """Images alone, without labels, in a near-square sheet with light gaps (RGB)."""
     images = np.asarray(images)
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = [row_image(images[i : i + columns], factor) for i in range(0, len(images), columns)]
-    height = rows[0].height + GAP
-    canvas = Image.new("RGB", (rows[0].width + 2 * GAP, len(rows) * height + GAP), _PAPER)
+    canvas = Image.new("RGB", (rows[0].width, len(rows) * rows[0].height), _PAPER)
     for i, row in enumerate(rows):
-        canvas.paste(row, (GAP, GAP + i * height), row)
+        canvas.paste(row, (0, i * row.height), row)
     return canvas
 
 
@@ -192,7 +196,7 @@ def strip_columns(strip: Strip) -> list[float]:
     columns = [float(c) for c in strip.columns]
     if not columns:
         by_length = sorted(strip.trajectories, key=lambda t: len(t.levels))
-        source = next((t for t in by_length if len(t.levels) >= 5), by_length[-1])
+        source = next((t for t in by_length if len(t.levels) >= 8), by_length[-1])
         columns = sorted((float(v) for v in source.levels), reverse=True)
     if len(columns) > strip.max_columns:
         keep = np.linspace(0, len(columns) - 1, strip.max_columns).round().astype(int)
@@ -200,25 +204,25 @@ def strip_columns(strip: Strip) -> list[float]:
     return columns
 
 
-def strip_row(
-    trajectory: Trajectory, sample: int, columns: Sequence[float], gap: int = GAP
-) -> Image.Image:
-    """Frames of one sample at the columns' noise levels (RGBA); a level not visited stays empty."""
+def strip_row(trajectory: Trajectory, sample: int, columns: Sequence[float]) -> Image.Image:
+    """Frames of one sample at the columns' noise levels (RGBA).
+
+    A thin line runs through the levels that this sampler jumps over.
+    """
     frames = np.asarray(trajectory.frames)[:, sample]
     levels = np.asarray(trajectory.levels, np.float64)
-    spacing = min(np.abs(np.diff(columns)).min() if len(columns) > 1 else 1.0, 1e9)
+    spacing = np.abs(np.diff(columns)).min() if len(columns) > 1 else np.inf
     factor = enlarge_factor(frames.shape[1])
-    height, width = frames.shape[1] * factor, frames.shape[2] * factor
-    canvas = Image.new("RGBA", (len(columns) * (width + gap) - gap, height), (0, 0, 0, 0))
-    marks = ImageDraw.Draw(canvas)
+    height, width = frames.shape[1] * factor + GAP, frames.shape[2] * factor + GAP
+    canvas = Image.new("RGBA", (len(columns) * width, height), (0, 0, 0, 0))
+    line = ImageDraw.Draw(canvas)
     for i, column in enumerate(columns):
-        left = i * (width + gap)
         nearest = int(np.abs(levels - column).argmin())
         if abs(levels[nearest] - column) < 0.5 * spacing:
-            canvas.paste(row_image(frames[nearest : nearest + 1], factor, gap), (left, 0))
-        else:  # a thin line through the levels that this sampler jumps over
-            middle = height // 2
-            marks.line([(left - gap, middle), (left + width, middle)], (150, 158, 175, 255), 2)
+            canvas.paste(row_image(frames[nearest : nearest + 1], factor), (i * width, 0))
+        else:
+            ends = (i * width, height // 2), ((i + 1) * width, height // 2)
+            line.line(ends, (150, 158, 175, 255), 2)
     return canvas
 
 
@@ -264,7 +268,7 @@ def _compose(
     """Draws blocks of (label, note, row image) with titles; rows start at one common edge."""
     label_font, note_font, title_font = load_font(15), load_font(12), load_font(18, bold=True)
     lines = [line for _, _, block in blocks for line in block]
-    left = 28 + math.ceil(
+    left = 30 + math.ceil(
         max(max(label_font.getlength(a), note_font.getlength(b)) for a, b, _ in lines)
     )
     width = left + max(row.width for _, _, row in lines) + 16
@@ -273,10 +277,10 @@ def _compose(
             width, 32 + math.ceil(title_font.getlength(title)), _text_width(caption, note_font)
         )
     heights = [
-        (34 if title else 6) + (20 if caption else 0) + sum(r.height + GAP for _, _, r in block) + 8
+        (34 if title else 6) + (20 if caption else 0) + sum(r.height for _, _, r in block) + 8
         for title, caption, block in blocks
     ]
-    canvas = Image.new("RGB", (width, 12 + sum(heights) + (22 if header else 0) + 4), _PAPER)
+    canvas = Image.new("RGB", (width, 12 + sum(heights) + (22 if header else 0) + 6), _PAPER)
     draw = ImageDraw.Draw(canvas)
     y = 12
     for index, (title, caption, block) in enumerate(blocks):
@@ -288,10 +292,10 @@ def _compose(
             y += 20
         y += 6
         if header and index == 0:
-            step = (block[0][2].width + GAP) / len(header)
+            step = block[0][2].width / len(header)
             draw.text((left - 14, y), header_label, _MUTED, note_font, anchor="ra")
             for i, text in enumerate(header):
-                centre = left + i * step + (step - GAP) / 2
+                centre = left + (i + 0.5) * step
                 draw.text((centre, y), text, _MUTED, note_font, anchor="ma")
             y += 22
         for label, note, row in block:
@@ -302,7 +306,7 @@ def _compose(
             if note:
                 draw.text((left - 14, middle + 10), note, _MUTED, note_font, anchor="rm")
             canvas.paste(row, (left, y), row)
-            y += row.height + GAP
+            y += row.height
         y += 8
     return canvas
 

@@ -6,8 +6,10 @@ Every figure is drawn from plain data, in a light and a dark theme, on matplotli
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,17 +27,18 @@ class Theme:
     ink: str
     muted: str
     grid: str
+    bars: str
     teachers: tuple[str, ...]
     students: tuple[str, ...]
 
 
 LIGHT = Theme(
-    "#ffffff", "#1f2430", "#667085", "#e6e9ef",
+    "#ffffff", "#1f2430", "#667085", "#e6e9ef", "#dfe4ec",
     ("#8a94a6", "#5d7290", "#a38f7a", "#7d9183"),
     ("#d1495b", "#1f77b4", "#e08e0b", "#2a9d6f", "#7b4fb5", "#0f9bb0", "#9c5a2e", "#c2458f"),
 )  # fmt: skip
 DARK = Theme(
-    "#161a22", "#e8ebf1", "#9aa4b5", "#2b313d",
+    "#161a22", "#e8ebf1", "#9aa4b5", "#2b313d", "#3a4251",
     ("#98a2b3", "#7f9cc4", "#c2a98d", "#93b09c"),
     ("#ff7a8a", "#62b0f0", "#ffbf52", "#56cf9f", "#b795f0", "#4fd0e2", "#d69465", "#f084c0"),
 )  # fmt: skip
@@ -121,7 +124,7 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
     """PNG of FD against NFE on logarithmic axes, legend on the right, best methods on top."""
     with _style(theme):
         figure = _figure(9.2, 4.9, theme)
-        axes = figure.add_axes((0.08, 0.125, 0.60, 0.85))
+        axes = figure.add_axes((0.075, 0.12, 0.665, 0.855))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         counts = {"teacher": 0, "student": 0}
@@ -143,6 +146,8 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
                 textcoords="offset points",
                 fontsize=9,
                 color=theme.ink,
+                bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
+                zorder=1.5,
             )
         low, high = axes.get_ylim()
         axes.set_ylim(low / 1.15, high * 1.1)
@@ -152,7 +157,7 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
         order = sorted(range(len(handles)), key=lambda i: plot.lines[i].role != "teacher")
         axes.legend(
             [handles[i] for i in order],
-            [plot.lines[i].label for i in order],
+            [_wrapped(plot.lines[i].label) for i in order],
             loc="upper left",
             bbox_to_anchor=(1.02, 1.02),
             borderaxespad=0,
@@ -165,7 +170,7 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
     if not curves:
         raise ValueError("No curves to draw.")
     stages = list(dict.fromkeys(curve.stage for curve in curves))
-    columns = min(3, len(stages))
+    columns = {1: 1, 2: 2, 4: 2}.get(len(stages), 3)
     rows = math.ceil(len(stages) / columns)
     with _style(theme):
         figure = _figure(9.2 if columns > 1 else 6.4, 2.75 * rows + 0.15, theme)
@@ -182,7 +187,7 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
             axes.set_ylabel("loss" if panel % columns == 0 else "")
             axes.grid(True, axis="y", which="major")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+            axes.xaxis.set_major_formatter(FuncFormatter(_step_label(own)))
             if any(curve.label for curve in own):
                 axes.legend(loc="upper right", fontsize=8.5, ncol=1 + (len(own) > 4))
         figure.tight_layout(w_pad=1.6, h_pad=1.4)
@@ -197,10 +202,13 @@ def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
         if len(shares) != count:
             raise ValueError(f"'{label}' has {len(shares)} shares for {count} classes.")
     with _style(theme):
-        figure = _figure(9.2, 3.3, theme)
-        axes = figure.add_axes((0.08, 0.17, 0.60, 0.79))
+        # Long names are tilted, and need room below the axes.
+        tilt = max(len(str(name)) for name in chart.names) * count > 80
+        room = 0.75 if tilt else 0.4
+        figure = _figure(9.2, 2.9 + room, theme)
+        axes = figure.add_axes((0.075, room / (2.9 + room), 0.665, 2.75 / (2.9 + room)))
         x = np.arange(count)
-        axes.bar(x, real, width=0.84, color=theme.grid, label="real images", zorder=1)
+        axes.bar(x, real, width=0.84, color=theme.bars, label="real images", zorder=1)
         offsets = np.linspace(-0.27, 0.27, max(len(chart.samplers), 1))
         if len(chart.samplers) <= 1:
             offsets = np.zeros(1)
@@ -217,16 +225,21 @@ def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
                 at, values, ls="", marker="s" if teacher else "o", ms=5.5, color=color,
                 label=label, zorder=3,
             )  # fmt: skip
-        tilt = max(len(str(name)) for name in chart.names) * count > 90
         axes.set_xticks(
-            x, [str(n) for n in chart.names], rotation=40 if tilt else 0,
+            x, [str(n) for n in chart.names], rotation=35 if tilt else 0,
             ha="right" if tilt else "center",
         )  # fmt: skip
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(-0.6, count - 0.4)
         axes.set_ylabel("share of the samples, %")
         axes.grid(True, axis="y")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), borderaxespad=0)
+        handles, names = axes.get_legend_handles_labels()
+        first = names.index("real images")
+        order = [first, *(i for i in range(len(names)) if i != first)]
+        axes.legend(
+            [handles[i] for i in order], [_wrapped(names[i]) for i in order],
+            loc="upper left", bbox_to_anchor=(1.02, 1.02), borderaxespad=0,
+        )  # fmt: skip
         return _png(figure)
 
 
@@ -251,12 +264,20 @@ def _draw_line(axes: Axes, line: Line, role: str, index: int, theme: Theme):
         for i, (n, v) in enumerate(zip(line.nfe, line.value, strict=True))
         if n > 0 and v > 0
     )
-    x, y, spread = (np.array(column, np.float64) for column in (zip(*points) if points else ((),) * 3))
+    x, y, spread = (
+        np.array(column, np.float64) for column in (zip(*points) if points else ((),) * 3)
+    )
     palette = theme.teachers if role == "teacher" else theme.students
     color = palette[index % len(palette)]
     if role == "teacher":
         dashes = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)))
-        style = {"lw": 1.8, "ls": dashes[index % 4], "marker": "s", "ms": 3.5, "zorder": 2}
+        style: dict[str, Any] = {
+            "lw": 1.8,
+            "ls": dashes[index % 4],
+            "marker": "s",
+            "ms": 3.5,
+            "zorder": 2,
+        }
     else:
         marks = "oD^vPXsp"
         style = {"lw": 2.0, "ls": "-", "marker": marks[index % 8], "ms": 8, "zorder": 4}
@@ -278,12 +299,12 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> None:
         raise ValueError(
             f"Curve '{curve.stage} {curve.label}' has {len(steps)} steps, {len(losses)} losses."
         )
-    mean = smooth(losses, max(1, len(losses) // 25))
+    mean = smooth(losses, max(1, len(losses) // 20, min(9, len(losses) // 4)))
     if siblings <= 4:
         axes.plot(steps, losses, color=color, lw=0.8, alpha=0.28)
     axes.plot(steps, mean, color=color, lw=1.9, label=curve.label or None)
     positive = losses[np.isfinite(losses)]
-    if positive.size and positive.min() > 0 and positive.max() > 20 * positive.min():
+    if positive.size and positive.min() > 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log")
         _value_axis(axes)
 
@@ -291,11 +312,9 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> None:
 def _nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
     if not ticks:
         return
-    # Neighbours closer than a fifth of an octave would print over one another.
-    kept: list[float] = []
-    for tick in ticks:
-        if not kept or math.log2(tick / kept[-1]) > 0.02 * len(ticks) + 0.15:
-            kept.append(tick)
+    # Powers of two even where a sampler (Heun: 2N - 1) lies between them: few, evenly spaced.
+    low, high = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
+    kept = [2.0**i for i in range(low, high + 1)] if high - low <= 14 else [ticks[0], ticks[-1]]
     axes.xaxis.set_major_locator(FixedLocator(kept))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
@@ -303,16 +322,31 @@ def _nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
 
 
 def _value_axis(axes: Axes) -> None:
-    """Plain numbers at 1, 2, 5 of every decade, or 1 and 10 where the range is wide."""
+    """Plain numbers on a logarithmic axis, at steps as fine as its range asks for."""
     low, high = axes.get_ylim()
-    narrow = high / max(low, 1e-300) < 300
-    axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if narrow else (1.0,)))
+    ratio = high / max(low, 1e-300)
+    if ratio < 2.5:  # hardly any of 1, 2, 5 lies within: as good as linear
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    else:
+        parts = (1.0, 2.0, 3.0, 5.0, 7.0) if ratio < 8 else (1.0, 2.0, 5.0)
+        axes.yaxis.set_major_locator(LogLocator(10, parts if ratio < 300 else (1.0,)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.10g}" if v >= 1e-3 else f"{v:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
 
 
-def _thousands(value: float, _: int | None = None) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+def _plain(value: float, _: int | None = None) -> str:
+    return f"{value:.6g}" if 1e-3 <= abs(value) < 1e6 else f"{value:g}"
+
+
+def _wrapped(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, 28)) or label
+
+
+def _step_label(curves: Sequence[Curve]) -> Callable[[float, int | None], str]:
+    thousands = max((max(c.steps, default=0) for c in curves), default=0) >= 10_000
+    if thousands:
+        return lambda value, _=None: f"{value / 1000:g}k" if value else "0"
+    return lambda value, _=None: f"{value:g}"
 
 
 def _figure(width: float, height: float, theme: Theme) -> Figure:
@@ -351,5 +385,7 @@ def _style(theme: Theme):
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
+    figure.savefig(
+        buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None}
+    )
     return buffer.getvalue()

@@ -68,7 +68,9 @@ class Protocol:
         for key, least in (("reference_n", 1), ("samples", 1), ("nfe", 0), ("noise_seed", 0)):
             value = getattr(self, key)
             if not _is_int(value) or value < least:
-                raise ValueError(f"protocol.{key}={value!r} must be an integer of at least {least}.")
+                raise ValueError(
+                    f"protocol.{key}={value!r} must be an integer of at least {least}."
+                )
         for key in ("ema", "clip", "guidance"):
             value = getattr(self, key)
             if value is not None and not _is_finite(value):
@@ -138,9 +140,6 @@ class Protocol:
         if self.features != _FID_FEATURES:
             return f"FD ({self.features})"
         return "FID" if self.samples >= 50_000 and self.quantised else "FID proxy"
-
-
-_PARTS = tuple(Protocol("x", "x", "x", 1, 1, "x", 0, None, None, 0, True).items())
 
 
 @dataclass(frozen=True)
@@ -362,3 +361,6 @@ def _is_int(value: object) -> bool:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_PARTS = tuple(Protocol("x", "x", "x", 1, 1, "x", 0, None, None, 0, True).items())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
-from ddistill.objectives.base import Batch, Objective, Process, Update
+from ddistill.objectives.base import Batch, Objective, Process, Update, make_process
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.sfddm import SFDDM
@@ -16,7 +16,15 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sfddm": SFDDM,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "Process", "Update", "make_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "Objective",
+    "Process",
+    "Update",
+    "make_objective",
+    "make_process",
+]
 
 
 def make_objective(settings: Mapping[str, Any], path: str = "objective") -> Objective:

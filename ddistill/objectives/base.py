@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
-from ddistill.schedules import Schedule
+from ddistill.schedules import Schedule, index_time, subsequence
 
 Networks = Mapping[str, Any]
 Metrics = dict[str, Array]
@@ -45,17 +45,50 @@ class Batch:
 
 @struct.dataclass
 class Process:
-    """The noise levels of a stage.
+    """The noise levels of a stage; make it with `make_process`.
+
+    The student's tables are filled up to the teacher's length by repeating their last row, so that
+    students of different N are one compiled program.
 
     Attributes:
       teacher: the teacher's schedule, `[T+1]` entries.
-      student: its subsequence at `grid`, `[N+1]` entries, with the student's own times.
-      grid: `[N+1]` increasing teacher indices, 0 = phi_0.
+      student: its subsequence at `grid`, with the student's own times; rows 0 .. N count.
+      grid: `[T+1]` teacher indices 0 = phi_0 < ... < phi_N, then repeated.
+      count: N, the student's steps.
     """
 
     teacher: Schedule
     student: Schedule
-    grid: Int[Array, " N_1"]
+    grid: Int[Array, " T_1"]
+    count: Int[Array, ""]
+
+    def student_schedule(self) -> Schedule:
+        """The student's `[N+1]` levels, for samplers; not inside jit."""
+        return subsequence(self.student, np.arange(int(self.count) + 1))
+
+
+def make_process(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> Process:
+    """The levels of a stage.
+
+    Args:
+      schedule: the teacher's, `[T+1]`.
+      grid: `[N+1]` increasing indices of it, from 0.
+      time: what the student is told: "mapped" (the teacher's time) or "index" (0 .. N-1).
+    """
+    student = subsequence(schedule, grid)
+    if time == "index":
+        student = index_time(student)
+    filling = schedule.num_steps - student.num_steps
+
+    def fill(row):
+        return jnp.asarray(np.concatenate([row, np.repeat(row[-1:], filling)]))
+
+    return Process(
+        teacher=jax.tree.map(jnp.asarray, schedule),
+        student=jax.tree.map(fill, student),
+        grid=fill(np.asarray(grid, np.int32)),
+        count=jnp.asarray(len(grid) - 1, jnp.int32),
+    )
 
 
 Loss = Callable[[Networks, Batch, Process], tuple[Float[Array, " B"], Metrics]]
@@ -126,7 +159,7 @@ def normal(keys: Key[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, 
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], jnp.float32))(keys)
 
 
-def uniform_index(keys: Key[Array, " B"], low: int, high: int) -> Int[Array, " B"]:
+def uniform_index(keys: Key[Array, " B"], low: Any, high: Any) -> Int[Array, " B"]:
     """Integers uniform on low .. high (both included), each example from its own key."""
     return jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(keys)
 

@@ -91,7 +91,7 @@ class Denoising(Objective):
     ) -> tuple[Float[Array, " B"], Metrics]:
         """Weighted squared error at a level drawn uniformly from 1 .. N."""
         index_keys, noise_keys, drop_keys = streams(batch.keys, 3)
-        level = process.student.at(uniform_index(index_keys, 1, process.student.num_steps))
+        level = process.student.at(uniform_index(index_keys, 1, process.count))
         noise = normal(noise_keys, batch.image)
         z = add_noise(batch.image, noise, level)
         cond = self._condition(batch, drop_keys)

@@ -120,7 +120,7 @@ class SFDDM(Objective):
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The weighted sum of the three distances at a student level drawn from 1 .. N."""
         index_keys, noise_keys = streams(batch.keys, 2)
-        index = uniform_index(index_keys, 1, process.student.num_steps)
+        index = uniform_index(index_keys, 1, process.count)
         level = process.student.at(index)
         teacher_level = process.teacher.at(process.grid[index])
         z = add_noise(batch.image, normal(noise_keys, batch.image), level)

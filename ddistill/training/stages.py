@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -25,8 +24,8 @@ from flax import linen as nn
 from ddistill import networks
 from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice
-from ddistill.objectives import Objective, Process, make_objective
-from ddistill.schedules import Schedule, index_time, make_grid, make_schedule, subsequence
+from ddistill.objectives import Objective, Process, make_objective, make_process
+from ddistill.schedules import Schedule, make_grid, make_schedule
 from ddistill.settings import Settings, StageSettings, to_plain
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.optimizers import check_optimizer, make_optimizer
@@ -129,10 +128,7 @@ def _plan(
         explicit=stage.grid.explicit or None,
     )
     check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))
-    student = subsequence(schedule, grid)
-    if stage.grid.time == "index":
-        student = index_time(student)
-    process = Process(schedule, student, jnp.asarray(grid, jnp.int32))
+    process = make_process(schedule, grid, stage.grid.time)
     prepared = objective.prepare(grid)
     described = {"student": stage.network, **prepared.networks()}
     modules = {n: build_module(d, f"{path}.network") for n, d in described.items()}
@@ -352,5 +348,5 @@ def load_network(plan: StagePlan, rate: float | None = None) -> Any:
 
 
 def grid_of(plan: StagePlan) -> np.ndarray:
-    """The stage's grid as a numpy array of teacher indices."""
-    return np.asarray(plan.process.grid)
+    """The stage's `[N+1]` grid of teacher indices."""
+    return np.asarray(plan.process.grid)[: int(plan.process.count) + 1]

@@ -44,14 +44,17 @@ def create_state(
     its teacher must not give the teacher's buffers away.
     """
 
+    here = jax.local_devices()[0]
+
     def copy(tree):
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+        # Committed to a device, as what a step returns is: otherwise step 2 would compile again.
+        return jax.tree.map(lambda x: jax.device_put(jnp.array(x, copy=True), here), tree)
 
     params = {name: copy(tree) for name, tree in params.items()}
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=copy(jnp.zeros((), jnp.int32)),
         params=params,
-        opt_state={name: optimizers[name].init(tree) for name, tree in params.items()},
+        opt_state={name: copy(optimizers[name].init(tree)) for name, tree in params.items()},
         ema={str(rate): copy(params["student"]) for rate in ema_rates},
     )
 

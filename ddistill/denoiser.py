@@ -1,0 +1,133 @@
+"""A network as samplers and losses see it: `(z, level, cond) -> Prediction`.
+
+Scaling of the input, the time the network is told and the meaning of its output are settled here;
+teachers, students and fake scores are all `Denoiser`s, and nothing after them asks what a network
+predicts. Any other callable of that form is a denoiser too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int, Key
+
+from ddistill.diffusion import KINDS, Prediction, clip_x0, convert, expand, input_scale
+from ddistill.errors import check_choice
+from ddistill.schedules import Level
+
+
+@dataclass(frozen=True)
+class ModuleApply:
+    """`apply_fn` of a Linen module. Equal modules give equal functions, so jit compiles them once.
+
+    Attributes:
+      module: `module(x, time, cond, train=, taps=)`, see `ddistill.networks`.
+    """
+
+    module: nn.Module
+
+    def __call__(
+        self, params: Any, x: Array, time: Array, cond: Any, *, train: bool, rngs: Any, taps: Any
+    ) -> Any:
+        """Returns the network's output, or (output, features) when taps are named."""
+        variables = {"params": params}
+        return self.module.apply(variables, x, time, cond, train=train, taps=taps, rngs=rngs)
+
+
+@struct.dataclass
+class Denoiser:
+    """A network, its parameters and what its output means. A pytree: only `params` is data.
+
+    Attributes:
+      params: the network's parameters.
+      apply_fn: `(params, x, time, cond, *, train, rngs, taps) -> output`, or (output, {tap:
+        features}) when taps are named. Hashable, since it is a static part of the pytree.
+      prediction: what the output is: "x0", "eps", "v" or "edm".
+      sigma_data: standard deviation of the data, for "edm".
+      clip: bound on |x0| of every prediction, eps derived anew; None for none.
+    """
+
+    params: Any
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    prediction: str = struct.field(pytree_node=False, default="eps")
+    sigma_data: float = struct.field(pytree_node=False, default=0.5)
+    clip: float | None = struct.field(pytree_node=False, default=None)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        params: Any,
+        prediction: str = "eps",
+        sigma_data: float = 0.5,
+        clip: float | None = None,
+    ) -> "Denoiser":
+        """Joins a Linen module and its parameters.
+
+        Raises:
+          ConfigError: an unknown prediction type.
+        """
+        check_choice("prediction", prediction, KINDS)
+        return cls(params, ModuleApply(module), prediction, sigma_data, clip)
+
+    def __call__(
+        self,
+        z: Float[Array, "B H W C"],
+        level: Level,
+        cond: Int[Array, " B"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Prediction:
+        """Predicts x0 and eps from noisy images.
+
+        Args:
+          z: noisy images, alpha x0 + sigma eps.
+          level: their noise level, `[]` or `[B]`, sigma > 0.
+          cond: class ids, or None.
+          key: given, the network runs in train mode with dropout from this key; None is evaluation.
+
+        Raises:
+          ValueError: the network's output does not have the shape of `z`.
+        """
+        return self._predict(self.raw(z, level, cond, key), z, level)
+
+    def with_features(self, taps: Sequence[str]) -> Callable[..., tuple[Prediction, dict]]:
+        """The same callable, returning (prediction, {tap: features}) for the named taps."""
+
+        def call(z, level, cond=None, *, key=None):
+            output, features = self.raw(z, level, cond, key, tuple(taps))
+            return self._predict(output, z, level), features
+
+        return call
+
+    def raw(
+        self, z: Array, level: Level, cond: Any = None, key: Any = None, taps: tuple[str, ...] = ()
+    ) -> Any:
+        """The network's output in its own terms, at least float32; (output, features) with taps."""
+        scale = input_scale(self.prediction, level, self.sigma_data)
+        time = jnp.broadcast_to(level.time, z.shape[:1])
+        result = self.apply_fn(
+            self.params,
+            expand(scale, z) * z,
+            time,
+            cond,
+            train=key is not None,
+            rngs=None if key is None else {"dropout": key},
+            taps=taps,
+        )
+        output, features = result if taps else (result, {})
+        if output.shape != z.shape:
+            raise ValueError(
+                f"The network's output has shape {output.shape}, its input {z.shape}. They must be "
+                "equal: set the network's out_channels to the images' channels."
+            )
+        # Conversions divide by alpha or sigma: bfloat16 must end here.
+        output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+        return (output, features) if taps else output
+
+    def _predict(self, output: Array, z: Array, level: Level) -> Prediction:
+        prediction = convert(self.prediction, output, z, level, self.sigma_data)
+        return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)

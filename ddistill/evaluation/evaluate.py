@@ -1,0 +1,271 @@
+"""The evaluation of a run: sample, score, and write results.json and the report."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddistill import data
+from ddistill.data import Dataset
+from ddistill.errors import ConfigError, check_choice
+from ddistill.evaluation.features import (
+    Reference,
+    extract,
+    params_hash,
+    reference,
+    score,
+)
+from ddistill.evaluation.images import psnr
+from ddistill.evaluation.machine import command_string, machine_string
+from ddistill.evaluation.protocol import Protocol, Row, read_rows, rows_from_scores, write_rows
+from ddistill.evaluation.sampling import Call, Samples, call_digest, collect, planned_calls
+from ddistill.settings import Settings
+from ddistill.training.checkpoints import write_json
+from ddistill.training.interrupt import StopRequest
+from ddistill.training.progress import Reporter, read_metrics
+from ddistill.training.stages import StagePlan, load_network
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A call with its samples and scores.
+
+    Attributes:
+      call: what was sampled.
+      samples: the images and their cost.
+      scores: value by metric.
+      classes: `[N]` class that the classifier sees in each sample.
+    """
+
+    call: Call
+    samples: Samples
+    scores: dict[str, float]
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The feature network and the real images' features.
+
+    Attributes:
+      apply: jitted images -> (logits, features).
+      name: name of the feature network.
+      digest: hash of its weights.
+      real: features of the training images.
+      real_count: their number.
+      floor: scores of the test images against them.
+      floor_count: number of test images.
+      accuracy: the classifier's accuracy on the test images.
+      batch: images a call.
+    """
+
+    apply: Any
+    name: str
+    digest: str
+    real: Reference
+    real_count: int
+    floor: dict[str, float]
+    floor_count: int
+    accuracy: float
+    batch: int
+
+
+def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
+    """Raises `ConfigError` for evaluation settings that cannot work."""
+    e = settings.evaluation
+    if not e.enabled:
+        return
+    check_choice("config.evaluation.classifier", e.classifier, [p.name for p in plans])
+    for key in ("samples", "batch_size", "grid_images", "strip_images"):
+        if getattr(e, key) < 1:
+            raise ConfigError(f"config.evaluation.{key}={getattr(e, key)} must be 1 or more.")
+    if e.samples < max(e.grid_images, e.strip_images):
+        raise ConfigError(
+            f"config.evaluation.samples={e.samples} is below grid_images={e.grid_images} or "
+            f"strip_images={e.strip_images}."
+        )
+    planned_calls(settings, plans)
+
+
+def evaluate(
+    settings: Settings,
+    plans: list[StagePlan],
+    dataset: Dataset,
+    workdir: Path,
+    reporter: Reporter,
+    stop: StopRequest,
+    command: str,
+) -> list[Row]:
+    """Samples and scores what `planned_calls` lists and writes the run's results and report.
+
+    Args:
+      settings: the run's settings.
+      plans: its stages, all complete.
+      dataset: training images.
+      workdir: the run's folder.
+      reporter, stop: progress and polite stopping.
+      command: what to type to run it again; shown in the report.
+
+    Returns:
+      The rows of results.json.
+
+    Raises:
+      Interrupted: a stop was asked for.
+      CheckpointError: a stage is not complete.
+    """
+    calls = planned_calls(settings, plans)
+    digest = _digest(settings, plans, calls)
+    if _is_done(workdir, digest):
+        reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
+        return read_rows(workdir / "results.json")
+    scorer = make_scorer(settings, plans, dataset)
+    samples: dict[str, Samples] = {}
+    for call in calls:
+        samples[call.key] = collect(call, settings.evaluation, workdir / "samples", reporter, stop)
+    full = samples[calls[0].key].images
+    scored = [score_call(scorer, call, samples[call.key], full) for call in calls]
+    for s in scored:
+        reporter.say(_line(s))
+    rows = make_rows(settings, scorer, scored)
+    write_rows(workdir / "results.json", rows)
+    _join_metrics(plans, workdir)
+    from ddistill.evaluation.showing import show
+
+    show(settings, plans, dataset, scorer, scored, workdir, command)
+    write_json(workdir / "evaluation.json", {"digest": digest})
+    reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
+    return rows
+
+
+def make_scorer(settings: Settings, plans: list[StagePlan], dataset: Dataset) -> Scorer:
+    """Features of the real images, and the floor: test images scored as if they were samples."""
+    plan = next(p for p in plans if p.name == settings.evaluation.classifier)
+    classifier = load_network(plan)
+    batch = settings.evaluation.batch_size
+    apply = jax.jit(lambda images: classifier(images))
+    test = data.load(settings.data, "test")
+    _, train_features = extract(apply, dataset, batch, quantise=True)
+    logits, features = extract(apply, test, batch, quantise=True)
+    real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)
+    accuracy = float((logits.argmax(axis=1) == np.asarray(test.labels)).mean())
+    return Scorer(
+        apply=apply,
+        name=str(plan.settings.network["name"]),
+        digest=params_hash(classifier.params),
+        real=real,
+        real_count=len(dataset),
+        floor=score(real, features, logits),
+        floor_count=len(test),
+        accuracy=accuracy,
+        batch=batch,
+    )
+
+
+def score_call(scorer: Scorer, call: Call, samples: Samples, full: np.ndarray) -> Scored:
+    """Scores one call; `full` are the full teacher's images from the same noise."""
+    logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
+    scores = score(scorer.real, features, logits)
+    if call.role != "full":
+        scores["psnr_to_teacher"] = psnr(np.clip(samples.images, -1, 1), np.clip(full, -1, 1))
+    scores["ms_per_image"] = samples.ms_per_image
+    return Scored(call, samples, scores, logits.argmax(axis=1))
+
+
+def make_rows(settings: Settings, scorer: Scorer, scored: list[Scored]) -> list[Row]:
+    """The rows of results.json: the floor, then every call."""
+    common: dict[str, Any] = {
+        "data": str(settings.data["name"]),
+        "seed": settings.seed,
+        "command": command_string(),
+        "machine": machine_string(),
+    }
+    floor = rows_from_scores(
+        {**scorer.floor, "accuracy": scorer.accuracy},
+        experiment=settings.name,
+        method="real",
+        nfe=0,
+        students=0,
+        width=0,
+        protocol=_protocol(settings, scorer, None).string(),
+        train_seconds=0.0,
+        teacher_calls=0,
+        **common,
+    )
+    return [*floor, *(row for s in scored for row in _rows_of(settings, scorer, s, common))]
+
+
+def _rows_of(
+    settings: Settings, scorer: Scorer, scored: Scored, common: Mapping[str, Any]
+) -> list[Row]:
+    plan, student = scored.call.plan, scored.call.role == "student"
+    manifest = plan.manifest() or {}
+    variant = plan.settings.variant
+    return rows_from_scores(
+        scored.scores,
+        experiment=f"{settings.name}/{variant}" if variant else settings.name,
+        method=scored.call.method,
+        nfe=scored.call.nfe,
+        students=1 if student else 0,
+        width=int(getattr(plan.module, "channels", 0)),
+        protocol=_protocol(settings, scorer, scored.call).string(),
+        train_seconds=float(manifest["train_seconds"]) if student else 0.0,
+        teacher_calls=int(manifest["teacher_calls"]) if student else 0,
+        **common,
+    )
+
+
+def _protocol(settings: Settings, scorer: Scorer, call: Call | None) -> Protocol:
+    e = settings.evaluation
+    ema = call.plan.settings.ema[0] if call is not None and call.plan.settings.ema else None
+    return Protocol(
+        features=scorer.name,
+        features_hash=scorer.digest,
+        reference=f"{settings.data['name']}/train",
+        reference_n=scorer.real_count,
+        samples=e.samples if call is not None else scorer.floor_count,
+        sampler=call.sampler if call is not None else "none",
+        nfe=call.nfe if call is not None else 0,
+        ema=ema,
+        clip=(e.clip or None) if call is not None else None,
+        noise_seed=e.noise_seed,
+        quantised=True,
+    )
+
+
+def _digest(settings: Settings, plans: list[StagePlan], calls: list[Call]) -> str:
+    content = {
+        "format": FORMAT,
+        "name": settings.name,
+        "stages": [plan.digest for plan in plans],
+        "calls": [[c.key, c.label, call_digest(c, settings.evaluation)] for c in calls],
+        "evaluation": repr(settings.evaluation),
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _is_done(workdir: Path, digest: str) -> bool:
+    marker = workdir / "evaluation.json"
+    if not all((workdir / f).exists() for f in ("results.json", "report.html")):
+        return False
+    return marker.exists() and json.loads(marker.read_text())["digest"] == digest
+
+
+def _join_metrics(plans: list[StagePlan], workdir: Path) -> None:
+    """One metrics.jsonl for the run, from those of its stages."""
+    rows = [row for plan in plans for row in read_metrics(plan.folder / "metrics.jsonl")]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def _line(scored: Scored) -> str:
+    s = scored.scores
+    return (
+        f"{scored.call.label:<32} FD {s['fd']:8.2f}  precision {s['precision']:.3f}  "
+        f"recall {s['recall']:.3f}  {s['ms_per_image']:.2f} ms/image"
+    )

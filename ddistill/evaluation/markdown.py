@@ -1,0 +1,151 @@
+"""The generated part of docs/results.md: tables of all recorded rows."""
+
+from collections.abc import Mapping, Sequence
+
+from ddistill.evaluation.protocol import Row, summarise
+from ddistill.evaluation.published import Published, published
+from ddistill.evaluation.report import slug
+from ddistill.evaluation.summary import (
+    NOTHING,
+    Entry,
+    Scores,
+    Stat,
+    Table,
+    aggregate,
+    entry_of,
+    experiments,
+    labels,
+    score_table,
+    show,
+)
+from ddistill.evaluation.vocabulary import METRICS
+
+BEGIN = "<!-- generated:begin (python -m ddistill.record; do not edit between the markers) -->"
+END = "<!-- generated:end -->"
+_BEGIN_KEY, _END_KEY = "<!-- generated:begin", "<!-- generated:end"
+_TITLE = "# Results\n\n"
+
+
+def merge_text(before: str, generated: str, name: str) -> str:
+    """Puts `generated` between the markers of the page `before`, keeping the text outside.
+
+    A page without markers gets them at its end; an empty one gets a title too.
+
+    Raises:
+      ValueError: one marker without the other, several, or in the wrong order; `name` is the
+        file in the message.
+    """
+    block = f"{BEGIN}\n\n{generated.strip()}\n\n{END}"
+    begins, ends = before.count(_BEGIN_KEY), before.count(_END_KEY)
+    if (begins, ends) == (0, 0):
+        return (f"{before.rstrip()}\n\n" if before.strip() else _TITLE) + block + "\n"
+    start, end = before.find(_BEGIN_KEY), before.find(_END_KEY)
+    if (begins, ends) != (1, 1) or end < start:
+        raise ValueError(
+            f"{name}: found {begins} '{_BEGIN_KEY} -->' and {ends} '{_END_KEY} -->'; there must be"
+            " one of each, in this order. Mend the markers by hand: text outside them is kept."
+        )
+    close = before.find("-->", end) + len("-->")
+    return before[:start] + block + before[close:]
+
+
+def render(rows: Sequence[Row], pictures: Mapping[str, str] | None = None) -> str:
+    """Markdown of all rows: a section for each experiment and data set.
+
+    Args:
+      rows: any rows.
+      pictures: file name `slug("EXPERIMENT DATA").png` -> link, for the sections that have one.
+    """
+    if not rows:
+        return "No results yet: `python -m ddistill.record runs/NAME` adds those of a run."
+    parts = [
+        "Mean ± standard deviation over training seeds, number of seeds in brackets. A number"
+        " compares only with numbers of the same protocol, which stands below each table."
+    ]
+    for (experiment, data), own in experiments(rows).items():
+        parts += _section(experiment, data, own, pictures or {})
+    return "\n\n".join(parts)
+
+
+def _section(
+    experiment: str, data: str, rows: Sequence[Row], pictures: Mapping[str, str]
+) -> list[str]:
+    parts = [f"## {experiment}, {data}"]
+    picture = pictures.get(f"{slug(f'{experiment} {data}')}.png")
+    if picture:
+        parts.append(f"![FD against network evaluations: {experiment}, {data}]({picture})")
+    metrics = {row.metric for row in rows}
+    main = next((m for m in ("fid", "fd") if m in metrics), min(metrics))
+    matrix, sources = _matrix(rows, main, data)
+    parts.append(f"**{METRICS[main].label} by network evaluations an image (NFE)**")
+    parts.append(markdown(matrix))
+    parts += [f"Published FID: {sources}."] if sources else []
+    every = METRICS.keys() - {main}
+    if metrics & every:
+        parts.append("<details><summary>All scores and costs</summary>")
+        parts.append(markdown(score_table(rows, spread_of=tuple(METRICS))))
+        parts.append("</details>")
+    parts.append(_provenance(rows))
+    return parts
+
+
+def _matrix(rows: Sequence[Row], metric: str, data: str) -> tuple[Table, str]:
+    """Method x NFE of one metric, with the published FIDs of the same cells."""
+    scores = aggregate(row for row in rows if row.metric == metric)
+    names = labels(scores)
+    counts = sorted({nfe for entry in scores for nfe, _ in scores[entry] if nfe > 0})
+    table, sources = [], []
+    for entry in scores:
+        cells = [_cell(scores, entry, nfe, metric) for nfe in counts]
+        found = [] if entry.role == "real" else _papers(entry, data, counts)
+        sources += [p.source for p in found]
+        paper = ", ".join(f"{p.nfe}: {p.value:.2f}" for p in found) or NOTHING
+        table.append([names[entry], *cells, paper])
+    columns = ["method", *map(str, counts), "paper (NFE: FID)"]
+    return Table(columns, table), "; ".join(dict.fromkeys(sources))
+
+
+def _cell(scores: Scores, entry: Entry, nfe: int, metric: str) -> str:
+    if entry.role == "real":  # the floor is the same whatever the sampler does
+        stat: Stat | None = next(iter(scores[entry].values()))
+    else:
+        stat = scores[entry].get((nfe, metric))
+    return show(metric, stat) + (f" ({stat.seeds})" if stat else "")
+
+
+def _papers(entry: Entry, data: str, counts: Sequence[int]) -> list[Published]:
+    # A recipe other than the paper's, or another number of students, has no published number.
+    if entry.recipe:
+        return []
+    found = [published(entry.method, data, nfe, entry.students) for nfe in counts]
+    return [p for p in found if p is not None]
+
+
+def _provenance(rows: Sequence[Row]) -> str:
+    names = labels({entry_of(row) for row in rows})
+    ordered = sorted(rows, key=entry_of)
+    shared, own = summarise((names[entry_of(row)], row.protocol) for row in ordered)
+    lines = [f"- protocol: `{shared}`"] if shared else []
+    lines += [f"- protocol, {label}: `{text}`" for label, text in own]
+    lines += [f"- command: `{text}`" for text in sorted({row.command for row in rows})]
+    lines += [f"- machine: {text}" for text in sorted({row.machine for row in rows})]
+    return "\n".join(lines)
+
+
+def markdown(table: Table) -> str:
+    """A table in GitHub's markdown: first column left, numbers right, best values bold."""
+    lines = [
+        "| " + " | ".join(_escape(c) for c in table.columns) + " |",
+        "|:--" + "|--:" * (len(table.columns) - 1) + "|",
+    ]
+    for i, row in enumerate(table.rows):
+        cells = [
+            f"**{_escape(text)}**" if (i, j) in table.best else _escape(text)
+            for j, text in enumerate(row)
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,223 @@
+"""What a run samples: every sampler from the same noise bank, kept on disk, timed.
+
+Samples lie in `samples/NAME.npz` with the digest of everything that they depend on, so that an
+evaluation that was stopped goes on, and one that is repeated samples nothing.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddistill.errors import ConfigError, check_choice
+from ddistill.samplers import SAMPLERS, get_sampler, nfe
+from ddistill.schedules import Schedule, make_grid, subsequence
+from ddistill.settings import EvaluationSettings, Settings
+from ddistill.training.interrupt import StopRequest
+from ddistill.training.progress import Reporter
+from ddistill.training.stages import StagePlan, grid_of, load_network
+from ddistill.training.state import stream_key
+
+
+@dataclass(frozen=True)
+class Call:
+    """One sampler run of one network.
+
+    Attributes:
+      key: short name, unique in the run; the file's name.
+      label: for people.
+      plan: the stage whose network is sampled.
+      method: method name of the rows.
+      sampler: name in `SAMPLERS`.
+      grid: `[N+1]` teacher indices.
+      role: "full" (the teacher at its full steps), "teacher" or "student".
+    """
+
+    key: str
+    label: str
+    plan: StagePlan
+    method: str
+    sampler: str
+    grid: np.ndarray
+    role: str
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps."""
+        return len(self.grid) - 1
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations an image."""
+        return nfe(self.sampler, self.steps)
+
+    def schedule(self) -> Schedule:
+        """The levels that the sampler visits, with the times that this network is told."""
+        if self.role == "student":
+            return self.plan.process.student_schedule()
+        return subsequence(self.plan.process.teacher, self.grid)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images `[N, H, W, C]` in about [-1, 1] and the sampler's milliseconds an image."""
+
+    images: np.ndarray
+    ms_per_image: float
+
+
+def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
+    """Every sampler run of the evaluation: the full teacher, the teacher at few steps, students.
+
+    Raises:
+      ConfigError: an unknown sampler, stage or step count.
+    """
+    e, by_name = settings.evaluation, {plan.name: plan for plan in plans}
+    check_choice("config.evaluation.teacher", e.teacher, by_name)
+    check_choice("config.evaluation.full_sampler", e.full_sampler, SAMPLERS)
+    check_choice("config.evaluation.student_sampler", e.student_sampler, SAMPLERS)
+    teacher = by_name[e.teacher]
+    full_steps = e.full_steps or teacher.process.teacher.num_steps
+    calls = [_teacher_call(teacher, e.full_sampler, full_steps, "full")]
+    for sampler, counts in e.teacher_samplers.items():
+        check_choice("config.evaluation.teacher_samplers", sampler, SAMPLERS)
+        for steps in counts:
+            if (sampler, steps) != (e.full_sampler, full_steps):
+                calls.append(_teacher_call(teacher, sampler, steps, "teacher"))
+    for plan in plans:
+        if plan.settings.teacher == e.teacher and plan.settings.method:
+            calls.append(_student_call(plan, e.student_sampler))
+    return calls
+
+
+def _teacher_call(plan: StagePlan, sampler: str, steps: int, role: str) -> Call:
+    if not 1 <= steps <= plan.process.teacher.num_steps:
+        raise ConfigError(
+            f"config.evaluation: {sampler} with {steps} steps; the teacher has "
+            f"{plan.process.teacher.num_steps} levels."
+        )
+    grid = make_grid(plan.process.teacher, steps, "trailing")
+    name = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm_solver_pp": "DPM-Solver++"}
+    label = f"teacher {name.get(sampler, sampler)}, {_count(steps)}"
+    return Call(f"teacher_{sampler}_{steps}", label, plan, sampler, sampler, grid, role)
+
+
+def _student_call(plan: StagePlan, sampler: str) -> Call:
+    from ddistill.evaluation.vocabulary import METHODS
+
+    s, grid = plan.settings, grid_of(plan)
+    known = METHODS[s.method].label if s.method in METHODS else s.method
+    label = f"{known}{f' ({s.variant})' if s.variant else ''}, {_count(len(grid) - 1)}"
+    return Call(plan.name, label, plan, s.method, sampler, grid, "student")
+
+
+def _count(steps: int) -> str:
+    return f"{steps} step{'s' if steps != 1 else ''}"
+
+
+def noise_bank(settings: EvaluationSettings, shape: tuple[int, int, int], start: int, count: int):
+    """Noise `[count, H, W, C]` number `start` and after of the bank that all samplers share.
+
+    Every image has its own key, so that the bank depends on neither the batch size nor the number
+    of samples.
+    """
+    key = stream_key(settings.noise_seed, "noise bank")
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, start + count))
+    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
+
+
+def conditions(call: Call, start: int, count: int) -> jax.Array | None:
+    """Labels of the bank's images: all classes in turn; None for an unconditional network."""
+    if not call.plan.settings.conditional:
+        return None
+    classes = call.plan.module.num_classes  # type: ignore[attr-defined]
+    return jnp.arange(start, start + count) % classes
+
+
+def draw(call: Call, network: Any, settings: EvaluationSettings, start: int, count: int, **kwargs):
+    """Runs the sampler on images `start` .. `start + count` of the bank."""
+    noise = noise_bank(settings, call.plan.image_shape, start, count)
+    return get_sampler(call.sampler)(
+        network,
+        call.schedule(),
+        noise,
+        jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start),
+        cond=conditions(call, start, count),
+        clip=settings.clip or None,
+        **kwargs,
+    )
+
+
+def call_digest(call: Call, settings: EvaluationSettings) -> str:
+    """Digest of everything that the samples of a call depend on."""
+    content = {
+        "stage": call.plan.digest,
+        "sampler": call.sampler,
+        "grid": call.grid.tolist(),
+        "ema": call.plan.ema_key(),
+        "samples": settings.samples,
+        "batch": settings.batch_size,
+        "seed": settings.noise_seed,
+        "clip": settings.clip,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def collect(
+    call: Call, settings: EvaluationSettings, folder: Path, reporter: Reporter, stop: StopRequest
+) -> Samples:
+    """The samples of a call, from disk if they are there.
+
+    Raises:
+      Interrupted: a stop was asked for; finished calls stay on disk.
+    """
+    path = folder / f"{call.key}.npz"
+    found = _read(path, call_digest(call, settings))
+    if found is not None:
+        return found
+    network = load_network(call.plan)
+    images, seconds = [], []
+    reporter.begin(f"sampling {call.label}", settings.samples)
+    try:
+        for start in range(0, settings.samples, settings.batch_size):
+            stop.check()
+            begun = time.perf_counter()
+            batch = np.asarray(draw(call, network, settings, start, settings.batch_size))
+            seconds.append(time.perf_counter() - begun)
+            images.append(batch)
+            done = min(start + settings.batch_size, settings.samples)
+            reporter.advance(done, f"{settings.batch_size / seconds[-1]:.0f} images/s")
+    finally:
+        reporter.end()
+    # The first batch compiles; the fastest of the others is the sampler's own speed.
+    best = min(seconds[1:] or seconds)
+    samples = Samples(np.concatenate(images)[: settings.samples], 1e3 * best / settings.batch_size)
+    _write(path, samples, call_digest(call, settings))
+    return samples
+
+
+def _write(path: Path, samples: Samples, digest: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        np.savez(file, digest=digest, **dataclasses.asdict(samples))
+    os.replace(temporary, path)
+
+
+def _read(path: Path, digest: str) -> Samples | None:
+    try:
+        with np.load(path) as file:
+            if str(file["digest"]) != digest:
+                return None
+            return Samples(file["images"], float(file["ms_per_image"]))
+    except (FileNotFoundError, KeyError, ValueError, OSError, zipfile.BadZipFile):
+        return None  # not there, or cut off by a kill: it is drawn again

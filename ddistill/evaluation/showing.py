@@ -1,0 +1,283 @@
+"""The report of a run, from its scored samples: which pictures, tables and sentences it has."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from ddistill.data import Dataset
+from ddistill.evaluation.images import Grid, ImageRow, Strip, Trajectory
+from ddistill.evaluation.machine import machine_string
+from ddistill.evaluation.plots import ClassChart, Curve, Line, ScorePlot
+from ddistill.evaluation.precision_recall import class_histogram
+from ddistill.evaluation.report import Highlight, Report, write_report
+from ddistill.evaluation.sampling import Call, draw
+from ddistill.evaluation.summary import Table
+from ddistill.evaluation.vocabulary import METHODS, METRICS
+from ddistill.settings import Settings, to_plain
+from ddistill.training.progress import read_metrics
+from ddistill.training.stages import StagePlan, load_network
+
+if TYPE_CHECKING:
+    from ddistill.evaluation.evaluate import Scored, Scorer
+
+_COLUMNS = ("fd", "precision", "recall", "density", "coverage", "class_tv", "psnr_to_teacher")
+
+
+def show(
+    settings: Settings,
+    plans: list[StagePlan],
+    dataset: Dataset,
+    scorer: "Scorer",
+    scored: "list[Scored]",
+    workdir: Path,
+    command: str,
+) -> Path:
+    """Writes report.html and its pictures and returns its path.
+
+    Args:
+      settings: the run's settings.
+      plans: its stages.
+      dataset: training images.
+      scorer: feature network and floor.
+      scored: every call with samples and scores, the full teacher first.
+      workdir: the run's folder.
+      command: what to type to make it again.
+    """
+    report = Report(
+        title=settings.name,
+        subtitle=_subtitle(settings, scored),
+        command=command,
+        highlights=_highlights(scored),
+        grids=[_grid(settings, dataset, scored)],
+        plot=_plot(scorer, scored),
+        tables=[_scores(scorer, scored), _costs(plans, scored)],
+        strip=_strip(settings, scored),
+        classes=_classes(dataset, scorer, scored),
+        curves=_curves(plans),
+        config=to_plain(_as_dict(settings)),
+        protocols=_protocols(settings, scorer, scored),
+        provenance=_provenance(settings, dataset, scorer),
+        notes=_notes(plans),
+    )
+    return write_report(workdir, report)
+
+
+def _as_dict(settings: Settings) -> dict:
+    import dataclasses
+
+    return dataclasses.asdict(settings)
+
+
+def _students(scored: "list[Scored]") -> "list[Scored]":
+    return [s for s in scored if s.call.role == "student"]
+
+
+def _subtitle(settings: Settings, scored: "list[Scored]") -> str:
+    full, students = scored[0].call, _students(scored)
+    counts = ", ".join(str(s.call.nfe) for s in students)
+    methods = ", ".join(dict.fromkeys(METHODS[s.call.method].label for s in students))
+    return (
+        f"A diffusion teacher trained on {settings.data['name']} and sampled in {full.nfe} network "
+        f"evaluations, distilled by {methods} into students of {counts}."
+    )
+
+
+def _notes(plans: list[StagePlan]) -> list[str]:
+    variants = [p for p in plans if p.settings.variant]
+    if not variants:
+        return []
+    return ["Variants: " + ", ".join(f"{p.name} = {p.settings.variant}" for p in variants) + "."]
+
+
+def _highlights(scored: "list[Scored]") -> list[Highlight]:
+    full = scored[0]
+    tiles = [Highlight(f"{full.scores['fd']:.2f}", f"FD of {full.call.label}", "the teacher")]
+    for s in _students(scored)[:3]:
+        same = [t for t in scored if t.call.role == "teacher" and t.call.nfe == s.call.nfe]
+        note = f"{same[0].call.label}: {same[0].scores['fd']:.1f}" if same else ""
+        tiles.append(Highlight(f"{s.scores['fd']:.2f}", f"FD of {s.call.label}", note))
+    return tiles
+
+
+def _grid(settings: Settings, dataset: Dataset, scored: "list[Scored]") -> Grid:
+    """Full teacher, then for every student's step count the teacher's DDIM and the student."""
+    n = settings.evaluation.grid_images
+    students = _students(scored)
+    counts = sorted({s.call.nfe for s in students}, reverse=True)
+    rows = [_row(scored[0], n)]
+    for count in counts:
+        rows += [_row(s, n) for s in scored if s.call.role == "teacher" and s.call.nfe == count]
+        rows += [_row(s, n) for s in students if s.call.nfe == count]
+    real = dataset.take(np.arange(n))
+    rows.append(ImageRow("real training images", np.asarray(real)))
+    return Grid(
+        "Same noise, same column",
+        rows,
+        "Every row starts from the same noise, so a column shows what distillation changed.",
+    )
+
+
+def _row(scored: "Scored", count: int) -> ImageRow:
+    images = np.clip(scored.samples.images[:count], -1, 1)
+    return ImageRow(scored.call.label, images, f"FD {scored.scores['fd']:.2f}")
+
+
+def _plot(scorer: "Scorer", scored: "list[Scored]") -> ScorePlot:
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for s in scored:
+        role = "student" if s.call.role == "student" else "teacher"
+        name = METHODS[s.call.method].label
+        if s.call.plan.settings.variant:
+            name += f" ({s.call.plan.settings.variant})"
+        lines.setdefault((name, role), []).append((s.call.nfe, s.scores["fd"]))
+    drawn = []
+    for (name, role), points in lines.items():
+        points.sort()
+        drawn.append(Line(name, [p[0] for p in points], [p[1] for p in points], role=role))
+    return ScorePlot(
+        drawn,
+        floor=scorer.floor["fd"],
+        floor_label="real test images",
+        ylabel=f"FD ({scorer.name})",
+        caption=(
+            "Frechet distance to the training images, lower is better. The floor is the distance "
+            "of the test images, scored as if they had been sampled."
+        ),
+    )
+
+
+def _scores(scorer: "Scorer", scored: "list[Scored]") -> Table:
+    columns = ["sampler", "NFE", *(METRICS[c].label for c in _COLUMNS)]
+    rows, roles = [], []
+    for s in scored:
+        rows.append([s.call.label, str(s.call.nfe), *_cells(s.scores)])
+        roles.append("student" if s.call.role == "student" else "teacher")
+    rows.append([f"real test images ({scorer.floor_count})", "0", *_cells(scorer.floor)])
+    roles.append("real")
+    return Table(
+        columns,
+        rows,
+        title="Scores",
+        caption=f"Against {scorer.real_count} training images. The classifier whose features are "
+        f"compared is right on {scorer.accuracy:.1%} of the test images.",
+        roles=roles,
+    )
+
+
+def _cells(scores: dict[str, float]) -> list[str]:
+    return [format(scores[c], METRICS[c].form) if c in scores else "" for c in _COLUMNS]
+
+
+def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
+    sampled: dict[str, list[Scored]] = {}
+    for s in scored:
+        sampled.setdefault(s.call.plan.name, []).append(s)
+    columns = [
+        "stage",
+        "parameters",
+        "updates",
+        "batch",
+        "teacher calls",
+        "seconds",
+        "compile s",
+        "ms/image",
+    ]
+    rows = []
+    for plan in plans:
+        m = plan.manifest() or {}
+        speeds = sampled.get(plan.name, [])
+        speed = ", ".join(
+            f"{s.samples.ms_per_image:.2f} (NFE {s.call.nfe})"
+            for s in speeds
+            if s.call.role in ("full", "student")
+        )
+        rows.append(
+            [
+                plan.name,
+                f"{m['parameters']:,}",
+                f"{m['steps']:,}",
+                str(m["batch_size"]),
+                f"{m['teacher_calls']:,}" if m["teacher_calls"] else "",
+                f"{m['train_seconds']:.0f}",
+                f"{m['compile_seconds']:.0f}",
+                speed,
+            ]
+        )
+    return Table(
+        columns,
+        rows,
+        title="Cost",
+        caption="Teacher calls count forward passes of one image while distilling. Milliseconds an "
+        "image are those of the fastest batch, compilation left out.",
+    )
+
+
+def _strip(settings: Settings, scored: "list[Scored]") -> Strip:
+    """The full teacher, the teacher at a student's step count, and the students."""
+    students = [s.call for s in _students(scored) if s.call.steps > 1] or [
+        s.call for s in _students(scored)
+    ]
+    calls = [scored[0].call]
+    if students:
+        first = students[0]
+        calls += [
+            s.call for s in scored if s.call.role == "teacher" and s.call.steps == first.steps
+        ][:1]
+        calls.append(first)
+    trajectories = [_trajectory(settings, call) for call in calls]
+    return Strip(
+        "From noise to image",
+        trajectories,
+        caption="The state after each step, at equal noise levels in a column.",
+    )
+
+
+def _trajectory(settings: Settings, call: Call) -> Trajectory:
+    _, frames = draw(
+        call,
+        load_network(call.plan),
+        settings.evaluation,
+        0,
+        settings.evaluation.strip_images,
+        trajectory=True,
+    )
+    levels = [float(i) for i in call.grid[::-1]]
+    return Trajectory(call.label, np.asarray(jax.device_get(frames)), levels)
+
+
+def _classes(dataset: Dataset, scorer: "Scorer", scored: "list[Scored]") -> ClassChart:
+    chosen = [scored[0], *_students(scored)]
+    return ClassChart(
+        list(dataset.class_names),
+        list(scorer.real.histogram if scorer.real.histogram is not None else []),
+        {s.call.label: list(class_histogram(s.classes, dataset.num_classes)) for s in chosen},
+        title="Classes of the samples",
+        caption="Share of each class, as the classifier sees it, among samples and real images.",
+    )
+
+
+def _curves(plans: list[StagePlan]) -> list[Curve]:
+    curves = []
+    for plan in plans:
+        rows = read_metrics(plan.folder / "metrics.jsonl")
+        curves.append(Curve(plan.name, [r["step"] for r in rows], [r["loss"] for r in rows]))
+    return curves
+
+
+def _protocols(settings: Settings, scorer: "Scorer", scored: "list[Scored]"):
+    from ddistill.evaluation.evaluate import _protocol
+
+    return [(s.call.label, _protocol(settings, scorer, s.call).string()) for s in scored]
+
+
+def _provenance(settings: Settings, dataset: Dataset, scorer: "Scorer") -> dict[str, object]:
+    return {
+        "machine": machine_string(),
+        "jax": jax.__version__,
+        "data": dataset.provenance,
+        "seed": settings.seed,
+        "training images": len(dataset),
+        "feature network": f"{scorer.name}, weights {scorer.digest}",
+    }

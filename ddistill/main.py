@@ -1,0 +1,201 @@
+"""Trains, distils, samples, scores and reports: `python -m ddistill.main --config=FILE[:VARIANT]`.
+
+The same command again goes on where the run stopped, and finds what is complete.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Path of a config file, with ':smoke' for its quick variant."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run. Default: runs/NAME, with a hash when settings are changed."
+)
+_CACHE = flags.DEFINE_string(
+    "cache", None, "Folder of the stages that runs share. Default: 'shared' beside the workdir."
+)
+_STAGE = flags.DEFINE_string(
+    "stage", None, "Run this stage alone ('evaluate' = sampling, scoring and the report)."
+)
+_PRINT = flags.DEFINE_bool("print_config", False, "Print the settings in full and stop.")
+_DOCTOR = flags.DEFINE_bool(
+    "doctor", False, "Print versions, devices, data and disk of this machine and stop."
+)
+
+USAGE_ERROR = 2
+RUN_ERROR = 1
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs what the flags ask for; every expected error is one line and an exit status."""
+    try:
+        _main(argv)
+    except (ConfigError, DataError, CheckpointError) as error:
+        _fail(str(error), USAGE_ERROR)
+    except TrainingError as error:
+        _fail(str(error), RUN_ERROR)
+    except Exception as error:
+        text = _disk_trouble(error)
+        if text is None:
+            raise
+        _fail(text, RUN_ERROR)
+
+
+def _main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise ConfigError(f"Arguments without a flag: {' '.join(argv[1:])}.")
+    config = _CONFIG.value
+    workdir = _workdir(config)
+    _prepare_jax(_cache(workdir))
+    if _DOCTOR.value:
+        from ddistill import doctor
+
+        print("\n".join(doctor.report(None if config is None else config.data, workdir)))
+        return
+    if config is None:
+        raise ConfigError("--config=FILE is missing, for example --config=configs/sfddm_digits.py.")
+    if _PRINT.value:
+        print(json.dumps(_plain(config), indent=2))
+        return
+    run(config, workdir, _cache(workdir), _STAGE.value or "", _command())
+
+
+def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> None:
+    """Runs the stages of a config and then the evaluation.
+
+    Args:
+      config: `ConfigDict` or dictionary of `ddistill.settings.Settings`.
+      workdir: the run's folder.
+      cache: folder of shared stages.
+      stage: one stage to run alone, "evaluate", or "" for everything.
+      command: the command as the user gave it, for the results.
+    """
+    from ddistill import data
+    from ddistill.evaluation.evaluate import check_evaluation, evaluate
+    from ddistill.settings import parse
+    from ddistill.training.checkpoints import write_json
+    from ddistill.training.interrupt import Interrupted, StopRequest
+    from ddistill.training.pipeline import run_stages
+    from ddistill.training.progress import Reporter
+    from ddistill.training.stages import plan_stages
+
+    settings = parse(config)
+    dataset = data.load(settings.data, "train")
+    plans = plan_stages(settings, dataset, workdir, cache)
+    check_evaluation(settings, plans)
+    names = [plan.name for plan in plans]
+    if stage and stage not in (*names, "evaluate"):
+        raise ConfigError(
+            f"--stage={stage} is not a stage of this config.{nearest(stage, [*names, 'evaluate'])} "
+            f"Stages: {', '.join(names)}, evaluate."
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", _plain(config))
+    reporter = Reporter()
+    if dataset.skipped:
+        reporter.say(f"data: {dataset.skipped} unreadable images were skipped")
+    with StopRequest() as stop:
+        try:
+            if stage != "evaluate":
+                run_stages(plans, settings, dataset, reporter, stop, only=stage)
+            if stage in ("", "evaluate") and settings.evaluation.enabled:
+                evaluate(settings, plans, dataset, workdir, reporter, stop, command)
+        except Interrupted as where:
+            reporter.say(
+                f"Stopped by {stop.name or 'request'} in {where}; everything up to there is saved. "
+                f"To go on, give the same command again:\n  {command}"
+            )
+
+
+def _prepare_jax(cache: Path) -> None:
+    """Persistent compilation cache, and quiet libraries."""
+    import jax
+
+    logging.set_verbosity(logging.WARNING)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache.absolute() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _workdir(config: Any) -> Path:
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    name = "unnamed" if config is None else str(config.get("name", "unnamed"))
+    changes = sorted(a for a in sys.argv[1:] if a.lstrip("-").startswith("config."))
+    if changes:
+        name += "-" + hashlib.sha256("\n".join(changes).encode()).hexdigest()[:8]
+    return Path("runs") / name
+
+
+def _cache(workdir: Path) -> Path:
+    return Path(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "ddistill.main", *sys.argv[1:]])
+
+
+def _plain(config: Any) -> Any:
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    return json.loads(json.dumps(config, default=str))
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """One line for a full disk or a folder that cannot be written; None for anything else."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        number = getattr(error, "errno", None)
+        text = str(error)
+        where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+            return (
+                f"The disk is full{where}. Free some space and give the same command again; the "
+                "last complete checkpoint is kept."
+            )
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            return (
+                f"Cannot write to the run's folder{where}: {os.strerror(number)}. "
+                "Choose another --workdir."
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _fail(text: str, status: int) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags with config errors as one line each instead of tracebacks."""
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if path is not None and not Path(path.split(":")[0]).is_file():
+        _fail(f"The config file {path.split(':')[0]} does not exist.", USAGE_ERROR)
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        reason = str(error.args[0] if error.args else error).strip("'\"").replace("\\n", " ")
+        given = [a for a in argv if a.lstrip("-").startswith("config.")]
+        _fail(f"{' '.join(given)}: unknown setting {' '.join(reason.split())}", USAGE_ERROR)
+    except (flags.Error, ConfigError, ValueError, TypeError) as error:
+        _fail(" ".join(str(error).split()), USAGE_ERROR)
+    return []
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,55 @@
+"""Networks by name, with settings that are checked before anything is traced."""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+
+from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.networks.classifier import DigitsClassifier
+from ddistill.networks.unet import UNet, check_fields
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "digits_classifier": DigitsClassifier}
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """Returns the network `name` with the given fields.
+
+    Args:
+      name: a key of `NETWORKS`.
+      options: fields of that module; lists become tuples, so that the module can be hashed.
+
+    Raises:
+      ConfigError: the name or a field is not known (with the nearest match), a value is of another
+        type than the field's default, or the values do not fit together.
+    """
+    check_choice("network.name", name, NETWORKS)
+    cls = NETWORKS[name]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
+    for key in options:
+        if key not in fields:
+            raise ConfigError(
+                f"network.{key} is not a field of '{name}'.{nearest(key, fields)} "
+                f"Known: {', '.join(sorted(fields))}."
+            )
+    module = cls(**{k: _convert(k, v, fields[k].default) for k, v in options.items()})
+    if isinstance(module, UNet):
+        check_fields(module)
+    return module
+
+
+def _convert(key: str, value: Any, default: Any) -> Any:
+    """Returns `value` as the type of the field's default."""
+    if isinstance(default, tuple):
+        value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+            return value
+        raise ConfigError(f"network.{key}={value!r} must be a list of integers.")
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ConfigError(
+            f"network.{key}={value!r} is a {type(value).__name__}; "
+            f"a {type(default).__name__} is needed."
+        )
+    return value

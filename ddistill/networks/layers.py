@@ -1,0 +1,180 @@
+"""The building blocks that the networks share: convolution, group norm, attention, time embedding.
+
+Parameters are float32 always. `dtype` is what convolutions and matrix products compute in; norm
+statistics, softmax and the time embedding stay in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ddistill.errors import ConfigError
+
+# Glorot uniform, as DDPM: variance 1 / mean(fan_in, fan_out).
+glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = nn.initializers.zeros_init()
+
+CONV_IMPLS = ("auto", "xla", "matmul")
+
+
+class Conv(nn.Module):
+    """Convolution with "SAME" padding and a bias.
+
+    Stride 2 on an even size pads at the bottom and the right only, as TensorFlow and DDPM do.
+
+    Attributes:
+      features: output channels.
+      size: kernel width and height, odd.
+      stride: 1 or 2.
+      kernel_init: initialiser of the `[size, size, C_in, C_out]` kernel.
+      dtype: compute dtype.
+      impl: "xla", "matmul" or "auto".
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    kernel_init: nn.initializers.Initializer = glorot
+    dtype: str = "float32"
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Returns the convolved image of shape `[B, H/stride, W/stride, features]`."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1 and self.stride == 1:
+            return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0]) + bias
+        out = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return out + bias
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (arXiv 1803.08494) with float32 statistics, optionally conditioned.
+
+    Attributes:
+      groups: number of groups; has to divide the channels.
+      eps: added to the variance.
+      dtype: dtype of the result.
+    """
+
+    groups: int
+    eps: float
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], silu: bool = False, scale_shift=None) -> Array:
+        """Normalises, applies the learnt affine map, then `(1 + s) y + t`, then SiLU.
+
+        Args:
+          x: the activations.
+          silu: whether SiLU follows.
+          scale_shift: pair (s, t) of `[B, C]`, or None.
+
+        Raises:
+          ConfigError: `groups` does not divide the channels.
+        """
+        channels = x.shape[-1]
+        if self.groups < 1 or channels % self.groups:
+            allowed = [g for g in range(1, min(channels, 64) + 1) if channels % g == 0]
+            raise ConfigError(
+                f"norm_groups={self.groups} does not divide the {channels} channels of "
+                f"'{'/'.join(self.path)}'. Allowed here: {allowed}. Change norm_groups, or "
+                "channels and multipliers so that every channel count divides."
+            )
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", zeros, (channels,))
+        x = x.astype(jnp.float32)
+        # Pixels are summed first, channels of a group after that: reducing over both at once, with
+        # the few channels of a group innermost, takes XLA CPU six times as long.
+        mean = self._group_mean(jnp.mean(x, axis=(1, 2)))
+        centred = x - mean[:, None, None, :]
+        var = self._group_mean(jnp.mean(jnp.square(centred), axis=(1, 2)))
+        gain, shift = jax.lax.rsqrt(var + self.eps) * scale, bias
+        if scale_shift is not None:
+            s, t = (v.astype(jnp.float32) for v in scale_shift)
+            gain, shift = gain * (1.0 + s), (bias * (1.0 + s) + t)[:, None, None, :]
+        y = centred * gain[:, None, None, :] + shift
+        return (nn.silu(y) if silu else y).astype(self.dtype)
+
+    def _group_mean(self, x: Float[Array, "B C"]) -> Float[Array, "B C"]:
+        """The mean over each group's channels, once for every channel of the group."""
+        grouped = x.reshape(x.shape[0], self.groups, -1)
+        mean = jnp.mean(grouped, axis=-1, keepdims=True)
+        return jnp.broadcast_to(mean, grouped.shape).reshape(x.shape)
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all pixels, as in DDPM: norm, q k v, softmax, zero projection.
+
+    Attributes:
+      head_dim: channels per head; 0 for a single head.
+      groups, eps: of the norm.
+      dtype: compute dtype; the softmax is float32.
+    """
+
+    head_dim: int
+    groups: int
+    eps: float
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Returns x plus what the pixels attend to.
+
+        Raises:
+          ConfigError: `head_dim` does not divide the channels.
+        """
+        batch, height, width, channels = x.shape
+        head_dim = self.head_dim or channels
+        if channels % head_dim:
+            raise ConfigError(
+                f"head_dim={self.head_dim} does not divide the {channels} channels of "
+                f"'{'/'.join(self.path)}'. Use a divisor of {channels}, or 0 for a single head."
+            )
+        h = GroupNorm(self.groups, self.eps, self.dtype, name="norm")(x)
+        qkv = Conv(3 * channels, size=1, dtype=self.dtype, name="qkv")(h)
+        qkv = qkv.reshape(batch, height * width, 3, channels // head_dim, head_dim)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q * head_dim**-0.5, k)
+        weights = nn.softmax(logits.astype(jnp.float32), axis=-1).astype(self.dtype)
+        h = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        return x + Conv(channels, 1, kernel_init=zeros, dtype=self.dtype, name="out")(h)
+
+
+def sinusoidal_embedding(
+    time: Float[Array, " B"], features: int, max_period: float = 10000.0
+) -> Float[Array, "B F"]:
+    """Sines, then cosines, of `time` at frequencies 1 ... 1/max_period (DDPM, tensor2tensor).
+
+    Args:
+      time: real-valued times; float32.
+      features: even and at least 4.
+      max_period: the inverse of the lowest frequency.
+    """
+    half = features // 2
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - 1))
+    angles = time.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def downsample(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Mean over 2 x 2 pixels."""
+    batch, height, width, channels = x.shape
+    return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+
+
+def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Every pixel twice in both directions (nearest neighbour)."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)

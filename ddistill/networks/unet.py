@@ -1,0 +1,288 @@
+"""The U-Net of diffusion models, one module for the family of DDPM and diffusers' UNet2DModel.
+
+Sources: DDPM (arXiv 2006.11239, hojonathanho/diffusion), its PyTorch form (w86763777/pytorch-ddpm,
+the CFD teacher) and ADM (arXiv 2105.05233: scale-shift conditioning, resampling residual blocks).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from ddistill.errors import ConfigError, check_choice
+from ddistill.networks.layers import (
+    CONV_IMPLS,
+    Attention,
+    Conv,
+    GroupNorm,
+    downsample,
+    glorot,
+    sinusoidal_embedding,
+    upsample,
+    zeros,
+)
+
+RESAMPLE = ("conv", "resblock")
+TIME_CONDITIONING = ("additive", "scale_shift")
+DTYPES = ("float32", "bfloat16")
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, time, norm, SiLU, dropout, zero conv, plus the input.
+
+    Attributes:
+      features: output channels.
+      config: the U-Net whose block this is.
+      resample: "", "up" or "down": resamples after the first SiLU and on the shortcut (ADM).
+    """
+
+    features: int
+    config: "UNetConfig"
+    resample: str = ""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], embedding: Float[Array, "B E"], train: bool
+    ) -> Float[Array, "B h w D"]:
+        """Returns `[B, H, W, features]`, H and W halved or doubled where the block resamples."""
+        c, d = self.config, self.features
+        resize = {"": lambda v: v, "up": upsample, "down": downsample}[self.resample]
+        conditioned = c.time_conditioning == "scale_shift"
+        h = resize(c.norm("norm1")(x, silu=True))
+        h = c.conv(d, "conv1")(h)
+        time = nn.Dense(
+            2 * d if conditioned else d, dtype=c.dtype, kernel_init=glorot, name="time"
+        )(embedding)
+        if conditioned:
+            h = c.norm("norm2")(h, silu=True, scale_shift=jnp.split(time, 2, axis=-1))
+        else:
+            h = c.norm("norm2")(h + time[:, None, None, :], silu=True)
+        h = nn.Dropout(c.dropout, deterministic=not train)(h)
+        h = c.conv(d, "conv2", kernel_init=zeros)(h)
+        x = resize(x)
+        if x.shape[-1] != d:
+            x = c.conv(d, "shortcut", size=1)(x)
+        return x + h
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """What the blocks of one U-Net have in common; see `UNet` for the meaning of the fields."""
+
+    time_conditioning: str
+    head_dim: int
+    dropout: float
+    norm_groups: int
+    norm_eps: float
+    dtype: str
+    conv_impl: str
+
+    def norm(self, name: str) -> GroupNorm:
+        """A group norm of this network."""
+        return GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name=name)
+
+    def conv(self, features: int, name: str, **options: Any) -> Conv:
+        """A convolution of this network."""
+        return Conv(features, dtype=self.dtype, impl=self.conv_impl, name=name, **options)
+
+    def attention(self, name: str) -> Attention:
+        """A self-attention block of this network."""
+        return Attention(self.head_dim, self.norm_groups, self.norm_eps, self.dtype, name=name)
+
+
+class UNet(nn.Module):
+    """Predicts from a noisy image, its time and, where conditional, a class.
+
+    Defaults are DDPM's CIFAR-10 network: 35,746,307 parameters.
+
+    Attributes:
+      channels: base width; level i has `channels * multipliers[i]`.
+      multipliers: one per resolution level, outermost first; each further level halves the size.
+      blocks: residual blocks per level on the way down (one more on the way up).
+      attention: image heights at which every block is followed by self-attention.
+      mid_attention: whether the middle has attention between its two blocks.
+      head_dim: channels per attention head; 0 for a single head, as in DDPM.
+      out_channels: channels of the output.
+      resample: "conv" (strided convolution; nearest neighbour and convolution) or "resblock" (ADM).
+      time_conditioning: "additive" (DDPM) or "scale_shift" (ADM).
+      time_scale: the time is multiplied by it before the sinusoids, whose frequencies go from 1 to
+        1/10000. 1 suits DDPM's 0 ... 999; log-SNR or c_noise want about 1000 / their range.
+      num_classes: 0 for an unconditional network; class `num_classes` is the null class.
+      dropout: rate after the second SiLU of every residual block.
+      norm_groups, norm_eps: of every group norm. DDPM's TensorFlow code has eps 1e-6, diffusers'
+        google/ddpm-* too, PyTorch's default is 1e-5.
+      remat: recompute each block in the backward pass instead of storing its activations.
+      dtype: what convolutions and matrix products compute in: "float32" or "bfloat16".
+      conv_impl: "auto", "xla" or "matmul"; same parameters and results, other speed.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (16,)
+    mid_attention: bool = True
+    head_dim: int = 0
+    out_channels: int = 3
+    resample: str = "conv"
+    time_conditioning: str = "additive"
+    time_scale: float = 1.0
+    num_classes: int = 0
+    dropout: float = 0.0
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    remat: bool = False
+    dtype: str = "float32"
+    conv_impl: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        time: Float[Array, " B"],
+        cond: Int[Array, " B"] | None = None,
+        *,
+        train: bool = False,
+        taps: tuple[str, ...] = (),
+    ):
+        """Runs the network.
+
+        Feature taps: `mid`, the middle's output; `up_0` (innermost) ... `up_{L-1}` (outermost),
+        the output of an up level's last block, before upsampling; `last`, what enters the last
+        convolution, that is `up_{L-1}` after the last norm and SiLU.
+
+        Args:
+          x: noisy images.
+          time: what the network is told of the noise level; real-valued.
+          cond: class ids in 0 ... num_classes, or None for the null class (or no class at all).
+          train: whether dropout is on; then an rng named "dropout" is needed.
+          taps: names of the features that are wanted too.
+
+        Returns:
+          The output `[B, H, W, out_channels]` in float32, or (output, {tap: features}) when taps
+          are named.
+
+        Raises:
+          ConfigError: the fields do not fit together or the image size does not fit them.
+        """
+        self._check(x.shape, cond, taps)
+        config = UNetConfig(
+            self.time_conditioning,
+            self.head_dim,
+            self.dropout,
+            self.norm_groups,
+            self.norm_eps,
+            self.dtype,
+            self.conv_impl,
+        )
+        feats: dict[str, Array] = {}
+        emb = self._embedding(time, cond)
+        h = config.conv(self.channels, "conv_in")(x)
+        skips = [h]
+        for i, mult in enumerate(self.multipliers):
+            for j in range(self.blocks):
+                h = self._block(config, mult, f"down_{i}_{j}")(h, emb, train)
+                h = self._attend(config, h, f"down_{i}_{j}_attention")
+                skips.append(h)
+            if i != len(self.multipliers) - 1:
+                h = self._down(config, h, emb, train, f"down_{i}_resample")
+                skips.append(h)
+        mult = self.multipliers[-1]
+        h = self._block(config, mult, "mid_0")(h, emb, train)
+        if self.mid_attention:
+            h = self._attention(config, "mid_attention")(h)
+        h = feats["mid"] = self._block(config, mult, "mid_1")(h, emb, train)
+        for i, mult in reversed(list(enumerate(self.multipliers))):
+            for j in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._block(config, mult, f"up_{i}_{j}")(h, emb, train)
+                h = self._attend(config, h, f"up_{i}_{j}_attention")
+            feats[f"up_{len(self.multipliers) - 1 - i}"] = h
+            if i != 0:
+                h = self._up(config, h, emb, train, f"up_{i}_resample")
+        h = feats["last"] = config.norm("norm_out")(h, silu=True)
+        out = config.conv(self.out_channels, "conv_out", kernel_init=zeros)(h)
+        out = out.astype(jnp.float32)
+        return (out, {name: feats[name] for name in taps}) if taps else out
+
+    def _embedding(self, time: Array, cond: Array | None) -> Float[Array, "B E"]:
+        """SiLU of the time (and class) embedding `[B, 4 * channels]`, which every block projects."""
+        width = 4 * self.channels
+        emb = sinusoidal_embedding(time * self.time_scale, self.channels)
+        emb = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name="time_0")(emb)
+        emb = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name="time_1")(nn.silu(emb))
+        if self.num_classes:
+            if cond is None:
+                cond = jnp.full(time.shape, self.num_classes, jnp.int32)
+            emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="class")(cond)
+        return nn.silu(emb)
+
+    def _block(self, config: UNetConfig, mult: int, name: str, resample: str = "") -> nn.Module:
+        cls = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        return cls(self.channels * mult, config, resample, name=name)
+
+    def _attention(self, config: UNetConfig, name: str) -> nn.Module:
+        cls = nn.remat(Attention) if self.remat else Attention
+        return cls(self.head_dim, config.norm_groups, config.norm_eps, config.dtype, name=name)
+
+    def _attend(self, config: UNetConfig, h: Array, name: str) -> Array:
+        return self._attention(config, name)(h) if h.shape[1] in self.attention else h
+
+    def _down(self, config: UNetConfig, h: Array, emb: Array, train: bool, name: str) -> Array:
+        if self.resample == "resblock":
+            return self._block(config, h.shape[-1] // self.channels, name, "down")(h, emb, train)
+        return config.conv(h.shape[-1], name, stride=2)(h)
+
+    def _up(self, config: UNetConfig, h: Array, emb: Array, train: bool, name: str) -> Array:
+        if self.resample == "resblock":
+            return self._block(config, h.shape[-1] // self.channels, name, "up")(h, emb, train)
+        return config.conv(h.shape[-1], name)(upsample(h))
+
+    def _check(self, shape: tuple[int, ...], cond: Array | None, taps: tuple[str, ...]) -> None:
+        """Refuses what cannot work, while tracing and so before anything is compiled."""
+        check_fields(self)
+        if len(shape) != 4:
+            raise ConfigError(f"A U-Net takes images [B, H, W, C]; the shape {shape} was given.")
+        levels = len(self.multipliers)
+        factor = 2 ** (levels - 1)
+        for side in shape[1:3]:
+            if side % factor:
+                up, down = -(-side // factor) * factor, side // factor * factor
+                raise ConfigError(
+                    f"Images of {shape[1]} x {shape[2]} do not fit multipliers={self.multipliers}: "
+                    f"{levels} levels halve the size {levels - 1} times, so both sides have to "
+                    f"divide by {factor}. Use {down or up} or {up} pixels, or fewer multipliers."
+                )
+        sizes = [shape[1] >> i for i in range(levels)]
+        for size in self.attention:
+            if size not in sizes:
+                raise ConfigError(
+                    f"attention={self.attention}: no level is {size} pixels high; with images of "
+                    f"{shape[1]} pixels and multipliers={self.multipliers} they are {sizes}."
+                )
+        if cond is not None and not self.num_classes:
+            raise ConfigError("cond was given, but num_classes=0 makes the network unconditional.")
+        names = ("mid", *(f"up_{i}" for i in range(levels)), "last")
+        for tap in taps:
+            check_choice("taps", tap, names)
+
+
+def check_fields(net: UNet) -> None:
+    """Raises `ConfigError` for field values of `net` that cannot work at any image size."""
+    check_choice("resample", net.resample, RESAMPLE)
+    check_choice("time_conditioning", net.time_conditioning, TIME_CONDITIONING)
+    check_choice("dtype", net.dtype, DTYPES)
+    check_choice("conv_impl", net.conv_impl, CONV_IMPLS)
+    for name in ("channels", "blocks", "out_channels", "norm_groups"):
+        if getattr(net, name) < 1:
+            raise ConfigError(f"{name}={getattr(net, name)} must be 1 or more.")
+    if net.channels < 4 or net.channels % 2:
+        raise ConfigError(f"channels={net.channels} must be even and at least 4 (time sinusoids).")
+    if not net.multipliers or min(net.multipliers) < 1:
+        raise ConfigError(f"multipliers={net.multipliers} must be one or more integers above 0.")
+    for name in ("head_dim", "num_classes"):
+        if getattr(net, name) < 0:
+            raise ConfigError(f"{name}={getattr(net, name)} must be 0 or more.")
+    if not 0.0 <= net.dropout < 1.0:
+        raise ConfigError(f"dropout={net.dropout} must be in [0, 1).")

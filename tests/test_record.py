@@ -1,0 +1,215 @@
+"""docs/results.json and docs/results.md from the results of runs."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ddistill.evaluation.markdown import BEGIN, END, merge_text, render
+from ddistill.evaluation.protocol import Protocol, Row, read_rows, write_rows
+from ddistill.evaluation.published import PUBLISHED, published
+from ddistill.evaluation.vocabulary import METHODS
+from ddistill.record import main, merge, record
+
+
+def _row(method="sfddm", nfe=4, value=2.0, seed=0, metric="fd", **changes):
+    student = METHODS[method].role == "student"
+    protocol = Protocol("net", "ab", "digits/train", 10, 20, "ddim", nfe, 0.9, 1.0, 0, True)
+    row = Row(
+        experiment="exp",
+        method=method,
+        data="digits",
+        nfe=nfe,
+        students=int(student),
+        width=8,
+        seed=seed,
+        metric=metric,
+        value=value,
+        protocol=protocol.string(),
+        train_seconds=60.0 if student else 0.0,
+        teacher_calls=1000 if student else 0,
+        command="python -m ddistill.main --config=configs/a.py",
+        machine="a machine",
+    )
+    return dataclasses.replace(row, **changes)
+
+
+ROWS = [
+    _row("real", 0, 0.5),
+    *(_row(value=v, seed=s) for s, v in enumerate((1.0, 2.0, 3.0))),
+    _row(nfe=8, value=1.25),
+    _row("ddim", 4, 9.0),
+    _row(metric="recall", value=0.75),
+]
+
+
+def _run(folder, rows):
+    write_rows(folder / "results.json", rows)
+    return folder
+
+
+def _table(text, first):
+    """Cells of the first table whose header starts with `first`, by first cell."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} "))
+    rows = []
+    for line in [lines[start], *lines[start + 2 :]]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows[0], {row[0]: row[1:] for row in rows[1:]}
+
+
+def test_first_record_makes_both_files(tmp_path):
+    docs = tmp_path / "docs"
+    said = record([_run(tmp_path / "run", ROWS)], docs)
+    assert "7 rows (7 new, 0 replaced)" in said
+    assert sorted(read_rows(docs / "results.json"), key=repr) == sorted(ROWS, key=repr)
+    text = (docs / "results.md").read_text()
+    head, cells = _table(text, "method")
+    assert head == ["method", "4", "8", "paper (NFE: FID)"]
+    dash = "\N{EN DASH}"
+    assert cells == {
+        "teacher DDIM": ["9.00 (1)", dash, dash],
+        "SFDDM": ["2.00 ± 1.00 (3)", "1.25 (1)", dash],
+        "real data (floor)": ["0.500 (1)", "0.500 (1)", dash],
+    }
+    for part in (
+        "`python -m ddistill.main --config=configs/a.py`",
+        "machine: a machine",
+        "reference=digits/train:10",
+        "results/exp_digits.png",
+    ):
+        assert part in text
+    assert (docs / "results" / "exp_digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_details_hold_the_other_metrics_and_costs():
+    _, cells = _table(render(ROWS), "sampler")
+    assert cells["SFDDM"][:2] == ["8", "**1.25**"]  # the last line of this name
+    assert "0.750" in render(ROWS)
+    assert "| 60 | 1,000 |" in render(ROWS)
+
+
+def test_recording_again_changes_nothing(tmp_path):
+    docs, run = tmp_path / "docs", _run(tmp_path / "run", ROWS)
+    record([run], docs)
+    before = {p.name: p.read_bytes() for p in docs.rglob("*") if p.is_file()}
+    assert "(0 new, 7 replaced)" in record([run], docs)
+    assert "(0 new, 0 replaced)" in record([], docs)
+    assert {p.name: p.read_bytes() for p in docs.rglob("*") if p.is_file()} == before
+
+
+def test_order_of_runs_does_not_matter_unless_they_measure_the_same(tmp_path):
+    a, b = _run(tmp_path / "a", ROWS[:3]), _run(tmp_path / "b", ROWS[3:])
+    record([a, b], tmp_path / "ab")
+    record([b], tmp_path / "ba")
+    record([a / "results.json"], tmp_path / "ba")  # the file itself will do
+    for name in ("results.json", "results.md"):
+        assert (tmp_path / "ab" / name).read_bytes() == (tmp_path / "ba" / name).read_bytes()
+
+
+def test_the_same_measurement_replaces_and_others_stay():
+    old = [_row(value=1.0), _row(value=2.0, seed=1)]
+    newer = _row(value=5.0, protocol=old[0].protocol.replace("@ab", "@cd"), machine="new")
+    variant = _row(value=7.0, protocol=old[0].protocol.replace("ema=0.9", "ema=none"))
+    rows, added, replaced = merge(old, [newer, variant])
+    assert (added, replaced) == (1, 1)
+    assert sorted(r.value for r in rows) == [2.0, 5.0, 7.0]
+    assert merge(rows, [])[0] == rows
+    assert merge(rows[::-1], [])[0] == rows
+
+
+def test_prose_is_kept(tmp_path):
+    docs = tmp_path
+    page = docs / "results.md"
+    page.write_text(
+        f"# Mine\n\nBefore.\n\n{BEGIN}\nold table\n{END}\n\nAfter: a <!-- comment -->.\n"
+    )
+    record([_run(tmp_path / "run", ROWS)], docs)
+    text = page.read_text()
+    assert text.startswith("# Mine\n\nBefore.\n\n<!-- generated:begin")
+    assert text.endswith("<!-- generated:end -->\n\nAfter: a <!-- comment -->.\n")
+    assert "old table" not in text
+    assert "SFDDM" in text
+
+
+def test_a_page_without_markers_gets_them_at_its_end():
+    text = merge_text("# Mine\n\nProse.\n", "TABLE", "results.md")
+    assert text == f"# Mine\n\nProse.\n\n{BEGIN}\n\nTABLE\n\n{END}\n"
+    assert merge_text(text, "OTHER", "results.md") == text.replace("TABLE", "OTHER")
+    assert merge_text("", "TABLE", "x").startswith("# Results\n\n<!-- generated:begin")
+
+
+@pytest.mark.parametrize(
+    "text", [f"{BEGIN}\n", f"{END}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"]
+)
+def test_damaged_markers_stop_before_anything_is_written(tmp_path, text):
+    run = _run(tmp_path / "run", ROWS)
+    (tmp_path / "results.md").write_text(text)
+    with pytest.raises(ValueError, match=r"results.md: found \d '<!-- generated:begin"):
+        record([run], tmp_path)
+    assert (tmp_path / "results.md").read_text() == text
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_bad_file_is_named_and_nothing_is_written(tmp_path):
+    good = _run(tmp_path / "good", ROWS)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    content = [dataclasses.asdict(row) for row in ROWS]
+    content[2]["sede"] = content[2].pop("seed")
+    (bad / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"bad.results\.json: row 2: key 'seed' is missing"):
+        record([good, bad], tmp_path / "docs")
+    with pytest.raises(ValueError, match=r"nowhere: cannot be read"):
+        record([good, tmp_path / "nowhere"], tmp_path / "docs")
+    empty = tmp_path / "unfinished"
+    empty.mkdir()
+    with pytest.raises(ValueError, match=r"unfinished.results\.json: cannot be read"):
+        record([empty], tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
+
+
+def test_command_line(tmp_path, capsys):
+    run = _run(tmp_path / "run", ROWS)
+    main([str(run), "--docs", str(tmp_path / "docs")])
+    assert "7 new" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"error: .*nowhere"):
+        main([str(tmp_path / "nowhere"), "--docs", str(tmp_path / "docs")])
+    helped = subprocess.run(
+        [sys.executable, "-m", "ddistill.record", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "results.json" in helped.stdout
+
+
+def test_published_numbers_stand_beside_ours_with_their_source():
+    rows = [_row("pd", n, 5.0, data="cifar10") for n in (1, 4, 16)]
+    rows += [_row("pd", 4, 6.0, data="cifar10", experiment="exp/other_recipe")]
+    rows += [_row("pd", 4, 6.0, data="digits"), _row("sfddm", 4, 6.0, data="cifar10")]
+    text = render(rows)
+    cifar, digits = text.split("## exp, digits")
+    dash = "\N{EN DASH}"
+    _, cells = _table(cifar, "method")
+    assert cells["PD"][-1] == "1: 9.12, 4: 3.00"
+    assert cells["PD, other recipe"][-1] == dash
+    assert cells["SFDDM"][-1] == dash
+    assert "2202.00512" in cifar
+    assert _table(digits, "method")[1]["PD"][-1] == dash
+    assert "Published" not in digits
+
+
+def test_published_table_is_sound():
+    keys = {(p.method, p.data, p.nfe, p.students) for p in PUBLISHED}
+    assert len(keys) == len(PUBLISHED)
+    assert all(p.method in METHODS and p.value > 0 and p.source for p in PUBLISHED)
+    assert published("pd", "cifar10", 2, 1).value == 4.51
+    assert published("pd", "digits", 2, 1) is None
+    assert not any(p.method.startswith("sfddm") or p.method == "o2mkd" for p in PUBLISHED)
+
+
+def test_no_rows():
+    assert "No results yet" in render([])

@@ -1,0 +1,385 @@
+"""The report: one page that needs nothing but itself, and pictures that show what was given."""
+
+import base64
+import dataclasses
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddistill.evaluation.curves import curves_from_metrics
+from ddistill.evaluation.images import (
+    GAP,
+    Grid,
+    ImageRow,
+    Strip,
+    Trajectory,
+    enlarge_factor,
+    grid_image,
+    psnr,
+    row_image,
+    sheet,
+    strip_columns,
+    strip_row,
+)
+from ddistill.evaluation.plots import (
+    ClassChart,
+    Curve,
+    Line,
+    ScorePlot,
+    classes_figure,
+    curves_figure,
+    score_figure,
+    smooth,
+)
+from ddistill.evaluation.protocol import Protocol, Row
+from ddistill.evaluation.report import Highlight, Report, flatten, slug, write_report
+from ddistill.evaluation.summary import Table, score_plot, score_table
+
+LABELS = ("teacher DDIM, 256 steps", "teacher DDIM, 4 steps", "student <4> steps & more")
+HALF = GAP // 2
+
+
+def _images(n=5, size=8, channels=1, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (n, size, size, channels)).astype(np.float32)
+
+
+def _trajectory(label, levels, samples=2):
+    frames = np.stack([_images(samples, seed=int(level)) for level in levels])
+    return Trajectory(label, frames, levels)
+
+
+def _row(method="ddim", nfe=4, metric="fd", value=1.0, seed=0, **changes):
+    protocol = Protocol("net", "ab", "digits/train", 10, 20, "ddim", nfe, 0.9, 1.0, 0, True)
+    row = Row(
+        "exp", method, "digits", nfe, 0, 8, seed, metric, value, protocol.string(),
+        0.0, 0, "python -m ddistill.main", "a machine",
+    )  # fmt: skip
+    return dataclasses.replace(row, **changes)
+
+
+@pytest.fixture(scope="module")
+def report():
+    rows = [_row(nfe=n, value=9.0 / n) for n in (1, 2, 4)] + [_row("sfddm", 4, students=1)]
+    return Report(
+        title="A <report> & more",
+        subtitle="From many steps to few.",
+        command="python -m ddistill.main --config=configs/a.py",
+        highlights=[Highlight("4.2", "FD of the student")],
+        grids=[
+            Grid("Same noise", [ImageRow(label, _images(seed=i)) for i, label in enumerate(LABELS)])
+        ],
+        plot=score_plot(rows),
+        tables=[score_table(rows)],
+        strip=Strip(
+            "Steps",
+            [
+                _trajectory("teacher strip", list(range(64, -1, -8))),
+                _trajectory("student strip", [64, 32, 0]),
+            ],
+        ),
+        classes=ClassChart(["a", "b"], [0.5, 0.5], {"student": [0.7, 0.3]}),
+        curves=[Curve("teacher", range(5), [5, 4, 3, 2, 1])],
+        config={"schedule": {"name": "cosine"}},
+        protocols=[("teacher", rows[0].protocol), ("student", rows[-1].protocol)],
+        provenance={"machine": "a machine"},
+        notes=["A note."],
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert write_report(folder, report, separate_grids=True) == folder / "report.html"
+    return folder
+
+
+class _Page(HTMLParser):
+    """Collects what the page refers to, its text and its nesting."""
+
+    VOID = frozenset({"meta", "img", "source", "br"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.tags, self.words, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+
+def test_page_is_self_contained_and_well_formed(folder):
+    text = (folder / "report.html").read_text()
+    page = _Page(text)
+    assert not page.open
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not {"script", "link", "iframe", "base"} & set(page.tags)
+    assert "://" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    for link in page.links:
+        with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as image:
+            image.load()
+            assert min(image.size) > 20
+
+
+def test_page_shows_every_part(folder):
+    words = " ".join(_Page((folder / "report.html").read_text()).words)
+    expected = [*LABELS, "A <report> & more", "From many steps to few.", "A note.", "4.2"]
+    expected += ["python -m ddistill.main --config=configs/a.py", "teacher strip", "student strip"]
+    expected += ["schedule.name", "cosine", "a machine", "Training", "Classes of the samples"]
+    expected += ["reference=digits/train:10", "FD of the student", "teacher DDIM", "SFDDM"]
+    for text in expected:
+        assert text in words, text
+    assert "<report>" not in (folder / "report.html").read_text()
+
+
+def test_pictures_lie_beside_the_page(folder):
+    for name in ("samples", "fd_vs_nfe", "strip", "curves", "classes"):
+        with Image.open(folder / f"{name}.png") as image:
+            assert image.width >= 400, name
+            assert image.height >= 150, name
+            assert image.format == "PNG"
+    with Image.open(folder / "images" / "same_noise" / "teacher_ddim_4_steps.png") as image:
+        side = 8 * enlarge_factor(8) + GAP
+        assert image.size == (3 * side, 2 * side)  # 5 images in a near-square sheet
+
+
+def test_writing_again_gives_the_same_page(folder, report):
+    before = (folder / "report.html").read_bytes()
+    write_report(folder, report)
+    assert (folder / "report.html").read_bytes() == before
+
+
+def test_an_empty_report_is_a_page(tmp_path):
+    path = write_report(tmp_path / "new", Report("Nothing yet"))
+    assert "Nothing yet" in path.read_text()
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("size, factor", [(8, 6), (16, 3), (28, 2), (32, 2), (64, 1), (256, 1)])
+def test_small_images_are_enlarged_by_whole_factors(size, factor):
+    assert enlarge_factor(size) == factor
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_row_shows_each_pixel_as_a_block_apart_from_its_neighbours(channels):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, channels)).astype(np.uint8)
+    pixels = np.asarray(row_image(images))
+    side = 48 + GAP
+    assert pixels.shape == (side, 3 * side, 4)
+    want = np.broadcast_to(images, (3, 8, 8, 3)).repeat(6, 1).repeat(6, 2)
+    for i in range(3):
+        left = i * side
+        cell = pixels[HALF : HALF + 48, left + HALF : left + HALF + 48]
+        np.testing.assert_array_equal(cell[..., :3], want[i])
+        assert (cell[..., 3] == 255).all()
+        frame = pixels[:, left : left + side].copy()
+        frame[HALF:-HALF, HALF:-HALF] = 0
+        assert set(np.unique(frame[..., 3])) == {0, frame[0, 0, 3]}  # a gap on all four sides
+
+
+def test_grid_image_holds_the_rows_it_was_given():
+    rows = [ImageRow("one", _images(4, seed=1)), ImageRow("two", _images(4, seed=2), "FD 3")]
+    grid = np.asarray(grid_image([Grid("Title", rows)]).convert("RGB")).astype(int)
+    for row in rows:
+        strip = row_image(row.images)
+        paper = Image.new("RGB", strip.size, "white")
+        paper.paste(strip, (0, 0), strip)
+        needle = np.asarray(paper).astype(int)
+        width = grid.shape[1] - needle.shape[1] + 1
+        places = [
+            (y, x)
+            for y in range(grid.shape[0] - needle.shape[0] + 1)
+            for x in range(width)
+            if (grid[y, x : x + 60] == needle[0, :60]).all()
+            and (grid[y : y + needle.shape[0], x : x + needle.shape[1]] == needle).all()
+        ]
+        assert len(places) == 1
+
+
+def test_sheet_of_one_image():
+    assert sheet(_images(1)).size == (48 + GAP, 48 + GAP)
+
+
+def test_grids_name_the_row_that_does_not_fit():
+    with pytest.raises(ValueError, match="Row 'short' of grid 'G'"):
+        grid_image([Grid("G", [ImageRow("full", _images(4)), ImageRow("short", _images(3))])])
+    with pytest.raises(ValueError, match="Grid 'G' has no rows"):
+        grid_image([Grid("G", [])])
+    with pytest.raises(ValueError, match="not finite"):
+        row_image(np.full((1, 8, 8, 1), np.nan))
+    with pytest.raises(ValueError, match=r"1 or 3\]; got \(2, 8, 8, 2\)"):
+        row_image(np.zeros((2, 8, 8, 2)))
+
+
+def test_strip_aligns_frames_at_equal_noise():
+    teacher = _trajectory("teacher", list(range(64, -1, -1)))
+    student = _trajectory("student", [64, 32, 0])
+    strip = Strip("S", [teacher, student])
+    columns = strip_columns(strip)
+    assert columns == [64, 56, 48, 40, 32, 24, 16, 8, 0]
+    side = 48 + GAP
+    rows = [np.asarray(strip_row(t, 1, columns)) for t in (teacher, student)]
+    for i, level in enumerate(columns):
+        cells = [row[:, i * side : (i + 1) * side] for row in rows]
+        frame = np.asarray(row_image(teacher.frames[64 - int(level)][1:]))
+        np.testing.assert_array_equal(cells[0], frame)
+        if level in (64, 32, 0):  # both were made from the level, so they agree
+            np.testing.assert_array_equal(cells[1], frame)
+        else:  # nothing but the line
+            assert (cells[1][: side // 2 - 4] == 0).all()
+            assert cells[1][..., 3].any()
+
+
+def test_strip_columns_come_from_the_coarser_sampler_that_has_enough():
+    teacher, student = (
+        _trajectory("t", list(range(64, -1, -1))),
+        _trajectory("s", range(64, -1, -8)),
+    )
+    assert strip_columns(Strip("S", [teacher, student])) == list(range(64, -1, -8))
+    few = strip_columns(Strip("S", [_trajectory("s", [64, 0])]))
+    assert few == [64, 0]
+    assert strip_columns(Strip("S", [teacher], columns=[3, 1])) == [3, 1]
+
+
+def test_strip_errors():
+    with pytest.raises(ValueError, match="at least one trajectory"):
+        strip_columns(Strip("S", []))
+    with pytest.raises(ValueError, match="'t' needs frames"):
+        strip_columns(Strip("S", [Trajectory("t", np.zeros((3, 1, 8, 8, 1)), [1, 0])]))
+    two = [_trajectory("a", [1, 0], 1), _trajectory("b", [1, 0], 2)]
+    with pytest.raises(ValueError, match="different numbers"):
+        strip_columns(Strip("S", two))
+
+
+def _size(png):
+    with Image.open(io.BytesIO(png)) as image:
+        return image.size
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        ScorePlot([Line("one point", [1], [3.0])]),
+        ScorePlot([Line("zero is left out", [1, 2], [0.0, 3.0])], floor=0.0),
+        ScorePlot([Line("flat", [1, 2, 4], [2.0, 2.0, 2.0], role="teacher")], floor=1.9),
+        ScorePlot([Line("wide", [1, 1024], [1e-4, 1e4], [1.0, 1.0])], floor=1e-5),
+        ScorePlot([Line("nothing", [], [])]),
+    ],
+)
+def test_score_figure_takes_hard_data(plot):
+    assert _size(score_figure(plot)) == (1472, 784)
+
+
+def test_other_figures_take_hard_data():
+    curves = [Curve(f"stage {i}", [1], [float("nan")]) for i in range(5)]
+    assert _size(curves_figure(curves))[0] > 800
+    assert _size(curves_figure([Curve("a", [0, 20_000], [1, 1e-9], "x")]))[0] > 800
+    chart = ClassChart([f"a long class name {i}" for i in range(12)], [1 / 12] * 12)
+    assert _size(classes_figure(chart))[0] > 800
+    with pytest.raises(ValueError, match="No curves"):
+        curves_figure([])
+    with pytest.raises(ValueError, match="'s' has 1 shares for 2"):
+        classes_figure(ClassChart(["a", "b"], [0.5, 0.5], {"s": [1.0]}))
+    with pytest.raises(ValueError, match="'a ' has 2 steps, 1 losses"):
+        curves_figure([Curve("a", [0, 1], [1])])
+
+
+def test_smooth_is_a_running_mean_that_skips_gaps():
+    values = np.array([1.0, 2.0, np.nan, 4.0, 5.0])
+    np.testing.assert_allclose(smooth(values, 3), [1.5, 1.5, 3.0, 4.5, 4.5])
+    np.testing.assert_array_equal(smooth(values, 1), values)
+    assert np.isnan(smooth(np.array([np.nan]), 5)).all()
+
+
+def test_score_plot_means_spreads_and_floor():
+    rows = [_row("sfddm", 4, value=v, seed=s, students=1) for s, v in enumerate((1.0, 2.0, 3.0))]
+    rows += [_row(nfe=n, value=float(n)) for n in (8, 2)]
+    rows += [_row("real", 0, value=0.5), _row(metric="recall", value=0.1)]
+    plot = score_plot(rows)
+    assert plot.floor == 0.5
+    assert plot.ylabel == "FD (net)"
+    teacher, student = plot.lines
+    assert (teacher.label, teacher.role, list(teacher.nfe)) == ("teacher DDIM", "teacher", [2, 8])
+    assert list(student.value) == [2.0]
+    assert list(student.spread) == [1.0]  # sample standard deviation of 1, 2, 3
+    with pytest.raises(ValueError, match="No row has metric 'fid'"):
+        score_plot(rows, "fid")
+
+
+def test_score_table_marks_the_best_and_names_variants_apart():
+    rows = [_row(nfe=4, value=3.0), _row(nfe=4, metric="recall", value=0.9)]
+    rows += [_row("sfddm", 4, value=2.0, seed=s, students=1, teacher_calls=5) for s in (0, 1)]
+    rows += [_row("sfddm", 4, value=2.5, students=1, experiment="exp/random_init")]
+    rows += [_row("o2mkd", 4, value=2.5, students=4), _row("real", 0, value=0.1)]
+    table = score_table(rows)
+    assert list(table.columns) == ["sampler", "NFE", "FD", "recall", "training, s", "teacher calls"]
+    cells = {row[0]: list(row[1:]) for row in table.rows}
+    dash = "\N{EN DASH}"
+    assert cells == {
+        "teacher DDIM": ["4", "3.00", "0.900", dash, dash],
+        "SFDDM": ["4", "2.00 ± 0.00", dash, dash, "5"],
+        "SFDDM, random init": ["4", "2.50", dash, dash, dash],
+        "O2MKD, 4 students": ["4", "2.50", dash, dash, dash],
+        "real data (floor)": [dash, "0.100", dash, dash, dash],
+    }
+    assert {(table.rows[i][0], table.columns[j]) for i, j in table.best} == {("SFDDM", "FD")}
+    assert table.roles == ["teacher", "student", "student", "student", "real"]
+
+
+def test_table_rows_must_fit():
+    with pytest.raises(ValueError, match="Row 0 of table 'T' has 1 cells for 2"):
+        Table(["a", "b"], [["1"]], "T")
+
+
+def test_curves_from_metrics():
+    records = [
+        {"stage": "teacher", "step": 1, "loss": 3.0, "grad_norm": 1.0},
+        {"stage": "teacher", "step": 3, "loss": 9.0},
+        {"stage": "teacher", "step": 2, "loss": 2.0},
+        {"stage": "teacher", "step": 3, "loss": 1.0},
+        {"stage": "students", "step": 1, "loss": [1.0, 2.0]},
+        {"stage": "gan", "step": 1, "loss/fake": 1.0, "loss/real": 2.0, "lossy": 3.0},
+        {"event": "checkpoint"},
+        {"step": 4, "loss": 0.5},
+    ]
+    got = {(c.stage, c.label): (c.steps, c.losses) for c in curves_from_metrics(records)}
+    assert got == {
+        ("teacher", ""): ([1, 2, 3], [3.0, 2.0, 1.0]),
+        ("students", "student 0"): ([1], [1.0]),
+        ("students", "student 1"): ([1], [2.0]),
+        ("gan", "fake"): ([1], [1.0]),
+        ("gan", "real"): ([1], [2.0]),
+        ("training", ""): ([4], [0.5]),
+    }
+
+
+def test_psnr_uses_the_peak_of_the_range():
+    x = np.zeros((2, 4, 4, 1))
+    assert psnr(x, x + 0.2) == pytest.approx(20.0)  # 10 log10(4 / 0.04)
+    assert psnr(x, x) == 100.0
+    assert psnr(x, x + np.array([0.2, 0.02])[:, None, None, None]) == pytest.approx(30.0)
+    with pytest.raises(ValueError, match="equal shapes"):
+        psnr(x, x[:1])
+
+
+def test_flatten_and_slug():
+    assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": None}) == {
+        "a.b": "1", "a.c.d": "(2, 3)", "e": "None",
+    }  # fmt: skip
+    assert slug("Teacher DDIM, 4 steps!") == "teacher_ddim_4_steps"
+    assert slug("../..") == "untitled"

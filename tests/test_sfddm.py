@@ -1,0 +1,229 @@
+"""SFDDM's properties: methods that copy their teacher lose nothing, and gradients stay at home."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddistill.diffusion import Prediction
+from ddistill.errors import ConfigError
+from ddistill.objectives import Process, make_objective, make_process
+from ddistill.objectives.sfddm import SFDDM
+from ddistill.schedules import cosine, make_grid
+from tests import tiny
+from tests.gaussian import GaussianDenoiser
+
+RELEASED = {"output_weight": 1.0, "output": "eps", "output_norm": "l1", "feature_weight": 1.0}
+
+
+def prepared(process: Process, **hyper) -> SFDDM:
+    return SFDDM(**hyper).prepare(np.asarray(process.grid)[: int(process.count) + 1])
+
+
+def loss(objective, student, teacher, process, batch=None):
+    networks = {"student": student, "teacher": teacher}
+    return objective.loss(networks, batch or tiny.batch(), process)
+
+
+@pytest.mark.parametrize("jitted", [True, False])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "quadratic"])
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
+def test_student_equal_to_teacher_with_mapped_time_loses_exactly_nothing(
+    spacing, prediction, jitted
+):
+    process = tiny.process(spacing=spacing)
+    objective = prepared(process, **{**RELEASED, "output": prediction}, hidden_weight=0.0)
+    teacher = tiny.tiny_denoiser(prediction=prediction)
+    compute = jax.jit(lambda s, t: loss(objective, s, t, process)[0]) if jitted else None
+    if compute is not None:
+        values = compute(teacher, teacher)
+    else:
+        values, _ = loss(objective, teacher, teacher, process)
+    np.testing.assert_array_equal(values, 0.0)
+
+
+def test_identity_grid_with_all_terms_loses_nothing():
+    process = tiny.process(steps=16, levels=16)
+    objective = prepared(process, **RELEASED, hidden_weight=1.0, substeps=1)
+    values, _ = loss(objective, tiny.tiny_denoiser(), tiny.tiny_denoiser(), process)
+    np.testing.assert_allclose(values, 0.0, atol=1e-10)
+
+
+def test_own_index_as_time_makes_a_copy_of_the_teacher_wrong():
+    process = tiny.process(time="index")
+    objective = prepared(process, **RELEASED, hidden_weight=0.0)
+    values, _ = loss(objective, tiny.tiny_denoiser(), tiny.tiny_denoiser(), process)
+    assert float(values.min()) > 1e-3
+
+
+def test_l1_of_a_constant_shift_is_its_size():
+    process = tiny.process()
+    objective = prepared(process, **{**RELEASED, "feature_weight": 0.0}, hidden_weight=0.0)
+    teacher = tiny.tiny_denoiser(prediction="eps")
+
+    def student(z, level, cond=None, *, key=None):
+        prediction = teacher(z, level, cond)
+        return Prediction(x0=prediction.x0, eps=prediction.eps - 0.37)
+
+    values, _ = loss(objective, student, teacher, process)
+    np.testing.assert_allclose(values, 0.37, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hyper", [{**RELEASED, "hidden_weight": 1.0, "substeps": 4}])
+def test_teacher_gets_no_gradient_and_student_does(hyper):
+    process = tiny.process()
+    objective = prepared(process, **hyper)
+
+    def value(student_params, teacher_params):
+        student = tiny.tiny_denoiser().replace(params=student_params)
+        teacher = tiny.tiny_denoiser().replace(params=teacher_params)
+        return loss(objective, student, teacher, process)[0].mean()
+
+    to_student, to_teacher = jax.grad(value, argnums=(0, 1))(
+        tiny.tiny_params(1), tiny.tiny_params(0)
+    )
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(to_teacher))
+    assert all(float(jnp.abs(g).max()) > 0.0 for g in jax.tree.leaves(to_student))
+
+
+def test_feature_term_does_not_reach_the_last_layer():
+    process = tiny.process()
+    objective = prepared(process, feature_weight=1.0, hidden_weight=0.0)
+
+    def value(params):
+        student = tiny.tiny_denoiser().replace(params=params)
+        return loss(objective, student, tiny.tiny_denoiser(0), process)[0].mean()
+
+    grads = jax.grad(value)(tiny.tiny_params(1))
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grads["final"]))
+    assert float(jnp.abs(grads["Dense_0"]["kernel"]).max()) > 0.0
+
+
+def gaussian_affine(schedule, indices, mean, std):
+    """Float64: the DDIM walk of N(mean, std^2) through `indices` (downward) as z -> a z + b."""
+    alpha = np.asarray(schedule.alpha, np.float64)
+    sigma = np.asarray(schedule.sigma, np.float64)
+    a, b = 1.0, 0.0
+    for i, j in zip(indices[:-1], indices[1:]):
+        gain = alpha[i] * std**2 / (alpha[i] ** 2 * std**2 + sigma[i] ** 2)
+        # x0 = mean + gain (z - alpha mean); z' = alpha' x0 + sigma' (z - alpha x0) / sigma
+        ratio = sigma[j] / sigma[i]
+        slope = ratio + (alpha[j] - ratio * alpha[i]) * gain
+        shift = (alpha[j] - ratio * alpha[i]) * mean * (1 - gain * alpha[i])
+        a, b = slope * a, slope * b + shift
+    return a, b
+
+
+@settings(max_examples=12, deadline=None)
+@given(levels=st.integers(1, 6), k=st.integers(1, 5), mean=st.floats(-0.5, 0.5))
+def test_hidden_variable_term_is_zero_for_the_exact_student(levels, k, mean):
+    """The exact student of a Gaussian teacher is built here in float64 from the textbook form."""
+    schedule = cosine(60)
+    grid = make_grid(schedule, levels, "trailing")
+    process = make_process(schedule, grid)
+    objective = prepared(process, substeps=k)
+    teacher = GaussianDenoiser(mean=mean, std=0.6)
+    slopes, shifts = np.zeros(levels + 1), np.zeros(levels + 1)
+    alpha, sigma = (np.asarray(x, np.float64) for x in (schedule.alpha, schedule.sigma))
+    for n in range(1, levels + 1):
+        t, s = int(grid[n]), int(grid[n - 1])
+        walk = [(t * (k - j) + s * j + k // 2) // k for j in range(k + 1)]
+        a, b = gaussian_affine(schedule, walk, mean, 0.6)
+        denominator = alpha[s] - alpha[t] * sigma[s] / sigma[t]
+        slopes[n] = (a - sigma[s] / sigma[t]) / denominator
+        shifts[n] = b / denominator
+
+    def student(z, level, cond=None, *, key=None):
+        index = jnp.argmin(jnp.abs(process.student.time[None] - level.time[:, None]), axis=1)
+        shape = (-1, 1, 1, 1)
+        x0 = jnp.asarray(slopes, jnp.float32)[index].reshape(shape) * z
+        x0 = x0 + jnp.asarray(shifts, jnp.float32)[index].reshape(shape)
+        eps = (z - level.alpha.reshape(shape) * x0) / level.sigma.reshape(shape)
+        return Prediction(x0=x0, eps=eps)
+
+    values, metrics = loss(objective, student, teacher, process)
+    np.testing.assert_allclose(values, 0.0, atol=2e-8)
+    if k > 1 and levels == 1:
+        plain, _ = loss(objective, teacher, teacher, process)
+        assert float(plain.mean()) > 1e-4, "the teacher's own output must not pass for its walk"
+
+
+def test_one_substep_is_output_matching():
+    process = tiny.process()
+    hidden = prepared(process, substeps=1)
+    output = prepared(process, hidden_weight=0.0, output_weight=1.0)
+    student, teacher = tiny.tiny_denoiser(1), tiny.tiny_denoiser(0)
+    a, _ = loss(hidden, student, teacher, process)
+    b, _ = loss(output, student, teacher, process)
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+@given(steps=st.integers(4, 64), levels=st.integers(1, 4), k=st.integers(1, 64))
+@settings(max_examples=30, deadline=None)
+def test_walk_visits_the_teachers_own_levels_in_order(steps, levels, k):
+    grid = make_grid(cosine(steps), levels, "trailing")
+    process = make_process(cosine(steps), grid)
+    k = min(k, int(np.diff(grid).min()))
+    objective = SFDDM(substeps=k).prepare(grid)
+    index = jnp.arange(1, levels + 1)
+    times = np.stack([np.asarray(level.time) for level in objective.walk(index, process)])
+    assert np.all(np.diff(times, axis=0) < 0)
+    np.testing.assert_array_equal(times[0], np.asarray(process.student.time)[1 : levels + 1])
+    np.testing.assert_array_equal(times[-1], np.asarray(process.student.time)[:levels])
+
+
+def test_zero_substeps_means_every_level_of_the_narrowest_interval():
+    process = tiny.process(steps=32, levels=4)
+    assert prepared(process, substeps=0).substeps == 8
+    assert prepared(process, substeps=0).teacher_calls() == 8
+    assert prepared(process, hidden_weight=0.0, output_weight=1.0).teacher_calls() == 1
+
+
+def test_teacher_is_called_no_more_than_stated():
+    process = tiny.process()
+    objective = prepared(process, substeps=5, **RELEASED)
+    teacher, calls = tiny.tiny_denoiser(), []
+
+    class Counting:
+        def __call__(self, z, level, cond=None, *, key=None):
+            calls.append(z.shape[0])
+            return teacher(z, level, cond)
+
+        def with_features(self, taps):
+            inner = teacher.with_features(taps)
+
+            def call(z, level, cond=None, *, key=None):
+                calls.append(z.shape[0])
+                return inner(z, level, cond)
+
+            return call
+
+    loss(objective, tiny.tiny_denoiser(1), Counting(), process)
+    assert len(calls) == objective.teacher_calls() == 5
+
+
+@pytest.mark.parametrize(
+    "hyper, text",
+    [
+        ({"substeps": 9}, "objective.substeps=9.*only 8 teacher levels apart.*1 to 8"),
+        ({"substeps": -1}, "objective.substeps=-1"),
+        ({"hidden_weight": 0.0}, "are all 0"),
+        ({"output_weight": -1.0}, "objective.output_weight=-1.0"),
+        ({"output": "epsilon"}, "objective.output='epsilon'.*Allowed: eps, v, x0"),
+        ({"output_norm": "l3"}, "objective.output_norm='l3'.*Did you mean 'l1'"),
+    ],
+)
+def test_impossible_settings_say_what_is_allowed(hyper, text):
+    with pytest.raises(ConfigError, match=text):
+        prepared(tiny.process(steps=32, levels=4), **hyper)
+
+
+def test_unknown_hyperparameters_and_names_have_a_nearest_match():
+    with pytest.raises(ConfigError, match="objective.sub_steps.*Did you mean 'substeps'"):
+        make_objective({"name": "sfddm", "sub_steps": 3})
+    with pytest.raises(ConfigError, match="objective.name='sfdm'.*Did you mean 'sfddm'"):
+        make_objective({"name": "sfdm"})
+    with pytest.raises(ConfigError, match=r"objective.name is missing"):
+        make_objective({"substeps": 3})

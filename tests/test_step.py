@@ -1,0 +1,211 @@
+"""The train step: accumulation, averages, randomness and compilation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddistill.errors import ConfigError
+from ddistill.objectives import make_objective
+from ddistill.objectives.base import Objective, Update
+from ddistill.settings import OptimizerSettings
+from ddistill.training.loop import make_chunk, spans
+from ddistill.training.optimizers import learning_rate, make_optimizer
+from ddistill.training.state import create_state, stream_key, update_ema
+from ddistill.training.step import Frozen, StepSettings, make_step
+from tests import tiny
+
+
+def setup(name="sfddm", **changes):
+    process = tiny.process()
+    objective = make_objective({"name": name, **({"substeps": 2} if name == "sfddm" else {})})
+    optimizer = {"student": optax.adam(1e-2)}
+    s = StepSettings(
+        objective=objective.prepare(np.asarray(process.grid)[:5]),
+        modules={"student": tiny.TinyNet()},
+        prediction="v",
+        optimizers=optimizer,
+        **changes,
+    )
+    state = create_state({"student": tiny.tiny_params(1)}, optimizer, (0.5, 0.99))
+    return s, state, Frozen(tiny.tiny_denoiser(0), process)
+
+
+def data(count=8):
+    batch = tiny.batch(count)
+    return batch.image, batch.label
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_changes_nothing_but_rounding(accumulate, unroll):
+    key = stream_key(0, "train")
+    s, state, frozen = setup()
+    whole, metrics = jax.jit(make_step(s))(state, frozen, *data(), key)
+    s, state, frozen = setup(accumulate=accumulate, unroll=unroll)
+    parts, metrics_parts = jax.jit(make_step(s))(state, frozen, *data(), key)
+    chex.assert_trees_all_close(whole, parts, rtol=2e-4, atol=1e-6)
+    chex.assert_trees_all_close(metrics, metrics_parts, rtol=1e-4)
+
+
+def test_steps_compile_once_and_scanned_steps_equal_single_ones():
+    s, state, frozen = setup()
+    images, labels = data(20)
+    key = stream_key(0, "train")
+    picks = np.arange(24).reshape(6, 4) % 20
+    counted = chex.assert_max_traces(make_step(s), n=1)
+    single = make_chunk(counted, 1, resident=True)
+    one = jax.tree.map(jnp.copy, state)
+    for i in range(6):
+        one, _ = single(one, frozen, images, labels, picks[i : i + 1], key)
+    chex.clear_trace_counter()
+    scanned = make_chunk(make_step(s), 6, resident=True)
+    many, metrics = scanned(state, frozen, images, labels, picks, key)
+    chex.assert_trees_all_close(one, many, rtol=1e-4, atol=1e-6)
+    assert metrics["loss"].shape == (6,)
+    assert int(many.step) == 6
+
+
+def test_streamed_batches_equal_resident_ones():
+    s, state, frozen = setup(flip=True)
+    images, labels = data(20)
+    picks, key = np.arange(8).reshape(2, 4), stream_key(3, "x")
+    other = jax.tree.map(jnp.copy, state)
+    a, _ = make_chunk(make_step(s), 2, True)(state, frozen, images, labels, picks, key)
+    b, _ = make_chunk(make_step(s), 2, False)(other, frozen, images[picks], labels, picks, key)
+    chex.assert_trees_all_close(a, b, rtol=1e-6)
+
+
+def test_uint8_images_are_normalised():
+    s, state, frozen = setup("denoising")
+    images, labels = data()
+    pixels = jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+    key = stream_key(0, "train")
+    _, a = make_step(s)(state, frozen, pixels, labels, key)
+    _, b = make_step(s)(state, frozen, pixels / 127.5 - 1, labels, key)
+    np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+def test_every_step_and_stream_has_its_own_randomness():
+    s, state, frozen = setup("denoising")
+    step = jax.jit(make_step(s))
+    first = step(state, frozen, *data(), stream_key(0, "train"))[1]["loss"]
+    same = step(state, frozen, *data(), stream_key(0, "train"))[1]["loss"]
+    later = step(state.replace(step=jnp.int32(1)), frozen, *data(), stream_key(0, "train"))
+    other = step(state, frozen, *data(), stream_key(0, "teacher/train"))[1]["loss"]
+    assert float(first) == float(same)
+    assert len({float(first), float(later[1]["loss"]), float(other)}) == 3
+
+
+class TwoPlayers(Objective):
+    """A second network that is updated at every step, and the student at every third."""
+
+    @property
+    def updates(self):
+        return (
+            Update("student", lambda n, b, p: self._value(n["student"], b, p), every=3),
+            Update("critic", lambda n, b, p: self._value(n["critic"], b, p)),
+        )
+
+    def _value(self, network, batch, process):
+        level = process.student.at(jnp.ones_like(batch.label))
+        return jnp.mean(network(batch.image, level).x0 ** 2, axis=(1, 2, 3)), {}
+
+
+def test_updates_run_at_their_own_pace_and_touch_their_own_network():
+    optimizers = {"student": optax.sgd(0.1), "critic": optax.sgd(0.1)}
+    modules = {"student": tiny.TinyNet(), "critic": tiny.TinyNet()}
+    s = StepSettings(TwoPlayers(), modules, "v", optimizers)
+    params = {"student": tiny.tiny_params(1), "critic": tiny.tiny_params(2)}
+    state = create_state(params, optimizers, ())
+    step, frozen = jax.jit(make_step(s)), Frozen(None, tiny.process())
+    changed = {"student": [], "critic": []}
+    for _ in range(7):
+        new, metrics = step(state, frozen, *data(), stream_key(0, "t"))
+        for name in changed:
+            same = jax.tree.map(lambda a, b: bool((a == b).all()), new.params, state.params)
+            changed[name].append(not all(jax.tree.leaves(same[name])))
+        state = new
+    assert changed["student"] == [True, False, False, True, False, False, True]
+    assert changed["critic"] == [True] * 7
+    assert {"loss", "grad_norm", "loss_critic", "grad_norm_critic"} <= set(metrics)
+
+
+@given(rate=st.floats(0, 0.9999), steps=st.integers(1, 6), warmup=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_average_is_the_textbook_recursion(rate, steps, warmup):
+    values = np.random.default_rng(steps).normal(size=steps)
+    ema, expected = {str(rate): jnp.float32(0.5)}, 0.5
+    for s, value in enumerate(values):
+        ema = update_ema(ema, jnp.float32(value), jnp.int32(s), warmup)
+        now = min(rate, (1 + s) / (10 + s)) if warmup else rate
+        expected = now * expected + (1 - now) * value
+    np.testing.assert_allclose(float(ema[str(rate)]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_state_shares_no_buffer_with_the_teacher_it_starts_from():
+    params = tiny.tiny_params(0)
+    state = create_state({"student": params}, {"student": optax.adam(1e-3)}, (0.9,))
+    trees = (params, state.params["student"], state.ema["0.9"])
+    pointers = [x.unsafe_buffer_pointer() for tree in trees for x in jax.tree.leaves(tree)]
+    assert len(set(pointers)) == len(pointers)
+
+
+@given(
+    start=st.integers(0, 30),
+    length=st.integers(0, 50),
+    size=st.integers(1, 9),
+    border=st.integers(1, 12),
+)
+@settings(max_examples=60, deadline=None)
+def test_spans_tile_the_steps_and_stop_at_borders(start, length, size, border):
+    cuts = list(spans(start, start + length, size, (border, 7)))
+    covered = [s for begin, count in cuts for s in range(begin, begin + count)]
+    assert covered == list(range(start, start + length))
+    for begin, count in cuts:
+        assert 1 <= count <= size
+        assert all((begin + i) % border and (begin + i) % 7 for i in range(1, count))
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 60: 1.0, 110: 1.0}),
+        ("linear", {0: 0.0, 10: 1.0, 60: 0.55, 110: 0.1}),
+        ("cosine", {0: 0.0, 10: 1.0, 60: 0.55, 110: 0.1}),
+        ("step", {10: 1.0, 54: 1.0, 56: 0.1, 82: 0.1, 84: 0.01}),
+    ],
+)
+def test_learning_rates(schedule, expected):
+    o = OptimizerSettings(learning_rate=1.0, schedule=schedule, warmup=10, final_scale=0.1)
+    rate = learning_rate(o, 110)
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"name": "adm"}, "optimizer.name='adm'.*Did you mean 'adam'"),
+        ({"schedule": "cosin"}, "optimizer.schedule='cosin'.*Did you mean 'cosine'"),
+        ({"warmup": 200}, "optimizer.warmup=200.*100 steps"),
+        ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0"),
+        ({"clip": -1.0}, "optimizer.clip=-1.0"),
+        ({"weight_decay": 0.1}, "no effect on 'adam'"),
+        ({"schedule": "step", "milestones": (0.5, 1.5)}, "milestones"),
+    ],
+)
+def test_impossible_optimizers_are_refused(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        make_optimizer(OptimizerSettings(**changes), 100)
+
+
+def test_clipping_bounds_the_update():
+    clipped = make_optimizer(OptimizerSettings(name="sgd", learning_rate=1.0, momentum=0.0, clip=1.0), 5)
+    params = {"w": jnp.zeros(4)}
+    update, _ = clipped.update({"w": jnp.full(4, 100.0)}, clipped.init(params), params)
+    assert float(optax.global_norm(update)) == pytest.approx(1.0, rel=1e-5)

@@ -1,0 +1,58 @@
+"""The smallest network with everything that objectives and train steps look at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ddistill.denoiser import Denoiser
+from ddistill.objectives import Batch, make_process
+from ddistill.schedules import cosine, make_grid
+
+IMAGE = (4, 4, 1)
+
+
+class TinyNet(nn.Module):
+    """Two layers, time and label conditioning, dropout, and a "last" tap before the final conv."""
+
+    out_channels: int = 1
+    width: int = 6
+    num_classes: int = 0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, time, cond=None, *, train=False, taps=()):
+        h = nn.Dense(self.width)(x)
+        h = h + nn.Dense(self.width)(jnp.stack([time / 10, jnp.sin(time)], -1))[:, None, None]
+        if self.num_classes:
+            h = h + nn.Embed(self.num_classes + 1, self.width)(cond)[:, None, None]
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.tanh(h))
+        out = nn.Dense(self.out_channels, name="final")(h)
+        return (out, {"last": h}) if taps else out
+
+
+def tiny_params(seed: int = 0, module: TinyNet | None = None):
+    module = module or TinyNet()
+    inputs = jnp.zeros((1, *IMAGE)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    return module.init(jax.random.key(seed), *inputs)["params"]
+
+
+def tiny_denoiser(seed: int = 0, prediction: str = "v", module: TinyNet | None = None) -> Denoiser:
+    module = module or TinyNet()
+    return Denoiser.from_module(module, tiny_params(seed, module), prediction)
+
+
+def batch(count: int = 6, seed: int = 0, conditional: bool = False) -> Batch:
+    rng = np.random.default_rng(seed)
+    labels = jnp.asarray(rng.integers(0, 3, count), jnp.int32)
+    return Batch(
+        image=jnp.asarray(rng.uniform(-1, 1, (count, *IMAGE)), jnp.float32),
+        label=labels,
+        cond=labels if conditional else None,
+        keys=jax.random.split(jax.random.key(seed), count),
+    )
+
+
+def process(steps: int = 32, levels: int = 4, spacing: str = "trailing", time: str = "mapped"):
+    schedule = cosine(steps)
+    return make_process(schedule, make_grid(schedule, levels, spacing), time)
