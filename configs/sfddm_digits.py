@@ -20,8 +20,14 @@ def get_config(variant: str = ""):
     recipes.check_variant(variant)
     teacher = recipes.teacher_stage(
         recipes.network(
-            "unet", channels=24, multipliers=(1, 2, 2), blocks=2, attention=(4,), head_dim=24,
-            norm_groups=8, out_channels=1,
+            "unet",
+            channels=24,
+            multipliers=(1, 2, 2),
+            blocks=2,
+            attention=(4,),
+            head_dim=24,
+            norm_groups=8,
+            out_channels=1,
         ),
         steps=2500,
         batch_size=64,
@@ -58,5 +64,7 @@ def get_config(variant: str = ""):
         evaluation=recipes.digits_evaluation(full_steps=256),
     )
     if variant == "smoke":
-        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=("classifier", "teacher", "sfddm_n2"))
+        settings = recipes.smoke(
+            settings, {"channels": 8, "head_dim": 8}, keep=("classifier", "teacher", "sfddm_n2")
+        )
     return recipes.to_config(dataclasses.replace(settings))

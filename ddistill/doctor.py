@@ -59,7 +59,7 @@ def _devices() -> list[str]:
     except RuntimeError as error:
         return [f"{'devices':<18}none: {error}"]
     kinds = ", ".join(sorted({d.device_kind for d in devices}))
-    cache = jax.config.jax_compilation_cache_dir or "off"
+    cache = jax.config.values.get("jax_compilation_cache_dir") or "off"
     return [
         f"{'devices':<18}{len(devices)} x {devices[0].platform} ({kinds})",
         f"{'compile cache':<18}{cache}",

@@ -85,14 +85,14 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     """
     from ddistill import data
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
-    from ddistill.settings import parse
+    from ddistill.settings import Settings, parse
     from ddistill.training.checkpoints import write_json
     from ddistill.training.interrupt import Interrupted, StopRequest
     from ddistill.training.pipeline import run_stages
     from ddistill.training.progress import Reporter
     from ddistill.training.stages import plan_stages
 
-    settings = parse(config)
+    settings = parse(config, Settings)
     dataset = data.load(settings.data, "train")
     plans = plan_stages(settings, dataset, workdir, cache)
     check_evaluation(settings, plans)
@@ -161,7 +161,8 @@ def _disk_trouble(error: BaseException | None) -> str | None:
         seen.add(id(error))
         number = getattr(error, "errno", None)
         text = str(error)
-        where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+        name = getattr(error, "filename", None)
+        where = f" ({name})" if name else ""
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
             return (
                 f"The disk is full{where}. Free some space and give the same command again; the "

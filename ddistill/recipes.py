@@ -17,8 +17,10 @@ from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
     OptimizerSettings,
+    ScheduleSettings,
     Settings,
     StageSettings,
+    TrainingSettings,
 )
 
 
@@ -199,4 +201,92 @@ def digits_evaluation(**changes: Any) -> EvaluationSettings:
             full_sampler="ddim",
         ),
         **changes,
+    )
+
+
+SFDDM_PAPER_NETWORK = {
+    "channels": 64,
+    "multipliers": (1, 2, 4, 8),
+    "blocks": 2,
+    "head_dim": 32,
+    "norm_groups": 8,
+    "time_conditioning": "scale_shift",
+}
+
+
+def sfddm_paper(
+    name: str,
+    data: Mapping[str, Any],
+    *,
+    innermost: int,
+    prediction: str,
+    levels: int,
+    teacher_updates: int,
+    teacher_batch: int,
+    updates: int,
+    batch_size: int,
+    classifier: StageSettings | None = None,
+) -> Settings:
+    """One of the four experiments of arXiv 2405.14961, with the settings of the released code.
+
+    T = 1024 on the sigmoid schedule, Adam at 2e-4 throughout, T' levels on the leading grid. The
+    released U-Net has linear attention at its outer levels; ours attends at the innermost level and
+    in the middle only.
+
+    Args:
+      name: name of the experiment.
+      data: data settings.
+      innermost: side of the innermost level in pixels, image side / 8.
+      prediction: what teacher and student predict.
+      levels: T'.
+      teacher_updates, teacher_batch: the teacher's training.
+      updates, batch_size: the student's.
+      classifier: a stage whose features score the samples; without it nothing is scored.
+    """
+    adam = OptimizerSettings(name="adam", learning_rate=2e-4)
+    teacher = teacher_stage(
+        network("unet", attention=(innermost,), **SFDDM_PAPER_NETWORK),
+        teacher_updates,
+        teacher_batch,
+        optimizer=adam,
+        prediction=prediction,
+        error=prediction,
+        ema=(0.995,),
+    )
+    student = sfddm_released(teacher, levels, steps=updates, batch_size=batch_size)
+    stages = {"teacher": teacher, f"sfddm_n{levels}": student}
+    if classifier is not None:
+        stages = {"classifier": classifier, **stages}
+    return Settings(
+        name=name,
+        data=data,
+        schedule=ScheduleSettings(name="sigmoid_beta", steps=1024),
+        stages=stages,
+        pipeline=tuple(stages),
+        training=TrainingSettings(log_every=100, checkpoint_every=2000),
+        evaluation=EvaluationSettings(
+            classifier="classifier" if classifier is not None else "",
+            samples=10_000 if classifier is not None else 256,
+            batch_size=100,
+            teacher_samplers={"ddim": tuple(sorted({levels, 16}))},
+            full_sampler="ddim",
+            full_steps=1024,
+        ),
+    )
+
+
+def smoke_on_digits(settings: Settings) -> Settings:
+    """`smoke` on the embedded digits, for experiments whose data a visitor may not have."""
+    shrunk = smoke(settings, {"channels": 8, "head_dim": 8, "out_channels": 1, "attention": (1,)})
+    students = {
+        name: dataclasses.replace(stage, grid=dataclasses.replace(stage.grid, steps=4))
+        if stage.teacher
+        else stage
+        for name, stage in shrunk.stages.items()
+    }
+    evaluation = dataclasses.replace(
+        shrunk.evaluation, teacher_samplers={"ddim": (4,)}, full_steps=8
+    )
+    return dataclasses.replace(
+        shrunk, data={"name": "digits"}, stages=students, evaluation=evaluation
     )

@@ -169,9 +169,7 @@ def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "confi
                 f"Known in {path}: {', '.join(sorted(fields))}."
             )
     hints = typing.get_type_hints(cls)
-    values = {
-        name: _convert(value, hints[name], f"{path}.{name}") for name, value in plain.items()
-    }
+    values = {name: _convert(value, hints[name], f"{path}.{name}") for name, value in plain.items()}
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:

@@ -50,7 +50,9 @@ def test_truncated_and_min_snr_weights_have_their_bounds():
         x0 = values(Denoising(error="x0", weight="uniform"), student, batch, process)
         snr = values(Denoising(error="x0", weight="snr"), student, batch, process) / x0
         truncated = values(Denoising(error="x0", weight="truncated_snr"), student, batch, process)
-        clipped = values(Denoising(error="x0", weight="min_snr", gamma=2.0), student, batch, process)
+        clipped = values(
+            Denoising(error="x0", weight="min_snr", gamma=2.0), student, batch, process
+        )
         np.testing.assert_allclose(truncated / x0, np.maximum(snr, 1.0), rtol=1e-4)
         np.testing.assert_allclose(clipped / x0, np.minimum(snr, 2.0), rtol=1e-4)
 
@@ -98,7 +100,7 @@ def test_dropout_is_on_while_training():
 def test_classification_loss_is_cross_entropy_and_gives_accuracy():
     from ddistill.networks import build
 
-    module = build("digits_classifier", num_classes=3, width=8, feature_dim=4)
+    module = build("digits_classifier", num_classes=3, width=8, feature_dim=4, dropout=0.0)
     images = jnp.zeros((1, 8, 8, 1))
     params = module.init(jax.random.key(0), images)["params"]
     batch = tiny.batch(5).replace(image=jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)))

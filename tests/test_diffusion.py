@@ -74,10 +74,10 @@ def textbook_target(x0s, z, levels):
 
 
 @st.composite
-def walks(draw, steps=st.integers(1, 6)):
+def walks(draw, fewest=1, most=6):
     """A table and k + 1 strictly decreasing indices of it; the first level is noisy."""
     table = TABLES[draw(st.sampled_from(sorted(TABLES)))]
-    count = draw(steps) + 1
+    count = draw(st.integers(fewest, most)) + 1
     top = table.num_steps
     chosen = draw(st.sets(st.integers(0, top), min_size=count, max_size=count))
     return table, sorted(chosen, reverse=True)
@@ -178,7 +178,7 @@ def test_clipping_keeps_z():
     a, s = expand(level.alpha, z), expand(level.sigma, z)
     np.testing.assert_allclose(a * after.x0 + s * after.eps, z, rtol=1e-9)
     untouched = clip_x0(before, z, level, 1e9)
-    np.testing.assert_array_equal(untouched.eps, before.eps)
+    np.testing.assert_allclose(untouched.eps, before.eps, rtol=1e-14)
 
 
 @pytest.mark.parametrize("call", [convert, output_of])
@@ -349,7 +349,7 @@ def test_the_target_is_the_textbooks_and_lands_where_the_rollout_landed(walk_, s
 
 
 @settings(deadline=None, max_examples=100)
-@given(walks(steps=st.integers(2, 6)), st.integers(0, 2**31))
+@given(walks(fewest=2), st.integers(0, 2**31))
 def test_the_fold_is_the_convex_combination(walk_, seed):
     """x~ = sum_j (rho_{j+1} - rho_j) x_j / (rho_k - rho_0), where rho_k is finite."""
     table, indices = walk_
@@ -366,7 +366,7 @@ def test_the_fold_is_the_convex_combination(walk_, seed):
 
 
 @settings(deadline=None, max_examples=100)
-@given(walks(steps=st.integers(2, 2)), st.sampled_from([np.float32, np.float64]))
+@given(walks(fewest=2, most=2), st.sampled_from([np.float32, np.float64]))
 def test_weights_are_in_0_1_and_exactly_1_at_a_clean_end(walk_, dtype):
     table, indices = walk_
     first, here, there = (jax.tree.map(dtype, level) for level in walk(table, indices))
@@ -382,18 +382,15 @@ def test_the_weight_of_a_short_step_is_the_published_one():
 
 @both_ways
 def test_in_float32_the_fold_beats_the_textbook(transform):
-    levels = [jax.tree.map(np.float32, level) for level in walk(CFD, [1000, 999, 998])]
-    x0s = [images(j, 64).clip(-1, 1) for j in (1, 2)]
-    z = images(3, 64)
-    exact = textbook_target(x0s, z, walk(CFD, [1000, 999, 998]))
-    single = [x.astype(np.float32) for x in x0s]
-    ours = transform(lambda xs: one_step_target(xs, levels))(single)
-    theirs = textbook_target(single, z.astype(np.float32), levels)
+    single = [jax.tree.map(np.float32, level) for level in walk(CFD, [1000, 999, 998])]
+    rounded = [jax.tree.map(np.float64, level) for level in single]
+    x0s = [images(j, 512).clip(-1, 1).astype(np.float32) for j in (1, 2)]
+    z = images(3, 512).astype(np.float32)
+    exact = textbook_target([x.astype(np.float64) for x in x0s], z.astype(np.float64), rounded)
+    ours = transform(lambda xs: one_step_target(xs, single))(x0s)
+    theirs = textbook_target(x0s, z, single)
     assert ours.dtype == theirs.dtype == np.float32
-    # The weights come out of rounded float32 levels; 512-step students have the shortest steps.
-    ours_error, theirs_error = np.abs(ours - exact).max(), np.abs(theirs - exact).max()
-    assert ours_error < 2e-5
-    assert theirs_error > 5 * ours_error
+    assert np.abs(ours - exact).max() < 1e-6 < 1e-4 < np.abs(theirs - exact).max()
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,5 +1,7 @@
 """SFDDM's properties: methods that copy their teacher lose nothing, and gradients stay at home."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +108,7 @@ def gaussian_affine(schedule, indices, mean, std):
     alpha = np.asarray(schedule.alpha, np.float64)
     sigma = np.asarray(schedule.sigma, np.float64)
     a, b = 1.0, 0.0
-    for i, j in zip(indices[:-1], indices[1:]):
+    for i, j in itertools.pairwise(indices):
         gain = alpha[i] * std**2 / (alpha[i] ** 2 * std**2 + sigma[i] ** 2)
         # x0 = mean + gain (z - alpha mean); z' = alpha' x0 + sigma' (z - alpha x0) / sigma
         ratio = sigma[j] / sigma[i]
@@ -143,7 +145,7 @@ def test_hidden_variable_term_is_zero_for_the_exact_student(levels, k, mean):
         eps = (z - level.alpha.reshape(shape) * x0) / level.sigma.reshape(shape)
         return Prediction(x0=x0, eps=eps)
 
-    values, metrics = loss(objective, student, teacher, process)
+    values, _ = loss(objective, student, teacher, process)
     np.testing.assert_allclose(values, 0.0, atol=2e-8)
     if k > 1 and levels == 1:
         plain, _ = loss(objective, teacher, teacher, process)
@@ -212,7 +214,7 @@ def test_teacher_is_called_no_more_than_stated():
         ({"hidden_weight": 0.0}, "are all 0"),
         ({"output_weight": -1.0}, "objective.output_weight=-1.0"),
         ({"output": "epsilon"}, "objective.output='epsilon'.*Allowed: eps, v, x0"),
-        ({"output_norm": "l3"}, "objective.output_norm='l3'.*Did you mean 'l1'"),
+        ({"output_norm": "l3"}, "objective.output_norm='l3'.*Allowed: l1, l2"),
     ],
 )
 def test_impossible_settings_say_what_is_allowed(hyper, text):

@@ -177,7 +177,7 @@ def test_spans_tile_the_steps_and_stop_at_borders(start, length, size, border):
         ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 60: 1.0, 110: 1.0}),
         ("linear", {0: 0.0, 10: 1.0, 60: 0.55, 110: 0.1}),
         ("cosine", {0: 0.0, 10: 1.0, 60: 0.55, 110: 0.1}),
-        ("step", {10: 1.0, 54: 1.0, 56: 0.1, 82: 0.1, 84: 0.01}),
+        ("step", {10: 1.0, 54: 1.0, 56: 0.1, 81: 0.1, 84: 0.01}),
     ],
 )
 def test_learning_rates(schedule, expected):
@@ -205,7 +205,9 @@ def test_impossible_optimizers_are_refused(changes, text):
 
 
 def test_clipping_bounds_the_update():
-    clipped = make_optimizer(OptimizerSettings(name="sgd", learning_rate=1.0, momentum=0.0, clip=1.0), 5)
+    clipped = make_optimizer(
+        OptimizerSettings(name="sgd", learning_rate=1.0, momentum=0.0, clip=1.0), 5
+    )
     params = {"w": jnp.zeros(4)}
     update, _ = clipped.update({"w": jnp.full(4, 100.0)}, clipped.init(params), params)
-    assert float(optax.global_norm(update)) == pytest.approx(1.0, rel=1e-5)
+    assert float(optax.tree.norm(update)) == pytest.approx(1.0, rel=1e-5)

@@ -82,7 +82,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     e = settings.evaluation
     if not e.enabled:
         return
-    check_choice("config.evaluation.classifier", e.classifier, [p.name for p in plans])
+    if e.classifier:
+        check_choice("config.evaluation.classifier", e.classifier, [p.name for p in plans])
     for key in ("samples", "batch_size", "grid_images", "strip_images"):
         if getattr(e, key) < 1:
             raise ConfigError(f"config.evaluation.{key}={getattr(e, key)} must be 1 or more.")
@@ -125,7 +126,7 @@ def evaluate(
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
-    scorer = make_scorer(settings, plans, dataset)
+    scorer = make_scorer(settings, plans, dataset) if settings.evaluation.classifier else None
     samples: dict[str, Samples] = {}
     for call in calls:
         samples[call.key] = collect(call, settings.evaluation, workdir / "samples", reporter, stop)
@@ -168,17 +169,21 @@ def make_scorer(settings: Settings, plans: list[StagePlan], dataset: Dataset) ->
     )
 
 
-def score_call(scorer: Scorer, call: Call, samples: Samples, full: np.ndarray) -> Scored:
+def score_call(scorer: Scorer | None, call: Call, samples: Samples, full: np.ndarray) -> Scored:
     """Scores one call; `full` are the full teacher's images from the same noise."""
-    logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
-    scores = score(scorer.real, features, logits)
+    scores: dict[str, float] = {}
+    classes = np.zeros(len(samples.images), np.int64)
+    if scorer is not None:
+        logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
+        scores = score(scorer.real, features, logits)
+        classes = logits.argmax(axis=1)
     if call.role != "full":
         scores["psnr_to_teacher"] = psnr(np.clip(samples.images, -1, 1), np.clip(full, -1, 1))
     scores["ms_per_image"] = samples.ms_per_image
-    return Scored(call, samples, scores, logits.argmax(axis=1))
+    return Scored(call, samples, scores, classes)
 
 
-def make_rows(settings: Settings, scorer: Scorer, scored: list[Scored]) -> list[Row]:
+def make_rows(settings: Settings, scorer: Scorer | None, scored: list[Scored]) -> list[Row]:
     """The rows of results.json: the floor, then every call."""
     common: dict[str, Any] = {
         "data": str(settings.data["name"]),
@@ -186,23 +191,27 @@ def make_rows(settings: Settings, scorer: Scorer, scored: list[Scored]) -> list[
         "command": command_string(),
         "machine": machine_string(),
     }
-    floor = rows_from_scores(
-        {**scorer.floor, "accuracy": scorer.accuracy},
-        experiment=settings.name,
-        method="real",
-        nfe=0,
-        students=0,
-        width=0,
-        protocol=_protocol(settings, scorer, None).string(),
-        train_seconds=0.0,
-        teacher_calls=0,
-        **common,
+    floor = (
+        []
+        if scorer is None
+        else rows_from_scores(
+            {**scorer.floor, "accuracy": scorer.accuracy},
+            experiment=settings.name,
+            method="real",
+            nfe=0,
+            students=0,
+            width=0,
+            protocol=protocol_of(settings, scorer, None).string(),
+            train_seconds=0.0,
+            teacher_calls=0,
+            **common,
+        )
     )
     return [*floor, *(row for s in scored for row in _rows_of(settings, scorer, s, common))]
 
 
 def _rows_of(
-    settings: Settings, scorer: Scorer, scored: Scored, common: Mapping[str, Any]
+    settings: Settings, scorer: Scorer | None, scored: Scored, common: Mapping[str, Any]
 ) -> list[Row]:
     plan, student = scored.call.plan, scored.call.role == "student"
     manifest = plan.manifest() or {}
@@ -214,22 +223,23 @@ def _rows_of(
         nfe=scored.call.nfe,
         students=1 if student else 0,
         width=int(getattr(plan.module, "channels", 0)),
-        protocol=_protocol(settings, scorer, scored.call).string(),
+        protocol=protocol_of(settings, scorer, scored.call).string(),
         train_seconds=float(manifest["train_seconds"]) if student else 0.0,
         teacher_calls=int(manifest["teacher_calls"]) if student else 0,
         **common,
     )
 
 
-def _protocol(settings: Settings, scorer: Scorer, call: Call | None) -> Protocol:
+def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) -> Protocol:
+    """The protocol of a call's numbers, or of the floor's where `call` is None."""
     e = settings.evaluation
     ema = call.plan.settings.ema[0] if call is not None and call.plan.settings.ema else None
     return Protocol(
-        features=scorer.name,
-        features_hash=scorer.digest,
-        reference=f"{settings.data['name']}/train",
-        reference_n=scorer.real_count,
-        samples=e.samples if call is not None else scorer.floor_count,
+        features=scorer.name if scorer else "none",
+        features_hash=scorer.digest if scorer else "none",
+        reference=f"{settings.data['name']}/train" if scorer else "none",
+        reference_n=scorer.real_count if scorer else 1,
+        samples=e.samples if call is not None or scorer is None else scorer.floor_count,
         sampler=call.sampler if call is not None else "none",
         nfe=call.nfe if call is not None else 0,
         ema=ema,
@@ -265,7 +275,7 @@ def _join_metrics(plans: list[StagePlan], workdir: Path) -> None:
 
 def _line(scored: Scored) -> str:
     s = scored.scores
-    return (
-        f"{scored.call.label:<32} FD {s['fd']:8.2f}  precision {s['precision']:.3f}  "
-        f"recall {s['recall']:.3f}  {s['ms_per_image']:.2f} ms/image"
-    )
+    quality = "not scored"
+    if "fd" in s:
+        quality = f"FD {s['fd']:8.2f}  precision {s['precision']:.3f}  recall {s['recall']:.3f}"
+    return f"{scored.call.label:<32} {quality}  {s['ms_per_image']:.2f} ms/image"

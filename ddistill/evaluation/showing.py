@@ -22,6 +22,7 @@ from ddistill.training.stages import StagePlan, load_network
 if TYPE_CHECKING:
     from ddistill.evaluation.evaluate import Scored, Scorer
 
+_STRIP_BYTES = 2**28
 _COLUMNS = ("fd", "precision", "recall", "density", "coverage", "class_tv", "psnr_to_teacher")
 
 
@@ -29,7 +30,7 @@ def show(
     settings: Settings,
     plans: list[StagePlan],
     dataset: Dataset,
-    scorer: "Scorer",
+    scorer: "Scorer | None",
     scored: "list[Scored]",
     workdir: Path,
     command: str,
@@ -49,12 +50,12 @@ def show(
         title=settings.name,
         subtitle=_subtitle(settings, scored),
         command=command,
-        highlights=_highlights(scored),
+        highlights=_highlights(scored) if scorer else [],
         grids=[_grid(settings, dataset, scored)],
-        plot=_plot(scorer, scored),
-        tables=[_scores(scorer, scored), _costs(plans, scored)],
+        plot=_plot(scorer, scored) if scorer else None,
+        tables=[*([_scores(scorer, scored)] if scorer else []), _costs(plans, scored)],
         strip=_strip(settings, scored),
-        classes=_classes(dataset, scorer, scored),
+        classes=_classes(dataset, scorer, scored) if scorer else None,
         curves=_curves(plans),
         config=to_plain(_as_dict(settings)),
         protocols=_protocols(settings, scorer, scored),
@@ -121,7 +122,8 @@ def _grid(settings: Settings, dataset: Dataset, scored: "list[Scored]") -> Grid:
 
 def _row(scored: "Scored", count: int) -> ImageRow:
     images = np.clip(scored.samples.images[:count], -1, 1)
-    return ImageRow(scored.call.label, images, f"FD {scored.scores['fd']:.2f}")
+    note = f"FD {scored.scores['fd']:.2f}" if "fd" in scored.scores else ""
+    return ImageRow(scored.call.label, images, note)
 
 
 def _plot(scorer: "Scorer", scored: "list[Scored]") -> ScorePlot:
@@ -235,16 +237,13 @@ def _strip(settings: Settings, scored: "list[Scored]") -> Strip:
 
 
 def _trajectory(settings: Settings, call: Call) -> Trajectory:
-    _, frames = draw(
-        call,
-        load_network(call.plan),
-        settings.evaluation,
-        0,
-        settings.evaluation.strip_images,
-        trajectory=True,
-    )
+    e = settings.evaluation
+    # A whole batch, where it fits, so that the sampler compiled for the scores serves here as well.
+    fits = 4 * (call.steps + 1) * e.batch_size * np.prod(call.plan.image_shape) < _STRIP_BYTES
+    count = e.batch_size if fits else e.strip_images
+    _, frames = draw(call, load_network(call.plan), e, 0, count, trajectory=True)
     levels = [float(i) for i in call.grid[::-1]]
-    return Trajectory(call.label, np.asarray(jax.device_get(frames)), levels)
+    return Trajectory(call.label, np.asarray(frames[:, : e.strip_images]), levels)
 
 
 def _classes(dataset: Dataset, scorer: "Scorer", scored: "list[Scored]") -> ClassChart:
@@ -266,18 +265,20 @@ def _curves(plans: list[StagePlan]) -> list[Curve]:
     return curves
 
 
-def _protocols(settings: Settings, scorer: "Scorer", scored: "list[Scored]"):
-    from ddistill.evaluation.evaluate import _protocol
+def _protocols(settings: Settings, scorer: "Scorer | None", scored: "list[Scored]"):
+    from ddistill.evaluation.evaluate import protocol_of
 
-    return [(s.call.label, _protocol(settings, scorer, s.call).string()) for s in scored]
+    return [(s.call.label, protocol_of(settings, scorer, s.call).string()) for s in scored]
 
 
-def _provenance(settings: Settings, dataset: Dataset, scorer: "Scorer") -> dict[str, object]:
-    return {
+def _provenance(settings: Settings, dataset: Dataset, scorer: "Scorer | None") -> dict[str, object]:
+    facts: dict[str, object] = {
         "machine": machine_string(),
         "jax": jax.__version__,
         "data": dataset.provenance,
         "seed": settings.seed,
         "training images": len(dataset),
-        "feature network": f"{scorer.name}, weights {scorer.digest}",
     }
+    if scorer is not None:
+        facts["feature network"] = f"{scorer.name}, weights {scorer.digest}"
+    return facts

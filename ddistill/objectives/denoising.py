@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddistill.diffusion import add_noise, error_weight, from_eps, output_of
+from ddistill.diffusion import Prediction, add_noise, error_weight, output_of
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import (
     Batch,
@@ -53,7 +53,7 @@ def weighted_error(
     if weight == "uniform":
         return squared
     ratio = snr(level)
-    relative = {"x0": 1.0, "eps": ratio, "v": 1.0 + ratio}[error]
+    relative = {"x0": jnp.ones_like(ratio), "eps": ratio, "v": 1.0 + ratio}[error]
     return squared * error_weight(weight, level, gamma=gamma) / relative
 
 
@@ -96,7 +96,7 @@ class Denoising(Objective):
         z = add_noise(batch.image, noise, level)
         cond = self._condition(batch, drop_keys)
         prediction = networks["student"](z, level, cond, key=batch.keys[0])
-        target = from_eps(noise, z, level).replace(x0=batch.image)
+        target = Prediction(x0=batch.image, eps=noise)
         values = weighted_error(prediction, target, z, level, self.error, self.weight, self.gamma)
         x0_error = mean_per_example(jnp.square(prediction.x0 - batch.image))
         return values, {"x0_mse": jnp.mean(x0_error)}

@@ -14,6 +14,7 @@ same sample (the paper's aligned chain). Three distances are offered, each with 
   the teacher's integral, which output matching cannot.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -146,7 +147,7 @@ class SFDDM(Objective):
             "feature": self.feature_weight,
             "hidden": self.hidden_weight,
         }
-        values = sum(weights[name] * term for name, term in terms.items())
+        values = jnp.sum(jnp.stack([weights[n] * term for n, term in terms.items()]), axis=0)
         return values, {f"{name}_distance": jnp.mean(term) for name, term in terms.items()}
 
     def hidden_target(
@@ -164,7 +165,7 @@ class SFDDM(Objective):
         """
         levels = self.walk(index, process)
         x0s, state, prediction = [first.x0], z, first
-        for here, there in zip(levels[:-2], levels[1:-1]):
+        for here, there in itertools.pairwise(levels[:-1]):
             state = ddim_step(prediction, state, here, there)
             prediction = teacher(state, there, cond)
             x0s.append(prediction.x0)
@@ -186,9 +187,7 @@ class SFDDM(Objective):
 
     def _output_distance(self, student, teacher, z: Array, level: Level) -> Float[Array, " B"]:
         if self.output_norm == "l2":
-            return weighted_error(
-                student, teacher, z, level, self.output, self.output_level_weight
-            )
+            return weighted_error(student, teacher, z, level, self.output, self.output_level_weight)
         difference = output_of(self.output, student, z, level) - output_of(
             self.output, teacher, z, level
         )

@@ -20,6 +20,7 @@ from absl import logging
 from ddistill.errors import CheckpointError
 from ddistill.training.state import TrainState
 
+
 class Checkpoints:
     """The checkpoints of one stage, in `folder/STEP`."""
 

@@ -113,7 +113,7 @@ def make_chunk(step: StepFn, count: int, resident: bool) -> Callable:
 
 
 def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Cuts start .. end into (step, count) of at most `size` that never cross a multiple of a border."""
+    """Cuts start .. end into (step, count) of at most `size` that cross no multiple of a border."""
     step = start
     while step < end:
         stop = min([step + size, end] + [(step // b + 1) * b for b in borders])

@@ -85,7 +85,9 @@ class StagePlan:
         return str(self.settings.ema[0]) if self.settings.ema else None
 
 
-def plan_stages(settings: Settings, dataset: Dataset, workdir: Path, cache: Path) -> list[StagePlan]:
+def plan_stages(
+    settings: Settings, dataset: Dataset, workdir: Path, cache: Path
+) -> list[StagePlan]:
     """Checks every stage of `settings.pipeline` and returns their plans in order.
 
     Raises:
@@ -137,9 +139,7 @@ def _plan(
         check_network(prepared, module, shape, stage, path)
     digest = stage_digest(name, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
-    return StagePlan(
-        name, stage, digest, folder, prepared, modules, process, shape, settings.seed
-    )
+    return StagePlan(name, stage, digest, folder, prepared, modules, process, shape, settings.seed)
 
 
 def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
@@ -316,7 +316,7 @@ def load_params(plan: StagePlan, rate: float | None = None) -> Any:
       rate: an EMA rate other than the first one, or 0 for the raw weights.
 
     Raises:
-      CheckpointError: the stage is not complete, or its checkpoint is missing or of another network.
+      CheckpointError: the stage is not complete or its checkpoint is missing or of another kind.
     """
     manifest = plan.manifest()
     if manifest is None:
@@ -331,8 +331,8 @@ def load_params(plan: StagePlan, rate: float | None = None) -> Any:
     if found is None or int(found[0].step) != manifest["steps"]:
         raise CheckpointError(
             f"The final checkpoint (step {manifest['steps']}) of stage '{plan.name}' in "
-            f"{plan.folder} cannot be read. Delete {plan.manifest_path.name} there and run again to "
-            "train on from the newest checkpoint that can."
+            f"{plan.folder} cannot be read. Delete {plan.manifest_path.name} there and run again "
+            "to train on from the newest checkpoint that can."
         )
     state = found[0]
     if key is not None and key not in state.ema:

@@ -120,7 +120,7 @@ def gradients(s: StepSettings, update: Update, params: Any, frozen: Frozen, batc
     grad = jax.grad(loss, has_aux=True)
     grads, metrics = _accumulate(s, lambda part: grad(params[update.trains], part), batch)
     suffix = "" if update.trains == "student" else f"_{update.trains}"
-    metrics[f"grad_norm{suffix}"] = optax.global_norm(grads)
+    metrics[f"grad_norm{suffix}"] = optax.tree.norm(grads)
     return grads, metrics
 
 

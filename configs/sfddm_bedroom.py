@@ -1,0 +1,30 @@
+"""SFDDM on a twentieth of LSUN bedroom at 128 x 128, released settings: T' = 100 of T = 1024 steps.
+
+Command:   python -m ddistill.main --config=configs/sfddm_bedroom.py --config.data.path=FOLDER
+Data:      a folder with the first twentieth (151 652) of the bedroom images in any format; they are
+           resized and cropped to 128.
+Hardware:  written for one GPU or TPU core; not run by us, so no hours are stated.
+Score:     ours: not reproduced. Paper: no FID table was found (arXiv 2405.14961).
+Released:  v-prediction, batch 40, 50 epochs (189 565 updates), Adam 2e-4, L1 on output and last
+           features, phi(i) = int(10.24 i). The teacher's length is our choice: the same.
+"""
+
+from ddistill import recipes
+
+
+def get_config(variant: str = ""):
+    recipes.check_variant(variant)
+    settings = recipes.sfddm_paper(
+        "sfddm_bedroom",
+        {"name": "folder", "path": "data/lsun_bedroom", "image_size": 128, "flip": False},
+        innermost=16,
+        prediction="v",
+        levels=100,
+        teacher_updates=189_565,
+        teacher_batch=40,
+        updates=189_565,
+        batch_size=40,
+    )
+    if variant == "smoke":
+        settings = recipes.smoke_on_digits(settings)
+    return recipes.to_config(settings)
