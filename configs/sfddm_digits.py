@@ -6,7 +6,6 @@ Command:  ./launch/local.sh --config=configs/sfddm_digits.py
 import dataclasses
 
 from ddistill import recipes
-from ddistill.objectives.classification import Classification  # noqa: F401
 from ddistill.settings import (
     OptimizerSettings,
     ScheduleSettings,
@@ -50,7 +49,7 @@ def get_config(variant: str = ""):
     )
     students = {
         f"sfddm_n{levels}": recipes.sfddm_default(
-            teacher, levels, steps=1000, batch_size=64, optimizer=student_optimizer, substeps=8
+            levels, steps=1000, batch_size=64, optimizer=student_optimizer, substeps=8
         )
         for levels in (4, 2, 1)
     }

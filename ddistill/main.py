@@ -37,6 +37,7 @@ _DOCTOR = flags.DEFINE_bool(
 
 USAGE_ERROR = 2
 RUN_ERROR = 1
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -87,6 +88,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.settings import Settings, parse
     from ddistill.training.checkpoints import write_json
+    from ddistill.training.folders import check_folders
     from ddistill.training.interrupt import Interrupted, StopRequest
     from ddistill.training.pipeline import run_stages
     from ddistill.training.progress import Reporter
@@ -102,6 +104,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
             f"--stage={stage} is not a stage of this config.{nearest(stage, [*names, 'evaluate'])} "
             f"Stages: {', '.join(names)}, evaluate."
         )
+    check_folders(plans, stage)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", _plain(config))
     reporter = Reporter()
@@ -168,7 +171,7 @@ def _disk_trouble(error: BaseException | None) -> str | None:
                 f"The disk is full{where}. Free some space and give the same command again; the "
                 "last complete checkpoint is kept."
             )
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if number in _UNWRITABLE:
             return (
                 f"Cannot write to the run's folder{where}: {os.strerror(number)}. "
                 "Choose another --workdir."

@@ -71,7 +71,6 @@ def teacher_stage(
 
 
 def sfddm_default(
-    teacher: StageSettings,
     levels: int,
     *,
     steps: int,
@@ -83,8 +82,9 @@ def sfddm_default(
 ) -> StageSettings:
     """Our SFDDM student: trailing grid, mapped time, teacher's weights, hidden-variable distance.
 
+    Its teacher is the stage "teacher".
+
     Args:
-      teacher: settings of the stage "teacher".
       levels: T', the student's steps.
       steps, batch_size, optimizer, ema: its training.
       substeps: teacher steps folded into one student step.
@@ -92,9 +92,6 @@ def sfddm_default(
     """
     return StageSettings(
         objective=objective("sfddm", substeps=substeps, **changes),
-        network=teacher.network,
-        prediction=teacher.prediction,
-        conditional=teacher.conditional,
         teacher="teacher",
         init="teacher",
         grid=GridSettings(steps=levels, spacing="trailing", time="mapped"),
@@ -106,18 +103,16 @@ def sfddm_default(
     )
 
 
-def sfddm_released(
-    teacher: StageSettings, levels: int, *, steps: int, batch_size: int
-) -> StageSettings:
+def sfddm_released(levels: int, *, prediction: str, steps: int, batch_size: int) -> StageSettings:
     """The authors' released code: L1 on the raw output plus L1 on the last features, fresh weights.
 
     The grid is "leading", the student is told its own index, Adam has a constant rate of 2e-4, and
-    there is neither EMA nor clipping (arXiv 2405.14961's repository).
+    there is neither EMA nor clipping (arXiv 2405.14961's repository). `prediction` is the teacher's.
     """
     released = objective(
         "sfddm",
         output_weight=1.0,
-        output=teacher.prediction,
+        output=prediction,
         output_norm="l1",
         feature_weight=1.0,
         tap="last",
@@ -125,9 +120,6 @@ def sfddm_released(
     )
     return StageSettings(
         objective=released,
-        network=teacher.network,
-        prediction=teacher.prediction,
-        conditional=teacher.conditional,
         teacher="teacher",
         init="fresh",
         grid=GridSettings(steps=levels, spacing="leading", time="index"),
@@ -170,7 +162,7 @@ def smoke(settings: Settings, net: Mapping[str, Any], keep: Sequence[str] = ()) 
 
 
 def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
-    is_unet = stage.network["name"] == "unet"
+    is_unet = stage.network.get("name") == "unet"
     optimizer = dataclasses.replace(stage.optimizer, warmup=min(2, stage.optimizer.warmup))
     objective_settings = dict(stage.objective)
     if objective_settings.get("substeps", 0) > 2:
@@ -253,7 +245,7 @@ def sfddm_paper(
         error=prediction,
         ema=(0.995,),
     )
-    student = sfddm_released(teacher, levels, steps=updates, batch_size=batch_size)
+    student = sfddm_released(levels, prediction=prediction, steps=updates, batch_size=batch_size)
     stages = {"teacher": teacher, f"sfddm_n{levels}": student}
     if classifier is not None:
         stages = {"classifier": classifier, **stages}

@@ -69,6 +69,8 @@ class OptimizerSettings:
 class StageSettings:
     """One training: which network learns what, from whom, on which levels, for how long.
 
+    An empty `network` is the teacher's: its architecture, prediction type and conditioning.
+    `prediction` is what the network predicts, "" = "eps", or as the teacher's if the network is.
     `teacher` names an earlier stage ("" = none). `init` is "fresh", "teacher" or the name of an
     earlier stage. `ema` lists the rates kept; the first one is what the stage hands on, and an
     empty list hands on the raw weights. `shared` puts the stage into the cache that runs with the
@@ -76,10 +78,10 @@ class StageSettings:
     """
 
     objective: Mapping[str, Any]
-    network: Mapping[str, Any]
     steps: int
     batch_size: int
-    prediction: str = "eps"
+    network: Mapping[str, Any] = field(default_factory=dict)
+    prediction: str = ""
     teacher: str = ""
     init: str = "fresh"
     grid: GridSettings = GridSettings()

@@ -189,7 +189,7 @@ def collect(
     reporter.begin(f"sampling {call.label}", settings.samples)
     try:
         for start in range(0, settings.samples, settings.batch_size):
-            stop.check()
+            stop.check(f"the evaluation ({call.label})")
             begun = time.perf_counter()
             batch = np.asarray(draw(call, network, settings, start, settings.batch_size))
             seconds.append(time.perf_counter() - begun)

@@ -94,11 +94,12 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore raise many types for a bad file
                 reason = str(error).strip().splitlines() or [""]
                 self._set_aside(step, f"{type(error).__name__}: {reason[0][:200]}")
-        if steps:
+        damaged = sorted(int(x.name) for x in (self.folder / "damaged").glob("*"))
+        if damaged:
             raise CheckpointError(
-                f"None of the checkpoints {steps} in {self.folder} can be read. They were moved to "
-                f"{self.folder / 'damaged'}; delete that folder and run again to start this stage "
-                "from step 0."
+                f"None of the checkpoints {damaged} in {self.folder} can be read. They were moved "
+                f"to {self.folder / 'damaged'}; delete that folder and run again to start this "
+                "stage from step 0."
             )
         return None
 

@@ -38,7 +38,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 
-    def check(self) -> None:
-        """Raises `Interrupted` if a stop was asked for; for loops with nothing to save."""
+    def check(self, where: str) -> None:
+        """Raises `Interrupted` if a stop was asked for; for loops that have nothing to save."""
         if self:
-            raise Interrupted(self.name)
+            raise Interrupted(where)

@@ -168,10 +168,10 @@ class StageRun:
         return self._finish(state)
 
     def _open(self, start: Any) -> tuple[TrainState, int]:
-        state = initial_state(self.plan, start)
-        found = self.checkpoints.restore(state)
+        # Shapes are enough to restore: what does not fit is found before anything compiles.
+        found = self.checkpoints.restore(jax.eval_shape(lambda: initial_state(self.plan, start)))
         if found is None:
-            return state, 0
+            return initial_state(self.plan, start), 0
         state, record = found
         self.clock = Clock(**record["clock"])
         self.loss = record["loss"]
@@ -217,12 +217,14 @@ class StageRun:
                 window.since += took
             window.add(step, count, metrics)
             step += count
-            ends = step == settings.steps or bool(self.stop)
+            # Asked once: a signal between two looks would end the stage without its checkpoint.
+            stopping = bool(self.stop)
+            ends = step == settings.steps or stopping
             if step % every.log_every == 0 or step % every.checkpoint_every == 0 or ends:
                 window = self._flush(window, step)
             if step % every.checkpoint_every == 0 or ends:
                 self._save(step, state)
-            if self.stop and step < settings.steps:
+            if stopping and step < settings.steps:
                 self.checkpoints.wait()
                 raise Interrupted(f"stage '{self.plan.name}' at step {step}")
             asked = time.perf_counter()

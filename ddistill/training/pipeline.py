@@ -5,12 +5,12 @@ from typing import Any
 
 from ddistill.data import Dataset
 from ddistill.settings import Settings
+from ddistill.training.folders import claim
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.progress import Reporter
 from ddistill.training.stages import (
     StagePlan,
-    claim,
     init_source,
     load_network,
     load_params,
@@ -57,7 +57,7 @@ def _run_one(
     reporter: Reporter,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    with claim(plan, reporter):
+    with claim(plan, reporter, stop):
         manifest = plan.manifest()
         if manifest is not None:
             reporter.say(f"{plan.name}: complete ({manifest['steps']} steps), found on disk")

@@ -74,7 +74,10 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self._stage = stage
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        # Beside the old file and then in its place: a full disk or a kill must not lose the rows.
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(self.path)
         self._file = self.path.open("a")
         self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
 

@@ -6,12 +6,10 @@ classifier) live in a cache under that hash; the others in the run's own folder,
 another hash is refused and not overwritten.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +21,18 @@ from flax import linen as nn
 
 from ddistill import networks
 from ddistill.data import Dataset
-from ddistill.errors import CheckpointError, ConfigError, check_choice
+from ddistill.errors import CheckpointError, ConfigError, check_choice, nearest
 from ddistill.objectives import Objective, Process, make_objective, make_process
 from ddistill.schedules import Schedule, make_grid, make_schedule
 from ddistill.settings import Settings, StageSettings, to_plain
-from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.optimizers import check_optimizer, make_optimizer
-from ddistill.training.progress import Reporter
 from ddistill.training.state import TrainState, create_state, stream_key
 
 FORMAT = 1
 PREDICTIONS = ("x0", "eps", "v", "edm")
 # Settings that name or place a stage without changing what it learns.
-_LABELS = ("method", "variant", "shared")
+LABELS = ("method", "variant", "shared")
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ def plan_stages(
     Raises:
       ConfigError: anything that cannot work; nothing has been compiled or written by then.
     """
+    _check_training(settings)
     schedule = _schedule(settings)
     plans: dict[str, StagePlan] = {}
     for name in settings.pipeline:
@@ -101,6 +99,16 @@ def plan_stages(
             raise ConfigError(f"config.pipeline names '{name}' twice.")
         plans[name] = _plan(name, settings, schedule, dataset, workdir, cache, plans)
     return list(plans.values())
+
+
+def _check_training(settings: Settings) -> None:
+    lowest = {"log_every": 1, "checkpoint_every": 1, "keep": 1, "scan_steps": 0}
+    for key, low in lowest.items():
+        value = getattr(settings.training, key)
+        if value < low:
+            raise ConfigError(f"config.training.{key}={value} must be {low} or more.")
+    if settings.seed < 0:
+        raise ConfigError(f"config.seed={settings.seed} must be 0 or more.")
 
 
 def _schedule(settings: Settings) -> Schedule:
@@ -117,7 +125,8 @@ def _plan(
     cache: Path,
     earlier: Mapping[str, StagePlan],
 ) -> StagePlan:
-    stage, path = settings.stages[name], f"config.stages.{name}"
+    path = f"config.stages.{name}"
+    stage = resolve(settings.stages[name], path, earlier)
     _check_numbers(stage, path)
     _check_sources(stage, path, earlier)
     objective = make_objective(stage.objective, f"{path}.objective")
@@ -137,9 +146,35 @@ def _plan(
     shape = dataset.image_shape
     for module in modules.values():
         check_network(prepared, module, shape, stage, path)
-    digest = stage_digest(name, settings, dataset, earlier)
+    digest = stage_digest(name, stage, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
     return StagePlan(name, stage, digest, folder, prepared, modules, process, shape, settings.seed)
+
+
+def resolve(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> StageSettings:
+    """Fills in what a stage leaves to its teacher: network, prediction type and conditioning."""
+    if stage.teacher:
+        _check_earlier(f"{path}.teacher", stage.teacher, (), earlier)
+    if stage.network:
+        return dataclasses.replace(stage, prediction=stage.prediction or "eps")
+    if not stage.teacher:
+        raise ConfigError(
+            f"{path}.network is empty and there is no teacher to take it from. "
+            f"Set {path}.network.name to one of {', '.join(sorted(networks.NETWORKS))}."
+        )
+    theirs = earlier[stage.teacher].settings
+    if stage.prediction not in ("", theirs.prediction):
+        raise ConfigError(
+            f"{path}.prediction={stage.prediction!r}, but its network is that of "
+            f"'{stage.teacher}', which predicts {theirs.prediction!r}. Leave prediction empty, or "
+            f"set {path}.network."
+        )
+    return dataclasses.replace(
+        stage,
+        network=theirs.network,
+        prediction=theirs.prediction,
+        conditional=theirs.conditional,
+    )
 
 
 def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
@@ -169,12 +204,10 @@ def _check_numbers(stage: StageSettings, path: str) -> None:
 
 
 def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> None:
-    if stage.teacher:
-        check_choice(f"{path}.teacher", stage.teacher, earlier)
     if stage.init == "teacher" and not stage.teacher:
         raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
     if stage.init != "fresh":
-        check_choice(f"{path}.init", stage.init, ("fresh", "teacher", *earlier))
+        _check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), earlier)
         source = earlier[init_source(stage)]
         ours, theirs = dict(stage.network), dict(source.settings.network)
         different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
@@ -192,6 +225,17 @@ def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StageP
             )
 
 
+def _check_earlier(
+    key: str, value: str, words: tuple[str, ...], earlier: Mapping[str, StagePlan]
+) -> None:
+    if value not in (*words, *earlier):
+        names = ", ".join([*words, *earlier]) or "nothing, because this stage is the first"
+        raise ConfigError(
+            f"{key}={value!r} is not a stage before this one in config.pipeline."
+            f"{nearest(value, [*words, *earlier])} Allowed: {names}."
+        )
+
+
 def init_source(stage: StageSettings) -> str:
     """Name of the stage whose weights a stage starts from; "" for fresh ones."""
     return {"fresh": "", "teacher": stage.teacher}.get(stage.init, stage.init)
@@ -205,12 +249,15 @@ def check_network(
     Raises:
       ConfigError: the network refuses this image size, or its output has another shape.
     """
-    inputs = objective.init_inputs(shape, stage.conditional)
     classes = getattr(module, "num_classes", 0)
     if stage.conditional and not classes:
         raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
     try:
-        out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)
+        out, _ = jax.eval_shape(
+            lambda: module.init_with_output(
+                jax.random.key(0), *objective.init_inputs(shape, stage.conditional)
+            )
+        )
     except ConfigError as error:
         raise ConfigError(f"{path}.network: {error}") from None
     first = out[0] if isinstance(out, tuple) else out
@@ -222,11 +269,14 @@ def check_network(
 
 
 def stage_digest(
-    name: str, settings: Settings, dataset: Dataset, earlier: Mapping[str, StagePlan]
+    name: str,
+    stage: StageSettings,
+    settings: Settings,
+    dataset: Dataset,
+    earlier: Mapping[str, StagePlan],
 ) -> str:
     """SHA-256 of everything that the stage's result depends on."""
-    stage = settings.stages[name]
-    own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in _LABELS}
+    own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in LABELS}
     sources = {s: earlier[s].digest for s in (stage.teacher, init_source(stage)) if s}
     content = {
         "format": FORMAT,
@@ -239,57 +289,6 @@ def stage_digest(
     }
     text = json.dumps(to_plain(content), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def claim(plan: StagePlan, reporter: Reporter) -> Iterator[None]:
-    """Holds the stage's folder, waiting while another process trains the same stage.
-
-    Raises:
-      CheckpointError: the folder belongs to a stage with other settings.
-    """
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with (plan.folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reporter.say(f"{plan.name}: another process is training this stage; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        _check_owner(plan)
-        yield
-
-
-def _check_owner(plan: StagePlan) -> None:
-    record = plan.folder / "stage.json"
-    ours = {"digest": plan.digest, "settings": to_plain(dataclasses.asdict(plan.settings))}
-    ours = json.loads(json.dumps(ours, default=str))
-    if not record.exists():
-        write_json(record, ours)
-        return
-    theirs = json.loads(record.read_text())
-    if theirs["digest"] != plan.digest:
-        raise CheckpointError(
-            f"{plan.folder} holds stage '{plan.name}' of other settings: "
-            f"{_differences(theirs['settings'], ours['settings'])}. "
-            "Choose another --workdir, or delete that folder to train it anew."
-        )
-
-
-def _differences(theirs: Any, ours: Any, path: str = "") -> str:
-    """The settings in which two records differ, at most four of them."""
-    lines: list[str] = []
-
-    def walk(a: Any, b: Any, at: str) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted(a.keys() | b.keys()):
-                walk(a.get(key), b.get(key), f"{at}.{key}" if at else key)
-        elif a != b and at not in _LABELS:
-            lines.append(f"{at} was {a!r} and is now {b!r}")
-
-    walk(theirs, ours, path)
-    if not lines:
-        return "data, schedule, seed or the stages before it have changed"
-    return "; ".join(lines[:4]) + (f" and {len(lines) - 4} more" if len(lines) > 4 else "")
 
 
 def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
@@ -308,6 +307,14 @@ def initial_state(plan: StagePlan, start: Any = None) -> TrainState:
     return create_state(params, optimizers(plan), plan.settings.ema)
 
 
+def incomplete(plan: StagePlan) -> CheckpointError:
+    """The error for a stage that is needed and not complete."""
+    return CheckpointError(
+        f"Stage '{plan.name}' in {plan.folder} is not complete; run it with "
+        f"--stage={plan.name} first."
+    )
+
+
 def load_params(plan: StagePlan, rate: float | None = None) -> Any:
     """The parameters that a complete stage hands on, strictly loaded.
 
@@ -320,10 +327,7 @@ def load_params(plan: StagePlan, rate: float | None = None) -> Any:
     """
     manifest = plan.manifest()
     if manifest is None:
-        raise CheckpointError(
-            f"Stage '{plan.name}' in {plan.folder} is not complete; run it with "
-            f"--stage={plan.name} first."
-        )
+        raise incomplete(plan)
     key = plan.ema_key() if rate is None else (str(rate) if rate else None)
     checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
     found = checkpoints.restore(jax.eval_shape(lambda: initial_state(plan)))

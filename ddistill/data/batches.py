@@ -1,0 +1,76 @@
+"""Which examples are in batch s, as a pure function of (seed, s): nothing to store, any resume."""
+
+import functools
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from ddistill.data.dataset import Dataset
+
+
+def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
+    """Indices of the examples of one batch.
+
+    The batches laid end to end are permutations of the data set laid end to end: place
+    p = step * batch + i is number p % n of epoch p // n. So every epoch visits every example once,
+    and a batch may span epochs, also when it is larger than the data set.
+
+    Args:
+      seed: any int; equal seeds give equal batches.
+      step: number of the batch, from 0.
+      batch: examples in a batch, at least 1.
+      n: examples in the data set, at least 1.
+
+    Returns:
+      int64 [batch], values 0 .. n-1.
+    """
+    if batch < 1 or n < 1 or step < 0:
+        raise ValueError(f"step={step}, batch={batch}, n={n}: step >= 0 and the others >= 1.")
+    places = step * batch + np.arange(batch, dtype=np.int64)
+    epochs, offsets = np.divmod(places, n)
+    out = np.empty(batch, np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        inside = epochs == epoch
+        out[inside] = _permutation(seed % 2**64, epoch, n)[offsets[inside]]
+    return out
+
+
+def batches(
+    dataset: Dataset, seed: int, batch: int, first: int, last: int, ahead: int = 2
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields (step, images [batch, H, W, C], labels [batch]) of steps first .. last - 1.
+
+    The images of the next `ahead` steps are read by a thread while the caller works, which hides
+    the decoding of a lazy set. What is yielded does not depend on `ahead`.
+    """
+
+    def read(step: int) -> tuple[int, np.ndarray, np.ndarray]:
+        indices = batch_indices(seed, step, batch, len(dataset))
+        return step, dataset.take(indices), dataset.labels[indices]
+
+    with ThreadPoolExecutor(1, "ddistill-prefetch") as pool:
+        waiting: list[Future] = []
+        try:
+            for step in range(first, last):
+                waiting.append(pool.submit(read, step))
+                if len(waiting) > ahead:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """A permutation of n from the counter-based Philox generator, keyed by seed and epoch.
+
+    Sorting its raw output, whose stream NumPy guarantees for ever, keeps batches the same across
+    NumPy versions; `Generator.permutation` has no such guarantee.
+    """
+    raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
+    permutation = np.argsort(raw, kind="stable")
+    permutation.setflags(write=False)
+    return permutation

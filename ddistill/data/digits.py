@@ -1,0 +1,69 @@
+"""The embedded default: scikit-learn's 1,797 real 8x8 scans of handwritten digits.
+
+E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (CC BY 4.0), the
+copy that scikit-learn carries, so nothing is downloaded.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddistill.data.dataset import Dataset
+
+COUNT = 1797
+TEST_EVERY = 5
+
+
+@dataclass(frozen=True)
+class DigitsSettings:
+    """Data settings of `digits`. `flip`: None = no, because mirrored digits are no digits."""
+
+    name: str = "digits"
+    flip: Any = None
+
+
+def load_digits(settings: DigitsSettings, split: str) -> Dataset:
+    """1,437 training or 360 test images [N, 8, 8, 1], float32 in [-1, 1] from 17 grey levels."""
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    levels = np.asarray(bunch.images, np.uint8)
+    labels = np.asarray(bunch.target, np.int32)
+    train, test = split_digits(levels, labels)
+    chosen = train if split == "train" else test
+    images = levels[chosen].astype(np.float32)[..., None] / 8 - 1
+    digest = hashlib.sha256(np.concatenate([levels[train], levels[test]]).tobytes()).hexdigest()
+    return Dataset(
+        name="digits",
+        images=images,
+        labels=labels[chosen],
+        num_classes=10,
+        class_names=tuple("0123456789"),
+        hflip=bool(settings.flip),
+        provenance=(
+            f"scikit-learn digits 8x8, {split} split, {len(chosen)} of {len(labels)} images, "
+            f"split sha256 {digest[:16]}"
+        ),
+    )
+
+
+def split_digits(levels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and test images: every fifth of each class is for testing.
+
+    Within a class the order is that of the hash of the pixels, so the split depends on no random
+    generator of any library, and two identical scans would lie beside each other.
+
+    Args:
+      levels: [N, 8, 8] uint8, 0..16.
+      labels: [N].
+
+    Returns:
+      Two sorted index arrays, disjoint, together all of 0 .. N-1.
+    """
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in levels]
+    order = sorted(range(len(labels)), key=lambda i: (int(labels[i]), digests[i], i))
+    is_test = np.zeros(len(labels), bool)
+    is_test[order[::TEST_EVERY]] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)

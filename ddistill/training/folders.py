@@ -1,0 +1,109 @@
+"""The folders of stages: whose they are, who trains in them now, and what is complete."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from ddistill.errors import CheckpointError
+from ddistill.settings import to_plain
+from ddistill.training.checkpoints import write_json
+from ddistill.training.interrupt import StopRequest
+from ddistill.training.progress import Reporter
+from ddistill.training.stages import LABELS, StagePlan, incomplete, init_source
+
+_LOCK_POLL_SECONDS = 0.25
+
+
+@contextlib.contextmanager
+def claim(plan: StagePlan, reporter: Reporter, stop: StopRequest) -> Iterator[None]:
+    """Holds the stage's folder, waiting while another process trains the same stage.
+
+    Raises:
+      CheckpointError: the folder belongs to a stage with other settings.
+      Interrupted: a stop was asked for while waiting.
+    """
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with (plan.folder / ".lock").open("a") as lock:
+        waiting = False
+        while not _try_lock(lock):
+            if not waiting:
+                reporter.say(f"{plan.name}: another process is training this stage; waiting for it")
+            waiting = True
+            stop.check(f"the wait for stage '{plan.name}'")
+            time.sleep(_LOCK_POLL_SECONDS)
+        check_owner(plan)
+        record = plan.folder / "stage.json"
+        if not record.exists():
+            write_json(record, _owner(plan))
+        yield
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def check_folders(plans: Sequence[StagePlan], only: str = "") -> None:
+    """Checks what lies on disk against the plans before anything is trained or written.
+
+    Args:
+      plans: the stages in order.
+      only: the one stage to be run, or "evaluate", or "" for everything.
+
+    Raises:
+      CheckpointError: a folder belongs to a stage with other settings, or a stage that `only` needs
+        is not complete.
+    """
+    by_name = {plan.name: plan for plan in plans}
+    for plan in plans:
+        check_owner(plan)
+    needed = list(by_name)
+    if only != "evaluate":
+        settings = by_name[only].settings if only else None
+        needed = [settings.teacher, init_source(settings)] if settings else []
+    for name in filter(None, needed):
+        if by_name[name].manifest() is None:
+            raise incomplete(by_name[name])
+
+
+def _owner(plan: StagePlan) -> dict[str, Any]:
+    ours = {"digest": plan.digest, "settings": to_plain(dataclasses.asdict(plan.settings))}
+    return json.loads(json.dumps(ours, default=str))
+
+
+def check_owner(plan: StagePlan) -> None:
+    """Raises `CheckpointError` if the stage's folder belongs to a stage with other settings."""
+    record, ours = plan.folder / "stage.json", _owner(plan)
+    if not record.exists():
+        return
+    theirs = json.loads(record.read_text())
+    if theirs["digest"] != plan.digest:
+        raise CheckpointError(
+            f"{plan.folder} holds stage '{plan.name}' of other settings: "
+            f"{_differences(theirs['settings'], ours['settings'])}. "
+            "Choose another --workdir, or delete that folder to train it anew."
+        )
+
+
+def _differences(theirs: Any, ours: Any, path: str = "") -> str:
+    """The settings in which two records differ, at most four of them."""
+    lines: list[str] = []
+
+    def walk(a: Any, b: Any, at: str) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(a.keys() | b.keys()):
+                walk(a.get(key), b.get(key), f"{at}.{key}" if at else key)
+        elif a != b and at not in LABELS:
+            lines.append(f"{at} was {a!r} and is now {b!r}")
+
+    walk(theirs, ours, path)
+    if not lines:
+        return "data, schedule, seed or the stages before it have changed"
+    return "; ".join(lines[:4]) + (f" and {len(lines) - 4} more" if len(lines) > 4 else "")

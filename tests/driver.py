@@ -1,0 +1,86 @@
+"""`python driver.py FLAG...` is ddistill.main with the tiny network, and dies where it is told to.
+
+`DDISTILL_TEST_DEATH` = "STAGE:STEP:HOW" with HOW one of
+  saved    SIGKILL once the checkpoint at STEP is complete,
+  writing  SIGKILL when its files are written and it is about to get its name, that is, before it
+           counts,
+  sigterm  SIGTERM while train step STEP runs.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import runs  # noqa: F401  (registers the network)
+from absl import app
+
+from ddistill import main
+from ddistill.training import checkpoints, loop
+
+
+def arm(stage: str, step: int, how: str) -> None:
+    {"saved": _die_when_saved, "writing": _die_while_writing, "sigterm": _ask_to_stop}[how](
+        stage, step
+    )
+
+
+def _is_of(folder: Path, stage: str) -> bool:
+    return folder.parent.name.split("-")[0] == stage
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_when_saved(stage: str, at: int) -> None:
+    save = checkpoints.Checkpoints.save
+
+    def wrapped(self, step, *args):
+        save(self, step, *args)
+        if step == at and _is_of(self.folder, stage):
+            self.wait()
+            _kill()
+
+    checkpoints.Checkpoints.save = wrapped
+
+
+def _die_while_writing(stage: str, at: int) -> None:
+    def guard(rename):
+        def wrapped(source, target, **kwargs):
+            target_path = Path(os.fsdecode(target))
+            if target_path.name == str(at) and _is_of(target_path.parent, stage):
+                _kill()
+            return rename(source, target, **kwargs)
+
+        return wrapped
+
+    os.rename, os.replace = guard(os.rename), guard(os.replace)
+
+
+def _ask_to_stop(stage: str, at: int) -> None:
+    make_chunk, train = loop.make_chunk, loop.StageRun._train
+    current = []
+
+    def wrapped_train(self, *args):
+        current.append(self.plan.name)
+        return train(self, *args)
+
+    def wrapped_make(*args):
+        chunk = make_chunk(*args)
+
+        def run(state, *rest):
+            if current[-1] == stage and int(state.step) == at - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return chunk(state, *rest)
+
+        return run
+
+    loop.StageRun._train, loop.make_chunk = wrapped_train, wrapped_make
+
+
+if __name__ == "__main__":
+    death = os.environ.get("DDISTILL_TEST_DEATH")
+    if death:
+        name, number, kind = death.split(":")
+        arm(name, int(number), kind)
+    app.run(main.main, flags_parser=main._parse_flags)

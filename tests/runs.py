@@ -1,0 +1,121 @@
+"""A run of two tiny stages, teacher and SFDDM student, and what tests look at in its folders."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from tiny import TinyNet
+
+from ddistill import data, networks
+from ddistill.settings import (
+    EvaluationSettings,
+    GridSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    StageSettings,
+    TrainingSettings,
+)
+from ddistill.training.stages import StagePlan, initial_state, plan_stages
+from ddistill.training.state import TrainState
+
+# What a config file says by "name": "tiny".
+networks.NETWORKS["tiny"] = TinyNet
+
+STEPS, CHECKPOINT_EVERY, LOG_EVERY = 40, 17, 10
+LOGGED = [10, 17, 20, 30, 34, 40]
+
+
+def tiny_settings(steps: int = STEPS, **training: Any) -> Settings:
+    """Dropout, classes, accumulation and two averages: all that a resumed run can get wrong."""
+    common: dict[str, Any] = {
+        "network": {"name": "tiny", "num_classes": 10, "dropout": 0.1},
+        "prediction": "v",
+        "conditional": True,
+        "steps": steps,
+        "batch_size": 8,
+        "accumulate": 2,
+        "optimizer": OptimizerSettings(
+            learning_rate=1e-2, schedule="cosine", warmup=2, final_scale=0.1, clip=1.0
+        ),
+        "ema": (0.9, 0.99),
+    }
+    teacher = StageSettings(
+        objective={"name": "denoising", "label_dropout": 0.2, "null_class": 10},
+        shared=True,
+        **common,
+    )
+    student = StageSettings(
+        objective={"name": "sfddm", "substeps": 2, "feature_weight": 0.5},
+        teacher="teacher",
+        init="teacher",
+        grid=GridSettings(steps=2),
+        method="sfddm",
+        **common,
+    )
+    return Settings(
+        name="tiny",
+        data={"name": "digits"},
+        schedule=ScheduleSettings(steps=16),
+        stages={"teacher": teacher, "student": student},
+        pipeline=("teacher", "student"),
+        training=dataclasses.replace(
+            TrainingSettings(
+                log_every=LOG_EVERY, checkpoint_every=CHECKPOINT_EVERY, keep=10, tensorboard=False
+            ),
+            **training,
+        ),
+        evaluation=EvaluationSettings(enabled=False),
+    )
+
+
+def plans_of(settings: Settings, workdir: Path) -> dict[str, StagePlan]:
+    """The stages of a run in `workdir`, with the cache beside it as on the command line."""
+    plans = plan_stages(
+        settings, data.load(settings.data, "train"), workdir, workdir.parent / "shared"
+    )
+    return {plan.name: plan for plan in plans}
+
+
+def saved_steps(plan: StagePlan) -> list[int]:
+    """Steps with a finished checkpoint on disk."""
+    return sorted(int(x.name) for x in (plan.folder / "checkpoints").glob("[0-9]*") if _done(x))
+
+
+def _done(path: Path) -> bool:
+    return path.name.isdigit()
+
+
+def saved_state(plan: StagePlan, step: int) -> TrainState:
+    """The state in one checkpoint, read by Orbax alone."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        jax.eval_shape(lambda: initial_state(plan)),
+    )
+    path = plan.folder / "checkpoints" / str(step) / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.absolute(), like)
+
+
+def differences(a: Any, b: Any) -> list[str]:
+    """Paths of the leaves in which two trees are not the same bit for bit."""
+    first, second = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (a, b))
+    assert first.keys() == second.keys()
+    return [
+        jax.tree_util.keystr(path)
+        for path in first
+        if not (
+            np.asarray(first[path]).dtype == np.asarray(second[path]).dtype
+            and np.array_equal(first[path], second[path])
+        )
+    ]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Modification time and content of every file under a folder."""
+    files = [x for x in folder.rglob("*") if x.is_file()] if folder.exists() else []
+    return {str(x.relative_to(folder)): (x.stat().st_mtime_ns, x.read_bytes()) for x in files}
