@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from ddistill.errors import check_choice
-from ddistill.schedules import Level, snr
+from ddistill.schedules import Level, log_snr, snr
 
 KINDS = ("x0", "eps", "v", "edm")
 WEIGHTS = ("uniform", "snr", "truncated_snr", "min_snr", "edm")
@@ -186,6 +186,27 @@ def posterior_step(
     The variance is the posterior's, which is 0 where the next level is clean.
     """
     return ddim_step(prediction, z, level, next_level, eta=1.0, noise=noise)
+
+
+def multistep_x0(
+    x0: Array, previous: Array, before: Level, here: Level, there: Level
+) -> Float[Array, "B ..."]:
+    """The x0 with which a DDIM step from `here` to `there` is one of DPM-Solver++(2M).
+
+    arXiv 2211.01095 algorithm 2: with lambda = log(alpha / sigma), h the step in lambda and r the
+    former step over this one, x0 + (x0 - previous) / (2 r).
+
+    Args:
+      x0: `[B, H, W, C]`, the prediction at `here`.
+      previous: the prediction at `before`.
+      before, here, there: `[]` or `[B]`; where `before` is `here` there was no former step, and
+        there as well as into a clean level, where h is infinite, x0 stays as it is.
+    """
+    middle = log_snr(here)
+    h_before, h = middle - log_snr(before), log_snr(there) - middle
+    second_order = (h_before > 0) & jnp.isfinite(h)
+    factor = jnp.where(second_order, h / (2.0 * jnp.where(second_order, h_before, 1.0)), 0.0)
+    return x0 + expand(factor, x0) * (x0 - previous)
 
 
 def rollout(

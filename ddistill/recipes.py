@@ -107,7 +107,7 @@ def sfddm_released(levels: int, *, prediction: str, steps: int, batch_size: int)
     """The authors' released code: L1 on the raw output plus L1 on the last features, fresh weights.
 
     The grid is "leading", the student is told its own index, Adam has a constant rate of 2e-4, and
-    there is neither EMA nor clipping (arXiv 2405.14961's repository). `prediction` is the teacher's.
+    there is neither EMA nor clipping (arXiv 2405.14961). `prediction` is the teacher's.
     """
     released = objective(
         "sfddm",

@@ -20,9 +20,16 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from ddistill.diffusion import Prediction, clip_x0, ddim_step, from_x0, posterior_step
+from ddistill.diffusion import (
+    Prediction,
+    clip_x0,
+    ddim_step,
+    from_x0,
+    multistep_x0,
+    posterior_step,
+)
 from ddistill.errors import check_choice
-from ddistill.schedules import Level, Schedule, log_snr
+from ddistill.schedules import Level, Schedule
 
 LOOPS = ("auto", "scan", "dispatch", "unroll")
 STATIC = ("rule", "last", "clip", "options", "trajectory")
@@ -82,14 +89,8 @@ def _heun(denoise: Denoise, z: Array, memory: Any, step: Step):
 
 
 def _dpm_solver_pp(denoise: Denoise, z: Array, memory: Array, step: Step):
-    # h = lambda_there - lambda_here with lambda = log(alpha / sigma); r = h_before / h.
     x0 = denoise(z, step.here).x0
-    here = log_snr(step.here)
-    h_before, h = here - log_snr(step.before), log_snr(step.there) - here
-    # First order without a previous prediction, and into a clean level, where h is infinite.
-    second_order = (h_before > 0) & jnp.isfinite(h)
-    half_inverse_r = jnp.where(second_order, h / (2.0 * jnp.where(second_order, h_before, 1.0)), 0)
-    extrapolated = x0 + half_inverse_r * (x0 - memory)
+    extrapolated = multistep_x0(x0, memory, step.before, step.here, step.there)
     return ddim_step(from_x0(extrapolated, z, step.here), z, step.here, step.there), x0
 
 

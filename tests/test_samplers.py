@@ -1,6 +1,7 @@
 """Samplers against exact maps, against their papers' algorithms in numpy, and their loops."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from ddistill import samplers
 from ddistill.denoiser import Denoiser
-from ddistill.diffusion import Prediction, from_x0
+from ddistill.diffusion import Prediction, from_eps, from_x0
 from ddistill.errors import ConfigError
 from ddistill.samplers import LOOPS, SAMPLERS, ddim, ddpm, dpm_solver_pp, get_sampler, heun, nfe
 from ddistill.schedules import (
@@ -45,7 +46,7 @@ def unit_noise(shape=SHAPE, seed=0):
 class TwoPoints:
     """The exact denoiser of data that are +1 or -1, pixel by pixel: nonlinear in z."""
 
-    scale: float = 1.0
+    scale: Any = 1.0
 
     def __call__(self, z, level: Level, cond=None) -> Prediction:
         return from_x0(self.scale * jnp.tanh(level.alpha * z / level.sigma**2), z, level)
@@ -68,8 +69,8 @@ def parameters(seed):
     return jax.tree.map(lambda p: np.float32(0.3 * rng.normal(size=p.shape)), shapes)
 
 
-def network(seed=0, prediction="v"):
-    return Denoiser.from_module(Net(), parameters(seed), prediction)
+def network(seed=0):
+    return Denoiser.from_module(Net(), parameters(seed), "v")
 
 
 def coarse(N, T=1000, table=cosine):
@@ -215,8 +216,8 @@ def test_ancestral_samples_have_the_exact_mean_and_variance(N, eta):
 
 def test_ddpm_is_ddim_with_eta_1():
     noise, schedule = jnp.float32(unit_noise()), coarse(8)
-    same = ddim(network(), schedule, noise, KEY, eta=1.0)
-    np.testing.assert_allclose(ddpm(network(), schedule, noise, KEY), same, rtol=1e-5, atol=1e-6)
+    same = ddim(TwoPoints(), schedule, noise, KEY, eta=1.0)
+    np.testing.assert_allclose(ddpm(TwoPoints(), schedule, noise, KEY), same, rtol=1e-5, atol=1e-6)
 
 
 def test_ddim_of_every_level_is_the_teachers_own_sampler_bit_for_bit():
@@ -245,11 +246,11 @@ def test_one_step_returns_the_denoisers_output_at_the_noisiest_level(name, loop,
 def test_trajectories_start_at_the_noise_and_end_at_the_image(name, loop):
     schedule, noise = karras(3), jnp.float32(unit_noise())
     run = dict(loop=loop, clip=1.0)
-    images, states = get_sampler(name)(network(), schedule, noise, KEY, trajectory=True, **run)
+    images, states = get_sampler(name)(TwoPoints(), schedule, noise, KEY, trajectory=True, **run)
     chex.assert_shape(states, (4, *SHAPE))
     np.testing.assert_array_equal(states[0], noise * np.float32(80))
     np.testing.assert_array_equal(states[-1], images)
-    alone = get_sampler(name)(network(), schedule, noise, KEY, **run)
+    alone = get_sampler(name)(TwoPoints(), schedule, noise, KEY, **run)
     np.testing.assert_allclose(alone, images, rtol=1e-5, atol=1e-5)
 
 
@@ -276,14 +277,11 @@ def test_a_table_that_ends_noisy_keeps_its_last_noise():
 
 @every_sampler
 def test_every_loop_gives_the_same_images(name):
-    noise, sampler = jnp.float32(unit_noise()), get_sampler(name)
-    for N, loops in ((1, ["dispatch"]), (3, ["dispatch", "unroll", "auto"])):
-        args = (network(), coarse(N), noise, KEY)
-        run = dict(cond=jnp.arange(3), clip=1.0)
-        scanned = sampler(*args, loop="scan", **run)
-        for loop in loops:
-            ours = sampler(*args, loop=loop, **run)
-            np.testing.assert_allclose(ours, scanned, rtol=1e-4, atol=1e-5, err_msg=f"{loop}, {N}")
+    args, run = (network(), coarse(3), jnp.float32(unit_noise()), KEY), dict(cond=jnp.arange(3))
+    scanned = get_sampler(name)(*args, loop="scan", clip=1.0, **run)
+    for loop in ("dispatch", "unroll", "auto"):
+        ours = get_sampler(name)(*args, loop=loop, clip=1.0, **run)
+        np.testing.assert_allclose(ours, scanned, rtol=1e-4, atol=1e-5, err_msg=loop)
 
 
 CALLS: list[int] = []
@@ -316,7 +314,7 @@ def test_nfe_is_the_number_of_denoiser_calls(name, loop, N):
 class Traced:
     """Notes every trace of the denoiser it stands for."""
 
-    inner: Denoiser
+    inner: Any
     log: list = struct.field(pytree_node=False)
 
     def __call__(self, z, level, cond=None):
@@ -339,11 +337,18 @@ def test_dispatched_steps_compile_once_for_all_grids_batches_and_parameters(name
     sampler = get_sampler(name)
     for N, seed, table in ((5, 0, cosine), (2, 1, cosine), (9, 2, karras), (5, 0, sigmoid_beta)):
         schedule = coarse(N, 50, table)
-        sampler(Traced(network(seed), log), schedule, noise + seed, KEY, loop="dispatch", clip=1.0)
+        sampler(
+            Traced(TwoPoints(0.5 + seed), log),
+            schedule,
+            noise + seed,
+            KEY,
+            loop="dispatch",
+            clip=1.0,
+        )
     # Heun's rule calls the denoiser twice, and Euler's step at the end is a program of its own.
     assert len(log) == (3 if name == "heun" else 1)
     sampler(
-        Traced(network(), log), coarse(3), jnp.zeros((5, 2, 2, 1)), KEY, loop="dispatch", clip=1
+        Traced(TwoPoints(), log), coarse(3), jnp.zeros((5, 2, 2, 1)), KEY, loop="dispatch", clip=1
     )
     assert len(log) == (6 if name == "heun" else 2)
 
@@ -353,9 +358,9 @@ def test_dispatched_steps_compile_once_for_all_grids_batches_and_parameters(name
 def test_whole_loops_compile_once_for_equal_shapes(name, loop):
     log, noise, sampler = Log(), jnp.float32(unit_noise()), get_sampler(name)
     N = 4 if loop == "scan" else 2
-    sampler(Traced(network(0), log), coarse(N), noise, KEY, loop=loop)
+    sampler(Traced(TwoPoints(0.5), log), coarse(N), noise, KEY, loop=loop)
     first = len(log)
-    sampler(Traced(network(1), log), coarse(N, 50), noise + 1, jax.random.key(9), loop=loop)
+    sampler(Traced(TwoPoints(0.6), log), coarse(N, 50), noise + 1, jax.random.key(9), loop=loop)
     assert len(log) == first
     if loop == "scan":  # the loop's body is traced, not each of its steps
         assert first <= 2 * nfe(name, 2)
@@ -381,8 +386,10 @@ def test_samplers_run_inside_jit(name, loop):
     def run(denoiser, schedule, noise, key):
         return sampler(denoiser, schedule, noise, key, loop=loop, clip=1.0)
 
-    outside = sampler(network(), coarse(2), noise, KEY, clip=1.0)
-    np.testing.assert_allclose(run(network(), coarse(2), noise, KEY), outside, rtol=1e-4, atol=1e-5)
+    outside = sampler(TwoPoints(0.7), coarse(2), noise, KEY, clip=1.0)
+    np.testing.assert_allclose(
+        run(TwoPoints(0.7), coarse(2), noise, KEY), outside, rtol=1e-4, atol=1e-5
+    )
 
 
 @every_sampler
@@ -404,11 +411,14 @@ def test_gradients_through_a_sampler_are_right(name):
 
 @every_sampler
 def test_clipping_bounds_every_prediction(name):
-    """An eps-network at alpha = 4.8e-5 says x0 of 1e4; with `clip` the image stays in bounds."""
+    """An eps-network at alpha = 4.8e-5 says x0 of 1e3; with `clip` the image stays in bounds."""
+
+    def teacher(z, level, cond=None):
+        return from_eps(0.9 * z, z, level)
+
     schedule, noise = coarse(3, 1024), jnp.float32(unit_noise())
     wild, calm = (
-        get_sampler(name)(network(prediction="eps"), schedule, noise, KEY, clip=clip)
-        for clip in (None, 1.0)
+        get_sampler(name)(teacher, schedule, noise, KEY, clip=clip) for clip in (None, 1.0)
     )
     assert np.abs(wild).max() > 10
     limit = 2.0 if name == "dpm_solver_pp" else 1.0  # 2M extrapolates between predictions
@@ -418,8 +428,8 @@ def test_clipping_bounds_every_prediction(name):
 
 def test_clipping_that_does_not_bind_changes_nothing():
     noise = jnp.float32(unit_noise())
-    free = ddim(network(), coarse(5), noise)
-    np.testing.assert_allclose(ddim(network(), coarse(5), noise, clip=1e3), free, atol=1e-5)
+    free = ddim(TwoPoints(), coarse(5), noise)
+    np.testing.assert_allclose(ddim(TwoPoints(), coarse(5), noise, clip=1e3), free, atol=1e-5)
 
 
 @every_sampler

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddistill.diffusion import Prediction
+from ddistill.diffusion import Prediction, ddim_step
 from ddistill.errors import ConfigError
 from ddistill.objectives import Process, make_objective, make_process
 from ddistill.objectives.sfddm import SFDDM
@@ -125,7 +125,7 @@ def test_hidden_variable_term_is_zero_for_the_exact_student(levels, k, mean):
     schedule = cosine(60)
     grid = make_grid(schedule, levels, "trailing")
     process = make_process(schedule, grid)
-    objective = prepared(process, substeps=k)
+    objective = prepared(process, substeps=k, solver="ddim")
     teacher = GaussianDenoiser(mean=mean, std=0.6)
     slopes, shifts = np.zeros(levels + 1), np.zeros(levels + 1)
     alpha, sigma = (np.asarray(x, np.float64) for x in (schedule.alpha, schedule.sigma))
@@ -150,6 +150,28 @@ def test_hidden_variable_term_is_zero_for_the_exact_student(levels, k, mean):
     if k > 1 and levels == 1:
         plain, _ = loss(objective, teacher, teacher, process)
         assert float(plain.mean()) > 1e-4, "the teacher's own output must not pass for its walk"
+
+
+def test_second_order_walk_is_nearer_to_the_exact_flow():
+    """Endpoints of 6 steps against the probability flow of a Gaussian, known in closed form."""
+    process = tiny.process(steps=60, levels=3)
+    teacher, index = GaussianDenoiser(mean=0.3, std=0.5), jnp.array([2, 3, 2])
+    z = jax.random.normal(jax.random.key(0), (3, *tiny.IMAGE))
+    first = teacher(z, process.student.at(index))
+    spread = {}
+    for level in (index, index - 1):
+        here = process.student.at(level)
+        spread[id(level)] = jnp.sqrt(here.alpha**2 * 0.25 + here.sigma**2), here
+    (top, a), (bottom, b) = spread.values()
+    column = (-1, 1, 1, 1)
+    exact = (z - 0.3 * a.alpha.reshape(column)) * (bottom / top).reshape(column)
+    exact = exact + 0.3 * b.alpha.reshape(column)
+    errors = {}
+    for solver in ("ddim", "dpm_solver_pp"):
+        objective = prepared(process, substeps=6, solver=solver)
+        target = objective.hidden_target(teacher, first, z, index, None, process)
+        errors[solver] = float(jnp.abs(ddim_step(target, z, a, b) - exact).max())
+    assert errors["dpm_solver_pp"] < 0.3 * errors["ddim"]
 
 
 def test_one_substep_is_output_matching():

@@ -11,6 +11,7 @@ from ddistill.data.augment import random_flip, to_unit
 from ddistill.data.batches import batch_indices, batches
 from ddistill.data.dataset import SPLITS, Dataset
 from ddistill.data.digits import DigitsSettings, load_digits
+from ddistill.data.folder import FolderSettings, load_folder
 from ddistill.errors import ConfigError, check_choice
 from ddistill.settings import parse, to_plain
 
@@ -23,7 +24,7 @@ __all__ = [
     "to_unit",
 ]
 
-SOURCES = {"digits": (DigitsSettings, load_digits)}
+SOURCES = {"digits": (DigitsSettings, load_digits), "folder": (FolderSettings, load_folder)}
 
 
 def load(settings: Mapping[str, Any], split: str) -> Dataset:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddistill.data.dataset import Dataset
+from ddistill.data.flip import wants_flip
 
 COUNT = 1797
 TEST_EVERY = 5
@@ -41,7 +42,7 @@ def load_digits(settings: DigitsSettings, split: str) -> Dataset:
         labels=labels[chosen],
         num_classes=10,
         class_names=tuple("0123456789"),
-        hflip=bool(settings.flip),
+        hflip=wants_flip(settings.flip, "digits"),
         provenance=(
             f"scikit-learn digits 8x8, {split} split, {len(chosen)} of {len(labels)} images, "
             f"split sha256 {digest[:16]}"

@@ -28,6 +28,7 @@ from ddistill.diffusion import (
     add_noise,
     ddim_step,
     from_x0,
+    multistep_x0,
     one_step_target,
     output_of,
 )
@@ -49,6 +50,7 @@ from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
 from ddistill.schedules import Level
 
 NORMS = ("l1", "l2")
+SOLVERS = ("ddim", "dpm_solver_pp")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class SFDDM(Objective):
       hidden_weight: weight of the hidden-variable distance.
       substeps: k, teacher steps between two levels of the student; 0 = as many as there are
         teacher levels in the narrowest interval (c where N divides T).
+      solver: how the teacher walks: "ddim", or "dpm_solver_pp" (2M, second order, equal cost).
       hidden_error, hidden_level_weight: error and weight of the hidden-variable distance.
     """
 
@@ -78,6 +81,7 @@ class SFDDM(Objective):
     tap: str = "last"
     hidden_weight: float = 1.0
     substeps: int = 8
+    solver: str = "dpm_solver_pp"
     hidden_error: str = "v"
     hidden_level_weight: str = "truncated_snr"
 
@@ -86,6 +90,7 @@ class SFDDM(Objective):
         check_choice("objective.output", self.output, ERRORS)
         check_choice("objective.output_norm", self.output_norm, NORMS)
         check_choice("objective.output_level_weight", self.output_level_weight, WEIGHTS)
+        check_choice("objective.solver", self.solver, SOLVERS)
         check_choice("objective.hidden_error", self.hidden_error, ERRORS)
         check_choice("objective.hidden_level_weight", self.hidden_level_weight, WEIGHTS)
         if self.output_weight == self.feature_weight == self.hidden_weight == 0:
@@ -164,11 +169,16 @@ class SFDDM(Objective):
           process: the stage's levels.
         """
         levels = self.walk(index, process)
-        x0s, state, prediction = [first.x0], z, first
-        for here, there in itertools.pairwise(levels[:-1]):
-            state = ddim_step(prediction, state, here, there)
-            prediction = teacher(state, there, cond)
-            x0s.append(prediction.x0)
+        x0s, state, x0, previous, before = [], z, first.x0, first.x0, levels[0]
+        for here, there in itertools.pairwise(levels):
+            used = x0
+            if self.solver == "dpm_solver_pp":
+                used = multistep_x0(x0, previous, before, here, there)
+            x0s.append(used)
+            if len(x0s) == self.substeps:
+                break
+            state = ddim_step(from_x0(used, state, here), state, here, there)
+            before, previous, x0 = here, x0, teacher(state, there, cond).x0
         target = jax.lax.stop_gradient(one_step_target(x0s, levels))
         return from_x0(target, z, levels[0])
 

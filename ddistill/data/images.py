@@ -1,0 +1,256 @@
+"""Many images, decoded by threads: kept in memory when they are few, else read when asked for."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from ddistill.errors import DataError
+
+Shape = tuple[int, int, int]
+# Images a task: a future costs about as much as a small image.
+CHUNK = 32
+# Sets for which the check of a lazy set takes long enough to be worth a line.
+WORTH_SAYING = 20_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images by number.
+
+    Attributes:
+      read: gives uint8 [H, W, C] of image i, or raises `DataError` naming it.
+      count: how many there are.
+      name: what to call image i in messages.
+      shape: (H, W, C) of every image, or None when that is not known before reading.
+      title: what to call them all in messages.
+    """
+
+    read: Callable[[int], np.ndarray]
+    count: int
+    name: Callable[[int], str]
+    shape: Shape | None
+    title: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`images` [len(kept), H, W, C], the numbers `kept` in the source, and how many are bad."""
+
+    images: "np.ndarray | LazyImages"
+    kept: np.ndarray
+    skipped: int
+
+
+class LazyImages:
+    """Images that are decoded when they are asked for, by several threads.
+
+    Args:
+      source: where they come from; `shape` is set.
+      kept: numbers of the images to use, in order.
+      workers: threads.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, source: Source, kept: np.ndarray, workers: int):
+        assert source.shape is not None
+        self.shape: tuple[int, ...] = (len(kept), *source.shape)
+        self._source, self._kept = source, kept
+        self._pool = ThreadPoolExecutor(workers, "ddistill-decode")
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 [len(indices), H, W, C]; the result does not depend on the number of threads."""
+        numbers = self._kept[np.asarray(indices)]
+        out = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+
+        def fill(places: Sequence[int]) -> None:
+            for place in places:
+                out[place] = read_checked(self._source, int(numbers[place]))
+
+        for _ in self._pool.map(fill, _chunks(len(numbers), 8)):
+            pass
+        return out
+
+
+def open_images(
+    source: Source,
+    *,
+    limit_mb: float,
+    skip: bool,
+    workers: int,
+    memo: Path | None = None,
+    check: bool = True,
+) -> Opened:
+    """Decodes a source, or makes it ready to be decoded on demand.
+
+    Args:
+      source: the images.
+      limit_mb: sets of at most so many MiB as uint8 are kept in memory.
+      skip: leave out images that cannot be read, instead of failing.
+      workers: threads; 0 takes two more than there are cores.
+      memo: file in which to remember the outcome of checking a lazy set.
+      check: whether a lazy set is decoded once to find its bad images before it is used.
+
+    Raises:
+      DataError: an image cannot be read (unless `skip`), none can, or shapes differ.
+    """
+    workers = workers or usable_cores() + 2
+    shape = source.shape or _first_shape(source, skip)
+    source = Source(source.read, source.count, source.name, shape, source.title)
+    if source.count * int(np.prod(shape)) <= limit_mb * 2**20:
+        return _read_all(source, skip, workers)
+    bad = find_bad(source, skip, workers, memo) if check else []
+    kept = np.setdiff1d(np.arange(source.count), np.asarray(bad, np.int64))
+    _check_some_left(source, len(kept))
+    return Opened(LazyImages(source, kept, workers), kept, len(bad))
+
+
+def read_checked(source: Source, number: int) -> np.ndarray:
+    """Reads image `number` and holds it to the shape of the others."""
+    image = source.read(number)
+    if image.shape != source.shape:
+        raise ShapeError(
+            f"{source.name(number)} is {_size(image.shape)}, the first image is "
+            f"{_size(source.shape)}. Set data.image_size to bring all images to one size."
+        )
+    return image
+
+
+class ShapeError(DataError):
+    """Images of unlike sizes: a matter of settings and so never skipped."""
+
+
+def find_bad(source: Source, skip: bool, workers: int, memo: Path | None) -> list[int]:
+    """Numbers of the images that cannot be read, from `memo` where it has them.
+
+    Training on a lazy set would otherwise meet its first broken file hours later, and leaving the
+    file out then would make it another data set.
+    """
+    known = _recall(memo)
+    if known is not None and (skip or not known):
+        return known
+    if source.count >= WORTH_SAYING:
+        logging.warning("Checking %d images of %s once.", source.count, source.title)
+
+    def check(numbers: Sequence[int]) -> list[int]:
+        return [n for n in numbers if _is_bad(source, n, skip)]
+
+    bad = [n for found in _map_chunks(check, source.count, workers) for n in found]
+    _remember(memo, bad)
+    return bad
+
+
+def cache_file(key: str) -> Path:
+    """File of this user's cache folder ($XDG_CACHE_HOME or ~/.cache) for what `key` describes."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return Path(home) / "ddistill" / f"{digest[:32]}.json"
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_all(source: Source, skip: bool, workers: int) -> Opened:
+    assert source.shape is not None
+    images = np.empty((source.count, *source.shape), np.uint8)
+
+    def fill(numbers: Sequence[int]) -> list[int]:
+        bad = []
+        for number in numbers:
+            try:
+                images[number] = read_checked(source, number)
+            except DataError as error:
+                if not skip or isinstance(error, ShapeError):
+                    raise
+                bad.append(number)
+        return bad
+
+    bad = [n for found in _map_chunks(fill, source.count, workers) for n in found]
+    kept = np.setdiff1d(np.arange(source.count), np.asarray(bad, np.int64))
+    _check_some_left(source, len(kept))
+    if bad:
+        # In place: a second copy of the set may not fit.
+        for place, number in enumerate(kept):
+            images[place] = images[number]
+        images = images[: len(kept)]
+    return Opened(images, kept, len(bad))
+
+
+def _is_bad(source: Source, number: int, skip: bool) -> bool:
+    try:
+        read_checked(source, number)
+    except DataError as error:
+        if not skip or isinstance(error, ShapeError):
+            raise
+        return True
+    return False
+
+
+def _first_shape(source: Source, skip: bool) -> Shape:
+    """Shape of the first image that can be read."""
+    for number in range(source.count):
+        try:
+            height, width, channels = source.read(number).shape
+        except DataError:
+            if not skip:
+                raise
+            continue
+        return height, width, channels
+    _check_some_left(source, 0)
+    raise AssertionError
+
+
+def _check_some_left(source: Source, count: int) -> None:
+    if not count:
+        raise DataError(f"None of the {source.count} images of {source.title} can be read.")
+
+
+def _map_chunks(
+    work: Callable[[Sequence[int]], list[int]], count: int, workers: int
+) -> Iterator[list[int]]:
+    """`work` on 0 .. count - 1 by threads, results in order; the first failure ends it."""
+    pool = ThreadPoolExecutor(workers, "ddistill-open")
+    try:
+        yield from pool.map(work, _chunks(count, CHUNK))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _chunks(count: int, size: int) -> Iterable[range]:
+    return (range(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _size(shape: Sequence[int] | None) -> str:
+    return "x".join(str(n) for n in shape or ())
+
+
+def _recall(memo: Path | None) -> list[int] | None:
+    try:
+        return json.loads(memo.read_text())["bad"] if memo else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(memo: Path | None, bad: list[int]) -> None:
+    if memo is None:
+        return
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        partial = memo.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({"bad": bad}))
+        partial.replace(memo)
+    except OSError:
+        # Nothing is lost but the time of the next check.
+        return
