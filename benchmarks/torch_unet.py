@@ -24,6 +24,7 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x, embedding):
+        """Returns `[B, c_out, H, W]`."""
         h = self.conv1(F.silu(self.norm1(x))) + self.time(embedding)[:, :, None, None]
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
@@ -38,6 +39,7 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x):
+        """Returns the input plus what it attended to."""
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, 3, 1, c, h * w).transpose(-1, -2)
         y = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
@@ -89,6 +91,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
 
     def forward(self, x, time):
+        """Returns a prediction of the shape of `x`."""
         half = self.channels // 2
         steps = torch.arange(half, device=x.device, dtype=torch.float32) / (half - 1)
         angles = time[:, None] * torch.exp(-math.log(10000.0) * steps)

@@ -187,18 +187,40 @@ def _fail(text: str, status: int) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags with config errors as one line each instead of tracebacks."""
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    if path is not None and not Path(path.split(":")[0]).is_file():
-        _fail(f"The config file {path.split(':')[0]} does not exist.", USAGE_ERROR)
+    path = _config_file(argv)
+    if path is not None and not Path(path).is_file():
+        _fail(f"The config file {path} does not exist.", USAGE_ERROR)
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        reason = str(error.args[0] if error.args else error).strip("'\"").replace("\\n", " ")
-        given = [a for a in argv if a.lstrip("-").startswith("config.")]
-        _fail(f"{' '.join(given)}: unknown setting {' '.join(reason.split())}", USAGE_ERROR)
-    except (flags.Error, ConfigError, ValueError, TypeError) as error:
-        _fail(" ".join(str(error).split()), USAGE_ERROR)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        _fail(_flag_trouble(error, argv, path), USAGE_ERROR)
     return []
+
+
+def _config_file(argv: list[str]) -> str | None:
+    """The file of `--config=FILE:VARIANT` or `--config FILE:VARIANT`."""
+    for i, argument in enumerate(argv[1:], 1):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return (value if equals else (argv[i + 1 :] or [""])[0]).split(":")[0]
+    return None
+
+
+def _flag_trouble(error: Exception, argv: list[str], path: str | None) -> str:
+    """One line for what is wrong with the command line or with the config file."""
+    text = str(error.args[0] if error.args else error)
+    if "Error whilst parsing config file" in text:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        kind, _, reason = lines[-1].partition(": ")
+        if kind.endswith("ConfigError"):
+            return reason
+        places = [line for line in lines if line.startswith('File "')]
+        return f"The config file {path} fails: {lines[-1]} ({places[-1] if places else 'nowhere'})"
+    text = " ".join(text.strip("'\"").replace("\\n", " ").split())
+    if isinstance(error, (AttributeError, KeyError)):
+        given = [a for a in argv if a.lstrip("-").startswith("config.")]
+        return f"{' '.join(given)}: unknown setting {text}"
+    return text
 
 
 if __name__ == "__main__":

@@ -37,15 +37,15 @@ def tiny_settings(steps: int = STEPS, **training: Any) -> Settings:
         "conditional": True,
         "steps": steps,
         "batch_size": 8,
-        "accumulate": 2,
         "optimizer": OptimizerSettings(
             learning_rate=1e-2, schedule="cosine", warmup=2, final_scale=0.1, clip=1.0
         ),
-        "ema": (0.9, 0.99),
+        "ema": (0.3, 0.99),
     }
     teacher = StageSettings(
         objective={"name": "denoising", "label_dropout": 0.2, "null_class": 10},
         shared=True,
+        accumulate=2,
         **common,
     )
     student = StageSettings(
@@ -82,11 +82,8 @@ def plans_of(settings: Settings, workdir: Path) -> dict[str, StagePlan]:
 
 def saved_steps(plan: StagePlan) -> list[int]:
     """Steps with a finished checkpoint on disk."""
-    return sorted(int(x.name) for x in (plan.folder / "checkpoints").glob("[0-9]*") if _done(x))
-
-
-def _done(path: Path) -> bool:
-    return path.name.isdigit()
+    names = [x.name for x in (plan.folder / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def saved_state(plan: StagePlan, step: int) -> TrainState:

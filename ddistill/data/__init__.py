@@ -4,35 +4,74 @@
 `to_unit` and `random_flip` work on the device.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ddistill.data.augment import random_flip, to_unit
 from ddistill.data.batches import batch_indices, batches
 from ddistill.data.dataset import SPLITS, Dataset
-from ddistill.data.digits import DigitsSettings, load_digits
-from ddistill.data.folder import FolderSettings, load_folder
-from ddistill.errors import ConfigError, check_choice
+from ddistill.data.digits import DigitsSettings, describe_digits, load_digits
+from ddistill.data.folder import FolderSettings, describe_folder, load_folder
+from ddistill.data.tfds import TfdsSettings, describe_tfds, load_tfds
+from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.settings import parse, to_plain
 
 __all__ = [
     "Dataset",
     "batch_indices",
     "batches",
+    "defaults",
+    "describe",
     "load",
     "random_flip",
     "to_unit",
 ]
 
-SOURCES = {"digits": (DigitsSettings, load_digits), "folder": (FolderSettings, load_folder)}
+# Settings, loader and one-line description of every source. A new source is a line here.
+SOURCES: dict[str, tuple[Any, Any, Any]] = {
+    "digits": (DigitsSettings, load_digits, describe_digits),
+    "folder": (FolderSettings, load_folder, describe_folder),
+    "tfds": (TfdsSettings, load_tfds, describe_tfds),
+}
 
 
 def load(settings: Mapping[str, Any], split: str) -> Dataset:
-    """Opens one split of a data set."""
+    """Opens one split of a data set.
+
+    Args:
+      settings: `name` ("digits", "folder" or "tfds") and the settings of that source:
+        `DigitsSettings`, `FolderSettings` or `TfdsSettings`.
+      split: "train" or "test".
+
+    Raises:
+      ConfigError: an unknown key, or a value that cannot be.
+      DataError: the data are missing, broken or not as the settings say; the message says what to
+        do.
+    """
     check_choice("split", split, SPLITS)
+    cls, loader, _ = _source(settings)
+    return loader(parse(settings, cls, "data"), split)
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """One line on what of these data this machine has; trouble is told and not raised."""
+    try:
+        cls, _, describer = _source(settings)
+        return describer(parse(settings, cls, "data"))
+    except (ConfigError, DataError) as error:
+        return f"NOT READY: {error}"
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """All settings of a source and their defaults."""
+    check_choice("data.name", name, SOURCES)
+    return dataclasses.asdict(SOURCES[name][0]())
+
+
+def _source(settings: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     plain = to_plain(settings)
-    if "name" not in plain:
+    if not isinstance(plain, dict) or "name" not in plain:
         raise ConfigError(f"data.name is missing. Allowed: {', '.join(sorted(SOURCES))}.")
     check_choice("data.name", plain["name"], SOURCES)
-    cls, loader = SOURCES[plain["name"]]
-    return loader(parse(plain, cls, "data"), split)
+    return SOURCES[plain["name"]]

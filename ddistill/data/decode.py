@@ -45,7 +45,7 @@ class ImageSpec:
             raise ConfigError(f"data.channels={self.channels} cannot be: 1 (grey) or 3 (RGB).")
         if self.size < 0:
             raise ConfigError(
-                f"data.image_size={self.size} cannot be: a side in pixels, or 0 for the images' own."
+                f"data.image_size={self.size} cannot be: the side in pixels, or 0 to keep sizes."
             )
 
     def __str__(self) -> str:
@@ -66,7 +66,9 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
     Raises:
       ValueError: it is broken, no image, or one without a fixed range of values (32-bit TIFF).
     """
-    opened: str | os.PathLike | IO[bytes] = io.BytesIO(source) if _is_bytes(source) else source
+    opened: IO[bytes] | str | os.PathLike = (
+        io.BytesIO(source) if isinstance(source, bytes) else source
+    )
     try:
         with Image.open(opened) as image:
             if spec.size:
@@ -83,10 +85,6 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
         converted = _square(converted, spec.size)
     pixels = np.asarray(converted)
     return pixels[..., None] if spec.channels == 1 else pixels
-
-
-def _is_bytes(source: object) -> bool:
-    return isinstance(source, (bytes, bytearray, memoryview))
 
 
 def _reason(error: Exception) -> str:

@@ -50,6 +50,12 @@ def load_digits(settings: DigitsSettings, split: str) -> Dataset:
     )
 
 
+def describe_digits(settings: DigitsSettings) -> str:
+    """One line on the embedded set."""
+    del settings
+    return f"digits: {COUNT} scans of 8x8 pixels, embedded in scikit-learn"
+
+
 def split_digits(levels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and test images: every fifth of each class is for testing.
 

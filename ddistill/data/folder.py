@@ -10,8 +10,9 @@ import numpy as np
 from ddistill.data.dataset import Dataset
 from ddistill.data.decode import ImageSpec, decode
 from ddistill.data.flip import wants_flip
-from ddistill.data.images import Source, cache_file, open_images
+from ddistill.data.images import Source, open_images
 from ddistill.data.listing import Listing, check_fraction, digest, list_split, scan
+from ddistill.data.memo import Memo
 from ddistill.errors import ConfigError, DataError, check_choice
 
 
@@ -60,7 +61,7 @@ def load_folder(settings: FolderSettings, split: str) -> Dataset:
         limit_mb=settings.in_memory_limit_mb,
         skip=settings.on_bad_image == "skip",
         workers=settings.workers,
-        memo=cache_file(key),
+        memo=Memo(key),
     )
     labels = np.asarray(listing.labels(), np.int32)[opened.kept]
     name = root.resolve().name

@@ -1,16 +1,14 @@
 """Many images, decoded by threads: kept in memory when they are few, else read when asked for."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from ddistill.data.memo import Memo
 from ddistill.errors import DataError
 
 Shape = tuple[int, int, int]
@@ -88,7 +86,7 @@ def open_images(
     limit_mb: float,
     skip: bool,
     workers: int,
-    memo: Path | None = None,
+    memo: Memo | None = None,
     check: bool = True,
 ) -> Opened:
     """Decodes a source, or makes it ready to be decoded on demand.
@@ -98,7 +96,7 @@ def open_images(
       limit_mb: sets of at most so many MiB as uint8 are kept in memory.
       skip: leave out images that cannot be read, instead of failing.
       workers: threads; 0 takes two more than there are cores.
-      memo: file in which to remember the outcome of checking a lazy set.
+      memo: where the outcome of checking a lazy set is remembered.
       check: whether a lazy set is decoded once to find its bad images before it is used.
 
     Raises:
@@ -130,13 +128,13 @@ class ShapeError(DataError):
     """Images of unlike sizes: a matter of settings and so never skipped."""
 
 
-def find_bad(source: Source, skip: bool, workers: int, memo: Path | None) -> list[int]:
+def find_bad(source: Source, skip: bool, workers: int, memo: Memo | None) -> list[int]:
     """Numbers of the images that cannot be read, from `memo` where it has them.
 
     Training on a lazy set would otherwise meet its first broken file hours later, and leaving the
     file out then would make it another data set.
     """
-    known = _recall(memo)
+    known = memo.recall() if memo else None
     if known is not None and (skip or not known):
         return known
     if source.count >= WORTH_SAYING:
@@ -146,15 +144,9 @@ def find_bad(source: Source, skip: bool, workers: int, memo: Path | None) -> lis
         return [n for n in numbers if _is_bad(source, n, skip)]
 
     bad = [n for found in _map_chunks(check, source.count, workers) for n in found]
-    _remember(memo, bad)
+    if memo:
+        memo.remember(bad)
     return bad
-
-
-def cache_file(key: str) -> Path:
-    """File of this user's cache folder ($XDG_CACHE_HOME or ~/.cache) for what `key` describes."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    return Path(home) / "ddistill" / f"{digest[:32]}.json"
 
 
 def usable_cores() -> int:
@@ -234,23 +226,3 @@ def _chunks(count: int, size: int) -> Iterable[range]:
 
 def _size(shape: Sequence[int] | None) -> str:
     return "x".join(str(n) for n in shape or ())
-
-
-def _recall(memo: Path | None) -> list[int] | None:
-    try:
-        return json.loads(memo.read_text())["bad"] if memo else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remember(memo: Path | None, bad: list[int]) -> None:
-    if memo is None:
-        return
-    try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        partial = memo.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"bad": bad}))
-        partial.replace(memo)
-    except OSError:
-        # Nothing is lost but the time of the next check.
-        return

@@ -46,16 +46,47 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         x = x.astype(self.dtype)
-        if self.size == 1 and self.stride == 1:
-            return jnp.einsum("bhwc,cd->bhwd", x, kernel[0, 0]) + bias
-        out = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return out + bias
+        if self.size == 1 or conv_impl(self.impl, shape) == "matmul":
+            return matmul_conv(x, kernel, self.stride) + bias
+        return xla_conv(x, kernel, self.stride) + bias
+
+
+def conv_impl(impl: str, kernel_shape: tuple[int, ...]) -> str:
+    """Resolves "auto": matmul on CPU for a kernel with few input channels, XLA's otherwise.
+
+    docs/benchmarks.md has the measurements. The choice is made while tracing, from the default
+    backend; name an implementation when compiling for another platform than that.
+    """
+    if impl != "auto":
+        return impl
+    few = kernel_shape[2] <= 4
+    return "matmul" if few and jax.default_backend() == "cpu" else "xla"
+
+
+def xla_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
+    """Convolution with "SAME" padding by XLA's own operation."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def matmul_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
+    """The same as one matrix product over patches, which are shifted copies side by side."""
+    size = kernel.shape[0]
+    out = [-(-side // stride) for side in x.shape[1:3]]
+    pads = []
+    for side, n in zip(x.shape[1:3], out):
+        total = max((n - 1) * stride + size - side, 0)
+        pads.append((total // 2, total - total // 2))
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = (stride * (n - 1) + 1 for n in out)
+    shifted = [
+        x[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    patches = jnp.concatenate(shifted, axis=-1) if size > 1 else shifted[0]
+    return jnp.einsum("bhwc,cd->bhwd", patches, kernel.reshape(-1, kernel.shape[-1]))
 
 
 class GroupNorm(nn.Module):

@@ -29,17 +29,50 @@ TIME_CONDITIONING = ("additive", "scale_shift")
 DTYPES = ("float32", "bfloat16")
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What the blocks of one U-Net have in common; `UNet` says what the fields mean."""
+
+    time_conditioning: str
+    head_dim: int
+    dropout: float
+    norm_groups: int
+    norm_eps: float
+    remat: bool
+    dtype: str
+    conv_impl: str
+
+    def norm(self, name: str) -> GroupNorm:
+        """A group norm of this network."""
+        return GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name=name)
+
+    def conv(self, features: int, name: str, **options: Any) -> Conv:
+        """A convolution of this network."""
+        return Conv(features, dtype=self.dtype, impl=self.conv_impl, name=name, **options)
+
+    def block(self, features: int, name: str, resample: str = "") -> nn.Module:
+        """A residual block of this network."""
+        # `train` is the third argument after self.
+        cls = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        return cls(features, self, resample, name=name)
+
+    def attention(self, name: str) -> nn.Module:
+        """A self-attention block of this network."""
+        cls = nn.remat(Attention) if self.remat else Attention
+        return cls(self.head_dim, self.norm_groups, self.norm_eps, self.dtype, name=name)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, conv, time, norm, SiLU, dropout, zero conv, plus the input.
 
     Attributes:
       features: output channels.
-      config: the U-Net whose block this is.
+      config: settings of the U-Net whose block this is.
       resample: "", "up" or "down": resamples after the first SiLU and on the shortcut (ADM).
     """
 
     features: int
-    config: "UNetConfig"
+    config: BlockConfig
     resample: str = ""
 
     @nn.compact
@@ -65,31 +98,6 @@ class ResBlock(nn.Module):
         if x.shape[-1] != d:
             x = c.conv(d, "shortcut", size=1)(x)
         return x + h
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """What the blocks of one U-Net have in common; see `UNet` for the meaning of the fields."""
-
-    time_conditioning: str
-    head_dim: int
-    dropout: float
-    norm_groups: int
-    norm_eps: float
-    dtype: str
-    conv_impl: str
-
-    def norm(self, name: str) -> GroupNorm:
-        """A group norm of this network."""
-        return GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name=name)
-
-    def conv(self, features: int, name: str, **options: Any) -> Conv:
-        """A convolution of this network."""
-        return Conv(features, dtype=self.dtype, impl=self.conv_impl, name=name, **options)
-
-    def attention(self, name: str) -> Attention:
-        """A self-attention block of this network."""
-        return Attention(self.head_dim, self.norm_groups, self.norm_eps, self.dtype, name=name)
 
 
 class UNet(nn.Module):
@@ -167,47 +175,55 @@ class UNet(nn.Module):
           ConfigError: the fields do not fit together or the image size does not fit them.
         """
         self._check(x.shape, cond, taps)
-        config = UNetConfig(
-            self.time_conditioning,
-            self.head_dim,
-            self.dropout,
-            self.norm_groups,
-            self.norm_eps,
-            self.dtype,
-            self.conv_impl,
+        config = BlockConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(BlockConfig)}
         )
-        feats: dict[str, Array] = {}
         emb = self._embedding(time, cond)
+
+        def block(h: Array, level: int, j: int, way: str) -> Array:
+            features = self.channels * self.multipliers[level]
+            h = config.block(features, f"{way}_{level}_{j}")(h, emb, train)
+            attend = h.shape[1] in self.attention
+            return config.attention(f"{way}_{level}_{j}_attention")(h) if attend else h
+
+        levels = range(len(self.multipliers))
         h = config.conv(self.channels, "conv_in")(x)
         skips = [h]
-        for i, mult in enumerate(self.multipliers):
+        for i in levels:
             for j in range(self.blocks):
-                h = self._block(config, mult, f"down_{i}_{j}")(h, emb, train)
-                h = self._attend(config, h, f"down_{i}_{j}_attention")
+                h = block(h, i, j, "down")
                 skips.append(h)
-            if i != len(self.multipliers) - 1:
-                h = self._down(config, h, emb, train, f"down_{i}_resample")
+            if i != levels[-1]:
+                h = self._resample(config, h, emb, train, "down", i)
                 skips.append(h)
-        mult = self.multipliers[-1]
-        h = self._block(config, mult, "mid_0")(h, emb, train)
+        h = config.block(h.shape[-1], "mid_0")(h, emb, train)
         if self.mid_attention:
-            h = self._attention(config, "mid_attention")(h)
-        h = feats["mid"] = self._block(config, mult, "mid_1")(h, emb, train)
-        for i, mult in reversed(list(enumerate(self.multipliers))):
+            h = config.attention("mid_attention")(h)
+        h = config.block(h.shape[-1], "mid_1")(h, emb, train)
+        features = {"mid": h}
+        for i in reversed(levels):
             for j in range(self.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(config, mult, f"up_{i}_{j}")(h, emb, train)
-                h = self._attend(config, h, f"up_{i}_{j}_attention")
-            feats[f"up_{len(self.multipliers) - 1 - i}"] = h
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), i, j, "up")
+            features[f"up_{levels[-1] - i}"] = h
             if i != 0:
-                h = self._up(config, h, emb, train, f"up_{i}_resample")
-        h = feats["last"] = config.norm("norm_out")(h, silu=True)
-        out = config.conv(self.out_channels, "conv_out", kernel_init=zeros)(h)
-        out = out.astype(jnp.float32)
-        return (out, {name: feats[name] for name in taps}) if taps else out
+                h = self._resample(config, h, emb, train, "up", i)
+        h = features["last"] = config.norm("norm_out")(h, silu=True)
+        out = config.conv(self.out_channels, "conv_out", kernel_init=zeros)(h).astype(jnp.float32)
+        return (out, {name: features[name] for name in taps}) if taps else out
+
+    def _resample(
+        self, config: BlockConfig, h: Array, emb: Array, train: bool, way: str, level: int
+    ) -> Array:
+        """Halves ("down") or doubles ("up") the size, keeping the channels."""
+        features, name = h.shape[-1], f"{way}_{level}_resample"
+        if self.resample == "resblock":
+            return config.block(features, name, way)(h, emb, train)
+        if way == "down":
+            return config.conv(features, name, stride=2)(h)
+        return config.conv(features, name)(upsample(h))
 
     def _embedding(self, time: Array, cond: Array | None) -> Float[Array, "B E"]:
-        """SiLU of the time (and class) embedding `[B, 4 * channels]`, which every block projects."""
+        """SiLU of the time and class embedding, `[B, 4 * channels]`; every block projects it."""
         width = 4 * self.channels
         emb = sinusoidal_embedding(time * self.time_scale, self.channels)
         emb = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name="time_0")(emb)
@@ -217,27 +233,6 @@ class UNet(nn.Module):
                 cond = jnp.full(time.shape, self.num_classes, jnp.int32)
             emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="class")(cond)
         return nn.silu(emb)
-
-    def _block(self, config: UNetConfig, mult: int, name: str, resample: str = "") -> nn.Module:
-        cls = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        return cls(self.channels * mult, config, resample, name=name)
-
-    def _attention(self, config: UNetConfig, name: str) -> nn.Module:
-        cls = nn.remat(Attention) if self.remat else Attention
-        return cls(self.head_dim, config.norm_groups, config.norm_eps, config.dtype, name=name)
-
-    def _attend(self, config: UNetConfig, h: Array, name: str) -> Array:
-        return self._attention(config, name)(h) if h.shape[1] in self.attention else h
-
-    def _down(self, config: UNetConfig, h: Array, emb: Array, train: bool, name: str) -> Array:
-        if self.resample == "resblock":
-            return self._block(config, h.shape[-1] // self.channels, name, "down")(h, emb, train)
-        return config.conv(h.shape[-1], name, stride=2)(h)
-
-    def _up(self, config: UNetConfig, h: Array, emb: Array, train: bool, name: str) -> Array:
-        if self.resample == "resblock":
-            return self._block(config, h.shape[-1] // self.channels, name, "up")(h, emb, train)
-        return config.conv(h.shape[-1], name)(upsample(h))
 
     def _check(self, shape: tuple[int, ...], cond: Array | None, taps: tuple[str, ...]) -> None:
         """Refuses what cannot work, while tracing and so before anything is compiled."""

@@ -81,14 +81,16 @@ def make_process(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> 
     filling = schedule.num_steps - student.num_steps
 
     def fill(row):
-        return jnp.asarray(np.concatenate([row, np.repeat(row[-1:], filling)]))
+        return np.concatenate([row, np.repeat(row[-1:], filling)])
 
-    return Process(
-        teacher=jax.tree.map(jnp.asarray, schedule),
+    process = Process(
+        teacher=schedule,
         student=jax.tree.map(fill, student),
         grid=fill(np.asarray(grid, np.int32)),
-        count=jnp.asarray(len(grid) - 1, jnp.int32),
+        count=np.asarray(len(grid) - 1, np.int32),
     )
+    # Unlike jnp.asarray, this compiles nothing: plans are made before anything may.
+    return jax.device_put(process)
 
 
 Loss = Callable[[Networks, Batch, Process], tuple[Float[Array, " B"], Metrics]]

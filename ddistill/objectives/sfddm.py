@@ -14,7 +14,6 @@ same sample (the paper's aligned chain). Three distances are offered, each with 
   the teacher's integral, which output matching cannot.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,9 +26,10 @@ from ddistill.diffusion import (
     Prediction,
     add_noise,
     ddim_step,
+    expand,
+    fold_weight,
     from_x0,
     multistep_x0,
-    one_step_target,
     output_of,
 )
 from ddistill.errors import ConfigError, check_choice
@@ -169,18 +169,34 @@ class SFDDM(Objective):
           process: the stage's levels.
         """
         levels = self.walk(index, process)
-        x0s, state, x0, previous, before = [], z, first.x0, first.x0, levels[0]
-        for here, there in itertools.pairwise(levels):
-            used = x0
-            if self.solver == "dpm_solver_pp":
+        target = first.x0
+        if self.substeps > 1:
+            target = self._walk_on(teacher, first.x0, z, levels, cond)
+        return from_x0(jax.lax.stop_gradient(target), z, levels[0])
+
+    def _walk_on(self, teacher: Any, x0: Array, z: Array, levels: list[Level], cond: Any) -> Array:
+        """Steps 2 .. k of the teacher's walk, folded as `one_step_target` folds them.
+
+        A loop, so that the teacher is compiled once and not k times.
+        """
+        second_order = self.solver == "dpm_solver_pp"
+
+        def body(carry, triple):
+            state, used, previous, target = carry
+            before, here, there = triple
+            state = ddim_step(from_x0(used, state, before), state, before, here)
+            x0 = used = teacher(state, here, cond).x0
+            if second_order:
                 used = multistep_x0(x0, previous, before, here, there)
-            x0s.append(used)
-            if len(x0s) == self.substeps:
-                break
-            state = ddim_step(from_x0(used, state, here), state, here, there)
-            before, previous, x0 = here, x0, teacher(state, there, cond).x0
-        target = jax.lax.stop_gradient(one_step_target(x0s, levels))
-        return from_x0(target, z, levels[0])
+            w = expand(fold_weight(levels[0], here, there), x0)
+            return (state, used, x0, w * used + (1.0 - w) * target), None
+
+        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *levels)
+        triples = tuple(
+            jax.tree.map(lambda x, i=i: x[i : i - 2 or None], stacked) for i in range(3)
+        )
+        (_, _, _, target), _ = jax.lax.scan(body, (z, x0, x0, x0), tuple(triples))
+        return target
 
     def walk(self, index: Array, process: Process) -> list[Level]:
         """The k+1 teacher levels from phi_index down to phi_{index-1}, evenly spaced in index."""

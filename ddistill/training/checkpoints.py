@@ -10,6 +10,8 @@ digests written next to them once a checkpoint is complete.
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,28 @@ from absl import logging
 
 from ddistill.errors import CheckpointError
 from ddistill.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class _NewestAndBest:
+    """Orbax's question which checkpoints stay: the newest ones and the one of the lowest loss."""
+
+    newest: int
+    losses: Mapping[int, float | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [x.step for x in checkpoints]
+        known = [(self.losses[s], s) for s in steps if self.losses.get(s) is not None]
+        kept = {*sorted(steps)[-self.newest :], *(s for _, s in sorted(known)[:1])}
+        return [s in kept for s in steps]
+
+
+def _read_loss(seal: Path) -> float | None:
+    try:
+        return json.loads(seal.read_text())["loss"]
+    except (json.JSONDecodeError, KeyError):
+        return None
 
 
 class Checkpoints:
@@ -34,14 +58,10 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
-        policies = ocp.checkpoint_managers
+        # Orbax's own BestN forgets the losses when a folder is opened again.
+        self._losses = {int(x.stem): _read_loss(x) for x in self._seal(0).parent.glob("*.json")}
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(max(1, keep)),
-                    policies.BestN(get_metric_fn=lambda m: -m["loss"], n=1),
-                ]
-            ),
+            preservation_policy=_NewestAndBest(max(1, keep), self._losses)
         )
         self._manager = self._open()
 
@@ -59,12 +79,12 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, record: dict[str, Any], loss: float) -> None:
         """Begins to write a checkpoint; errors of an earlier write surface here."""
         self.wait()
+        self._losses[step] = loss
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
             ),
-            metrics={"loss": loss},
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -82,7 +102,7 @@ class Checkpoints:
             if self._is_damaged(step):
                 self._set_aside(step, "its files are not the ones that were written")
                 continue
-            check_same_structure(self._saved_structure(step), abstract, self.folder / str(step))
+            check_same_structure(self._saved_structure(step), abstract, self._path(step))
             try:
                 found = self._manager.restore(
                     step,
@@ -115,7 +135,7 @@ class Checkpoints:
         """Moves a damaged checkpoint out of the way and opens the folder afresh."""
         logging.warning(
             "Checkpoint %s is damaged (%s); going back to the one before it.",
-            self.folder / str(step),
+            self._path(step),
             reason,
         )
         self._manager.close()
@@ -123,7 +143,7 @@ class Checkpoints:
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             shutil.rmtree(target)
-        (self.folder / str(step)).rename(target)
+        self._path(step).rename(target)
         self._manager = self._open()
 
     def wait(self) -> None:
@@ -133,20 +153,24 @@ class Checkpoints:
         for step in steps:
             if not self._seal(step).exists():
                 self._seal(step).parent.mkdir(exist_ok=True)
-                write_json(self._seal(step), digests(self.folder / str(step)))
+                content = {"loss": self._losses.get(step), "files": digests(self._path(step))}
+                write_json(self._seal(step), content)
         for seal in self._seal(0).parent.glob("*.json"):
             if int(seal.stem) not in steps:
                 seal.unlink()
 
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
+
     def _seal(self, step: int) -> Path:
-        """The file that lists the digests of a complete checkpoint."""
+        """The file that lists the loss and the digests of a complete checkpoint."""
         return self.folder / "digests" / f"{step}.json"
 
     def _is_damaged(self, step: int) -> bool:
         """Whether the files differ from their digests; a checkpoint without any is not judged."""
         try:
-            return json.loads(self._seal(step).read_text()) != digests(self.folder / str(step))
-        except (FileNotFoundError, json.JSONDecodeError):
+            return json.loads(self._seal(step).read_text())["files"] != digests(self._path(step))
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
             return False
 
     def close(self) -> None:

@@ -204,6 +204,10 @@ def _check_numbers(stage: StageSettings, path: str) -> None:
 
 
 def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> None:
+    if stage.teacher and stage.conditional and not earlier[stage.teacher].settings.conditional:
+        raise ConfigError(
+            f"{path}.conditional=True, but its teacher '{stage.teacher}' is unconditional."
+        )
     if stage.init == "teacher" and not stage.teacher:
         raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
     if stage.init != "fresh":
