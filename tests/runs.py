@@ -19,7 +19,7 @@ from ddistill.settings import (
     StageSettings,
     TrainingSettings,
 )
-from ddistill.training.stages import StagePlan, initial_state, plan_stages
+from ddistill.training.stages import StagePlan, abstract_state, plan_stages
 from ddistill.training.state import TrainState
 
 # What a config file says by "name": "tiny".
@@ -91,7 +91,7 @@ def saved_state(plan: StagePlan, step: int) -> TrainState:
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-        jax.eval_shape(lambda: initial_state(plan)),
+        abstract_state(plan),
     )
     path = plan.folder / "checkpoints" / str(step) / "state"
     with ocp.StandardCheckpointer() as checkpointer:

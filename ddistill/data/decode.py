@@ -135,7 +135,8 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     """The largest centre square, resized to `size`; nothing is resampled that fits already."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
+    # Cut out first: `resize` with a box would blend in what lies beside it.
+    image = image.crop((left, top, left + side, top + side))
     if side == size:
-        return image.crop((left, top, left + side, top + side))
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+        return image
+    return image.resize((size, size), Image.Resampling.LANCZOS)

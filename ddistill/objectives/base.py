@@ -83,14 +83,13 @@ def make_process(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> 
     def fill(row):
         return np.concatenate([row, np.repeat(row[-1:], filling)])
 
-    process = Process(
-        teacher=schedule,
-        student=jax.tree.map(fill, student),
-        grid=fill(np.asarray(grid, np.int32)),
-        count=np.asarray(len(grid) - 1, np.int32),
+    # Unlike jnp.asarray, device_put compiles nothing: plans are made before anything may.
+    return Process(
+        teacher=jax.device_put(schedule),
+        student=jax.device_put(jax.tree.map(fill, student)),
+        grid=jax.device_put(fill(np.asarray(grid, np.int32))),
+        count=jax.device_put(np.asarray(len(grid) - 1, np.int32)),
     )
-    # Unlike jnp.asarray, this compiles nothing: plans are made before anything may.
-    return jax.device_put(process)
 
 
 Loss = Callable[[Networks, Batch, Process], tuple[Float[Array, " B"], Metrics]]

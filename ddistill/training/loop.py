@@ -11,13 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddistill.compilation import compiler_options
 from ddistill.data import Dataset, batch_indices
 from ddistill.errors import TrainingError
 from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import MetricsLog, Reporter
-from ddistill.training.stages import StagePlan, initial_state, optimizers
+from ddistill.training.stages import (
+    StagePlan,
+    abstract_state,
+    initial_state,
+    optimizers,
+)
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen, StepFn, StepSettings, make_step
 
@@ -109,7 +115,7 @@ def make_chunk(step: StepFn, count: int, resident: bool) -> Callable:
 
             return jax.lax.scan(body, state, (None if resident else images, picks))
 
-    return jax.jit(chunk, donate_argnums=0)
+    return jax.jit(chunk, donate_argnums=0, compiler_options=compiler_options())
 
 
 def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -169,7 +175,7 @@ class StageRun:
 
     def _open(self, start: Any) -> tuple[TrainState, int]:
         # Shapes are enough to restore: what does not fit is found before anything compiles.
-        found = self.checkpoints.restore(jax.eval_shape(lambda: initial_state(self.plan, start)))
+        found = self.checkpoints.restore(abstract_state(self.plan))
         if found is None:
             return initial_state(self.plan, start), 0
         state, record = found

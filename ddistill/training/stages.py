@@ -20,6 +20,7 @@ import optax
 from flax import linen as nn
 
 from ddistill import networks
+from ddistill.compilation import initialiser_options
 from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice, nearest
 from ddistill.objectives import Objective, Process, make_objective, make_process
@@ -302,13 +303,30 @@ def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
 
 def initial_state(plan: StagePlan, start: Any = None) -> TrainState:
     """The state at step 0; the student from the parameters `start`, if given, else fresh."""
+    options = initialiser_options()
     params = {}
-    inputs = plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
     for name, module in plan.modules.items():
-        key = stream_key(plan.seed, f"{plan.name}/init/{name}")
-        given = start if name == "student" else None
-        params[name] = jax.jit(module.init)(key, *inputs)["params"] if given is None else given
+        if start is not None and name == "student":
+            params[name] = start
+        else:
+            draw = jax.jit(module.init, compiler_options=options)
+            params[name] = draw(*_init_arguments(plan, name))["params"]
     return create_state(params, optimizers(plan), plan.settings.ema)
+
+
+def abstract_state(plan: StagePlan) -> TrainState:
+    """Shapes and dtypes of the stage's state; nothing is computed or compiled."""
+
+    def create():
+        params = {n: m.init(*_init_arguments(plan, n))["params"] for n, m in plan.modules.items()}
+        return create_state(params, optimizers(plan), plan.settings.ema)
+
+    return jax.eval_shape(create)
+
+
+def _init_arguments(plan: StagePlan, name: str) -> tuple[Any, ...]:
+    key = stream_key(plan.seed, f"{plan.name}/init/{name}")
+    return key, *plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
 
 
 def incomplete(plan: StagePlan) -> CheckpointError:
@@ -334,7 +352,7 @@ def load_params(plan: StagePlan, rate: float | None = None) -> Any:
         raise incomplete(plan)
     key = plan.ema_key() if rate is None else (str(rate) if rate else None)
     checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
-    found = checkpoints.restore(jax.eval_shape(lambda: initial_state(plan)))
+    found = checkpoints.restore(abstract_state(plan))
     checkpoints.close()
     if found is None or int(found[0].step) != manifest["steps"]:
         raise CheckpointError(
