@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
         _main(argv)
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except TrainingError as error:
         _fail(str(error), RUN_ERROR)
     except Exception as error:
@@ -192,8 +195,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _fail(f"The config file {path} does not exist.", USAGE_ERROR)
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        _fail(_flag_trouble(error, argv, path), USAGE_ERROR)
+    except Exception as error:
+        _fail(_flag_trouble(error, argv, path or ""), USAGE_ERROR)
     return []
 
 
@@ -206,21 +209,31 @@ def _config_file(argv: list[str]) -> str | None:
     return None
 
 
-def _flag_trouble(error: Exception, argv: list[str], path: str | None) -> str:
-    """One line for what is wrong with the command line or with the config file."""
+def _flag_trouble(error: Exception, argv: list[str], path: str) -> str:
+    """One line for what is wrong with the command line or with the config file.
+
+    Raises:
+      Exception: `error` itself, if it is neither.
+    """
     text = str(error.args[0] if error.args else error)
     if "Error whilst parsing config file" in text:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         kind, _, reason = lines[-1].partition(": ")
         if kind.endswith("ConfigError"):
             return reason
-        places = [line for line in lines if line.startswith('File "')]
-        return f"The config file {path} fails: {lines[-1]} ({places[-1] if places else 'nowhere'})"
+        place = [line for line in lines if line.startswith(f'File "{path}"')][-1:]
+        return f"The config file {path} fails: {lines[-1]} ({', '.join(place)})"
+    places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    if places:
+        reason = f"{type(error).__name__}: {error}"
+        return f"The config file {path} fails: {reason} (line {places[-1].lineno})"
     text = " ".join(text.strip("'\"").replace("\\n", " ").split())
-    if isinstance(error, (AttributeError, KeyError)):
-        given = [a for a in argv if a.lstrip("-").startswith("config.")]
+    given = [a for a in argv if a.lstrip("-").startswith("config.")]
+    if given and isinstance(error, (AttributeError, KeyError)):
         return f"{' '.join(given)}: unknown setting {text}"
-    return text
+    if isinstance(error, (flags.Error, ValueError, TypeError)):
+        return text
+    raise error
 
 
 if __name__ == "__main__":

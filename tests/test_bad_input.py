@@ -544,7 +544,9 @@ from ml_collections import ConfigDict
 
 def get_config(variant=""):
     if variant == "wrong":
-        return ConfigDict({"name": ["a"], "b": 1}["c"])
+        return ConfigDict({"a": 1}["c"])
+    if variant == "text":
+        return ConfigDict(seed=int("text"))
     return ConfigDict({"sede": 1})
 """
 DIGITS = Path(__file__).parent.parent / "configs" / "sfddm_digits.py"
@@ -561,16 +563,16 @@ COMMANDS = {
     ),
     "mistake in the file": (
         ["--config=config.py:wrong"],
-        ["The config file config.py fails: ", "'c'", 'config.py", line 6'],
+        ["The config file config.py fails: KeyError: 'c' (line 6)"],
+    ),
+    "wrong value in the file": (
+        ["--config=config.py:text"],
+        ["The config file config.py fails: ValueError", "'text'", 'File "config.py", line 8'],
     ),
     "no file": (["--config=confg.py"], ["confg.py does not exist"]),
     "no file, other spelling": (["--config", "confg.py:smoke"], ["confg.py does not exist"]),
     "no config": ([], ["--config=FILE is missing"]),
     "variant": ([f"--config={DIGITS}:smok"], ["Variant ':smok' is not known", "':smoke'"]),
-    "stage": (
-        [f"--config={DIGITS}:smoke", "--stage=teachr"],
-        ["--stage=teachr is not a stage", "Did you mean 'teacher'?"],
-    ),
     "T' > T": (
         [f"--config={DIGITS}:smoke", "--config.stages.sfddm_n2.grid.steps=257"],
         ["grid.steps=257", "has 256 steps"],

@@ -1,5 +1,7 @@
 """The U-Net: sizes, conditioning, taps, and the equalities that its options promise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,7 @@ def init(module, size=8, channels=3, random=True):
     return fill(params) if random else params
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("train", "taps"))
 def apply(module, params, *args, **kwargs):
     return module.apply({"params": params}, *args, **kwargs)
 
@@ -68,11 +71,11 @@ def conditional():
 # --- sizes
 
 
-def count(size=32, channels=3, **options):
+def count(size=32, image=3, **options):
     shapes = jax.eval_shape(
         build("unet", **options).init,
         jax.random.key(0),
-        jnp.zeros((1, size, size, channels)),
+        jnp.zeros((1, size, size, image)),
         jnp.zeros((1,)),
     )
     return sum(p.size for p in jax.tree.leaves(shapes["params"]))

@@ -160,10 +160,15 @@ class _Records:
 
     def _example(self, number: int) -> Any:
         try:
-            return self._examples[number]
+            example = self._examples[number]
         # The readers raise RuntimeError, ValueError or protobuf's own error, as the damage has it.
         except Exception as error:
             raise DataError(f"Example {number} of {self.where} is damaged: {error}.") from error
+        for key in filter(None, (self._keys.image, self._keys.label)):
+            # A file that is cut off reads as empty records.
+            if example[key] is None:
+                raise DataError(f"Example {number} of {self.where} is damaged: no '{key}' in it.")
+        return example
 
 
 def _builder(found: Prepared) -> Any:
@@ -220,8 +225,8 @@ def _keys(settings: TfdsSettings, features: Any, title: str) -> _Keys:
     from tensorflow_datasets import features as kinds
 
     by_name = dict(features) if isinstance(features, kinds.FeaturesDict) else {}
-    images = [k for k, f in by_name.items() if type(f) is kinds.Image]
-    labels = [k for k, f in by_name.items() if isinstance(f, kinds.ClassLabel)]
+    images = sorted(k for k, f in by_name.items() if type(f) is kinds.Image)
+    labels = sorted(k for k, f in by_name.items() if isinstance(f, kinds.ClassLabel))
     image = _choose("image_key", settings.image_key, "image", images, title)
     if not image:
         raise DataError(

@@ -1,0 +1,418 @@
+"""Trouble while a run works: losses that explode, disks that fill up, folders that cannot be used.
+
+All in this process, through `ddistill.main.main`, so that exit status and message are the user's.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from runs import differences, plans_of, saved_state, saved_steps, tiny_settings
+
+from ddistill import data, main
+from ddistill.errors import TrainingError
+from ddistill.recipes import to_config
+from ddistill.settings import OptimizerSettings, Settings
+from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.loop import StageRun
+from ddistill.training.pipeline import run_stages
+from ddistill.training.progress import MetricsLog, Reporter, read_metrics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler(tmp_path_factory) -> Iterator[None]:
+    """Compiling is most of these tests: little optimisation, and every program only once."""
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
+    set_cache(str(tmp_path_factory.mktemp("xla")), 0.0)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    set_cache(*before)
+
+
+def set_cache(folder: str | None, seconds: float) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    compilation_cache.reset_cache()
+
+
+def settings(optimizer: OptimizerSettings | None = None, **changes: Any) -> Settings:
+    """One stage that learns next to nothing, quickly."""
+    full = tiny_settings(**changes)
+    stage = dataclasses.replace(
+        full.stages["teacher"],
+        network={"name": "tiny"},
+        objective={"name": "denoising"},
+        conditional=False,
+        accumulate=1,
+        shared=False,
+        optimizer=optimizer or OptimizerSettings(learning_rate=1e-3),
+    )
+    return dataclasses.replace(full, stages={"teacher": stage}, pipeline=("teacher",))
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys):
+    """Runs settings as the command line would; returns exit status, stdout and stderr."""
+
+    def run(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
+        def start(argv):
+            main.run(to_config(wanted), workdir, workdir.parent / "shared", "", "the command")
+
+        monkeypatch.setattr(main, "_main", start)
+        capsys.readouterr()
+        status = 0
+        try:
+            main.main([])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return run
+
+
+def one_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# ------------------------------------------------------------------------------ losses that explode
+
+# The rate jumps by 1e38 for the update of step 21, so that step 22 sees the damage.
+EXPLODING = OptimizerSettings(learning_rate=1e-3, schedule="step", milestones=(0.5,), decay=1e38)
+
+
+@pytest.fixture
+def exploded(launch, tmp_path):
+    done = launch(settings(EXPLODING), tmp_path / "run")
+    return plans_of(settings(EXPLODING), tmp_path / "run")["teacher"], done
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(exploded):
+    plan, (status, _, err) = exploded
+    text = one_line(err)
+    assert status == main.RUN_ERROR
+    assert "Stage 'teacher', step 22: " in text
+    named = text.split("step 22: ")[1].split(" is not finite")[0]
+    assert {"loss", "grad_norm"} <= set(named.split(", "))
+    assert "the checkpoint at step 17 is kept" in text
+    assert "learning rate" in text
+    assert plan.manifest() is None
+
+
+def test_the_last_good_checkpoint_is_kept(exploded):
+    plan, _ = exploded
+    assert saved_steps(plan) == [17]
+    state = saved_state(plan, 17)
+    assert int(state.step) == 17
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+def test_metrics_that_are_not_finite_are_not_logged(exploded):
+    plan, _ = exploded
+    rows = read_metrics(plan.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [10, 17, 20]
+    assert all(np.isfinite(v) for row in rows for v in row.values() if isinstance(v, float))
+
+
+def test_it_stops_there_again(exploded, launch, tmp_path):
+    plan, (_, _, first) = exploded
+    status, out, err = launch(settings(EXPLODING), tmp_path / "run")
+    assert "going on from the checkpoint at step 17" in out
+    assert (status, err) == (main.RUN_ERROR, first)
+    assert saved_steps(plan) == [17]
+
+
+def test_without_a_checkpoint_none_is_promised(launch, tmp_path):
+    at_once = OptimizerSettings(learning_rate=1e35)
+    status, _, err = launch(settings(at_once), tmp_path / "run")
+    assert status == main.RUN_ERROR
+    assert "Stage 'teacher', step 2: " in err
+    assert "is kept" not in err
+    assert saved_steps(plans_of(settings(at_once), tmp_path / "run")["teacher"]) == []
+
+
+# ------------------------------------------------------------------------------------- full disks
+
+
+def mount(folder: Path, options: str) -> None:
+    """Mounts a file system of its own, or skips the test where that is not allowed."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting is not allowed here")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 1 MiB that is nearly full: a checkpoint or two and then nothing more."""
+    disk = tmp_path / "disk"
+    mount(disk, "size=1m")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Leaves `leave` bytes free."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        free = int(subprocess.check_output(["stat", "-f", "-c", "%a", str(disk)])) * 4096
+        file.write(b"\0" * max(0, free - leave))
+    return ballast
+
+
+@pytest.mark.parametrize("leave", [4096, 150_000, 260_000], ids=["start", "first", "later"])
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(launch, tiny_disk, tmp_path, leave):
+    """Really full, at the start, at the first checkpoint, and after it."""
+    wanted = settings(keep=10)
+    ballast = fill(tiny_disk, leave)
+    status, _, err = launch(wanted, tiny_disk / "run")
+    text = one_line(err)
+    assert status == main.RUN_ERROR
+    assert "The disk is full" in text
+    assert "Free some space and give the same command again" in text
+    assert "last complete checkpoint is kept" in text
+
+    ballast.unlink()
+    status, out, err = launch(wanted, tiny_disk / "run")
+    assert status == 0, err
+    assert ("going on from the checkpoint" in out) == (leave == 260_000)
+    plan = plans_of(wanted, tiny_disk / "run")["teacher"]
+    assert launch(wanted, tmp_path / "other")[0] == 0
+    other = plans_of(wanted, tmp_path / "other")["teacher"]
+    assert differences(saved_state(plan, 40), saved_state(other, 40)) == []
+    assert [row["step"] for row in read_metrics(plan.folder / "metrics.jsonl")] == [
+        row["step"] for row in read_metrics(other.folder / "metrics.jsonl")
+    ]
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    # What TensorStore says.
+    ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: ENOSPC No space left on device]"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["ENOSPC", "EDQUOT", "TensorStore"])
+@pytest.mark.parametrize("method", ["save", "wait_until_finished"])
+def test_a_disk_that_fills_up_while_saving(launch, tmp_path, monkeypatch, method, error):
+    """The same where mounting is not allowed: at once, and from the thread that writes."""
+
+    def full(self, *args, **kwargs):
+        raise RuntimeError("checkpointing failed") from error
+
+    original = getattr(ocp.CheckpointManager, method)
+    monkeypatch.setattr(ocp.CheckpointManager, method, full)
+    status, _, err = launch(settings(), tmp_path / "run")
+    assert status == main.RUN_ERROR
+    assert "The disk is full" in one_line(err)
+    monkeypatch.setattr(ocp.CheckpointManager, method, original)
+
+
+def test_metrics_survive_a_full_disk(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, "s", 0, tensorboard=False)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 0.5})
+    log.close()
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    def full(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            MetricsLog(tmp_path, "s", 2, tensorboard=False)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    MetricsLog(tmp_path, "s", 2, tensorboard=False).close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "s", "step": 1}\n{"stage": "s", "st')
+    log = MetricsLog(tmp_path, "s", 5, tensorboard=False)
+    log.write(2, {"loss": 1.0})
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+# ------------------------------------------------------------------------ folders of no use
+
+
+def test_a_workdir_below_a_file(launch, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    status, _, err = launch(settings(), tmp_path / "file" / "run")
+    text = one_line(err)
+    assert status == main.RUN_ERROR
+    assert "Cannot write to the run's folder" in text
+    assert str(tmp_path / "file") in text
+    assert "Choose another --workdir" in text
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_that_is_a_file(launch, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    status, _, err = launch(settings(), tmp_path / "run")
+    assert status == main.RUN_ERROR
+    assert f"Cannot write to the run's folder ({tmp_path / 'run'})" in one_line(err)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_read_only_disk(launch, tmp_path):
+    mount(tmp_path / "disk", "size=1m,ro")
+    try:
+        status, _, err = launch(settings(), tmp_path / "disk" / "run")
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
+    assert status == main.RUN_ERROR
+    text = one_line(err)
+    assert "Cannot write to the run's folder" in text
+    assert "Read-only file system" in text
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_may_not_be_written(launch, tmp_path, monkeypatch, number):
+    """Permission bits do not stop root, so the system's answer is put in place."""
+
+    def refuse(self, *args, **kwargs):
+        raise OSError(number, "no", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    status, _, err = launch(settings(), tmp_path / "run")
+    assert status == main.RUN_ERROR
+    assert f"Cannot write to the run's folder ({tmp_path / 'run'})" in one_line(err)
+
+
+def test_other_errors_keep_their_traceback(launch, tmp_path, monkeypatch):
+    """A bug is no disk trouble: hiding where it is would help nobody."""
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(StageRun, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        launch(settings(), tmp_path / "run")
+
+
+# ------------------------------------------------------------------------ two processes, and stops
+
+
+class Notes(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def in_background(workdir: Path, stop: StopRequest):
+    """Starts `run_stages` beside the test; returns the thread, what it said and how it ended."""
+    wanted, notes, ended = settings(), Notes(), []
+    plans = list(plans_of(wanted, workdir).values())
+
+    def work():
+        try:
+            ended.append(run_stages(plans, wanted, data.load(wanted.data, "train"), notes, stop))
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread, notes, ended
+
+
+def wait_for(notes: Notes, text: str) -> None:
+    until = time.monotonic() + 60
+    while not any(text in line for line in notes.said):
+        assert time.monotonic() < until, notes.said
+        time.sleep(0.02)
+
+
+def test_a_second_process_waits_and_does_not_train(tmp_path):
+    """The lock is held as by another process; when it is released the stage is complete."""
+    plan = plans_of(settings(), tmp_path / "run")["teacher"]
+    plan.folder.mkdir(parents=True)
+    with (plan.folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread, notes, ended = in_background(tmp_path / "run", StopRequest())
+        wait_for(notes, "teacher: another process is training this stage; waiting for it")
+        time.sleep(0.6)
+        assert thread.is_alive()
+        assert not (plan.folder / "checkpoints").exists()
+        (plan.folder / "complete.json").write_text(json.dumps({"steps": 40}))
+    thread.join(60)
+    assert ended == [{"teacher": {"steps": 40}}]
+    assert notes.said[1:] == ["teacher: complete (40 steps), found on disk"]
+    assert not (plan.folder / "checkpoints").exists()
+
+
+def test_waiting_can_be_stopped(tmp_path):
+    plan = plans_of(settings(), tmp_path / "run")["teacher"]
+    plan.folder.mkdir(parents=True)
+    stop = StopRequest()
+    with (plan.folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread, notes, ended = in_background(tmp_path / "run", stop)
+        wait_for(notes, "waiting for it")
+        stop.name = "SIGTERM"
+        thread.join(60)
+    assert not thread.is_alive()
+    assert isinstance(ended[0], Interrupted)
+    assert "the wait for stage 'teacher'" in str(ended[0])
+
+
+class LateStop(StopRequest):
+    """A signal that arrives just before the loop looks for the n-th time."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.left = n
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("looks", [2, 3, 4])
+def test_whenever_a_signal_arrives_the_state_of_that_step_is_saved(tmp_path, looks):
+    wanted = settings()
+    plan = plans_of(wanted, tmp_path / "run")["teacher"]
+    train = data.load(wanted.data, "train")
+    run = StageRun(plan, train, wanted.training, Notes(), LateStop(looks))
+    with pytest.raises(Interrupted) as stopped:
+        run.run(None, None)
+    step = int(str(stopped.value).rsplit(" ", 1)[1])
+    assert saved_steps(plan) == [step]
+    assert int(saved_state(plan, step).step) == step
+
+
+def test_a_stop_is_no_error_of_training(tmp_path):
+    assert not issubclass(Interrupted, TrainingError)
+    with pytest.raises(Interrupted, match="the evaluation"):
+        LateStop(1).check("the evaluation")
+    StopRequest().check("anywhere")
