@@ -131,6 +131,8 @@ def _prepare_jax(cache: Path) -> None:
     import jax
 
     logging.set_verbosity(logging.WARNING)
+    # Orbax logs every failure with several tracebacks, and raises it as well.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

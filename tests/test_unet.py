@@ -47,11 +47,17 @@ def fill(params, seed=0):
 
 def init(module, size=8, channels=3, random=True):
     x, t = inputs(1, size, channels)
-    params = jax.jit(module.init)(jax.random.key(0), x, t)["params"]
+    params = jax.jit(module.init, compiler_options=QUICK)(jax.random.key(0), x, t)["params"]
     return fill(params) if random else params
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("train", "taps"))
+# Compiling is what takes the time here, so most of its optimisations are off.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("train", "taps"), compiler_options=QUICK
+)
 def apply(module, params, *args, **kwargs):
     return module.apply({"params": params}, *args, **kwargs)
 
@@ -313,7 +319,7 @@ def loss_and_gradient(module, params, x, t):
     def loss(params):
         return jnp.mean(jnp.square(apply(module, params, x, t) - 0.5 * x))
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)
 
 
 def assert_trees_close(a, b, tolerance):
@@ -343,9 +349,11 @@ def test_remat_recomputes_dropout_with_the_same_mask():
     def gradient(remat):
         module = tiny(dropout=0.5, remat=remat)
         rngs = {"dropout": jax.random.key(3)}
-        return jax.grad(
-            lambda p: jnp.mean(jnp.square(apply(module, p, x, t, train=True, rngs=rngs)))
-        )(params)
+
+        def loss(params):
+            return jnp.mean(jnp.square(apply(module, params, x, t, train=True, rngs=rngs)))
+
+        return jax.jit(jax.grad(loss), compiler_options=QUICK)(params)
 
     assert_trees_close(gradient(True), gradient(False), 2e-5)
 

@@ -59,7 +59,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     try:
         cls, _, describer = _source(settings)
         return describer(parse(settings, cls, "data"))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, OSError) as error:
         return f"NOT READY: {error}"
 
 
