@@ -123,10 +123,18 @@ def test_impossible_batches_are_refused(step, batch, n):
         data.batch_indices(0, step, batch, n)
 
 
+def _pick(dataset, indices):
+    return dataset.take(indices), dataset.labels[indices]
+
+
 @pytest.mark.parametrize("ahead", [0, 1, 5])
 def test_read_ahead_batches_are_those_of_batch_indices(digits, ahead):
     train, _ = digits
-    got = list(data.batches(train, seed=4, batch=7, first=3, last=8, ahead=ahead))
+
+    def read(step):
+        return (step, *_pick(train, data.batch_indices(4, step, 7, len(train))))
+
+    got = list(data.read_ahead(read, range(3, 8), ahead))
     assert [step for step, _, _ in got] == [3, 4, 5, 6, 7]
     for step, images, labels in got:
         indices = data.batch_indices(4, step, 7, len(train))
@@ -146,8 +154,9 @@ def test_read_ahead_can_be_left_early_and_passes_errors_on():
 
     broken = data.Dataset("broken", Broken(), np.zeros(9, np.int32), 1, ("all",))
     with pytest.raises(OSError, match="disk gone"):
-        next(data.batches(broken, 0, 2, 0, 5))
-    reader = data.batches(data.load(DIGITS, "test"), 0, 2, 0, 10**9)
+        next(data.read_ahead(lambda step: broken.take([step]), range(5)))
+    test = data.load(DIGITS, "test")
+    reader = data.read_ahead(lambda step: test.take([step % len(test)]), range(10**9))
     next(reader)
     reader.close()
 

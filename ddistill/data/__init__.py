@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.data.augment import random_flip, to_unit
-from ddistill.data.batches import batch_indices, batches
+from ddistill.data.batches import batch_indices, read_ahead
 from ddistill.data.dataset import SPLITS, Dataset
 from ddistill.data.digits import DigitsSettings, describe_digits, load_digits
 from ddistill.data.folder import FolderSettings, describe_folder, load_folder
@@ -20,11 +20,11 @@ from ddistill.settings import parse, to_plain
 __all__ = [
     "Dataset",
     "batch_indices",
-    "batches",
     "defaults",
     "describe",
     "load",
     "random_flip",
+    "read_ahead",
     "to_unit",
 ]
 

@@ -1,12 +1,14 @@
 """Which examples are in batch s, as a pure function of (seed, s): nothing to store, any resume."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
-from ddistill.data.dataset import Dataset
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
@@ -36,24 +38,17 @@ def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
     return out
 
 
-def batches(
-    dataset: Dataset, seed: int, batch: int, first: int, last: int, ahead: int = 2
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields (step, images [batch, H, W, C], labels [batch]) of steps first .. last - 1.
+def read_ahead(read: Callable[[T], U], tasks: Iterable[T], ahead: int = 2) -> Iterator[U]:
+    """Yields `read(task)` for every task in order, the next `ahead` of them read by a thread.
 
-    The images of the next `ahead` steps are read by a thread while the caller works, which hides
-    the decoding of a lazy set. What is yielded does not depend on `ahead`.
+    That hides the decoding of a lazy set behind the caller's work. What is yielded does not depend
+    on `ahead`; an error in `read` is raised where its result would have been yielded.
     """
-
-    def read(step: int) -> tuple[int, np.ndarray, np.ndarray]:
-        indices = batch_indices(seed, step, batch, len(dataset))
-        return step, dataset.take(indices), dataset.labels[indices]
-
     with ThreadPoolExecutor(1, "ddistill-prefetch") as pool:
         waiting: list[Future] = []
         try:
-            for step in range(first, last):
-                waiting.append(pool.submit(read, step))
+            for task in tasks:
+                waiting.append(pool.submit(read, task))
                 if len(waiting) > ahead:
                     yield waiting.pop(0).result()
             while waiting:

@@ -111,7 +111,7 @@ def _grid(settings: Settings, dataset: Dataset, scored: "list[Scored]") -> Grid:
     for count in counts:
         rows += [_row(s, n) for s in scored if s.call.role == "teacher" and s.call.nfe == count]
         rows += [_row(s, n) for s in students if s.call.nfe == count]
-    real = dataset.take(np.arange(n))
+    real = dataset.take(np.linspace(0, len(dataset) - 1, n).astype(int))
     rows.append(ImageRow("real training images", np.asarray(real)))
     return Grid(
         "Same noise, same column",

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddistill.compilation import compiler_options
-from ddistill.data import Dataset, batch_indices
+from ddistill.data import Dataset, batch_indices, read_ahead
 from ddistill.errors import TrainingError
 from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
@@ -75,16 +74,8 @@ class Feed:
         return np.stack([self._dataset.take(p) for p in picks]), picks
 
     def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, Any, Any]]:
-        """Yields (step, count, images or None, indices) for spans of steps, one span ahead."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            for step, count in spans:
-                task = (step, count, pool.submit(self._load, step, count))
-                if ahead is not None:
-                    yield ahead[0], ahead[1], *ahead[2].result()
-                ahead = task
-            if ahead is not None:
-                yield ahead[0], ahead[1], *ahead[2].result()
+        """Yields (step, count, images or None, indices) for spans of steps, read ahead."""
+        return read_ahead(lambda span: (*span, *self._load(*span)), spans)
 
 
 def make_chunk(step: StepFn, count: int, resident: bool) -> Callable:
