@@ -6,10 +6,12 @@ The same command again goes on where the run stopped, and finds what is complete
 import errno
 import hashlib
 import json
+import logging as python_logging
 import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,12 +132,28 @@ def _prepare_jax(cache: Path) -> None:
     """Persistent compilation cache, and quiet libraries."""
     import jax
 
-    logging.set_verbosity(logging.WARNING)
-    # Orbax logs every failure with several tracebacks, and raises it as well.
-    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+    _quiet_libraries()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _quiet_libraries() -> None:
+    """Leaves it to us to tell what went wrong, in one line.
+
+    Orbax raises a failure and also logs it with several tracebacks; then the event loop of its
+    thread, which is cleared away with work undone, complains once for every array.
+    """
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+    def unraisable(hook: Any) -> None:
+        if "Event loop is closed" not in str(hook.exc_value):
+            sys.__unraisablehook__(hook)
+
+    sys.unraisablehook = unraisable
 
 
 def _workdir(config: Any) -> Path:

@@ -13,7 +13,8 @@ from ddistill.diffusion import Prediction, ddim_step, one_step_target, rollout
 from ddistill.errors import ConfigError
 from ddistill.objectives import Process, make_objective, make_process
 from ddistill.objectives.sfddm import SFDDM
-from ddistill.schedules import cosine, make_grid
+from ddistill.samplers import dpm_solver_pp
+from ddistill.schedules import cosine, make_grid, subsequence
 from tests import tiny
 from tests.gaussian import GaussianDenoiser
 
@@ -48,7 +49,7 @@ def test_student_equal_to_teacher_with_mapped_time_loses_exactly_nothing(
 
 def test_identity_grid_with_all_terms_loses_nothing():
     process = tiny.process(steps=16, levels=16)
-    objective = prepared(process, **RELEASED, hidden_weight=1.0, substeps=1)
+    objective = prepared(process, **RELEASED, hidden_weight=1.0, substeps=1, solver="ddim")
     values, _ = loss(objective, tiny.tiny_denoiser(), tiny.tiny_denoiser(), process)
     np.testing.assert_allclose(values, 0.0, atol=1e-10)
 
@@ -174,6 +175,33 @@ def test_second_order_walk_is_nearer_to_the_exact_flow():
     assert errors["dpm_solver_pp"] < 0.3 * errors["ddim"]
 
 
+@pytest.mark.parametrize("levels, k", [(1, 6), (3, 2)])
+def test_looking_back_continues_the_multistep_sampler(levels, k):
+    """From the top the walk is DPM-Solver++; below, its past makes it second order at once."""
+    process = tiny.process(steps=60, levels=levels)
+    teacher = GaussianDenoiser(mean=0.3, std=0.5)
+    z = jax.random.normal(jax.random.key(0), (1, *tiny.IMAGE))
+    full = subsequence(process.teacher, make_grid(process.teacher, levels * k))
+    expected, states = dpm_solver_pp(teacher, full, z, trajectory=True)
+    found = {}
+    for lookback in (False, True):
+        objective = prepared(process, substeps=k, lookback=lookback)
+        index = jnp.array([max(1, levels - 1)])
+        start = states[(levels - int(index[0])) * k]
+        level = process.student.at(index)
+        target = objective.hidden_target(
+            teacher, teacher(start, level), start, index, None, process
+        )
+        end = ddim_step(target, start, level, process.student.at(index - 1))
+        wanted = states[(levels - int(index[0]) + 1) * k]
+        found[lookback] = float(jnp.abs(end - wanted).max())
+    if levels == 1:
+        assert max(found.values()) < 1e-5
+        np.testing.assert_allclose(states[-1], expected)
+    else:
+        assert found[True] < 0.3 * found[False]
+
+
 def test_walk_in_a_loop_folds_as_one_step_target_does():
     process = tiny.process(steps=60, levels=3)
     teacher, index = tiny.tiny_denoiser(prediction="x0"), jnp.array([3, 1, 2])
@@ -187,7 +215,7 @@ def test_walk_in_a_loop_folds_as_one_step_target_does():
 
 def test_one_substep_is_output_matching():
     process = tiny.process()
-    hidden = prepared(process, substeps=1)
+    hidden = prepared(process, substeps=1, solver="ddim")
     output = prepared(process, hidden_weight=0.0, output_weight=1.0)
     student, teacher = tiny.tiny_denoiser(1), tiny.tiny_denoiser(0)
     a, _ = loss(hidden, student, teacher, process)
@@ -212,13 +240,16 @@ def test_walk_visits_the_teachers_own_levels_in_order(steps, levels, k):
 def test_zero_substeps_means_every_level_of_the_narrowest_interval():
     process = tiny.process(steps=32, levels=4)
     assert prepared(process, substeps=0).substeps == 8
-    assert prepared(process, substeps=0).teacher_calls() == 8
+    assert prepared(process, substeps=0).teacher_calls() == 9
+    assert prepared(process, substeps=0, lookback=False).teacher_calls() == 8
+    assert prepared(process, substeps=0, solver="ddim").teacher_calls() == 8
     assert prepared(process, hidden_weight=0.0, output_weight=1.0).teacher_calls() == 1
 
 
-def test_teacher_is_called_no_more_than_stated():
+@pytest.mark.parametrize("solver, calls_made", [("ddim", 5), ("dpm_solver_pp", 6)])
+def test_teacher_is_called_no_more_than_stated(solver, calls_made):
     process = tiny.process()
-    objective = prepared(process, substeps=5, **RELEASED)
+    objective = prepared(process, substeps=5, solver=solver, **RELEASED)
     teacher, calls = tiny.tiny_denoiser(), []
 
     class Counting:
@@ -237,7 +268,7 @@ def test_teacher_is_called_no_more_than_stated():
 
     with jax.disable_jit():
         loss(objective, tiny.tiny_denoiser(1), Counting(), process)
-    assert len(calls) == objective.teacher_calls() == 5
+    assert len(calls) == objective.teacher_calls() == calls_made
 
 
 @pytest.mark.parametrize(

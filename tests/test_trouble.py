@@ -281,6 +281,7 @@ def test_metrics_survive_a_full_disk(tmp_path, monkeypatch):
     before = (tmp_path / "metrics.jsonl").read_text()
 
     def full(self, text):
+        self.open("w").close()  # opening a file to write it empties it
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

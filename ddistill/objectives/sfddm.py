@@ -68,6 +68,9 @@ class SFDDM(Objective):
       substeps: k, teacher steps between two levels of the student; 0 = as many as there are
         teacher levels in the narrowest interval (c where N divides T).
       solver: how the teacher walks: "ddim", or "dpm_solver_pp" (2M, second order, equal cost).
+      lookback: gives the multistep solver a past at the start of each interval, for one teacher
+        call more: the teacher's prediction one sub-step up, at the state that DDIM inversion finds
+        there. Without it every walk begins at first order. The noisiest level has no past.
       hidden_error, hidden_level_weight: error and weight of the hidden-variable distance.
     """
 
@@ -82,6 +85,7 @@ class SFDDM(Objective):
     hidden_weight: float = 1.0
     substeps: int = 8
     solver: str = "dpm_solver_pp"
+    lookback: bool = True
     hidden_error: str = "v"
     hidden_level_weight: str = "truncated_snr"
 
@@ -118,8 +122,11 @@ class SFDDM(Objective):
         return (Update("student", self.loss),)
 
     def teacher_calls(self) -> int:
-        """k for the hidden variable; the other terms reuse its first call."""
-        return self.substeps if self.hidden_weight else 1
+        """k for the hidden variable and one for its past; other terms reuse its first call."""
+        return self.substeps + int(self._looks_back()) if self.hidden_weight else 1
+
+    def _looks_back(self) -> bool:
+        return self.lookback and self.solver == "dpm_solver_pp"
 
     def loss(
         self, networks: Networks, batch: Batch, process: Process
@@ -169,12 +176,26 @@ class SFDDM(Objective):
           process: the stage's levels.
         """
         levels = self.walk(index, process)
-        target = first.x0
+        used = first.x0
+        if self._looks_back():
+            before = self._level_before(index, process)
+            past = ddim_step(first, z, levels[0], before)
+            previous = teacher(past, before, cond).x0
+            used = multistep_x0(first.x0, previous, before, levels[0], levels[1])
+        target = used
         if self.substeps > 1:
-            target = self._walk_on(teacher, first.x0, z, levels, cond)
+            target = self._walk_on(teacher, first.x0, used, z, levels, cond)
         return from_x0(jax.lax.stop_gradient(target), z, levels[0])
 
-    def _walk_on(self, teacher: Any, x0: Array, z: Array, levels: list[Level], cond: Any) -> Array:
+    def _level_before(self, index: Array, process: Process) -> Level:
+        """The level one sub-step noisier than phi_index, or the noisiest there is."""
+        top, bottom = process.grid[index], process.grid[index - 1]
+        stride = (top - bottom + self.substeps // 2) // self.substeps
+        return process.teacher.at(jnp.minimum(top + stride, process.teacher.num_steps))
+
+    def _walk_on(
+        self, teacher: Any, x0: Array, used: Array, z: Array, levels: list[Level], cond: Any
+    ) -> Array:
         """Steps 2 .. k of the teacher's walk, folded as `one_step_target` folds them.
 
         A loop, so that the teacher is compiled once and not k times.
@@ -195,7 +216,7 @@ class SFDDM(Objective):
         triples = tuple(
             jax.tree.map(lambda x, i=i: x[i : i - 2 or None], stacked) for i in range(3)
         )
-        (_, _, _, target), _ = jax.lax.scan(body, (z, x0, x0, x0), tuple(triples))
+        (_, _, _, target), _ = jax.lax.scan(body, (z, used, x0, used), tuple(triples))
         return target
 
     def walk(self, index: Array, process: Process) -> list[Level]:
