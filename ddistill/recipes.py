@@ -78,6 +78,7 @@ def sfddm_default(
     optimizer: OptimizerSettings,
     substeps: int = 8,
     ema: tuple[float, ...] = (0.995,),
+    init: str = "teacher",
     **changes: Any,
 ) -> StageSettings:
     """Our SFDDM student: trailing grid, mapped time, teacher's weights, hidden-variable distance.
@@ -88,12 +89,13 @@ def sfddm_default(
       levels: T', the student's steps.
       steps, batch_size, optimizer, ema: its training.
       substeps: teacher steps folded into one student step.
+      init: where its first weights come from: the teacher, or a student of more steps.
       **changes: hyperparameters of `ddistill.objectives.sfddm.SFDDM`.
     """
     return StageSettings(
         objective=objective("sfddm", substeps=substeps, **changes),
         teacher="teacher",
-        init="teacher",
+        init=init,
         grid=GridSettings(steps=levels, spacing="trailing", time="mapped"),
         steps=steps,
         batch_size=batch_size,
@@ -235,7 +237,7 @@ def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
 def digits_student(levels: int, **changes: Any) -> StageSettings:
     """Our SFDDM student on digits, with `changes` to `sfddm_default`."""
     optimizer = OptimizerSettings(
-        learning_rate=1e-3, schedule="cosine", warmup=50, final_scale=0.02, clip=1.0
+        learning_rate=3e-3, schedule="cosine", warmup=50, final_scale=0.02, clip=1.0
     )
     return sfddm_default(
         levels, **{"steps": 700, "batch_size": 64, "optimizer": optimizer, **changes}
