@@ -4,9 +4,11 @@ Command:   ./launch/local.sh --config=configs/sfddm_ablation_digits.py
            (":full" adds k = c for 4 steps, 64 teacher calls an example and update)
 Hardware:  any CPU with two cores.
 
-All students have the updates and the batch of configs/sfddm_digits.py and its teacher. "off" is
-output matching alone (squared error of v, SNR weight), which is what the hidden variable becomes at
-k = 1; "ddim" walks by DDIM instead of DPM-Solver++(2M).
+All students have the teacher and the batch of configs/sfddm_digits.py, 700 updates, and start from
+the teacher's weights (the released ones: from fresh weights). "off" is output matching alone
+(squared error of v, truncated-SNR weight), which the hidden variable is as well when k = 1 and the
+teacher walks by DDIM; "ddim" walks by DDIM instead of DPM-Solver++(2M), "no past" starts every
+interval at first order.
 """
 
 import dataclasses
@@ -30,6 +32,8 @@ def variants() -> dict:
         "n4_off": ours(4, "off", hidden_weight=0.0, output_weight=1.0),
         "n4_k1": ours(4, "k=1", substeps=1),
         "n4_k4": ours(4, "k=4", substeps=4),
+        "n4_k2": ours(4, "k=2", substeps=2),
+        "n4_k2_no_past": ours(4, "k=2 no past", substeps=2, lookback=False),
         "n4_k4_ddim": ours(4, "k=4 ddim", substeps=4, solver="ddim"),
         "n1_off": ours(1, "off", hidden_weight=0.0, output_weight=1.0),
         "n1_k1": ours(1, "k=1", substeps=1),

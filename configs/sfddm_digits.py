@@ -4,8 +4,8 @@ Command:   ./launch/local.sh --config=configs/sfddm_digits.py
 Hardware:  two CPU cores, under 10 minutes after installation.
 Score:     see docs/results.md.
 
-One teacher (T = 256, sigmoid schedule) and students of 4, 2 and 1 steps, each learnt from the teacher
-directly; the students of 2 and 1 steps start from the weights of the student before them.
+One teacher (T = 256, sigmoid schedule) and students of 4, 2 and 1 steps. Each learns from the
+teacher directly; those of 2 and 1 steps start from the weights of the student before them.
 """
 
 from ddistill import recipes
