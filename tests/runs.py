@@ -1,5 +1,6 @@
 """A run of two tiny stages, teacher and SFDDM student, and what tests look at in its folders."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,21 @@ from ddistill.settings import (
     Settings,
     StageSettings,
     TrainingSettings,
+    to_plain,
 )
 from ddistill.training.stages import StagePlan, abstract_state, plan_stages
 from ddistill.training.state import TrainState
 
+UNET = {
+    "name": "unet",
+    "channels": 8,
+    "multipliers": (1,),
+    "blocks": 1,
+    "attention": (),
+    "mid_attention": False,
+    "norm_groups": 4,
+    "out_channels": 1,
+}
 # What a config file says by "name": "tiny".
 networks.NETWORKS["tiny"] = TinyNet
 
@@ -70,6 +82,39 @@ def tiny_settings(steps: int = STEPS, **training: Any) -> Settings:
         ),
         evaluation=EvaluationSettings(enabled=False),
     )
+
+
+def one_stage(optimizer: OptimizerSettings | None = None, **changes: Any) -> Settings:
+    """One stage that learns next to nothing, quickly."""
+    full = tiny_settings(**changes)
+    stage = dataclasses.replace(
+        full.stages["teacher"],
+        network={"name": "tiny"},
+        objective={"name": "denoising"},
+        conditional=False,
+        accumulate=1,
+        shared=False,
+        optimizer=optimizer or OptimizerSettings(learning_rate=1e-3),
+    )
+    return dataclasses.replace(full, stages={"teacher": stage}, pipeline=("teacher",))
+
+
+def config(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The tiny run as nested dictionaries, with some entries set by dotted name.
+
+    `...` removes an entry.
+    """
+    plain = copy.deepcopy(to_plain(dataclasses.asdict(tiny_settings())))
+    for name, value in (changes or {}).items():
+        *groups, last = name.split(".")
+        group = plain
+        for key in groups:
+            group = group[key]
+        if value is ...:
+            del group[last]
+        else:
+            group[last] = value
+    return plain
 
 
 def plans_of(settings: Settings, workdir: Path) -> dict[str, StagePlan]:

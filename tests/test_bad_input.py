@@ -2,89 +2,22 @@
 
 Nothing is written by then either.
 
-Most cases go through `ddistill.main.run` in this process; the command line's own are at the end.
+The cases go through `ddistill.main.run` in this process.
 """
 
-import copy
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
-from runs import plans_of, snapshot, tiny_settings
+from runs import UNET, config, plans_of, snapshot, tiny_settings
 
 from ddistill import main
-from ddistill.errors import CheckpointError, ConfigError, DataError
-from ddistill.settings import to_plain
+from ddistill.errors import CheckpointError, ConfigError
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.folders import check_folders
 from ddistill.training.state import create_state
-
-UNET = {
-    "name": "unet",
-    "channels": 8,
-    "multipliers": (1,),
-    "blocks": 1,
-    "attention": (),
-    "mid_attention": False,
-    "norm_groups": 4,
-    "out_channels": 1,
-}
-
-
-def config(changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The tiny run as nested dictionaries, with some entries set by dotted name.
-
-    `...` removes an entry.
-    """
-    plain = copy.deepcopy(to_plain(dataclasses.asdict(tiny_settings())))
-    for name, value in (changes or {}).items():
-        *groups, last = name.split(".")
-        group = plain
-        for key in groups:
-            group = group[key]
-        if value is ...:
-            del group[last]
-        else:
-            group[last] = value
-    return plain
-
-
-@pytest.fixture(scope="module")
-def compiled() -> list[str]:
-    """Names of compilations so far in this process, starting with empty caches."""
-    events: list[str] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if "backend_compile" in event:
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    jax.clear_caches()
-    return events
-
-
-@pytest.fixture
-def refused(compiled, tmp_path):
-    """`refused(changes, error)` runs a config, checks that nothing happened, returns the text."""
-
-    def run(changes: dict[str, Any], error: type[Exception] = ConfigError, stage: str = "") -> str:
-        before, files = len(compiled), snapshot(tmp_path)
-        with pytest.raises(error) as caught:
-            main.run(config(changes), tmp_path / "run", tmp_path / "shared", stage, "the command")
-        assert len(compiled) == before, "something was compiled"
-        assert snapshot(tmp_path) == files, "something was written"
-        text = str(caught.value)
-        assert "\n" not in text
-        return text
-
-    return run
 
 
 def test_the_compile_counter_counts(compiled):
@@ -450,157 +383,3 @@ def test_a_lost_final_checkpoint_is_told(compiled, tmp_path):
     with pytest.raises(CheckpointError, match=r"final checkpoint \(step 40\) of stage 'teacher'"):
         main.run(config(), tmp_path / "run", tmp_path / "shared", "student", "the command")
     assert len(compiled) == before
-
-
-# ------------------------------------------------------------------------------------------- data
-
-
-def image(path: Path, mode: str = "RGB", size: int = 8) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (size, size)).save(path)
-
-
-def of_folder(path: Path, **options: Any) -> dict[str, Any]:
-    return {"data": {"name": "folder", "path": str(path), "test_fraction": 0.0, **options}}
-
-
-@pytest.fixture
-def pictures(tmp_path_factory, monkeypatch) -> Path:
-    """An empty place for images, apart from the run's folders."""
-    place = tmp_path_factory.mktemp("pictures")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-    return place
-
-
-def test_a_missing_folder_of_images(refused, pictures):
-    (pictures / "faces").mkdir()
-    text = refused(of_folder(pictures / "face"), DataError)
-    assert f"data.path={pictures / 'face'} does not exist" in text
-    assert f"Did you mean '{pictures / 'faces'}'?" in text
-    assert "data.path is missing" in refused({"data": {"name": "folder"}})
-
-
-def test_a_file_in_place_of_a_folder(refused, pictures):
-    (pictures / "faces.zip").write_text("")
-    assert "is a file" in refused(of_folder(pictures / "faces.zip"), DataError)
-
-
-def test_an_empty_folder_of_images(refused, pictures):
-    (pictures / "empty").mkdir()
-    assert "holds no files" in refused(of_folder(pictures / "empty"), DataError)
-    (pictures / "empty" / "notes.txt").write_text("")
-    text = refused(of_folder(pictures / "empty"), DataError)
-    assert "no images, only other files (1 .txt)" in text
-    assert ".png" in text
-
-
-def test_images_beside_folders_of_images(refused, pictures):
-    image(pictures / "mixed" / "cats" / "a.png")
-    image(pictures / "mixed" / "b.png")
-    text = refused(of_folder(pictures / "mixed"), DataError)
-    assert "b.png" in text
-    assert "cats/a.png" in text
-
-
-def test_images_of_different_sizes(refused, pictures):
-    image(pictures / "sizes" / "a.png", size=8)
-    image(pictures / "sizes" / "b.png", size=4)
-    text = refused(of_folder(pictures / "sizes"), DataError)
-    assert "b.png" in text
-    assert "data.image_size" in text
-
-
-def test_a_broken_image_is_named(refused, pictures):
-    image(pictures / "broken" / "a.png")
-    (pictures / "broken" / "b.png").write_bytes(b"not a picture")
-    text = refused(of_folder(pictures / "broken"), DataError)
-    assert str(pictures / "broken" / "b.png") in text
-    assert "data.on_bad_image='skip'" in text
-
-
-@pytest.mark.parametrize("network", [{"name": "tiny"}, UNET], ids=["tiny", "unet"])
-def test_a_grey_network_on_colour_images_and_the_other_way_round(refused, pictures, network):
-    image(pictures / "colour" / "a.png")
-    common = {
-        "stages.teacher.conditional": False,
-        "stages.student.conditional": False,
-        "stages.student.network": {},
-    }
-    grey = {**network, "out_channels": 1}
-    text = refused({**common, **of_folder(pictures / "colour"), "stages.teacher.network": grey})
-    assert "config.stages.teacher.network gives images of shape (8, 8, 1)" in text
-    assert "the data are (8, 8, 3)" in text
-    assert "network.out_channels=3 or data.channels=1" in text
-    colour = {**network, "out_channels": 3}
-    text = refused({**common, "stages.teacher.network": colour})
-    assert "gives images of shape (8, 8, 3), the data are (8, 8, 1)" in text
-    assert "network.out_channels=1 or data.channels=3" in text
-
-
-# ------------------------------------------------------------------------------------ command line
-
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config(variant=""):
-    if variant == "wrong":
-        return ConfigDict({"a": 1}["c"])
-    if variant == "text":
-        return ConfigDict(seed=int("text"))
-    return ConfigDict({"sede": 1})
-"""
-DIGITS = Path(__file__).parent.parent / "configs" / "sfddm_digits.py"
-# Flags, and what the answer has to contain.
-COMMANDS = {
-    "override": (
-        [f"--config={DIGITS}", "--config.stages.teacher.optimizer.learning_rat=1.0"],
-        ["config.stages.teacher.optimizer.learning_rat", '"learning_rate"'],
-    ),
-    "override of a wrong type": ([f"--config={DIGITS}", "--config.seed=zero"], ["seed", "zero"]),
-    "in the file": (
-        ["--config=config.py"],
-        ["config.sede is not a setting", "Did you mean 'seed'?"],
-    ),
-    "mistake in the file": (
-        ["--config=config.py:wrong"],
-        ["The config file config.py fails: KeyError: 'c' (line 6)"],
-    ),
-    "wrong value in the file": (
-        ["--config=config.py:text"],
-        ["The config file config.py fails: ValueError", "'text'", 'File "config.py", line 8'],
-    ),
-    "no file": (["--config=confg.py"], ["confg.py does not exist"]),
-    "no file, other spelling": (["--config", "confg.py:smoke"], ["confg.py does not exist"]),
-    "no config": ([], ["--config=FILE is missing"]),
-    "variant": ([f"--config={DIGITS}:smok"], ["Variant ':smok' is not known", "':smoke'"]),
-    "T' > T": (
-        [f"--config={DIGITS}:smoke", "--config.stages.sfddm_n2.grid.steps=257"],
-        ["grid.steps=257", "has 256 steps"],
-    ),
-    "unknown flag": ([f"--config={DIGITS}", "--workdri=x"], ["workdri", "workdir"]),
-    "stray word": (["stray"], ["Arguments without a flag: stray."]),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags, parts", COMMANDS.values(), ids=COMMANDS.keys())
-def test_the_command_line_answers_in_one_line(tmp_path, flags, parts):
-    (tmp_path / "config.py").write_text(CONFIG)
-    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", "ddistill.main", *flags],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == main.USAGE_ERROR, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in lines[0]
-    for part in parts:
-        assert part in lines[0]
-    assert done.stdout == ""
-    assert [x.name for x in tmp_path.iterdir()] == ["config.py"]

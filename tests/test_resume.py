@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +120,23 @@ def test_the_straight_run_is_worth_comparing_with(straight):
 
 
 @pytest.fixture(scope="module")
-def killed(launcher, straight):
+def chains(launcher, straight):
+    """The two runs that are stopped and go on, side by side; `straight` has compiled for both."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {f.__name__: pool.submit(f, launcher) for f in (kill_and_go_on, ask_and_go_on)}
+
+
+@pytest.fixture(scope="module")
+def killed(chains):
+    return chains["kill_and_go_on"].result()
+
+
+@pytest.fixture(scope="module")
+def asked(chains):
+    return chains["ask_and_go_on"].result()
+
+
+def kill_and_go_on(launcher: Launcher):
     """A run that is killed four times, with what was on disk after each kill and what it said."""
     story = []
     for death in (
@@ -197,21 +214,29 @@ def test_a_finished_run_is_found_and_not_touched(killed, launcher):
     assert "step 0" not in output
 
 
-def test_sigterm_saves_and_says_how_to_go_on(launcher, straight):
+def ask_and_go_on(launcher: Launcher):
     """The teacher is already there; the student is asked to stop in its step 23."""
-    root = launcher.workdir("asked").parent
-    shutil.copytree(launcher.root / "straight" / "shared", root / "shared")
-    output = succeeded(launcher.run("asked", "student:23:sigterm"))
-    assert "Stopped by SIGTERM in stage 'student' at step 23" in output
-    command = f"--workdir={launcher.workdir('asked')}"
-    assert command in output.split("give the same command again:")[1]
-
+    shutil.copytree(
+        launcher.root / "straight" / "shared", launcher.workdir("asked").parent / "shared"
+    )
+    stopped = succeeded(launcher.run("asked", "student:23:sigterm"))
     plans = plans_of(tiny_settings(), launcher.workdir("asked"))
-    assert saved_steps(plans["student"]) == [17, 23]
-    assert int(saved_state(plans["student"], 23).step) == 23
-    assert plans["student"].manifest() is None
+    left = saved_steps(plans["student"]), plans["student"].manifest()
+    return plans, stopped, left, succeeded(launcher.run("asked"))
 
-    output = succeeded(launcher.run("asked"))
+
+def test_sigterm_saves_and_says_how_to_go_on(asked, launcher):
+    plans, stopped, (steps, manifest), _ = asked
+    assert "Stopped by SIGTERM in stage 'student' at step 23" in stopped
+    command = stopped.split("give the same command again:")[1]
+    assert f"--workdir={launcher.workdir('asked')}" in command
+    assert steps == [17, 23]
+    assert int(saved_state(plans["student"], 23).step) == 23
+    assert manifest is None
+
+
+def test_after_sigterm_the_run_ends_as_the_straight_one(asked, straight):
+    plans, _, _, output = asked
     assert "student: going on from the checkpoint at step 23" in output
     assert_same_run(plans, straight, (34, STEPS))
     assert [row["step"] for row in rows(plans["student"])] == sorted([*LOGGED, 23])

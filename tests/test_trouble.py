@@ -4,70 +4,28 @@ All in this process, through `ddistill.main.main`, so that exit status and messa
 """
 
 import contextlib
-import dataclasses
 import errno
-import fcntl
 import io
 import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from runs import LOGGED, differences, plans_of, saved_state, saved_steps, tiny_settings
+from runs import LOGGED, differences, one_stage, plans_of, saved_state, saved_steps
 
-from ddistill import data, main
-from ddistill.errors import TrainingError
+from ddistill import main
 from ddistill.recipes import to_config
 from ddistill.settings import OptimizerSettings, Settings
-from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
-from ddistill.training.pipeline import run_stages
-from ddistill.training.progress import MetricsLog, Reporter, read_metrics
+from ddistill.training.progress import MetricsLog, read_metrics
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler(tmp_path_factory) -> Iterator[None]:
-    """Compiling is most of these tests: little optimisation, and every program only once."""
-    before = (
-        jax.config.jax_compilation_cache_dir,
-        jax.config.jax_persistent_cache_min_compile_time_secs,
-    )
-    set_cache(str(tmp_path_factory.mktemp("xla")), 0.0)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    set_cache(*before)
-
-
-def set_cache(folder: str | None, seconds: float) -> None:
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    compilation_cache.reset_cache()
-
-
-def settings(optimizer: OptimizerSettings | None = None, **changes: Any) -> Settings:
-    """One stage that learns next to nothing, quickly."""
-    full = tiny_settings(**changes)
-    stage = dataclasses.replace(
-        full.stages["teacher"],
-        network={"name": "tiny"},
-        objective={"name": "denoising"},
-        conditional=False,
-        accumulate=1,
-        shared=False,
-        optimizer=optimizer or OptimizerSettings(learning_rate=1e-3),
-    )
-    return dataclasses.replace(full, stages={"teacher": stage}, pipeline=("teacher",))
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def launch(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
@@ -103,8 +61,8 @@ EXPLODING = OptimizerSettings(learning_rate=1e-3, schedule="step", milestones=(0
 @pytest.fixture(scope="module")
 def exploded(tmp_path_factory, quick_compiler):
     workdir = tmp_path_factory.mktemp("exploded") / "run"
-    done = launch(settings(EXPLODING), workdir)
-    return plans_of(settings(EXPLODING), workdir)["teacher"], done
+    done = launch(one_stage(EXPLODING), workdir)
+    return plans_of(one_stage(EXPLODING), workdir)["teacher"], done
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(exploded):
@@ -136,7 +94,7 @@ def test_metrics_that_are_not_finite_are_not_logged(exploded):
 
 def test_it_stops_there_again(exploded):
     plan, (_, _, first) = exploded
-    status, out, err = launch(settings(EXPLODING), plan.folder.parent.parent)
+    status, out, err = launch(one_stage(EXPLODING), plan.folder.parent.parent)
     assert "going on from the checkpoint at step 17" in out
     assert (status, err) == (main.RUN_ERROR, first)
     assert saved_steps(plan) == [17]
@@ -144,11 +102,11 @@ def test_it_stops_there_again(exploded):
 
 def test_without_a_checkpoint_none_is_promised(tmp_path):
     at_once = OptimizerSettings(learning_rate=1e35)
-    status, _, err = launch(settings(at_once), tmp_path / "run")
+    status, _, err = launch(one_stage(at_once), tmp_path / "run")
     assert status == main.RUN_ERROR
     assert "Stage 'teacher', step 2: " in err
     assert "is kept" not in err
-    assert saved_steps(plans_of(settings(at_once), tmp_path / "run")["teacher"]) == []
+    assert saved_steps(plans_of(one_stage(at_once), tmp_path / "run")["teacher"]) == []
 
 
 # ------------------------------------------------------------------------------------- full disks
@@ -187,8 +145,8 @@ def fill(disk: Path, leave: int) -> Path:
 def finished(tmp_path_factory, quick_compiler):
     """The stage of a run that had all the room it wanted."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    assert launch(settings(keep=10), workdir)[0] == 0
-    return plans_of(settings(keep=10), workdir)["teacher"]
+    assert launch(one_stage(keep=10), workdir)[0] == 0
+    return plans_of(one_stage(keep=10), workdir)["teacher"]
 
 
 def says_that_the_disk_is_full(text: str) -> None:
@@ -201,7 +159,7 @@ def says_that_the_disk_is_full(text: str) -> None:
 # One page: not even the settings. 12: no checkpoint of 14 files. 40: one or two of them.
 @pytest.mark.parametrize("leave, saves", [(1, False), (12, False), (40, True)])
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(tiny_disk, finished, leave, saves):
-    wanted = settings(keep=10)
+    wanted = one_stage(keep=10)
     ballast = fill(tiny_disk, leave)
     status, _, err = launch(wanted, tiny_disk / "run")
     assert status == main.RUN_ERROR
@@ -247,7 +205,7 @@ def test_a_full_disk_on_the_command_line(tiny_disk, tmp_path):
 
 def config():
     """What the process above runs."""
-    return to_config(settings(keep=10))
+    return to_config(one_stage(keep=10))
 
 
 FULL = {
@@ -268,7 +226,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path, monkeypatch, method, error)
         raise RuntimeError("checkpointing failed") from error
 
     monkeypatch.setattr(ocp.CheckpointManager, method, full)
-    status, _, err = launch(settings(), tmp_path / "run")
+    status, _, err = launch(one_stage(), tmp_path / "run")
     assert status == main.RUN_ERROR
     assert "The disk is full" in one_line(err)
 
@@ -307,7 +265,7 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
 
 def test_a_workdir_below_a_file(tmp_path):
     (tmp_path / "file").write_text("mine")
-    status, _, err = launch(settings(), tmp_path / "file" / "run")
+    status, _, err = launch(one_stage(), tmp_path / "file" / "run")
     text = one_line(err)
     assert status == main.RUN_ERROR
     assert "Cannot write to the run's folder" in text
@@ -318,7 +276,7 @@ def test_a_workdir_below_a_file(tmp_path):
 
 def test_a_workdir_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("mine")
-    status, _, err = launch(settings(), tmp_path / "run")
+    status, _, err = launch(one_stage(), tmp_path / "run")
     assert status == main.RUN_ERROR
     assert f"Cannot write to the run's folder ({tmp_path / 'run'})" in one_line(err)
     assert (tmp_path / "run").read_text() == "mine"
@@ -327,7 +285,7 @@ def test_a_workdir_that_is_a_file(tmp_path):
 def test_a_read_only_disk(tmp_path):
     mount(tmp_path / "disk", "size=1m,ro")
     try:
-        status, _, err = launch(settings(), tmp_path / "disk" / "run")
+        status, _, err = launch(one_stage(), tmp_path / "disk" / "run")
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
     assert status == main.RUN_ERROR
@@ -344,7 +302,7 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch, number):
         raise OSError(number, "no", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    status, _, err = launch(settings(), tmp_path / "run")
+    status, _, err = launch(one_stage(), tmp_path / "run")
     assert status == main.RUN_ERROR
     assert f"Cannot write to the run's folder ({tmp_path / 'run'})" in one_line(err)
 
@@ -357,106 +315,4 @@ def test_other_errors_keep_their_traceback(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StageRun, "run", broken)
     with pytest.raises(ZeroDivisionError):
-        launch(settings(), tmp_path / "run")
-
-
-# ------------------------------------------------------------------------ two processes, and stops
-
-
-class Notes(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__()
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
-def in_background(workdir: Path, stop: StopRequest):
-    """Starts `run_stages` beside the test; returns the thread, what it said and how it ended."""
-    wanted, notes, ended = settings(), Notes(), []
-    plans = list(plans_of(wanted, workdir).values())
-
-    def work():
-        try:
-            ended.append(run_stages(plans, wanted, data.load(wanted.data, "train"), notes, stop))
-        except BaseException as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread, notes, ended
-
-
-def wait_for(notes: Notes, text: str) -> None:
-    until = time.monotonic() + 60
-    while not any(text in line for line in notes.said):
-        assert time.monotonic() < until, notes.said
-        time.sleep(0.02)
-
-
-def test_a_second_process_waits_and_does_not_train(tmp_path):
-    """The lock is held as by another process; when it is released the stage is complete."""
-    plan = plans_of(settings(), tmp_path / "run")["teacher"]
-    plan.folder.mkdir(parents=True)
-    with (plan.folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread, notes, ended = in_background(tmp_path / "run", StopRequest())
-        wait_for(notes, "teacher: another process is training this stage; waiting for it")
-        time.sleep(0.6)
-        assert thread.is_alive()
-        assert not (plan.folder / "checkpoints").exists()
-        (plan.folder / "complete.json").write_text(json.dumps({"steps": 40}))
-    thread.join(60)
-    assert ended == [{"teacher": {"steps": 40}}]
-    assert notes.said[1:] == ["teacher: complete (40 steps), found on disk"]
-    assert not (plan.folder / "checkpoints").exists()
-
-
-def test_waiting_can_be_stopped(tmp_path):
-    plan = plans_of(settings(), tmp_path / "run")["teacher"]
-    plan.folder.mkdir(parents=True)
-    stop = StopRequest()
-    with (plan.folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread, notes, ended = in_background(tmp_path / "run", stop)
-        wait_for(notes, "waiting for it")
-        stop.name = "SIGTERM"
-        thread.join(60)
-    assert not thread.is_alive()
-    assert isinstance(ended[0], Interrupted)
-    assert "the wait for stage 'teacher'" in str(ended[0])
-
-
-class LateStop(StopRequest):
-    """A signal that arrives just before the loop looks for the n-th time."""
-
-    def __init__(self, n: int):
-        super().__init__()
-        self.left = n
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
-@pytest.mark.parametrize("looks", [2, 3, 4])
-def test_whenever_a_signal_arrives_the_state_of_that_step_is_saved(tmp_path, looks):
-    wanted = settings()
-    plan = plans_of(wanted, tmp_path / "run")["teacher"]
-    train = data.load(wanted.data, "train")
-    run = StageRun(plan, train, wanted.training, Notes(), LateStop(looks))
-    with pytest.raises(Interrupted) as stopped:
-        run.run(None, None)
-    step = int(str(stopped.value).rsplit(" ", 1)[1])
-    assert saved_steps(plan) == [step]
-    assert int(saved_state(plan, step).step) == step
-
-
-def test_a_stop_is_no_error_of_training(tmp_path):
-    assert not issubclass(Interrupted, TrainingError)
-    with pytest.raises(Interrupted, match="the evaluation"):
-        LateStop(1).check("the evaluation")
-    StopRequest().check("anywhere")
+        launch(one_stage(), tmp_path / "run")

@@ -1,0 +1,65 @@
+"""Fixtures that several test files share: what compiles, and how quickly."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+
+@pytest.fixture(scope="module")
+def quick_compiler(tmp_path_factory) -> Iterator[None]:
+    """Compiling is most of these tests: little optimisation, and every program only once."""
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
+    set_cache(str(tmp_path_factory.mktemp("xla")), 0.0)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    set_cache(*before)
+
+
+def set_cache(folder: str | None, seconds: float) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[str]:
+    """Names of compilations so far in this process, starting with empty caches."""
+    events: list[str] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if "backend_compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.clear_caches()
+    return events
+
+
+@pytest.fixture
+def refused(compiled, tmp_path):
+    """`refused(changes, error)` runs a config, checks that nothing happened, returns the text."""
+
+    # Not above: this file is read for every test, and `runs` adds the tiny network to the registry.
+    from runs import config, snapshot
+
+    from ddistill import main
+    from ddistill.errors import ConfigError
+
+    def run(changes: dict[str, Any], error: type[Exception] = ConfigError, stage: str = "") -> str:
+        before, files = len(compiled), snapshot(tmp_path)
+        with pytest.raises(error) as caught:
+            main.run(config(changes), tmp_path / "run", tmp_path / "shared", stage, "the command")
+        assert len(compiled) == before, "something was compiled"
+        assert snapshot(tmp_path) == files, "something was written"
+        text = str(caught.value)
+        assert "\n" not in text
+        return text
+
+    return run
