@@ -129,10 +129,13 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
 
 
 def _prepare_jax(cache: Path) -> None:
-    """Persistent compilation cache, and quiet libraries."""
+    """Persistent compilation cache, CPU devices, and quiet libraries."""
     import jax
 
+    from ddistill.training.sharding import use_cores_as_devices
+
     _quiet_libraries()
+    use_cores_as_devices()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -7,6 +7,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+# Every stage that a test trains in this process spreads its batches over these.
+jax.config.update("jax_num_cpu_devices", 4)
+
 
 @pytest.fixture(scope="module")
 def quick_compiler(tmp_path_factory) -> Iterator[None]:

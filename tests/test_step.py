@@ -15,9 +15,12 @@ from ddistill.objectives.base import Objective, Update
 from ddistill.settings import OptimizerSettings
 from ddistill.training.loop import make_chunk, spans
 from ddistill.training.optimizers import learning_rate, make_optimizer
+from ddistill.training.sharding import data_mesh, replicate
 from ddistill.training.state import create_state, stream_key, update_ema
 from ddistill.training.step import Frozen, StepSettings, make_step
 from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def setup(name="sfddm", **changes):
@@ -55,15 +58,17 @@ def test_accumulation_changes_nothing_but_rounding(accumulate, unroll):
 def test_steps_compile_once_and_scanned_steps_equal_single_ones():
     s, state, frozen = setup()
     images, labels = data(20)
+    mesh = data_mesh(4, jax.devices()[:1])
     key = stream_key(0, "train")
     picks = np.arange(24).reshape(6, 4) % 20
     counted = chex.assert_max_traces(make_step(s), n=1)
-    single = make_chunk(counted, 1, resident=True)
+    single = make_chunk(counted, 1, resident=True, mesh=mesh)
+    state = replicate(mesh, state)
     one = jax.tree.map(jnp.copy, state)
     for i in range(6):
         one, _ = single(one, frozen, images, labels, picks[i : i + 1], key)
     chex.clear_trace_counter()
-    scanned = make_chunk(make_step(s), 6, resident=True)
+    scanned = make_chunk(make_step(s), 6, resident=True, mesh=mesh)
     many, metrics = scanned(state, frozen, images, labels, picks, key)
     chex.assert_trees_all_close(one, many, rtol=1e-4, atol=1e-6)
     assert metrics["loss"].shape == (6,)
@@ -74,9 +79,11 @@ def test_streamed_batches_equal_resident_ones():
     s, state, frozen = setup(flip=True)
     images, labels = data(20)
     picks, key = np.arange(8).reshape(2, 4), stream_key(3, "x")
+    mesh = data_mesh(4, jax.devices()[:1])
     other = jax.tree.map(jnp.copy, state)
-    a, _ = make_chunk(make_step(s), 2, True)(state, frozen, images, labels, picks, key)
-    b, _ = make_chunk(make_step(s), 2, False)(other, frozen, images[picks], labels, picks, key)
+    resident, streamed = (make_chunk(make_step(s), 2, r, mesh) for r in (True, False))
+    a, _ = resident(state, frozen, images, labels, picks, key)
+    b, _ = streamed(other, frozen, images[picks], labels, picks, key)
     chex.assert_trees_all_close(a, b, rtol=1e-6)
 
 

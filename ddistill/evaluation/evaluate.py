@@ -23,12 +23,19 @@ from ddistill.evaluation.features import (
 from ddistill.evaluation.images import psnr
 from ddistill.evaluation.machine import command_string, machine_string
 from ddistill.evaluation.protocol import Protocol, Row, read_rows, rows_from_scores, write_rows
-from ddistill.evaluation.sampling import Call, Samples, call_digest, collect, planned_calls
+from ddistill.evaluation.sampling import (
+    Call,
+    Networks,
+    Samples,
+    call_digest,
+    collect,
+    planned_calls,
+)
 from ddistill.settings import Settings
 from ddistill.training.checkpoints import write_json
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter, read_metrics
-from ddistill.training.stages import StagePlan, load_network
+from ddistill.training.stages import StagePlan
 
 FORMAT = 1
 
@@ -126,10 +133,15 @@ def evaluate(
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
-    scorer = make_scorer(settings, plans, dataset) if settings.evaluation.classifier else None
+    networks = Networks()
+    scorer = None
+    if settings.evaluation.classifier:
+        scorer = make_scorer(settings, plans, dataset, networks)
     samples: dict[str, Samples] = {}
     for call in calls:
-        samples[call.key] = collect(call, settings.evaluation, workdir / "samples", reporter, stop)
+        samples[call.key] = collect(
+            call, networks, settings.evaluation, workdir / "samples", reporter, stop
+        )
     full = samples[calls[0].key].images
     scored = [score_call(scorer, call, samples[call.key], full) for call in calls]
     for s in scored:
@@ -139,16 +151,18 @@ def evaluate(
     _join_metrics(plans, workdir)
     from ddistill.evaluation.showing import show
 
-    show(settings, plans, dataset, scorer, scored, workdir, command)
+    show(settings, plans, dataset, networks, scorer, scored, workdir, command)
     write_json(workdir / "evaluation.json", {"digest": digest})
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
     return rows
 
 
-def make_scorer(settings: Settings, plans: list[StagePlan], dataset: Dataset) -> Scorer:
+def make_scorer(
+    settings: Settings, plans: list[StagePlan], dataset: Dataset, networks: Networks
+) -> Scorer:
     """Features of the real images, and the floor: test images scored as if they were samples."""
     plan = next(p for p in plans if p.name == settings.evaluation.classifier)
-    classifier = load_network(plan)
+    classifier = networks(plan)
     batch = settings.evaluation.batch_size
     apply = jax.jit(lambda images: classifier(images))
     test = data.load(settings.data, "test")

@@ -24,6 +24,7 @@ from ddistill.schedules import Schedule, make_grid, subsequence
 from ddistill.settings import EvaluationSettings, Settings
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
+from ddistill.training.sharding import data_mesh, over_data, replicate
 from ddistill.training.stages import StagePlan, grid_of, load_network
 from ddistill.training.state import stream_key
 
@@ -143,15 +144,32 @@ def conditions(call: Call, start: int, count: int) -> jax.Array | None:
     return jnp.arange(start, start + count) % classes
 
 
+class Networks:
+    """The trained networks of complete stages, each read from disk once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __call__(self, plan: StagePlan) -> Any:
+        """The network of a stage, as `load_network` gives it."""
+        if plan.name not in self._loaded:
+            self._loaded[plan.name] = load_network(plan)
+        return self._loaded[plan.name]
+
+
 def draw(call: Call, network: Any, settings: EvaluationSettings, start: int, count: int, **kwargs):
-    """Runs the sampler on images `start` .. `start + count` of the bank."""
-    noise = noise_bank(settings, call.plan.image_shape, start, count)
+    """Runs the sampler on images `start` .. `start + count` of the bank, over all devices."""
+    mesh = data_mesh(count)
+    place = over_data(mesh)
+    network = replicate(mesh, network)
+    noise = jax.device_put(noise_bank(settings, call.plan.image_shape, start, count), place)
+    cond = conditions(call, start, count)
     return get_sampler(call.sampler)(
         network,
         call.schedule(),
         noise,
         jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start),
-        cond=conditions(call, start, count),
+        cond=None if cond is None else jax.device_put(cond, place),
         clip=settings.clip or None,
         **kwargs,
     )
@@ -173,7 +191,12 @@ def call_digest(call: Call, settings: EvaluationSettings) -> str:
 
 
 def collect(
-    call: Call, settings: EvaluationSettings, folder: Path, reporter: Reporter, stop: StopRequest
+    call: Call,
+    networks: Networks,
+    settings: EvaluationSettings,
+    folder: Path,
+    reporter: Reporter,
+    stop: StopRequest,
 ) -> Samples:
     """The samples of a call, from disk if they are there.
 
@@ -184,7 +207,7 @@ def collect(
     found = _read(path, call_digest(call, settings))
     if found is not None:
         return found
-    network = load_network(call.plan)
+    network = networks(call.plan)
     images, seconds = [], []
     reporter.begin(f"sampling {call.label}", settings.samples)
     try:

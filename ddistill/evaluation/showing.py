@@ -12,17 +12,16 @@ from ddistill.evaluation.machine import machine_string
 from ddistill.evaluation.plots import ClassChart, Curve, Line, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
 from ddistill.evaluation.report import Highlight, Report, write_report
-from ddistill.evaluation.sampling import Call, draw
+from ddistill.evaluation.sampling import Call, Networks, draw
 from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import METHODS, METRICS
 from ddistill.settings import Settings, to_plain
 from ddistill.training.progress import read_metrics
-from ddistill.training.stages import StagePlan, load_network
+from ddistill.training.stages import StagePlan
 
 if TYPE_CHECKING:
     from ddistill.evaluation.evaluate import Scored, Scorer
 
-_STRIP_BYTES = 2**28
 _COLUMNS = ("fd", "precision", "recall", "density", "coverage", "class_tv", "psnr_to_teacher")
 
 
@@ -30,6 +29,7 @@ def show(
     settings: Settings,
     plans: list[StagePlan],
     dataset: Dataset,
+    networks: Networks,
     scorer: "Scorer | None",
     scored: "list[Scored]",
     workdir: Path,
@@ -41,6 +41,7 @@ def show(
       settings: the run's settings.
       plans: its stages.
       dataset: training images.
+      networks: the trained networks.
       scorer: feature network and floor.
       scored: every call with samples and scores, the full teacher first.
       workdir: the run's folder.
@@ -54,7 +55,7 @@ def show(
         grids=[_grid(settings, dataset, scored)],
         plot=_plot(scorer, scored) if scorer else None,
         tables=[*([_scores(scorer, scored)] if scorer else []), _costs(plans, scored)],
-        strip=_strip(settings, scored),
+        strip=_strip(settings, networks, scored),
         classes=_classes(dataset, scorer, scored) if scorer else None,
         curves=_curves(plans),
         config=to_plain(_as_dict(settings)),
@@ -97,7 +98,7 @@ def _highlights(scored: "list[Scored]") -> list[Highlight]:
     tiles = [Highlight(f"{full.scores['fd']:.2f}", f"FD of {full.call.label}", "the teacher")]
     for s in _students(scored)[:3]:
         same = [t for t in scored if t.call.role == "teacher" and t.call.nfe == s.call.nfe]
-        note = f"{same[0].call.label}: {same[0].scores['fd']:.1f}" if same else ""
+        note = f"{same[0].call.label}: {same[0].scores['fd']:.2f}" if same else ""
         tiles.append(Highlight(f"{s.scores['fd']:.2f}", f"FD of {s.call.label}", note))
     return tiles
 
@@ -216,7 +217,7 @@ def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
     )
 
 
-def _strip(settings: Settings, scored: "list[Scored]") -> Strip:
+def _strip(settings: Settings, networks: Networks, scored: "list[Scored]") -> Strip:
     """The full teacher, the teacher at a student's step count, and the students."""
     students = [s.call for s in _students(scored) if s.call.steps > 1] or [
         s.call for s in _students(scored)
@@ -228,7 +229,7 @@ def _strip(settings: Settings, scored: "list[Scored]") -> Strip:
             s.call for s in scored if s.call.role == "teacher" and s.call.steps == first.steps
         ][:1]
         calls.append(first)
-    trajectories = [_trajectory(settings, call) for call in calls]
+    trajectories = [_trajectory(settings, networks, call) for call in calls]
     return Strip(
         "From noise to image",
         trajectories,
@@ -236,14 +237,11 @@ def _strip(settings: Settings, scored: "list[Scored]") -> Strip:
     )
 
 
-def _trajectory(settings: Settings, call: Call) -> Trajectory:
+def _trajectory(settings: Settings, networks: Networks, call: Call) -> Trajectory:
     e = settings.evaluation
-    # A whole batch, where it fits, so that the sampler compiled for the scores serves here as well.
-    fits = 4 * (call.steps + 1) * e.batch_size * np.prod(call.plan.image_shape) < _STRIP_BYTES
-    count = e.batch_size if fits else e.strip_images
-    _, frames = draw(call, load_network(call.plan), e, 0, count, trajectory=True)
+    _, frames = draw(call, networks(call.plan), e, 0, e.strip_images, trajectory=True)
     levels = [float(i) for i in call.grid[::-1]]
-    return Trajectory(call.label, np.asarray(frames[:, : e.strip_images]), levels)
+    return Trajectory(call.label, np.asarray(frames), levels)
 
 
 def _classes(dataset: Dataset, scorer: "Scorer", scored: "list[Scored]") -> ClassChart:

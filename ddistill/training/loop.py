@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, Sharding
 
 from ddistill.compilation import compiler_options
 from ddistill.data import Dataset, batch_indices, read_ahead
@@ -17,6 +18,7 @@ from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import MetricsLog, Reporter
+from ddistill.training.sharding import data_mesh, over_data, replicate, replicated
 from ddistill.training.stages import (
     StagePlan,
     abstract_state,
@@ -52,15 +54,15 @@ class Window:
 class Feed:
     """Batches of a stage: batch s depends on (seed, s) alone.
 
-    A data set that lies in memory is put on the device once and a batch is a list of indices; a
-    larger one is read ahead by a thread.
+    A data set that lies in memory is put on the devices once, by `place`, and a batch is a list of
+    indices; a larger one is read ahead by a thread.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, batch: int):
+    def __init__(self, dataset: Dataset, seed: int, batch: int, place: Sharding):
         self._dataset, self._seed, self._batch = dataset, seed, batch
         self.resident = isinstance(dataset.images, np.ndarray)
-        self.images = jnp.asarray(dataset.images) if self.resident else None
-        self.labels = jnp.asarray(dataset.labels)
+        self.images = jax.device_put(dataset.images, place) if self.resident else None
+        self.labels = jax.device_put(dataset.labels, place)
 
     def _indices(self, step: int, count: int) -> np.ndarray:
         n = len(self._dataset)
@@ -78,14 +80,16 @@ class Feed:
         return read_ahead(lambda span: (*span, *self._load(*span)), spans)
 
 
-def make_chunk(step: StepFn, count: int, resident: bool) -> Callable:
+def make_chunk(step: StepFn, count: int, resident: bool, mesh: Mesh) -> Callable:
     """A function that runs `count` train steps in one dispatch and returns stacked metrics.
 
     Its arguments are (state, frozen, images, labels, indices `[count, B]`, key); `images` are the
-    whole set when it is resident, else the batches `[count, B, H, W, C]`.
+    whole set when it is resident, else the batches `[count, B, H, W, C]`. Examples are spread over
+    the data axis of the mesh; the state lies whole on each of its devices.
     """
 
     def one(state, frozen, images, labels, pick, key):
+        pick = jax.lax.with_sharding_constraint(pick, over_data(mesh))
         if resident:
             images = jnp.take(images, pick, axis=0)
         return step(state, frozen, images, jnp.take(labels, pick, axis=0), key)
@@ -106,7 +110,12 @@ def make_chunk(step: StepFn, count: int, resident: bool) -> Callable:
 
             return jax.lax.scan(body, state, (None if resident else images, picks))
 
-    return jax.jit(chunk, donate_argnums=0, compiler_options=compiler_options())
+    return jax.jit(
+        chunk,
+        donate_argnums=0,
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(),
+    )
 
 
 def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -133,6 +142,7 @@ class StageRun:
         self.dataset = dataset
         self.on_cpu = jax.default_backend() == "cpu"
         self.scan = training.scan_steps or (1 if self.on_cpu else 8)
+        self.mesh = data_mesh(plan.settings.batch_size // plan.settings.accumulate)
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", training.keep)
         self.clock = Clock()
         self.loss = math.nan
@@ -150,7 +160,7 @@ class StageRun:
         """
         plan = self.plan
         state, step = self._open(start)
-        frozen = Frozen(teacher, plan.process)
+        frozen = replicate(self.mesh, Frozen(teacher, plan.process))
         self.log = MetricsLog(plan.folder, plan.name, step, self.training.tensorboard)
         self.reporter.begin(plan.name, plan.settings.steps, step)
         try:
@@ -165,10 +175,11 @@ class StageRun:
         return self._finish(state)
 
     def _open(self, start: Any) -> tuple[TrainState, int]:
+        place = replicated(self.mesh)
         # Shapes are enough to restore: what does not fit is found before anything compiles.
-        found = self.checkpoints.restore(abstract_state(self.plan))
+        found = self.checkpoints.restore(abstract_state(self.plan, place))
         if found is None:
-            return initial_state(self.plan, start), 0
+            return initial_state(self.plan, start, place), 0
         state, record = found
         self.clock = Clock(**record["clock"])
         self.loss = record["loss"]
@@ -188,11 +199,12 @@ class StageRun:
             conditional=s.conditional,
             flip=self.dataset.hflip,
             unroll=self.on_cpu,
+            mesh=self.mesh,
         )
 
     def _train(self, state: TrainState, step: int, frozen: Frozen) -> TrainState:
         settings, every = self.plan.settings, self.training
-        feed = Feed(self.dataset, self.plan.seed, settings.batch_size)
+        feed = Feed(self.dataset, self.plan.seed, settings.batch_size, replicated(self.mesh))
         key = stream_key(self.plan.seed, f"{self.plan.name}/train")
         train_step = make_step(self._step_settings())
         chunks: dict[int, Callable] = {}
@@ -203,7 +215,7 @@ class StageRun:
             window.wait += time.perf_counter() - asked
             first = count not in chunks
             if first:
-                chunks[count] = make_chunk(train_step, count, feed.resident)
+                chunks[count] = make_chunk(train_step, count, feed.resident, self.mesh)
             begun = time.perf_counter()
             images = feed.images if feed.resident else images
             state, metrics = chunks[count](state, frozen, images, feed.labels, picks, key)

@@ -301,7 +301,9 @@ def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
     return {n: make_optimizer(plan.settings.optimizer, plan.settings.steps) for n in plan.modules}
 
 
-def initial_state(plan: StagePlan, start: Any = None) -> TrainState:
+def initial_state(
+    plan: StagePlan, start: Any = None, sharding: jax.sharding.Sharding | None = None
+) -> TrainState:
     """The state at step 0; the student from the parameters `start`, if given, else fresh."""
     options = initialiser_options()
     params = {}
@@ -311,17 +313,23 @@ def initial_state(plan: StagePlan, start: Any = None) -> TrainState:
         else:
             draw = jax.jit(module.init, compiler_options=options)
             params[name] = draw(*_init_arguments(plan, name))["params"]
-    return create_state(params, optimizers(plan), plan.settings.ema)
+    return create_state(params, optimizers(plan), plan.settings.ema, sharding)
 
 
-def abstract_state(plan: StagePlan) -> TrainState:
-    """Shapes and dtypes of the stage's state; nothing is computed or compiled."""
+def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = None) -> TrainState:
+    """Shapes and dtypes of the stage's state, for arrays to be placed by `sharding`.
+
+    Nothing is computed or compiled.
+    """
 
     def create():
         params = {n: m.init(*_init_arguments(plan, n))["params"] for n, m in plan.modules.items()}
         return create_state(params, optimizers(plan), plan.settings.ema)
 
-    return jax.eval_shape(create)
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(create)
+    )
 
 
 def _init_arguments(plan: StagePlan, name: str) -> tuple[Any, ...]:

@@ -37,18 +37,19 @@ def create_state(
     params: Mapping[str, Any],
     optimizers: Mapping[str, optax.GradientTransformation],
     ema_rates: tuple[float, ...],
+    sharding: jax.sharding.Sharding | None = None,
 ) -> TrainState:
     """A state at step 0; the averages start at the parameters.
 
     Every array is a fresh copy, because train steps donate the state and a student that starts from
-    its teacher must not give the teacher's buffers away.
+    its teacher must not give the teacher's buffers away. They are placed by `sharding`, or on the
+    first device.
     """
-
-    here = jax.local_devices()[0]
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def copy(tree):
-        # Committed to a device, as what a step returns is: otherwise step 2 would compile again.
-        return jax.tree.map(lambda x: jax.device_put(jnp.array(x, copy=True), here), tree)
+        # Committed to devices, as what a step returns is: otherwise step 2 would compile again.
+        return jax.tree.map(lambda x: jax.device_put(jnp.array(x, copy=True), place), tree)
 
     params = {name: copy(tree) for name, tree in params.items()}
     return TrainState(

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ddistill.data import random_flip, to_unit
 from ddistill.objectives import Batch, Objective, Process, Update
+from ddistill.training.sharding import over_data
 from ddistill.training.state import TrainState, update_ema
 
 
@@ -43,6 +45,7 @@ class StepSettings:
       conditional: whether networks are given labels.
       flip: whether images are mirrored at random.
       unroll: True runs accumulation as straight code (CPU), False as a scan.
+      mesh: devices over which batches are spread; None leaves them where they are.
     """
 
     objective: Objective
@@ -54,6 +57,7 @@ class StepSettings:
     conditional: bool = False
     flip: bool = False
     unroll: bool = True
+    mesh: Mesh | None = None
 
 
 StepFn = Callable[[TrainState, Frozen, Array, Array, Array], tuple[TrainState, dict[str, Array]]]
@@ -101,7 +105,14 @@ def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Bat
     if s.flip:
         x = random_flip(jax.random.split(flip_key, count), x)
     keys = jax.random.split(loss_key, count)
-    return Batch(x, labels, labels if s.conditional else None, keys)
+    return _spread(s, Batch(x, labels, labels if s.conditional else None, keys))
+
+
+def _spread(s: StepSettings, batch: Batch, axis: int = 0) -> Batch:
+    """Asks for dimension `axis` of the batch to be spread over the mesh's data axis."""
+    if s.mesh is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, over_data(s.mesh, axis))
 
 
 def gradients(s: StepSettings, update: Update, params: Any, frozen: Frozen, batch: Batch):
@@ -130,6 +141,7 @@ def _accumulate(s: StepSettings, compute: Callable[[Batch], Any], batch: Batch):
         return compute(batch)
     size = batch.image.shape[0] // s.accumulate
     parts = jax.tree.map(lambda x: x.reshape(s.accumulate, size, *x.shape[1:]), batch)
+    parts = _spread(s, parts, axis=1)
     if s.unroll:
         results = [compute(jax.tree.map(lambda x, i=i: x[i], parts)) for i in range(s.accumulate)]
         total = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *results)
