@@ -37,13 +37,7 @@ def objective(name: str, **changes: Any) -> dict[str, Any]:
 
 def network(name: str, **changes: Any) -> dict[str, Any]:
     """A network's name and all of its options, some of them changed."""
-    return {"name": name, **network_defaults(name), **changes}
-
-
-def network_defaults(name: str) -> dict[str, Any]:
-    """All options of a network and their defaults."""
-    fields = dataclasses.fields(networks.NETWORKS[name])  # type: ignore[arg-type]
-    return {f.name: f.default for f in fields if f.name not in ("parent", "name")}
+    return {"name": name, **networks.defaults(name), **changes}
 
 
 def teacher_stage(

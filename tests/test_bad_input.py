@@ -170,6 +170,10 @@ def test_wrong_types_and_missing_settings(refused, changes, parts):
             ["grid=[1, 8, 16] starts at 1", "must be 0"],
         ),
         ({"stages.student.grid.explicit": (0, 8, 17)}, ["goes to 17", "last index is 16"]),
+        (
+            {"stages.student.objective.tap": "lost"},
+            ["config.stages.student.objective: feature tap='lost'", "Did you mean 'last'?"],
+        ),
         ({"stages.student.objective.substeps": 9}, ["substeps=9", "8 teacher levels", "1 to 8"]),
         (
             {"stages.teacher.accumulate": 3},
@@ -254,7 +258,7 @@ def test_evaluation_numbers(refused, changes, parts):
             {"stages.student.network.width": 7},
             [
                 "config.stages.student.init takes the weights of 'teacher'",
-                "network.width is 7 here and None there",
+                "network.width is 7 here and 6 there",
                 "init='fresh'",
             ],
         ),

@@ -14,16 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from runs import LOGGED, differences, one_stage, plans_of, saved_state, saved_steps
 
-from ddistill import main
+from ddistill import data, main
+from ddistill.errors import TrainingError
 from ddistill.recipes import to_config
 from ddistill.settings import OptimizerSettings, Settings
+from ddistill.training.interrupt import StopRequest
 from ddistill.training.loop import StageRun
-from ddistill.training.progress import MetricsLog, read_metrics
+from ddistill.training.progress import MetricsLog, Reporter, read_metrics
+from ddistill.training.stages import initial_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -98,6 +102,20 @@ def test_it_stops_there_again(exploded):
     assert "going on from the checkpoint at step 17" in out
     assert (status, err) == (main.RUN_ERROR, first)
     assert saved_steps(plan) == [17]
+
+
+def test_an_update_that_has_just_overflowed_is_not_saved(tmp_path, quick_compiler):
+    settings = one_stage()
+    plan = plans_of(settings, tmp_path / "run")["teacher"]
+    images = data.load(settings.data, "train")
+    run = StageRun(plan, images, settings.training, Reporter(), StopRequest())
+    state = initial_state(plan)
+    run._save(10, state)
+    broken = jax.tree.map(lambda x: x.at[..., 0].set(jnp.inf), state.params)
+    with pytest.raises(TrainingError, match=r"step 17: parameter .* of the student is not finite"):
+        run._save(17, state.replace(params=broken))
+    run.checkpoints.close()
+    assert saved_steps(plan) == [10]
 
 
 def test_without_a_checkpoint_none_is_promised(tmp_path):

@@ -12,6 +12,17 @@ from ddistill.networks.unet import UNet, check_fields
 NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "digits_classifier": DigitsClassifier}
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """All fields of the network `name` and their defaults.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    check_choice("network.name", name, NETWORKS)
+    fields = dataclasses.fields(NETWORKS[name])
+    return {f.name: f.default for f in fields if f.name not in ("parent", "name")}
+
+
 def build(name: str, **options: Any) -> nn.Module:
     """Returns the network `name` with the given fields.
 

@@ -146,6 +146,10 @@ class Objective:
         cond = jnp.zeros((1,), jnp.int32) if conditional else None
         return jnp.zeros((1, *image_shape)), jnp.zeros((1,)), cond
 
+    def taps(self) -> tuple[str, ...]:
+        """Feature taps that the losses read, of the student and of the teacher."""
+        return ()
+
     def teacher_calls(self) -> int:
         """Teacher forward passes per example of one train step."""
         return 0

@@ -121,6 +121,10 @@ class SFDDM(Objective):
         """One update of the student."""
         return (Update("student", self.loss),)
 
+    def taps(self) -> tuple[str, ...]:
+        """The tap of the feature distance."""
+        return (self.tap,) if self.feature_weight else ()
+
     def teacher_calls(self) -> int:
         """k for the hidden variable and one for its past; other terms reuse its first call."""
         return self.substeps + int(self._looks_back()) if self.hidden_weight else 1

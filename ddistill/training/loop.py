@@ -269,17 +269,31 @@ class StageRun:
         for offset in range(count):
             bad = sorted(name for name, v in metrics.items() if not np.isfinite(v[offset]))
             if bad:
-                self.checkpoints.wait()
-                kept = self.checkpoints.steps()
-                raise TrainingError(
-                    f"Stage '{self.plan.name}', step {begin + offset + 1}: {', '.join(bad)} is not "
-                    f"finite ({bad[0]} = {metrics[bad[0]][offset]}). Training has stopped; "
-                    + (f"the checkpoint at step {kept[-1]} is kept. " if kept else "")
-                    + "Lower the learning rate or set optimizer.clip, and choose another --workdir "
-                    "(or delete the stage's folder) to begin again."
+                value = metrics[bad[0]][offset]
+                raise self._diverged(
+                    begin + offset + 1, f"{', '.join(bad)} is not finite ({bad[0]} = {value})"
                 )
 
+    def _diverged(self, step: int, what: str) -> TrainingError:
+        self.checkpoints.wait()
+        kept = self.checkpoints.steps()
+        return TrainingError(
+            f"Stage '{self.plan.name}', step {step}: {what}. Training has stopped; "
+            + (f"the checkpoint at step {kept[-1]} is kept. " if kept else "")
+            + "Lower the learning rate or set optimizer.clip, and choose another --workdir "
+            "(or delete the stage's folder) to begin again."
+        )
+
+    def _check_parameters(self, step: int, state: TrainState) -> None:
+        """Keeps an update that has just overflowed, which no metric has seen yet, off the disk."""
+        for name, tree in state.params.items():
+            for path, x in jax.tree_util.tree_leaves_with_path(tree):
+                if not np.isfinite(np.asarray(x)).all():
+                    where = f"parameter {jax.tree_util.keystr(path)} of the {name}"
+                    raise self._diverged(step, f"{where} is not finite")
+
     def _save(self, step: int, state: TrainState) -> None:
+        self._check_parameters(step, state)
         record = {
             "clock": vars(self.clock),
             "loss": self.loss,

@@ -147,6 +147,8 @@ def _plan(
     shape = dataset.image_shape
     for module in modules.values():
         check_network(prepared, module, shape, stage, path)
+    if stage.teacher and prepared.taps():
+        check_network(prepared, earlier[stage.teacher].module, shape, stage, path)
     digest = stage_digest(name, stage, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
     return StagePlan(name, stage, digest, folder, prepared, modules, process, shape, settings.seed)
@@ -214,7 +216,7 @@ def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StageP
     if stage.init != "fresh":
         _check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), earlier)
         source = earlier[init_source(stage)]
-        ours, theirs = dict(stage.network), dict(source.settings.network)
+        ours, theirs = _in_full(stage.network), _in_full(source.settings.network)
         different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
         if different:
             k = different[0]
@@ -228,6 +230,11 @@ def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StageP
                 f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
                 f"starts from, predicts {source.settings.prediction!r}."
             )
+
+
+def _in_full(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's description with every default, as plain values that compare by content."""
+    return to_plain({**networks.defaults(str(network["name"])), **network})
 
 
 def _check_earlier(
@@ -252,20 +259,24 @@ def check_network(
     """Traces the network on shapes only and compares what comes out with the images.
 
     Raises:
-      ConfigError: the network refuses this image size, or its output has another shape.
+      ConfigError: the network refuses this image size, has no such feature taps, or its output
+        has another shape.
     """
     classes = getattr(module, "num_classes", 0)
     if stage.conditional and not classes:
         raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
+    taps: dict[str, Any] = {"taps": objective.taps()} if objective.taps() else {}
     try:
         out, _ = jax.eval_shape(
             lambda: module.init_with_output(
-                jax.random.key(0), *objective.init_inputs(shape, stage.conditional)
+                jax.random.key(0), *objective.init_inputs(shape, stage.conditional), **taps
             )
         )
     except ConfigError as error:
         raise ConfigError(f"{path}.network: {error}") from None
     first = out[0] if isinstance(out, tuple) else out
+    for tap in objective.taps():
+        check_choice(f"{path}.objective: feature tap", tap, out[1])
     if hasattr(module, "out_channels") and first.shape[1:] != shape:
         raise ConfigError(
             f"{path}.network gives images of shape {first.shape[1:]}, the data are {shape}: "
