@@ -4,10 +4,11 @@
 
 Variants of one network are interleaved in one process: every round runs each of them once, and
 what is compared is the ratio within a round, because a shared machine's speed drifts more from
-minute to minute than two variants differ. torch is timed where it is installed (extra `parity`);
-on a GPU, bfloat16 rows are added. GFLOP/s counts the multiplications and additions of convolutions
-and matrix products only, three times the forward pass, and is set against the rate of a large
-square float32 matrix product in the same process.
+minute to minute than two variants differ. "jax" is what the trainer runs; on CPU it spreads the
+batch over the cores, and "jax, one device" lets them share every operation instead. torch is timed
+where it is installed (extra `parity`); on a GPU, bfloat16 rows are added. GFLOP/s counts the
+multiplications and additions of convolutions and matrix products only, three times the forward
+pass, and is set against the rate of a large square float32 matrix product in the same process.
 """
 
 import argparse
@@ -30,14 +31,21 @@ import optax
 
 from ddistill import networks
 from ddistill.compilation import compiler_options
+from ddistill.training.sharding import (
+    data_mesh,
+    over_data,
+    replicate,
+    replicated,
+    use_cores_as_devices,
+)
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "digits": {
         "size": 8,
         "image": 1,
-        "channels": 24,
-        "multipliers": (1, 2, 2),
-        "blocks": 2,
+        "channels": 16,
+        "multipliers": (1, 2),
+        "blocks": 1,
         "attention": (4,),
         "norm_groups": 8,
     },
@@ -72,13 +80,20 @@ class Variant:
     seconds: list[float] = field(default_factory=list)
 
 
-def jax_variant(name: str, spec: dict[str, Any], batch: int, **options: Any) -> Variant:
-    """The step that the trainer compiles, for a U-Net of these fields."""
+def jax_variant(
+    name: str, spec: dict[str, Any], batch: int, devices: int = 0, **options: Any
+) -> Variant:
+    """The step as the trainer compiles it, for a U-Net of these fields.
+
+    `devices` limits the devices that share the batch; 0 is the trainer's own choice.
+    """
     module = build(spec, **options)
-    x, t = inputs(spec, batch)
+    mesh = data_mesh(batch, jax.devices()[: devices or None])
+    x, t = jax.device_put(inputs(spec, batch), over_data(mesh))
     params = jax.jit(module.init)(jax.random.key(0), x[:1], t[:1])["params"]
     optimizer = optax.adam(1e-4)
     state = (params, optimizer.init(params), jax.tree.map(jnp.copy, params))
+    state = replicate(mesh, state)
 
     def step(state, x, t):
         params, moments, ema = state
@@ -90,7 +105,12 @@ def jax_variant(name: str, spec: dict[str, Any], batch: int, **options: Any) -> 
         params = optax.apply_updates(params, updates)
         return params, moments, optax.incremental_update(params, ema, 1e-3)
 
-    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(),
+    )
     start = time.perf_counter()
     compiled = jitted.lower(state, x, t).compile()
     seconds = time.perf_counter() - start
@@ -105,8 +125,9 @@ def jax_variant(name: str, spec: dict[str, Any], batch: int, **options: Any) -> 
 def jax_forward(name: str, spec: dict[str, Any], batch: int, **options: Any) -> Variant:
     """The forward pass alone, as sampling and teachers use it."""
     module = build(spec, **options)
-    x, t = inputs(spec, batch)
-    params = jax.jit(module.init)(jax.random.key(0), x[:1], t[:1])["params"]
+    mesh = data_mesh(batch)
+    x, t = jax.device_put(inputs(spec, batch), over_data(mesh))
+    params = replicate(mesh, jax.jit(module.init)(jax.random.key(0), x[:1], t[:1])["params"])
     apply = jax.jit(
         lambda params, x, t: module.apply({"params": params}, x, t),
         compiler_options=compiler_options(),
@@ -202,6 +223,7 @@ def variants(name: str, spec: dict[str, Any], batch: int, args: argparse.Namespa
     parameters = forward_flops(spec, 1)[1]
     made = [jax_variant("jax", spec, batch)]
     if not gpu:
+        made.append(jax_variant("jax, one device", spec, batch, devices=1))
         for impl in args.conv_impl:
             made.append(jax_variant(f"jax, conv_impl={impl}", spec, batch, conv_impl=impl))
     if gpu:
@@ -300,6 +322,7 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
+    use_cores_as_devices()
     kind = "gpu" if jax.default_backend() == "gpu" else "cpu"
     table: list[list[str]] = []
     for name in args.networks.split(","):

@@ -34,10 +34,11 @@ from ddistill.evaluation.sampling import (
 from ddistill.settings import Settings
 from ddistill.training.checkpoints import write_json
 from ddistill.training.interrupt import StopRequest
+from ddistill.training.lineage import cost, distillation
 from ddistill.training.progress import Reporter, read_metrics
 from ddistill.training.stages import StagePlan
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def evaluate(
     scored = [score_call(scorer, call, samples[call.key], full) for call in calls]
     for s in scored:
         reporter.say(_line(s))
-    rows = make_rows(settings, scorer, scored)
+    rows = make_rows(settings, plans, scorer, scored)
     write_rows(workdir / "results.json", rows)
     _join_metrics(plans, workdir)
     from ddistill.evaluation.showing import show
@@ -197,8 +198,13 @@ def score_call(scorer: Scorer | None, call: Call, samples: Samples, full: np.nda
     return Scored(call, samples, scores, classes)
 
 
-def make_rows(settings: Settings, scorer: Scorer | None, scored: list[Scored]) -> list[Row]:
-    """The rows of results.json: the floor, then every call."""
+def make_rows(
+    settings: Settings, plans: list[StagePlan], scorer: Scorer | None, scored: list[Scored]
+) -> list[Row]:
+    """The rows of results.json: the floor, then every call.
+
+    What a student cost counts every stage between the teacher and it.
+    """
     common: dict[str, Any] = {
         "data": str(settings.data["name"]),
         "seed": settings.seed,
@@ -221,14 +227,18 @@ def make_rows(settings: Settings, scorer: Scorer | None, scored: list[Scored]) -
             **common,
         )
     )
-    return [*floor, *(row for s in scored for row in _rows_of(settings, scorer, s, common))]
+    return [*floor, *(row for s in scored for row in _rows_of(settings, plans, scorer, s, common))]
 
 
 def _rows_of(
-    settings: Settings, scorer: Scorer | None, scored: Scored, common: Mapping[str, Any]
+    settings: Settings,
+    plans: list[StagePlan],
+    scorer: Scorer | None,
+    scored: Scored,
+    common: Mapping[str, Any],
 ) -> list[Row]:
     plan, student = scored.call.plan, scored.call.role == "student"
-    manifest = plan.manifest() or {}
+    spent = cost(distillation(plan, settings.evaluation.teacher, plans))
     variant = plan.settings.variant
     return rows_from_scores(
         scored.scores,
@@ -238,8 +248,8 @@ def _rows_of(
         students=1 if student else 0,
         width=int(getattr(plan.module, "channels", 0)),
         protocol=protocol_of(settings, scorer, scored.call).string(),
-        train_seconds=float(manifest["train_seconds"]) if student else 0.0,
-        teacher_calls=int(manifest["teacher_calls"]) if student else 0,
+        train_seconds=spent.seconds,
+        teacher_calls=spent.teacher_calls,
         **common,
     )
 

@@ -157,7 +157,8 @@ class Row:
       metric: a name of `vocabulary.METRICS`.
       value: finite.
       protocol: string of a `Protocol`.
-      train_seconds: wall time of distilling what was sampled; 0 where nothing was.
+      train_seconds: wall time of distilling what was sampled, from the teacher on through all
+        stages between; 0 where nothing was.
       teacher_calls: teacher forward passes (of one image each) that the distillation took.
       command: what to type to get it, without paths of a machine (`machine.command_string`).
       machine: processor, cores, accelerator (`machine.machine_string`).

@@ -23,6 +23,7 @@ from ddistill.samplers import SAMPLERS, get_sampler, nfe
 from ddistill.schedules import Schedule, make_grid, subsequence
 from ddistill.settings import EvaluationSettings, Settings
 from ddistill.training.interrupt import StopRequest
+from ddistill.training.lineage import distillation
 from ddistill.training.progress import Reporter
 from ddistill.training.sharding import data_mesh, over_data, replicate
 from ddistill.training.stages import StagePlan, grid_of, load_network
@@ -95,7 +96,7 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
             if (sampler, steps) != (e.full_sampler, full_steps):
                 calls.append(_teacher_call(teacher, sampler, steps, "teacher"))
     for plan in plans:
-        if plan.settings.teacher == e.teacher and plan.settings.method:
+        if plan.settings.method and distillation(plan, e.teacher, plans):
             calls.append(_student_call(plan, e.student_sampler))
     return calls
 

@@ -212,7 +212,8 @@ def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
         columns,
         rows,
         title="Cost",
-        caption="Teacher calls count forward passes of one image while distilling. Milliseconds an "
+        caption="Every stage by itself; a student that starts from another one owes that cost too. "
+        "Teacher calls count forward passes of one image while distilling. Milliseconds an "
         "image are those of the fastest batch, compilation left out.",
     )
 
