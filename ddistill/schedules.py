@@ -151,6 +151,35 @@ def cosine(
     return _from_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), clean, dtype)
 
 
+def cosine_log_snr(
+    T: int, bound: float = 20.0, clean: bool = True, dtype: Any = np.float32
+) -> Schedule:
+    """PD's continuous cosine (arXiv 2202.00512): log-SNR -2 log tan(a u + b) at u = i / T.
+
+    a and b are such that it goes from `bound` at u = 0 to -`bound` at u = 1, and abar is its
+    sigmoid. `time` is 1000 (2 / pi) arctan(exp(-log-SNR / 2)), from about 0 to about 1000.
+
+    Args:
+      T: number of steps.
+      bound: largest absolute log-SNR.
+      clean: makes level 0 clean (alpha 1, sigma 0), so that the last step returns the prediction
+        itself, as PD's sampler and target do.
+      dtype: of the arrays; float64 is for tests.
+    """
+    _check_steps(T)
+    if not bound > 0:
+        raise ConfigError(f"schedule option bound={bound} must be above 0.")
+    b = np.arctan(np.exp(-bound / 2.0))
+    a = np.arctan(np.exp(bound / 2.0)) - b
+    angle = a * np.arange(T + 1, dtype=np.float64) / T + b
+    # With log-SNR = -2 log tan(angle): alpha = cos(angle), sigma = sin(angle).
+    alpha, sigma = np.cos(angle), np.sin(angle)
+    if clean:
+        alpha[0], sigma[0] = 1.0, 0.0
+    time = 1000.0 * angle / (np.pi / 2.0)
+    return Schedule(alpha.astype(dtype), sigma.astype(dtype), time.astype(dtype))
+
+
 def linear_beta(
     T: int, start: float = 1e-4, end: float = 0.02, dtype: Any = np.float32
 ) -> Schedule:
@@ -219,6 +248,7 @@ def karras(
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
+    "cosine_log_snr": cosine_log_snr,
     "linear_beta": linear_beta,
     "scaled_linear_beta": scaled_linear_beta,
     "sigmoid_beta": sigmoid_beta,

@@ -71,10 +71,12 @@ class StageSettings:
 
     An empty `network` is the teacher's: its architecture, prediction type and conditioning.
     `prediction` is what the network predicts, "" = "eps", or as the teacher's if the network is.
-    `teacher` names an earlier stage ("" = none). `init` is "fresh", "teacher" or the name of an
-    earlier stage. `ema` lists the rates kept; the first one is what the stage hands on, and an
-    empty list hands on the raw weights. `shared` puts the stage into the cache that runs with the
-    same settings share. `method` and `variant` name the rows it leaves in results.json.
+    `teacher` names an earlier stage ("" = none), whose levels the student's grid picks from.
+    `classifier` names the stage whose features an objective compares in ("" = none). `init` is
+    "fresh", "teacher" or the name of an earlier stage. `ema` lists the rates kept; the first one is
+    what the stage hands on, and an empty list hands on the raw weights. `shared` puts the stage
+    into the cache that runs with the same settings share. `method` and `variant` name the rows it
+    leaves in results.json.
     """
 
     objective: Mapping[str, Any]
@@ -83,6 +85,7 @@ class StageSettings:
     network: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = ""
     teacher: str = ""
+    classifier: str = ""
     init: str = "fresh"
     grid: GridSettings = GridSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

@@ -21,8 +21,9 @@ from ddistill.settings import (
     TrainingSettings,
     to_plain,
 )
-from ddistill.training.stages import StagePlan, abstract_state, plan_stages
+from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.state import TrainState
+from ddistill.training.weights import abstract_state
 
 UNET = {
     "name": "unet",

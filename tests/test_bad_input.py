@@ -363,7 +363,7 @@ def test_a_checkpoint_of_another_network_is_refused(compiled, tmp_path, monkeypa
     """A checkpoint that somebody put there: the tensor is named, and nothing is compiled before."""
     plan = plans_of(tiny_settings(), tmp_path / "run")["teacher"]
     params = {"student": {"final": {"kernel": np.zeros((7, 1), np.float32)}}}
-    from ddistill.training.stages import optimizers
+    from ddistill.training.weights import optimizers
 
     checkpoints = Checkpoints(plan.folder / "checkpoints", keep=2)
     state = create_state(params, optimizers(plan), plan.settings.ema)

@@ -27,7 +27,7 @@ from ddistill.settings import OptimizerSettings, Settings
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.progress import MetricsLog, Reporter, read_metrics
-from ddistill.training.stages import initial_state
+from ddistill.training.weights import initial_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 

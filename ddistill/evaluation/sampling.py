@@ -26,8 +26,9 @@ from ddistill.training.interrupt import StopRequest
 from ddistill.training.lineage import distillation
 from ddistill.training.progress import Reporter
 from ddistill.training.sharding import data_mesh, over_data, replicate
-from ddistill.training.stages import StagePlan, grid_of, load_network
+from ddistill.training.stages import StagePlan
 from ddistill.training.state import stream_key
+from ddistill.training.weights import load_network
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Call:
       plan: the stage whose network is sampled.
       method: method name of the rows.
       sampler: name in `SAMPLERS`.
-      grid: `[N+1]` teacher indices.
+      grid: `[N+1]` rows of the run's schedule.
       role: "full" (the teacher at its full steps), "teacher" or "student".
     """
 
@@ -65,8 +66,8 @@ class Call:
     def schedule(self) -> Schedule:
         """The levels that the sampler visits, with the times that this network is told."""
         if self.role == "student":
-            return self.plan.process.student_schedule()
-        return subsequence(self.plan.process.teacher, self.grid)
+            return self.plan.levels
+        return subsequence(self.plan.levels, self.grid)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
     check_choice("config.evaluation.full_sampler", e.full_sampler, SAMPLERS)
     check_choice("config.evaluation.student_sampler", e.student_sampler, SAMPLERS)
     teacher = by_name[e.teacher]
-    full_steps = e.full_steps or teacher.process.teacher.num_steps
+    full_steps = e.full_steps or teacher.levels.num_steps
     calls = [_teacher_call(teacher, e.full_sampler, full_steps, "full")]
     for sampler, counts in e.teacher_samplers.items():
         check_choice("config.evaluation.teacher_samplers", sampler, SAMPLERS)
@@ -102,12 +103,12 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
 
 
 def _teacher_call(plan: StagePlan, sampler: str, steps: int, role: str) -> Call:
-    if not 1 <= steps <= plan.process.teacher.num_steps:
+    if not 1 <= steps <= plan.levels.num_steps:
         raise ConfigError(
             f"config.evaluation: {sampler} with {steps} steps; the teacher has "
-            f"{plan.process.teacher.num_steps} levels."
+            f"{plan.levels.num_steps} levels."
         )
-    grid = make_grid(plan.process.teacher, steps, "trailing")
+    grid = make_grid(plan.levels, steps, "trailing")
     name = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm_solver_pp": "DPM-Solver++"}
     label = f"teacher {name.get(sampler, sampler)}, {_count(steps)}"
     return Call(f"teacher_{sampler}_{steps}", label, plan, sampler, sampler, grid, role)
@@ -116,7 +117,7 @@ def _teacher_call(plan: StagePlan, sampler: str, steps: int, role: str) -> Call:
 def _student_call(plan: StagePlan, sampler: str) -> Call:
     from ddistill.evaluation.vocabulary import METHODS
 
-    s, grid = plan.settings, grid_of(plan)
+    s, grid = plan.settings, plan.indices
     known = METHODS[s.method].label if s.method in METHODS else s.method
     label = f"{known}{f' ({s.variant})' if s.variant else ''}, {_count(len(grid) - 1)}"
     return Call(plan.name, label, plan, s.method, sampler, grid, "student")

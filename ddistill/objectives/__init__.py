@@ -8,11 +8,13 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives.base import Batch, Objective, Process, Update, make_process
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.denoising import Denoising
+from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": Denoising,
     "classification": Classification,
+    "progressive": Progressive,
     "sfddm": SFDDM,
 }
 

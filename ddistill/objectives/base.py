@@ -47,13 +47,14 @@ class Batch:
 class Process:
     """The noise levels of a stage; make it with `make_process`.
 
-    The student's tables are filled up to the teacher's length by repeating their last row, so that
-    students of different N are one compiled program.
+    Tables are filled up to one length by repeating their last row, so that students of different N,
+    and a chain of them, are one compiled program.
 
     Attributes:
-      teacher: the teacher's schedule, `[T+1]` entries.
-      student: its subsequence at `grid`, with the student's own times; rows 0 .. N count.
-      grid: `[T+1]` teacher indices 0 = phi_0 < ... < phi_N, then repeated.
+      teacher: `[rows]`, the levels that the teacher knows, with the times that it is told.
+      student: `[rows]`, the teacher's levels at `grid`, with the student's own times; rows 0 .. N
+        count.
+      grid: `[rows]` indices of `teacher`, 0 = phi_0 < ... < phi_N, then repeated.
       count: N, the student's steps.
     """
 
@@ -62,30 +63,37 @@ class Process:
     grid: Int[Array, " T_1"]
     count: Int[Array, ""]
 
-    def student_schedule(self) -> Schedule:
-        """The student's `[N+1]` levels, for samplers; not inside jit."""
-        return subsequence(self.student, np.arange(int(self.count) + 1))
 
-
-def make_process(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> Process:
-    """The levels of a stage.
+def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> Schedule:
+    """A student's `[N+1]` levels: the teacher's at a grid.
 
     Args:
       schedule: the teacher's, `[T+1]`.
       grid: `[N+1]` increasing indices of it, from 0.
       time: what the student is told: "mapped" (the teacher's time) or "index" (0 .. N-1).
     """
-    student = subsequence(schedule, grid)
-    if time == "index":
-        student = index_time(student)
-    filling = schedule.num_steps - student.num_steps
+    levels = subsequence(schedule, grid)
+    return index_time(levels) if time == "index" else levels
+
+
+def make_process(
+    schedule: Schedule, grid: np.ndarray, time: str = "mapped", rows: int = 0
+) -> Process:
+    """The levels of a stage as tables.
+
+    Args:
+      schedule, grid, time: as in `student_levels`.
+      rows: length of the tables, at least T+1; 0 for T+1.
+    """
+    student = student_levels(schedule, grid, time)
+    rows = rows or schedule.num_steps + 1
 
     def fill(row):
-        return np.concatenate([row, np.repeat(row[-1:], filling)])
+        return np.concatenate([row, np.repeat(row[-1:], rows - len(row))])
 
     # Unlike jnp.asarray, device_put compiles nothing: plans are made before anything may.
     return Process(
-        teacher=jax.device_put(schedule),
+        teacher=jax.device_put(jax.tree.map(fill, schedule)),
         student=jax.device_put(jax.tree.map(fill, student)),
         grid=jax.device_put(fill(np.asarray(grid, np.int32))),
         count=jax.device_put(np.asarray(len(grid) - 1, np.int32)),
@@ -114,10 +122,22 @@ class Update:
 class Objective:
     """A method. Subclasses add hyperparameters as fields and return their `updates`.
 
-    `needs_teacher` tells whether the stage must name a teacher.
+    `needs_teacher` tells whether the stage must name a teacher, `trains_classifier` whether what it
+    trains gives logits and features and not images.
     """
 
     needs_teacher: ClassVar[bool] = False
+    trains_classifier: ClassVar[bool] = False
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether the losses read networks["classifier"]: images -> (logits, features)."""
+        return False
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether an example's loss depends on the others, which forbids gradient accumulation."""
+        return False
 
     @property
     def updates(self) -> tuple[Update, ...]:

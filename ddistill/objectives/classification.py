@@ -1,7 +1,7 @@
 """Classification: cross-entropy on labels, for the networks whose features score images."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ class Classification(Objective):
       label_smoothing: share of the target spread evenly over all classes, in [0, 1).
       shift: images are moved by up to this many pixels in both directions, filled with -1.
     """
+
+    trains_classifier: ClassVar[bool] = True
 
     label_smoothing: float = 0.0
     shift: int = 0

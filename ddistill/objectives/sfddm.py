@@ -37,7 +37,6 @@ from ddistill.objectives.base import (
     Batch,
     Metrics,
     Networks,
-    Objective,
     Process,
     Update,
     check_not_negative,
@@ -46,6 +45,7 @@ from ddistill.objectives.base import (
     streams,
     uniform_index,
 )
+from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
 from ddistill.schedules import Level
 
@@ -54,8 +54,11 @@ SOLVERS = ("ddim", "dpm_solver_pp")
 
 
 @dataclass(frozen=True)
-class SFDDM(Objective):
+class SFDDM(ClassifierTerms):
     """Single-fold distillation.
+
+    With `classifier_weight` above 0 the hidden variable's target is compared in the classifier's
+    feature space too.
 
     Attributes:
       output_weight: weight of the output distance.
@@ -90,6 +93,7 @@ class SFDDM(Objective):
     hidden_level_weight: str = "truncated_snr"
 
     def __post_init__(self):
+        super().__post_init__()
         check_not_negative(self, "output_weight", "feature_weight", "hidden_weight")
         check_choice("objective.output", self.output, ERRORS)
         check_choice("objective.output_norm", self.output_norm, NORMS)
@@ -97,18 +101,16 @@ class SFDDM(Objective):
         check_choice("objective.solver", self.solver, SOLVERS)
         check_choice("objective.hidden_error", self.hidden_error, ERRORS)
         check_choice("objective.hidden_level_weight", self.hidden_level_weight, WEIGHTS)
-        if self.output_weight == self.feature_weight == self.hidden_weight == 0:
-            raise ConfigError(
-                "objective: output_weight, feature_weight and hidden_weight are all 0; "
-                "set at least one above 0."
-            )
+        weights = ("output_weight", "feature_weight", "hidden_weight", "classifier_weight")
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError(f"objective: {', '.join(weights)} are all 0; set one above 0.")
         if self.substeps < 0:
             raise ConfigError(f"objective.substeps={self.substeps} must be 0 (all) or more.")
 
     def prepare(self, grid: np.ndarray) -> "SFDDM":
         """Resolves `substeps` = 0 and refuses more sub-steps than there are teacher levels."""
         narrowest = int(np.min(np.diff(grid)))
-        if self.hidden_weight and self.substeps > narrowest:
+        if self._has_target() and self.substeps > narrowest:
             raise ConfigError(
                 f"objective.substeps={self.substeps}, but two neighbouring levels of the student's "
                 f"grid {np.asarray(grid).tolist()[:12]} are only {narrowest} teacher levels apart. "
@@ -127,7 +129,10 @@ class SFDDM(Objective):
 
     def teacher_calls(self) -> int:
         """k for the hidden variable and one for its past; other terms reuse its first call."""
-        return self.substeps + int(self._looks_back()) if self.hidden_weight else 1
+        return self.substeps + int(self._looks_back()) if self._has_target() else 1
+
+    def _has_target(self) -> bool:
+        return self.hidden_weight > 0 or self.classifier_weight > 0
 
     def _looks_back(self) -> bool:
         return self.lookback and self.solver == "dpm_solver_pp"
@@ -153,18 +158,20 @@ class SFDDM(Objective):
             terms["output"] = self._output_distance(student, teacher, z, level)
         if self.feature_weight:
             terms["feature"] = mean_per_example(jnp.abs(student_feature - teacher_feature))
-        if self.hidden_weight:
+        if self._has_target():
             target = self.hidden_target(networks["teacher"], teacher, z, index, batch.cond, process)
+        if self.hidden_weight:
             terms["hidden"] = weighted_error(
                 student, target, z, level, self.hidden_error, self.hidden_level_weight
             )
-        weights = {
-            "output": self.output_weight,
-            "feature": self.feature_weight,
-            "hidden": self.hidden_weight,
-        }
-        values = jnp.sum(jnp.stack([weights[n] * term for n, term in terms.items()]), axis=0)
-        return values, {f"{name}_distance": jnp.mean(term) for name, term in terms.items()}
+        metrics = {f"{name}_distance": jnp.mean(term) for name, term in terms.items()}
+        if self.classifier_weight:
+            terms["classifier"], found = self.classifier_distance(
+                networks["classifier"], student.x0, target.x0
+            )
+            metrics |= found
+        weighted = [getattr(self, f"{name}_weight") * term for name, term in terms.items()]
+        return jnp.sum(jnp.stack(weighted), axis=0), metrics
 
     def hidden_target(
         self, teacher: Any, first: Prediction, z: Array, index: Array, cond: Any, process: Process

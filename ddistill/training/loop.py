@@ -19,14 +19,10 @@ from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import MetricsLog, Reporter
 from ddistill.training.sharding import data_mesh, over_data, replicate, replicated
-from ddistill.training.stages import (
-    StagePlan,
-    abstract_state,
-    initial_state,
-    optimizers,
-)
+from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen, StepFn, StepSettings, make_step
+from ddistill.training.weights import abstract_state, initial_state, optimizers
 
 
 @dataclass
@@ -147,12 +143,13 @@ class StageRun:
         self.clock = Clock()
         self.loss = math.nan
 
-    def run(self, teacher: Any, start: Any) -> dict[str, Any]:
+    def run(self, teacher: Any, start: Any, classifier: Any = None) -> dict[str, Any]:
         """Trains to the last step and returns the manifest.
 
         Args:
           teacher: the frozen teacher network, or None.
           start: parameters that the student starts from, or None for fresh ones.
+          classifier: the frozen classifier, or None.
 
         Raises:
           Interrupted: a stop was asked for; the state is on disk.
@@ -160,7 +157,7 @@ class StageRun:
         """
         plan = self.plan
         state, step = self._open(start)
-        frozen = replicate(self.mesh, Frozen(teacher, plan.process))
+        frozen = replicate(self.mesh, Frozen(teacher, plan.process, classifier))
         self.log = MetricsLog(plan.folder, plan.name, step, self.training.tensorboard)
         self.reporter.begin(plan.name, plan.settings.steps, step)
         try:

@@ -9,12 +9,8 @@ from ddistill.training.folders import claim
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.progress import Reporter
-from ddistill.training.stages import (
-    StagePlan,
-    init_source,
-    load_network,
-    load_params,
-)
+from ddistill.training.stages import StagePlan, init_source
+from ddistill.training.weights import load_network, load_params
 
 
 def run_stages(
@@ -62,11 +58,14 @@ def _run_one(
         if manifest is not None:
             reporter.say(f"{plan.name}: complete ({manifest['steps']} steps), found on disk")
             return manifest
-        teacher = load_network(by_name[plan.settings.teacher]) if plan.settings.teacher else None
+        teacher, classifier = (
+            load_network(by_name[name]) if name else None
+            for name in (plan.settings.teacher, plan.settings.classifier)
+        )
         source = init_source(plan.settings)
         start = load_params(by_name[source]) if source else None
         run = StageRun(plan, dataset, settings.training, reporter, stop)
-        manifest = run.run(teacher, start)
+        manifest = run.run(teacher, start, classifier)
         reporter.say(
             f"{plan.name}: {manifest['steps']} steps in {manifest['train_seconds']:.0f} s "
             f"(and {manifest['compile_seconds']:.0f} s to compile), "

@@ -16,19 +16,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import linen as nn
 
 from ddistill import networks
-from ddistill.compilation import initialiser_options
 from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice, nearest
 from ddistill.objectives import Objective, Process, make_objective, make_process
+from ddistill.objectives.base import student_levels
 from ddistill.schedules import Schedule, make_grid, make_schedule
 from ddistill.settings import Settings, StageSettings, to_plain
-from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.optimizers import check_optimizer, make_optimizer
-from ddistill.training.state import TrainState, create_state, stream_key
+from ddistill.training.optimizers import check_optimizer
 
 FORMAT = 1
 PREDICTIONS = ("x0", "eps", "v", "edm")
@@ -47,7 +44,9 @@ class StagePlan:
       folder: where checkpoints, metrics and the manifest lie.
       objective: the method, prepared for this grid.
       modules: networks by name: the student and whatever else the objective trains.
-      process: noise levels.
+      levels: `[N+1]`, the noise levels that the student is sampled on, with the times it is told.
+      indices: `[N+1]`, their rows in the run's schedule.
+      process: the same as tables for the losses, beside the teacher's levels.
       image_shape: (H, W, C).
       seed: the run's seed.
     """
@@ -58,6 +57,8 @@ class StagePlan:
     folder: Path
     objective: Objective
     modules: Mapping[str, nn.Module]
+    levels: Schedule
+    indices: np.ndarray
     process: Process
     image_shape: tuple[int, int, int]
     seed: int
@@ -131,16 +132,25 @@ def _plan(
     _check_numbers(stage, path)
     _check_sources(stage, path, earlier)
     objective = make_objective(stage.objective, f"{path}.objective")
+    _check_classifier(stage, objective, path, earlier)
+    if objective.needs_whole_batch and stage.accumulate > 1:
+        raise ConfigError(
+            f"{path}.accumulate={stage.accumulate}, but the objective's diversity term needs the "
+            "mean over the whole batch at once: set accumulate=1, or objective.gamma=1 to drop it."
+        )
     if objective.needs_teacher and not stage.teacher:
         raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
+    above = earlier[stage.teacher] if stage.teacher else None
+    theirs = above.levels if above else schedule
     grid = make_grid(
-        schedule,
-        stage.grid.steps or schedule.num_steps,
+        theirs,
+        stage.grid.steps or theirs.num_steps,
         stage.grid.spacing,
         explicit=stage.grid.explicit or None,
     )
     check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))
-    process = make_process(schedule, grid, stage.grid.time)
+    levels = student_levels(theirs, grid, stage.grid.time)
+    process = make_process(theirs, grid, stage.grid.time, schedule.num_steps + 1)
     prepared = objective.prepare(grid)
     described = {"student": stage.network, **prepared.networks()}
     modules = {n: build_module(d, f"{path}.network") for n, d in described.items()}
@@ -151,7 +161,19 @@ def _plan(
         check_network(prepared, earlier[stage.teacher].module, shape, stage, path)
     digest = stage_digest(name, stage, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
-    return StagePlan(name, stage, digest, folder, prepared, modules, process, shape, settings.seed)
+    return StagePlan(
+        name=name,
+        settings=stage,
+        digest=digest,
+        folder=folder,
+        objective=prepared,
+        modules=modules,
+        levels=levels,
+        indices=above.indices[grid] if above else grid,
+        process=process,
+        image_shape=shape,
+        seed=settings.seed,
+    )
 
 
 def resolve(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> StageSettings:
@@ -232,6 +254,24 @@ def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StageP
             )
 
 
+def _check_classifier(
+    stage: StageSettings, objective: Objective, path: str, earlier: Mapping[str, StagePlan]
+) -> None:
+    known = {n: p for n, p in earlier.items() if p.objective.trains_classifier}
+    if stage.classifier or objective.needs_classifier:
+        names = ", ".join(known) or "none, because no stage before this one is a classifier"
+        if not stage.classifier:
+            raise ConfigError(
+                f"{path}.classifier is empty, but objective.classifier_weight is above 0. "
+                f"Allowed: {names}."
+            )
+        if stage.classifier not in known:
+            raise ConfigError(
+                f"{path}.classifier={stage.classifier!r} is not a classifier's stage before this "
+                f"one in config.pipeline.{nearest(stage.classifier, known)} Allowed: {names}."
+            )
+
+
 def _in_full(network: Mapping[str, Any]) -> dict[str, Any]:
     """A network's description with every default, as plain values that compare by content."""
     return to_plain({**networks.defaults(str(network["name"])), **network})
@@ -292,8 +332,10 @@ def stage_digest(
     earlier: Mapping[str, StagePlan],
 ) -> str:
     """SHA-256 of everything that the stage's result depends on."""
-    own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in LABELS}
-    sources = {s: earlier[s].digest for s in (stage.teacher, init_source(stage)) if s}
+    # The classifier's name is among the sources; a stage without one has nothing to say about it.
+    own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in (*LABELS, "classifier")}
+    names = (stage.teacher, stage.classifier, init_source(stage))
+    sources = {s: earlier[s].digest for s in names if s}
     content = {
         "format": FORMAT,
         "name": name,
@@ -307,91 +349,9 @@ def stage_digest(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
-    """The optimiser of every trained network of a stage."""
-    return {n: make_optimizer(plan.settings.optimizer, plan.settings.steps) for n in plan.modules}
-
-
-def initial_state(
-    plan: StagePlan, start: Any = None, sharding: jax.sharding.Sharding | None = None
-) -> TrainState:
-    """The state at step 0; the student from the parameters `start`, if given, else fresh."""
-    options = initialiser_options()
-    params = {}
-    for name, module in plan.modules.items():
-        if start is not None and name == "student":
-            params[name] = start
-        else:
-            draw = jax.jit(module.init, compiler_options=options)
-            params[name] = draw(*_init_arguments(plan, name))["params"]
-    return create_state(params, optimizers(plan), plan.settings.ema, sharding)
-
-
-def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = None) -> TrainState:
-    """Shapes and dtypes of the stage's state, for arrays to be placed by `sharding`.
-
-    Nothing is computed or compiled.
-    """
-
-    def create():
-        params = {n: m.init(*_init_arguments(plan, n))["params"] for n, m in plan.modules.items()}
-        return create_state(params, optimizers(plan), plan.settings.ema)
-
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(create)
-    )
-
-
-def _init_arguments(plan: StagePlan, name: str) -> tuple[Any, ...]:
-    key = stream_key(plan.seed, f"{plan.name}/init/{name}")
-    return key, *plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
-
-
 def incomplete(plan: StagePlan) -> CheckpointError:
     """The error for a stage that is needed and not complete."""
     return CheckpointError(
         f"Stage '{plan.name}' in {plan.folder} is not complete; run it with "
         f"--stage={plan.name} first."
     )
-
-
-def load_params(plan: StagePlan, rate: float | None = None) -> Any:
-    """The parameters that a complete stage hands on, strictly loaded.
-
-    Args:
-      plan: the stage.
-      rate: an EMA rate other than the first one, or 0 for the raw weights.
-
-    Raises:
-      CheckpointError: the stage is not complete or its checkpoint is missing or of another kind.
-    """
-    manifest = plan.manifest()
-    if manifest is None:
-        raise incomplete(plan)
-    key = plan.ema_key() if rate is None else (str(rate) if rate else None)
-    checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
-    found = checkpoints.restore(abstract_state(plan))
-    checkpoints.close()
-    if found is None or int(found[0].step) != manifest["steps"]:
-        raise CheckpointError(
-            f"The final checkpoint (step {manifest['steps']}) of stage '{plan.name}' in "
-            f"{plan.folder} cannot be read. Delete {plan.manifest_path.name} there and run again "
-            "to train on from the newest checkpoint that can."
-        )
-    state = found[0]
-    if key is not None and key not in state.ema:
-        raise CheckpointError(
-            f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
-        )
-    return state.ema[key] if key is not None else state.params["student"]
-
-
-def load_network(plan: StagePlan, rate: float | None = None) -> Any:
-    """The trained network of a complete stage, bound to its parameters."""
-    return plan.objective.bind(plan.module, load_params(plan, rate), plan.settings.prediction)
-
-
-def grid_of(plan: StagePlan) -> np.ndarray:
-    """The stage's `[N+1]` grid of teacher indices."""
-    return np.asarray(plan.process.grid)[: int(plan.process.count) + 1]

@@ -25,10 +25,17 @@ from ddistill.training.state import TrainState, update_ema
 
 @struct.dataclass
 class Frozen:
-    """What a step reads and never changes: the teacher (or None) and the levels of the stage."""
+    """What a step reads and never changes.
+
+    Attributes:
+      teacher: the teacher network, or None.
+      process: the levels of the stage.
+      classifier: the network whose features are compared, or None.
+    """
 
     teacher: Any
     process: Process
+    classifier: Any = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def gradients(s: StepSettings, update: Update, params: Any, frozen: Frozen, batc
     def loss(trained: Any, part: Batch):
         every = {**params, update.trains: trained}
         networks = {n: s.objective.bind(s.modules[n], p, s.prediction) for n, p in every.items()}
-        networks["teacher"] = frozen.teacher
+        networks |= {"teacher": frozen.teacher, "classifier": frozen.classifier}
         values, metrics = update.loss(networks, part, frozen.process)
         chex.assert_shape(values, (part.image.shape[0],))
         value = jnp.mean(values)

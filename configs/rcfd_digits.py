@@ -1,0 +1,32 @@
+"""RCFD on scikit-learn's 8x8 digits: from the 8-step PD student to 4, 2 and 1 steps.
+
+Command:   ./launch/local.sh --config=configs/rcfd_digits.py
+Hardware:  two CPU cores.
+Score:     see docs/results.md.
+
+Halvings down to 8 steps compare pixels, as in configs/pd_digits.py, and are trained once for both;
+from there on the images are compared in the features of the digits classifier, beside terms that
+keep its predictions confident and spread over the classes (arXiv 2211.12039).
+"""
+
+from ddistill import recipes
+
+
+def get_config(variant: str = ""):
+    recipes.check_variant(variant)
+    students = {
+        **recipes.digits_halvings(32, 8, shared=True),
+        **recipes.digits_halvings(
+            8,
+            1,
+            method="rcfd",
+            teacher="pd_n8",
+            classifier="classifier",
+            loss=recipes.RCFD_RESNET18,
+        ),
+    }
+    settings = recipes.digits("rcfd_digits", students)
+    if variant == "smoke":
+        kept = ("classifier", "teacher", "pd_n16", "pd_n8", "rcfd_n4")
+        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
+    return recipes.to_config(settings)

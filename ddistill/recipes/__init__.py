@@ -1,0 +1,38 @@
+"""Parts that config files share: stages with their published or default settings, and `smoke`.
+
+Recipes return the dataclasses of `ddistill.settings` with every hyperparameter spelt out, so that
+each of them can be overridden on the command line; `to_config` makes the `ConfigDict`.
+"""
+
+from ddistill.recipes.common import check_variant, network, objective, teacher_stage, to_config
+from ddistill.recipes.digits import digits, digits_halvings, digits_student
+from ddistill.recipes.progressive import (
+    CFD_DENSENET201,
+    RCFD_RESNET18,
+    halvings,
+    progressive,
+    released_optimizer,
+)
+from ddistill.recipes.sfddm import sfddm_default, sfddm_paper, sfddm_released
+from ddistill.recipes.shrink import smoke, smoke_on_digits
+
+__all__ = [
+    "CFD_DENSENET201",
+    "RCFD_RESNET18",
+    "check_variant",
+    "digits",
+    "digits_halvings",
+    "digits_student",
+    "halvings",
+    "network",
+    "objective",
+    "progressive",
+    "released_optimizer",
+    "sfddm_default",
+    "sfddm_paper",
+    "sfddm_released",
+    "smoke",
+    "smoke_on_digits",
+    "teacher_stage",
+    "to_config",
+]

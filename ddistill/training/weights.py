@@ -1,0 +1,90 @@
+"""The state of a stage: fresh, in the abstract, and read from a complete stage."""
+
+from typing import Any
+
+import jax
+import optax
+
+from ddistill.compilation import initialiser_options
+from ddistill.errors import CheckpointError
+from ddistill.training.checkpoints import Checkpoints
+from ddistill.training.optimizers import make_optimizer
+from ddistill.training.stages import StagePlan, incomplete
+from ddistill.training.state import TrainState, create_state, stream_key
+
+
+def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
+    """The optimiser of every trained network of a stage."""
+    return {n: make_optimizer(plan.settings.optimizer, plan.settings.steps) for n in plan.modules}
+
+
+def initial_state(
+    plan: StagePlan, start: Any = None, sharding: jax.sharding.Sharding | None = None
+) -> TrainState:
+    """The state at step 0; the student from the parameters `start`, if given, else fresh."""
+    options = initialiser_options()
+    params = {}
+    for name, module in plan.modules.items():
+        if start is not None and name == "student":
+            params[name] = start
+        else:
+            draw = jax.jit(module.init, compiler_options=options)
+            params[name] = draw(*_init_arguments(plan, name))["params"]
+    return create_state(params, optimizers(plan), plan.settings.ema, sharding)
+
+
+def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = None) -> TrainState:
+    """Shapes and dtypes of the stage's state, for arrays to be placed by `sharding`.
+
+    Nothing is computed or compiled.
+    """
+
+    def create():
+        params = {n: m.init(*_init_arguments(plan, n))["params"] for n, m in plan.modules.items()}
+        return create_state(params, optimizers(plan), plan.settings.ema)
+
+    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(create)
+    )
+
+
+def _init_arguments(plan: StagePlan, name: str) -> tuple[Any, ...]:
+    key = stream_key(plan.seed, f"{plan.name}/init/{name}")
+    return key, *plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
+
+
+def load_params(plan: StagePlan, rate: float | None = None) -> Any:
+    """The parameters that a complete stage hands on, strictly loaded.
+
+    Args:
+      plan: the stage.
+      rate: an EMA rate other than the first one, or 0 for the raw weights.
+
+    Raises:
+      CheckpointError: the stage is not complete or its checkpoint is missing or of another kind.
+    """
+    manifest = plan.manifest()
+    if manifest is None:
+        raise incomplete(plan)
+    key = plan.ema_key() if rate is None else (str(rate) if rate else None)
+    checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
+    found = checkpoints.restore(abstract_state(plan))
+    checkpoints.close()
+    if found is None or int(found[0].step) != manifest["steps"]:
+        raise CheckpointError(
+            f"The final checkpoint (step {manifest['steps']}) of stage '{plan.name}' in "
+            f"{plan.folder} cannot be read. Delete {plan.manifest_path.name} there and run again "
+            "to train on from the newest checkpoint that can."
+        )
+    state = found[0]
+    if key is not None and key not in state.ema:
+        raise CheckpointError(
+            f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
+        )
+    return state.ema[key] if key is not None else state.params["student"]
+
+
+def load_network(plan: StagePlan, rate: float | None = None) -> Any:
+    """The trained network of a complete stage, bound to its parameters."""
+    return plan.objective.bind(plan.module, load_params(plan, rate), plan.settings.prediction)
