@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from tiny import TinyNet
 
 from ddistill import data, networks
+from ddistill.recipes import progressive
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
@@ -83,6 +84,35 @@ def tiny_settings(steps: int = STEPS, **training: Any) -> Settings:
         ),
         evaluation=EvaluationSettings(enabled=False),
     )
+
+
+def tiny_chain(**changes: Any) -> Settings:
+    """A teacher of 16 levels, halved from 8 steps to 1: the middle student by RCFD's distance."""
+    settings = tiny_settings()
+    teacher = settings.stages["teacher"]
+    optimizer = OptimizerSettings(learning_rate=1e-2, schedule="linear", clip=1.0)
+    options = {"steps": STEPS, "batch_size": 8, "optimizer": optimizer}
+    judged = {"classifier_weight": 1.0, "pixel_weight": 0.5, "beta": 0.1}
+    classifier = StageSettings(
+        objective={"name": "classification", "shift": 1},
+        network={"name": "digits_classifier", "width": 4, "feature_dim": 6, "norm_groups": 2},
+        steps=4,
+        batch_size=8,
+    )
+    students = {
+        **progressive(8, 4, **options),
+        **progressive(
+            4, 2, method="rcfd", teacher="pd_n4", classifier="classifier", loss=judged, **options
+        ),
+        **progressive(2, 1, teacher="rcfd_n2", **options),
+    }
+    students = {name: dataclasses.replace(s, **changes) for name, s in students.items()}
+    stages = {
+        "classifier": classifier,
+        "teacher": dataclasses.replace(teacher, steps=20),
+        **students,
+    }
+    return dataclasses.replace(settings, stages=stages, pipeline=tuple(stages))
 
 
 def one_stage(optimizer: OptimizerSettings | None = None, **changes: Any) -> Settings:

@@ -46,6 +46,7 @@ class Launcher:
     """Starts runs that share one compilation cache."""
 
     root: Path
+    config: str = CONFIG
 
     def run(self, name: str, death: str = "") -> subprocess.CompletedProcess:
         """One process of the run `root/name/run`; its cache is `root/name/shared`."""
@@ -59,7 +60,7 @@ class Launcher:
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
         }
         config = self.root / "config.py"
-        config.write_text(CONFIG)
+        config.write_text(self.config)
         flags = [f"--config={config}", f"--workdir={self.workdir(name)}"]
         return subprocess.run(
             [sys.executable, str(TESTS / "driver.py"), *flags],

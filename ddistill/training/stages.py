@@ -233,6 +233,11 @@ def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StageP
         raise ConfigError(
             f"{path}.conditional=True, but its teacher '{stage.teacher}' is unconditional."
         )
+    if stage.teacher and earlier[stage.teacher].objective.trains_classifier:
+        raise ConfigError(
+            f"{path}.teacher={stage.teacher!r} is a classifier, not a denoiser. Name it as "
+            f"{path}.classifier, and a stage that makes images as the teacher."
+        )
     if stage.init == "teacher" and not stage.teacher:
         raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
     if stage.init != "fresh":
