@@ -15,7 +15,7 @@ def get_config(variant: str = ""):
     recipes.check_variant(variant)
     students = {
         "sfddm_n4": recipes.digits_student(4, steps=700, substeps=2),
-        "sfddm_n2": recipes.digits_student(2, steps=1200, substeps=4, init="sfddm_n4"),
+        "sfddm_n2": recipes.digits_student(2, steps=1700, substeps=3, init="sfddm_n4"),
         "sfddm_n1": recipes.digits_student(
             1, steps=500, substeps=6, init="sfddm_n2", lookback=False
         ),

@@ -27,7 +27,7 @@ from ddistill.settings import OptimizerSettings, Settings
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.progress import MetricsLog, Reporter, read_metrics
-from ddistill.training.weights import initial_state
+from ddistill.training.weights import abstract_state, initial_state, memory_budget
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -334,3 +334,14 @@ def test_other_errors_keep_their_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(StageRun, "run", broken)
     with pytest.raises(ZeroDivisionError):
         launch(one_stage(), tmp_path / "run")
+
+
+def test_the_memory_of_a_stage_is_counted_before_anything_compiles(tmp_path):
+    plan = plans_of(one_stage(), tmp_path / "run")["teacher"]
+    state = abstract_state(plan)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    # Weights, gradients, two Adam moments and the averages, four bytes each.
+    copies = 4 + len(plan.settings.ema)
+    said = memory_budget(state)
+    assert said.startswith(f"{count / 1e6:.2f} M parameters; ")
+    assert f"{4 * copies * count / 2**20:.0f} MiB" in said

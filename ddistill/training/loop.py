@@ -22,7 +22,7 @@ from ddistill.training.sharding import data_mesh, over_data, replicate, replicat
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen, StepFn, StepSettings, make_step
-from ddistill.training.weights import abstract_state, initial_state, optimizers
+from ddistill.training.weights import abstract_state, initial_state, memory_budget, optimizers
 
 
 @dataclass
@@ -174,7 +174,9 @@ class StageRun:
     def _open(self, start: Any) -> tuple[TrainState, int]:
         place = replicated(self.mesh)
         # Shapes are enough to restore: what does not fit is found before anything compiles.
-        found = self.checkpoints.restore(abstract_state(self.plan, place))
+        shapes = abstract_state(self.plan, place)
+        self.reporter.say(f"{self.plan.name}: {memory_budget(shapes)}")
+        found = self.checkpoints.restore(shapes)
         if found is None:
             return initial_state(self.plan, start, place), 0
         state, record = found

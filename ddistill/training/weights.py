@@ -49,6 +49,24 @@ def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = Non
     )
 
 
+def memory_budget(state: TrainState) -> str:
+    """What a stage holds in memory from step to step, in words; activations come on top.
+
+    Args:
+      state: the state or its shapes.
+    """
+
+    def size(tree: Any) -> int:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    weights = sum(x.size for x in jax.tree.leaves(state.params))
+    total = size(state) + size(state.params)
+    return (
+        f"{weights / 1e6:.2f} M parameters; {total / 2**20:.0f} MiB a device for weights, "
+        "gradients, optimiser and averages"
+    )
+
+
 def _init_arguments(plan: StagePlan, name: str) -> tuple[Any, ...]:
     key = stream_key(plan.seed, f"{plan.name}/init/{name}")
     return key, *plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
