@@ -163,10 +163,21 @@ def _workdir(config: Any) -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value)
     name = "unnamed" if config is None else str(config.get("name", "unnamed"))
-    changes = sorted(a for a in sys.argv[1:] if a.lstrip("-").startswith("config."))
+    changes = sorted(_overrides(sys.argv[1:]))
     if changes:
         name += "-" + hashlib.sha256("\n".join(changes).encode()).hexdigest()[:8]
     return Path("runs") / name
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """The flags that change the config, as KEY=VALUE, also those given as two words."""
+    found = []
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        flag = word.lstrip("-")
+        if word.startswith("-") and flag.startswith("config."):
+            bare = "=" not in flag and following and not following.startswith("-")
+            found.append(f"{flag}={following}" if bare else flag)
+    return found
 
 
 def _cache(workdir: Path) -> Path:

@@ -305,7 +305,8 @@ def uniform_grid(T: int, N: int, spacing: str = "trailing") -> Int[np.ndarray, "
       N: steps of the grid, 1 .. T.
       spacing: "trailing" ends at T: floor(i T / N + 1/2). "leading" is SFDDM's released rule,
         1 + floor(i T / N) for i < N after the clean level; its noisiest level lies T / N short of
-        T. "quadratic" is T (i / N)^2, dense at the clean end (DDIM, arXiv 2010.02502 appendix D).
+        T. (The released code truncates T / N first, which differs where N does not divide T.)
+        "quadratic" is T (i / N)^2, dense at the clean end (DDIM, arXiv 2010.02502 appendix D).
 
     Raises:
       ConfigError: an unknown spacing, or N outside of 1 .. T.

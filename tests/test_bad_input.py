@@ -275,6 +275,14 @@ def test_evaluation_numbers(refused, changes, parts):
             ["config.stages.teacher.conditional=True needs", "num_classes above 0"],
         ),
         (
+            {"stages.teacher.network.num_classes": 5},
+            ["teacher.network.num_classes=5 is below the 10 classes", "set it to 10"],
+        ),
+        (
+            {"stages.teacher.objective.null_class": 0},
+            ["config.stages.teacher.objective.null_class=0", "10 classes is 10"],
+        ),
+        (
             {
                 "stages.teacher.conditional": False,
                 "stages.teacher.network": {"name": "tiny"},
@@ -295,6 +303,8 @@ def test_evaluation_numbers(refused, changes, parts):
         "init from another prediction",
         "inherited prediction",
         "classes",
+        "too few classes",
+        "null class",
         "classes of the teacher",
     ],
 )

@@ -10,9 +10,10 @@ from runs import STEPS, differences, plans_of, saved_state, saved_steps, tiny_ch
 from test_resume import Launcher, succeeded
 
 from ddistill.errors import ConfigError
+from ddistill.evaluation.evaluate import check_evaluation
 from ddistill.recipes import halvings, progressive
 from ddistill.schedules import make_schedule
-from ddistill.settings import OptimizerSettings
+from ddistill.settings import EvaluationSettings, OptimizerSettings
 from ddistill.training.lineage import cost, distillation
 
 STUDENTS = ("pd_n4", "rcfd_n2", "pd_n1")
@@ -158,3 +159,42 @@ def test_the_chain_costs_two_teacher_calls_an_example_and_stage(straight):
     assert [p.name for p in chain] == list(STUDENTS)
     assert cost(chain).teacher_calls == 3 * STEPS * 8 * 2
     assert cost(chain).updates == 3 * STEPS
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"teacher": "classifier"}, "evaluation.teacher='classifier' is a classifier"),
+        ({"classifier": "teacher"}, "evaluation.classifier='teacher'"),
+        ({"clip": -1.0}, "evaluation.clip=-1.0"),
+        ({"samples": 5, "grid_images": 4, "strip_images": 4}, "evaluation.samples=5"),
+    ],
+)
+def test_evaluations_that_cannot_work_are_refused_before_training(tmp_path, changes, part):
+    evaluation = EvaluationSettings(
+        **{"samples": 64, "batch_size": 64, "grid_images": 8, "strip_images": 2, **changes}
+    )
+    settings = dataclasses.replace(tiny_chain(), evaluation=evaluation)
+    with pytest.raises(ConfigError, match=part):
+        check_evaluation(settings, list(plans_of(settings, tmp_path / "run").values()))
+
+
+def test_a_method_without_a_name_in_the_results_is_refused_before_training(tmp_path):
+    settings = tiny_chain()
+    stage = dataclasses.replace(settings.stages["pd_n4"], method="pdd")
+    settings = dataclasses.replace(
+        settings,
+        stages={**settings.stages, "pd_n4": stage},
+        evaluation=EvaluationSettings(samples=64, batch_size=64),
+    )
+    with pytest.raises(ConfigError, match="pd_n4.method='pdd'.*Did you mean 'pd'"):
+        check_evaluation(settings, list(plans_of(settings, tmp_path / "run").values()))
+
+
+def test_a_classifier_knows_the_classes_of_the_data(tmp_path):
+    settings = tiny_chain()
+    network = {**settings.stages["classifier"].network, "num_classes": 7}
+    stage = dataclasses.replace(settings.stages["classifier"], network=network)
+    settings = dataclasses.replace(settings, stages={**settings.stages, "classifier": stage})
+    with pytest.raises(ConfigError, match="num_classes=7, but the data have 10 classes"):
+        plans_of(settings, tmp_path / "run")

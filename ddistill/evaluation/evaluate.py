@@ -31,6 +31,7 @@ from ddistill.evaluation.sampling import (
     collect,
     planned_calls,
 )
+from ddistill.evaluation.vocabulary import METHODS
 from ddistill.settings import Settings
 from ddistill.training.checkpoints import write_json
 from ddistill.training.interrupt import StopRequest
@@ -39,6 +40,8 @@ from ddistill.training.progress import Reporter, read_metrics
 from ddistill.training.stages import StagePlan
 
 FORMAT = 2
+# The largest neighbourhood that `features.score` looks at.
+NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,23 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     e = settings.evaluation
     if not e.enabled:
         return
+    judges = [p.name for p in plans if p.objective.trains_classifier]
     if e.classifier:
-        check_choice("config.evaluation.classifier", e.classifier, [p.name for p in plans])
+        check_choice("config.evaluation.classifier", e.classifier, judges)
+    if e.teacher in judges:
+        raise ConfigError(
+            f"config.evaluation.teacher={e.teacher!r} is a classifier and makes no images."
+        )
+    for plan in plans:
+        if plan.settings.method:
+            check_choice(f"config.stages.{plan.name}.method", plan.settings.method, METHODS)
+    if e.clip < 0:
+        raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
+    if e.classifier and e.samples <= NEIGHBOURS:
+        raise ConfigError(
+            f"config.evaluation.samples={e.samples}: precision and recall look at {NEIGHBOURS} "
+            "neighbours of every sample and need more samples than that."
+        )
     for key in ("samples", "batch_size", "grid_images", "strip_images"):
         if getattr(e, key) < 1:
             raise ConfigError(f"config.evaluation.{key}={getattr(e, key)} must be 1 or more.")
@@ -147,7 +165,7 @@ def evaluate(
     scored = [score_call(scorer, call, samples[call.key], full) for call in calls]
     for s in scored:
         reporter.say(_line(s))
-    rows = make_rows(settings, plans, scorer, scored)
+    rows = make_rows(settings, plans, dataset, scorer, scored)
     write_rows(workdir / "results.json", rows)
     _join_metrics(plans, workdir)
     from ddistill.evaluation.showing import show
@@ -199,14 +217,18 @@ def score_call(scorer: Scorer | None, call: Call, samples: Samples, full: np.nda
 
 
 def make_rows(
-    settings: Settings, plans: list[StagePlan], scorer: Scorer | None, scored: list[Scored]
+    settings: Settings,
+    plans: list[StagePlan],
+    dataset: Dataset,
+    scorer: Scorer | None,
+    scored: list[Scored],
 ) -> list[Row]:
     """The rows of results.json: the floor, then every call.
 
     What a student cost counts every stage between the teacher and it.
     """
     common: dict[str, Any] = {
-        "data": str(settings.data["name"]),
+        "data": dataset.name,
         "seed": settings.seed,
         "command": command_string(),
         "machine": machine_string(),

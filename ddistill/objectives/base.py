@@ -157,6 +157,13 @@ class Objective:
         del grid
         return self
 
+    def check_classes(self, num_classes: int) -> None:
+        """Checks hyperparameters against the classes that a conditional network knows.
+
+        Raises:
+          ConfigError: they do not fit.
+        """
+
     def bind(self, module: nn.Module, params: Any, prediction: str) -> Any:
         """Joins a network's module and its parameters into what losses and samplers call."""
         return Denoiser.from_module(module, params, prediction)

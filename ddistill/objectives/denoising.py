@@ -66,20 +66,28 @@ class Denoising(Objective):
       weight: "uniform", "snr", "truncated_snr", "min_snr" or "edm".
       gamma: bound of "min_snr".
       label_dropout: share of examples whose class is replaced by the null class, for guidance.
-      null_class: id of the null class; the network's number of classes.
+      null_class: id of the null class, which is the network's number of classes.
     """
 
     error: str = "v"
     weight: str = "uniform"
     gamma: float = 5.0
     label_dropout: float = 0.0
-    null_class: int = 0
+    null_class: int = -1
 
     def __post_init__(self):
         check_choice("objective.error", self.error, ERRORS)
         check_choice("objective.weight", self.weight, WEIGHTS)
         if not 0.0 <= self.label_dropout <= 1.0:
             raise ConfigError(f"objective.label_dropout={self.label_dropout} is not in [0, 1].")
+
+    def check_classes(self, num_classes: int) -> None:
+        """Refuses label dropout to anything but the null class."""
+        if self.label_dropout and self.null_class != num_classes:
+            raise ConfigError(
+                f"objective.null_class={self.null_class}, but the null class of a network with "
+                f"{num_classes} classes is {num_classes}; a dropped label would be another class."
+            )
 
     @property
     def updates(self) -> tuple[Update, ...]:

@@ -104,8 +104,9 @@ def sfddm_paper(
     """One of the four experiments of arXiv 2405.14961, with the settings of the released code.
 
     T = 1024 on the sigmoid schedule, Adam at 2e-4 throughout, T' levels on the leading grid. The
-    released U-Net has linear attention at its outer levels; ours attends at the innermost level and
-    in the middle only.
+    released U-Net has 35.7 M parameters, with two blocks a level on the way up and linear attention
+    at its outer levels; ours has 63.3 M, with three blocks on the way up (as DDPM), and attends at
+    the innermost level and in the middle only. Both count; the published numbers are theirs.
 
     Args:
       name: name of the experiment.

@@ -159,6 +159,7 @@ def _plan(
         check_network(prepared, module, shape, stage, path)
     if stage.teacher and prepared.taps():
         check_network(prepared, earlier[stage.teacher].module, shape, stage, path)
+    _check_classes(prepared, modules["student"], stage, dataset.num_classes, path)
     digest = stage_digest(name, stage, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
     return StagePlan(
@@ -275,6 +276,28 @@ def _check_classifier(
                 f"{path}.classifier={stage.classifier!r} is not a classifier's stage before this "
                 f"one in config.pipeline.{nearest(stage.classifier, known)} Allowed: {names}."
             )
+
+
+def _check_classes(
+    objective: Objective, module: nn.Module, stage: StageSettings, there: int, path: str
+) -> None:
+    """Compares the classes of a network with the `there` classes of the data."""
+    here = getattr(module, "num_classes", 0)
+    if objective.trains_classifier and here != there:
+        raise ConfigError(
+            f"{path}.network.num_classes={here}, but the data have {there} classes: set it to "
+            f"{there}."
+        )
+    if stage.conditional and here < there:
+        raise ConfigError(
+            f"{path}.network.num_classes={here} is below the {there} classes of the data; set it "
+            f"to {there}, or {path}.conditional=False."
+        )
+    if stage.conditional:
+        try:
+            objective.check_classes(here)
+        except ConfigError as error:
+            raise ConfigError(f"{path}.{error}") from None
 
 
 def _in_full(network: Mapping[str, Any]) -> dict[str, Any]:
