@@ -121,15 +121,20 @@ def test_a_wrong_name_is_told_with_the_nearest_right_one(refused, case):
         ({"full_sampler": "heunn"}, "evaluation.full_sampler='heunn'", "'heun'"),
         ({"student_sampler": "ddimm"}, "evaluation.student_sampler='ddimm'", "'ddim'"),
         ({"teacher": "techer"}, "evaluation.teacher='techer'", "'teacher'"),
-        ({"classifier": "studen"}, "evaluation.classifier='studen'", "'student'"),
     ],
-    ids=["few steps", "full", "student", "teacher", "classifier"],
+    ids=["few steps", "full", "student", "teacher"],
 )
 def test_evaluation_names_are_checked_before_training(refused, changes, named, nearest):
     evaluation = {"enabled": True, "classifier": "", **changes}
     text = refused({f"evaluation.{k}": v for k, v in evaluation.items()})
     assert f"config.{named}" in text
     assert f"Did you mean {nearest}?" in text
+
+
+def test_scores_need_a_classifier_among_the_stages(refused):
+    text = refused({"evaluation.enabled": True, "evaluation.classifier": "student"})
+    assert "config.evaluation.classifier='student'" in text
+    assert "no stage of this config trains a classifier" in text
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def test_the_chain_costs_two_teacher_calls_an_example_and_stage(straight):
     [
         ({"teacher": "classifier"}, "evaluation.teacher='classifier' is a classifier"),
         ({"classifier": "teacher"}, "evaluation.classifier='teacher'"),
+        ({"classifier": "clasifier"}, "Did you mean 'classifier'"),
         ({"clip": -1.0}, "evaluation.clip=-1.0"),
         ({"samples": 5, "grid_images": 4, "strip_images": 4}, "evaluation.samples=5"),
     ],

@@ -94,6 +94,11 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     if not e.enabled:
         return
     judges = [p.name for p in plans if p.objective.trains_classifier]
+    if e.classifier and not judges:
+        raise ConfigError(
+            f"config.evaluation.classifier={e.classifier!r}, but no stage of this config trains a "
+            "classifier. Set it to '' to sample without scores."
+        )
     if e.classifier:
         check_choice("config.evaluation.classifier", e.classifier, judges)
     if e.teacher in judges:
