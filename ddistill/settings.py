@@ -97,6 +97,11 @@ class StageSettings:
     method: str = ""
     variant: str = ""
 
+    @property
+    def init_source(self) -> str:
+        """Name of the stage whose weights this one starts from; "" for fresh ones."""
+        return {"fresh": "", "teacher": self.teacher}.get(self.init, self.init)
+
 
 @dataclass(frozen=True)
 class TrainingSettings:

@@ -6,15 +6,24 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from runs import STEPS, differences, plans_of, saved_state, saved_steps, tiny_chain
+from runs import (
+    STEPS,
+    differences,
+    plans_of,
+    saved_state,
+    saved_steps,
+    tiny_chain,
+    tiny_settings,
+)
 from test_resume import Launcher, succeeded
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.evaluate import check_evaluation
 from ddistill.recipes import halvings, progressive
 from ddistill.schedules import make_schedule
-from ddistill.settings import EvaluationSettings, OptimizerSettings
+from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSettings
 from ddistill.training.lineage import cost, distillation
+from ddistill.training.weights import load_network
 
 STUDENTS = ("pd_n4", "rcfd_n2", "pd_n1")
 CONFIG = """
@@ -77,6 +86,35 @@ def test_the_last_students_may_train_longer():
     assert all(s.init == "teacher" and s.ema == () for s in stages.values())
 
 
+def test_a_chain_may_start_from_a_student_of_another_method(tmp_path):
+    """CFD from SFDDM's 4-step student: levels, weights and cost go on from there."""
+    settings = tiny_chain()
+    sfddm = dataclasses.replace(
+        tiny_settings().stages["student"], grid=GridSettings(steps=4), shared=False
+    )
+    chain = progressive(
+        4,
+        1,
+        steps=3,
+        batch_size=8,
+        optimizer=OptimizerSettings(),
+        method="cfd",
+        teacher="sfddm_n4",
+        classifier="classifier",
+        loss={"classifier_weight": 1.0, "pixel_weight": 0.0},
+    )
+    first = {name: settings.stages[name] for name in ("classifier", "teacher")}
+    stages = {**first, "sfddm_n4": sfddm, **chain}
+    settings = dataclasses.replace(settings, stages=stages, pipeline=tuple(stages))
+    plans = plans_of(settings, tmp_path / "run")
+    np.testing.assert_array_equal(plans["cfd_n2"].indices, [0, 8, 16])
+    np.testing.assert_array_equal(
+        plans["cfd_n1"].levels.alpha, plans["teacher"].levels.alpha[[0, 16]]
+    )
+    path = distillation(plans["cfd_n1"], "teacher", list(plans.values()))
+    assert [p.name for p in path] == ["sfddm_n4", "cfd_n2", "cfd_n1"]
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "parts"),
     [
@@ -86,6 +124,8 @@ def test_the_last_students_may_train_longer():
         ("rcfd_n2", {"classifier": "clasifier"}, ["'clasifier'", "Did you mean 'classifier'?"]),
         ("pd_n4", {"classifier": "teacher"}, ["classifier='teacher'", "Allowed: classifier"]),
         ("rcfd_n2", {"accumulate": 2}, ["accumulate=2", "diversity", "gamma=1"]),
+        ("classifier", {"ema": (0.9,)}, ["ema=(0.9,)", "batch norms", "ema=()"]),
+        ("classifier", {"accumulate": 2}, ["accumulate=2", "batch norms", "whole batch"]),
         ("rcfd_n2", {"teacher": "classifier"}, ["teacher='classifier'", "is a classifier"]),
     ],
 )
@@ -105,7 +145,7 @@ def test_stages_that_cannot_work_are_refused_while_planning(tmp_path, stage, cha
 def test_a_stage_without_classifier_keeps_its_digest_and_one_with_it_depends_on_it(tmp_path):
     settings = tiny_chain()
     ours = plans_of(settings, tmp_path / "run")
-    longer = dataclasses.replace(settings.stages["classifier"], steps=5)
+    longer = dataclasses.replace(settings.stages["classifier"], steps=21)
     other = plans_of(
         dataclasses.replace(settings, stages={**settings.stages, "classifier": longer}),
         tmp_path / "run",
@@ -140,6 +180,22 @@ def test_a_kill_inside_the_second_stage_of_three_changes_nothing(launcher, strai
         assert not differences(
             saved_state(plans[name], STEPS), saved_state(straight[0][name], STEPS)
         )
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_saved_and_resumed(launcher, straight):
+    killed = launcher.run("classifier", "classifier:17:saved")
+    assert killed.returncode < 0
+    plan = plans_of(tiny_chain(), launcher.workdir("classifier"))["classifier"]
+    early = saved_state(plan, 17)
+    out = succeeded(launcher.run("classifier"))
+    assert "classifier: going on from the checkpoint at step 17" in out
+    late = saved_state(plan, 20)
+    assert not differences(late, saved_state(straight[0]["classifier"], 20))
+    assert differences(early.statistics, late.statistics)
+    assert set(late.statistics) == {"student"}
+    network = load_network(plan)
+    assert not differences(network.weights.statistics, late.statistics["student"])
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from ddistill.objectives import make_objective
-from ddistill.training.loop import make_chunk
+from ddistill.training.programs import make_chunk
 from ddistill.training.sharding import AXES, data_mesh, over_data, replicate, replicated
 from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step

@@ -13,8 +13,15 @@ from ddistill.errors import ConfigError
 from ddistill.objectives import make_objective
 from ddistill.objectives.base import Objective, Update
 from ddistill.settings import OptimizerSettings
-from ddistill.training.loop import make_chunk, spans
-from ddistill.training.optimizers import learning_rate, make_optimizer
+from ddistill.training.loop import spans
+from ddistill.training.optimizers import (
+    OPTIMIZERS,
+    check_optimizer,
+    learning_rate,
+    learning_rates,
+    make_optimizer,
+)
+from ddistill.training.programs import make_chunk
 from ddistill.training.sharding import data_mesh, replicate
 from ddistill.training.state import create_state, stream_key, update_ema
 from ddistill.training.step import Frozen, StepSettings, make_step
@@ -208,13 +215,41 @@ def test_learning_rates(schedule, expected):
 )
 def test_impossible_optimizers_are_refused(changes, text):
     with pytest.raises(ConfigError, match=text):
-        make_optimizer(OptimizerSettings(**changes), 100)
+        check_optimizer(OptimizerSettings(**changes), 100)
+
+
+def optax_itself(o, steps):
+    rate = learning_rate(o, steps)
+    if o.name == "adamw":
+        return optax.adamw(rate, weight_decay=o.weight_decay)
+    if o.name == "sgd":
+        return optax.chain(
+            optax.add_decayed_weights(o.weight_decay), optax.sgd(rate, momentum=o.momentum)
+        )
+    return {"adam": optax.adam, "radam": optax.radam}[o.name](rate)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])
+def test_rates_given_from_outside_train_as_rates_inside(name, schedule):
+    decay = 0.1 if name in ("adamw", "sgd") else 0.0
+    o = OptimizerSettings(name=name, schedule=schedule, warmup=3, weight_decay=decay)
+    rates = learning_rates(o, 12)
+    assert rates.shape == (12,)
+    assert rates.dtype == np.float32
+    ours, theirs = make_optimizer(o), optax_itself(o, 12)
+    a = b = {"w": jnp.linspace(-1.0, 1.0, 5)}
+    state_a, state_b = ours.init(a), theirs.init(b)
+    for rate in rates:
+        update, state_a = ours.update(jax.tree.map(jnp.sin, a), state_a, a)
+        a = optax.apply_updates(a, jax.tree.map(lambda x, rate=rate: rate * x, update))
+        update, state_b = theirs.update(jax.tree.map(jnp.sin, b), state_b, b)
+        b = optax.apply_updates(b, update)
+    chex.assert_trees_all_close(a, b, rtol=1e-6)
 
 
 def test_clipping_bounds_the_update():
-    clipped = make_optimizer(
-        OptimizerSettings(name="sgd", learning_rate=1.0, momentum=0.0, clip=1.0), 5
-    )
+    clipped = make_optimizer(OptimizerSettings(name="sgd", momentum=0.0, clip=1.0))
     params = {"w": jnp.zeros(4)}
     update, _ = clipped.update({"w": jnp.full(4, 100.0)}, clipped.init(params), params)
     assert float(optax.tree.norm(update)) == pytest.approx(1.0, rel=1e-5)

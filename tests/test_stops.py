@@ -14,6 +14,7 @@ from ddistill.errors import TrainingError
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.pipeline import run_stages
+from ddistill.training.programs import Programs
 from ddistill.training.progress import Reporter
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -103,7 +104,7 @@ def test_whenever_a_signal_arrives_the_state_of_that_step_is_saved(tmp_path, loo
     wanted = one_stage()
     plan = plans_of(wanted, tmp_path / "run")["teacher"]
     train = data.load(wanted.data, "train")
-    run = StageRun(plan, train, wanted.training, Notes(), LateStop(looks))
+    run = StageRun(plan, train, wanted.training, Notes(), LateStop(looks), Programs())
     with pytest.raises(Interrupted) as stopped:
         run.run(None, None)
     step = int(str(stopped.value).rsplit(" ", 1)[1])

@@ -26,6 +26,7 @@ from ddistill.recipes import to_config
 from ddistill.settings import OptimizerSettings, Settings
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.loop import StageRun
+from ddistill.training.programs import Programs
 from ddistill.training.progress import MetricsLog, Reporter, read_metrics
 from ddistill.training.weights import abstract_state, initial_state, memory_budget
 
@@ -108,7 +109,7 @@ def test_an_update_that_has_just_overflowed_is_not_saved(tmp_path, quick_compile
     settings = one_stage()
     plan = plans_of(settings, tmp_path / "run")["teacher"]
     images = data.load(settings.data, "train")
-    run = StageRun(plan, images, settings.training, Reporter(), StopRequest())
+    run = StageRun(plan, images, settings.training, Reporter(), StopRequest(), Programs())
     state = initial_state(plan)
     run._save(10, state)
     broken = jax.tree.map(lambda x: x.at[..., 0].set(jnp.inf), state.params)

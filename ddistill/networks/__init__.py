@@ -6,10 +6,19 @@ from typing import Any
 from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice, nearest
-from ddistill.networks.classifier import DigitsClassifier
+from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
 from ddistill.networks.unet import UNet, check_fields
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "digits_classifier": DigitsClassifier}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "digits_classifier": DigitsClassifier,
+    "resnet": ResNet,
+    "densenet": DenseNet,
+}
+
+# Options that change how a network computes, not what parameters it has: a student may differ in
+# them from the network that it starts from, for example drop the dropout.
+WITHOUT_PARAMETERS = ("dropout", "remat", "dtype", "conv_impl")
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -49,10 +58,18 @@ def build(name: str, **options: Any) -> nn.Module:
     return module
 
 
+def _floats(key: str, values: tuple[Any, ...]) -> tuple[float, ...]:
+    if values and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        return tuple(float(v) for v in values)
+    raise ConfigError(f"network.{key}={values!r} must be a list of numbers.")
+
+
 def _convert(key: str, value: Any, default: Any) -> Any:
     """Returns `value` as the type of the field's default."""
     if isinstance(default, tuple):
         value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if default and isinstance(default[0], float):
+            return _floats(key, value)
         if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
             return value
         raise ConfigError(f"network.{key}={value!r} must be a list of integers.")

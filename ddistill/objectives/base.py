@@ -18,8 +18,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from ddistill.denoiser import Denoiser
+from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
-from ddistill.schedules import Schedule, index_time, subsequence
+from ddistill.networks.weights import Weights
+from ddistill.schedules import Level, Schedule, index_time, subsequence
 
 Networks = Mapping[str, Any]
 Metrics = dict[str, Array]
@@ -100,7 +102,9 @@ def make_process(
     )
 
 
-Loss = Callable[[Networks, Batch, Process], tuple[Float[Array, " B"], Metrics]]
+# A loss returns one value per example and scalar metrics; that of a network with batch norm returns
+# its new statistics as well.
+Loss = Callable[[Networks, Batch, Process], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class Update:
 
     Attributes:
       trains: the network that is changed; all others are constants.
-      loss: `(networks, batch, process) -> ([B] values, scalar metrics)`.
+      loss: `(networks, batch, process) -> ([B] values, scalar metrics)`, and a third value, the new
+        batch statistics, where the trained network has such.
       every: the update runs at steps divisible by this.
     """
 
@@ -164,9 +169,9 @@ class Objective:
           ConfigError: they do not fit.
         """
 
-    def bind(self, module: nn.Module, params: Any, prediction: str) -> Any:
-        """Joins a network's module and its parameters into what losses and samplers call."""
-        return Denoiser.from_module(module, params, prediction)
+    def bind(self, module: nn.Module, weights: Weights, prediction: str) -> Any:
+        """Joins a network's module and its weights into what losses and samplers call."""
+        return Denoiser.from_module(module, weights.params, prediction)
 
     def init_inputs(self, image_shape: tuple[int, int, int], conditional: bool) -> tuple[Any, ...]:
         """Arguments, after the random key, that initialise the network for images of a shape."""
@@ -194,6 +199,20 @@ def normal(keys: Key[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, 
 def uniform_index(keys: Key[Array, " B"], low: Any, high: Any) -> Int[Array, " B"]:
     """Integers uniform on low .. high (both included), each example from its own key."""
     return jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(keys)
+
+
+def noisy(
+    batch: Batch, process: Process
+) -> tuple[Int[Array, " B"], Level, Float[Array, "B H W C"]]:
+    """A student level for every example, uniform on 1 .. N, and the image brought to it.
+
+    Returns:
+      The levels' numbers, the levels, and z at them.
+    """
+    index_keys, noise_keys = streams(batch.keys, 2)
+    index = uniform_index(index_keys, 1, process.count)
+    level = process.student.at(index)
+    return index, level, add_noise(batch.image, normal(noise_keys, batch.image), level)
 
 
 def streams(keys: Key[Array, " B"], count: int) -> list[Key[Array, " B"]]:

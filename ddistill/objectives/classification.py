@@ -1,7 +1,7 @@
 """Classification: cross-entropy on labels, for the networks whose features score images."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +11,42 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
-from ddistill.objectives.base import Batch, Metrics, Networks, Objective, Process, Update
+from ddistill.networks.weights import Weights
+from ddistill.objectives.base import Batch, Metrics, Networks, Objective, Process, Update, streams
 
 
 @struct.dataclass
 class Classifier:
-    """A classifier and its parameters.
+    """A classifier and its weights.
 
     Calling it with images `[B, H, W, C]` in [-1, 1] returns logits `[B, K]` and pooled features
-    `[B, D]`.
+    `[B, D]`; batch norms use their running statistics.
     """
 
-    params: Any
+    weights: Weights
     module: nn.Module = struct.field(pytree_node=False)
 
-    def __call__(self, images: Float[Array, "B H W C"], *, key: Array | None = None):
-        """Returns (logits, features); a `key` switches to training mode."""
-        return self.module.apply(
-            {"params": self.params},
+    def __call__(
+        self, images: Float[Array, "B H W C"]
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        """Returns (logits, features)."""
+        return cast(Any, self.module.apply(self.weights.variables(), images))
+
+    def train(self, images: Float[Array, "B H W C"], key: Array) -> tuple[Float[Array, "B K"], Any]:
+        """Logits in training mode, and the batch norms' new statistics (None without such).
+
+        Args:
+          images: a whole batch, whose own statistics the batch norms use.
+          key: for dropout.
+        """
+        (logits, _), new = self.module.apply(
+            self.weights.variables(),
             images,
-            train=key is not None,
-            rngs=None if key is None else {"dropout": key},
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
         )
+        return logits, new.get("batch_stats")
 
 
 @dataclass(frozen=True)
@@ -41,29 +55,40 @@ class Classification(Objective):
 
     Attributes:
       label_smoothing: share of the target spread evenly over all classes, in [0, 1).
-      shift: images are moved by up to this many pixels in both directions, filled with -1.
+      shift: images are moved by up to this many pixels in both directions (a random crop of the
+        padded image).
+      cutout: side of a square at a random place that is painted over (arXiv 1708.04552), 0 for
+        none; its centre is uniform over the image, so that it may lie partly outside.
+      fill: value of the pixels that `shift` brings in and `cutout` paints, in [-1, 1].
     """
 
     trains_classifier: ClassVar[bool] = True
 
     label_smoothing: float = 0.0
     shift: int = 0
+    cutout: int = 0
+    fill: float = -1.0
 
     def __post_init__(self):
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ConfigError(f"objective.label_smoothing={self.label_smoothing} is not in [0, 1).")
-        if self.shift < 0:
-            raise ConfigError(f"objective.shift={self.shift} must be 0 or more pixels.")
+        for name in ("shift", "cutout"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"objective.{name}={getattr(self, name)} must be 0 or more pixels."
+                )
+        if not -1.0 <= self.fill <= 1.0:
+            raise ConfigError(f"objective.fill={self.fill} is not a pixel value in [-1, 1].")
 
     @property
     def updates(self) -> tuple[Update, ...]:
         """One update of the classifier, which every stage calls its student."""
         return (Update("student", self.loss),)
 
-    def bind(self, module: nn.Module, params: Any, prediction: str) -> Classifier:
-        """Joins module and parameters into a `Classifier`; there is no prediction type."""
+    def bind(self, module: nn.Module, weights: Weights, prediction: str) -> Classifier:
+        """Joins module and weights into a `Classifier`; there is no prediction type."""
         del prediction
-        return Classifier(params, module)
+        return Classifier(weights, module)
 
     def init_inputs(self, image_shape: tuple[int, int, int], conditional: bool) -> tuple[Any, ...]:
         """A classifier takes images only."""
@@ -72,19 +97,36 @@ class Classification(Objective):
 
     def loss(
         self, networks: Networks, batch: Batch, process: Process
-    ) -> tuple[Float[Array, " B"], Metrics]:
-        """Cross-entropy per example and the batch's accuracy."""
+    ) -> tuple[Float[Array, " B"], Metrics, Any]:
+        """Cross-entropy per example, the batch's accuracy, and new batch statistics or None."""
         del process
-        images = jax.vmap(self._shift)(batch.keys, batch.image) if self.shift else batch.image
-        logits, _ = networks["student"](images, key=batch.keys[0])
+        shift_keys, cutout_keys = streams(batch.keys, 2)
+        images = batch.image
+        if self.shift:
+            images = jax.vmap(self._shift)(shift_keys, images)
+        if self.cutout:
+            images = jax.vmap(self._cut)(cutout_keys, images)
+        logits, statistics = networks["student"].train(images, batch.keys[0])
         targets = optax.smooth_labels(
             jax.nn.one_hot(batch.label, logits.shape[-1]), self.label_smoothing
         )
         correct = jnp.argmax(logits, axis=-1) == batch.label
-        return optax.softmax_cross_entropy(logits, targets), {"accuracy": jnp.mean(correct)}
+        values = optax.softmax_cross_entropy(logits, targets)
+        return values, {"accuracy": jnp.mean(correct)}, statistics
 
     def _shift(self, key: Array, image: Array) -> Array:
         pad = self.shift
-        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=-1.0)
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=self.fill)
         offset = jax.random.randint(key, (2,), 0, 2 * pad + 1)
         return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
+
+    def _cut(self, key: Array, image: Array) -> Array:
+        centre = jax.random.randint(key, (2,), 0, jnp.asarray(image.shape[:2]))
+        low = centre - self.cutout // 2
+
+        def inside(axis):
+            at = jnp.arange(image.shape[axis])
+            return (at >= low[axis]) & (at < low[axis] + self.cutout)
+
+        square = inside(0)[:, None, None] & inside(1)[None, :, None]
+        return jnp.where(square, self.fill, image)

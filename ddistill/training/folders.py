@@ -13,7 +13,7 @@ from ddistill.settings import to_plain
 from ddistill.training.checkpoints import write_json
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
-from ddistill.training.stages import LABELS, StagePlan, incomplete, init_source
+from ddistill.training.stages import LABELS, StagePlan, incomplete
 
 _LOCK_POLL_SECONDS = 0.25
 
@@ -67,7 +67,7 @@ def check_folders(plans: Sequence[StagePlan], only: str = "") -> None:
     needed = list(by_name)
     if only != "evaluate":
         settings = by_name[only].settings if only else None
-        needed = [settings.teacher, init_source(settings)] if settings else []
+        needed = [settings.teacher, settings.classifier, settings.init_source] if settings else []
     for name in filter(None, needed):
         if by_name[name].manifest() is None:
             raise incomplete(by_name[name])

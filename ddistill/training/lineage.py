@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddistill.training.stages import StagePlan, incomplete, init_source
+from ddistill.training.stages import StagePlan, incomplete
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def distillation(plan: StagePlan, root: str, plans: Sequence[StagePlan]) -> list
         elif name and name not in found:
             found.add(name)
             settings = by_name[name].settings
-            open_names += [settings.teacher, init_source(settings)]
+            open_names += [settings.teacher, settings.init_source]
     return [p for p in plans if p.name in found] if reaches_root and plan.name != root else []
 
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Sharding
 
-from ddistill.compilation import compiler_options
 from ddistill.data import Dataset, batch_indices, read_ahead
 from ddistill.errors import TrainingError
 from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.optimizers import learning_rates, update_rule
+from ddistill.training.programs import Programs
 from ddistill.training.progress import MetricsLog, Reporter
-from ddistill.training.sharding import data_mesh, over_data, replicate, replicated
+from ddistill.training.sharding import data_mesh, replicate, replicated
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
-from ddistill.training.step import Frozen, StepFn, StepSettings, make_step
+from ddistill.training.step import Frozen, StepSettings
 from ddistill.training.weights import abstract_state, initial_state, memory_budget, optimizers
 
 
@@ -76,44 +76,6 @@ class Feed:
         return read_ahead(lambda span: (*span, *self._load(*span)), spans)
 
 
-def make_chunk(step: StepFn, count: int, resident: bool, mesh: Mesh) -> Callable:
-    """A function that runs `count` train steps in one dispatch and returns stacked metrics.
-
-    Its arguments are (state, frozen, images, labels, indices `[count, B]`, key); `images` are the
-    whole set when it is resident, else the batches `[count, B, H, W, C]`. Examples are spread over
-    the data axis of the mesh; the state lies whole on each of its devices.
-    """
-
-    def one(state, frozen, images, labels, pick, key):
-        pick = jax.lax.with_sharding_constraint(pick, over_data(mesh))
-        if resident:
-            images = jnp.take(images, pick, axis=0)
-        return step(state, frozen, images, jnp.take(labels, pick, axis=0), key)
-
-    if count == 1:
-
-        def chunk(state, frozen, images, labels, picks, key):
-            images = images if resident else images[0]
-            state, metrics = one(state, frozen, images, labels, picks[0], key)
-            return state, jax.tree.map(lambda x: x[None], metrics)
-
-    else:
-
-        def chunk(state, frozen, images, labels, picks, key):
-            def body(state, xs):
-                batch, pick = xs
-                return one(state, frozen, images if resident else batch, labels, pick, key)
-
-            return jax.lax.scan(body, state, (None if resident else images, picks))
-
-    return jax.jit(
-        chunk,
-        donate_argnums=0,
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(),
-    )
-
-
 def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Cuts start .. end into (step, count) of at most `size` that cross no multiple of a border."""
     step = start
@@ -133,7 +95,9 @@ class StageRun:
         training: TrainingSettings,
         reporter: Reporter,
         stop: StopRequest,
+        programs: Programs,
     ):
+        self.programs = programs
         self.plan, self.training, self.reporter, self.stop = plan, training, reporter, stop
         self.dataset = dataset
         self.on_cpu = jax.default_backend() == "cpu"
@@ -205,20 +169,28 @@ class StageRun:
         settings, every = self.plan.settings, self.training
         feed = Feed(self.dataset, self.plan.seed, settings.batch_size, replicated(self.mesh))
         key = stream_key(self.plan.seed, f"{self.plan.name}/train")
-        train_step = make_step(self._step_settings())
+        rates = learning_rates(settings.optimizer, settings.steps)
         chunks: dict[int, Callable] = {}
         window = Window()
         cuts = spans(step, settings.steps, self.scan, (every.log_every, every.checkpoint_every))
         asked = time.perf_counter()
         for step, count, images, picks in feed.batches(cuts):
             window.wait += time.perf_counter() - asked
-            first = count not in chunks
-            if first:
-                chunks[count] = make_chunk(train_step, count, feed.resident, self.mesh)
-            begun = time.perf_counter()
             images = feed.images if feed.resident else images
-            state, metrics = chunks[count](state, frozen, images, feed.labels, picks, key)
-            if first:
+            new = False
+            if count not in chunks:
+                shapes = (state, frozen, images, feed.labels, picks)
+                chunks[count], new = self.programs(
+                    self._step_settings(),
+                    update_rule(settings.optimizer),
+                    count,
+                    feed.resident,
+                    shapes,
+                )
+            now = {name: rates[step : step + count] for name in self.plan.modules}
+            begun = time.perf_counter()
+            state, metrics = chunks[count](state, frozen, images, feed.labels, picks, key, now)
+            if new:
                 jax.block_until_ready(state)
                 took = time.perf_counter() - begun
                 self.clock.compile += took

@@ -1,29 +1,33 @@
 """Optimisers and learning-rate schedules from settings; all of them are optax's."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.settings import OptimizerSettings
 
 
-def _adam(o: OptimizerSettings, rate) -> optax.GradientTransformation:
-    return optax.adam(rate, b1=o.b1, b2=o.b2, eps=o.eps)
+def _adam(o: OptimizerSettings) -> optax.GradientTransformation:
+    return optax.adam(1.0, b1=o.b1, b2=o.b2, eps=o.eps)
 
 
-def _adamw(o: OptimizerSettings, rate) -> optax.GradientTransformation:
-    return optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+def _adamw(o: OptimizerSettings) -> optax.GradientTransformation:
+    return optax.adamw(1.0, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
 
 
-def _radam(o: OptimizerSettings, rate) -> optax.GradientTransformation:
-    return optax.radam(rate, b1=o.b1, b2=o.b2, eps=o.eps)
+def _radam(o: OptimizerSettings) -> optax.GradientTransformation:
+    return optax.radam(1.0, b1=o.b1, b2=o.b2, eps=o.eps)
 
 
-def _sgd(o: OptimizerSettings, rate) -> optax.GradientTransformation:
+def _sgd(o: OptimizerSettings) -> optax.GradientTransformation:
     return optax.chain(
         optax.add_decayed_weights(o.weight_decay),
-        optax.sgd(rate, momentum=o.momentum or None, nesterov=False),
+        optax.sgd(1.0, momentum=o.momentum or None, nesterov=False),
     )
 
 
@@ -35,6 +39,19 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 RATE_SCHEDULES = ("constant", "linear", "cosine", "step")
 _WITH_WEIGHT_DECAY = ("adamw", "sgd")
+_ZERO_WORKS = ("b1", "b2", "momentum", "final_scale", "clip", "weight_decay")
+# From where to below what, and the same in words.
+_RANGES = {
+    "learning_rate": (0.0, np.inf, "above 0 and finite"),
+    "eps": (0.0, np.inf, "above 0 and finite"),
+    "decay": (0.0, np.inf, "above 0 and finite"),
+    "b1": (0.0, 1.0, "in [0, 1)"),
+    "b2": (0.0, 1.0, "in [0, 1)"),
+    "momentum": (0.0, 1.0, "in [0, 1)"),
+    "final_scale": (0.0, np.inf, "0 or above and finite"),
+    "clip": (0.0, np.inf, "0 (off) or above and finite"),
+    "weight_decay": (0.0, np.inf, "0 (off) or above and finite"),
+}
 
 
 def learning_rate(o: OptimizerSettings, steps: int) -> optax.Schedule:
@@ -62,14 +79,11 @@ def check_optimizer(o: OptimizerSettings, steps: int, path: str = "optimizer") -
     """Raises `ConfigError` for names and values that cannot work."""
     check_choice(f"{path}.name", o.name, OPTIMIZERS)
     check_choice(f"{path}.schedule", o.schedule, RATE_SCHEDULES)
-    if not o.learning_rate > 0:
-        raise ConfigError(f"{path}.learning_rate={o.learning_rate} must be above 0.")
+    _check_ranges(o, path)
     if not 0 <= o.warmup <= steps:
         raise ConfigError(
             f"{path}.warmup={o.warmup} is not between 0 and the stage's {steps} steps."
         )
-    if o.clip < 0:
-        raise ConfigError(f"{path}.clip={o.clip} must be 0 (off) or above.")
     if o.weight_decay and o.name not in _WITH_WEIGHT_DECAY:
         raise ConfigError(
             f"{path}.weight_decay={o.weight_decay} has no effect on '{o.name}'; "
@@ -82,12 +96,34 @@ def check_optimizer(o: OptimizerSettings, steps: int, path: str = "optimizer") -
         )
 
 
-def make_optimizer(o: OptimizerSettings, steps: int) -> optax.GradientTransformation:
-    """Builds the optimiser of a stage of `steps` steps; clipping comes first.
+def _check_ranges(o: OptimizerSettings, path: str) -> None:
+    """Refuses numbers that no update can be made with, infinite ones and NaN among them."""
+    for key, (low, high, allowed) in _RANGES.items():
+        value = getattr(o, key)
+        inside = low <= value < high if key in _ZERO_WORKS else low < value < high
+        if not inside:
+            raise ConfigError(f"{path}.{key}={value} must be {allowed}.")
 
-    Raises:
-      ConfigError: see `check_optimizer`.
+
+def learning_rates(o: OptimizerSettings, steps: int) -> np.ndarray:
+    """The learning rate of every step, `[steps]`.
+
+    Steps are given their rate instead of counting it out, so that stages of other lengths and rates
+    run the same compiled program.
     """
-    check_optimizer(o, steps)
-    core = OPTIMIZERS[o.name](o, learning_rate(o, steps))
+    rates = jax.vmap(learning_rate(o, steps))(jnp.arange(steps))
+    return np.broadcast_to(np.asarray(rates, np.float32), (steps,))
+
+
+def update_rule(o: OptimizerSettings) -> tuple[Any, ...]:
+    """What `make_optimizer` depends on, as a value that can be compared."""
+    return (o.name, o.clip, o.weight_decay, o.b1, o.b2, o.eps, o.momentum)
+
+
+def make_optimizer(o: OptimizerSettings) -> optax.GradientTransformation:
+    """Builds the optimiser, at a learning rate of 1; clipping comes first.
+
+    Every optimiser here is linear in its rate, which the step multiplies in afterwards.
+    """
+    core = OPTIMIZERS[o.name](o)
     return optax.chain(optax.clip_by_global_norm(o.clip), core) if o.clip else core

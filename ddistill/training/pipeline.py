@@ -8,9 +8,10 @@ from ddistill.settings import Settings
 from ddistill.training.folders import claim
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
+from ddistill.training.programs import Programs
 from ddistill.training.progress import Reporter
-from ddistill.training.stages import StagePlan, init_source
-from ddistill.training.weights import load_network, load_params
+from ddistill.training.stages import StagePlan
+from ddistill.training.weights import load_network, load_weights
 
 
 def run_stages(
@@ -36,12 +37,13 @@ def run_stages(
     """
     by_name = {plan.name: plan for plan in plans}
     manifests: dict[str, dict[str, Any]] = {}
+    programs = Programs()
     for plan in plans:
         if only and plan.name != only:
             continue
         if stop:
             raise Interrupted(f"before stage '{plan.name}'")
-        manifests[plan.name] = _run_one(plan, by_name, settings, dataset, reporter, stop)
+        manifests[plan.name] = _run_one(plan, by_name, settings, dataset, reporter, stop, programs)
     return manifests
 
 
@@ -52,6 +54,7 @@ def _run_one(
     dataset: Dataset,
     reporter: Reporter,
     stop: StopRequest,
+    programs: Programs,
 ) -> dict[str, Any]:
     with claim(plan, reporter, stop):
         manifest = plan.manifest()
@@ -62,9 +65,9 @@ def _run_one(
             load_network(by_name[name]) if name else None
             for name in (plan.settings.teacher, plan.settings.classifier)
         )
-        source = init_source(plan.settings)
-        start = load_params(by_name[source]) if source else None
-        run = StageRun(plan, dataset, settings.training, reporter, stop)
+        source = plan.settings.init_source
+        start = load_weights(by_name[source]) if source else None
+        run = StageRun(plan, dataset, settings.training, reporter, stop, programs)
         manifest = run.run(teacher, start, classifier)
         reporter.say(
             f"{plan.name}: {manifest['steps']} steps in {manifest['train_seconds']:.0f} s "

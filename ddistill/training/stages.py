@@ -9,26 +9,31 @@ another hash is refused and not overwritten.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 
 from ddistill import networks
 from ddistill.data import Dataset
-from ddistill.errors import CheckpointError, ConfigError, check_choice, nearest
+from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.objectives import Objective, Process, make_objective, make_process
 from ddistill.objectives.base import student_levels
 from ddistill.schedules import Schedule, make_grid, make_schedule
 from ddistill.settings import Settings, StageSettings, to_plain
-from ddistill.training.optimizers import check_optimizer
+from ddistill.training.checks import (
+    check_classes,
+    check_classifier,
+    check_earlier,
+    check_network,
+    check_numbers,
+    check_sources,
+)
 
-FORMAT = 1
-PREDICTIONS = ("x0", "eps", "v", "edm")
+FORMAT = 2
 # Settings that name or place a stage without changing what it learns.
 LABELS = ("method", "variant", "shared")
 
@@ -95,11 +100,12 @@ def plan_stages(
     _check_training(settings)
     schedule = _schedule(settings)
     plans: dict[str, StagePlan] = {}
+    seen: set[Hashable] = set()
     for name in settings.pipeline:
         check_choice("config.pipeline", name, settings.stages)
         if name in plans:
             raise ConfigError(f"config.pipeline names '{name}' twice.")
-        plans[name] = _plan(name, settings, schedule, dataset, workdir, cache, plans)
+        plans[name] = _plan(name, settings, schedule, dataset, workdir, cache, plans, seen)
     return list(plans.values())
 
 
@@ -126,13 +132,14 @@ def _plan(
     workdir: Path,
     cache: Path,
     earlier: Mapping[str, StagePlan],
+    seen: set[Hashable],
 ) -> StagePlan:
     path = f"config.stages.{name}"
     stage = resolve(settings.stages[name], path, earlier)
-    _check_numbers(stage, path)
-    _check_sources(stage, path, earlier)
+    check_numbers(stage, path)
+    check_sources(stage, path, earlier)
     objective = make_objective(stage.objective, f"{path}.objective")
-    _check_classifier(stage, objective, path, earlier)
+    check_classifier(stage, objective, path, earlier)
     if objective.needs_whole_batch and stage.accumulate > 1:
         raise ConfigError(
             f"{path}.accumulate={stage.accumulate}, but the objective's diversity term needs the "
@@ -155,11 +162,15 @@ def _plan(
     described = {"student": stage.network, **prepared.networks()}
     modules = {n: build_module(d, f"{path}.network") for n, d in described.items()}
     shape = dataset.image_shape
-    for module in modules.values():
-        check_network(prepared, module, shape, stage, path)
+    wanted = [*modules.values()]
     if stage.teacher and prepared.taps():
-        check_network(prepared, earlier[stage.teacher].module, shape, stage, path)
-    _check_classes(prepared, modules["student"], stage, dataset.num_classes, path)
+        wanted.append(earlier[stage.teacher].module)
+    for module in wanted:
+        # Tracing takes a second: the equal networks of a chain are looked at once.
+        if (module, _asked_of_networks(prepared, stage)) not in seen:
+            check_network(prepared, module, shape, stage, path)
+            seen.add((module, _asked_of_networks(prepared, stage)))
+    check_classes(prepared, modules["student"], stage, dataset.num_classes, path)
     digest = stage_digest(name, stage, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
     return StagePlan(
@@ -177,10 +188,14 @@ def _plan(
     )
 
 
+def _asked_of_networks(objective: Objective, stage: StageSettings) -> Hashable:
+    return objective.taps(), stage.conditional, stage.ema, stage.accumulate
+
+
 def resolve(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> StageSettings:
     """Fills in what a stage leaves to its teacher: network, prediction type and conditioning."""
     if stage.teacher:
-        _check_earlier(f"{path}.teacher", stage.teacher, (), earlier)
+        check_earlier(f"{path}.teacher", stage.teacher, (), earlier)
     if stage.network:
         return dataclasses.replace(stage, prediction=stage.prediction or "eps")
     if not stage.teacher:
@@ -213,145 +228,6 @@ def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
     return networks.build(str(options.pop("name")), **options)
 
 
-def _check_numbers(stage: StageSettings, path: str) -> None:
-    for key in ("steps", "batch_size", "accumulate"):
-        if getattr(stage, key) < 1:
-            raise ConfigError(f"{path}.{key}={getattr(stage, key)} must be 1 or more.")
-    if stage.batch_size % stage.accumulate:
-        raise ConfigError(
-            f"{path}.batch_size={stage.batch_size} does not divide by "
-            f"accumulate={stage.accumulate}; choose a divisor of {stage.batch_size}."
-        )
-    for rate in stage.ema:
-        if not 0.0 <= rate < 1.0:
-            raise ConfigError(f"{path}.ema={stage.ema}: every rate must be in [0, 1).")
-    check_choice(f"{path}.prediction", stage.prediction, PREDICTIONS)
-    check_optimizer(stage.optimizer, stage.steps, f"{path}.optimizer")
-
-
-def _check_sources(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> None:
-    if stage.teacher and stage.conditional and not earlier[stage.teacher].settings.conditional:
-        raise ConfigError(
-            f"{path}.conditional=True, but its teacher '{stage.teacher}' is unconditional."
-        )
-    if stage.teacher and earlier[stage.teacher].objective.trains_classifier:
-        raise ConfigError(
-            f"{path}.teacher={stage.teacher!r} is a classifier, not a denoiser. Name it as "
-            f"{path}.classifier, and a stage that makes images as the teacher."
-        )
-    if stage.init == "teacher" and not stage.teacher:
-        raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
-    if stage.init != "fresh":
-        _check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), earlier)
-        source = earlier[init_source(stage)]
-        ours, theirs = _in_full(stage.network), _in_full(source.settings.network)
-        different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-        if different:
-            k = different[0]
-            raise ConfigError(
-                f"{path}.init takes the weights of '{source.name}', whose network differs: "
-                f"network.{k} is {ours.get(k)!r} here and {theirs.get(k)!r} there. "
-                "Use the same network or init='fresh'."
-            )
-        if stage.prediction != source.settings.prediction:
-            raise ConfigError(
-                f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
-                f"starts from, predicts {source.settings.prediction!r}."
-            )
-
-
-def _check_classifier(
-    stage: StageSettings, objective: Objective, path: str, earlier: Mapping[str, StagePlan]
-) -> None:
-    known = {n: p for n, p in earlier.items() if p.objective.trains_classifier}
-    if stage.classifier or objective.needs_classifier:
-        names = ", ".join(known) or "none, because no stage before this one is a classifier"
-        if not stage.classifier:
-            raise ConfigError(
-                f"{path}.classifier is empty, but objective.classifier_weight is above 0. "
-                f"Allowed: {names}."
-            )
-        if stage.classifier not in known:
-            raise ConfigError(
-                f"{path}.classifier={stage.classifier!r} is not a classifier's stage before this "
-                f"one in config.pipeline.{nearest(stage.classifier, known)} Allowed: {names}."
-            )
-
-
-def _check_classes(
-    objective: Objective, module: nn.Module, stage: StageSettings, there: int, path: str
-) -> None:
-    """Compares the classes of a network with the `there` classes of the data."""
-    here = getattr(module, "num_classes", 0)
-    if objective.trains_classifier and here != there:
-        raise ConfigError(
-            f"{path}.network.num_classes={here}, but the data have {there} classes: set it to "
-            f"{there}."
-        )
-    if stage.conditional and here < there:
-        raise ConfigError(
-            f"{path}.network.num_classes={here} is below the {there} classes of the data; set it "
-            f"to {there}, or {path}.conditional=False."
-        )
-    if stage.conditional:
-        try:
-            objective.check_classes(here)
-        except ConfigError as error:
-            raise ConfigError(f"{path}.{error}") from None
-
-
-def _in_full(network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's description with every default, as plain values that compare by content."""
-    return to_plain({**networks.defaults(str(network["name"])), **network})
-
-
-def _check_earlier(
-    key: str, value: str, words: tuple[str, ...], earlier: Mapping[str, StagePlan]
-) -> None:
-    if value not in (*words, *earlier):
-        names = ", ".join([*words, *earlier]) or "nothing, because this stage is the first"
-        raise ConfigError(
-            f"{key}={value!r} is not a stage before this one in config.pipeline."
-            f"{nearest(value, [*words, *earlier])} Allowed: {names}."
-        )
-
-
-def init_source(stage: StageSettings) -> str:
-    """Name of the stage whose weights a stage starts from; "" for fresh ones."""
-    return {"fresh": "", "teacher": stage.teacher}.get(stage.init, stage.init)
-
-
-def check_network(
-    objective: Objective, module: nn.Module, shape: tuple[int, int, int], stage: Any, path: str
-) -> None:
-    """Traces the network on shapes only and compares what comes out with the images.
-
-    Raises:
-      ConfigError: the network refuses this image size, has no such feature taps, or its output
-        has another shape.
-    """
-    classes = getattr(module, "num_classes", 0)
-    if stage.conditional and not classes:
-        raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
-    taps: dict[str, Any] = {"taps": objective.taps()} if objective.taps() else {}
-    try:
-        out, _ = jax.eval_shape(
-            lambda: module.init_with_output(
-                jax.random.key(0), *objective.init_inputs(shape, stage.conditional), **taps
-            )
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{path}.network: {error}") from None
-    first = out[0] if isinstance(out, tuple) else out
-    for tap in objective.taps():
-        check_choice(f"{path}.objective: feature tap", tap, out[1])
-    if hasattr(module, "out_channels") and first.shape[1:] != shape:
-        raise ConfigError(
-            f"{path}.network gives images of shape {first.shape[1:]}, the data are {shape}: "
-            f"set network.out_channels={shape[-1]} or data.channels={first.shape[-1]}."
-        )
-
-
 def stage_digest(
     name: str,
     stage: StageSettings,
@@ -362,7 +238,7 @@ def stage_digest(
     """SHA-256 of everything that the stage's result depends on."""
     # The classifier's name is among the sources; a stage without one has nothing to say about it.
     own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in (*LABELS, "classifier")}
-    names = (stage.teacher, stage.classifier, init_source(stage))
+    names = (stage.teacher, stage.classifier, stage.init_source)
     sources = {s: earlier[s].digest for s in names if s}
     content = {
         "format": FORMAT,

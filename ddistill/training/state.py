@@ -19,12 +19,14 @@ class TrainState:
       step: number of train steps done.
       params: parameters by network name.
       opt_state: optimiser state by network name.
+      statistics: by name of a network with batch norm, its running means and variances.
       ema: by rate (as text), the moving average of the student's parameters.
     """
 
     step: Int[Array, ""]
     params: dict[str, Any]
     opt_state: dict[str, Any]
+    statistics: dict[str, Any]
     ema: dict[str, Any]
 
 
@@ -38,6 +40,7 @@ def create_state(
     optimizers: Mapping[str, optax.GradientTransformation],
     ema_rates: tuple[float, ...],
     sharding: jax.sharding.Sharding | None = None,
+    statistics: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """A state at step 0; the averages start at the parameters.
 
@@ -56,6 +59,7 @@ def create_state(
         step=copy(jnp.zeros((), jnp.int32)),
         params=params,
         opt_state={name: copy(optimizers[name].init(tree)) for name, tree in params.items()},
+        statistics={name: copy(tree) for name, tree in (statistics or {}).items()},
         ema={str(rate): copy(params["student"]) for rate in ema_rates},
     )
 

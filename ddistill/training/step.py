@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ddistill.data import random_flip, to_unit
+from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, Objective, Process, Update
 from ddistill.training.sharding import over_data
 from ddistill.training.state import TrainState, update_ema
@@ -67,39 +68,49 @@ class StepSettings:
     mesh: Mesh | None = None
 
 
-StepFn = Callable[[TrainState, Frozen, Array, Array, Array], tuple[TrainState, dict[str, Array]]]
+StepFn = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(s: StepSettings) -> StepFn:
-    """Returns `step(state, frozen, images, labels, key) -> (state, metrics)`.
+    """Returns `step(state, frozen, images, labels, key, rates=None) -> (state, metrics)`.
 
     `images` are `[B, H, W, C]`, uint8 or floats in [-1, 1]; `labels` `[B]`; `key` is the stage's
-    stream key, into which the step number is folded. Metrics are float32 scalars: one loss and one
-    gradient norm per update and whatever the losses report.
+    stream key, into which the step number is folded; `rates` holds by network this step's learning
+    rate, for optimisers that are built with a rate of 1. Metrics are float32 scalars: one loss and
+    one gradient norm per update and whatever the losses report.
     """
 
-    def step(state: TrainState, frozen: Frozen, images: Array, labels: Array, key: Array):
+    def step(
+        state: TrainState,
+        frozen: Frozen,
+        images: Array,
+        labels: Array,
+        key: Array,
+        rates: Mapping[str, Array] | None = None,
+    ):
         batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
-        params, opt_state = dict(state.params), dict(state.opt_state)
+        trained = (dict(state.params), dict(state.opt_state), dict(state.statistics))
         metrics: dict[str, Array] = {}
         for update in s.objective.updates:
             name = update.trains
 
             def apply(operands, update=update, name=name):
-                params, opt_state = operands
-                grads, found = gradients(s, update, params, frozen, batch)
+                params, opt_state, statistics = operands
+                grads, found, seen = gradients(s, update, params, statistics, frozen, batch)
                 changes, new = s.optimizers[name].update(grads, opt_state[name], params[name])
+                if rates is not None:
+                    changes = jax.tree.map(lambda x: rates[name] * x, changes)
                 return (
                     {**params, name: optax.apply_updates(params[name], changes)},
                     {**opt_state, name: new},
+                    {**statistics, name: seen} if name in statistics else statistics,
                 ), found
 
-            (params, opt_state), found = _run_when_due(
-                update.every, state.step, apply, (params, opt_state)
-            )
+            trained, found = _run_when_due(update.every, state.step, apply, trained)
             metrics.update(found)
+        params, opt_state, statistics = trained
         ema = update_ema(state.ema, params["student"], state.step, s.ema_warmup)
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, statistics, ema), metrics
 
     return step
 
@@ -122,24 +133,32 @@ def _spread(s: StepSettings, batch: Batch, axis: int = 0) -> Batch:
     return jax.lax.with_sharding_constraint(batch, over_data(s.mesh, axis))
 
 
-def gradients(s: StepSettings, update: Update, params: Any, frozen: Frozen, batch: Batch):
-    """Mean gradient over the batch, taken in `s.accumulate` equal parts, and mean metrics."""
+def gradients(
+    s: StepSettings, update: Update, params: Any, statistics: Any, frozen: Frozen, batch: Batch
+):
+    """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, statistics.
+
+    The statistics are the new ones of the trained network's batch norms, None if it has none.
+    """
 
     def loss(trained: Any, part: Batch):
         every = {**params, update.trains: trained}
-        networks = {n: s.objective.bind(s.modules[n], p, s.prediction) for n, p in every.items()}
+        networks = {
+            n: s.objective.bind(s.modules[n], Weights(p, statistics.get(n)), s.prediction)
+            for n, p in every.items()
+        }
         networks |= {"teacher": frozen.teacher, "classifier": frozen.classifier}
-        values, metrics = update.loss(networks, part, frozen.process)
+        values, metrics, *seen = update.loss(networks, part, frozen.process)
         chex.assert_shape(values, (part.image.shape[0],))
         value = jnp.mean(values)
         suffix = "" if update.trains == "student" else f"_{update.trains}"
-        return value, {f"loss{suffix}": value, **metrics}
+        return value, ({f"loss{suffix}": value, **metrics}, seen[0] if seen else None)
 
     grad = jax.grad(loss, has_aux=True)
-    grads, metrics = _accumulate(s, lambda part: grad(params[update.trains], part), batch)
+    grads, (metrics, seen) = _accumulate(s, lambda part: grad(params[update.trains], part), batch)
     suffix = "" if update.trains == "student" else f"_{update.trains}"
     metrics[f"grad_norm{suffix}"] = optax.tree.norm(grads)
-    return grads, metrics
+    return grads, metrics, seen
 
 
 def _accumulate(s: StepSettings, compute: Callable[[Batch], Any], batch: Batch):

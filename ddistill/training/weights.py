@@ -1,5 +1,6 @@
 """The state of a stage: fresh, in the abstract, and read from a complete stage."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import optax
 
 from ddistill.compilation import initialiser_options
 from ddistill.errors import CheckpointError
+from ddistill.networks.weights import Weights
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.optimizers import make_optimizer
 from ddistill.training.stages import StagePlan, incomplete
@@ -15,22 +17,22 @@ from ddistill.training.state import TrainState, create_state, stream_key
 
 def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
     """The optimiser of every trained network of a stage."""
-    return {n: make_optimizer(plan.settings.optimizer, plan.settings.steps) for n in plan.modules}
+    return {n: make_optimizer(plan.settings.optimizer) for n in plan.modules}
 
 
 def initial_state(
-    plan: StagePlan, start: Any = None, sharding: jax.sharding.Sharding | None = None
+    plan: StagePlan, start: Weights | None = None, sharding: jax.sharding.Sharding | None = None
 ) -> TrainState:
-    """The state at step 0; the student from the parameters `start`, if given, else fresh."""
+    """The state at step 0; the student from the weights `start`, if given, else fresh."""
     options = initialiser_options()
-    params = {}
+    weights = {}
     for name, module in plan.modules.items():
         if start is not None and name == "student":
-            params[name] = start
+            weights[name] = start
         else:
             draw = jax.jit(module.init, compiler_options=options)
-            params[name] = draw(*_init_arguments(plan, name))["params"]
-    return create_state(params, optimizers(plan), plan.settings.ema, sharding)
+            weights[name] = _weights(draw(*_init_arguments(plan, name)))
+    return _state(plan, weights, sharding)
 
 
 def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = None) -> TrainState:
@@ -40,12 +42,30 @@ def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = Non
     """
 
     def create():
-        params = {n: m.init(*_init_arguments(plan, n))["params"] for n, m in plan.modules.items()}
-        return create_state(params, optimizers(plan), plan.settings.ema)
+        drawn = {n: m.init(*_init_arguments(plan, n)) for n, m in plan.modules.items()}
+        return _state(plan, {n: _weights(variables) for n, variables in drawn.items()})
 
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(create)
+    )
+
+
+def _weights(variables: Mapping[str, Any]) -> Weights:
+    return Weights(variables["params"], variables.get("batch_stats"))
+
+
+def _state(
+    plan: StagePlan,
+    weights: Mapping[str, Weights],
+    sharding: jax.sharding.Sharding | None = None,
+) -> TrainState:
+    return create_state(
+        {name: w.params for name, w in weights.items()},
+        optimizers(plan),
+        plan.settings.ema,
+        sharding,
+        {name: w.statistics for name, w in weights.items() if w.statistics is not None},
     )
 
 
@@ -72,8 +92,8 @@ def _init_arguments(plan: StagePlan, name: str) -> tuple[Any, ...]:
     return key, *plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
 
 
-def load_params(plan: StagePlan, rate: float | None = None) -> Any:
-    """The parameters that a complete stage hands on, strictly loaded.
+def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
+    """The weights that a complete stage hands on, strictly loaded.
 
     Args:
       plan: the stage.
@@ -100,9 +120,11 @@ def load_params(plan: StagePlan, rate: float | None = None) -> Any:
         raise CheckpointError(
             f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
         )
-    return state.ema[key] if key is not None else state.params["student"]
+    params = state.ema[key] if key is not None else state.params["student"]
+    return Weights(params, state.statistics.get("student"))
 
 
 def load_network(plan: StagePlan, rate: float | None = None) -> Any:
     """The trained network of a complete stage, bound to its parameters."""
-    return plan.objective.bind(plan.module, load_params(plan, rate), plan.settings.prediction)
+    weights = load_weights(plan, rate)
+    return plan.objective.bind(plan.module, weights, plan.settings.prediction)

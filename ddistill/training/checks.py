@@ -1,0 +1,173 @@
+"""What is checked of a stage while it is planned: before anything compiles or is written."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+from flax import linen as nn
+
+from ddistill import networks
+from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.objectives import Objective
+from ddistill.settings import StageSettings, to_plain
+from ddistill.training.optimizers import check_optimizer
+
+if TYPE_CHECKING:
+    from ddistill.training.stages import StagePlan
+
+PREDICTIONS = ("x0", "eps", "v", "edm")
+
+
+def check_numbers(stage: StageSettings, path: str) -> None:
+    """Raises `ConfigError` for counts, rates and names of a stage that cannot work."""
+    for key in ("steps", "batch_size", "accumulate"):
+        if getattr(stage, key) < 1:
+            raise ConfigError(f"{path}.{key}={getattr(stage, key)} must be 1 or more.")
+    if stage.batch_size % stage.accumulate:
+        raise ConfigError(
+            f"{path}.batch_size={stage.batch_size} does not divide by "
+            f"accumulate={stage.accumulate}; choose a divisor of {stage.batch_size}."
+        )
+    for rate in stage.ema:
+        if not 0.0 <= rate < 1.0:
+            raise ConfigError(f"{path}.ema={stage.ema}: every rate must be in [0, 1).")
+    check_choice(f"{path}.prediction", stage.prediction, PREDICTIONS)
+    check_optimizer(stage.optimizer, stage.steps, f"{path}.optimizer")
+
+
+def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StagePlan]") -> None:
+    """Raises `ConfigError` unless teacher and initial weights exist and fit the stage."""
+    if stage.teacher and stage.conditional and not earlier[stage.teacher].settings.conditional:
+        raise ConfigError(
+            f"{path}.conditional=True, but its teacher '{stage.teacher}' is unconditional."
+        )
+    if stage.teacher and earlier[stage.teacher].objective.trains_classifier:
+        raise ConfigError(
+            f"{path}.teacher={stage.teacher!r} is a classifier, not a denoiser. Name it as "
+            f"{path}.classifier, and a stage that makes images as the teacher."
+        )
+    if stage.init == "teacher" and not stage.teacher:
+        raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
+    if stage.init != "fresh":
+        check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), earlier)
+        source = earlier[stage.init_source]
+        ours, theirs = _in_full(stage.network), _in_full(source.settings.network)
+        different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        if different:
+            k = different[0]
+            raise ConfigError(
+                f"{path}.init takes the weights of '{source.name}', whose network differs: "
+                f"network.{k} is {ours.get(k)!r} here and {theirs.get(k)!r} there. "
+                "Use the same network or init='fresh'."
+            )
+        if stage.prediction != source.settings.prediction:
+            raise ConfigError(
+                f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
+                f"starts from, predicts {source.settings.prediction!r}."
+            )
+
+
+def check_classifier(
+    stage: StageSettings, objective: Objective, path: str, earlier: "Mapping[str, StagePlan]"
+) -> None:
+    """Raises `ConfigError` unless the classifier that a stage names, or needs, is one."""
+    known = {n: p for n, p in earlier.items() if p.objective.trains_classifier}
+    if stage.classifier or objective.needs_classifier:
+        names = ", ".join(known) or "none, because no stage before this one is a classifier"
+        if not stage.classifier:
+            raise ConfigError(
+                f"{path}.classifier is empty, but objective.classifier_weight is above 0. "
+                f"Allowed: {names}."
+            )
+        if stage.classifier not in known:
+            raise ConfigError(
+                f"{path}.classifier={stage.classifier!r} is not a classifier's stage before this "
+                f"one in config.pipeline.{nearest(stage.classifier, known)} Allowed: {names}."
+            )
+
+
+def check_classes(
+    objective: Objective, module: nn.Module, stage: StageSettings, there: int, path: str
+) -> None:
+    """Compares the classes of a network with the `there` classes of the data."""
+    here = getattr(module, "num_classes", 0)
+    if objective.trains_classifier and here != there:
+        raise ConfigError(
+            f"{path}.network.num_classes={here}, but the data have {there} classes: set it to "
+            f"{there}."
+        )
+    if stage.conditional and here < there:
+        raise ConfigError(
+            f"{path}.network.num_classes={here} is below the {there} classes of the data; set it "
+            f"to {there}, or {path}.conditional=False."
+        )
+    if stage.conditional:
+        try:
+            objective.check_classes(here)
+        except ConfigError as error:
+            raise ConfigError(f"{path}.{error}") from None
+
+
+def _in_full(network: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a network its parameters depend on, with every default, as plain values."""
+    full = to_plain({**networks.defaults(str(network["name"])), **network})
+    return {k: v for k, v in full.items() if k not in networks.WITHOUT_PARAMETERS}
+
+
+def check_earlier(
+    key: str, value: str, words: tuple[str, ...], earlier: "Mapping[str, StagePlan]"
+) -> None:
+    """Raises `ConfigError` unless `value` is one of `words` or an earlier stage."""
+    if value not in (*words, *earlier):
+        names = ", ".join([*words, *earlier]) or "nothing, because this stage is the first"
+        raise ConfigError(
+            f"{key}={value!r} is not a stage before this one in config.pipeline."
+            f"{nearest(value, [*words, *earlier])} Allowed: {names}."
+        )
+
+
+def check_network(
+    objective: Objective, module: nn.Module, shape: tuple[int, int, int], stage: Any, path: str
+) -> None:
+    """Traces the network on shapes only and compares what comes out with the images.
+
+    Raises:
+      ConfigError: the network refuses this image size, has no such feature taps, or its output
+        has another shape.
+    """
+    classes = getattr(module, "num_classes", 0)
+    if stage.conditional and not classes:
+        raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
+    taps: dict[str, Any] = {"taps": objective.taps()} if objective.taps() else {}
+    try:
+        out, variables = jax.eval_shape(
+            lambda: module.init_with_output(
+                jax.random.key(0), *objective.init_inputs(shape, stage.conditional), **taps
+            )
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}.network: {error}") from None
+    if "batch_stats" in variables:
+        _check_batch_norm(stage, path)
+    first = out[0] if isinstance(out, tuple) else out
+    for tap in objective.taps():
+        check_choice(f"{path}.objective: feature tap", tap, out[1])
+    if hasattr(module, "out_channels") and first.shape[1:] != shape:
+        raise ConfigError(
+            f"{path}.network gives images of shape {first.shape[1:]}, the data are {shape}: "
+            f"set network.out_channels={shape[-1]} or data.channels={first.shape[-1]}."
+        )
+
+
+def _check_batch_norm(stage: StageSettings, path: str) -> None:
+    if stage.ema:
+        raise ConfigError(
+            f"{path}.ema={stage.ema}, but the network has batch norms, whose running statistics "
+            "belong to the raw weights and not to an average of them. Set ema=()."
+        )
+    if stage.accumulate > 1:
+        raise ConfigError(
+            f"{path}.accumulate={stage.accumulate}, but the network has batch norms, which need "
+            "the whole batch at once. Set accumulate=1, and a smaller batch_size if memory is "
+            "short."
+        )
