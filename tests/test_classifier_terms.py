@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddistill.errors import ConfigError
+from ddistill.networks import build
+from ddistill.networks.weights import Weights
 from ddistill.objectives import make_objective
 from ddistill.objectives.classification import Classifier
 from ddistill.objectives.classifier_terms import class_terms, feature_divergence
+from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.schedules import cosine
@@ -33,9 +36,8 @@ class TinyClassifier(nn.Module):
 
 def classifier(seed: int = 5) -> Classifier:
     module = TinyClassifier()
-    return Classifier(
-        module.init(jax.random.key(seed), jnp.zeros((1, *tiny.IMAGE)))["params"], module
-    )
+    variables = module.init(jax.random.key(seed), jnp.zeros((1, *tiny.IMAGE)))
+    return Classifier(Weights(variables["params"]), module)
 
 
 def softmax(x):
@@ -225,3 +227,49 @@ def test_sfddm_takes_the_same_distance():
 def test_hyperparameters_are_checked(name, hyper, part):
     with pytest.raises(ConfigError, match=part):
         make_objective({"name": name, **hyper})
+
+
+def test_denoising_compares_with_the_image_itself():
+    batch, process = tiny.batch(6), tiny.process()
+    judge = classifier()
+    student = tiny.tiny_denoiser(1)
+    plain, _ = Denoising().loss(networks(), batch, process)
+    seen = []
+
+    def watched(images):
+        seen.append(images)
+        return judge(images)
+
+    judged, metrics = Denoising(classifier_weight=3.0, tau=1.0).loss(
+        networks(student, judge=watched), batch, process
+    )
+    np.testing.assert_array_equal(seen[0], batch.image)
+    distance = feature_divergence(judge(seen[1])[1], judge(batch.image)[1], 1.0)
+    np.testing.assert_allclose(judged, plain + 3.0 * distance, rtol=1e-5)
+    np.testing.assert_allclose(metrics["classifier_distance"], distance.mean(), rtol=1e-5)
+
+
+def flops(function, *arguments) -> float:
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
+def test_features_cost_two_forward_passes_and_one_backward():
+    """Counted, so that no noise of a machine hides a forward pass made twice."""
+    process, batch = halved(cosine(16), 8), tiny.batch(8)
+    module = build("resnet", width=8, blocks=(1, 1))
+    variables = module.init(jax.random.key(0), jnp.zeros((1, *tiny.IMAGE)))
+    judge = Classifier(Weights(variables["params"], variables["batch_stats"]), module)
+
+    def step(objective):
+        def gradient(params):
+            def value(params):
+                student = tiny.tiny_denoiser().replace(params=params)
+                return objective.value(networks(student, judge=judge), batch, process)[0].mean()
+
+            return jax.grad(value)(params)
+
+        return flops(gradient, tiny.tiny_params(1))
+
+    both = flops(jax.value_and_grad(lambda x: jnp.sum(judge(x)[1] ** 2)), batch.image)
+    added = step(Progressive(**CFD)) - step(Progressive())
+    assert 1.2 * both < added < 2.2 * both

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddistill.errors import ConfigError
+from ddistill.networks.weights import Weights
 from ddistill.objectives import make_objective
 from ddistill.objectives.classification import Classification, Classifier
 from ddistill.objectives.denoising import Denoising
@@ -51,7 +52,7 @@ def test_truncated_and_min_snr_weights_have_their_bounds():
         snr = values(Denoising(error="x0", weight="snr"), student, batch, process) / x0
         truncated = values(Denoising(error="x0", weight="truncated_snr"), student, batch, process)
         clipped = values(
-            Denoising(error="x0", weight="min_snr", gamma=2.0), student, batch, process
+            Denoising(error="x0", weight="min_snr", min_snr_gamma=2.0), student, batch, process
         )
         np.testing.assert_allclose(truncated / x0, np.maximum(snr, 1.0), rtol=1e-4)
         np.testing.assert_allclose(clipped / x0, np.minimum(snr, 2.0), rtol=1e-4)
@@ -104,8 +105,8 @@ def test_classification_loss_is_cross_entropy_and_gives_accuracy():
     images = jnp.zeros((1, 8, 8, 1))
     params = module.init(jax.random.key(0), images)["params"]
     batch = tiny.batch(5).replace(image=jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)))
-    classifier = Classifier(params, module)
-    found, metrics = Classification().loss({"student": classifier}, batch, tiny.process())
+    classifier = Classifier(Weights(params), module)
+    found, metrics, _ = Classification().loss({"student": classifier}, batch, tiny.process())
     logits = np.asarray(classifier(batch.image)[0], np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     labels = np.asarray(batch.label)

@@ -119,21 +119,62 @@ def gaussian_affine(schedule, indices, mean, std):
     return a, b
 
 
+def multistep_affine(schedule, indices, before, mean, std):
+    """The same walk by DPM-Solver++(2M), as arXiv 2211.01095 algorithm 2 writes it, in float64.
+
+    `before` is the level of the prediction that the first step looks back to, which lies on the
+    walk's own path; equal to `indices[0]` there is none.
+    """
+    alpha = np.asarray(schedule.alpha, np.float64)
+    sigma = np.asarray(schedule.sigma, np.float64)
+
+    def predicted(i, state):
+        gain = alpha[i] * std**2 / (alpha[i] ** 2 * std**2 + sigma[i] ** 2)
+        return np.array([gain * state[0], gain * state[1] + mean * (1 - gain * alpha[i])])
+
+    def log_ratio(i):
+        return np.log(alpha[i] / sigma[i])
+
+    state = np.array([1.0, 0.0])
+    previous = predicted(before, gaussian_affine(schedule, [indices[0], before], mean, std))
+    for i, j in itertools.pairwise(indices):
+        x0 = data = predicted(i, state)
+        if sigma[j] > 0 and before != i:
+            r = (log_ratio(i) - log_ratio(before)) / (log_ratio(j) - log_ratio(i))
+            data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous
+        decay = np.exp(-(log_ratio(j) - log_ratio(i))) if sigma[j] > 0 else 0.0
+        state = sigma[j] / sigma[i] * state - alpha[j] * (decay - 1) * data
+        previous, before = x0, i
+    return state
+
+
+WALKS = {
+    "ddim": {"solver": "ddim"},
+    "default": {},
+    "no past": {"lookback": False},
+}
+
+
+@pytest.mark.parametrize("walk_by", WALKS)
 @settings(max_examples=12, deadline=None)
 @given(levels=st.integers(1, 6), k=st.integers(1, 5), mean=st.floats(-0.5, 0.5))
-def test_hidden_variable_term_is_zero_for_the_exact_student(levels, k, mean):
+def test_hidden_variable_term_is_zero_for_the_exact_student(walk_by, levels, k, mean):
     """The exact student of a Gaussian teacher is built here in float64 from the textbook form."""
     schedule = cosine(60)
     grid = make_grid(schedule, levels, "trailing")
     process = make_process(schedule, grid)
-    objective = prepared(process, substeps=k, solver="ddim")
+    objective = prepared(process, substeps=k, **WALKS[walk_by])
     teacher = GaussianDenoiser(mean=mean, std=0.6)
     slopes, shifts = np.zeros(levels + 1), np.zeros(levels + 1)
     alpha, sigma = (np.asarray(x, np.float64) for x in (schedule.alpha, schedule.sigma))
     for n in range(1, levels + 1):
         t, s = int(grid[n]), int(grid[n - 1])
         walk = [(t * (k - j) + s * j + k // 2) // k for j in range(k + 1)]
-        a, b = gaussian_affine(schedule, walk, mean, 0.6)
+        if walk_by == "ddim":
+            a, b = gaussian_affine(schedule, walk, mean, 0.6)
+        else:
+            stride = (t - s + k // 2) // k if walk_by == "default" else 0
+            a, b = multistep_affine(schedule, walk, min(t + stride, 60), mean, 0.6)
         denominator = alpha[s] - alpha[t] * sigma[s] / sigma[t]
         slopes[n] = (a - sigma[s] / sigma[t]) / denominator
         shifts[n] = b / denominator

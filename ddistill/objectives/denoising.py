@@ -19,7 +19,6 @@ from ddistill.objectives.base import (
     Batch,
     Metrics,
     Networks,
-    Objective,
     Process,
     Update,
     mean_per_example,
@@ -27,6 +26,7 @@ from ddistill.objectives.base import (
     streams,
     uniform_index,
 )
+from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.schedules import Level, snr
 
 ERRORS = ("x0", "eps", "v")
@@ -58,24 +58,28 @@ def weighted_error(
 
 
 @dataclass(frozen=True)
-class Denoising(Objective):
+class Denoising(ClassifierTerms):
     """Trains a denoiser on data.
+
+    With `classifier_weight` above 0 the predicted clean image is also compared with the image of
+    the data in a classifier's features.
 
     Attributes:
       error: quantity whose squared error is taken: "x0", "eps" or "v".
       weight: "uniform", "snr", "truncated_snr", "min_snr" or "edm".
-      gamma: bound of "min_snr".
+      min_snr_gamma: bound of "min_snr".
       label_dropout: share of examples whose class is replaced by the null class, for guidance.
       null_class: id of the null class, which is the network's number of classes.
     """
 
     error: str = "v"
     weight: str = "uniform"
-    gamma: float = 5.0
+    min_snr_gamma: float = 5.0
     label_dropout: float = 0.0
     null_class: int = -1
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("objective.error", self.error, ERRORS)
         check_choice("objective.weight", self.weight, WEIGHTS)
         if not 0.0 <= self.label_dropout <= 1.0:
@@ -105,9 +109,18 @@ class Denoising(Objective):
         cond = self._condition(batch, drop_keys)
         prediction = networks["student"](z, level, cond, key=batch.keys[0])
         target = Prediction(x0=batch.image, eps=noise)
-        values = weighted_error(prediction, target, z, level, self.error, self.weight, self.gamma)
+        values = weighted_error(
+            prediction, target, z, level, self.error, self.weight, self.min_snr_gamma
+        )
         x0_error = mean_per_example(jnp.square(prediction.x0 - batch.image))
-        return values, {"x0_mse": jnp.mean(x0_error)}
+        metrics = {"x0_mse": jnp.mean(x0_error)}
+        if self.classifier_weight:
+            distance, found = self.classifier_distance(
+                networks["classifier"], prediction.x0, batch.image
+            )
+            values = values + self.classifier_weight * distance
+            metrics |= found
+        return values, metrics
 
     def _condition(self, batch: Batch, keys: Array) -> Array | None:
         if batch.cond is None or self.label_dropout == 0.0:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ddistill.diffusion import add_noise, ddim_step, from_x0, one_step_target
+from ddistill.diffusion import ddim_step, from_x0, one_step_target
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import (
     Batch,
@@ -24,9 +24,7 @@ from ddistill.objectives.base import (
     Process,
     Update,
     check_not_negative,
-    normal,
-    streams,
-    uniform_index,
+    noisy,
 )
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import weighted_error
@@ -90,10 +88,7 @@ class Progressive(ClassifierTerms):
         self, networks: Networks, batch: Batch, process: Process
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The loss at a student level drawn from 1 .. N."""
-        index_keys, noise_keys = streams(batch.keys, 2)
-        index = uniform_index(index_keys, 1, process.count)
-        level = process.student.at(index)
-        z = add_noise(batch.image, normal(noise_keys, batch.image), level)
+        index, level, z = noisy(batch, process)
         target = from_x0(self.target(networks["teacher"], z, index, batch.cond, process), z, level)
         student = networks["student"](z, level, batch.cond, key=batch.keys[0])
         values, metrics = jnp.zeros(z.shape[0]), {}

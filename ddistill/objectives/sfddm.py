@@ -24,7 +24,6 @@ from jaxtyping import Array, Float
 
 from ddistill.diffusion import (
     Prediction,
-    add_noise,
     ddim_step,
     expand,
     fold_weight,
@@ -41,9 +40,7 @@ from ddistill.objectives.base import (
     Update,
     check_not_negative,
     mean_per_example,
-    normal,
-    streams,
-    uniform_index,
+    noisy,
 )
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
@@ -141,11 +138,8 @@ class SFDDM(ClassifierTerms):
         self, networks: Networks, batch: Batch, process: Process
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The weighted sum of the three distances at a student level drawn from 1 .. N."""
-        index_keys, noise_keys = streams(batch.keys, 2)
-        index = uniform_index(index_keys, 1, process.count)
-        level = process.student.at(index)
+        index, level, z = noisy(batch, process)
         teacher_level = process.teacher.at(process.grid[index])
-        z = add_noise(batch.image, normal(noise_keys, batch.image), level)
 
         student, student_feature = self._call(
             networks["student"], z, level, batch.cond, batch.keys[0]
