@@ -12,7 +12,7 @@ from ddistill import recipes
 
 def get_config(variant: str = ""):
     recipes.check_variant(variant)
-    settings = recipes.digits("pd_digits", recipes.digits_halvings(32, 1, shared=True))
+    settings = recipes.digits("pd_digits", recipes.digits_halvings(32, 1))
     if variant == "smoke":
         kept = ("classifier", "teacher", "pd_n16", "pd_n8")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)

@@ -5,7 +5,8 @@ Hardware:  two CPU cores.
 Score:     see docs/results.md.
 
 Halvings down to 8 steps compare pixels, as in configs/pd_digits.py, and are trained once for both;
-from there on the images are compared in the features of the digits classifier, beside terms that
+from there on the images are compared in the features of a classifier, which is not the one
+that scores them, beside terms that
 keep its predictions confident and spread over the classes (arXiv 2211.12039).
 """
 
@@ -14,19 +15,8 @@ from ddistill import recipes
 
 def get_config(variant: str = ""):
     recipes.check_variant(variant)
-    students = {
-        **recipes.digits_halvings(32, 8, shared=True),
-        **recipes.digits_halvings(
-            8,
-            1,
-            method="rcfd",
-            teacher="pd_n8",
-            classifier="classifier",
-            loss=recipes.RCFD_RESNET18,
-        ),
-    }
-    settings = recipes.digits("rcfd_digits", students)
+    settings = recipes.digits("rcfd_digits", recipes.digits_chain("rcfd", recipes.RCFD_RESNET18))
     if variant == "smoke":
-        kept = ("classifier", "teacher", "pd_n16", "pd_n8", "rcfd_n4")
+        kept = ("classifier", "teacher", "critic", "pd_n16", "pd_n8", "rcfd_n4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
     return recipes.to_config(settings)

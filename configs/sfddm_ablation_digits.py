@@ -3,6 +3,7 @@
 Command:   ./launch/local.sh --config=configs/sfddm_ablation_digits.py
            (":full" adds one-step students, and k = c for 4 steps: 64 teacher calls an example)
 Hardware:  any CPU with two cores.
+Score:     see docs/results.md.
 
 All students have the teacher and the batch of configs/sfddm_digits.py, 700 updates, and start from
 the teacher's weights (the released ones: from fresh weights). "off" is output matching alone

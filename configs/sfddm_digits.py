@@ -13,14 +13,7 @@ from ddistill import recipes
 
 def get_config(variant: str = ""):
     recipes.check_variant(variant)
-    students = {
-        "sfddm_n4": recipes.digits_student(4, steps=700, substeps=2),
-        "sfddm_n2": recipes.digits_student(2, steps=1700, substeps=3, init="sfddm_n4"),
-        "sfddm_n1": recipes.digits_student(
-            1, steps=500, substeps=6, init="sfddm_n2", lookback=False
-        ),
-    }
-    settings = recipes.digits("sfddm_digits", students)
+    settings = recipes.digits("sfddm_digits", recipes.digits_students())
     if variant == "smoke":
         kept = ("classifier", "teacher", "sfddm_n4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)

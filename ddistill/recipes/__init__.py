@@ -4,8 +4,16 @@ Recipes return the dataclasses of `ddistill.settings` with every hyperparameter 
 each of them can be overridden on the command line; `to_config` makes the `ConfigDict`.
 """
 
+from ddistill.recipes.cifar import cfd_cifar, cfd_imagenet64, pd_cifar
 from ddistill.recipes.common import check_variant, network, objective, teacher_stage, to_config
-from ddistill.recipes.digits import digits, digits_halvings, digits_student
+from ddistill.recipes.digits import (
+    digits,
+    digits_chain,
+    digits_critic,
+    digits_halvings,
+    digits_student,
+    digits_students,
+)
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     RCFD_RESNET18,
@@ -19,13 +27,19 @@ from ddistill.recipes.shrink import smoke, smoke_on_digits
 __all__ = [
     "CFD_DENSENET201",
     "RCFD_RESNET18",
+    "cfd_cifar",
+    "cfd_imagenet64",
     "check_variant",
     "digits",
+    "digits_chain",
+    "digits_critic",
     "digits_halvings",
     "digits_student",
+    "digits_students",
     "halvings",
     "network",
     "objective",
+    "pd_cifar",
     "progressive",
     "released_optimizer",
     "sfddm_default",

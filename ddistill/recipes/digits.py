@@ -1,5 +1,6 @@
 """Experiments on the embedded digits, small enough for any laptop."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,20 +65,64 @@ def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
     )
 
 
-def digits_student(levels: int, **changes: Any) -> StageSettings:
+def digits_critic() -> StageSettings:
+    """A classifier to compare images in: another one than what scores them.
+
+    A residual network with batch norm, pooled features after a ReLU and SGD, as those of CFD
+    (arXiv 2211.12039), in small.
+    """
+    return StageSettings(
+        objective=objective("classification", shift=1),
+        network=network("resnet", width=16, blocks=(1, 1, 1)),
+        steps=600,
+        batch_size=64,
+        optimizer=OptimizerSettings(
+            name="sgd", learning_rate=0.1, schedule="step", warmup=20, weight_decay=5e-4
+        ),
+        ema=(),
+        shared=True,
+    )
+
+
+def digits_students() -> dict[str, StageSettings]:
+    """SFDDM students of 4, 2 and 1 steps, those of 2 and 1 begun from the one before them.
+
+    Shared: every experiment on digits of equal seed trains them once.
+    """
+    return {
+        "sfddm_n4": digits_student(4, steps=700, substeps=2),
+        "sfddm_n2": digits_student(2, steps=1200, substeps=3, init="sfddm_n4"),
+        "sfddm_n1": digits_student(1, steps=500, substeps=6, init="sfddm_n2", lookback=False),
+    }
+
+
+def digits_student(levels: int, *, shared: bool = True, **changes: Any) -> StageSettings:
     """Our SFDDM student on digits, with `changes` to `sfddm_default`."""
     optimizer = OptimizerSettings(
         learning_rate=3e-3, schedule="cosine", warmup=50, final_scale=0.02, clip=1.0
     )
-    return sfddm_default(
-        levels, **{"steps": 700, "batch_size": 64, "optimizer": optimizer, **changes}
-    )
+    options = {"steps": 700, "batch_size": 64, "optimizer": optimizer, **changes}
+    return dataclasses.replace(sfddm_default(levels, **options), shared=shared)
 
 
 def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSettings]:
-    """A chain of `progressive` on digits."""
+    """A chain of `progressive` on digits, shared between experiments."""
     optimizer = OptimizerSettings(
         learning_rate=2e-3, schedule="cosine", warmup=50, final_scale=0.02, clip=1.0
     )
     options = {"steps": 400, "steps_last": 800, "batch_size": 64, "optimizer": optimizer, **changes}
-    return progressive(start, end, **options)
+    return progressive(start, end, shared=True, **options)
+
+
+def digits_chain(method: str, loss: Mapping[str, Any]) -> dict[str, StageSettings]:
+    """A critic, PD's halvings from 32 to 8 steps, and those of `method` from 8 to 1.
+
+    Args:
+      method: "cfd" or "rcfd"; its stages are called METHOD_nN.
+      loss: how they compare images, see `ddistill.objectives.progressive.Progressive`.
+    """
+    return {
+        "critic": digits_critic(),
+        **digits_halvings(32, 8),
+        **digits_halvings(8, 1, method=method, teacher="pd_n8", classifier="critic", loss=loss),
+    }

@@ -37,8 +37,16 @@ def smoke(settings: Settings, net: Mapping[str, Any], keep: Sequence[str] = ()) 
     )
 
 
+# Two levels and a few channels of the classifiers that have options for it.
+_SMALL = {
+    "resnet": {"width": 8, "blocks": (1, 1)},
+    "densenet": {"growth": 4, "blocks": (2, 2)},
+}
+
+
 def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
-    is_unet = stage.network.get("name") == "unet"
+    name = str(stage.network.get("name", ""))
+    small = net if name == "unet" else _SMALL.get(name, {})
     optimizer = dataclasses.replace(stage.optimizer, warmup=min(2, stage.optimizer.warmup))
     objective_settings = dict(stage.objective)
     if objective_settings.get("substeps", 0) > 2:
@@ -46,25 +54,40 @@ def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
     return dataclasses.replace(
         stage,
         objective=objective_settings,
-        network={**stage.network, **(net if is_unet else {})},
+        network={**stage.network, **small} if stage.network else stage.network,
         steps=20,
         batch_size=16,
         optimizer=optimizer,
     )
 
 
-def smoke_on_digits(settings: Settings) -> Settings:
-    """`smoke` on the embedded digits, for experiments whose data a visitor may not have."""
-    shrunk = smoke(settings, {"channels": 8, "head_dim": 8, "out_channels": 1, "attention": (1,)})
-    students = {
-        name: dataclasses.replace(stage, grid=dataclasses.replace(stage.grid, steps=4))
-        if stage.teacher
-        else stage
-        for name, stage in shrunk.stages.items()
+def smoke_on_digits(settings: Settings, levels: int = 4) -> Settings:
+    """`smoke` on the embedded digits, for experiments whose data a visitor may not have.
+
+    Args:
+      settings: the full experiment.
+      levels: steps of every student; 0 leaves them as they are, as a chain of halvings needs.
+    """
+    options: dict[str, Any] = {
+        "channels": 8,
+        "head_dim": 8,
+        "norm_groups": 4,
+        "out_channels": 1,
+        "attention": (),
     }
+    shrunk = smoke(settings, options)
+    students = {name: _on_digits(stage, levels) for name, stage in shrunk.stages.items()}
     evaluation = dataclasses.replace(
         shrunk.evaluation, teacher_samplers={"ddim": (4,)}, full_steps=8
     )
     return dataclasses.replace(
         shrunk, data={"name": "digits"}, stages=students, evaluation=evaluation
     )
+
+
+def _on_digits(stage: StageSettings, levels: int) -> StageSettings:
+    network = dict(stage.network)
+    if network.get("num_classes"):
+        network["num_classes"] = 10
+    grid = dataclasses.replace(stage.grid, steps=levels) if stage.teacher and levels else stage.grid
+    return dataclasses.replace(stage, network=network, grid=grid)
