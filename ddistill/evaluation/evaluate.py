@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, check_choice
+from ddistill.evaluation.calls import CallRecord, write_calls
+from ddistill.evaluation.checks import NEIGHBOURS, check_rows
 from ddistill.evaluation.features import (
     Reference,
     extract,
@@ -33,15 +37,12 @@ from ddistill.evaluation.sampling import (
 )
 from ddistill.evaluation.vocabulary import METHODS
 from ddistill.settings import Settings
-from ddistill.training.checkpoints import write_json
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.lineage import cost, distillation
 from ddistill.training.progress import Reporter, read_metrics
 from ddistill.training.stages import StagePlan
 
 FORMAT = 2
-# The largest neighbourhood that `features.score` looks at.
-NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Scorer:
     Attributes:
       apply: jitted images -> (logits, features).
       name: name of the feature network.
+      data: name of the data set.
       digest: hash of its weights.
       real: features of the training images.
       real_count: their number.
@@ -79,6 +81,7 @@ class Scorer:
 
     apply: Any
     name: str
+    data: str
     digest: str
     real: Reference
     real_count: int
@@ -108,8 +111,10 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     for plan in plans:
         if plan.settings.method:
             check_choice(f"config.stages.{plan.name}.method", plan.settings.method, METHODS)
-    if e.clip < 0:
+    if not 0 <= e.clip < math.inf:
         raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
+    if e.noise_seed < 0:
+        raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:
         raise ConfigError(
             f"config.evaluation.samples={e.samples}: precision and recall look at {NEIGHBOURS} "
@@ -123,7 +128,7 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
             f"config.evaluation.samples={e.samples} is below grid_images={e.grid_images} or "
             f"strip_images={e.strip_images}."
         )
-    planned_calls(settings, plans)
+    check_rows(planned_calls(settings, plans))
 
 
 def evaluate(
@@ -176,7 +181,8 @@ def evaluate(
     from ddistill.evaluation.showing import show
 
     show(settings, plans, dataset, networks, scorer, scored, workdir, command)
-    write_json(workdir / "evaluation.json", {"digest": digest})
+    records = [_record(settings, plans, scorer, s) for s in scored]
+    write_calls(workdir / "evaluation.json", digest, records)
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
     return rows
 
@@ -197,7 +203,8 @@ def make_scorer(
     return Scorer(
         apply=apply,
         name=str(plan.settings.network["name"]),
-        digest=params_hash(classifier.params),
+        data=dataset.name,
+        digest=params_hash(classifier.weights),
         real=real,
         real_count=len(dataset),
         floor=score(real, features, logits),
@@ -273,11 +280,34 @@ def _rows_of(
         method=scored.call.method,
         nfe=scored.call.nfe,
         students=1 if student else 0,
-        width=int(getattr(plan.module, "channels", 0)),
+        width=scored.call.width,
         protocol=protocol_of(settings, scorer, scored.call).string(),
         train_seconds=spent.seconds,
         teacher_calls=spent.teacher_calls,
         **common,
+    )
+
+
+def _record(
+    settings: Settings, plans: list[StagePlan], scorer: Scorer | None, scored: Scored
+) -> CallRecord:
+    call, stage = scored.call, scored.call.plan
+    spent = cost(distillation(stage, settings.evaluation.teacher, plans))
+    classes = stage.module.num_classes if stage.settings.conditional else 0  # type: ignore[attr-defined]
+    return CallRecord(
+        key=call.key,
+        label=call.label,
+        method=call.method,
+        variant=stage.settings.variant,
+        nfe=call.nfe,
+        width=call.width,
+        role=call.role,
+        protocol=protocol_of(settings, scorer, call).string(),
+        classes=int(classes),
+        parameters=int((stage.manifest() or {})["parameters"]),
+        teacher_calls=spent.teacher_calls,
+        updates=spent.updates,
+        seconds=spent.seconds,
     )
 
 
@@ -288,7 +318,8 @@ def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) ->
     return Protocol(
         features=scorer.name if scorer else "none",
         features_hash=scorer.digest if scorer else "none",
-        reference=f"{settings.data['name']}/train" if scorer else "none",
+        # A folder's name may hold what a protocol may not.
+        reference=re.sub(r"[\s=,;|`:]+", "_", f"{scorer.data}/train") if scorer else "none",
         reference_n=scorer.real_count if scorer else 1,
         samples=e.samples if call is not None or scorer is None else scorer.floor_count,
         sampler=call.sampler if call is not None else "none",
@@ -315,7 +346,8 @@ def _is_done(workdir: Path, digest: str) -> bool:
     marker = workdir / "evaluation.json"
     if not all((workdir / f).exists() for f in ("results.json", "report.html")):
         return False
-    return marker.exists() and json.loads(marker.read_text())["digest"] == digest
+    content = json.loads(marker.read_text()) if marker.exists() else {}
+    return "calls" in content and content["digest"] == digest
 
 
 def _join_metrics(plans: list[StagePlan], workdir: Path) -> None:

@@ -41,10 +41,11 @@ def command_string(argv: Sequence[str] | None = None, module: str = "ddistill.ma
       module: what `python -m` runs.
     """
     argv = list(sys.argv if argv is None else argv)
-    return " ".join(["python", "-m", module, *(shlex.quote(_portable(a)) for a in argv[1:])])
+    return " ".join(["python", "-m", module, *(shlex.quote(portable(a)) for a in argv[1:])])
 
 
-def _portable(argument: str) -> str:
+def portable(argument: str) -> str:
+    """A path or FLAG=PATH without what is of this machine; anything else as it is."""
     flag, equals, value = argument.partition("=")
     if not equals:
         flag, value = "", argument

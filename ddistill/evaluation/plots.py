@@ -122,8 +122,8 @@ class ClassChart:
 
 def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
     """PNG of FD against NFE on logarithmic axes, legend on the right, best methods on top."""
-    with _style(theme):
-        figure = _figure(9.2, 4.9, theme)
+    with styled(theme):
+        figure = new_figure(9.2, 4.9, theme)
         axes = figure.add_axes((0.075, 0.12, 0.665, 0.855))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -131,11 +131,11 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
         handles = []
         for line in plot.lines:
             role = "teacher" if line.role == "teacher" else "student"
-            handles.append(_draw_line(axes, line, role, counts[role], theme))
+            handles.append(draw_line(axes, line, role, counts[role], theme))
             counts[role] += 1
         ticks = sorted({n for line in plot.lines for n in line.nfe if n > 0})
-        _nfe_axis(axes, ticks)
-        _value_axis(axes)
+        nfe_axis(axes, ticks)
+        value_axis(axes)
         if plot.floor is not None and plot.floor > 0:
             axes.axhline(plot.floor, color=theme.ink, lw=1, ls=(0, (1, 2)), zorder=1)
             axes.annotate(
@@ -157,12 +157,12 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
         order = sorted(range(len(handles)), key=lambda i: plot.lines[i].role != "teacher")
         axes.legend(
             [handles[i] for i in order],
-            [_wrapped(plot.lines[i].label) for i in order],
+            [wrapped(plot.lines[i].label) for i in order],
             loc="upper left",
             bbox_to_anchor=(1.02, 1.02),
             borderaxespad=0,
         )
-        return _png(figure)
+        return png(figure)
 
 
 def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
@@ -172,8 +172,8 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
     stages = list(dict.fromkeys(curve.stage for curve in curves))
     columns = {1: 1, 2: 2, 4: 2}.get(len(stages), 3)
     rows = math.ceil(len(stages) / columns)
-    with _style(theme):
-        figure = _figure(9.2 if columns > 1 else 6.4, 2.75 * rows + 0.15, theme)
+    with styled(theme):
+        figure = new_figure(9.2 if columns > 1 else 6.4, 2.75 * rows + 0.15, theme)
         grid = figure.subplots(rows, columns, squeeze=False)
         for panel, axes in enumerate(grid.flat):
             if panel >= len(stages):
@@ -191,7 +191,7 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
             if any(curve.label for curve in own):
                 axes.legend(loc="upper right", fontsize=8.5, ncol=1 + (len(own) > 4))
         figure.tight_layout(w_pad=1.6, h_pad=1.4)
-        return _png(figure)
+        return png(figure)
 
 
 def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
@@ -201,11 +201,11 @@ def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
     for label, shares in (("real", chart.real), *chart.samplers.items()):
         if len(shares) != count:
             raise ValueError(f"'{label}' has {len(shares)} shares for {count} classes.")
-    with _style(theme):
+    with styled(theme):
         # Long names are tilted, and need room below the axes.
         tilt = max(len(str(name)) for name in chart.names) * count > 80
         room = 0.75 if tilt else 0.4
-        figure = _figure(9.2, 2.9 + room, theme)
+        figure = new_figure(9.2, 2.9 + room, theme)
         axes = figure.add_axes((0.075, room / (2.9 + room), 0.665, 2.75 / (2.9 + room)))
         x = np.arange(count)
         axes.bar(x, real, width=0.84, color=theme.bars, label="real images", zorder=1)
@@ -237,10 +237,10 @@ def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
         first = names.index("real images")
         order = [first, *(i for i in range(len(names)) if i != first)]
         axes.legend(
-            [handles[i] for i in order], [_wrapped(names[i]) for i in order],
+            [handles[i] for i in order], [wrapped(names[i]) for i in order],
             loc="upper left", bbox_to_anchor=(1.02, 1.02), borderaxespad=0,
         )  # fmt: skip
-        return _png(figure)
+        return png(figure)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -258,11 +258,12 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
 
 
-def _draw_line(axes: Axes, line: Line, role: str, index: int, theme: Theme):
+def draw_line(axes: Axes, line: Line, role: str, index: int, theme: Theme):
+    """Draws the line number `index` of its role and returns its handle for the legend."""
     points = sorted(
         (n, v, line.spread[i] if line.spread else 0.0)
         for i, (n, v) in enumerate(zip(line.nfe, line.value, strict=True))
-        if n > 0 and v > 0
+        if n > 0 and (v > 0 or axes.get_yscale() != "log")
     )
     x, y, spread = (
         np.array(column, np.float64) for column in (zip(*points) if points else ((),) * 3)
@@ -306,10 +307,11 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> None:
     positive = losses[np.isfinite(losses)]
     if positive.size and positive.min() > 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log")
-        _value_axis(axes)
+        value_axis(axes)
 
 
-def _nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
+def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
+    """Plain powers of two on a logarithmic axis from the first of `ticks` to the last."""
     if not ticks:
         return
     # Powers of two even where a sampler (Heun: 2N - 1) lies between them: few, evenly spaced.
@@ -321,15 +323,17 @@ def _nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
 
 
-def _value_axis(axes: Axes) -> None:
+def value_axis(axes: Axes) -> None:
     """Plain numbers on a logarithmic axis, at steps as fine as its range asks for."""
     low, high = axes.get_ylim()
     ratio = high / max(low, 1e-300)
     if ratio < 2.5:  # hardly any of 1, 2, 5 lies within: as good as linear
         axes.yaxis.set_major_locator(MaxNLocator(5))
     else:
-        parts = (1.0, 2.0, 3.0, 5.0, 7.0) if ratio < 8 else (1.0, 2.0, 5.0)
-        axes.yaxis.set_major_locator(LogLocator(10, parts if ratio < 300 else (1.0,)))
+        # The finest of these that leaves room for its labels.
+        steps = {8: (1.0, 2.0, 3.0, 5.0, 7.0), 300: (1.0, 2.0, 5.0), 3000: (1.0, 3.0)}
+        parts = next((p for most, p in steps.items() if ratio < most), (1.0,))
+        axes.yaxis.set_major_locator(LogLocator(10, parts))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
 
@@ -338,7 +342,8 @@ def _plain(value: float, _: int | None = None) -> str:
     return f"{value:.6g}" if 1e-3 <= abs(value) < 1e6 else f"{value:g}"
 
 
-def _wrapped(label: str) -> str:
+def wrapped(label: str) -> str:
+    """A label of the legend in lines of at most 28 characters."""
     return "\n".join(textwrap.wrap(label, 28)) or label
 
 
@@ -349,13 +354,15 @@ def _step_label(curves: Sequence[Curve]) -> Callable[[float, int | None], str]:
     return lambda value, _=None: f"{value:g}"
 
 
-def _figure(width: float, height: float, theme: Theme) -> Figure:
+def new_figure(width: float, height: float, theme: Theme) -> Figure:
+    """An empty figure of so many inches."""
     figure = Figure(figsize=(width, height), dpi=160, facecolor=theme.paper)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _style(theme: Theme):
+def styled(theme: Theme):
+    """The context in which a figure of this theme is drawn."""
     return matplotlib.rc_context(
         {
             "font.family": "DejaVu Sans",
@@ -383,7 +390,8 @@ def _style(theme: Theme):
     )
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG that is the same each time."""
     buffer = io.BytesIO()
     figure.savefig(
         buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None}

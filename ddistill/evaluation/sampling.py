@@ -63,6 +63,11 @@ class Call:
         """Network evaluations an image."""
         return nfe(self.sampler, self.steps)
 
+    @property
+    def width(self) -> int:
+        """Base channels of the network; 0 for one that has no such number."""
+        return int(getattr(self.plan.module, "channels", 0))
+
     def schedule(self) -> Schedule:
         """The levels that the sampler visits, with the times that this network is told."""
         if self.role == "student":
@@ -244,5 +249,5 @@ def _read(path: Path, digest: str) -> Samples | None:
             if str(file["digest"]) != digest:
                 return None
             return Samples(file["images"], float(file["ms_per_image"]))
-    except (FileNotFoundError, KeyError, ValueError, OSError, zipfile.BadZipFile):
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
         return None  # not there, or cut off by a kill: it is drawn again

@@ -49,7 +49,7 @@ def show(
     """
     report = Report(
         title=settings.name,
-        subtitle=_subtitle(settings, scored),
+        subtitle=_subtitle(dataset, scored),
         command=command,
         highlights=_highlights(scored) if scorer else [],
         grids=[_grid(settings, dataset, scored)],
@@ -76,12 +76,12 @@ def _students(scored: "list[Scored]") -> "list[Scored]":
     return [s for s in scored if s.call.role == "student"]
 
 
-def _subtitle(settings: Settings, scored: "list[Scored]") -> str:
+def _subtitle(dataset: Dataset, scored: "list[Scored]") -> str:
     full, students = scored[0].call, _students(scored)
     counts = ", ".join(str(s.call.nfe) for s in students)
     methods = ", ".join(dict.fromkeys(METHODS[s.call.method].label for s in students))
     return (
-        f"A diffusion teacher trained on {settings.data['name']} and sampled in {full.nfe} network "
+        f"A diffusion teacher trained on {dataset.name} and sampled in {full.nfe} network "
         f"evaluations, distilled by {methods} into students of {counts}."
     )
 

@@ -4,7 +4,7 @@ Used by the report of a run and by `ddistill.record`, so that both tell the same
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ddistill.evaluation.plots import Line, ScorePlot
@@ -106,7 +106,7 @@ def aggregate(rows: Iterable[Row]) -> Scores:
         cell = values.setdefault(entry_of(row), {}).setdefault((row.nfe, row.metric), {})
         cell.setdefault(row.seed, []).append(row.value)
     return {
-        entry: {key: _stat(seeds) for key, seeds in sorted(values[entry].items())}
+        entry: {key: stat_of(seeds) for key, seeds in sorted(values[entry].items())}
         for entry in sorted(values)
     }
 
@@ -154,7 +154,9 @@ def score_table(
         seconds, calls = costs.get((entry, nfe), (0.0, 0.0))
         cells += [f"{seconds:,.0f}" if seconds else NOTHING, count(calls) if calls else NOTHING]
         table.append([names[entry], str(nfe) if nfe else NOTHING, *cells])
-    best = frozenset((i, 2 + j) for j, m in enumerate(metrics) for i in _best(scores, lines, m))
+    best = frozenset(
+        (i, 2 + j) for j, m in enumerate(metrics) for i in best_lines(scores, lines, m)
+    )
     return Table(columns, table, title, roles=[e.role for e, _ in lines], best=best)
 
 
@@ -190,7 +192,7 @@ def score_plot(rows: Sequence[Row], metric: str = "fd", **kwargs: str) -> ScoreP
                 entry.role,
             )
         )
-    kwargs.setdefault("ylabel", _ylabel(rows[0], metric))
+    kwargs.setdefault("ylabel", score_label(rows[0], metric))
     return ScorePlot(lines, floor, **kwargs)
 
 
@@ -227,7 +229,8 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _stat(seeds: dict[int, list[float]]) -> Stat:
+def stat_of(seeds: Mapping[int, Sequence[float]]) -> Stat:
+    """Statistics over seeds of seed -> values, of which each seed gives its mean."""
     means = [math.fsum(v) / len(v) for _, v in sorted(seeds.items())]
     mean = math.fsum(means) / len(means)
     if len(means) < 2:
@@ -251,7 +254,8 @@ def _costs(rows: Iterable[Row]) -> dict[tuple[Entry, int], tuple[float, float]]:
     }
 
 
-def _best(scores: Scores, lines: Sequence[tuple[Entry, int]], metric: str) -> list[int]:
+def best_lines(scores: Scores, lines: Sequence[tuple[Entry, int]], metric: str) -> list[int]:
+    """Indices of the lines, real data left out, whose mean of `metric` is best; none of one."""
     better = METRICS[metric].better
     means = {
         i: scores[entry][nfe, metric].mean
@@ -264,7 +268,8 @@ def _best(scores: Scores, lines: Sequence[tuple[Entry, int]], metric: str) -> li
     return [i for i, mean in means.items() if mean == target]
 
 
-def _ylabel(row: Row, metric: str) -> str:
+def score_label(row: Row, metric: str) -> str:
+    """Name of `metric` for an axis: that of a Frechet distance tells its features."""
     try:
         return Protocol.parse(row.protocol).label if metric == "fd" else METRICS[metric].label
     except ValueError:

@@ -1,0 +1,265 @@
+"""python -m ddistill.compare RUN... [--out comparison] [--nfe 1,2,4,8]: runs beside one another.
+
+A RUN is the folder of a finished run. Runs of one config with different --config.seed give mean and
+spread; runs of different configs stand beside each other. They must have been scored alike: the
+same data, noise, labels, number of samples and feature network. Into --out go compare.html (one
+file that needs nothing else), compare.md, compare.json, and the pictures scores_vs_nfe.png and
+samples.png. --nfe chooses the columns of the tables by NFE and the rows of the samples.
+"""
+
+import argparse
+import json
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ddistill.errors import ConfigError, nearest
+from ddistill.evaluation import comparison as joined
+from ddistill.evaluation import comparison_tables as tables
+from ddistill.evaluation import page
+from ddistill.evaluation.calls import read_calls
+from ddistill.evaluation.comparable import check_runs
+from ddistill.evaluation.comparison import Comparison, FinishedRun, Source
+from ddistill.evaluation.images import Grid, grid_image
+from ddistill.evaluation.machine import command_string, portable
+from ddistill.evaluation.markdown import markdown
+from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
+from ddistill.evaluation.plots import DARK, LIGHT
+from ddistill.evaluation.protocol import read_rows, write_text
+from ddistill.evaluation.summary import Table
+from ddistill.evaluation.vocabulary import METHODS
+
+_FILES = ("config.json", "results.json", "evaluation.json")
+_AGAIN = "Give the run's command again: it keeps what is trained and sampled and makes the rest."
+_PLOT, _SAMPLES = "scores_vs_nfe.png", "samples.png"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; a message and exit status 1 for runs that cannot be compared."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddistill.compare",
+        description="One table, plot and page of several finished runs.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--out", default="comparison", help="folder to write (default: comparison)")
+    parser.add_argument(
+        "--nfe",
+        default="1,2,4,8",
+        help="network evaluations an image, the columns of the tables (default: 1,2,4,8)",
+    )
+    options = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    command = command_string(["compare", *arguments], "ddistill.compare")
+    try:
+        print(compare(options.runs, options.out, _counts(options.nfe), command))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def compare(
+    runs: Sequence[str | Path],
+    out: str | Path = "comparison",
+    nfe: Sequence[int] = (1, 2, 4, 8),
+    command: str = "",
+) -> str:
+    """Compares finished runs and writes page, tables, numbers and pictures into `out`.
+
+    Everything is read and checked before anything is written.
+
+    Args:
+      runs: folders of finished runs.
+      out: made if it does not exist; an earlier comparison in it is replaced.
+      nfe: what the tables by NFE and the sample rows show.
+      command: what to type to make it again.
+
+    Returns:
+      One line that says what was written.
+
+    Raises:
+      ConfigError: runs that are not finished or do not compare, or no such NFE.
+      ValueError: a file of a run that is not as it should be, named.
+    """
+    found = [load_run(run) for run in runs]
+    check_runs(found)
+    made = joined.compare(found)
+    counts = tables.chosen_nfe(made, nfe)
+    blocks = [tables.matrix(made, metric, counts) for metric in tables.main_metrics(made)]
+    blocks += tables.score_tables(made)
+    plot, grid = tables.panel_plot(made), tables.sample_grid(made, counts, load_images)
+    pictures = panels_figure(plot, LIGHT), panels_figure(plot, DARK)
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _PLOT).write_bytes(pictures[0])
+    grid_image([grid]).save(folder / _SAMPLES, optimize=True)
+    content = json.dumps(tables.as_data(made, command), indent=1, allow_nan=False)
+    write_text(folder / "compare.json", content + "\n")
+    write_text(folder / "compare.md", _markdown(made, command, blocks, plot, grid))
+    path = folder / "compare.html"
+    write_text(path, _html(made, command, counts, blocks, plot, pictures, grid))
+    return f"{path}: {_count(found, 'run')}, {_count(made.names, 'method')}"
+
+
+def load_run(folder: str | Path) -> FinishedRun:
+    """Reads the folder of a finished run.
+
+    Raises:
+      ConfigError: no such folder, or a run that is not finished or was not scored.
+      ValueError: a file that is not as it should be, named.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        siblings = (
+            [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        )
+        raise ConfigError(
+            f"{folder} is no folder of a run.{nearest(path.name, siblings)} Give the folders that "
+            "runs have written, for example runs/sfddm_digits."
+        )
+    missing = [name for name in _FILES if not (path / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{folder} is not finished: it has no {' and no '.join(missing)}. {_AGAIN}"
+        )
+    try:
+        calls = read_calls(path / "evaluation.json")
+    except ValueError as error:
+        raise ConfigError(f"{error} {_AGAIN}") from error
+    rows = read_rows(path / "results.json")
+    if not calls or not any(row.metric in tables.DISTANCES and row.nfe for row in rows):
+        raise ConfigError(
+            f"{folder} has no scores: its config.evaluation.classifier is ''. Name the stage that "
+            "scores there and give the run's command again."
+        )
+    return FinishedRun(str(folder), tuple(rows), tuple(calls), _config(path / "config.json"))
+
+
+def load_images(source: Source) -> np.ndarray:
+    """The samples `[N, H, W, C]` of a source.
+
+    Raises:
+      ConfigError: the file is missing or damaged.
+    """
+    path = Path(source.run.folder) / "samples" / f"{source.call.key}.npz"
+    try:
+        with np.load(path) as file:
+            return file["images"]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__}). Delete evaluation.json of "
+            f"{source.run.folder} and give the run's command again: it samples what is missing."
+        ) from error
+
+
+def _config(path: Path) -> Mapping[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object, got {type(content).__name__}.")
+    return content
+
+
+def _counts(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            f"--nfe={text!r} must be whole numbers above 0 with commas between, as in 1,2,4,8."
+        )
+    return sorted({int(part) for part in parts})
+
+
+def _html(
+    made: Comparison,
+    command: str,
+    counts: Sequence[int],
+    blocks: Sequence[Table],
+    plot: PanelPlot,
+    pictures: tuple[bytes, bytes],
+    grid: Grid,
+) -> str:
+    title = _title(made)
+    parts = [
+        page.header(title, _lead(made), made.notes, command),
+        page.tiles(tables.tiles(made, counts)),
+        page.figure(plot.title, plot.caption, *pictures, alt=panels_alt(plot)),
+        *(page.table(block) for block in blocks),
+        page.grid(grid),
+        page.protocol(*tables.protocols(made)),
+        page.facts("Runs", _runs(made)),
+        page.facts("Machines", _machines(made)),
+    ]
+    return page.document(title, parts)
+
+
+def _markdown(
+    made: Comparison, command: str, blocks: Sequence[Table], plot: PanelPlot, grid: Grid
+) -> str:
+    parts = [f"# {_title(made)}", _lead(made), *made.notes]
+    parts += [f"    {command}"] if command else []
+    parts += [f"## {plot.title}", f"![{plot.title}]({_PLOT})", plot.caption]
+    for block in blocks:
+        parts += [f"## {block.title}", markdown(block), block.caption]
+    parts += [f"## {grid.title}", f"![{grid.title}]({_SAMPLES})", grid.caption]
+    shared, own = tables.protocols(made)
+    lines = [f"- all: `{shared}`"] if shared else []
+    lines += [f"- {label}: `{text}`" for label, text in own]
+    for heading, items in (("Protocol", lines), ("Runs", _bullets(_runs(made)))):
+        parts += [f"## {heading}", "\n".join(items)]
+    parts += ["## Machines", "\n".join(_bullets(_machines(made)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(items: Mapping[str, str]) -> list[str]:
+    return [f"- {key}: {text}" for key, text in items.items()]
+
+
+def _title(made: Comparison) -> str:
+    names = made.experiments
+    return (
+        f"Comparison: {', '.join(names)}"
+        if len(names) <= 3
+        else f"Comparison of {len(names)} experiments"
+    )
+
+
+def _lead(made: Comparison) -> str:
+    protocol, seeds = made.runs[0].protocol, sorted({run.seed for run in made.runs})
+    methods = ", ".join(
+        dict.fromkeys(METHODS[e.method].label for e in made.names if e.role != "real")
+    )
+    return (
+        f"{methods[:1].upper()}{methods[1:]} on {made.rows[0].data}: {protocol.samples} samples "
+        f"of each from the same noise, scored in the features of {protocol.features} against "
+        f"{protocol.reference_n} training images. {_count(made.runs, 'run')}, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
+    )
+
+
+def _runs(made: Comparison) -> dict[str, str]:
+    return {
+        f"{run.experiment}, seed {run.seed}": f"{portable(run.folder)}, features by weights "
+        f"{run.protocol.features_hash}: {'; '.join(sorted({row.command for row in run.rows}))}"
+        for run in made.runs
+    }
+
+
+def _machines(made: Comparison) -> dict[str, str]:
+    """Machine -> runs whose numbers are of it."""
+    found: dict[str, list[str]] = {}
+    for run in made.runs:
+        for machine in dict.fromkeys(row.machine for row in run.rows):
+            found.setdefault(machine, []).append(f"{run.experiment}, seed {run.seed}")
+    return {machine: "; ".join(titles) for machine, titles in found.items()}
+
+
+def _count(items: Sequence | Mapping, noun: str) -> str:
+    return f"{len(items)} {noun}{'s' if len(items) != 1 else ''}"
+
+
+if __name__ == "__main__":
+    main()

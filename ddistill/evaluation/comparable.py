@@ -1,0 +1,91 @@
+"""Whether runs may be compared: the same data, noise, labels and features, and no seed twice."""
+
+from collections.abc import Mapping, Sequence
+
+from ddistill.errors import ConfigError
+from ddistill.evaluation.comparison import FinishedRun
+from ddistill.evaluation.report import flatten
+
+# Parts of the protocol that all numbers of a comparison share, and the setting behind each.
+_SHARED = {
+    "features": "config.evaluation.classifier",
+    "reference": "config.data",
+    "reference_n": "config.data",
+    "samples": "config.evaluation.samples",
+    "noise_seed": "config.evaluation.noise_seed",
+    "clip": "config.evaluation.clip",
+    "quantised": "",
+}
+# What runs of one experiment have in common: they differ in nothing but the seed.
+_RECIPE = ("schedule", "stages")
+
+
+def check_runs(runs: Sequence[FinishedRun]) -> None:
+    """Raises `ConfigError`, naming two runs, the key and both values, for runs not to compare."""
+    first = runs[0]
+    for run in runs[1:]:
+        _check_pair(first, run)
+    for i, run in enumerate(runs):
+        for earlier in runs[:i]:
+            if earlier.seed == run.seed:
+                _check_same_seed(earlier, run)
+            if earlier.experiment == run.experiment:
+                _check_same_recipe(earlier, run)
+
+
+def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
+    data = a.rows[0].data, b.rows[0].data
+    if data[0] != data[1]:
+        raise _refusal(a, b, "data", *data, "Compare runs of one data set.")
+    for key, setting in _SHARED.items():
+        ours, theirs = getattr(a.protocol, key), getattr(b.protocol, key)
+        if ours != theirs:
+            advice = f"Evaluate both with one value of {setting}." if setting else ""
+            raise _refusal(a, b, f"protocol.{key}", ours, theirs, advice)
+    labels = [max(call.classes for call in run.calls) for run in (a, b)]
+    if labels[0] != labels[1]:
+        raise _refusal(
+            a, b, "classes", labels[0], labels[1],
+            "It is the number of classes whose labels the samples were made for, 0 for none: "
+            "samples for other labels do not compare.",
+        )  # fmt: skip
+
+
+def _check_same_seed(a: FinishedRun, b: FinishedRun) -> None:
+    if a.experiment == b.experiment:
+        raise ConfigError(
+            f"{a.folder} and {b.folder} are both experiment '{a.experiment}' with config.seed="
+            f"{a.seed}, so they measure the same. Give one of them, or runs of different "
+            "--config.seed; a run of other settings needs a --config.name of its own."
+        )
+    ours, theirs = a.protocol.features_hash, b.protocol.features_hash
+    if ours != theirs:
+        raise _refusal(
+            a, b, "protocol.features_hash", ours, theirs,
+            "Runs of one seed must be scored by the same weights: give both the same --cache, "
+            "so that they share the stage that scores, and its settings.",
+        )  # fmt: skip
+
+
+def _check_same_recipe(a: FinishedRun, b: FinishedRun) -> None:
+    def recipe(run: FinishedRun) -> Mapping[str, str]:
+        return flatten({key: run.config.get(key) for key in _RECIPE})
+
+    ours, theirs = recipe(a), recipe(b)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise _refusal(
+                a, b, f"config.{key}", ours.get(key), theirs.get(key),
+                "Runs of one experiment may differ in their seed alone, for its spread is that "
+                "between seeds. Train one of them under another --config.name.",
+            )  # fmt: skip
+
+
+def _refusal(
+    a: FinishedRun, b: FinishedRun, key: str, ours: object, theirs: object, advice: str
+) -> ConfigError:
+    text = (
+        f"{a.title} and {b.title} cannot be compared: {key} is {ours!r} in the first and "
+        f"{theirs!r} in the second; it must be the same."
+    )
+    return ConfigError(f"{text} {advice}".strip())
