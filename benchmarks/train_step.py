@@ -13,11 +13,8 @@ pass, and is set against the rate of a large square float32 matrix product in th
 
 import argparse
 import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 # torch and XLA share the cores: an idle thread pool must not spin, and neither may take all memory.
@@ -28,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from timing import Variant, jaxpr_flops, machine, measure
 
 from ddistill import networks
 from ddistill.compilation import compiler_options
@@ -61,23 +59,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 # CIFAR steps take seconds on a CPU; the batch is small there, and the table says so.
 BATCH = {"cpu": {"digits": 64, "cifar": 8}, "gpu": {"digits": 256, "cifar": 128}}
-
-
-@dataclass
-class Variant:
-    """One implementation of one network's step.
-
-    Attributes:
-      name: how the table calls it.
-      step: runs one step and waits for it.
-      compile_seconds: lowering and compilation; nan where there is none.
-      seconds: duration of each timed step, one a round.
-    """
-
-    name: str
-    step: Callable[[], None]
-    compile_seconds: float
-    seconds: list[float] = field(default_factory=list)
 
 
 def jax_variant(
@@ -191,23 +172,6 @@ def forward_flops(spec: dict[str, Any], batch: int) -> tuple[int, int]:
     return jaxpr_flops(jaxpr.jaxpr), sum(p.size for p in jax.tree.leaves(params))
 
 
-def jaxpr_flops(jaxpr) -> int:
-    total = 0
-    for eqn in jaxpr.eqns:
-        out = eqn.outvars[0].aval
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            left = eqn.invars[0].aval.shape
-            total += 2 * out.size * int(np.prod([left[i] for i in contracted]))
-        elif eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            total += 2 * out.size * int(np.prod(kernel[:3]))
-        for inner in jax.tree.leaves(eqn.params):
-            if hasattr(inner, "jaxpr"):
-                total += jaxpr_flops(inner.jaxpr)
-    return total
-
-
 def matmul_variant() -> tuple[Variant, float]:
     """A large float32 matrix product and its floating-point operations."""
     n = 8192 if jax.default_backend() == "gpu" else 1024
@@ -250,21 +214,6 @@ def has_torch() -> bool:
     return True
 
 
-def measure(made: list[Variant], rounds: int, limit: float) -> None:
-    """Runs every variant once a round, after two rounds of warm-up, for at most `limit` seconds."""
-    for _ in range(2):
-        for v in made:
-            v.step()
-    stop = time.perf_counter() + limit
-    for done in range(rounds):
-        if done >= 3 and time.perf_counter() > stop:
-            break
-        for v in made:
-            start = time.perf_counter()
-            v.step()
-            v.seconds.append(time.perf_counter() - start)
-
-
 def rows(name: str, spec: dict[str, Any], batch: int, made: list[Variant], peak: float):
     """One table row a variant: the median, the middle half, and the paired ratio to the first."""
     flops, _ = forward_flops(spec, batch)
@@ -299,16 +248,6 @@ def print_table(table: list[list[str]], markdown: bool) -> None:
     widths = [max(len(row[i]) for row in [HEADER, *table]) for i in range(len(HEADER))]
     for row in [HEADER, *table]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)))
-
-
-def machine() -> str:
-    device = jax.devices()[0]
-    name = device.device_kind
-    if device.platform == "cpu":
-        with open("/proc/cpuinfo") as info:
-            models = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
-        name = f"{os.cpu_count()} cores, {models[0] if models else platform.machine()}"
-    return f"{name}; Python {platform.python_version()}, jax {jax.__version__}"
 
 
 def main() -> None:

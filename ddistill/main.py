@@ -90,6 +90,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
       command: the command as the user gave it, for the results.
     """
     from ddistill import data
+    from ddistill.evaluation.checks import check_real_images
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.settings import Settings, parse
     from ddistill.training.checkpoints import write_json
@@ -103,6 +104,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     dataset = data.load(settings.data, "train")
     plans = plan_stages(settings, dataset, workdir, cache)
     check_evaluation(settings, plans)
+    check_real_images(settings, dataset)
     names = [plan.name for plan in plans]
     if stage and stage not in (*names, "evaluate"):
         raise ConfigError(

@@ -73,6 +73,43 @@ def test_a_broken_image_is_named(refused, pictures):
     assert "data.on_bad_image='skip'" in text
 
 
+def scored(folder: Path) -> dict[str, Any]:
+    """Changes for a run whose samples are scored against the images in a folder of two classes."""
+    return {
+        **of_folder(folder, channels=1),
+        "evaluation.enabled": True,
+        "pipeline": ("classifier", "teacher", "student"),
+        "stages.classifier": {
+            "objective": {"name": "classification"},
+            "network": {"name": "digits_classifier", "width": 8, "num_classes": 2},
+            "steps": 4,
+            "batch_size": 8,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "folders, parts",
+    [
+        ({"": 10}, ["data.test_fraction=0.0 leaves no test images of the 20"]),
+        ({"train": 10, "test": 2}, ["more than 5 test images", "the data have 4"]),
+        ({"train": 2, "test": 10}, ["more than 5 training images", "the data have 4"]),
+    ],
+)
+def test_too_few_images_to_score_with_are_found_before_training(refused, pictures, folders, parts):
+    for folder, count in folders.items():
+        for i in range(count):
+            for name in ("cats", "dogs"):
+                image(pictures / "set" / folder / name / f"{i}.png")
+    changes = scored(pictures / "set")
+    text = refused(changes)
+    for part in [*parts, "Set config.evaluation.classifier='' to sample without scores."]:
+        assert part in text
+    # Without scores, or without an evaluation, such data are enough: all checks are passed.
+    for change in ({"evaluation.classifier": ""}, {"evaluation.enabled": False}):
+        assert "is not a stage" in refused({**changes, **change}, stage="no such stage")
+
+
 @pytest.mark.parametrize("network", [{"name": "tiny"}, UNET], ids=["tiny", "unet"])
 def test_a_grey_network_on_colour_images_and_the_other_way_round(refused, pictures, network):
     image(pictures / "colour" / "a.png")

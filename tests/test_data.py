@@ -230,6 +230,12 @@ def test_defaults_load_and_are_complete():
     assert data.defaults("folder")["on_bad_image"] == "error"
 
 
+def test_digits_are_counted():
+    assert [data.count({"name": "digits"}, split) for split in ("train", "test")] == [1437, 360]
+    with pytest.raises(ConfigError, match="split='val'"):
+        data.count({"name": "digits"}, "val")
+
+
 def test_describe_tells_what_is_embedded():
     assert "1797 scans" in data.describe(DIGITS)
 

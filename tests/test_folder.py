@@ -544,6 +544,13 @@ def test_describe_counts_without_decoding(two_classes):
     settings = {"name": "folder", "path": str(two_classes), "test_fraction": 0.0}
     text = data.describe(settings)
     assert "13 training and 0 test images, 2 classes" in text
+    assert data.count(settings, "train") == 13
+    with pytest.raises(DataError, match="leaves no test images"):
+        data.count(settings, "test")
+    split = {**settings, "test_fraction": 0.5}
+    counts = [data.count(split, name) for name in ("train", "test")]
+    assert sum(counts) == 13
+    assert min(counts) > 0
 
 
 def test_bytes_decode_like_files(tmp_path):

@@ -178,6 +178,8 @@ def test_a_set_without_test_split_is_split_by_index(tmp_path):
     assert sorted(train + test) == list(range(60))
     assert 8 <= len(test) <= 30
     assert numbers(load(tmp_path, "test", test_fraction=0.3)) == test
+    settings = {"name": "tfds", "path": "tiny", "data_dir": str(tmp_path), "test_fraction": 0.3}
+    assert [data.count(settings, s) for s in ("train", "test")] == [len(train), len(test)]
     with pytest.raises(DataError, match="leaves no test images of the 60"):
         load(tmp_path, "test", test_fraction=0.0)
 

@@ -11,15 +11,16 @@ from typing import Any
 from ddistill.data.augment import random_flip, to_unit
 from ddistill.data.batches import batch_indices, read_ahead
 from ddistill.data.dataset import SPLITS, Dataset
-from ddistill.data.digits import DigitsSettings, describe_digits, load_digits
-from ddistill.data.folder import FolderSettings, describe_folder, load_folder
-from ddistill.data.tfds import TfdsSettings, describe_tfds, load_tfds
+from ddistill.data.digits import DigitsSettings, count_digits, describe_digits, load_digits
+from ddistill.data.folder import FolderSettings, count_folder, describe_folder, load_folder
+from ddistill.data.tfds import TfdsSettings, count_tfds, describe_tfds, load_tfds
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.settings import parse, to_plain
 
 __all__ = [
     "Dataset",
     "batch_indices",
+    "count",
     "defaults",
     "describe",
     "load",
@@ -28,11 +29,11 @@ __all__ = [
     "to_unit",
 ]
 
-# Settings, loader and one-line description of every source. A new source is a line here.
-SOURCES: dict[str, tuple[Any, Any, Any]] = {
-    "digits": (DigitsSettings, load_digits, describe_digits),
-    "folder": (FolderSettings, load_folder, describe_folder),
-    "tfds": (TfdsSettings, load_tfds, describe_tfds),
+# Settings, loader, counter and one-line description of every source. A new source is a line here.
+SOURCES: dict[str, tuple[Any, Any, Any, Any]] = {
+    "digits": (DigitsSettings, load_digits, count_digits, describe_digits),
+    "folder": (FolderSettings, load_folder, count_folder, describe_folder),
+    "tfds": (TfdsSettings, load_tfds, count_tfds, describe_tfds),
 }
 
 
@@ -50,14 +51,25 @@ def load(settings: Mapping[str, Any], split: str) -> Dataset:
         do.
     """
     check_choice("split", split, SPLITS)
-    cls, loader, _ = _source(settings)
+    cls, loader, _, _ = _source(settings)
     return loader(parse(settings, cls, "data"), split)
+
+
+def count(settings: Mapping[str, Any], split: str) -> int:
+    """Number of images of a split, without decoding one; unreadable ones are counted too.
+
+    Raises:
+      ConfigError, DataError: as `load`, for what is seen without opening images.
+    """
+    check_choice("split", split, SPLITS)
+    cls, _, counter, _ = _source(settings)
+    return counter(parse(settings, cls, "data"), split)
 
 
 def describe(settings: Mapping[str, Any]) -> str:
     """One line on what of these data this machine has; trouble is told and not raised."""
     try:
-        cls, _, describer = _source(settings)
+        cls, _, _, describer = _source(settings)
         return describer(parse(settings, cls, "data"))
     except (ConfigError, DataError, OSError) as error:
         return f"NOT READY: {error}"
@@ -69,7 +81,7 @@ def defaults(name: str) -> dict[str, Any]:
     return dataclasses.asdict(SOURCES[name][0]())
 
 
-def _source(settings: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _source(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     plain = to_plain(settings)
     if not isinstance(plain, dict) or "name" not in plain:
         raise ConfigError(f"data.name is missing. Allowed: {', '.join(sorted(SOURCES))}.")

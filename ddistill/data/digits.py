@@ -50,6 +50,11 @@ def load_digits(settings: DigitsSettings, split: str) -> Dataset:
     )
 
 
+def count_digits(settings: DigitsSettings, split: str) -> int:
+    """Number of images of a split."""
+    return len(load_digits(settings, split))
+
+
 def describe_digits(settings: DigitsSettings) -> str:
     """One line on the embedded set."""
     del settings

@@ -80,6 +80,17 @@ def load_folder(settings: FolderSettings, split: str) -> Dataset:
     )
 
 
+def count_folder(settings: FolderSettings, split: str) -> int:
+    """Number of image files of a split.
+
+    Raises:
+      DataError: see `ddistill.data.listing.list_split`.
+    """
+    root = _root(settings)
+    check_fraction(settings.test_fraction)
+    return len(list_split(root, scan(root), split, settings.test_fraction).files)
+
+
 def describe_folder(settings: FolderSettings) -> str:
     """One line: how many images of how many classes are there, without decoding them."""
     root = _root(settings)

@@ -105,6 +105,17 @@ def load_tfds(settings: TfdsSettings, split: str) -> Dataset:
     )
 
 
+def count_tfds(settings: TfdsSettings, split: str) -> int:
+    """Number of examples of a split.
+
+    Raises:
+      DataError: the set is missing or has no images for the split.
+    """
+    check_fraction(settings.test_fraction)
+    found = find(settings.path, settings.data_dir)
+    return len(_split(found, split, settings.test_fraction)[1])
+
+
 def describe_tfds(settings: TfdsSettings) -> str:
     """One line: where the set is and how many examples its splits have."""
     found = find(settings.path, settings.data_dir)

@@ -1,0 +1,69 @@
+"""What the benchmarks share: interleaved timing, and counting floating-point operations."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+
+@dataclass
+class Variant:
+    """One implementation of one network's step.
+
+    Attributes:
+      name: how the table calls it.
+      step: runs one step and waits for it.
+      compile_seconds: lowering and compilation; nan where there is none.
+      seconds: duration of each timed step, one a round.
+    """
+
+    name: str
+    step: Callable[[], None]
+    compile_seconds: float
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure(made: list[Variant], rounds: int, limit: float) -> None:
+    """Runs every variant once a round, after two rounds of warm-up, for at most `limit` seconds."""
+    for _ in range(2):
+        for v in made:
+            v.step()
+    stop = time.perf_counter() + limit
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() > stop:
+            break
+        for v in made:
+            start = time.perf_counter()
+            v.step()
+            v.seconds.append(time.perf_counter() - start)
+
+
+def jaxpr_flops(jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        out = eqn.outvars[0].aval
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            left = eqn.invars[0].aval.shape
+            total += 2 * out.size * int(np.prod([left[i] for i in contracted]))
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            total += 2 * out.size * int(np.prod(kernel[:3]))
+        for inner in jax.tree.leaves(eqn.params):
+            if hasattr(inner, "jaxpr"):
+                total += jaxpr_flops(inner.jaxpr)
+    return total
+
+
+def machine() -> str:
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        with open("/proc/cpuinfo") as info:
+            models = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
+        name = f"{os.cpu_count()} cores, {models[0] if models else platform.machine()}"
+    return f"{name}; Python {platform.python_version()}, jax {jax.__version__}"

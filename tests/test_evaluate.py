@@ -1,0 +1,388 @@
+"""The evaluation of a run: what is sampled from what, what is kept, and what the rows say."""
+
+import collections
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from evaluated import LateStop, Notes, Run, Telling, images
+from runs import one_stage, plans_of, snapshot, tiny_settings
+
+from ddistill import data
+from ddistill.evaluation import sampling
+from ddistill.evaluation.evaluate import check_evaluation
+from ddistill.evaluation.features import params_hash
+from ddistill.evaluation.frechet import frechet_distance, moments
+from ddistill.evaluation.protocol import Protocol, Row, read_rows
+from ddistill.recipes import progressive
+from ddistill.schedules import make_schedule
+from ddistill.settings import (
+    EvaluationSettings,
+    GridSettings,
+    OptimizerSettings,
+    StageSettings,
+)
+from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.pipeline import run_stages
+from ddistill.training.weights import load_network
+
+# Seven images do not spread over the devices of these tests, which is quicker to compile.
+UPDATES, BATCH = 3, 7
+# As a folder may be called; a protocol holds neither spaces nor "=" nor ":".
+NAME, WORD = "my digits: a=b", "my_digits_a_b"
+TEACHERS = ["teacher_ddim_16", "teacher_ddim_4", "teacher_ddim_2", "teacher_dpm_solver_pp_4"]
+STUDENTS = ["pd_n4", "pd_n2", "own_n4"]
+# Rows of the run's table of 16 steps, noisiest first, clean end left out.
+LEVELS = {
+    "teacher_ddim_16": range(16, 0, -1),
+    "teacher_ddim_4": (16, 12, 8, 4),
+    "teacher_ddim_2": (16, 8),
+    "pd_n4": (16, 12, 8, 4),
+    "pd_n2": (16, 8),
+    "own_n4": (16, 12, 8, 4),
+}
+SCORES = {"fd", "precision", "recall", "density", "coverage", "class_tv"}
+ALWAYS = {"ms_per_image", "psnr_to_teacher"}
+
+
+@pytest.fixture(scope="module")
+def run(quick_compiler, tmp_path_factory) -> Run:
+    """A teacher of 16 steps, PD down to 4 and 2, and a student of 4 that is told its own index."""
+    options = {"steps": UPDATES, "batch_size": BATCH, "optimizer": OptimizerSettings()}
+    judge = StageSettings(
+        objective={"name": "classification"},
+        network={"name": "digits_classifier", "width": 4, "feature_dim": 6, "norm_groups": 2},
+        **options,
+    )
+    chain = progressive(8, 2, **options)
+    # Like pd_n4 in all but the times, so that it costs no compilation.
+    own = dataclasses.replace(
+        chain["pd_n4"], grid=GridSettings(4, time="index"), variant="own index"
+    )
+    stages = {
+        "classifier": judge,
+        "teacher": dataclasses.replace(tiny_settings().stages["teacher"], accumulate=1, **options),
+        **chain,
+        "own_n4": own,
+    }
+    evaluation = EvaluationSettings(
+        samples=16,
+        batch_size=8,
+        teacher_samplers={"ddim": (4, 2), "dpm_solver_pp": (4,)},
+        grid_images=4,
+        strip_images=2,
+    )
+    settings = dataclasses.replace(
+        tiny_settings(), stages=stages, pipeline=tuple(stages), evaluation=evaluation
+    )
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    plans = list(plans_of(settings, folder).values())
+    check_evaluation(settings, plans)
+    train = data.load(settings.data, "train")
+    run_stages(plans, settings, train, Notes(), StopRequest())
+    return Run(settings, plans, dataclasses.replace(train, name=NAME))
+
+
+@pytest.fixture(scope="module")
+def done(run, tmp_path_factory) -> tuple[Path, list[Row], list[str]]:
+    """Folder, rows and drawn calls of a whole evaluation."""
+    folder = tmp_path_factory.mktemp("done")
+    rows, _, drawn = run.evaluate(folder, report=True)
+    return folder, rows, drawn
+
+
+# ------------------------------------------------------------------------------- what is sampled
+
+
+def test_all_that_is_asked_for_is_sampled_once(done):
+    _, _, drawn = done
+    assert drawn == [key for key in (*TEACHERS, *STUDENTS) for _ in range(2)]
+
+
+def test_every_call_starts_from_the_same_noise(run):
+    wanted = sampling.noise_bank(run.settings.evaluation, (8, 8, 1), 0, 16)
+    assert len(np.unique(np.asarray(wanted), axis=0)) == 16
+    assert abs(float(wanted.mean())) < 0.15
+    assert 0.85 < float(wanted.std()) < 1.15
+    for call in run.calls().values():
+        for start in (0, 8):
+            _, frames = sampling.draw(
+                call, Telling("time"), run.settings.evaluation, start, 8, trajectory=True
+            )
+            # The cosine table ends at sigma = 1 (within rounding), so z starts as the noise.
+            np.testing.assert_allclose(frames[0], wanted[start : start + 8], atol=1e-6)
+
+
+def test_another_noise_seed_is_another_bank(run):
+    banks = [
+        sampling.noise_bank(run.with_evaluation(noise_seed=seed).evaluation, (8, 8, 1), 0, 4)
+        for seed in (1234, 1235)
+    ]
+    assert np.abs(np.asarray(banks[0] - banks[1])).min(axis=(1, 2, 3)).max() > 0
+    assert np.abs(np.asarray(banks[0] - banks[1])).mean() > 0.5
+
+
+@pytest.mark.parametrize(("batch", "count"), [(4, 16), (8, 12), (8, 5)])
+def test_images_depend_on_neither_the_batch_nor_their_number(run, done, tmp_path, batch, count):
+    folder, _, _ = done
+    changed = {"batch_size": batch, "samples": count}
+    for key, call in run.calls().items():
+        if key == "teacher_ddim_16":
+            continue
+        evaluation = run.with_evaluation(**changed).evaluation
+        found = sampling.collect(
+            call, sampling.Networks(), evaluation, tmp_path, Notes(), StopRequest()
+        )
+        assert found.images.shape == (count, 8, 8, 1)
+        np.testing.assert_allclose(found.images, images(folder, key)[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize("key", LEVELS)
+def test_a_network_is_called_at_its_own_levels_with_the_times_it_was_taught(run, key):
+    """Each state is alpha * x0 + sigma * eps with x0 = the time of the call and eps = 0."""
+    call, rows = run.calls()[key], list(LEVELS[key])
+    table = make_schedule("cosine", 16)
+    times = table.time[rows] if key != "own_n4" else [3, 2, 1, 0]
+    evaluation = run.with_evaluation(clip=0.0).evaluation
+    _, frames = sampling.draw(call, Telling("time"), evaluation, 0, 4, trajectory=True)
+    assert len(frames) - 1 == call.nfe == call.steps == len(rows)
+    for frame, time, reached in zip(frames[1:], times, [*rows[1:], 0]):
+        np.testing.assert_allclose(frame, table.alpha[reached] * time, atol=1e-5)
+
+
+def test_what_a_student_is_told_when_sampled_is_what_it_was_told_when_trained(run):
+    for plan in run.plans:
+        if plan.name in STUDENTS:
+            call = run.calls()[plan.name]
+            steps = int(plan.process.count)
+            assert call.nfe == steps == plan.settings.grid.steps
+            taught = np.asarray(plan.process.student.time)[1 : steps + 1]
+            np.testing.assert_array_equal(call.schedule().time[1:], taught)
+
+
+def test_conditional_networks_get_all_classes_in_turn_whatever_the_batch(run):
+    call = run.calls()["pd_n2"]
+    evaluation = run.with_evaluation(clip=0.0).evaluation
+    for batch in (4, 8):
+        starts = range(0, 24, batch)
+        told = [sampling.draw(call, Telling("cond"), evaluation, s, batch) for s in starts]
+        classes = np.concatenate(told)[:, 0, 0, 0]
+        np.testing.assert_allclose(classes, [*range(10), *range(10), 0, 1, 2, 3], atol=1e-5)
+
+
+def test_unconditional_networks_get_no_classes(tmp_path):
+    plans = list(plans_of(one_stage(), tmp_path / "run").values())
+    call = sampling.planned_calls(one_stage(), plans)[0]
+    assert sampling.conditions(call, 0, 8) is None
+
+
+# -------------------------------------------------------------------------------------- the rows
+
+
+def test_one_row_a_metric_and_call(run, done):
+    folder, rows, _ = done
+    assert read_rows(folder / "results.json") == rows
+    found = collections.defaultdict(list)
+    for row in rows:
+        found[row.experiment, row.method, row.nfe, row.students].append(row.metric)
+    wanted = {
+        ("tiny", "real", 0, 0): SCORES | {"accuracy"},
+        ("tiny", "ddim", 16, 0): SCORES | {"ms_per_image"},
+        ("tiny", "ddim", 4, 0): SCORES | ALWAYS,
+        ("tiny", "ddim", 2, 0): SCORES | ALWAYS,
+        ("tiny", "dpm_solver_pp", 4, 0): SCORES | ALWAYS,
+        ("tiny", "pd", 4, 1): SCORES | ALWAYS,
+        ("tiny", "pd", 2, 1): SCORES | ALWAYS,
+        ("tiny/own index", "pd", 4, 1): SCORES | ALWAYS,
+    }
+    assert {key: sorted(metrics) for key, metrics in found.items()} == {
+        key: sorted(metrics) for key, metrics in wanted.items()
+    }
+    assert {(row.seed, row.width, row.data) for row in rows} == {(0, 0, NAME)}
+
+
+def test_a_students_cost_is_that_of_every_stage_since_the_teacher(run, done):
+    _, rows, _ = done
+    seconds = {p.name: p.manifest()["train_seconds"] for p in run.plans}
+    assert min(seconds.values()) > 0
+    lineages = {
+        ("tiny", 4): ["pd_n4"],
+        ("tiny", 2): ["pd_n4", "pd_n2"],
+        ("tiny/own index", 4): ["own_n4"],
+    }
+    for (experiment, nfe), stages in lineages.items():
+        ours = [r for r in rows if (r.method, r.experiment, r.nfe) == ("pd", experiment, nfe)]
+        assert ours
+        for row in ours:
+            assert row.train_seconds == pytest.approx(sum(seconds[s] for s in stages))
+            # PD asks its teacher twice an example.
+            assert row.teacher_calls == 2 * UPDATES * BATCH * len(stages)
+    undistilled = [row for row in rows if row.students == 0]
+    assert {(row.teacher_calls, row.train_seconds) for row in undistilled} == {(0, 0.0)}
+
+
+def test_protocols_name_what_a_number_was_measured_with(run, done):
+    _, rows, _ = done
+    judge = load_network(next(p for p in run.plans if p.name == "classifier"))
+    emas = {"ddim": 0.3, "dpm_solver_pp": 0.3, "pd": None, "real": None}
+    samplers = {"real": "none", "dpm_solver_pp": "dpm_solver_pp"}
+    for row in rows:
+        real = row.method == "real"
+        assert Protocol.parse(row.protocol) == Protocol(
+            features="digits_classifier",
+            features_hash=params_hash(judge.weights),
+            reference=f"{WORD}/train",
+            reference_n=1437,
+            samples=360 if real else 16,
+            sampler=samplers.get(row.method, "ddim"),
+            nfe=row.nfe,
+            ema=emas[row.method],
+            clip=None if real else 1.0,
+            noise_seed=1234,
+            quantised=True,
+        )
+
+
+def test_the_scores_are_those_of_the_images_on_disk(run, done):
+    """Frechet distance and PSNR worked out again, by hand, from the samples of every call."""
+    folder, rows, _ = done
+    network = load_network(next(p for p in run.plans if p.name == "classifier"))
+    judge = jax.jit(lambda pixels: network(pixels)[1])
+
+    def features(pixels):
+        byte = np.round((np.clip(pixels, -1, 1) + 1) * 127.5)
+        return np.asarray(judge(jnp.asarray(byte / 127.5 - 1, jnp.float32)))
+
+    def value(metric, call=None):
+        variant = call and call.plan.settings.variant
+        name = f"tiny/{variant}" if variant else "tiny"
+        wanted = (metric, name, *((call.method, call.nfe) if call else ("real", 0)))
+        return next(r.value for r in rows if (r.metric, r.experiment, r.method, r.nfe) == wanted)
+
+    real = moments(features(run.train.images))
+    test = data.load(run.settings.data, "test").images
+    floor = frechet_distance(*real, *moments(features(test)))
+    assert value("fd") == pytest.approx(floor, rel=1e-3, abs=1e-6)
+    full = np.clip(images(folder, "teacher_ddim_16"), -1, 1)
+    for key, call in run.calls().items():
+        ours = images(folder, key)
+        wanted = frechet_distance(*real, *moments(features(ours)))
+        assert value("fd", call) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+        if key != "teacher_ddim_16":
+            error = np.square(np.clip(ours, -1, 1) - full).mean(axis=(1, 2, 3))
+            psnr = (10 * np.log10(4 / error)).mean()
+            assert value("psnr_to_teacher", call) == pytest.approx(psnr, rel=1e-5)
+
+
+def test_the_report_shows_every_call_and_names_the_data(done):
+    text = (done[0] / "report.html").read_text()
+    assert f"trained on {NAME}" in text
+    for label in ("teacher DDIM, 16 steps", "teacher DPM-Solver++, 4 steps", "PD, 4 steps"):
+        assert label in text
+    assert "PD (own index), 4 steps" in text
+
+
+# -------------------------------------------------------------------------- again, and after harm
+
+
+def test_a_second_evaluation_draws_and_changes_nothing(run, done):
+    folder, rows, _ = done
+    before = snapshot(folder)
+    assert {"results.json", "report.html", "metrics.jsonl"} <= before.keys()
+    again, said, drawn = run.evaluate(folder)
+    assert drawn == []
+    assert again == rows
+    assert snapshot(folder) == before
+    assert len(said) == 1
+    assert said[0].startswith("evaluation: complete")
+
+
+@pytest.fixture
+def unfinished(done, tmp_path) -> Path:
+    """The folder of an evaluation that was killed after its last sample."""
+    shutil.copytree(done[0], tmp_path / "copy")
+    (tmp_path / "copy" / "evaluation.json").unlink()
+    return tmp_path / "copy"
+
+
+HARM = {
+    "deleted": lambda path: path.unlink(),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "overwritten": lambda path: path.write_bytes(b"no zip" * 100),
+    "flipped": lambda path: path.write_bytes(
+        path.read_bytes().replace(
+            images(path.parent.parent, path.stem).tobytes()[:40], bytes(40), 1
+        )
+    ),
+    "another's": lambda path: shutil.copy(path.with_name("pd_n4.npz"), path),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM.keys())
+def test_only_samples_that_are_not_there_whole_are_drawn_again(run, done, unfinished, harm):
+    before = snapshot(unfinished / "samples")
+    harm(unfinished / "samples" / "pd_n2.npz")
+    _, _, drawn = run.evaluate(unfinished, classifier="")
+    assert drawn == ["pd_n2", "pd_n2"]
+    np.testing.assert_array_equal(images(unfinished, "pd_n2"), images(done[0], "pd_n2"))
+    after = snapshot(unfinished / "samples")
+    assert [name for name in before if after[name] != before[name]] == ["pd_n2.npz"]
+    assert after.keys() == before.keys()
+
+
+@pytest.mark.parametrize("changes", [{"noise_seed": 7}, {"samples": 17}])
+def test_other_noise_or_another_number_draws_all_again(run, done, unfinished, changes):
+    rows, said, drawn = run.evaluate(unfinished, classifier="", **changes)
+    assert set(drawn) == {*TEACHERS, *STUDENTS}
+    assert not any(line.startswith("evaluation: complete") for line in said)
+    protocols = [Protocol.parse(row.protocol) for row in rows]
+    assert {getattr(p, key) for p in protocols for key in changes} == set(changes.values())
+    if "noise_seed" in changes:
+        for key in (*TEACHERS, *STUDENTS):
+            moved = np.abs(images(unfinished, key) - images(done[0], key)).max(axis=(1, 2, 3))
+            assert moved.min() > 1e-3
+
+
+def test_a_complete_evaluation_of_other_settings_is_not_taken_for_this_one(run, done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "copy")
+    _, said, drawn = run.evaluate(tmp_path / "copy", classifier="", student_sampler="dpm_solver_pp")
+    assert drawn == [key for key in STUDENTS for _ in range(2)]
+    assert not any(line.startswith("evaluation: complete") for line in said)
+
+
+def test_a_stop_between_batches_keeps_what_is_whole(run, done, tmp_path):
+    with pytest.raises(Interrupted, match="the evaluation.*DPM-Solver"):
+        run.evaluate(tmp_path, LateStop(8))  # two looks a call: in the middle of the fourth
+    kept = snapshot(tmp_path)
+    assert sorted(kept) == sorted(f"samples/{key}.npz" for key in TEACHERS[:3])
+    rows, _, drawn = run.evaluate(tmp_path)
+    assert drawn == [key for key in (TEACHERS[3], *STUDENTS) for _ in range(2)]
+    after = snapshot(tmp_path)
+    assert {name: after[name] for name in kept} == kept
+    for key in (*TEACHERS, *STUDENTS):
+        np.testing.assert_array_equal(images(tmp_path, key), images(done[0], key))
+    for old, new in zip(done[1], rows, strict=True):
+        timed = {"value": 0.0} if old.metric == "ms_per_image" else {}
+        assert dataclasses.replace(new, **timed) == dataclasses.replace(old, **timed)
+
+
+def test_without_a_classifier_all_is_sampled_and_shown_and_nothing_scored(run, unfinished):
+    """The images are those of the scored run, so none is drawn again for it."""
+    (unfinished / "report.html").unlink()
+    rows, said, drawn = run.evaluate(unfinished, report=True, classifier="")
+    assert drawn == []
+    assert {row.metric for row in rows} == ALWAYS
+    assert len(rows) == 2 * 7 - 1
+    assert {row.method for row in rows} == {"ddim", "dpm_solver_pp", "pd"}
+    protocols = [Protocol.parse(row.protocol) for row in rows]
+    assert {(p.features, p.features_hash, p.reference) for p in protocols} == {("none",) * 3}
+    assert sum("not scored" in line for line in said) == 7
+    text = (unfinished / "report.html").read_text()
+    assert "PD (own index), 4 steps" in text
+    assert "real test images" not in text
