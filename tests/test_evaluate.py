@@ -65,6 +65,7 @@ def run(quick_compiler, tmp_path_factory) -> Run:
     )
     stages = {
         "classifier": judge,
+        "critic": judge,
         "teacher": dataclasses.replace(tiny_settings().stages["teacher"], accumulate=1, **options),
         **chain,
         "own_n4": own,
@@ -101,6 +102,16 @@ def done(run, tmp_path_factory) -> tuple[Path, list[Row], list[str]]:
 def test_all_that_is_asked_for_is_sampled_once(done):
     _, _, drawn = done
     assert drawn == [key for key in (*TEACHERS, *STUDENTS) for _ in range(2)]
+
+
+def test_the_report_says_how_often_each_classifier_is_right(run, done):
+    page = (done[0] / "report.html").read_text()
+    test = data.load(run.settings.data, "test")
+    critic = load_network(next(p for p in run.plans if p.name == "critic"))
+    logits, _ = critic(data.to_unit(test.take(range(len(test)))))
+    right = float(np.mean(np.argmax(logits, axis=1) == test.labels))
+    assert "classifier &#x27;critic&#x27;" in page or "classifier 'critic'" in page
+    assert f"right on {right:.1%} of the test images" in page
 
 
 def test_every_call_starts_from_the_same_noise(run):

@@ -76,6 +76,7 @@ class Scorer:
       floor: scores of the test images against them.
       floor_count: number of test images.
       accuracy: the classifier's accuracy on the test images.
+      others: accuracy of the run's other classifiers, those that students are compared in.
       batch: images a call.
     """
 
@@ -88,6 +89,7 @@ class Scorer:
     floor: dict[str, float]
     floor_count: int
     accuracy: float
+    others: Mapping[str, float]
     batch: int
 
 
@@ -166,6 +168,9 @@ def evaluate(
     scorer = None
     if settings.evaluation.classifier:
         scorer = make_scorer(settings, plans, dataset, networks)
+        named = {settings.evaluation.classifier: scorer.accuracy, **scorer.others}
+        for name, share in named.items():
+            reporter.say(f"{name}: right on {share:.1%} of the test images")
     samples: dict[str, Samples] = {}
     for call in calls:
         samples[call.key] = collect(
@@ -199,7 +204,11 @@ def make_scorer(
     _, train_features = extract(apply, dataset, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
     real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)
-    accuracy = float((logits.argmax(axis=1) == np.asarray(test.labels)).mean())
+    others = {
+        p.name: accuracy(extract(jax.jit(networks(p).__call__), test, batch)[0], test)
+        for p in plans
+        if p.objective.trains_classifier and p is not plan
+    }
     return Scorer(
         apply=apply,
         name=str(plan.settings.network["name"]),
@@ -209,9 +218,15 @@ def make_scorer(
         real_count=len(dataset),
         floor=score(real, features, logits),
         floor_count=len(test),
-        accuracy=accuracy,
+        accuracy=accuracy(logits, test),
+        others=others,
         batch=batch,
     )
+
+
+def accuracy(logits: np.ndarray, dataset: Dataset) -> float:
+    """Share of the images whose class has the greatest logit."""
+    return float((logits.argmax(axis=1) == np.asarray(dataset.labels)).mean())
 
 
 def score_call(scorer: Scorer | None, call: Call, samples: Samples, full: np.ndarray) -> Scored:

@@ -280,4 +280,6 @@ def _provenance(settings: Settings, dataset: Dataset, scorer: "Scorer | None") -
     }
     if scorer is not None:
         facts["feature network"] = f"{scorer.name}, weights {scorer.digest}"
+        for name, share in scorer.others.items():
+            facts[f"classifier '{name}'"] = f"right on {share:.1%} of the test images"
     return facts
