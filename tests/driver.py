@@ -15,7 +15,7 @@ import runs  # noqa: F401  (registers the network)
 from absl import app
 
 from ddistill import main
-from ddistill.training import checkpoints, loop
+from ddistill.training import checkpoints, loop, programs
 
 
 def arm(stage: str, step: int, how: str) -> None:
@@ -58,7 +58,7 @@ def _die_while_writing(stage: str, at: int) -> None:
 
 
 def _ask_to_stop(stage: str, at: int) -> None:
-    make_chunk, train = loop.make_chunk, loop.StageRun._train
+    make_chunk, train = programs.make_chunk, loop.StageRun._train
     current = []
 
     def wrapped_train(self, *args):
@@ -75,7 +75,7 @@ def _ask_to_stop(stage: str, at: int) -> None:
 
         return run
 
-    loop.StageRun._train, loop.make_chunk = wrapped_train, wrapped_make
+    loop.StageRun._train, programs.make_chunk = wrapped_train, wrapped_make
 
 
 if __name__ == "__main__":
