@@ -99,6 +99,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.training.pipeline import run_stages
     from ddistill.training.progress import Reporter
     from ddistill.training.stages import plan_stages
+    from ddistill.training.weights import Networks
 
     settings = parse(config, Settings)
     dataset = data.load(settings.data, "train")
@@ -117,12 +118,13 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     reporter = Reporter()
     if dataset.skipped:
         reporter.say(f"data: {dataset.skipped} unreadable images were skipped")
+    networks = Networks()
     with StopRequest() as stop:
         try:
             if stage != "evaluate":
-                run_stages(plans, settings, dataset, reporter, stop, only=stage)
+                run_stages(plans, settings, dataset, reporter, stop, stage, networks)
             if stage in ("", "evaluate") and settings.evaluation.enabled:
-                evaluate(settings, plans, dataset, workdir, reporter, stop, command)
+                evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
         except Interrupted as where:
             reporter.say(
                 f"Stopped by {stop.name or 'request'} in {where}; everything up to there is saved. "

@@ -66,6 +66,32 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class StudentsSettings:
+    """Many students in one stage, as one program.
+
+    `count` is K; 0 is one network without a student axis. `partition` "timesteps" gives each
+    student a contiguous range of noise levels: equal by `spacing` ("index" or "log_snr"), or with
+    `boundaries`, the first level of every student but the cleanest one's. A range is widened by
+    `margin` levels in training, and a share `outside` of a student's examples is drawn from all
+    levels. Without a partition ("none") students differ in what `sweep` lists: for each key
+    ("grid_steps", "seed", "learning_rate", or a number of the objective) one value a student.
+    `mapping` is how the student axis is compiled: "auto", "vmap", "unroll", "map" or "loop".
+    `on_divergence`: "stop" the run when a student's loss is no longer finite, or "freeze" that
+    student at its last finite weights while the others go on.
+    """
+
+    count: int = 0
+    partition: str = "none"
+    spacing: str = "index"
+    boundaries: tuple[int, ...] = ()
+    margin: int = 0
+    outside: float = 0.0
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    mapping: str = "auto"
+    on_divergence: str = "stop"
+
+
+@dataclass(frozen=True)
 class StageSettings:
     """One training: which network learns what, from whom, on which levels, for how long.
 
@@ -74,9 +100,11 @@ class StageSettings:
     `teacher` names an earlier stage ("" = none), whose levels the student's grid picks from.
     `classifier` names the stage whose features an objective compares in ("" = none). `init` is
     "fresh", "teacher" or the name of an earlier stage. `ema` lists the rates kept; the first one is
-    what the stage hands on, and an empty list hands on the raw weights. `shared` puts the stage
+    what the stage hands on, and an empty list hands on the raw weights. `students` makes it a stage
+    of many; `batch_size` is then that of each. `shared` puts the stage
     into the cache that runs with the same settings share. `method` and `variant` name the rows it
-    leaves in results.json.
+    leaves in results.json. `samplers` maps samplers to the step counts that its students are scored
+    with; empty is `evaluation.student_sampler` on all of their levels.
     """
 
     objective: Mapping[str, Any]
@@ -93,9 +121,11 @@ class StageSettings:
     ema: tuple[float, ...] = (0.999,)
     ema_warmup: bool = True
     conditional: bool = False
+    students: StudentsSettings = StudentsSettings()
     shared: bool = False
     method: str = ""
     variant: str = ""
+    samplers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def init_source(self) -> str:

@@ -28,7 +28,7 @@ from ddistill.settings import (
 )
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.pipeline import run_stages
-from ddistill.training.weights import load_network
+from ddistill.training.weights import Networks, load_network
 
 # Seven images do not spread over the devices of these tests, which is quicker to compile.
 UPDATES, BATCH = 3, 7
@@ -145,9 +145,7 @@ def test_images_depend_on_neither_the_batch_nor_their_number(run, done, tmp_path
         if key == "teacher_ddim_16":
             continue
         evaluation = run.with_evaluation(**changed).evaluation
-        found = sampling.collect(
-            call, sampling.Networks(), evaluation, tmp_path, Notes(), StopRequest()
-        )
+        found = sampling.collect(call, Networks(), evaluation, tmp_path, Notes(), StopRequest())
         assert found.images.shape == (count, 8, 8, 1)
         np.testing.assert_allclose(found.images, images(folder, key)[:count], atol=1e-5)
 
@@ -172,7 +170,7 @@ def test_what_a_student_is_told_when_sampled_is_what_it_was_told_when_trained(ru
             steps = int(plan.process.count)
             assert call.nfe == steps == plan.settings.grid.steps
             taught = np.asarray(plan.process.student.time)[1 : steps + 1]
-            np.testing.assert_array_equal(call.schedule().time[1:], taught)
+            np.testing.assert_array_equal(call.levels.time[1:], taught)
 
 
 def test_conditional_networks_get_all_classes_in_turn_whatever_the_batch(run):

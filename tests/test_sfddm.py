@@ -248,7 +248,7 @@ def test_walk_in_a_loop_folds_as_one_step_target_does():
     teacher, index = tiny.tiny_denoiser(prediction="x0"), jnp.array([3, 1, 2])
     z = jax.random.normal(jax.random.key(0), (3, *tiny.IMAGE))
     objective = prepared(process, substeps=5, solver="ddim")
-    levels = objective.walk(index, process)
+    levels = [objective.sub_level(j, index, process) for j in range(6)]
     _, x0s = rollout(teacher, z, levels)
     found = objective.hidden_target(teacher, teacher(z, levels[0]), z, index, None, process)
     np.testing.assert_allclose(found.x0, one_step_target(x0s, levels), rtol=1e-4, atol=1e-5)
@@ -272,7 +272,8 @@ def test_walk_visits_the_teachers_own_levels_in_order(steps, levels, k):
     k = min(k, int(np.diff(grid).min()))
     objective = SFDDM(substeps=k).prepare(grid)
     index = jnp.arange(1, levels + 1)
-    times = np.stack([np.asarray(level.time) for level in objective.walk(index, process)])
+    walk = [objective.sub_level(j, index, process) for j in range(k + 1)]
+    times = np.stack([np.asarray(level.time) for level in walk])
     assert np.all(np.diff(times, axis=0) < 0)
     np.testing.assert_array_equal(times[0], np.asarray(process.student.time)[1 : levels + 1])
     np.testing.assert_array_equal(times[-1], np.asarray(process.student.time)[:levels])

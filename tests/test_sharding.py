@@ -56,8 +56,10 @@ def trained(devices: int, steps: int = 3, count: int = 1, **changes):
     return mesh, state, metrics
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"accumulate": 2, "unroll": False}])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("count", "changes"),
+    [(1, {}), (1, {"accumulate": 2}), (3, {"accumulate": 2, "unroll": False})],
+)
 def test_four_devices_learn_what_one_learns(changes, count):
     _, one, metrics_one = trained(1, count=count, **changes)
     mesh, four, metrics_four = trained(4, count=count, **changes)

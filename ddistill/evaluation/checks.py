@@ -15,7 +15,8 @@ def check_rows(calls: list[Call]) -> None:
     seen: dict[tuple, Call] = {}
     for call in calls:
         s, student = call.plan.settings, call.role == "student"
-        same = (student, call.method, s.variant, s.ema[:1], call.sampler, call.nfe, call.width)
+        apart = (call.variant, call.students, s.ema[:1], call.sampler, call.nfe, call.width)
+        same = (student, call.method, *apart)
         other = seen.setdefault(same, call)
         if other is call:
             continue

@@ -29,7 +29,6 @@ from ddistill.evaluation.machine import command_string, machine_string
 from ddistill.evaluation.protocol import Protocol, Row, read_rows, rows_from_scores, write_rows
 from ddistill.evaluation.sampling import (
     Call,
-    Networks,
     Samples,
     call_digest,
     collect,
@@ -41,6 +40,7 @@ from ddistill.training.interrupt import StopRequest
 from ddistill.training.lineage import cost, distillation
 from ddistill.training.progress import Reporter, read_metrics
 from ddistill.training.stages import StagePlan
+from ddistill.training.weights import Networks
 
 FORMAT = 2
 
@@ -141,6 +141,7 @@ def evaluate(
     reporter: Reporter,
     stop: StopRequest,
     command: str,
+    networks: Networks | None = None,
 ) -> list[Row]:
     """Samples and scores what `planned_calls` lists and writes the run's results and report.
 
@@ -151,6 +152,7 @@ def evaluate(
       workdir: the run's folder.
       reporter, stop: progress and polite stopping.
       command: what to type to run it again; shown in the report.
+      networks: those that are in memory already.
 
     Returns:
       The rows of results.json.
@@ -164,7 +166,7 @@ def evaluate(
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
-    networks = Networks()
+    networks = networks or Networks()
     scorer = None
     if settings.evaluation.classifier:
         scorer = make_scorer(settings, plans, dataset, networks)
@@ -286,15 +288,14 @@ def _rows_of(
     scored: Scored,
     common: Mapping[str, Any],
 ) -> list[Row]:
-    plan, student = scored.call.plan, scored.call.role == "student"
-    spent = cost(distillation(plan, settings.evaluation.teacher, plans))
-    variant = plan.settings.variant
+    spent = cost(distillation(scored.call.plan, settings.evaluation.teacher, plans))
+    variant = scored.call.variant
     return rows_from_scores(
         scored.scores,
         experiment=f"{settings.name}/{variant}" if variant else settings.name,
         method=scored.call.method,
         nfe=scored.call.nfe,
-        students=1 if student else 0,
+        students=scored.call.students,
         width=scored.call.width,
         protocol=protocol_of(settings, scorer, scored.call).string(),
         train_seconds=spent.seconds,
@@ -313,7 +314,7 @@ def _record(
         key=call.key,
         label=call.label,
         method=call.method,
-        variant=stage.settings.variant,
+        variant=call.variant,
         nfe=call.nfe,
         width=call.width,
         role=call.role,

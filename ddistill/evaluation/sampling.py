@@ -24,11 +24,12 @@ from ddistill.schedules import Schedule, make_grid, subsequence
 from ddistill.settings import EvaluationSettings, Settings
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.lineage import distillation
+from ddistill.training.members import Member
 from ddistill.training.progress import Reporter
 from ddistill.training.sharding import data_mesh, over_data, replicate
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import stream_key
-from ddistill.training.weights import load_network
+from ddistill.training.weights import Networks
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class Call:
       method: method name of the rows.
       sampler: name in `SAMPLERS`.
       grid: `[N+1]` rows of the run's schedule.
+      levels: `[N+1]`, the levels that the sampler visits, with the times that this network is told.
       role: "full" (the teacher at its full steps), "teacher" or "student".
+      variant: sets its rows apart from those of other calls of the method.
+      student: which student of a sweep; None where the stage is one network.
     """
 
     key: str
@@ -51,7 +55,10 @@ class Call:
     method: str
     sampler: str
     grid: np.ndarray
+    levels: Schedule
     role: str
+    variant: str = ""
+    student: int | None = None
 
     @property
     def steps(self) -> int:
@@ -68,11 +75,17 @@ class Call:
         """Base channels of the network; 0 for one that has no such number."""
         return int(getattr(self.plan.module, "channels", 0))
 
-    def schedule(self) -> Schedule:
-        """The levels that the sampler visits, with the times that this network is told."""
-        if self.role == "student":
-            return self.plan.levels
-        return subsequence(self.plan.levels, self.grid)
+    @property
+    def students(self) -> int:
+        """K, the students behind the call; 0 for the teacher."""
+        if self.role != "student":
+            return 0
+        return self.plan.settings.students.count if self.plan.partition is not None else 1
+
+    @property
+    def member(self) -> Member:
+        """The student of a sweep, or what the stage trains."""
+        return self.plan.members[self.student or 0]
 
 
 @dataclass(frozen=True)
@@ -103,29 +116,80 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
                 calls.append(_teacher_call(teacher, sampler, steps, "teacher"))
     for plan in plans:
         if plan.settings.method and distillation(plan, e.teacher, plans):
-            calls.append(_student_call(plan, e.student_sampler))
+            calls += _student_calls(plan, e.student_sampler)
     return calls
 
 
+SAMPLER_LABELS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "heun": "Heun",
+    "dpm_solver_pp": "DPM-Solver++",
+}
+
+
 def _teacher_call(plan: StagePlan, sampler: str, steps: int, role: str) -> Call:
-    if not 1 <= steps <= plan.levels.num_steps:
+    grid = _sampler_grid(plan.levels, sampler, steps, "the teacher")
+    levels = subsequence(plan.levels, grid)
+    label = f"teacher {SAMPLER_LABELS.get(sampler, sampler)}, {_count(steps)}"
+    return Call(f"teacher_{sampler}_{steps}", label, plan, sampler, sampler, grid, levels, role)
+
+
+def _sampler_grid(levels: Schedule, sampler: str, steps: int, whose: str) -> np.ndarray:
+    if not 1 <= steps <= levels.num_steps:
         raise ConfigError(
-            f"config.evaluation: {sampler} with {steps} steps; the teacher has "
-            f"{plan.levels.num_steps} levels."
+            f"config.evaluation: {sampler} with {steps} steps; {whose} has {levels.num_steps} "
+            "levels."
         )
-    grid = make_grid(plan.levels, steps, "trailing")
-    name = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "dpm_solver_pp": "DPM-Solver++"}
-    label = f"teacher {name.get(sampler, sampler)}, {_count(steps)}"
-    return Call(f"teacher_{sampler}_{steps}", label, plan, sampler, sampler, grid, role)
+    return make_grid(levels, steps, "trailing")
 
 
-def _student_call(plan: StagePlan, sampler: str) -> Call:
+def _student_calls(plan: StagePlan, sampler: str) -> list[Call]:
+    """Every student of a sweep, or the stage's one sampler, by each way that is asked for."""
+    path = f"config.stages.{plan.name}.samplers"
+    for name in plan.settings.samplers:
+        check_choice(path, name, SAMPLERS)
+    calls = []
+    for k, member in enumerate(plan.members if plan.partition is None else plan.members[:1]):
+        student = k if plan.stacked and plan.partition is None else None
+        whose = f"stage '{plan.name}'"
+        ways = [
+            (name, steps, _sampler_grid(member.levels, name, steps, whose))
+            for name, counts in plan.settings.samplers.items()
+            for steps in counts
+        ] or [(sampler, 0, np.arange(member.levels.num_steps + 1))]
+        for name, steps, grid in ways:
+            calls.append(_student_call(plan, name, steps, grid, student, sampler))
+    return calls
+
+
+def _student_call(
+    plan: StagePlan, sampler: str, steps: int, grid: np.ndarray, student: int | None, usual: str
+) -> Call:
+    """The call of one student; `steps` is 0 where it is sampled on all of its levels."""
     from ddistill.evaluation.vocabulary import METHODS
 
-    s, grid = plan.settings, plan.indices
+    s, member = plan.settings, plan.members[student or 0]
+    other = SAMPLER_LABELS.get(sampler, sampler) if sampler != usual else ""
+    swept = "" if set(s.students.sweep) <= {"grid_steps"} else member.label
+    variant = ", ".join(text for text in (s.variant, swept, other) if text)
     known = METHODS[s.method].label if s.method in METHODS else s.method
-    label = f"{known}{f' ({s.variant})' if s.variant else ''}, {_count(len(grid) - 1)}"
-    return Call(plan.name, label, plan, s.method, sampler, grid, "student")
+    if plan.partition is not None:
+        known += f", K={s.students.count}"
+    label = f"{known}{f' ({variant})' if variant else ''}, {_count(len(grid) - 1)}"
+    key = plan.name + (f"_{student}" if student is not None else "")
+    return Call(
+        key=key + (f"_{sampler}_{steps}" if steps else ""),
+        label=label,
+        plan=plan,
+        method=s.method,
+        sampler=sampler,
+        grid=member.indices[grid],
+        levels=subsequence(member.levels, grid),
+        role="student",
+        variant=variant,
+        student=student,
+    )
 
 
 def _count(steps: int) -> str:
@@ -151,19 +215,6 @@ def conditions(call: Call, start: int, count: int) -> jax.Array | None:
     return jnp.arange(start, start + count) % classes
 
 
-class Networks:
-    """The trained networks of complete stages, each read from disk once."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, Any] = {}
-
-    def __call__(self, plan: StagePlan) -> Any:
-        """The network of a stage, as `load_network` gives it."""
-        if plan.name not in self._loaded:
-            self._loaded[plan.name] = load_network(plan)
-        return self._loaded[plan.name]
-
-
 def draw(call: Call, network: Any, settings: EvaluationSettings, start: int, count: int, **kwargs):
     """Runs the sampler on images `start` .. `start + count` of the bank, over all devices."""
     mesh = data_mesh(count)
@@ -173,7 +224,7 @@ def draw(call: Call, network: Any, settings: EvaluationSettings, start: int, cou
     cond = conditions(call, start, count)
     return get_sampler(call.sampler)(
         network,
-        call.schedule(),
+        call.levels,
         noise,
         jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start),
         cond=None if cond is None else jax.device_put(cond, place),
@@ -194,6 +245,8 @@ def call_digest(call: Call, settings: EvaluationSettings) -> str:
         "seed": settings.noise_seed,
         "clip": settings.clip,
     }
+    if call.student is not None:
+        content["student"] = call.student
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -214,7 +267,7 @@ def collect(
     found = _read(path, call_digest(call, settings))
     if found is not None:
         return found
-    network = networks(call.plan)
+    network = networks(call.plan, call.student)
     images, seconds = [], []
     reporter.begin(f"sampling {call.label}", settings.samples)
     try:

@@ -12,12 +12,13 @@ from ddistill.evaluation.machine import machine_string
 from ddistill.evaluation.plots import ClassChart, Curve, Line, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
 from ddistill.evaluation.report import Highlight, Report, write_report
-from ddistill.evaluation.sampling import Call, Networks, draw
+from ddistill.evaluation.sampling import Call, draw
 from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import METHODS, METRICS
 from ddistill.settings import Settings, to_plain
 from ddistill.training.progress import read_metrics
 from ddistill.training.stages import StagePlan
+from ddistill.training.weights import Networks
 
 if TYPE_CHECKING:
     from ddistill.evaluation.evaluate import Scored, Scorer
@@ -240,7 +241,7 @@ def _strip(settings: Settings, networks: Networks, scored: "list[Scored]") -> St
 
 def _trajectory(settings: Settings, networks: Networks, call: Call) -> Trajectory:
     e = settings.evaluation
-    _, frames = draw(call, networks(call.plan), e, 0, e.strip_images, trajectory=True)
+    _, frames = draw(call, networks(call.plan, call.student), e, 0, e.strip_images, trajectory=True)
     levels = [float(i) for i in call.grid[::-1]]
     return Trajectory(call.label, np.asarray(frames), levels)
 

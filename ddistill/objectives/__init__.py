@@ -8,12 +8,14 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives.base import Batch, Objective, Process, Update, make_process
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.denoising import Denoising
+from ddistill.objectives.o2mkd import O2MKD
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": Denoising,
     "classification": Classification,
+    "o2mkd": O2MKD,
     "progressive": Progressive,
     "sfddm": SFDDM,
 }

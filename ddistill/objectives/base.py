@@ -58,12 +58,20 @@ class Process:
         count.
       grid: `[rows]` indices of `teacher`, 0 = phi_0 < ... < phi_N, then repeated.
       count: N, the student's steps.
+      low, high: the student is trained on levels low .. high of 1 .. N.
+      outside: the share of examples that are drawn from all of 1 .. N instead; None for none.
+      values: by name, those hyperparameters of the objective that are numbers of the program and
+        not parts of it: other values do not compile again.
     """
 
     teacher: Schedule
     student: Schedule
     grid: Int[Array, " T_1"]
     count: Int[Array, ""]
+    low: Int[Array, ""]
+    high: Int[Array, ""]
+    outside: Float[Array, ""] | None = None
+    values: Mapping[str, Array] = struct.field(default_factory=dict)
 
 
 def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> Schedule:
@@ -79,16 +87,26 @@ def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -
 
 
 def make_process(
-    schedule: Schedule, grid: np.ndarray, time: str = "mapped", rows: int = 0
+    schedule: Schedule,
+    grid: np.ndarray,
+    time: str = "mapped",
+    rows: int = 0,
+    *,
+    low: int = 1,
+    high: int = 0,
+    outside: float | None = None,
+    values: Mapping[str, float] | None = None,
 ) -> Process:
     """The levels of a stage as tables.
 
     Args:
       schedule, grid, time: as in `student_levels`.
       rows: length of the tables, at least T+1; 0 for T+1.
+      low, high, outside, values: see `Process`; high 0 for N.
     """
     student = student_levels(schedule, grid, time)
     rows = rows or schedule.num_steps + 1
+    count = len(grid) - 1
 
     def fill(row):
         return np.concatenate([row, np.repeat(row[-1:], rows - len(row))])
@@ -98,7 +116,14 @@ def make_process(
         teacher=jax.device_put(jax.tree.map(fill, schedule)),
         student=jax.device_put(jax.tree.map(fill, student)),
         grid=jax.device_put(fill(np.asarray(grid, np.int32))),
-        count=jax.device_put(np.asarray(len(grid) - 1, np.int32)),
+        count=jax.device_put(np.asarray(count, np.int32)),
+        low=jax.device_put(np.asarray(low, np.int32)),
+        high=jax.device_put(np.asarray(high or count, np.int32)),
+        outside=None if outside is None else jax.device_put(np.float32(outside)),
+        values={
+            k: jax.device_put(np.asarray(v, np.int32 if isinstance(v, int) else np.float32))
+            for k, v in (values or {}).items()
+        },
     )
 
 
@@ -162,6 +187,21 @@ class Objective:
         del grid
         return self
 
+    def numbers(self) -> Mapping[str, int | float]:
+        """Hyperparameters that the program is given as numbers; students may differ in them.
+
+        The losses read them with `value_of`.
+        """
+        return {}
+
+    def program(self) -> "Objective":
+        """This objective with its `numbers` blanked: equal programs are equal values."""
+        return self
+
+    def value_of(self, name: str, process: Process) -> Any:
+        """A hyperparameter: as the process gives it, or as it stands here."""
+        return process.values.get(name, getattr(self, name))
+
     def check_classes(self, num_classes: int) -> None:
         """Checks hyperparameters against the classes that a conditional network knows.
 
@@ -201,16 +241,27 @@ def uniform_index(keys: Key[Array, " B"], low: Any, high: Any) -> Int[Array, " B
     return jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(keys)
 
 
+def draw_index(keys: Key[Array, " B"], process: Process) -> Int[Array, " B"]:
+    """A level for every example, uniform on those that the student is trained on."""
+    index = uniform_index(keys, process.low, process.high)
+    outside = process.outside
+    if outside is None:
+        return index
+    leave_keys, index_keys = streams(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), 2)
+    leave = jax.vmap(lambda key: jax.random.bernoulli(key, outside))(leave_keys)
+    return jnp.where(leave, uniform_index(index_keys, 1, process.count), index)
+
+
 def noisy(
     batch: Batch, process: Process
 ) -> tuple[Int[Array, " B"], Level, Float[Array, "B H W C"]]:
-    """A student level for every example, uniform on 1 .. N, and the image brought to it.
+    """A student level for every example, as `draw_index` draws it, and the image brought to it.
 
     Returns:
       The levels' numbers, the levels, and z at them.
     """
     index_keys, noise_keys = streams(batch.keys, 2)
-    index = uniform_index(index_keys, 1, process.count)
+    index = draw_index(index_keys, process)
     level = process.student.at(index)
     return index, level, add_noise(batch.image, normal(noise_keys, batch.image), level)
 

@@ -21,10 +21,10 @@ from ddistill.objectives.base import (
     Networks,
     Process,
     Update,
+    draw_index,
     mean_per_example,
     normal,
     streams,
-    uniform_index,
 )
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.schedules import Level, snr
@@ -101,9 +101,9 @@ class Denoising(ClassifierTerms):
     def loss(
         self, networks: Networks, batch: Batch, process: Process
     ) -> tuple[Float[Array, " B"], Metrics]:
-        """Weighted squared error at a level drawn uniformly from 1 .. N."""
+        """Weighted squared error at a level drawn by `draw_index`."""
         index_keys, noise_keys, drop_keys = streams(batch.keys, 3)
-        level = process.student.at(uniform_index(index_keys, 1, process.count))
+        level = process.student.at(draw_index(index_keys, process))
         noise = normal(noise_keys, batch.image)
         z = add_noise(batch.image, noise, level)
         cond = self._condition(batch, drop_keys)

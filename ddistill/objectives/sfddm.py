@@ -14,6 +14,7 @@ same sample (the paper's aligned chain). Three distances are offered, each with 
   the teacher's integral, which output matching cannot.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -120,6 +121,17 @@ class SFDDM(ClassifierTerms):
         """One update of the student."""
         return (Update("student", self.loss),)
 
+    def numbers(self) -> Mapping[str, int | float]:
+        """k, and the weights of the terms in use."""
+        weights = (f"{term}_weight" for term in ("output", "feature", "hidden", "classifier"))
+        used = {name: getattr(self, name) for name in weights if getattr(self, name)}
+        return {**used, "substeps": self.substeps}
+
+    def program(self) -> "SFDDM":
+        """The terms in use with weight 1, and one sub-step."""
+        blank = {name: type(value)(1) for name, value in self.numbers().items()}
+        return self.replace(**blank)  # type: ignore[return-value]
+
     def taps(self) -> tuple[str, ...]:
         """The tap of the feature distance."""
         return (self.tap,) if self.feature_weight else ()
@@ -164,7 +176,7 @@ class SFDDM(ClassifierTerms):
                 networks["classifier"], student.x0, target.x0
             )
             metrics |= found
-        weighted = [getattr(self, f"{name}_weight") * term for name, term in terms.items()]
+        weighted = [self.value_of(f"{n}_weight", process) * term for n, term in terms.items()]
         return jnp.sum(jnp.stack(weighted), axis=0), metrics
 
     def hidden_target(
@@ -180,55 +192,59 @@ class SFDDM(ClassifierTerms):
           cond: what the teacher is conditioned on.
           process: the stage's levels.
         """
-        levels = self.walk(index, process)
+        level = self.sub_level(0, index, process)
         used = first.x0
         if self._looks_back():
             before = self._level_before(index, process)
-            past = ddim_step(first, z, levels[0], before)
+            past = ddim_step(first, z, level, before)
             previous = teacher(past, before, cond).x0
-            used = multistep_x0(first.x0, previous, before, levels[0], levels[1])
-        target = used
-        if self.substeps > 1:
-            target = self._walk_on(teacher, first.x0, used, z, levels, cond)
-        return from_x0(jax.lax.stop_gradient(target), z, levels[0])
+            after = self.sub_level(1, index, process)
+            used = multistep_x0(first.x0, previous, before, level, after)
+        target = self._walk_on(teacher, first.x0, used, z, index, cond, process)
+        return from_x0(jax.lax.stop_gradient(target), z, level)
 
     def _level_before(self, index: Array, process: Process) -> Level:
         """The level one sub-step noisier than phi_index, or the noisiest there is."""
+        k = self.value_of("substeps", process)
         top, bottom = process.grid[index], process.grid[index - 1]
-        stride = (top - bottom + self.substeps // 2) // self.substeps
+        stride = (top - bottom + k // 2) // k
         return process.teacher.at(jnp.minimum(top + stride, process.teacher.num_steps))
 
     def _walk_on(
-        self, teacher: Any, x0: Array, used: Array, z: Array, levels: list[Level], cond: Any
+        self,
+        teacher: Any,
+        x0: Array,
+        used: Array,
+        z: Array,
+        index: Array,
+        cond: Any,
+        process: Process,
     ) -> Array:
         """Steps 2 .. k of the teacher's walk, folded as `one_step_target` folds them.
 
-        A loop, so that the teacher is compiled once and not k times.
+        A loop whose length is a number: the teacher is compiled once, for students of any k.
         """
         second_order = self.solver == "dpm_solver_pp"
+        start = self.sub_level(0, index, process)
 
-        def body(carry, triple):
+        def body(j, carry):
             state, used, previous, target = carry
-            before, here, there = triple
+            before, here, there = (self.sub_level(j + i, index, process) for i in (-1, 0, 1))
             state = ddim_step(from_x0(used, state, before), state, before, here)
             x0 = used = teacher(state, here, cond).x0
             if second_order:
                 used = multistep_x0(x0, previous, before, here, there)
-            w = expand(fold_weight(levels[0], here, there), x0)
-            return (state, used, x0, w * used + (1.0 - w) * target), None
+            w = expand(fold_weight(start, here, there), x0)
+            return state, used, x0, w * used + (1.0 - w) * target
 
-        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *levels)
-        triples = tuple(
-            jax.tree.map(lambda x, i=i: x[i : i - 2 or None], stacked) for i in range(3)
-        )
-        (_, _, _, target), _ = jax.lax.scan(body, (z, used, x0, used), tuple(triples))
-        return target
+        count = self.value_of("substeps", process)
+        return jax.lax.fori_loop(1, count, body, (z, used, x0, used))[-1]
 
-    def walk(self, index: Array, process: Process) -> list[Level]:
-        """The k+1 teacher levels from phi_index down to phi_{index-1}, evenly spaced in index."""
-        top, bottom, k = process.grid[index], process.grid[index - 1], self.substeps
-        indices = [(top * (k - j) + bottom * j + k // 2) // k for j in range(k + 1)]
-        return [process.teacher.at(i) for i in indices]
+    def sub_level(self, j: Any, index: Array, process: Process) -> Level:
+        """Teacher level j of the k+1 from phi_index (0) to phi_{index-1} (k), even in index."""
+        top, bottom = process.grid[index], process.grid[index - 1]
+        k = self.value_of("substeps", process)
+        return process.teacher.at((top * (k - j) + bottom * j + k // 2) // k)
 
     def _call(self, network: Any, z: Array, level: Level, cond: Any, key: Any):
         if not self.feature_weight:

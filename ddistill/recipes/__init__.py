@@ -11,9 +11,12 @@ from ddistill.recipes.digits import (
     digits_chain,
     digits_critic,
     digits_halvings,
+    digits_network,
+    digits_specialists,
     digits_student,
     digits_students,
 )
+from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, o2mkd, o2mkd_paper
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     RCFD_RESNET18,
@@ -26,6 +29,8 @@ from ddistill.recipes.shrink import smoke, smoke_on_digits
 
 __all__ = [
     "CFD_DENSENET201",
+    "DDPM_32",
+    "DDPM_256",
     "RCFD_RESNET18",
     "cfd_cifar",
     "cfd_imagenet64",
@@ -34,10 +39,14 @@ __all__ = [
     "digits_chain",
     "digits_critic",
     "digits_halvings",
+    "digits_network",
+    "digits_specialists",
     "digits_student",
     "digits_students",
     "halvings",
     "network",
+    "o2mkd",
+    "o2mkd_paper",
     "objective",
     "pd_cifar",
     "progressive",

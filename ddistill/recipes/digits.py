@@ -1,10 +1,11 @@
 """Experiments on the embedded digits, small enough for any laptop."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddistill.recipes.common import network, objective, teacher_stage
+from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import progressive
 from ddistill.recipes.sfddm import sfddm_default
 from ddistill.settings import (
@@ -32,16 +33,7 @@ def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
         shared=True,
     )
     teacher = teacher_stage(
-        network(
-            "unet",
-            channels=16,
-            multipliers=(1, 2),
-            blocks=1,
-            attention=(4,),
-            head_dim=16,
-            norm_groups=8,
-            out_channels=1,
-        ),
+        digits_network(),
         steps=2500,
         batch_size=64,
         optimizer=OptimizerSettings(
@@ -62,6 +54,20 @@ def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
             full_sampler="ddim",
             full_steps=256,
         ),
+    )
+
+
+def digits_network(width: int = 16) -> dict[str, Any]:
+    """The U-Net of the digits' teacher, or one of another width."""
+    return network(
+        "unet",
+        channels=width,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(4,),
+        head_dim=min(16, 2 * width),
+        norm_groups=min(8, width),
+        out_channels=1,
     )
 
 
@@ -126,3 +132,37 @@ def digits_chain(method: str, loss: Mapping[str, Any]) -> dict[str, StageSetting
         **digits_halvings(32, 8),
         **digits_halvings(8, 1, method=method, teacher="pd_n8", classifier="critic", loss=loss),
     }
+
+
+def digits_specialists(
+    width: int, counts: Sequence[int], *, warmup: int, updates: int, **changes: Any
+) -> dict[str, StageSettings]:
+    """For each K of `counts` students that share out all levels, at equal total updates.
+
+    Args:
+      width: of the students.
+      counts: the Ks; 1 is one student of all levels, plain distillation.
+      warmup: updates of the shared student that all of them start from, for a width of their own.
+      updates: of all K students together.
+      **changes: further arguments of `ddistill.recipes.o2mkd.o2mkd`.
+    """
+    optimizer = OptimizerSettings(
+        learning_rate=2e-3, schedule="cosine", warmup=20, final_scale=0.02, clip=1.0
+    )
+    stages: dict[str, StageSettings] = {}
+    for count in counts:
+        stages |= o2mkd(
+            count,
+            steps=updates // count,
+            batch_size=64,
+            optimizer=optimizer,
+            network=digits_network(width),
+            prediction="v",
+            warmup_steps=warmup,
+            name=f"_w{width}",
+            loss={"error": "v"},
+            ema=(0.995,),
+            shared=True,
+            **{"samplers": {"ddim": (16,), "dpm_solver_pp": (8,)}, **changes},
+        )
+    return stages

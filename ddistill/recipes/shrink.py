@@ -58,6 +58,7 @@ def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
         steps=20,
         batch_size=16,
         optimizer=optimizer,
+        samplers={name: (min(4, min(counts)),) for name, counts in stage.samplers.items()},
     )
 
 
@@ -74,6 +75,7 @@ def smoke_on_digits(settings: Settings, levels: int = 4) -> Settings:
         "norm_groups": 4,
         "out_channels": 1,
         "attention": (),
+        "multipliers": (1, 2),
     }
     shrunk = smoke(settings, options)
     students = {name: _on_digits(stage, levels) for name, stage in shrunk.stages.items()}

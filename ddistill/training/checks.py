@@ -46,6 +46,8 @@ def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StageP
             f"{path}.teacher={stage.teacher!r} is a classifier, not a denoiser. Name it as "
             f"{path}.classifier, and a stage that makes images as the teacher."
         )
+    for key, name in (("teacher", stage.teacher), ("init", stage.init_source)):
+        check_students_of(stage, earlier.get(name), f"{path}.{key}", key)
     if stage.init == "teacher" and not stage.teacher:
         raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
     if stage.init != "fresh":
@@ -65,6 +67,26 @@ def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StageP
                 f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
                 f"starts from, predicts {source.settings.prediction!r}."
             )
+
+
+def check_students_of(
+    stage: StageSettings, source: "StagePlan | None", path: str, key: str
+) -> None:
+    """Raises `ConfigError` unless many students can be what a stage learns or starts from."""
+    theirs = source.settings.students if source is not None else None
+    if source is None or theirs is None or not theirs.count:
+        return
+    if key == "teacher" and source.partition is None:
+        raise ConfigError(
+            f"{path}={source.name!r} is a sweep of {theirs.count} students and not one network; "
+            "name a stage of one student, or of students with a partition."
+        )
+    if key == "init" and stage.students.count != theirs.count:
+        raise ConfigError(
+            f"{path} takes the weights of '{source.name}', which has {theirs.count} students; "
+            f"this stage has students.count={stage.students.count}. Set it to {theirs.count}, or "
+            "start from a stage of one student."
+        )
 
 
 def check_classifier(

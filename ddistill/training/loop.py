@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
 from ddistill.data import Dataset, batch_indices, read_ahead
 from ddistill.errors import TrainingError
+from ddistill.mapping import resolve
+from ddistill.networks.weights import Weights
 from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.interrupt import Interrupted, StopRequest
@@ -22,7 +25,13 @@ from ddistill.training.sharding import data_mesh, replicate, replicated
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen, StepSettings
-from ddistill.training.weights import abstract_state, initial_state, memory_budget, optimizers
+from ddistill.training.weights import (
+    abstract_state,
+    handed_on,
+    initial_state,
+    memory_budget,
+    optimizers,
+)
 
 
 @dataclass
@@ -51,25 +60,33 @@ class Feed:
     """Batches of a stage: batch s depends on (seed, s) alone.
 
     A data set that lies in memory is put on the devices once, by `place`, and a batch is a list of
-    indices; a larger one is read ahead by a thread.
+    indices; a larger one is read ahead by a thread. With several `seeds` every batch is one for
+    each, along an axis of its own; `stacked` adds that axis for a single one too.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, batch: int, place: Sharding):
-        self._dataset, self._seed, self._batch = dataset, seed, batch
+    def __init__(
+        self, dataset: Dataset, seeds: tuple[int, ...], batch: int, place: Sharding, stacked: bool
+    ):
+        self._dataset, self._seeds, self._batch, self._stacked = dataset, seeds, batch, stacked
         self.resident = isinstance(dataset.images, np.ndarray)
         self.images = jax.device_put(dataset.images, place) if self.resident else None
         self.labels = jax.device_put(dataset.labels, place)
 
     def _indices(self, step: int, count: int) -> np.ndarray:
         n = len(self._dataset)
-        picks = [batch_indices(self._seed, s, self._batch, n) for s in range(step, step + count)]
-        return np.stack(picks).astype(np.int32)
+        picks = [
+            [batch_indices(seed, s, self._batch, n) for seed in self._seeds]
+            for s in range(step, step + count)
+        ]
+        indices = np.array(picks, np.int32)
+        return indices if self._stacked else indices[:, 0]
 
     def _load(self, step: int, count: int) -> tuple[Any, Any]:
         picks = self._indices(step, count)
         if self.resident:
             return None, picks
-        return np.stack([self._dataset.take(p) for p in picks]), picks
+        images = self._dataset.take(picks.reshape(-1))
+        return images.reshape(*picks.shape, *images.shape[1:]), picks
 
     def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, Any, Any]]:
         """Yields (step, count, images or None, indices) for spans of steps, read ahead."""
@@ -106,9 +123,12 @@ class StageRun:
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", training.keep)
         self.clock = Clock()
         self.loss = math.nan
+        self.frozen: set[int] = set()
 
-    def run(self, teacher: Any, start: Any, classifier: Any = None) -> dict[str, Any]:
-        """Trains to the last step and returns the manifest.
+    def run(
+        self, teacher: Any, start: Any, classifier: Any = None
+    ) -> tuple[dict[str, Any], Weights]:
+        """Trains to the last step and returns the manifest and the weights that are handed on.
 
         Args:
           teacher: the frozen teacher network, or None.
@@ -133,7 +153,7 @@ class StageRun:
             self.reporter.end()
             self.log.close()
             self.checkpoints.close()
-        return self._finish(state)
+        return self._finish(state), handed_on(state, plan.ema_key())
 
     def _open(self, start: Any) -> tuple[TrainState, int]:
         place = replicated(self.mesh)
@@ -153,7 +173,7 @@ class StageRun:
     def _step_settings(self) -> StepSettings:
         s = self.plan.settings
         return StepSettings(
-            objective=self.plan.objective,
+            objective=self.plan.objective.program(),
             modules=self.plan.modules,
             prediction=s.prediction,
             optimizers=optimizers(self.plan),
@@ -163,13 +183,27 @@ class StageRun:
             flip=self.dataset.hflip,
             unroll=self.on_cpu,
             mesh=self.mesh,
+            freeze=s.students.on_divergence == "freeze",
         )
+
+    def _keys(self) -> jax.Array:
+        """The stream key of the stage, or one for each student."""
+        plan = self.plan
+        keys = [stream_key(m.seed, f"{plan.name}/train{m.stream}") for m in plan.members]
+        return jnp.stack(keys) if plan.stacked else keys[0]
+
+    def _rates(self) -> np.ndarray:
+        """The learning rate of every step, `[steps]`, or `[steps, K]`."""
+        plan = self.plan
+        rates = [learning_rates(m.optimizer, plan.settings.steps) for m in plan.members]
+        return np.stack(rates, axis=1) if plan.stacked else rates[0]
 
     def _train(self, state: TrainState, step: int, frozen: Frozen) -> TrainState:
         settings, every = self.plan.settings, self.training
-        feed = Feed(self.dataset, self.plan.seed, settings.batch_size, replicated(self.mesh))
-        key = stream_key(self.plan.seed, f"{self.plan.name}/train")
-        rates = learning_rates(settings.optimizer, settings.steps)
+        seeds = tuple(m.data_seed for m in self.plan.members)
+        place, stacked = replicated(self.mesh), self.plan.stacked
+        feed = Feed(self.dataset, seeds, settings.batch_size, place, stacked)
+        key, rates = self._keys(), self._rates()
         chunks: dict[int, Callable] = {}
         window = Window()
         cuts = spans(step, settings.steps, self.scan, (every.log_every, every.checkpoint_every))
@@ -186,6 +220,8 @@ class StageRun:
                     count,
                     feed.resident,
                     shapes,
+                    settings.students.count,
+                    resolve(settings.students.mapping),
                 )
             now = {name: rates[step : step + count] for name in self.plan.modules}
             begun = time.perf_counter()
@@ -218,9 +254,9 @@ class StageRun:
         self.clock.wait += window.wait
         for (begin, count, _), metrics in zip(window.rows, rows):
             self._check_finite(begin, count, metrics)
-        values = {k: float(np.mean(np.concatenate([r[k] for r in rows]))) for k in rows[0]}
+        values = self._means({k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, step)
         done = sum(count for _, count, _ in window.rows)
-        rate = done * self.plan.settings.batch_size / seconds
+        rate = done * self.plan.settings.batch_size * len(self.plan.members) / seconds
         self.loss = values["loss"]
         extra = {
             "images_per_second": rate,
@@ -236,13 +272,48 @@ class StageRun:
         )
         return Window()
 
+    def _means(self, metrics: dict[str, np.ndarray], step: int) -> dict[str, float]:
+        """Means over the steps of a window, over the students that learn, and of each student."""
+        if not self.plan.stacked:
+            return {name: float(np.mean(v)) for name, v in metrics.items()}
+        diverged = metrics.pop("diverged")
+        self._tell_frozen(diverged[-1], step)
+        learns = diverged == 0
+        means = {name: float(np.mean(v[learns])) for name, v in metrics.items()}
+        for k in range(len(self.plan.members)):
+            last = int(diverged[-1, k]) or step + 1
+            means[f"images/{k}"] = float(min(step, last - 1) * self.plan.settings.batch_size)
+            for name in ("loss", "grad_norm", "ema_distance"):
+                if name in metrics and learns[:, k].any():
+                    means[f"{name}/{k}"] = float(np.mean(metrics[name][learns[:, k], k]))
+        return means
+
+    def _tell_frozen(self, diverged: np.ndarray, step: int) -> None:
+        """Names the students that have stopped to learn; raises when none is left."""
+        for k in np.flatnonzero(diverged):
+            if k not in self.frozen:
+                self.frozen.add(int(k))
+                self.reporter.say(
+                    f"{self.plan.name}: {self._who(k)} diverged at step {int(diverged[k])} and is "
+                    "frozen at its last finite weights; the others go on"
+                )
+        if np.all(diverged):
+            raise self._diverged(step, "every student has diverged and is frozen")
+
+    def _who(self, k: Any) -> str:
+        label = self.plan.members[int(k)].label
+        return f"student {int(k)}" + (f" ({label})" if label else "")
+
     def _check_finite(self, begin: int, count: int, metrics: dict[str, np.ndarray]) -> None:
         for offset in range(count):
-            bad = sorted(name for name, v in metrics.items() if not np.isfinite(v[offset]))
+            bad = sorted(n for n, v in metrics.items() if not np.all(np.isfinite(v[offset])))
             if bad:
-                value = metrics[bad[0]][offset]
+                values = np.atleast_1d(metrics[bad[0]][offset])
+                k = int(np.argmin(np.isfinite(values)))
+                whose = f" of {self._who(k)}" if self.plan.stacked else ""
                 raise self._diverged(
-                    begin + offset + 1, f"{', '.join(bad)} is not finite ({bad[0]} = {value})"
+                    begin + offset + 1,
+                    f"{', '.join(bad)}{whose} is not finite ({bad[0]} = {values[k]})",
                 )
 
     def _diverged(self, step: int, what: str) -> TrainingError:
@@ -261,6 +332,9 @@ class StageRun:
             for path, x in jax.tree_util.tree_leaves_with_path(tree):
                 if not np.isfinite(np.asarray(x)).all():
                     where = f"parameter {jax.tree_util.keystr(path)} of the {name}"
+                    if self.plan.stacked:
+                        own = np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1)
+                        where += f" ({self._who(np.argmin(own))})"
                     raise self._diverged(step, f"{where} is not finite")
 
     def _save(self, step: int, state: TrainState) -> None:
@@ -275,13 +349,16 @@ class StageRun:
 
     def _finish(self, state: TrainState) -> dict[str, Any]:
         settings = self.plan.settings
-        calls = settings.steps * settings.batch_size * self.plan.objective.teacher_calls()
+        per_image = sum(m.objective.teacher_calls() for m in self.plan.members)
+        calls = settings.steps * settings.batch_size * per_image
+        every = count_parameters(state.params["student"])
         manifest = {
             "stage": self.plan.name,
             "digest": self.plan.digest,
             "steps": settings.steps,
             "batch_size": settings.batch_size,
-            "parameters": count_parameters(state.params["student"]),
+            "students": len(self.plan.members),
+            "parameters": every // (settings.students.count or 1),
             "ema": list(settings.ema),
             "teacher_calls": calls,
             "train_seconds": self.clock.train,

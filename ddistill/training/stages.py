@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 
 from ddistill import networks
 from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice
-from ddistill.objectives import Objective, Process, make_objective, make_process
-from ddistill.objectives.base import student_levels
-from ddistill.schedules import Schedule, make_grid, make_schedule
+from ddistill.objectives import Objective, Process, make_objective
+from ddistill.schedules import Schedule, make_schedule
 from ddistill.settings import Settings, StageSettings, to_plain
+from ddistill.students import Partition
 from ddistill.training.checks import (
     check_classes,
     check_classifier,
@@ -32,10 +33,11 @@ from ddistill.training.checks import (
     check_numbers,
     check_sources,
 )
+from ddistill.training.members import Member, Table, plan_members
 
 FORMAT = 2
 # Settings that name or place a stage without changing what it learns.
-LABELS = ("method", "variant", "shared")
+LABELS = ("method", "variant", "shared", "samplers")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,8 @@ class StagePlan:
       folder: where checkpoints, metrics and the manifest lie.
       objective: the method, prepared for this grid.
       modules: networks by name: the student and whatever else the objective trains.
-      levels: `[N+1]`, the noise levels that the student is sampled on, with the times it is told.
-      indices: `[N+1]`, their rows in the run's schedule.
-      process: the same as tables for the losses, beside the teacher's levels.
+      members: what each student learns from; one, unless `settings.students.count` is above 1.
+      partition: who answers for what, or None.
       image_shape: (H, W, C).
       seed: the run's seed.
     """
@@ -62,11 +63,35 @@ class StagePlan:
     folder: Path
     objective: Objective
     modules: Mapping[str, nn.Module]
-    levels: Schedule
-    indices: np.ndarray
-    process: Process
+    members: tuple[Member, ...]
+    partition: Partition | None
     image_shape: tuple[int, int, int]
     seed: int
+
+    @property
+    def stacked(self) -> bool:
+        """Whether weights have a leading student axis."""
+        return self.settings.students.count > 0
+
+    @property
+    def levels(self) -> Schedule:
+        """`[N+1]`, the noise levels that a student is sampled on, with the times it is told.
+
+        Those of the first student, where a sweep gives each its own.
+        """
+        return self.members[0].levels
+
+    @property
+    def indices(self) -> np.ndarray:
+        """`[N+1]`, their rows in the run's schedule."""
+        return self.members[0].indices
+
+    @property
+    def process(self) -> Process:
+        """Levels as tables for the losses; with a leading student axis where weights have one."""
+        if not self.stacked:
+            return self.members[0].process
+        return jax.tree.map(lambda *x: np.stack(x), *(m.process for m in self.members))
 
     @property
     def module(self) -> nn.Module:
@@ -147,18 +172,13 @@ def _plan(
         )
     if objective.needs_teacher and not stage.teacher:
         raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
-    above = earlier[stage.teacher] if stage.teacher else None
-    theirs = above.levels if above else schedule
-    grid = make_grid(
-        theirs,
-        stage.grid.steps or theirs.num_steps,
-        stage.grid.spacing,
-        explicit=stage.grid.explicit or None,
-    )
     check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))
-    levels = student_levels(theirs, grid, stage.grid.time)
-    process = make_process(theirs, grid, stage.grid.time, schedule.num_steps + 1)
-    prepared = objective.prepare(grid)
+    above = earlier[stage.teacher] if stage.teacher else None
+    table = Table(above.levels, above.indices) if above else Table.whole(schedule)
+    members, partition = plan_members(
+        stage, table, schedule.num_steps + 1, settings.seed, objective, f"{path}.students"
+    )
+    prepared = members[0].objective
     described = {"student": stage.network, **prepared.networks()}
     modules = {n: build_module(d, f"{path}.network") for n, d in described.items()}
     shape = dataset.image_shape
@@ -180,9 +200,8 @@ def _plan(
         folder=folder,
         objective=prepared,
         modules=modules,
-        levels=levels,
-        indices=above.indices[grid] if above else grid,
-        process=process,
+        members=members,
+        partition=partition,
         image_shape=shape,
         seed=settings.seed,
     )
@@ -238,6 +257,9 @@ def stage_digest(
     """SHA-256 of everything that the stage's result depends on."""
     # The classifier's name is among the sources; a stage without one has nothing to say about it.
     own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in (*LABELS, "classifier")}
+    students = {k: v for k, v in own.pop("students").items() if k != "mapping"}
+    if stage.students.count:
+        own["students"] = students
     names = (stage.teacher, stage.classifier, stage.init_source)
     sources = {s: earlier[s].digest for s in names if s}
     content = {

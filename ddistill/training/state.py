@@ -21,6 +21,10 @@ class TrainState:
       opt_state: optimiser state by network name.
       statistics: by name of a network with batch norm, its running means and variances.
       ema: by rate (as text), the moving average of the student's parameters.
+      diverged: in a stage of many students, the step at which each one's loss was no longer finite
+        and it was frozen, 0 while it learns; None elsewhere.
+
+    In a stage of many students everything but the step has a leading student axis, `[K, ...]`.
     """
 
     step: Int[Array, ""]
@@ -28,6 +32,11 @@ class TrainState:
     opt_state: dict[str, Any]
     statistics: dict[str, Any]
     ema: dict[str, Any]
+    diverged: Any = None
+
+
+# What of a state has the student axis: a prefix of its tree, as `ddistill.mapping.lift` takes it.
+STATE_AXES = TrainState(step=None, params=0, opt_state=0, statistics=0, ema=0, diverged=0)  # type: ignore[arg-type]
 
 
 def stream_key(seed: int, stream: str) -> Key[Array, ""]:
@@ -41,8 +50,11 @@ def create_state(
     ema_rates: tuple[float, ...],
     sharding: jax.sharding.Sharding | None = None,
     statistics: Mapping[str, Any] | None = None,
+    students: int = 0,
 ) -> TrainState:
     """A state at step 0; the averages start at the parameters.
+
+    With `students` above 0 params and statistics are stacked, `[students, ...]`.
 
     Every array is a fresh copy, because train steps donate the state and a student that starts from
     its teacher must not give the teacher's buffers away. They are placed by `sharding`, or on the
@@ -54,13 +66,18 @@ def create_state(
         # Committed to devices, as what a step returns is: otherwise step 2 would compile again.
         return jax.tree.map(lambda x: jax.device_put(jnp.array(x, copy=True), place), tree)
 
+    def start(name, tree):
+        init = optimizers[name].init
+        return jax.vmap(init)(tree) if students else init(tree)
+
     params = {name: copy(tree) for name, tree in params.items()}
     return TrainState(
         step=copy(jnp.zeros((), jnp.int32)),
         params=params,
-        opt_state={name: copy(optimizers[name].init(tree)) for name, tree in params.items()},
+        opt_state={name: copy(start(name, tree)) for name, tree in params.items()},
         statistics={name: copy(tree) for name, tree in (statistics or {}).items()},
         ema={str(rate): copy(params["student"]) for rate in ema_rates},
+        diverged=copy(jnp.zeros((students,), jnp.int32)) if students else None,
     )
 
 

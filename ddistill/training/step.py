@@ -39,6 +39,10 @@ class Frozen:
     classifier: Any = None
 
 
+# What of it has the student axis in a stage of many students.
+FROZEN_AXES = Frozen(teacher=None, process=0, classifier=None)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class StepSettings:
     """The static part of a train step.
@@ -54,6 +58,7 @@ class StepSettings:
       flip: whether images are mirrored at random.
       unroll: True runs accumulation as straight code (CPU), False as a scan.
       mesh: devices over which batches are spread; None leaves them where they are.
+      freeze: whether a student of many whose loss is no longer finite is left as it was.
     """
 
     objective: Objective
@@ -66,6 +71,7 @@ class StepSettings:
     flip: bool = False
     unroll: bool = True
     mesh: Mesh | None = None
+    freeze: bool = False
 
 
 StepFn = Callable[..., tuple[TrainState, dict[str, Array]]]
@@ -110,9 +116,40 @@ def make_step(s: StepSettings) -> StepFn:
             metrics.update(found)
         params, opt_state, statistics = trained
         ema = update_ema(state.ema, params["student"], state.step, s.ema_warmup)
-        return TrainState(state.step + 1, params, opt_state, statistics, ema), metrics
+        new = TrainState(state.step + 1, params, opt_state, statistics, ema, state.diverged)
+        if state.diverged is None:
+            return new, metrics
+        if s.freeze:
+            new, metrics = _freeze(state, new, metrics)
+        return new, {**metrics, **_health(new)}
 
     return step
+
+
+def _freeze(old: TrainState, new: TrainState, metrics: dict[str, Array]):
+    """One of many students: as it was, from the first step on that gives no finite number."""
+    found = [*jax.tree.leaves(metrics), optax.tree.norm(new.params)]
+    finite = jnp.all(jnp.stack([jnp.isfinite(x) for x in found]))
+    learns = (old.diverged == 0) & finite
+    diverged = jnp.where(learns | (old.diverged > 0), old.diverged, new.step)
+
+    def keep(a, b):
+        return jax.tree.map(lambda x, y: jnp.where(learns, x, y), a, b)
+
+    kept = keep(new, old.replace(step=new.step))  # type: ignore[attr-defined]
+    # Its metrics say nothing any more; the loop leaves a frozen student out of the means.
+    metrics = keep(metrics, jax.tree.map(jnp.zeros_like, metrics))
+    return kept.replace(step=new.step, diverged=diverged), metrics
+
+
+def _health(state: TrainState) -> dict[str, Array]:
+    """How far the first average is from the weights, relative to them, and whether it learns."""
+    health = {"diverged": state.diverged.astype(jnp.float32)}
+    for average in list(state.ema.values())[:1]:
+        apart = jax.tree.map(jnp.subtract, state.params["student"], average)
+        norms = [optax.tree.norm(tree) for tree in (apart, average)]
+        health["ema_distance"] = norms[0] / jnp.maximum(norms[1], 1e-12)
+    return health
 
 
 def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Batch:

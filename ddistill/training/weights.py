@@ -9,7 +9,9 @@ import optax
 from ddistill.compilation import initialiser_options
 from ddistill.errors import CheckpointError
 from ddistill.networks.weights import Weights
+from ddistill.students import clone, route, stack, take
 from ddistill.training.checkpoints import Checkpoints
+from ddistill.training.members import Member
 from ddistill.training.optimizers import make_optimizer
 from ddistill.training.stages import StagePlan, incomplete
 from ddistill.training.state import TrainState, create_state, stream_key
@@ -23,15 +25,19 @@ def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
 def initial_state(
     plan: StagePlan, start: Weights | None = None, sharding: jax.sharding.Sharding | None = None
 ) -> TrainState:
-    """The state at step 0; the student from the weights `start`, if given, else fresh."""
+    """The state at step 0; the student from the weights `start`, if given, else fresh.
+
+    Where the stage is one of many students, `start` is a stack of as many.
+    """
     options = initialiser_options()
     weights = {}
     for name, module in plan.modules.items():
-        if start is not None and name == "student":
-            weights[name] = start
+        draw = jax.jit(module.init, compiler_options=options)
+        if start is None or name != "student":
+            drawn = [_weights(draw(*_init_arguments(plan, name, m))) for m in plan.members]
+            weights[name] = stack(drawn) if plan.stacked else drawn[0]
         else:
-            draw = jax.jit(module.init, compiler_options=options)
-            weights[name] = _weights(draw(*_init_arguments(plan, name)))
+            weights[name] = start
     return _state(plan, weights, sharding)
 
 
@@ -42,8 +48,12 @@ def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = Non
     """
 
     def create():
-        drawn = {n: m.init(*_init_arguments(plan, n)) for n, m in plan.modules.items()}
-        return _state(plan, {n: _weights(variables) for n, variables in drawn.items()})
+        drawn = {
+            n: _weights(m.init(*_init_arguments(plan, n, plan.members[0])))
+            for n, m in plan.modules.items()
+        }
+        count = plan.settings.students.count
+        return _state(plan, {n: clone(w, count) if count else w for n, w in drawn.items()})
 
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
@@ -66,6 +76,7 @@ def _state(
         plan.settings.ema,
         sharding,
         {name: w.statistics for name, w in weights.items() if w.statistics is not None},
+        plan.settings.students.count,
     )
 
 
@@ -87,8 +98,8 @@ def memory_budget(state: TrainState) -> str:
     )
 
 
-def _init_arguments(plan: StagePlan, name: str) -> tuple[Any, ...]:
-    key = stream_key(plan.seed, f"{plan.name}/init/{name}")
+def _init_arguments(plan: StagePlan, name: str, member: Member) -> tuple[Any, ...]:
+    key = stream_key(member.seed, f"{plan.name}/init/{name}{member.stream}")
     return key, *plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
 
 
@@ -120,11 +131,56 @@ def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
         raise CheckpointError(
             f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
         )
-    params = state.ema[key] if key is not None else state.params["student"]
+    return handed_on(state, key)
+
+
+def handed_on(state: TrainState, ema: str | None) -> Weights:
+    """The student's weights, or their average of the rate `ema` (as text)."""
+    params = state.ema[ema] if ema is not None else state.params["student"]
     return Weights(params, state.statistics.get("student"))
 
 
-def load_network(plan: StagePlan, rate: float | None = None) -> Any:
-    """The trained network of a complete stage, bound to its parameters."""
-    weights = load_weights(plan, rate)
-    return plan.objective.bind(plan.module, weights, plan.settings.prediction)
+class Networks:
+    """The trained networks of a run's complete stages, read from disk at most once.
+
+    What has just been trained is not read at all. Weights lie on the host.
+    """
+
+    def __init__(self) -> None:
+        self._weights: dict[str, Weights] = {}
+
+    def add(self, plan: StagePlan, weights: Weights) -> None:
+        """Keeps the weights that a stage hands on."""
+        self._weights[plan.name] = jax.device_get(weights)
+
+    def weights(self, plan: StagePlan) -> Weights:
+        """The weights that a complete stage hands on; errors as `load_weights`."""
+        if plan.name not in self._weights:
+            self.add(plan, load_weights(plan))
+        return self._weights[plan.name]
+
+    def __call__(self, plan: StagePlan, student: int | None = None) -> Any:
+        """The network of a stage, or one of its students alone, as `load_network` gives it."""
+        return bind(plan, self.weights(plan), student)
+
+
+def load_network(plan: StagePlan, rate: float | None = None, student: int | None = None) -> Any:
+    """The trained network of a complete stage, bound to its parameters.
+
+    The students of a partition are one denoiser, which asks the owner of a level; `student` picks
+    one alone.
+
+    Raises:
+      ValueError: the stage is a sweep, whose students are networks of their own, and none is named.
+    """
+    return bind(plan, load_weights(plan, rate), student)
+
+
+def bind(plan: StagePlan, weights: Weights, student: int | None = None) -> Any:
+    """Weights of a stage as a network; arguments and errors as of `load_network`."""
+    if student is not None:
+        weights = take(weights, student)
+    elif plan.stacked and plan.partition is None:
+        raise ValueError(f"Stage '{plan.name}' is a sweep; say which student is wanted.")
+    network = plan.objective.bind(plan.module, weights, plan.settings.prediction)
+    return network if student is not None else route(network, plan.partition)

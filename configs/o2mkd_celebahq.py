@@ -1,0 +1,29 @@
+"""O2MKD on CelebA-HQ at 256 x 256: four students of half the teacher's width.
+
+Command:   python -m ddistill.main --config=configs/o2mkd_celebahq.py --config.data.path=FOLDER
+Data:      a folder of the 30 000 CelebA-HQ images in any format; they are resized and cropped to
+           256.
+Hardware:  written for a TPU slice or several GPUs; not run by us, so no hours are stated.
+Score:     ours: not reproduced. Paper: tables not found (arXiv 2410.04191).
+Settings:  DDPM's network of 113.7 M, T = 1000, rate 2e-5. Widths, K and lengths are our choice.
+"""
+
+from ddistill import recipes
+
+
+def get_config(variant: str = ""):
+    recipes.check_variant(variant)
+    settings = recipes.o2mkd_paper(
+        "o2mkd_celebahq",
+        {"name": "folder", "path": "data/celebahq", "image_size": 256, "flip": True},
+        recipes.DDPM_256,
+        width=64,
+        teacher_updates=500_000,
+        teacher_batch=64,
+        teacher_rate=2e-5,
+        budget=400_000,
+        batch_size=64,
+    )
+    if variant == "smoke":
+        settings = recipes.smoke_on_digits(settings)
+    return recipes.to_config(settings)

@@ -1,0 +1,96 @@
+"""How a function of one student becomes a function of K: the student axis on the machine.
+
+All mappings compute the same; they differ in what is compiled and in how fast it is. XLA turns a
+vmapped convolution into a grouped one, whose backward passes are slow on CPU and GPU; measurements
+are in docs/benchmarks.md.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ddistill.errors import check_choice
+from ddistill.students import take
+
+MAPPINGS = ("auto", "vmap", "unroll", "map", "loop")
+
+
+def resolve(mapping: str) -> str:
+    """Names the mapping that "auto" stands for on this platform.
+
+    On CPU one compiled step is dispatched K times: it compiles once and costs what K programs cost.
+    Accelerators run one program for all.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    check_choice("students.mapping", mapping, MAPPINGS)
+    if mapping != "auto":
+        return mapping
+    return "loop" if jax.default_backend() == "cpu" else "vmap"
+
+
+def lift(
+    fn: Callable, count: int, mapping: str = "auto", in_axes: Any = 0, out_axes: Any = 0
+) -> Callable:
+    """`fn` of one student as a function of `count` students.
+
+    Args:
+      fn: positional arguments in, a pytree out.
+      count: K.
+      mapping: "vmap": one batched program; "unroll": K copies in one program; "map": a loop on the
+        device; "loop": one compiled program, dispatched K times (not within jit: there it is
+        "unroll"); "auto": see `resolve`.
+      in_axes: as `jax.vmap`'s, 0 or None, or a tuple with a prefix of each argument's tree: 0 where
+        leaves are stacked `[K, ...]`, None where all students share them.
+      out_axes: a prefix of the result's tree, with None for what is equal for all students.
+
+    Raises:
+      ConfigError: an unknown mapping.
+    """
+    mapping = resolve(mapping)
+    if mapping == "vmap":
+        return jax.vmap(fn, in_axes, out_axes, axis_size=count)
+    if mapping == "map":
+        return partial(_map, fn, count, in_axes, out_axes)
+    return partial(_each, jax.jit(fn) if mapping == "loop" else fn, count, in_axes, out_axes)
+
+
+def _prefixed(axes: Any, tree: Any, stacked: Callable, shared: Callable) -> Any:
+    """`stacked` or `shared` applied to the parts of `tree` that the prefix `axes` names."""
+    return jax.tree.map(
+        lambda axis, part: shared(part) if axis is None else stacked(part),
+        axes,
+        tree,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def pick(args: Any, axes: Any, k: Any) -> Any:
+    """Student k's part of `args`; `axes` is a prefix of their tree, 0 or None."""
+    return _prefixed(axes, args, lambda part: take(part, k), lambda part: part)
+
+
+def _axes(in_axes: Any, args: tuple[Any, ...]) -> Any:
+    return in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+
+
+def _each(fn: Callable, count: int, in_axes: Any, out_axes: Any, *args: Any) -> Any:
+    results = [fn(*pick(args, _axes(in_axes, args), k)) for k in range(count)]
+    return jax.tree.map(
+        lambda axis, *parts: (
+            parts[0] if axis is None else jax.tree.map(lambda *x: jnp.stack(x), *parts)
+        ),
+        out_axes,
+        *results,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _map(fn: Callable, count: int, in_axes: Any, out_axes: Any, *args: Any) -> Any:
+    axes = _axes(in_axes, args)
+    results = jax.lax.map(lambda k: fn(*pick(args, axes, k)), jnp.arange(count))
+    return _prefixed(out_axes, results, lambda part: part, lambda part: take(part, 0))

@@ -1,0 +1,224 @@
+"""The students of a stage: the levels, seed and rate of each, planned before anything compiles."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.mapping import MAPPINGS
+from ddistill.objectives import Objective, Process, make_process
+from ddistill.objectives.base import student_levels
+from ddistill.schedules import Schedule, make_grid
+from ddistill.settings import OptimizerSettings, StageSettings, StudentsSettings
+from ddistill.students import Partition, level_ranges, timestep_partition
+from ddistill.training.optimizers import check_optimizer
+
+PARTITIONS = ("none", "timesteps")
+ON_DIVERGENCE = ("stop", "freeze")
+# Beside the objective's own numbers, by their names.
+SWEPT = ("grid_steps", "seed", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The noise levels that a stage picks from.
+
+    Attributes:
+      levels: its teacher's, or the run's schedule.
+      indices: their rows in the run's schedule.
+    """
+
+    levels: Schedule
+    indices: np.ndarray
+
+    @classmethod
+    def whole(cls, schedule: Schedule) -> "Table":
+        """All levels of the run's schedule."""
+        return cls(schedule, np.arange(schedule.num_steps + 1))
+
+
+@dataclass(frozen=True)
+class Member:
+    """One student of a stage.
+
+    Attributes:
+      label: what a sweep sets it apart by, such as "grid_steps=4"; "" without one.
+      levels: `[N+1]`, what it is sampled on, with the times it is told.
+      indices: `[N+1]`, their rows in the run's schedule.
+      process: the same as tables, with the levels that it is trained on.
+      objective: the method, prepared for these levels.
+      seed: of its random streams and its batches.
+      stream: ends the names of its random streams.
+      optimizer: its optimiser.
+    """
+
+    label: str
+    levels: Schedule
+    indices: np.ndarray
+    process: Process
+    objective: Objective
+    seed: int
+    stream: str
+    optimizer: OptimizerSettings
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of its batches; students of one seed see other orders of the same data."""
+        return self.seed + (int(self.stream or 0) << 32)
+
+
+def plan_members(
+    stage: StageSettings, table: Table, rows: int, seed: int, objective: Objective, path: str
+) -> tuple[tuple[Member, ...], Partition | None]:
+    """The students of a stage and who of them answers for what.
+
+    Args:
+      stage: its settings.
+      table: what the stage's grid picks from.
+      rows: length of the tables of a process.
+      seed: the run's.
+      objective: the method, not yet prepared for a grid.
+      path: of the `students` settings, for messages.
+
+    Raises:
+      ConfigError: settings that cannot work.
+    """
+    check_students(stage.students, path)
+    swept = _swept(stage, seed, objective, path)
+    members = tuple(_member(one, table, rows) for one in swept)
+    students = stage.students
+    if students.partition == "none":
+        return members, None
+    levels = members[0].levels
+    partition = timestep_partition(levels, students.count, students.spacing, students.boundaries)
+    low, high = level_ranges(partition, levels, students.margin)
+    return tuple(
+        _member(one, table, rows, int(a), int(b)) for one, a, b in zip(swept, low, high)
+    ), partition
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """One student's settings."""
+
+    label: str
+    stage: StageSettings
+    seed: int
+    stream: str
+    objective: Objective
+
+
+def _swept(stage: StageSettings, seed: int, objective: Objective, path: str) -> list[_Swept]:
+    """The settings of every student; those of a partition differ in their random streams alone."""
+    s = stage.students
+    _check_sweep(s, objective, path)
+    swept = []
+    for k in range(max(1, s.count)):
+        values = {key: entries[k] for key, entries in s.sweep.items()}
+        grid, optimizer = stage.grid, stage.optimizer
+        if "grid_steps" in values:
+            grid = dataclasses.replace(grid, steps=int(values["grid_steps"]))
+        if "learning_rate" in values:
+            rate = float(values["learning_rate"])
+            optimizer = dataclasses.replace(optimizer, learning_rate=rate)
+            check_optimizer(optimizer, stage.steps, f"{path}.sweep: optimizer")
+        numbers = objective.numbers()
+        changes = {key: value for key, value in values.items() if key not in SWEPT}
+        swept.append(
+            _Swept(
+                label=", ".join(f"{key}={value:g}" for key, value in values.items()),
+                stage=dataclasses.replace(stage, grid=grid, optimizer=optimizer),
+                seed=int(values.get("seed", seed)),
+                # Students of a sweep are to differ in what is swept and in nothing else.
+                stream=str(k) if k and not s.sweep else "",
+                objective=objective.replace(
+                    **{key: type(numbers[key])(value) for key, value in changes.items()}
+                ),
+            )
+        )
+    return swept
+
+
+def _member(one: _Swept, table: Table, rows: int, low: int = 1, high: int = 0) -> Member:
+    grid_settings, students = one.stage.grid, one.stage.students
+    grid = make_grid(
+        table.levels,
+        grid_settings.steps or table.levels.num_steps,
+        grid_settings.spacing,
+        explicit=grid_settings.explicit or None,
+    )
+    objective = one.objective.prepare(grid)
+    return Member(
+        label=one.label,
+        levels=student_levels(table.levels, grid, grid_settings.time),
+        indices=table.indices[grid],
+        process=make_process(
+            table.levels,
+            grid,
+            grid_settings.time,
+            rows,
+            low=low,
+            high=high,
+            outside=students.outside or None,
+            values=objective.numbers(),
+        ),
+        objective=objective,
+        seed=one.seed,
+        stream=one.stream,
+        optimizer=one.stage.optimizer,
+    )
+
+
+def check_students(s: StudentsSettings, path: str) -> None:
+    """Raises `ConfigError` for values that do not depend on the levels."""
+    check_choice(f"{path}.partition", s.partition, PARTITIONS)
+    check_choice(f"{path}.mapping", s.mapping, MAPPINGS)
+    check_choice(f"{path}.on_divergence", s.on_divergence, ON_DIVERGENCE)
+    if s.count < 0:
+        raise ConfigError(f"{path}.count={s.count} must be 0 (no student axis) or more.")
+    if s.margin < 0:
+        raise ConfigError(f"{path}.margin={s.margin} must be 0 or more.")
+    if not 0.0 <= s.outside <= 1.0:
+        raise ConfigError(f"{path}.outside={s.outside} is a share; allowed: 0 to 1.")
+    if s.partition == "none":
+        used = {"boundaries": s.boundaries, "margin": s.margin, "outside": s.outside}
+        for key, value in used.items():
+            if value:
+                raise ConfigError(
+                    f"{path}.{key}={value} has no effect without {path}.partition='timesteps'."
+                )
+        if s.count > 1 and not s.sweep:
+            raise ConfigError(
+                f"{path}.count={s.count}, but nothing tells the students apart: set "
+                f"{path}.partition='timesteps', or list their differences in {path}.sweep."
+            )
+    elif s.count < 1:
+        raise ConfigError(f"{path}.partition={s.partition!r} needs {path}.count of 1 or more.")
+    elif s.sweep:
+        raise ConfigError(
+            f"{path}.sweep and {path}.partition={s.partition!r} exclude each other: students of a "
+            "partition are one sampler, those of a sweep are samplers of their own."
+        )
+
+
+def _check_sweep(s: StudentsSettings, objective: Objective, path: str) -> None:
+    known = [*SWEPT, *objective.numbers()]
+    for key, values in s.sweep.items():
+        if key not in known:
+            raise ConfigError(
+                f"{path}.sweep.{key} cannot be swept.{nearest(key, known)} "
+                f"Allowed: {', '.join(known)}."
+            )
+        number = isinstance(values, (list, tuple)) and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+        )
+        if not number or len(values) != s.count:
+            raise ConfigError(
+                f"{path}.sweep.{key}={values!r}: {s.count} numbers are needed, one for each of "
+                f"{path}.count={s.count} students."
+            )
+        whole = key in ("grid_steps", "seed", "substeps")
+        if any(v < 0 or (whole and v != int(v)) for v in values):
+            kind = "integers" if whole else "numbers"
+            raise ConfigError(f"{path}.sweep.{key}={values!r} must be {kind} of 0 or more.")

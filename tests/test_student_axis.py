@@ -1,0 +1,247 @@
+"""Many students in one step: every mapping learns what separate trainings learn."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddistill.errors import ConfigError
+from ddistill.mapping import MAPPINGS, lift, resolve
+from ddistill.objectives import make_objective, make_process
+from ddistill.schedules import cosine, make_grid
+from ddistill.students import put, stack, take
+from ddistill.training.programs import make_chunk
+from ddistill.training.sharding import data_mesh, replicate, replicated
+from ddistill.training.state import STATE_AXES, create_state, stream_key
+from ddistill.training.step import Frozen, StepSettings, make_step
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+EVERY_MAPPING = [m for m in MAPPINGS if m != "auto"]
+RANGES = [(1, 3), (4, 8), (2, 6), (1, 8)]
+
+
+def processes(count):
+    grid = make_grid(cosine(32), 8, "trailing")
+    return [make_process(cosine(32), grid, low=low, high=high) for low, high in RANGES[:count]]
+
+
+def settings(devices=1, name="o2mkd", dropout=0.0, **changes):
+    objective = make_objective({"name": name, **({"substeps": 2} if name == "sfddm" else {})})
+    return StepSettings(
+        objective=objective,
+        modules={"student": tiny.TinyNet(dropout=dropout)},
+        prediction="v",
+        optimizers={"student": optax.adam(1.0)},
+        mesh=data_mesh(8, jax.devices()[:devices]),
+        **changes,
+    )
+
+
+def feed(count, steps):
+    """Images, labels, picks `[steps, K, 8]`, keys `[K]` and rates `[steps, K]` per network."""
+    batch = tiny.batch(40)
+    picks = np.random.default_rng(0).integers(0, 40, (steps, count, 8)).astype(np.int32)
+    keys = jnp.stack([stream_key(0, f"train{k}") for k in range(count)])
+    rates = {"student": np.float32(0.01) * (1 + np.arange(count)) * np.ones((steps, 1), "f")}
+    return batch.image, batch.label, picks, keys, rates
+
+
+def separate(s, count, steps=3):
+    """The states and metrics of K trainings, one after the other."""
+    images, labels, picks, keys, rates = feed(count, steps)
+    found = []
+    for k, process in enumerate(processes(count)):
+        state = create_state(
+            {"student": tiny.tiny_params(k)}, s.optimizers, (0.9,), replicated(s.mesh)
+        )
+        frozen = replicate(s.mesh, Frozen(tiny.tiny_denoiser(9), process))
+        chunk = make_chunk(make_step(s), 1, True, s.mesh)
+        for i in range(steps):
+            now = {name: r[i : i + 1, k] for name, r in rates.items()}
+            state, metrics = chunk(state, frozen, images, labels, picks[i : i + 1, k], keys[k], now)
+        found.append((state, metrics))
+    return found
+
+
+def together(s, count, mapping, steps=3, scanned=1, params=None, step=None):
+    """The stacked state after `steps` and the metrics of the last dispatch."""
+    images, labels, picks, keys, rates = feed(count, steps)
+    params = params or [tiny.tiny_params(k) for k in range(count)]
+    state = create_state(
+        {"student": stack(params)}, s.optimizers, (0.9,), replicated(s.mesh), students=count
+    )
+    process = jax.tree.map(lambda *x: jnp.stack(x), *processes(count))
+    frozen = replicate(s.mesh, Frozen(tiny.tiny_denoiser(9), process))
+    chunk = make_chunk(step or make_step(s), scanned, True, s.mesh, count, mapping)
+    for i in range(0, steps, scanned):
+        now = {name: r[i : i + scanned] for name, r in rates.items()}
+        state, metrics = chunk(state, frozen, images, labels, picks[i : i + scanned], keys, now)
+    return state, metrics
+
+
+def assert_same(stacked, alone, count, **tolerance):
+    state, metrics = stacked
+    for k in range(count):
+        own, found = alone[k]
+        assert int(state.step) == int(own.step)
+        for part in ("params", "opt_state", "ema"):
+            chex.assert_trees_all_close(
+                jax.device_get(take(getattr(state, part), k)),
+                jax.device_get(getattr(own, part)),
+                **tolerance,
+            )
+        for name, value in found.items():
+            np.testing.assert_allclose(metrics[name][-1, k], value[-1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """`separate` of three O2MKD students on so many devices, trained once."""
+    return functools.cache(lambda devices: separate(settings(devices), 3))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("mapping", EVERY_MAPPING)
+def test_students_learn_as_if_each_were_alone(mapping, devices, alone):
+    found = together(settings(devices), 3, mapping)
+    assert_same(found, alone(devices), 3, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mapping", ["vmap"])
+def test_every_objective_can_be_given_ranges(mapping):
+    s = settings(name="sfddm", dropout=0.2)
+    assert_same(together(s, 2, mapping), separate(s, 2), 2, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mapping", ["loop"])
+def test_scanned_steps_are_the_same_steps(mapping):
+    s = settings()
+    single, _ = together(s, 3, mapping, steps=4)
+    scanned, metrics = together(s, 3, mapping, steps=4, scanned=4)
+    assert metrics["loss"].shape == (4, 3)
+    chex.assert_trees_all_close(single, scanned, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mapping", ["unroll", "map", "loop"])
+def test_one_student_is_the_plain_objective_bit_for_bit(mapping):
+    s = settings()
+    (state, metrics), [(own, found)] = together(s, 1, mapping), separate(s, 1)
+    for part in ("params", "opt_state", "ema"):
+        chex.assert_trees_all_equal(take(getattr(state, part), 0), getattr(own, part))
+    np.testing.assert_array_equal(metrics["loss"][:, 0], found["loss"])
+
+
+@pytest.mark.parametrize("mapping", ["vmap", "loop"])
+def test_a_disturbed_student_changes_no_other(mapping):
+    s = settings()
+    params = [tiny.tiny_params(k) for k in range(3)]
+    before, _ = together(s, 3, mapping, params=params)
+    params[1] = jax.tree.map(lambda x: x + 0.5, params[1])
+    after, _ = together(s, 3, mapping, params=params)
+    for k in range(3):
+        a, b = (jax.device_get(take(x.params, k)) for x in (before, after))
+        same = jax.tree.all(jax.tree.map(np.array_equal, a, b))
+        assert same == (k != 1)
+
+
+@pytest.mark.parametrize("mapping", ["vmap", "loop"])
+def test_a_student_that_diverges_is_frozen_and_the_others_go_on(mapping):
+    s = settings(freeze=True)
+    params = [tiny.tiny_params(k) for k in range(3)]
+    healthy, _ = together(s, 3, mapping, params=params)
+    params[1] = jax.tree.map(lambda x: x * jnp.nan, params[1])
+    found, metrics = together(s, 3, mapping, params=params)
+    np.testing.assert_array_equal(found.diverged, [0, 1, 0])
+    np.testing.assert_array_equal(metrics["diverged"][-1], [0, 1, 0])
+    assert int(found.step) == 3
+    chex.assert_trees_all_equal(take(found.params, 1)["student"], params[1])
+    for k in (0, 2):
+        chex.assert_trees_all_equal(take(found.params, k), take(healthy.params, k))
+
+
+def test_a_frozen_student_keeps_its_last_finite_weights():
+    """An update that overflows is not kept, and a student that was frozen stays so."""
+    s = settings(freeze=True)
+    state = create_state({"student": stack([tiny.tiny_params(0)])}, s.optimizers, (), students=1)
+    images, labels, picks, keys, _ = feed(1, 3)
+    frozen = Frozen(tiny.tiny_denoiser(9), jax.tree.map(lambda x: x[None], processes(1)[0]))
+    chunk = make_chunk(make_step(s), 1, True, s.mesh, 1, "unroll")
+    kept = jax.tree.map(jnp.copy, state.params)
+    for i, rate in enumerate([np.inf, 0.01, 0.01]):
+        rates = {"student": np.full((1, 1), rate, np.float32)}
+        state, _ = chunk(state, frozen, images, labels, picks[i : i + 1], keys, rates)
+    np.testing.assert_array_equal(state.diverged, [1])
+    chex.assert_trees_all_equal(state.params, kept)
+
+
+def test_health_is_told_for_every_student():
+    s = settings()
+    _, metrics = together(s, 3, "vmap")
+    for name in ("loss", "grad_norm", "ema_distance", "diverged"):
+        assert metrics[name].shape == (1, 3)
+    assert np.all(np.asarray(metrics["ema_distance"]) > 0)
+
+
+# ------------------------------------------------------------------------------- any function
+
+
+@pytest.mark.parametrize("mapping", EVERY_MAPPING)
+def test_lift_maps_any_function_of_a_student(mapping):
+    params = stack([tiny.tiny_params(k) for k in range(3)])
+    z = jax.random.normal(jax.random.key(0), (2, *tiny.IMAGE))
+    levels = cosine(8)
+
+    def sample(params, noise, index):
+        level = levels.at(index)
+        return tiny.tiny_denoiser().replace(params=params)(noise, level).x0, jnp.sum(noise)
+
+    index = jnp.array([1, 4, 8])
+    images, total = lift(sample, 3, mapping, (0, None, 0), (0, None))(params, z, index)
+    assert total.shape == ()
+    for k in range(3):
+        expected, _ = sample(take(params, k), z, index[k])
+        np.testing.assert_allclose(images[k], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mapping", EVERY_MAPPING)
+def test_first_weights_do_not_depend_on_the_mapping(mapping):
+    keys = jax.random.split(jax.random.key(3), 3)
+
+    def init(key):
+        inputs = jnp.zeros((1, *tiny.IMAGE)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+        return tiny.TinyNet().init(key, *inputs)["params"]
+
+    found = lift(init, 3, mapping)(keys)
+    chex.assert_trees_all_close(found, stack([init(k) for k in keys]), rtol=1e-5, atol=1e-6)
+
+
+def test_loop_traces_one_step_for_all_students_and_steps():
+    s = settings()
+    chex.clear_trace_counter()
+    together(s, 3, "loop", step=chex.assert_max_traces(make_step(s), n=1))
+
+
+def test_unknown_mappings_are_refused():
+    with pytest.raises(ConfigError, match="students.mapping='vmapp'.*Did you mean 'vmap'"):
+        resolve("vmapp")
+    assert resolve("auto") in EVERY_MAPPING
+
+
+def test_state_axes_cover_every_field_but_the_step():
+    assert STATE_AXES.step is None
+    state = create_state(
+        {"student": stack([tiny.tiny_params(0)] * 2)},
+        {"student": optax.sgd(1.0)},
+        (0.5,),
+        students=2,
+    )
+    rest = state.replace(step=None)
+    assert all(x.shape[0] == 2 for x in jax.tree.leaves(rest))
+    changed = put(rest, 1, take(rest, 0))
+    chex.assert_trees_all_equal(changed, rest)
