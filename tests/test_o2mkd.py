@@ -1,0 +1,319 @@
+"""Stages of many students: O2MKD's objective, planning, training, resuming and what they cost."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import differences, one_stage, plans_of, saved_state
+from test_stops import LateStop, Notes
+
+from ddistill import data, networks, recipes
+from ddistill.diffusion import add_noise
+from ddistill.errors import ConfigError, TrainingError
+from ddistill.evaluation.sampling import planned_calls
+from ddistill.objectives import make_objective, make_process
+from ddistill.objectives.base import normal, streams
+from ddistill.objectives.o2mkd import O2MKD
+from ddistill.schedules import cosine, make_grid
+from ddistill.settings import EvaluationSettings, OptimizerSettings, Settings, StudentsSettings
+from ddistill.students import RoutedDenoiser, take
+from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.pipeline import run_stages
+from ddistill.training.state import count_parameters
+from ddistill.training.weights import load_network
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+# ---------------------------------------------------------------------------------- objective
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_loss_is_the_published_formula(prediction):
+    """mean |e_k - e_T|^2 at z_t (arXiv 2410.04191), computed here in float64 from both outputs."""
+    process, batch = tiny.process(), tiny.batch()
+    student, teacher = (tiny.tiny_denoiser(i, prediction) for i in (1, 0))
+    objective = O2MKD(output_weight=2.0, task_weight=0.5)
+    found, _ = objective.loss({"student": student, "teacher": teacher}, batch, process)
+
+    index_keys, noise_keys = streams(batch.keys, 2)
+    draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, 5))
+    level = process.student.at(draw(index_keys))
+    noise = normal(noise_keys, batch.image)
+    z = add_noise(batch.image, noise, level)
+    ours, theirs = (np.asarray(d(z, level).eps, np.float64) for d in (student, teacher))
+    output = np.mean((ours - theirs) ** 2, axis=(1, 2, 3))
+    task = np.mean((ours - np.asarray(noise, np.float64)) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(found, 2.0 * output + 0.5 * task, rtol=1e-5, atol=1e-6)
+
+
+def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient():
+    process, batch, teacher = tiny.process(), tiny.batch(), tiny.tiny_denoiser(0)
+
+    def loss(params):
+        networks = {"student": teacher.replace(params=params), "teacher": teacher}
+        return jnp.sum(O2MKD().loss(networks, batch, process)[0])
+
+    value, gradient = jax.value_and_grad(loss)(teacher.params)
+    assert float(value) == 0.0
+    assert all(float(jnp.max(jnp.abs(g))) == 0.0 for g in jax.tree.leaves(gradient))
+
+
+def test_the_whole_range_is_the_plain_loss():
+    """K = 1 owns every level: the same draws and the same loss, bit for bit."""
+    grid = make_grid(cosine(32), 8, "trailing")
+    plain, ranged = make_process(cosine(32), grid), make_process(cosine(32), grid, low=1, high=8)
+    both = {"student": tiny.tiny_denoiser(1), "teacher": tiny.tiny_denoiser(0)}
+    a, b = (O2MKD().loss(both, tiny.batch(), p)[0] for p in (plain, ranged))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "words"),
+    [
+        ({"output_weight": 0.0}, "output_weight, task_weight and classifier_weight are all 0"),
+        ({"error": "epsilon"}, "objective.error='epsilon'"),
+        ({"weight": "snrr"}, "objective.weight='snrr'.*'snr'"),
+        ({"task_weight": -1.0}, "objective.task_weight=-1.0"),
+    ],
+)
+def test_hyperparameters_that_cannot_work_are_refused(hyper, words):
+    with pytest.raises(ConfigError, match=words):
+        make_objective({"name": "o2mkd", **hyper})
+
+
+def test_teacher_calls():
+    assert O2MKD().teacher_calls() == 1
+    assert O2MKD(output_weight=0.0, task_weight=1.0).teacher_calls() == 0
+
+
+@pytest.mark.parametrize(("width", "millions"), [(128, 35.75), (96, 20.12), (64, 8.95)])
+def test_widths_have_the_known_sizes(width, millions):
+    module = networks.build("unet", channels=width, **recipes.DDPM_32)
+    shapes = jax.eval_shape(
+        module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros((1,))
+    )
+    assert round(count_parameters(shapes["params"]) / 1e6, 2) == millions
+
+
+# ---------------------------------------------------------------------------------- stages
+
+NARROW = {"name": "tiny", "width": 4}
+
+
+def settings(count: int = 2, **students: Any) -> Settings:
+    """A teacher, a narrow student of all levels, and K that start from it."""
+    alone = one_stage()
+    teacher = dataclasses.replace(alone.stages["teacher"], steps=20)
+    stages = {
+        "teacher": teacher,
+        **recipes.o2mkd(
+            count,
+            steps=20,
+            batch_size=8,
+            optimizer=OptimizerSettings(learning_rate=1e-2, schedule="cosine"),
+            samplers={"ddim": (4,), "dpm_solver_pp": (4,)},
+            network=NARROW,
+            prediction="v",
+            warmup_steps=20,
+            students=students,
+        ),
+    }
+    return dataclasses.replace(alone, stages=stages, pipeline=tuple(stages))
+
+
+def run(wanted: Settings, folder, stop: StopRequest | None = None, **kwargs):
+    plans, notes = plans_of(wanted, folder), Notes()
+    train = data.load(wanted.data, "train")
+    stop = StopRequest() if stop is None else stop  # its truth is whether to stop
+    run_stages(list(plans.values()), wanted, train, notes, stop, **kwargs)
+    return plans, notes
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    wanted = settings()
+    plans, _ = run(wanted, tmp_path_factory.mktemp("o2mkd") / "run")
+    return wanted, plans
+
+
+def test_students_start_from_the_shared_one_and_part(trained):
+    _, plans = trained
+    warm, many = (plans[name] for name in ("o2mkd_warmup", "o2mkd_k2"))
+    state = saved_state(many, 20)
+    shapes = jax.tree.map(lambda x: x.shape, saved_state(warm, 20).params["student"])
+    assert jax.tree.map(lambda x: x.shape[1:], state.params["student"]) == shapes
+    first, second = (take(state.params["student"], k) for k in range(2))
+    assert differences(first, second)
+    np.testing.assert_array_equal(state.diverged, [0, 0])
+
+
+def test_what_is_told_of_a_stage_of_many(trained):
+    _, plans = trained
+    alone, many = (plans[name].manifest() for name in ("o2mkd_warmup", "o2mkd_k2"))
+    assert (alone["students"], many["students"]) == (1, 2)
+    assert many["parameters"] == alone["parameters"]
+    assert many["teacher_calls"] == 2 * alone["teacher_calls"] == 2 * 20 * 8
+    lines = (plans["o2mkd_k2"].folder / "metrics.jsonl").read_text()
+    for key in ("loss/0", "loss/1", "grad_norm/1", "ema_distance/0", "images/1"):
+        assert f'"{key}"' in lines
+
+
+def test_the_network_of_the_stage_asks_the_owner(trained):
+    _, plans = trained
+    router = load_network(plans["o2mkd_k2"])
+    assert isinstance(router, RoutedDenoiser)
+    z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    levels = plans["o2mkd_k2"].levels
+    for index in (1, 8, 9, 16):
+        alone = load_network(plans["o2mkd_k2"], student=int(index > 8))
+        level = levels.at(index)
+        np.testing.assert_array_equal(router(z, level).x0, alone(z, level).x0)
+
+
+def test_calls_of_routed_students(trained):
+    wanted, plans = trained
+    evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
+    wanted = dataclasses.replace(wanted, evaluation=evaluation)
+    calls = [c for c in planned_calls(wanted, list(plans.values())) if c.role == "student"]
+    assert [(c.sampler, c.nfe, c.students, c.width) for c in calls] == [
+        ("ddim", 4, 2, 0),
+        ("dpm_solver_pp", 4, 2, 0),
+    ]
+    assert calls[0].variant != calls[1].variant
+
+
+def test_a_stopped_run_ends_as_the_straight_one(trained, tmp_path):
+    wanted, straight = trained
+    for name in ("teacher", "o2mkd_warmup"):
+        plans, _ = run(wanted, tmp_path / "run", only=name)
+    with pytest.raises(Interrupted, match=r"stage 'o2mkd_k2' at step \d+"):
+        run(wanted, tmp_path / "run", LateStop(10), only="o2mkd_k2")
+    assert plans["o2mkd_k2"].manifest() is None
+    run(wanted, tmp_path / "run")
+    ended = saved_state(plans["o2mkd_k2"], 20)
+    assert differences(ended, saved_state(straight["o2mkd_k2"], 20)) == []
+
+
+def test_the_mapping_is_no_part_of_what_a_stage_is(tmp_path):
+    digests = {
+        m: plans_of(settings(mapping=m), tmp_path / "run")["o2mkd_k2"].digest
+        for m in ("auto", "vmap")
+    }
+    assert len(set(digests.values())) == 1
+    other = plans_of(settings(spacing="log_snr"), tmp_path / "run")["o2mkd_k2"]
+    assert other.digest not in digests.values()
+
+
+def swept(**sweep: Any) -> Settings:
+    wanted = settings()
+    stage = dataclasses.replace(
+        wanted.stages["o2mkd_k2"],
+        objective={"name": "sfddm", "substeps": 1},
+        students=StudentsSettings(count=len(next(iter(sweep.values()))), sweep=sweep),
+        method="sfddm",
+        samplers={},
+    )
+    stages = {**wanted.stages, "swept": stage}
+    stages.pop("o2mkd_k2")
+    return dataclasses.replace(wanted, stages=stages, pipeline=tuple(stages))
+
+
+def test_a_sweep_of_grids_learns_what_separate_stages_learn(trained, tmp_path):
+    """Students of 1, 2 and 8 steps in one stage, against a stage of 2 steps alone."""
+    wanted = swept(grid_steps=(1, 2, 8), substeps=(2, 2, 1))
+    plans, _ = run(wanted, tmp_path / "run")
+    assert [m.levels.num_steps for m in plans["swept"].members] == [1, 2, 8]
+    alone = dataclasses.replace(
+        wanted.stages["swept"],
+        students=StudentsSettings(),
+        objective={"name": "sfddm", "substeps": 2},
+        grid=dataclasses.replace(wanted.stages["swept"].grid, steps=2),
+    )
+    stages = {**wanted.stages, "swept": alone}
+    plain, _ = run(dataclasses.replace(wanted, stages=stages), tmp_path / "alone")
+    found = take(saved_state(plans["swept"], 20).params["student"], 1)
+    expected = saved_state(plain["swept"], 20).params["student"]
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
+    calls = planned_calls(dataclasses.replace(wanted, evaluation=evaluation), list(plans.values()))
+    assert [c.nfe for c in calls if c.role == "student"] == [1, 2, 8]
+    with pytest.raises(ValueError, match="'swept' is a sweep"):
+        load_network(plans["swept"])
+
+
+def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
+    wanted = swept(learning_rate=(1e-3, 1e30))
+    with pytest.raises(TrainingError, match=r"student 1 \(learning_rate=1e\+30\)"):
+        run(wanted, tmp_path / "stop")
+    stage = wanted.stages["swept"]
+    students = dataclasses.replace(stage.students, on_divergence="freeze")
+    stages = {**wanted.stages, "swept": dataclasses.replace(stage, students=students)}
+    plans, notes = run(dataclasses.replace(wanted, stages=stages), tmp_path / "freeze")
+    told = [line for line in notes.said if "diverged" in line]
+    assert len(told) == 1
+    assert "student 1 (learning_rate=1e+30) diverged at step" in told[0]
+    state = saved_state(plans["swept"], 20)
+    assert int(state.diverged[0]) == 0
+    assert 0 < int(state.diverged[1]) <= 20
+    assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    ("students", "words"),
+    [
+        ({"count": -1}, ["students.count=-1", "0 (no student axis)"]),
+        ({"partition": "times", "count": 2}, ["students.partition='times'", "'timesteps'"]),
+        ({"partition": "timesteps"}, ["partition='timesteps' needs", "count of 1 or more"]),
+        ({"partition": "timesteps", "count": 17}, ["students.count=17", "1 to 16"]),
+        ({"count": 2}, ["students.count=2", "nothing tells the students apart"]),
+        ({"partition": "timesteps", "count": 2, "mapping": "vmp"}, ["mapping='vmp'", "'vmap'"]),
+        ({"partition": "timesteps", "count": 2, "margin": -1}, ["students.margin=-1"]),
+        ({"partition": "timesteps", "count": 2, "outside": 1.5}, ["students.outside=1.5"]),
+        ({"partition": "timesteps", "count": 3, "boundaries": (9,)}, ["boundaries=[9]"]),
+        ({"outside": 0.1}, ["students.outside=0.1 has no effect"]),
+        ({"count": 2, "on_divergence": "go", "sweep": {"seed": (1, 2)}}, ["on_divergence='go'"]),
+        ({"count": 3, "sweep": {"seed": (1, 2)}}, ["sweep.seed=(1, 2)", "3 numbers"]),
+        ({"count": 2, "sweep": {"grid_step": (1, 2)}}, ["sweep.grid_step", "'grid_steps'"]),
+        ({"count": 2, "sweep": {"grid_steps": (1.5, 2)}}, ["sweep.grid_steps", "integers"]),
+        ({"count": 2, "sweep": {"learning_rate": (0.0, 1e-3)}}, ["learning_rate=0.0"]),
+        (
+            {"count": 2, "partition": "timesteps", "sweep": {"seed": (1, 2)}},
+            ["exclude each other"],
+        ),
+    ],
+)
+def test_students_that_cannot_work_are_refused(students, words, tmp_path):
+    wanted = settings()
+    stage = dataclasses.replace(wanted.stages["o2mkd_k2"], students=StudentsSettings(**students))
+    stages = {**wanted.stages, "o2mkd_k2": stage}
+    with pytest.raises(ConfigError) as caught:
+        plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_cannot_be_learnt_or_started_from_is_refused(tmp_path):
+    wanted = swept(seed=(1, 2))
+    more = dataclasses.replace(wanted.stages["o2mkd_warmup"], teacher="swept", network={})
+    stages = {**wanted.stages, "more": more}
+    with pytest.raises(ConfigError, match="'swept' is a sweep of 2 students"):
+        plans_of(
+            dataclasses.replace(wanted, stages=stages, pipeline=tuple(stages)), tmp_path / "run"
+        )
+    wanted = settings()
+    again = dataclasses.replace(
+        wanted.stages["o2mkd_k2"],
+        init="o2mkd_k2",
+        students=StudentsSettings(count=3, partition="timesteps"),
+    )
+    stages = {**wanted.stages, "again": again}
+    with pytest.raises(ConfigError, match="has 2 students.*students.count=3. Set it to 2"):
+        plans_of(
+            dataclasses.replace(wanted, stages=stages, pipeline=tuple(stages)), tmp_path / "run"
+        )
