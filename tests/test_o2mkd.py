@@ -14,16 +14,17 @@ from ddistill import data, networks, recipes
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError, TrainingError
 from ddistill.evaluation.sampling import planned_calls
+from ddistill.evaluation.students import boundary_jumps, students_table
 from ddistill.objectives import make_objective, make_process
 from ddistill.objectives.base import normal, streams
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.schedules import cosine, make_grid
 from ddistill.settings import EvaluationSettings, OptimizerSettings, Settings, StudentsSettings
-from ddistill.students import RoutedDenoiser, take
+from ddistill.students import RoutedDenoiser, clone, take
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.pipeline import run_stages
 from ddistill.training.state import count_parameters
-from ddistill.training.weights import load_network
+from ddistill.training.weights import Networks, load_network
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -185,6 +186,41 @@ def test_calls_of_routed_students(trained):
         ("dpm_solver_pp", 4, 2, 0),
     ]
     assert calls[0].variant != calls[1].variant
+
+
+def test_jumps_between_neighbours(trained):
+    """Against predictions made one by one; students that are one network do not jump."""
+    _, plans = trained
+    plan = plans["o2mkd_k2"]
+    router = load_network(plan)
+    images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1), minval=-1.0)
+    noise = jax.random.normal(jax.random.key(1), images.shape)
+    level = plan.levels.at(9)  # the first of student 1
+    z = add_noise(images, noise, level)
+    here, there = (np.asarray(load_network(plan, student=k)(z, level).x0) for k in (0, 1))
+    found = boundary_jumps(router, plan, images, noise)
+    np.testing.assert_allclose(found, [np.sqrt(np.mean((here - there) ** 2))], rtol=1e-4)
+    assert found[0] > 0
+    same = clone(take(router.students.params, 0), 2)
+    equal = RoutedDenoiser(router.students.replace(params=same), router.partition)
+    assert boundary_jumps(equal, plan, images, noise) == [0.0]
+
+
+def test_the_report_has_a_row_for_every_student(trained):
+    wanted, plans = trained
+    train = data.load(wanted.data, "train")
+    table = students_table(list(plans.values()), Networks(), train, wanted.evaluation)
+    cells = [dict(zip(table.columns, row)) for row in table.rows]
+    assert [(c["stage"], c["student"], c["levels"]) for c in cells] == [
+        ("o2mkd_k2", "0", "1 to 8"),
+        ("o2mkd_k2", "1", "9 to 16"),
+    ]
+    assert [c["images seen"] for c in cells] == ["160", "160"]
+    assert all(float(c[name]) > 0 for c in cells for name in ("loss", "gradient", "EMA apart"))
+    assert float(cells[0]["jump"]) > 0
+    assert cells[1]["jump"] == ""
+    first = list(plans.values())[:2]
+    assert students_table(first, Networks(), train, wanted.evaluation) is None
 
 
 def test_a_stopped_run_ends_as_the_straight_one(trained, tmp_path):

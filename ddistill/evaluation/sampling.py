@@ -45,6 +45,7 @@ class Call:
       grid: `[N+1]` rows of the run's schedule.
       levels: `[N+1]`, the levels that the sampler visits, with the times that this network is told.
       role: "full" (the teacher at its full steps), "teacher" or "student".
+      series: for people: what it has in common with the same students at other step counts.
       variant: sets its rows apart from those of other calls of the method.
       student: which student of a sweep; None where the stage is one network.
     """
@@ -57,6 +58,7 @@ class Call:
     grid: np.ndarray
     levels: Schedule
     role: str
+    series: str = ""
     variant: str = ""
     student: int | None = None
 
@@ -175,18 +177,19 @@ def _student_call(
     variant = ", ".join(text for text in (s.variant, swept, other) if text)
     known = METHODS[s.method].label if s.method in METHODS else s.method
     if plan.partition is not None:
-        known += f", K={s.students.count}"
-    label = f"{known}{f' ({variant})' if variant else ''}, {_count(len(grid) - 1)}"
+        known += f", K={s.students.count}, width {getattr(plan.module, 'channels', '?')}"
+    series = known + (f" ({variant})" if variant else "")
     key = plan.name + (f"_{student}" if student is not None else "")
     return Call(
         key=key + (f"_{sampler}_{steps}" if steps else ""),
-        label=label,
+        label=f"{series}, {_count(len(grid) - 1)}",
         plan=plan,
         method=s.method,
         sampler=sampler,
         grid=member.indices[grid],
         levels=subsequence(member.levels, grid),
         role="student",
+        series=series,
         variant=variant,
         student=student,
     )

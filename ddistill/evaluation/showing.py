@@ -13,6 +13,7 @@ from ddistill.evaluation.plots import ClassChart, Curve, Line, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
 from ddistill.evaluation.report import Highlight, Report, write_report
 from ddistill.evaluation.sampling import Call, draw
+from ddistill.evaluation.students import students_table
 from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import METHODS, METRICS
 from ddistill.settings import Settings, to_plain
@@ -48,6 +49,12 @@ def show(
       workdir: the run's folder.
       command: what to type to make it again.
     """
+    health = students_table(plans, networks, dataset, settings.evaluation)
+    tables = [
+        *([_scores(scorer, scored)] if scorer else []),
+        *([health] if health else []),
+        _costs(plans, scored),
+    ]
     report = Report(
         title=settings.name,
         subtitle=_subtitle(dataset, scored),
@@ -55,7 +62,7 @@ def show(
         highlights=_highlights(scored) if scorer else [],
         grids=[_grid(settings, dataset, scored)],
         plot=_plot(scorer, scored) if scorer else None,
-        tables=[*([_scores(scorer, scored)] if scorer else []), _costs(plans, scored)],
+        tables=tables,
         strip=_strip(settings, networks, scored),
         classes=_classes(dataset, scorer, scored) if scorer else None,
         curves=_curves(plans),
@@ -79,7 +86,7 @@ def _students(scored: "list[Scored]") -> "list[Scored]":
 
 def _subtitle(dataset: Dataset, scored: "list[Scored]") -> str:
     full, students = scored[0].call, _students(scored)
-    counts = ", ".join(str(s.call.nfe) for s in students)
+    counts = ", ".join(dict.fromkeys(str(s.call.nfe) for s in students))
     methods = ", ".join(dict.fromkeys(METHODS[s.call.method].label for s in students))
     return (
         f"A diffusion teacher trained on {dataset.name} and sampled in {full.nfe} network "
@@ -132,9 +139,7 @@ def _plot(scorer: "Scorer", scored: "list[Scored]") -> ScorePlot:
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for s in scored:
         role = "student" if s.call.role == "student" else "teacher"
-        name = METHODS[s.call.method].label
-        if s.call.plan.settings.variant:
-            name += f" ({s.call.plan.settings.variant})"
+        name = METHODS[s.call.method].label if role == "teacher" else s.call.series
         lines.setdefault((name, role), []).append((s.call.nfe, s.scores["fd"]))
     drawn = []
     for (name, role), points in lines.items():
@@ -180,7 +185,8 @@ def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
         sampled.setdefault(s.call.plan.name, []).append(s)
     columns = [
         "stage",
-        "parameters",
+        "students",
+        "parameters of one",
         "updates",
         "batch",
         "teacher calls",
@@ -200,6 +206,7 @@ def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
         rows.append(
             [
                 plan.name,
+                str(m.get("students", 1)),
                 f"{m['parameters']:,}",
                 f"{m['steps']:,}",
                 str(m["batch_size"]),
@@ -214,8 +221,9 @@ def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
         rows,
         title="Cost",
         caption="Every stage by itself; a student that starts from another one owes that cost too. "
-        "Teacher calls count forward passes of one image while distilling. Milliseconds an "
-        "image are those of the fastest batch, compilation left out.",
+        "Updates and batch are those of each student. Teacher calls count forward passes of one "
+        "image while distilling. Milliseconds an image are those of the fastest batch, compilation "
+        "left out.",
     )
 
 

@@ -1,0 +1,116 @@
+"""How the students of a stage fared, one by one: for the report of a run with many."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddistill.data import Dataset, to_unit
+from ddistill.diffusion import add_noise
+from ddistill.evaluation.sampling import noise_bank
+from ddistill.evaluation.summary import Table
+from ddistill.settings import EvaluationSettings
+from ddistill.students import RoutedDenoiser, level_ranges
+from ddistill.training.progress import read_metrics
+from ddistill.training.stages import StagePlan
+from ddistill.training.weights import Networks
+
+# Images at which two neighbours are compared.
+COMPARED = 64
+_COLUMNS = ["stage", "student", "levels", "images seen", "loss", "gradient", "EMA apart", "jump"]
+
+
+def students_table(
+    plans: list[StagePlan], networks: Networks, dataset: Dataset, settings: EvaluationSettings
+) -> Table | None:
+    """A row for every student of every stage of many; None where there is none.
+
+    Args:
+      plans: the stages, complete.
+      networks: the trained networks.
+      dataset: training images, at which neighbours are compared.
+      settings: for the noise bank.
+    """
+    rows = [
+        row
+        for plan in plans
+        if plan.stacked
+        for row in _rows(plan, _jumps(plan, networks, dataset, settings))
+    ]
+    if not rows:
+        return None
+    return Table(
+        _COLUMNS,
+        rows,
+        title="Students",
+        caption="Loss and gradient norm are means of the last log interval; 'EMA apart' is the "
+        "distance of the average from the weights, relative to it. 'Jump' is the root mean square "
+        "difference of the images that a student and the next noisier one predict at the first "
+        "level of the latter.",
+        roles=["student"] * len(rows),
+    )
+
+
+def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
+    last = (read_metrics(plan.folder / "metrics.jsonl") or [{}])[-1]
+
+    def told(name: str, k: int) -> str:
+        value = last.get(f"{name}/{k}")
+        return "frozen" if value is None else f"{value:.3g}"
+
+    rows = []
+    for k, member in enumerate(plan.members):
+        low, high = int(member.process.low), int(member.process.high)
+        rows.append(
+            [
+                plan.name,
+                member.label or str(k),
+                f"{low} to {high}",
+                f"{last.get(f'images/{k}', 0):,.0f}",
+                told("loss", k),
+                told("grad_norm", k),
+                told("ema_distance", k),
+                f"{jumps[k]:.3g}" if k < len(jumps) else "",
+            ]
+        )
+    return rows
+
+
+def _jumps(
+    plan: StagePlan, networks: Networks, dataset: Dataset, settings: EvaluationSettings
+) -> list[float]:
+    if plan.partition is None:
+        return []
+    count = min(COMPARED, len(dataset))
+    images = to_unit(jnp.asarray(dataset.take(np.arange(count))))
+    cond = jnp.asarray(dataset.labels[:count]) if plan.settings.conditional else None
+    noise = noise_bank(settings, plan.image_shape, 0, count)
+    return boundary_jumps(networks(plan), plan, images, noise, cond)
+
+
+def boundary_jumps(
+    router: RoutedDenoiser,
+    plan: StagePlan,
+    images: Float[Array, "B H W C"],
+    noise: Float[Array, "B H W C"],
+    cond: Array | None = None,
+) -> list[float]:
+    """RMS |x_k - x_{k+1}| at the first level of student k+1, for k = 0 .. K-2.
+
+    Args:
+      router: the students.
+      plan: their stage.
+      images: clean images in [-1, 1].
+      noise: what is added to them.
+      cond: classes, or None.
+    """
+    low, _ = level_ranges(router.partition, plan.levels)
+
+    @jax.jit
+    def apart(index, k):
+        level = plan.levels.at(index)
+        z = add_noise(images, noise, level)
+        here, there = (router.student(j)(z, level, cond).x0 for j in (k, k + 1))
+        return jnp.sqrt(jnp.mean(jnp.square(here - there)))
+
+    return [float(apart(jnp.int32(low[k + 1]), jnp.int32(k))) for k in range(len(low) - 1)]
