@@ -69,7 +69,7 @@ def separate(s, count, steps=3):
     return found
 
 
-def together(s, count, mapping, steps=3, scanned=1, params=None, step=None):
+def together(s, count, mapping, steps=3, scanned=1, params=None, step=None, resident=True):
     """The stacked state after `steps` and the metrics of the last dispatch."""
     images, labels, picks, keys, rates = feed(count, steps)
     params = params or [tiny.tiny_params(k) for k in range(count)]
@@ -78,10 +78,12 @@ def together(s, count, mapping, steps=3, scanned=1, params=None, step=None):
     )
     process = jax.tree.map(lambda *x: jnp.stack(x), *processes(count))
     frozen = replicate(s.mesh, Frozen(tiny.tiny_denoiser(9), process))
-    chunk = make_chunk(step or make_step(s), scanned, True, s.mesh, count, mapping)
+    chunk = make_chunk(step or make_step(s), scanned, resident, s.mesh, count, mapping)
     for i in range(0, steps, scanned):
         now = {name: r[i : i + scanned] for name, r in rates.items()}
-        state, metrics = chunk(state, frozen, images, labels, picks[i : i + scanned], keys, now)
+        own = picks[i : i + scanned]
+        batch = images if resident else images[own]
+        state, metrics = chunk(state, frozen, batch, labels, own, keys, now)
     return state, metrics
 
 
@@ -126,6 +128,14 @@ def test_scanned_steps_are_the_same_steps(mapping):
     scanned, metrics = together(s, 3, mapping, steps=4, scanned=4)
     assert metrics["loss"].shape == (4, 3)
     chex.assert_trees_all_close(single, scanned, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mapping", ["vmap", "loop"])
+def test_streamed_batches_are_the_resident_ones(mapping):
+    s = settings()
+    resident, _ = together(s, 3, mapping)
+    streamed, _ = together(s, 3, mapping, resident=False)
+    chex.assert_trees_all_close(resident, streamed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mapping", ["unroll", "map", "loop"])
