@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Variant, machine, measure
+from timing import Variant, machine, measure, print_table
 
 from ddistill import data, recipes
 from ddistill.compilation import compiler_options
@@ -144,12 +144,7 @@ def main() -> None:
             f"{name}: CFD - PD = {statistics.median(extra):.2f} classifier passes "
             f"(middle half {low:.2f} to {high:.2f}), bound 2.2"
         )
-    for i, row in enumerate(table):
-        print(
-            "| " + " | ".join(row) + " |" if args.markdown else "  ".join(c.ljust(18) for c in row)
-        )
-        if args.markdown and not i:
-            print("|" + "---|" * len(row))
+    print_table(table, args.markdown)
     print("\n".join(summary))
 
 

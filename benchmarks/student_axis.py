@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Variant, machine, measure
+from timing import Variant, machine, measure, print_table
 
 from ddistill import networks
 from ddistill.denoiser import Denoiser
@@ -178,12 +178,7 @@ def main() -> None:
                     ]
                 )
             jax.clear_caches()
-    for i, row in enumerate(table):
-        print(
-            "| " + " | ".join(row) + " |" if args.markdown else "  ".join(c.ljust(9) for c in row)
-        )
-        if args.markdown and not i:
-            print("|" + "---|" * len(row))
+    print_table(table, args.markdown)
 
 
 if __name__ == "__main__":

@@ -67,3 +67,15 @@ def machine() -> str:
             models = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
         name = f"{os.cpu_count()} cores, {models[0] if models else platform.machine()}"
     return f"{name}; Python {platform.python_version()}, jax {jax.__version__}"
+
+
+def print_table(table: list[list[str]], markdown: bool) -> None:
+    """Prints rows of equal length, the first one the heading."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for i, row in enumerate(table):
+        if markdown:
+            print("| " + " | ".join(row) + " |")
+        else:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)))
+        if markdown and not i:
+            print("|" + "---|" * len(row))

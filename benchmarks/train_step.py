@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from timing import Variant, jaxpr_flops, machine, measure
+from timing import Variant, jaxpr_flops, machine, measure, print_table
 
 from ddistill import networks
 from ddistill.compilation import compiler_options
@@ -238,18 +238,6 @@ HEADER = ["network", "variant", "batch", "ms/step (middle half)", "images/s", "r
 HEADER += ["compile s", "GFLOP/s (of peak)"]
 
 
-def print_table(table: list[list[str]], markdown: bool) -> None:
-    if markdown:
-        print("| " + " | ".join(HEADER) + " |")
-        print("|" + "---|" * len(HEADER))
-        for row in table:
-            print("| " + " | ".join(row) + " |")
-        return
-    widths = [max(len(row[i]) for row in [HEADER, *table]) for i in range(len(HEADER))]
-    for row in [HEADER, *table]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", default="digits,cifar", help="of: " + ", ".join(NETWORKS))
@@ -276,7 +264,7 @@ def main() -> None:
         table += rows(name, spec, batch, made, peak)
         print(f"{name}: peak of a float32 matrix product here: {peak:.0f} GFLOP/s", flush=True)
     print(machine())
-    print_table(table, args.markdown)
+    print_table([HEADER, *table], args.markdown)
 
 
 if __name__ == "__main__":

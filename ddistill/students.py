@@ -66,14 +66,14 @@ class Partition:
     @property
     def count(self) -> int:
         """K."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define its count.")
 
     def owner(self, level: Level, cond: Int[Array, " B"] | None = None) -> Int[Array, "*B"]:
         """The student that answers at a noise level for a condition, in 0 .. K-1.
 
         The result is a scalar where everything that it depends on is one.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not define its owner.")
 
     def owned_levels(self, schedule: Schedule) -> Bool[np.ndarray, "K N"]:
         """Which of levels 1 .. N of a schedule each student answers for, under any condition."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from runs import Notes
 
 from ddistill import data
 from ddistill.diffusion import Prediction
@@ -16,31 +17,7 @@ from ddistill.evaluation.evaluate import evaluate
 from ddistill.evaluation.protocol import Row
 from ddistill.settings import Settings
 from ddistill.training.interrupt import StopRequest
-from ddistill.training.progress import Reporter
 from ddistill.training.stages import StagePlan
-
-
-class Notes(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
-class LateStop(StopRequest):
-    """A signal that arrives just before the n-th look."""
-
-    def __init__(self, n: int):
-        super().__init__()
-        self.left = n
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 class Run(NamedTuple):

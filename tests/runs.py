@@ -22,9 +22,35 @@ from ddistill.settings import (
     TrainingSettings,
     to_plain,
 )
+from ddistill.training.interrupt import StopRequest
+from ddistill.training.progress import Reporter
 from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.state import TrainState
 from ddistill.training.weights import abstract_state
+
+
+class Notes(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+class LateStop(StopRequest):
+    """A signal that arrives just before the n-th look."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.left = n
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
 
 UNET = {
     "name": "unet",

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluated import LateStop, Notes, Run, Telling, images
-from runs import one_stage, plans_of, snapshot, tiny_settings
+from evaluated import Run, Telling, images
+from runs import LateStop, Notes, one_stage, plans_of, snapshot, tiny_settings
 
 from ddistill import data
 from ddistill.evaluation import sampling

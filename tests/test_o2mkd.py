@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import differences, one_stage, plans_of, saved_state
-from test_stops import LateStop, Notes
+from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state
 
 from ddistill import data, networks, recipes
 from ddistill.diffusion import add_noise

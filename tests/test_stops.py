@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import one_stage, plans_of, saved_state, saved_steps
+from runs import LateStop, Notes, one_stage, plans_of, saved_state, saved_steps
 
 from ddistill import data
 from ddistill.errors import TrainingError
@@ -15,20 +15,8 @@ from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.pipeline import run_stages
 from ddistill.training.programs import Programs
-from ddistill.training.progress import Reporter
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
-class Notes(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__()
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def in_background(workdir: Path, stop: StopRequest):
@@ -85,18 +73,6 @@ def test_waiting_can_be_stopped(tmp_path):
     assert not thread.is_alive()
     assert isinstance(ended[0], Interrupted)
     assert "the wait for stage 'teacher'" in str(ended[0])
-
-
-class LateStop(StopRequest):
-    """A signal that arrives just before the loop looks for the n-th time."""
-
-    def __init__(self, n: int):
-        super().__init__()
-        self.left = n
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 @pytest.mark.parametrize("looks", [2, 3, 4])
