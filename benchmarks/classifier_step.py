@@ -25,8 +25,14 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives.classification import Classifier
 from ddistill.settings import Settings
 from ddistill.training.optimizers import make_optimizer
-from ddistill.training.programs import make_chunk
-from ddistill.training.sharding import data_mesh, over_data, replicate, use_cores_as_devices
+from ddistill.training.programs import Chunk
+from ddistill.training.sharding import (
+    Layout,
+    data_mesh,
+    over_data,
+    replicate,
+    use_cores_as_devices,
+)
 from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.state import stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
@@ -45,7 +51,8 @@ def plans(settings: Settings, image: tuple[int, int, int]) -> dict[str, StagePla
 def step_variant(plan: StagePlan, teacher: StagePlan, critic: StagePlan, batch: int) -> Variant:
     """A train step of one stage, as the loop compiles it."""
     mesh = data_mesh(batch)
-    state = replicate(mesh, initial_state(plan))
+    layout = Layout(mesh)
+    state = initial_state(plan, layout=layout)
     there, judge = initial_state(teacher), initial_state(critic)
     denoiser = teacher.objective.bind(
         teacher.module, Weights(there.params["student"]), teacher.settings.prediction
@@ -59,9 +66,9 @@ def step_variant(plan: StagePlan, teacher: StagePlan, critic: StagePlan, batch: 
         modules=plan.modules,
         prediction=plan.settings.prediction,
         optimizers={"student": make_optimizer(plan.settings.optimizer)},
-        mesh=mesh,
+        layout=layout,
     )
-    chunk = make_chunk(make_step(s), 1, True, mesh)
+    chunk = Chunk(make_step(s), 1, True, layout)
     images = jnp.zeros((256, *plan.image_shape), jnp.uint8)
     labels, picks = jnp.zeros(256, jnp.int32), np.arange(batch)[None]
     key, rates = stream_key(0, "benchmark"), {"student": np.zeros(1, np.float32)}

@@ -2,12 +2,16 @@
 
     python benchmarks/student_axis.py --markdown
 
-"separate" dispatches one student's compiled step K times, each on a state of its own: what K runs
-side by side would cost. Variants are interleaved in one process and compared within a round, as in
-train_step.py; `temporary` is what the compiled program needs beside its arguments.
+"separate" dispatches one student's compiled step K times, each on a state of its own, its batch
+spread over all devices: what K runs one after the other would cost. "shard" gives students devices
+of their own; "vmap, grouped" is vmap with XLA's own rule for convolutions. Variants are interleaved
+in one process and compared within a round, as in train_step.py. "temporary" is what the compiled
+program needs beside its arguments on one device.
 """
 
 import argparse
+import dataclasses
+import math
 import statistics
 import time
 from typing import Any
@@ -19,16 +23,24 @@ from timing import Variant, machine, measure, print_table
 
 from ddistill import networks
 from ddistill.denoiser import Denoiser
-from ddistill.mapping import MAPPINGS
+from ddistill.networks.convolution import ungrouped
 from ddistill.objectives import make_objective, make_process
 from ddistill.schedules import cosine, make_grid
-from ddistill.settings import OptimizerSettings
+from ddistill.settings import MeshSettings, OptimizerSettings, StudentsSettings
 from ddistill.students import clone
 from ddistill.training.optimizers import make_optimizer
-from ddistill.training.programs import make_chunk
-from ddistill.training.sharding import data_mesh, replicate, use_cores_as_devices
+from ddistill.training.programs import Chunk
+from ddistill.training.sharding import (
+    Layout,
+    data_mesh,
+    place,
+    plan_layout,
+    replicate,
+    use_cores_as_devices,
+)
 from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.training.turns import advance, split, split_state
 
 SHAPES: dict[str, dict[str, Any]] = {
     "digits": {"image": (8, 8, 1), "multipliers": (1, 2), "blocks": 1, "attention": (4,)},
@@ -39,6 +51,9 @@ SIZES = {
     "cpu": {"digits": (16, 8, 64), "32x32": (32, 16, 16)},
     "gpu": {"digits": (16, 8, 256), "32x32": (128, 64, 128)},
 }
+
+
+VARIANTS = ("shard", "loop", "unroll", "vmap", "vmap, grouped", "map")
 
 
 class Task:
@@ -61,7 +76,7 @@ class Task:
                 **spec,
             )
 
-        self.mesh = data_mesh(self.batch)
+        self.layout = Layout(data_mesh(self.batch))
         self.module = build(self.width)
         self.params = self.init(self.module)
         self.teacher = Denoiser.from_module(build(teacher), self.init(build(teacher)), "v")
@@ -72,7 +87,7 @@ class Task:
             modules={"student": self.module},
             prediction="v",
             optimizers={"student": make_optimizer(OptimizerSettings())},
-            mesh=self.mesh,
+            layout=self.layout,
         )
 
     def init(self, module: Any) -> Any:
@@ -87,62 +102,78 @@ class Task:
             cosine(256), grid, low=256 * k // count + 1, high=256 * (k + 1) // count
         )
 
-    def state(self, params: Any, students: int = 0) -> Any:
-        """A state at step 0 on the devices."""
-        made = create_state(
-            {"student": params}, self.settings.optimizers, (0.999,), students=students
-        )
-        return replicate(self.mesh, made)
+    def student_axis(self, count: int, variant: str) -> Layout:
+        """The layout of K students under a variant's name."""
+        students = StudentsSettings(count=count, mapping=variant.split(",")[0])
+        return plan_layout(MeshSettings(), students, self.batch, "mesh")
 
 
-def separate(task: Task, count: int) -> Variant:
+def separate(task: Task, count: int) -> tuple[Variant, float]:
     """K states, each with its own dispatch of the one-student program."""
-    chunk = make_chunk(make_step(task.settings), 1, True, task.mesh)
-    states = [task.state(task.params) for _ in range(count)]
+    layout, optimizers = task.layout, task.settings.optimizers
+    chunk = Chunk(make_step(task.settings), 1, True, layout)
+    params = {"student": task.params}
+    states = [create_state(params, optimizers, (0.999,), layout) for _ in range(count)]
     frozen = [
-        replicate(task.mesh, Frozen(task.teacher, task.process(k, count))) for k in range(count)
+        replicate(layout.mesh, Frozen(task.teacher, task.process(k, count))) for k in range(count)
     ]
+    images, labels = replicate(layout.mesh, (task.images, task.labels))
     picks = np.zeros((1, task.batch), np.int32)
     key, rates = stream_key(0, "benchmark"), {"student": np.zeros(1, np.float32)}
+    took, needs = compiled(chunk, states[0], frozen[0], images, labels, picks, key, rates)
 
     def run() -> None:
         for k in range(count):
-            states[k], _ = chunk(states[k], frozen[k], task.images, task.labels, picks, key, rates)
+            states[k], _ = chunk(states[k], frozen[k], images, labels, picks, key, rates)
         jax.block_until_ready(states)
 
-    return timed("separate", run)
+    return Variant("separate", run, took), needs
 
 
-def stacked(task: Task, count: int, mapping: str) -> Variant:
+def stacked(task: Task, count: int, variant: str) -> tuple[Variant, float]:
     """One stack of K students, mapped."""
-    chunk = make_chunk(make_step(task.settings), 1, True, task.mesh, count, mapping)
-    state = task.state(clone(task.params, count), count)
-    process = jax.tree.map(lambda *x: jnp.stack(x), *(task.process(k, count) for k in range(count)))
-    frozen = replicate(task.mesh, Frozen(task.teacher, process))
-    picks = np.zeros((1, count, task.batch), np.int32)
-    keys = jnp.stack([stream_key(k, "benchmark") for k in range(count)])
-    rates = {"student": np.zeros((1, count), np.float32)}
+    layout = task.student_axis(count, variant)
+    modules = {"student": task.module}
+    if variant == "vmap":
+        modules = {"student": ungrouped(task.module)}
+    settings = dataclasses.replace(task.settings, layout=layout, modules=modules)
+    chunk = Chunk(make_step(settings), 1, True, layout)
+    params = {"student": clone(task.params, count)}
+    state = create_state(params, settings.optimizers, (0.999,), layout, students=count)
+    process = jax.tree.map(lambda *x: np.stack(x), *(task.process(k, count) for k in range(count)))
+    lies = layout.by_student() if layout.in_turn else layout.whole()
+    teacher = place(task.teacher, layout.whole())
+    frozen = [Frozen(teacher, place(own, lies)) for own in split(layout, process)]
+    images, labels = replicate(layout.mesh, (task.images, task.labels))
+    picks = split(layout, np.zeros((1, count, task.batch), np.int32), axis=1)
+    keys = split(layout, jnp.stack([stream_key(k, "benchmark") for k in range(count)]))
+    rates = split(layout, {"student": np.zeros((1, count), np.float32)}, axis=1)
+    turns, batch = split_state(layout, state), [images] * layout.turns
+    arguments = turns[0], frozen[0], images, labels, picks[0], keys[0], rates[0]
+    took, needs = compiled(chunk, *arguments)
 
     def run() -> None:
-        nonlocal state
-        state, _ = chunk(state, frozen, task.images, task.labels, picks, keys, rates)
-        jax.block_until_ready(state)
+        nonlocal turns
+        turns, _ = advance(layout, chunk, turns, frozen, batch, labels, picks, keys, rates)
+        jax.block_until_ready(turns)
 
-    return timed(mapping, run)
+    sizes = "x".join(str(n) for n in layout.mesh.devices.shape)
+    return Variant(f"{variant} ({sizes})", run, took), needs
 
 
-def timed(name: str, run: Any) -> Variant:
-    """A variant that has compiled."""
+def compiled(chunk: Chunk, *arguments: Any) -> tuple[float, float]:
+    """Seconds to lower and compile a program, and MiB on a device that it needs of its own."""
     start = time.perf_counter()
-    run()
-    return Variant(name, run, time.perf_counter() - start)
+    program = chunk.lower(*arguments).compile()
+    took, found = time.perf_counter() - start, program.memory_analysis()
+    return took, math.nan if found is None else found.temp_size_in_bytes / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", default="digits,32x32", help=f"of: {', '.join(SHAPES)}")
     parser.add_argument("--counts", default="1,2,4,8", help="values of K")
-    parser.add_argument("--mappings", default=",".join(m for m in MAPPINGS if m != "auto"))
+    parser.add_argument("--mappings", default=";".join(VARIANTS))
     parser.add_argument("--width", type=int, default=0, help="of the students; 0: see SIZES")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=20)
@@ -152,17 +183,17 @@ def main() -> None:
     use_cores_as_devices()
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
     print(machine())
-    table = [
-        ["network", "width", "batch", "K", "variant", "ms/step", "images/s", "ratio", "compile s"]
-    ]
+    heading = "network width batch K variant ms/step images/s ratio compile-s temporary-MiB"
+    table = [heading.split()]
     for shape in args.networks.split(","):
         task = Task(shape, kind, args.dtype, args.width)
         for count in (int(k) for k in args.counts.split(",")):
             made = [separate(task, count)]
-            made += [stacked(task, count, mapping) for mapping in args.mappings.split(",")]
-            measure(made, args.rounds, args.limit)
-            for v in made:
-                ratio = statistics.median(a / b for a, b in zip(v.seconds, made[0].seconds))
+            made += [stacked(task, count, mapping) for mapping in args.mappings.split(";")]
+            variants = [v for v, _ in made]
+            measure(variants, args.rounds, args.limit)
+            for v, needs in made:
+                ratio = statistics.median(a / b for a, b in zip(v.seconds, variants[0].seconds))
                 seconds = statistics.median(v.seconds)
                 table.append(
                     [
@@ -175,6 +206,7 @@ def main() -> None:
                         f"{count * task.batch / seconds:.0f}",
                         f"{ratio:.2f}",
                         f"{v.compile_seconds:.1f}",
+                        f"{needs:.0f}",
                     ]
                 )
             jax.clear_caches()

@@ -34,6 +34,14 @@ _STAGE = flags.DEFINE_string(
     "stage", None, "Run this stage alone ('evaluate' = sampling, scoring and the report)."
 )
 _PRINT = flags.DEFINE_bool("print_config", False, "Print the settings in full and stop.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes of a TPU pod, SLURM, Open MPI or Kubernetes."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first of several processes that are started by hand."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many such processes there are.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _DOCTOR = flags.DEFINE_bool(
     "doctor", False, "Print versions, devices, data and disk of this machine and stop."
 )
@@ -56,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
     except Exception as error:
         text = _disk_trouble(error)
         if text is None:
+            _leave(RUN_ERROR, error)
             raise
         _fail(text, RUN_ERROR)
 
@@ -66,6 +75,7 @@ def _main(argv: Sequence[str]) -> None:
     config = _CONFIG.value
     workdir = _workdir(config)
     _prepare_jax(_cache(workdir))
+    _join_others()
     if _DOCTOR.value:
         from ddistill import doctor
 
@@ -93,6 +103,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.evaluation.checks import check_real_images
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.settings import Settings, parse
+    from ddistill.training import hosts
     from ddistill.training.checkpoints import write_json
     from ddistill.training.folders import check_folders
     from ddistill.training.interrupt import Interrupted, StopRequest
@@ -113,8 +124,9 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
             f"Stages: {', '.join(names)}, evaluate."
         )
     check_folders(plans, stage)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", _plain(config))
+    hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    hosts.from_first(lambda: write_json(workdir / "config.json", _plain(config)))
+    hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
     if dataset.skipped:
         reporter.say(f"data: {dataset.skipped} unreadable images were skipped")
@@ -124,12 +136,16 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
             if stage != "evaluate":
                 run_stages(plans, settings, dataset, reporter, stop, stage, networks)
             if stage in ("", "evaluate") and settings.evaluation.enabled:
-                evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
+                if hosts.several():  # reading a checkpoint takes all of them
+                    networks.read(plans)
+                if hosts.is_first():
+                    evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
         except Interrupted as where:
             reporter.say(
                 f"Stopped by {stop.name or 'request'} in {where}; everything up to there is saved. "
                 f"To go on, give the same command again:\n  {command}"
             )
+        hosts.leave()
 
 
 def _prepare_jax(cache: Path) -> None:
@@ -143,6 +159,20 @@ def _prepare_jax(cache: Path) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _join_others() -> None:
+    """Makes this process one of several, if the flags say so."""
+    by_hand = {"coordinator": _COORDINATOR, "processes": _PROCESSES, "process_id": _PROCESS}
+    given = [name for name, flag in by_hand.items() if flag.value is not None]
+    if not given and not _DISTRIBUTED.value:
+        return
+    if given and len(given) < len(by_hand):
+        missing = ", ".join(f"--{name}" for name in by_hand if name not in given)
+        raise ConfigError(f"--{given[0]} needs {missing} too, or --distributed alone.")
+    from ddistill.training import hosts
+
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
 
 def _quiet_libraries() -> None:
@@ -223,7 +253,20 @@ def _disk_trouble(error: BaseException | None) -> str | None:
 
 def _fail(text: str, status: int) -> None:
     print(f"error: {text}", file=sys.stderr)
+    _leave(status)
     sys.exit(status)
+
+
+def _leave(status: int, error: Exception | None = None) -> None:
+    """Ends this process at once, with its traceback, if it is one of several.
+
+    The usual way out waits for the others, and they may be waiting for this one.
+    """
+    hosts = sys.modules.get("ddistill.training.hosts")
+    if hosts is not None and hosts.several():
+        if error is not None:
+            traceback.print_exception(error)
+        hosts.leave_alone(status)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

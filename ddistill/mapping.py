@@ -11,15 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from ddistill.errors import check_choice
 from ddistill.students import take
 
-MAPPINGS = ("auto", "vmap", "unroll", "map", "loop")
+MAPPINGS = ("auto", "vmap", "unroll", "map", "loop", "shard")
 
 
 def resolve(mapping: str) -> str:
-    """Names the mapping that "auto" stands for on this platform.
+    """Names the mapping that "auto" stands for, among students on the same device.
 
     On CPU one compiled step is dispatched K times: it compiles once and costs what K programs cost.
     Accelerators run one program for all.
@@ -34,7 +36,12 @@ def resolve(mapping: str) -> str:
 
 
 def lift(
-    fn: Callable, count: int, mapping: str = "auto", in_axes: Any = 0, out_axes: Any = 0
+    fn: Callable,
+    count: int,
+    mapping: str = "auto",
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """`fn` of one student as a function of `count` students.
 
@@ -43,20 +50,64 @@ def lift(
       count: K.
       mapping: "vmap": one batched program; "unroll": K copies in one program; "map": a loop on the
         device; "loop": one compiled program, dispatched K times (not within jit: there it is
-        "unroll"); "auto": see `resolve`.
+        "unroll"); "auto": see `resolve`; "shard": students on devices of their own, those of a
+        device by "auto".
       in_axes: as `jax.vmap`'s, 0 or None, or a tuple with a prefix of each argument's tree: 0 where
         leaves are stacked `[K, ...]`, None where all students share them.
       out_axes: a prefix of the result's tree, with None for what is equal for all students.
+      mesh: for "shard", one with an axis "student" that divides K; default as many of this
+        process's devices as do.
 
     Raises:
       ConfigError: an unknown mapping.
     """
     mapping = resolve(mapping)
+    if mapping == "shard":
+        mesh = mesh or _student_mesh(count)
+        local = lift(fn, count // mesh.shape["student"], "auto", in_axes, out_axes)
+        return shard(local, mesh, in_axes, out_axes)
     if mapping == "vmap":
         return jax.vmap(fn, in_axes, out_axes, axis_size=count)
     if mapping == "map":
         return partial(_map, fn, count, in_axes, out_axes)
     return partial(_each, jax.jit(fn) if mapping == "loop" else fn, count, in_axes, out_axes)
+
+
+def shard(local: Callable, mesh: Mesh, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
+    """A function of the students of one device, run on each device of the axis "student".
+
+    Nothing is exchanged between those devices. The mesh's other axes are left to the compiler.
+
+    Args:
+      local: takes and returns stacks of K / (size of the axis) students.
+      mesh, in_axes, out_axes: as in `lift`; what `out_axes` calls shared has to be equal on all.
+    """
+
+    def specs(axes: Any) -> Any:
+        return jax.tree.map(
+            lambda axis: PartitionSpec() if axis is None else PartitionSpec("student"),
+            axes,
+            is_leaf=lambda x: x is None,
+        )
+
+    def call(*args: Any) -> Any:
+        mapped = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=specs(_axes(in_axes, args)),
+            out_specs=specs(out_axes),
+            axis_names={"student"},
+            check_vma=False,
+        )
+        return mapped(*args)
+
+    return call
+
+
+def _student_mesh(count: int) -> Mesh:
+    devices = jax.local_devices()
+    size = max(n for n in range(1, len(devices) + 1) if count % n == 0)
+    return Mesh(np.array(devices[:size]), ("student",))
 
 
 def _prefixed(axes: Any, tree: Any, stacked: Callable, shared: Callable) -> Any:

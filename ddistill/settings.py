@@ -75,9 +75,9 @@ class StudentsSettings:
     `margin` levels in training, and a share `outside` of a student's examples is drawn from all
     levels. Without a partition ("none") students differ in what `sweep` lists: for each key
     ("grid_steps", "seed", "learning_rate", or a number of the objective) one value a student.
-    `mapping` is how the student axis is compiled: "auto", "vmap", "unroll", "map" or "loop".
-    `on_divergence`: "stop" the run when a student's loss is no longer finite, or "freeze" that
-    student at its last finite weights while the others go on.
+    `mapping` is how the student axis is compiled: "auto", "vmap", "unroll", "map", "loop" or
+    "shard". `on_divergence`: "stop" the run when a student's loss is no longer finite, or "freeze"
+    that student at its last finite weights while the others go on.
     """
 
     count: int = 0
@@ -134,6 +134,23 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
+class MeshSettings:
+    """How a stage is spread over devices; see `ddistill.training.sharding`.
+
+    `student`, `data` and `model` are the sizes of the mesh's axes: students on devices of their
+    own, a batch over devices, and weights cut over devices. 0 takes what fits the students, the
+    batch and the devices that there are. `fsdp` says whose weights are cut where `model` is above
+    1: "students", "teacher" or "both"; arrays of fewer than `smallest` elements stay whole.
+    """
+
+    student: int = 0
+    data: int = 0
+    model: int = 1
+    fsdp: str = "both"
+    smallest: int = 2**16
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """How every stage is run; nothing here changes what is learnt.
 
@@ -146,6 +163,7 @@ class TrainingSettings:
     keep: int = 2
     scan_steps: int = 0
     tensorboard: bool = True
+    mesh: MeshSettings = MeshSettings()
 
 
 @dataclass(frozen=True)

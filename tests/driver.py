@@ -38,7 +38,8 @@ def _die_when_saved(stage: str, at: int) -> None:
     def wrapped(self, step, *args):
         save(self, step, *args)
         if step == at and _is_of(self.folder, stage):
-            self.wait()
+            # Not `wait`, which asks the other processes of a run on several hosts.
+            self._manager.wait_until_finished()
             _kill()
 
     checkpoints.Checkpoints.save = wrapped
@@ -58,24 +59,19 @@ def _die_while_writing(stage: str, at: int) -> None:
 
 
 def _ask_to_stop(stage: str, at: int) -> None:
-    make_chunk, train = programs.make_chunk, loop.StageRun._train
+    call, train = programs.Chunk.__call__, loop.StageRun._train
     current = []
 
     def wrapped_train(self, *args):
         current.append(self.plan.name)
         return train(self, *args)
 
-    def wrapped_make(*args):
-        chunk = make_chunk(*args)
+    def wrapped_call(self, state, *rest):
+        if current[-1] == stage and int(state.step) == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, state, *rest)
 
-        def run(state, *rest):
-            if current[-1] == stage and int(state.step) == at - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return chunk(state, *rest)
-
-        return run
-
-    loop.StageRun._train, programs.make_chunk = wrapped_train, wrapped_make
+    loop.StageRun._train, programs.Chunk.__call__ = wrapped_train, wrapped_call
 
 
 if __name__ == "__main__":

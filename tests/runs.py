@@ -19,6 +19,7 @@ from ddistill.settings import (
     ScheduleSettings,
     Settings,
     StageSettings,
+    StudentsSettings,
     TrainingSettings,
     to_plain,
 )
@@ -143,6 +144,28 @@ def tiny_chain(**changes: Any) -> Settings:
         **students,
     }
     return dataclasses.replace(settings, stages=stages, pipeline=tuple(stages))
+
+
+def many_hosts_settings() -> Settings:
+    """A teacher and two students that share out its levels, then samples without scores."""
+    full = tiny_settings()
+    students = dataclasses.replace(
+        full.stages["student"],
+        objective={"name": "o2mkd"},
+        grid=GridSettings(),
+        students=StudentsSettings(count=2, partition="timesteps"),
+        method="o2mkd",
+        samplers={"ddim": (4,)},
+    )
+    stages = {"teacher": full.stages["teacher"], "students": students}
+    return dataclasses.replace(
+        full,
+        stages=stages,
+        pipeline=tuple(stages),
+        evaluation=EvaluationSettings(
+            classifier="", samples=16, batch_size=16, full_steps=16, strip_images=2
+        ),
+    )
 
 
 def one_stage(optimizer: OptimizerSettings | None = None, **changes: Any) -> Settings:

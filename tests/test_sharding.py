@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from ddistill.objectives import make_objective
-from ddistill.training.programs import make_chunk
-from ddistill.training.sharding import AXES, data_mesh, over_data, replicate, replicated
+from ddistill.training.programs import Chunk
+from ddistill.training.sharding import AXES, Layout, data_mesh, over_data, replicate, replicated
 from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
 from tests import tiny
@@ -40,16 +40,15 @@ def trained(devices: int, steps: int = 3, count: int = 1, **changes):
         modules={"student": tiny.TinyNet(dropout=0.2)},
         prediction="v",
         optimizers=optimizer,
-        mesh=mesh,
+        layout=Layout(mesh),
         flip=True,
         **changes,
     )
-    place = replicated(mesh)
-    state = create_state({"student": tiny.tiny_params(1)}, optimizer, (0.9,), place)
+    state = create_state({"student": tiny.tiny_params(1)}, optimizer, (0.9,), s.layout)
     frozen = replicate(mesh, Frozen(tiny.tiny_denoiser(0), process))
     batch = tiny.batch(40)
-    images, labels = jax.device_put((batch.image, batch.label), place)
-    chunk = make_chunk(make_step(s), count, True, mesh)
+    images, labels = replicate(mesh, (batch.image, batch.label))
+    chunk = Chunk(make_step(s), count, True, s.layout)
     for i in range(steps):
         picks = (np.arange(8 * count).reshape(count, 8) + i) % 40
         state, metrics = chunk(state, frozen, images, labels, picks, stream_key(0, "train"))

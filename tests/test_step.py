@@ -13,7 +13,7 @@ from ddistill.errors import ConfigError
 from ddistill.objectives import make_objective
 from ddistill.objectives.base import Objective, Update
 from ddistill.settings import OptimizerSettings
-from ddistill.training.loop import spans
+from ddistill.training.feed import spans
 from ddistill.training.optimizers import (
     OPTIMIZERS,
     check_optimizer,
@@ -21,8 +21,8 @@ from ddistill.training.optimizers import (
     learning_rates,
     make_optimizer,
 )
-from ddistill.training.programs import make_chunk
-from ddistill.training.sharding import data_mesh, replicate
+from ddistill.training.programs import Chunk
+from ddistill.training.sharding import Layout, data_mesh, replicate
 from ddistill.training.state import create_state, stream_key, update_ema
 from ddistill.training.step import Frozen, StepSettings, make_step
 from tests import tiny
@@ -65,17 +65,17 @@ def test_accumulation_changes_nothing_but_rounding(accumulate, unroll):
 def test_steps_compile_once_and_scanned_steps_equal_single_ones():
     s, state, frozen = setup()
     images, labels = data(20)
-    mesh = data_mesh(4, jax.devices()[:1])
+    layout = Layout(data_mesh(4, jax.devices()[:1]))
     key = stream_key(0, "train")
     picks = np.arange(24).reshape(6, 4) % 20
     counted = chex.assert_max_traces(make_step(s), n=1)
-    single = make_chunk(counted, 1, resident=True, mesh=mesh)
-    state = replicate(mesh, state)
+    single = Chunk(counted, 1, resident=True, layout=layout)
+    state = replicate(layout.mesh, state)
     one = jax.tree.map(jnp.copy, state)
     for i in range(6):
         one, _ = single(one, frozen, images, labels, picks[i : i + 1], key)
     chex.clear_trace_counter()
-    scanned = make_chunk(make_step(s), 6, resident=True, mesh=mesh)
+    scanned = Chunk(make_step(s), 6, resident=True, layout=layout)
     many, metrics = scanned(state, frozen, images, labels, picks, key)
     chex.assert_trees_all_close(one, many, rtol=1e-4, atol=1e-6)
     assert metrics["loss"].shape == (6,)
@@ -86,9 +86,9 @@ def test_streamed_batches_equal_resident_ones():
     s, state, frozen = setup(flip=True)
     images, labels = data(20)
     picks, key = np.arange(8).reshape(2, 4), stream_key(3, "x")
-    mesh = data_mesh(4, jax.devices()[:1])
+    layout = Layout(data_mesh(4, jax.devices()[:1]))
     other = jax.tree.map(jnp.copy, state)
-    resident, streamed = (make_chunk(make_step(s), 2, r, mesh) for r in (True, False))
+    resident, streamed = (Chunk(make_step(s), 2, r, layout) for r in (True, False))
     a, _ = resident(state, frozen, images, labels, picks, key)
     b, _ = streamed(other, frozen, images[picks], labels, picks, key)
     chex.assert_trees_all_close(a, b, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Many students in one step: every mapping learns what separate trainings learn."""
 
+import dataclasses
 import functools
 
 import chex
@@ -11,80 +12,17 @@ import pytest
 
 from ddistill.errors import ConfigError
 from ddistill.mapping import MAPPINGS, lift, resolve
-from ddistill.objectives import make_objective, make_process
-from ddistill.schedules import cosine, make_grid
+from ddistill.schedules import cosine
 from ddistill.students import put, stack, take
-from ddistill.training.programs import make_chunk
-from ddistill.training.sharding import data_mesh, replicate, replicated
-from ddistill.training.state import STATE_AXES, create_state, stream_key
-from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.training.programs import Chunk
+from ddistill.training.state import STATE_AXES, create_state
+from ddistill.training.step import Frozen, make_step
 from tests import tiny
+from tests.stacks import feed, processes, separate, settings, together
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 EVERY_MAPPING = [m for m in MAPPINGS if m != "auto"]
-RANGES = [(1, 3), (4, 8), (2, 6), (1, 8)]
-
-
-def processes(count):
-    grid = make_grid(cosine(32), 8, "trailing")
-    return [make_process(cosine(32), grid, low=low, high=high) for low, high in RANGES[:count]]
-
-
-def settings(devices=1, name="o2mkd", dropout=0.0, **changes):
-    objective = make_objective({"name": name, **({"substeps": 2} if name == "sfddm" else {})})
-    return StepSettings(
-        objective=objective,
-        modules={"student": tiny.TinyNet(dropout=dropout)},
-        prediction="v",
-        optimizers={"student": optax.adam(1.0)},
-        mesh=data_mesh(8, jax.devices()[:devices]),
-        **changes,
-    )
-
-
-def feed(count, steps):
-    """Images, labels, picks `[steps, K, 8]`, keys `[K]` and rates `[steps, K]` per network."""
-    batch = tiny.batch(40)
-    picks = np.random.default_rng(0).integers(0, 40, (steps, count, 8)).astype(np.int32)
-    keys = jnp.stack([stream_key(0, f"train{k}") for k in range(count)])
-    rates = {"student": np.float32(0.01) * (1 + np.arange(count)) * np.ones((steps, 1), "f")}
-    return batch.image, batch.label, picks, keys, rates
-
-
-def separate(s, count, steps=3):
-    """The states and metrics of K trainings, one after the other."""
-    images, labels, picks, keys, rates = feed(count, steps)
-    found = []
-    for k, process in enumerate(processes(count)):
-        state = create_state(
-            {"student": tiny.tiny_params(k)}, s.optimizers, (0.9,), replicated(s.mesh)
-        )
-        frozen = replicate(s.mesh, Frozen(tiny.tiny_denoiser(9), process))
-        chunk = make_chunk(make_step(s), 1, True, s.mesh)
-        for i in range(steps):
-            now = {name: r[i : i + 1, k] for name, r in rates.items()}
-            state, metrics = chunk(state, frozen, images, labels, picks[i : i + 1, k], keys[k], now)
-        found.append((state, metrics))
-    return found
-
-
-def together(s, count, mapping, steps=3, scanned=1, params=None, step=None, resident=True):
-    """The stacked state after `steps` and the metrics of the last dispatch."""
-    images, labels, picks, keys, rates = feed(count, steps)
-    params = params or [tiny.tiny_params(k) for k in range(count)]
-    state = create_state(
-        {"student": stack(params)}, s.optimizers, (0.9,), replicated(s.mesh), students=count
-    )
-    process = jax.tree.map(lambda *x: jnp.stack(x), *processes(count))
-    frozen = replicate(s.mesh, Frozen(tiny.tiny_denoiser(9), process))
-    chunk = make_chunk(step or make_step(s), scanned, resident, s.mesh, count, mapping)
-    for i in range(0, steps, scanned):
-        now = {name: r[i : i + scanned] for name, r in rates.items()}
-        own = picks[i : i + scanned]
-        batch = images if resident else images[own]
-        state, metrics = chunk(state, frozen, batch, labels, own, keys, now)
-    return state, metrics
 
 
 def assert_same(stacked, alone, count, **tolerance):
@@ -138,7 +76,7 @@ def test_streamed_batches_are_the_resident_ones(mapping):
     chex.assert_trees_all_close(resident, streamed, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mapping", ["unroll", "map", "loop"])
+@pytest.mark.parametrize("mapping", ["unroll", "map", "loop", "shard"])
 def test_one_student_is_the_plain_objective_bit_for_bit(mapping):
     s = settings()
     (state, metrics), [(own, found)] = together(s, 1, mapping), separate(s, 1)
@@ -147,7 +85,7 @@ def test_one_student_is_the_plain_objective_bit_for_bit(mapping):
     np.testing.assert_array_equal(metrics["loss"][:, 0], found["loss"])
 
 
-@pytest.mark.parametrize("mapping", ["vmap", "loop"])
+@pytest.mark.parametrize("mapping", ["vmap", "loop", "shard"])
 def test_a_disturbed_student_changes_no_other(mapping):
     s = settings()
     params = [tiny.tiny_params(k) for k in range(3)]
@@ -181,7 +119,8 @@ def test_a_frozen_student_keeps_its_last_finite_weights():
     state = create_state({"student": stack([tiny.tiny_params(0)])}, s.optimizers, (), students=1)
     images, labels, picks, keys, _ = feed(1, 3)
     frozen = Frozen(tiny.tiny_denoiser(9), jax.tree.map(lambda x: x[None], processes(1)[0]))
-    chunk = make_chunk(make_step(s), 1, True, s.mesh, 1, "unroll")
+    layout = dataclasses.replace(s.layout, students=1, mapping="unroll")
+    chunk = Chunk(make_step(s), 1, True, layout)
     kept = jax.tree.map(jnp.copy, state.params)
     for i, rate in enumerate([np.inf, 0.01, 0.01]):
         rates = {"student": np.full((1, 1), rate, np.float32)}

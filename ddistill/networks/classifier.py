@@ -12,7 +12,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
-from ddistill.networks.layers import Conv, GroupNorm, glorot
+from ddistill.networks.convolution import Conv, glorot
+from ddistill.networks.layers import GroupNorm
 
 STEMS = ("small", "large")
 kaiming_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

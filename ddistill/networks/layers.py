@@ -1,4 +1,4 @@
-"""The building blocks that the networks share: convolution, group norm, attention, time embedding.
+"""The building blocks that the networks share: group norm, attention, time embedding.
 
 Parameters are float32 always. `dtype` is what convolutions and matrix products compute in; norm
 statistics, softmax and the time embedding stay in float32.
@@ -10,83 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
-
-# Glorot uniform, as DDPM: variance 1 / mean(fan_in, fan_out).
-glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-zeros = nn.initializers.zeros_init()
-
-CONV_IMPLS = ("auto", "xla", "matmul")
-
-
-class Conv(nn.Module):
-    """Convolution with "SAME" padding and a bias.
-
-    Stride 2 on an even size pads at the bottom and the right only, as TensorFlow and DDPM do.
-
-    Attributes:
-      features: output channels.
-      size: kernel width and height, odd.
-      stride: 1 or 2.
-      kernel_init: initialiser of the `[size, size, C_in, C_out]` kernel.
-      dtype: compute dtype.
-      impl: "xla", "matmul" or "auto".
-    """
-
-    features: int
-    size: int = 3
-    stride: int = 1
-    kernel_init: nn.initializers.Initializer = glorot
-    dtype: str = "float32"
-    impl: str = "auto"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Returns the convolved image of shape `[B, H/stride, W/stride, features]`."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.size == 1 or conv_impl(self.impl, shape) == "matmul":
-            return matmul_conv(x, kernel, self.stride) + bias
-        return xla_conv(x, kernel, self.stride) + bias
-
-
-def conv_impl(impl: str, kernel_shape: tuple[int, ...]) -> str:
-    """Resolves "auto": matmul on CPU for a kernel with few input channels, XLA's otherwise.
-
-    docs/benchmarks.md has the measurements. The choice is made while tracing, from the default
-    backend; name an implementation when compiling for another platform than that.
-    """
-    if impl != "auto":
-        return impl
-    few = kernel_shape[2] <= 4
-    return "matmul" if few and jax.default_backend() == "cpu" else "xla"
-
-
-def xla_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
-    """Convolution with "SAME" padding by XLA's own operation."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def matmul_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
-    """The same as one matrix product over patches, which are shifted copies side by side."""
-    size = kernel.shape[0]
-    out = [-(-side // stride) for side in x.shape[1:3]]
-    pads = []
-    for side, n in zip(x.shape[1:3], out):
-        total = max((n - 1) * stride + size - side, 0)
-        pads.append((total // 2, total - total // 2))
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    rows, columns = (stride * (n - 1) + 1 for n in out)
-    shifted = [
-        x[:, i : i + rows : stride, j : j + columns : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    patches = jnp.concatenate(shifted, axis=-1) if size > 1 else shifted[0]
-    return jnp.einsum("bhwc,cd->bhwd", patches, kernel.reshape(-1, kernel.shape[-1]))
+from ddistill.networks.convolution import Conv, zeros
 
 
 class GroupNorm(nn.Module):

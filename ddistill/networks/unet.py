@@ -12,16 +12,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from ddistill.errors import ConfigError, check_choice
+from ddistill.networks.convolution import CONV_IMPLS, Conv, glorot, zeros
 from ddistill.networks.layers import (
-    CONV_IMPLS,
     Attention,
-    Conv,
     GroupNorm,
     downsample,
-    glorot,
     sinusoidal_embedding,
     upsample,
-    zeros,
 )
 
 RESAMPLE = ("conv", "resblock")
@@ -123,7 +120,7 @@ class UNet(nn.Module):
         google/ddpm-* too, PyTorch's default is 1e-5.
       remat: recompute each block in the backward pass instead of storing its activations.
       dtype: what convolutions and matrix products compute in: "float32" or "bfloat16".
-      conv_impl: "auto", "xla" or "matmul"; same parameters and results, other speed.
+      conv_impl: one of `CONV_IMPLS`; same parameters and results, other speed.
     """
 
     channels: int = 128

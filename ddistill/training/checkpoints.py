@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ddistill.errors import CheckpointError
+from ddistill.training.hosts import agree, from_first, wait
 from ddistill.training.state import TrainState
 
 
@@ -55,15 +56,19 @@ class Checkpoints:
           OSError: the folder cannot be made or written.
         """
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(rest, ignore_errors=True)
         # Orbax's own BestN forgets the losses when a folder is opened again.
-        self._losses = {int(x.stem): _read_loss(x) for x in self._seal(0).parent.glob("*.json")}
+        self._losses = {int(step): loss for step, loss in from_first(self._prepare).items()}
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(max(1, keep), self._losses)
         )
         self._manager = self._open()
+
+    def _prepare(self) -> dict[str, float | None]:
+        """Makes the folder, clears away what a kill left in it, and reads the losses by step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest, ignore_errors=True)
+        return {x.stem: _read_loss(x) for x in self._seal(0).parent.glob("*.json")}
 
     def _open(self) -> ocp.CheckpointManager:
         handlers = {
@@ -91,7 +96,8 @@ class Checkpoints:
         """The newest readable checkpoint as (state, record), or None if there is none at all.
 
         Args:
-          like: a state of the same structure, shapes, dtypes and placement.
+          like: a state of the same structure, shapes and dtypes. Where its arrays lie is where the
+          checkpoint's will, however they lay when it was written.
 
         Raises:
           CheckpointError: the checkpoint belongs to another network, or none can be read.
@@ -99,22 +105,17 @@ class Checkpoints:
         steps = self.steps()
         abstract = jax.tree.map(_abstract, like)
         for step in reversed(steps):
-            if self._is_damaged(step):
+            if from_first(lambda step=step: self._is_damaged(step)):
                 self._set_aside(step, "its files are not the ones that were written")
                 continue
             check_same_structure(self._saved_structure(step), abstract, self._path(step))
-            try:
-                found = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
-                    ),
-                )
-                return found["state"], found["record"]
-            except Exception as error:  # Orbax and TensorStore raise many types for a bad file
-                reason = str(error).strip().splitlines() or [""]
-                self._set_aside(step, f"{type(error).__name__}: {reason[0][:200]}")
-        damaged = sorted(int(x.name) for x in (self.folder / "damaged").glob("*"))
+            found, reason = self._read(step, abstract)
+            if not agree(found is None):
+                return found
+            self._set_aside(step, reason or "another host could not read it")
+        damaged = from_first(
+            lambda: sorted(int(x.name) for x in (self.folder / "damaged").glob("*"))
+        )
         if damaged:
             raise CheckpointError(
                 f"None of the checkpoints {damaged} in {self.folder} can be read. They were moved "
@@ -122,6 +123,20 @@ class Checkpoints:
                 "stage from step 0."
             )
         return None
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
+        """A checkpoint's (state, record), or None, and why it could not be read."""
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # Orbax and TensorStore raise many types for a bad file
+            reason = str(error).strip().splitlines() or [""]
+            return None, f"{type(error).__name__}: {reason[0][:200]}"
+        return (found["state"], found["record"]), ""
 
     def _saved_structure(self, step: int) -> Any:
         """Shapes of a checkpoint on disk, or None where they cannot be read."""
@@ -139,16 +154,24 @@ class Checkpoints:
             reason,
         )
         self._manager.close()
+        wait("a checkpoint is closed")
+        from_first(lambda: self._move(step))
+        self._manager = self._open()
+
+    def _move(self, step: int) -> None:
         target = self.folder / "damaged" / str(step)
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             shutil.rmtree(target)
         self._path(step).rename(target)
-        self._manager = self._open()
 
     def wait(self) -> None:
         """Waits until everything is on disk; raises what went wrong while writing."""
         self._manager.wait_until_finished()
+        from_first(self._write_seals)
+
+    def _write_seals(self) -> None:
+        """Seals every complete checkpoint and drops the seals of those that are gone."""
         steps = set(self.steps())
         for step in steps:
             if not self._seal(step).exists():

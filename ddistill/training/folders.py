@@ -6,12 +6,13 @@ import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 from ddistill.errors import CheckpointError
 from ddistill.settings import to_plain
 from ddistill.training.checkpoints import write_json
-from ddistill.training.interrupt import StopRequest
+from ddistill.training.hosts import agree, from_first
+from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
 from ddistill.training.stages import LABELS, StagePlan, incomplete
 
@@ -26,28 +27,38 @@ def claim(plan: StagePlan, reporter: Reporter, stop: StopRequest) -> Iterator[No
       CheckpointError: the folder belongs to a stage with other settings.
       Interrupted: a stop was asked for while waiting.
     """
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with (plan.folder / ".lock").open("a") as lock:
+    with contextlib.ExitStack() as held:
         waiting = False
-        while not _try_lock(lock):
+        while not from_first(lambda: _try_lock(plan, held)):
             if not waiting:
-                reporter.say(f"{plan.name}: another process is training this stage; waiting for it")
+                reporter.say(f"{plan.name}: another run is training this stage; waiting for it")
             waiting = True
-            stop.check(f"the wait for stage '{plan.name}'")
+            if agree(bool(stop)):
+                raise Interrupted(f"the wait for stage '{plan.name}'")
             time.sleep(_LOCK_POLL_SECONDS)
-        check_owner(plan)
-        record = plan.folder / "stage.json"
-        if not record.exists():
-            write_json(record, _owner(plan))
+        from_first(lambda: _sign(plan))
         yield
 
 
-def _try_lock(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+def _try_lock(plan: StagePlan, held: contextlib.ExitStack) -> bool:
+    """Locks the stage's folder until `held` is closed; False if someone else has it."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        lock = opened.enter_context((plan.folder / ".lock").open("a"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        held.enter_context(opened.pop_all())
     return True
+
+
+def _sign(plan: StagePlan) -> None:
+    """Writes whose folder it is, unless that is written already; errors as `check_owner`."""
+    check_owner(plan)
+    record = plan.folder / "stage.json"
+    if not record.exists():
+        write_json(record, _owner(plan))
 
 
 def check_folders(plans: Sequence[StagePlan], only: str = "") -> None:

@@ -2,29 +2,31 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from flax import linen as nn
 
-from ddistill.data import Dataset, batch_indices, read_ahead
+from ddistill.data import Dataset
 from ddistill.errors import TrainingError
-from ddistill.mapping import resolve
+from ddistill.networks.convolution import ungrouped
 from ddistill.networks.weights import Weights
 from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.feed import Feed, spans
+from ddistill.training.hosts import agree, is_first, several, wait
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.optimizers import learning_rates, update_rule
-from ddistill.training.programs import Programs
-from ddistill.training.progress import MetricsLog, Reporter
-from ddistill.training.sharding import data_mesh, replicate, replicated
+from ddistill.training.programs import Chunk, Programs
+from ddistill.training.progress import Reporter, open_log
+from ddistill.training.sharding import place
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen, StepSettings
+from ddistill.training.turns import advance, join_state, split, split_state
 from ddistill.training.weights import (
     abstract_state,
     handed_on,
@@ -32,6 +34,9 @@ from ddistill.training.weights import (
     memory_budget,
     optimizers,
 )
+
+# On several hosts: how many dispatches a signal may wait until all processes know of it.
+_DISPATCHES_BETWEEN_ASKING = 10
 
 
 @dataclass
@@ -56,52 +61,6 @@ class Window:
         self.rows.append((step, count, metrics))
 
 
-class Feed:
-    """Batches of a stage: batch s depends on (seed, s) alone.
-
-    A data set that lies in memory is put on the devices once, by `place`, and a batch is a list of
-    indices; a larger one is read ahead by a thread. With several `seeds` every batch is one for
-    each, along an axis of its own; `stacked` adds that axis for a single one too.
-    """
-
-    def __init__(
-        self, dataset: Dataset, seeds: tuple[int, ...], batch: int, place: Sharding, stacked: bool
-    ):
-        self._dataset, self._seeds, self._batch, self._stacked = dataset, seeds, batch, stacked
-        self.resident = isinstance(dataset.images, np.ndarray)
-        self.images = jax.device_put(dataset.images, place) if self.resident else None
-        self.labels = jax.device_put(dataset.labels, place)
-
-    def _indices(self, step: int, count: int) -> np.ndarray:
-        n = len(self._dataset)
-        picks = [
-            [batch_indices(seed, s, self._batch, n) for seed in self._seeds]
-            for s in range(step, step + count)
-        ]
-        indices = np.array(picks, np.int32)
-        return indices if self._stacked else indices[:, 0]
-
-    def _load(self, step: int, count: int) -> tuple[Any, Any]:
-        picks = self._indices(step, count)
-        if self.resident:
-            return None, picks
-        images = self._dataset.take(picks.reshape(-1))
-        return images.reshape(*picks.shape, *images.shape[1:]), picks
-
-    def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, Any, Any]]:
-        """Yields (step, count, images or None, indices) for spans of steps, read ahead."""
-        return read_ahead(lambda span: (*span, *self._load(*span)), spans)
-
-
-def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Cuts start .. end into (step, count) of at most `size` that cross no multiple of a border."""
-    step = start
-    while step < end:
-        stop = min([step + size, end] + [(step // b + 1) * b for b in borders])
-        yield step, stop - step
-        step = stop
-
-
 class StageRun:
     """One stage being trained."""
 
@@ -119,7 +78,7 @@ class StageRun:
         self.dataset = dataset
         self.on_cpu = jax.default_backend() == "cpu"
         self.scan = training.scan_steps or (1 if self.on_cpu else 8)
-        self.mesh = data_mesh(plan.settings.batch_size // plan.settings.accumulate)
+        self.layout = plan.layout(training.mesh)
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", training.keep)
         self.clock = Clock()
         self.loss = math.nan
@@ -141,28 +100,32 @@ class StageRun:
         """
         plan = self.plan
         state, step = self._open(start)
-        frozen = replicate(self.mesh, Frozen(teacher, plan.process, classifier))
-        self.log = MetricsLog(plan.folder, plan.name, step, self.training.tensorboard)
+        self.log = open_log(plan.folder, plan.name, step, self.training.tensorboard)
         self.reporter.begin(plan.name, plan.settings.steps, step)
+        together = not several()
         try:
-            state = self._train(state, step, frozen)
+            state = self._train(state, step, self._frozen(teacher, classifier))
             if plan.settings.steps not in self.checkpoints.steps():
                 self._save(plan.settings.steps, state)
             self.checkpoints.wait()
+            together = True
+        except Interrupted:
+            together = True
+            raise
         finally:
             self.reporter.end()
             self.log.close()
-            self.checkpoints.close()
+            if together:  # else other hosts may be elsewhere, and closing would wait for them
+                self.checkpoints.close()
         return self._finish(state), handed_on(state, plan.ema_key())
 
     def _open(self, start: Any) -> tuple[TrainState, int]:
-        place = replicated(self.mesh)
         # Shapes are enough to restore: what does not fit is found before anything compiles.
-        shapes = abstract_state(self.plan, place)
+        shapes = abstract_state(self.plan, self.layout)
         self.reporter.say(f"{self.plan.name}: {memory_budget(shapes)}")
         found = self.checkpoints.restore(shapes)
         if found is None:
-            return initial_state(self.plan, start, place), 0
+            return initial_state(self.plan, start, self.layout), 0
         state, record = found
         self.clock = Clock(**record["clock"])
         self.loss = record["loss"]
@@ -170,11 +133,22 @@ class StageRun:
         self.reporter.say(f"{self.plan.name}: going on from the checkpoint at step {step}")
         return state, step
 
+    def _frozen(self, teacher: Any, classifier: Any) -> list[Frozen]:
+        """What a step reads, by turn."""
+        layout = self.layout
+        teacher = place(teacher, layout.of_teacher(teacher))
+        classifier = place(classifier, layout.whole())
+        lies = layout.by_student() if layout.in_turn else layout.whole()
+        return [
+            Frozen(teacher, place(process, lies), classifier)
+            for process in split(layout, self.plan.process)
+        ]
+
     def _step_settings(self) -> StepSettings:
         s = self.plan.settings
         return StepSettings(
             objective=self.plan.objective.program(),
-            modules=self.plan.modules,
+            modules=self._modules(),
             prediction=s.prediction,
             optimizers=optimizers(self.plan),
             accumulate=s.accumulate,
@@ -182,15 +156,23 @@ class StageRun:
             conditional=s.conditional,
             flip=self.dataset.hflip,
             unroll=self.on_cpu,
-            mesh=self.mesh,
+            layout=self.layout,
             freeze=s.students.on_divergence == "freeze",
         )
 
-    def _keys(self) -> jax.Array:
-        """The stream key of the stage, or one for each student."""
+    def _modules(self) -> dict[str, nn.Module]:
+        """The networks, in the form that the student axis is fast in."""
+        modules = dict(self.plan.modules)
+        grouped_is_slow = jax.default_backend() != "tpu"
+        if self.plan.stacked and self.layout.mapping == "vmap" and grouped_is_slow:
+            return {name: ungrouped(module) for name, module in modules.items()}
+        return modules
+
+    def _keys(self) -> list[jax.Array]:
+        """The stream key of the stage, or one for each student; by turn."""
         plan = self.plan
         keys = [stream_key(m.seed, f"{plan.name}/train{m.stream}") for m in plan.members]
-        return jnp.stack(keys) if plan.stacked else keys[0]
+        return split(self.layout, jnp.stack(keys) if plan.stacked else keys[0])
 
     def _rates(self) -> np.ndarray:
         """The learning rate of every step, `[steps]`, or `[steps, K]`."""
@@ -198,53 +180,42 @@ class StageRun:
         rates = [learning_rates(m.optimizer, plan.settings.steps) for m in plan.members]
         return np.stack(rates, axis=1) if plan.stacked else rates[0]
 
-    def _train(self, state: TrainState, step: int, frozen: Frozen) -> TrainState:
+    def _train(self, state: TrainState, step: int, frozen: list[Frozen]) -> TrainState:
         settings, every = self.plan.settings, self.training
         seeds = tuple(m.data_seed for m in self.plan.members)
-        place, stacked = replicated(self.mesh), self.plan.stacked
-        feed = Feed(self.dataset, seeds, settings.batch_size, place, stacked)
-        key, rates = self._keys(), self._rates()
-        chunks: dict[int, Callable] = {}
+        feed = Feed(self.dataset, seeds, settings.batch_size, self.layout)
+        steps = _Steps(self, feed, frozen)
+        turns = split_state(self.layout, state)
+        del state  # its buffers are the turns' or are not needed
         window = Window()
         cuts = spans(step, settings.steps, self.scan, (every.log_every, every.checkpoint_every))
         asked = time.perf_counter()
         for step, count, images, picks in feed.batches(cuts):
             window.wait += time.perf_counter() - asked
-            images = feed.images if feed.resident else images
-            new = False
-            if count not in chunks:
-                shapes = (state, frozen, images, feed.labels, picks)
-                chunks[count], new = self.programs(
-                    self._step_settings(),
-                    update_rule(settings.optimizer),
-                    count,
-                    feed.resident,
-                    shapes,
-                    settings.students.count,
-                    resolve(settings.students.mapping),
-                )
-            now = {name: rates[step : step + count] for name in self.plan.modules}
-            begun = time.perf_counter()
-            state, metrics = chunks[count](state, frozen, images, feed.labels, picks, key, now)
-            if new:
-                jax.block_until_ready(state)
-                took = time.perf_counter() - begun
-                self.clock.compile += took
-                window.since += took
+            turns, metrics, took = steps(turns, step, count, images, picks)
+            self.clock.compile += took
+            window.since += took
             window.add(step, count, metrics)
             step += count
             # Asked once: a signal between two looks would end the stage without its checkpoint.
-            stopping = bool(self.stop)
+            stopping = self._is_asked_to_stop(step)
             ends = step == settings.steps or stopping
             if step % every.log_every == 0 or step % every.checkpoint_every == 0 or ends:
                 window = self._flush(window, step)
             if step % every.checkpoint_every == 0 or ends:
-                self._save(step, state)
+                self._save(step, join_state(self.layout, turns))
             if stopping and step < settings.steps:
                 self.checkpoints.wait()
                 raise Interrupted(f"stage '{self.plan.name}' at step {step}")
             asked = time.perf_counter()
-        return state
+        return join_state(self.layout, turns)
+
+    def _is_asked_to_stop(self, step: int) -> bool:
+        """Whether a stop was asked for, of any process; asking the others takes its time."""
+        if not several():
+            return bool(self.stop)
+        dispatches = max(1, step // self.scan)
+        return dispatches % _DISPATCHES_BETWEEN_ASKING == 0 and agree(bool(self.stop))
 
     def _flush(self, window: Window, step: int) -> Window:
         """Brings the window's metrics to the host, checks them and writes their means."""
@@ -328,14 +299,25 @@ class StageRun:
 
     def _check_parameters(self, step: int, state: TrainState) -> None:
         """Keeps an update that has just overflowed, which no metric has seen yet, off the disk."""
+        where = self._overflow(state)
+        if agree(bool(where)):
+            raise self._diverged(step, f"{where or 'a parameter on another host'} is not finite")
+
+    def _overflow(self, state: TrainState) -> str:
+        """Names the first parameter on this process's devices that is not finite, if there is."""
         for name, tree in state.params.items():
             for path, x in jax.tree_util.tree_leaves_with_path(tree):
-                if not np.isfinite(np.asarray(x)).all():
+                for shard in x.addressable_shards:
+                    finite = np.isfinite(np.asarray(shard.data))
+                    if finite.all():
+                        continue
                     where = f"parameter {jax.tree_util.keystr(path)} of the {name}"
                     if self.plan.stacked:
-                        own = np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1)
-                        where += f" ({self._who(np.argmin(own))})"
-                    raise self._diverged(step, f"{where} is not finite")
+                        own = finite.reshape(len(finite), -1).all(axis=1)
+                        first = shard.index[0].start or 0
+                        where += f" ({self._who(first + np.argmin(own))})"
+                    return where
+        return ""
 
     def _save(self, step: int, state: TrainState) -> None:
         self._check_parameters(step, state)
@@ -366,8 +348,40 @@ class StageRun:
             "data_wait_seconds": self.clock.wait,
             "final_loss": self.loss,
         }
-        write_json(self.plan.manifest_path, manifest)
+        if is_first():
+            write_json(self.plan.manifest_path, manifest)
+        wait(f"{self.plan.name} is complete")
         return manifest
+
+
+class _Steps:
+    """The train steps of one stage, of all its students, on batches as its feed gives them."""
+
+    def __init__(self, run: StageRun, feed: Feed, frozen: list[Frozen]):
+        self._run, self._feed, self._frozen = run, feed, frozen
+        self._keys, self._rates = run._keys(), run._rates()
+        self._chunks: dict[int, Chunk] = {}
+
+    def __call__(
+        self, turns: list[TrainState], step: int, count: int, images: list, picks: list
+    ) -> tuple[list[TrainState], dict[str, jax.Array], float]:
+        """States and metrics of `count` steps after `step`, and seconds that compiling took."""
+        run, labels, new = self._run, self._feed.labels, False
+        if count not in self._chunks:
+            shapes = (turns[0], self._frozen[0], images[0], labels, picks[0])
+            rule = update_rule(run.plan.settings.optimizer)
+            made = run.programs(run._step_settings(), rule, count, self._feed.resident, shapes)
+            self._chunks[count], new = made
+        own = split(run.layout, self._rates[step : step + count], axis=1)
+        rates = [{name: x for name in run.plan.modules} for x in own]
+        chunk, frozen, keys = self._chunks[count], self._frozen, self._keys
+        begun = time.perf_counter()
+        turns, metrics = advance(
+            run.layout, chunk, turns, frozen, images, labels, picks, keys, rates
+        )
+        if new:
+            jax.block_until_ready(turns)
+        return turns, metrics, time.perf_counter() - begun if new else 0.0
 
 
 def json_ready(settings: Any) -> Any:

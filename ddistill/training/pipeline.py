@@ -7,6 +7,7 @@ from ddistill.data import Dataset
 from ddistill.settings import Settings
 from ddistill.students import clone
 from ddistill.training.folders import claim
+from ddistill.training.hosts import agree, from_first
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.programs import Programs
@@ -44,7 +45,7 @@ def run_stages(
     for plan in plans:
         if only and plan.name != only:
             continue
-        if stop:
+        if agree(bool(stop)):
             raise Interrupted(f"before stage '{plan.name}'")
         manifests[plan.name] = _run_one(
             plan, by_name, settings, dataset, reporter, stop, programs, networks
@@ -63,7 +64,7 @@ def _run_one(
     networks: Networks,
 ) -> dict[str, Any]:
     with claim(plan, reporter, stop):
-        manifest = plan.manifest()
+        manifest = from_first(plan.manifest)
         if manifest is not None:
             reporter.say(f"{plan.name}: complete ({manifest['steps']} steps), found on disk")
             return manifest

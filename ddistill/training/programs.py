@@ -10,60 +10,82 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from ddistill.compilation import compiler_options
-from ddistill.mapping import lift, pick
-from ddistill.students import put, take
-from ddistill.training.sharding import over_data, replicated
+from ddistill.mapping import lift, shard
+from ddistill.training.sharding import Layout, constrain, over_data
 from ddistill.training.state import STATE_AXES
 from ddistill.training.step import FROZEN_AXES, StepFn, StepSettings, make_step
 
 
-def make_chunk(
-    step: StepFn, count: int, resident: bool, mesh: Mesh, students: int = 0, mapping: str = "vmap"
-) -> Callable:
-    """A function that runs `count` train steps in one dispatch and returns stacked metrics.
+class Chunk:
+    """`count` train steps in one dispatch; compiled when it is first called.
 
     Its arguments are (state, frozen, images, labels, indices `[count, B]`, key, rates); `images`
     are the whole set when it is resident, else the batches `[count, B, H, W, C]`; `rates` holds by
-    network `[count]` learning rates, or is None. Examples are spread over the data axis of the
-    mesh; the state lies whole on each of its devices.
+    network `[count]` learning rates, or is None. It returns the state, which stays where it lies,
+    and stacked metrics, whole on every device.
 
-    With `students` = K the state, the process in `frozen` and the keys have a leading student axis,
-    indices, batches, rates and metrics one after `count`; `mapping` says how it is compiled, see
-    `ddistill.mapping.lift`. "loop" dispatches one student's steps K times.
+    The layout is that of one turn, see `Layout.one_turn`. Where it has students, the state, the
+    process in `frozen` and the keys have a leading student axis, and indices, batches, rates and
+    metrics one after `count`.
     """
 
+    def __init__(self, step: StepFn, count: int, resident: bool, layout: Layout):
+        layout = layout.one_turn()
+        self._steps = _steps(
+            _lifted(_one(step, resident, layout), resident, layout), count, resident
+        )
+        self._layout = layout
+        self._jitted: Any = None
+
+    def _jit(self, state: Any) -> Any:
+        if self._jitted is None:
+            stays = jax.tree.map(lambda x: x.sharding, state)
+            self._jitted = jax.jit(
+                self._steps,
+                donate_argnums=0,
+                out_shardings=(stays, self._layout.whole()),
+                compiler_options=compiler_options(),
+            )
+        return self._jitted
+
+    def __call__(self, state, frozen, images, labels, picks, key, rates=None):
+        """The new state and the metrics of the steps; `state` is given away."""
+        return self._jit(state)(state, frozen, images, labels, picks, key, rates)
+
+    def lower(self, state, *args: Any) -> Any:
+        """`jax.jit(...).lower`, for arrays or for shapes that say where they lie."""
+        return self._jit(state).lower(state, *args)
+
+
+def _one(step: StepFn, resident: bool, layout: Layout) -> Callable:
+    """A step of one student from the indices of its batch."""
+
     def one(state, frozen, images, labels, picks, key, rates):
-        picks = jax.lax.with_sharding_constraint(picks, over_data(mesh))
+        picks = constrain(picks, over_data(layout.mesh))
         if resident:
             images = jnp.take(images, picks, axis=0)
         return step(state, frozen, images, jnp.take(labels, picks, axis=0), key, rates)
 
-    if students and mapping == "loop":
-        return _in_turn(_steps(one, count, resident), students, resident, mesh)
-    if students:
-        stacked_images = None if resident else 0
-        axes = (STATE_AXES, FROZEN_AXES, stacked_images, None, 0, 0, 0)
-        one = lift(one, students, mapping, axes, (STATE_AXES, 0))
-    return _jit(_steps(one, count, resident), mesh)
+    return one
 
 
-def _jit(chunk: Callable, mesh: Mesh) -> Callable:
-    return jax.jit(
-        chunk,
-        donate_argnums=0,
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(),
-    )
+def _lifted(one: Callable, resident: bool, layout: Layout) -> Callable:
+    """`one` for all students of a turn."""
+    if not layout.students:
+        return one
+    ins = (STATE_AXES, FROZEN_AXES, None if resident else 0, None, 0, 0, 0)
+    outs = (STATE_AXES, 0)
+    local = lift(one, layout.students // layout.spread, layout.mapping, ins, outs)
+    return local if layout.spread == 1 else shard(local, layout.mesh, ins, outs)
 
 
 def _steps(one: Callable, count: int, resident: bool) -> Callable:
     """`count` steps of `one` after another."""
     if count == 1:
 
-        def chunk(state, frozen, images, labels, picks, key, rates=None):
+        def chunk(state, frozen, images, labels, picks, key, rates):
             images = images if resident else images[0]
             rates = jax.tree.map(lambda x: x[0], rates)
             state, metrics = one(state, frozen, images, labels, picks[0], key, rates)
@@ -71,7 +93,7 @@ def _steps(one: Callable, count: int, resident: bool) -> Callable:
 
     else:
 
-        def chunk(state, frozen, images, labels, picks, key, rates=None):
+        def chunk(state, frozen, images, labels, picks, key, rates):
             def body(state, xs):
                 batch, pick, rate = xs
                 return one(state, frozen, images if resident else batch, labels, pick, key, rate)
@@ -81,77 +103,43 @@ def _steps(one: Callable, count: int, resident: bool) -> Callable:
     return chunk
 
 
-def _in_turn(chunk: Callable, students: int, resident: bool, mesh: Mesh) -> Callable:
-    """One program of one student, dispatched once for each; it changes its slice in place."""
-
-    def turn(state, k, frozen, images, labels, picks, keys, rates):
-        own = pick(state, STATE_AXES, k)
-        after = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, 1, False), (picks, rates))
-        if not resident:
-            images = jax.lax.dynamic_index_in_dim(images, k, 1, False)
-        new, metrics = chunk(
-            own, pick(frozen, FROZEN_AXES, k), images, labels, after[0], take(keys, k), after[1]
-        )
-        # The step goes on when all have made it.
-        step = jnp.where(k == students - 1, new.step, state.step)
-        parts = [state.replace(step=None), new.replace(step=None)]
-        return put(parts[0], k, parts[1]).replace(step=step), metrics
-
-    compiled = _jit(turn, mesh)
-    together = jax.jit(lambda *rows: jax.tree.map(lambda *x: jnp.stack(x, axis=1), *rows))
-
-    def every(state, frozen, images, labels, picks, keys, rates=None):
-        rows = []
-        for k in range(students):
-            state, metrics = compiled(state, k, frozen, images, labels, picks, keys, rates)
-            rows.append(metrics)
-        return state, together(*rows)
-
-    return every
-
-
 class Programs:
     """Chunks by what they compute; one object serves a whole run."""
 
     def __init__(self) -> None:
-        self._made: dict[Hashable, Callable] = {}
+        self._made: dict[Hashable, Chunk] = {}
 
     def __call__(
-        self,
-        s: StepSettings,
-        recipe: Hashable,
-        count: int,
-        resident: bool,
-        shapes: Any,
-        students: int = 0,
-        mapping: str = "vmap",
-    ) -> tuple[Callable, bool]:
+        self, s: StepSettings, recipe: Hashable, count: int, resident: bool, shapes: Any
+    ) -> tuple[Chunk, bool]:
         """The chunk, and whether it is new and will compile when it is first called.
 
         Args:
           s: the step's settings.
           recipe: stands for `s.optimizers`, which cannot be compared.
-          count, resident, students, mapping: as in `make_chunk`.
-          shapes: state, frozen and the batch, for their structure, shapes and dtypes.
+          count, resident: as in `Chunk`.
+          shapes: state, frozen and the batch of a turn, for their structure, shapes and dtypes.
         """
-        if s.mesh is None:
+        if s.layout is None:
             raise ValueError(
-                "Programs spread their batches over a mesh; StepSettings.mesh is None."
+                "Programs spread their arrays over devices; StepSettings.layout is None."
             )
         leaves, structure = jax.tree.flatten(shapes)
+        # How many turns there are is not part of any of them.
+        layout = s.layout.one_turn()
         key = (
             s.objective,
             tuple(sorted(s.modules.items())),
             s.prediction,
             recipe,
-            (s.accumulate, s.ema_warmup, s.conditional, s.flip, s.unroll, s.mesh, s.freeze),
-            (count, resident, students, mapping),
+            (s.accumulate, s.ema_warmup, s.conditional, s.flip, s.unroll, layout, s.freeze),
+            (count, resident),
             structure,
             tuple((x.shape, str(x.dtype)) for x in leaves),
         )
         made = self._made.get(key)
         if made is not None:
             return made, False
-        chunk = make_chunk(make_step(s), count, resident, s.mesh, students, mapping)
+        chunk = Chunk(make_step(s), count, resident, layout)
         self._made[key] = chunk
         return chunk, True

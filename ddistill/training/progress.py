@@ -14,14 +14,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ddistill.training.hosts import is_first
+
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Reporter:
-    """Console output of a run: one bar on a terminal, a line now and then elsewhere."""
+    """Console output of a run: one bar on a terminal, a line now and then elsewhere.
+
+    Of several processes the first one speaks.
+    """
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.console = console or Console(soft_wrap=True, highlight=False, quiet=not is_first())
         self._progress: Progress | None = None
         self._task: Any = None
         self._last_line = 0.0
@@ -61,6 +66,21 @@ class Reporter:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def open_log(folder: Path, stage: str, step: int, tensorboard: bool) -> "MetricsLog | NoLog":
+    """The metrics of a stage, written by the first process of a run alone."""
+    return MetricsLog(folder, stage, step, tensorboard) if is_first() else NoLog()
+
+
+class NoLog:
+    """Takes the metrics of a process that writes none."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class MetricsLog:

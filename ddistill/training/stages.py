@@ -23,7 +23,7 @@ from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.objectives import Objective, Process, make_objective
 from ddistill.schedules import Schedule, make_schedule
-from ddistill.settings import Settings, StageSettings, to_plain
+from ddistill.settings import MeshSettings, Settings, StageSettings, to_plain
 from ddistill.students import Partition
 from ddistill.training.checks import (
     check_classes,
@@ -34,6 +34,7 @@ from ddistill.training.checks import (
     check_sources,
 )
 from ddistill.training.members import Member, Table, plan_members
+from ddistill.training.sharding import Layout, plan_layout
 
 FORMAT = 2
 # Settings that name or place a stage without changing what it learns.
@@ -108,6 +109,11 @@ class StagePlan:
         if not self.manifest_path.exists():
             return None
         return json.loads(self.manifest_path.read_text())
+
+    def layout(self, mesh: MeshSettings) -> Layout:
+        """Where its arrays lie; raises `ConfigError` for a mesh that does not fit."""
+        s = self.settings
+        return plan_layout(mesh, s.students, s.batch_size // s.accumulate, "config.training.mesh")
 
     def ema_key(self) -> str | None:
         """The average that the stage hands on; None means the raw weights."""

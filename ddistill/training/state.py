@@ -10,6 +10,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int, Key
 
+from ddistill.training.sharding import Layout, place
+
 
 @struct.dataclass
 class TrainState:
@@ -48,7 +50,20 @@ def create_state(
     params: Mapping[str, Any],
     optimizers: Mapping[str, optax.GradientTransformation],
     ema_rates: tuple[float, ...],
-    sharding: jax.sharding.Sharding | None = None,
+    layout: Layout | None = None,
+    statistics: Mapping[str, Any] | None = None,
+    students: int = 0,
+) -> TrainState:
+    """A state at step 0, placed by `layout`, or on the first device; see `new_state`."""
+    state = new_state(params, optimizers, ema_rates, statistics, students)
+    # Committed to devices, as what a step returns is: otherwise step 2 would compile again.
+    return place(state, state_shardings(state, layout))
+
+
+def new_state(
+    params: Mapping[str, Any],
+    optimizers: Mapping[str, optax.GradientTransformation],
+    ema_rates: tuple[float, ...],
     statistics: Mapping[str, Any] | None = None,
     students: int = 0,
 ) -> TrainState:
@@ -57,28 +72,38 @@ def create_state(
     With `students` above 0 params and statistics are stacked, `[students, ...]`.
 
     Every array is a fresh copy, because train steps donate the state and a student that starts from
-    its teacher must not give the teacher's buffers away. They are placed by `sharding`, or on the
-    first device.
+    its teacher must not give the teacher's buffers away.
     """
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def copy(tree):
-        # Committed to devices, as what a step returns is: otherwise step 2 would compile again.
-        return jax.tree.map(lambda x: jax.device_put(jnp.array(x, copy=True), place), tree)
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
     def start(name, tree):
         init = optimizers[name].init
         return jax.vmap(init)(tree) if students else init(tree)
 
-    params = {name: copy(tree) for name, tree in params.items()}
     return TrainState(
-        step=copy(jnp.zeros((), jnp.int32)),
-        params=params,
+        step=jnp.zeros((), jnp.int32),
+        params={name: copy(tree) for name, tree in params.items()},
         opt_state={name: copy(start(name, tree)) for name, tree in params.items()},
         statistics={name: copy(tree) for name, tree in (statistics or {}).items()},
         ema={str(rate): copy(params["student"]) for rate in ema_rates},
-        diverged=copy(jnp.zeros((students,), jnp.int32)) if students else None,
+        diverged=jnp.zeros((students,), jnp.int32) if students else None,
     )
+
+
+def state_shardings(state: TrainState, layout: Layout | None) -> TrainState:
+    """Where every array of a state lies.
+
+    Args:
+      state: the state, with a student axis if the layout has students, or its shapes.
+      layout: None for the first device.
+    """
+    if layout is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda _: here, state)
+    placed = layout.of_weights(state.replace(step=None), layout.students > 0)  # type: ignore[attr-defined]
+    return placed.replace(step=layout.whole())
 
 
 def update_ema(

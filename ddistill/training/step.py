@@ -4,6 +4,7 @@ The step does what every method shares: flips, random keys, gradient accumulatio
 batch fixed, the mean over examples, the optimiser and the moving averages.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ddistill.data import random_flip, to_unit
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, Objective, Process, Update
-from ddistill.training.sharding import over_data
+from ddistill.training.sharding import Layout, constrain, over_data
 from ddistill.training.state import TrainState, update_ema
 
 
@@ -57,7 +57,7 @@ class StepSettings:
       conditional: whether networks are given labels.
       flip: whether images are mirrored at random.
       unroll: True runs accumulation as straight code (CPU), False as a scan.
-      mesh: devices over which batches are spread; None leaves them where they are.
+      layout: devices over which weights and batches are spread; None leaves them where they are.
       freeze: whether a student of many whose loss is no longer finite is left as it was.
     """
 
@@ -70,7 +70,7 @@ class StepSettings:
     conditional: bool = False
     flip: bool = False
     unroll: bool = True
-    mesh: Mesh | None = None
+    layout: Layout | None = None
     freeze: bool = False
 
 
@@ -95,6 +95,9 @@ def make_step(s: StepSettings) -> StepFn:
         rates: Mapping[str, Array] | None = None,
     ):
         batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
+        if s.layout is not None and s.layout.cuts_teacher:
+            whole = constrain(frozen.teacher, s.layout.whole())
+            frozen = dataclasses.replace(frozen, teacher=whole)
         trained = (dict(state.params), dict(state.opt_state), dict(state.statistics))
         metrics: dict[str, Array] = {}
         for update in s.objective.updates:
@@ -164,10 +167,22 @@ def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Bat
 
 
 def _spread(s: StepSettings, batch: Batch, axis: int = 0) -> Batch:
-    """Asks for dimension `axis` of the batch to be spread over the mesh's data axis."""
-    if s.mesh is None:
-        return batch
-    return jax.lax.with_sharding_constraint(batch, over_data(s.mesh, axis))
+    """Asks for dimension `axis` of the batch to be spread over the mesh."""
+    return batch if s.layout is None else constrain(batch, over_data(s.layout.mesh, axis))
+
+
+def _whole(s: StepSettings, params: Any) -> Any:
+    """Students' weights, those that are cut over devices put together for use."""
+    if s.layout is None or not s.layout.cuts_students:
+        return params
+    return constrain(params, s.layout.whole())
+
+
+def _cut(s: StepSettings, grads: Any) -> Any:
+    """Gradients, each device keeping the part that belongs to its weights."""
+    if s.layout is None or not s.layout.cuts_students:
+        return grads
+    return jax.tree.map(constrain, grads, s.layout.of_weights(grads, stacked=False))
 
 
 def gradients(
@@ -177,6 +192,8 @@ def gradients(
 
     The statistics are the new ones of the trained network's batch norms, None if it has none.
     """
+
+    params = _whole(s, params)
 
     def loss(trained: Any, part: Batch):
         every = {**params, update.trains: trained}
@@ -195,7 +212,7 @@ def gradients(
     grads, (metrics, seen) = _accumulate(s, lambda part: grad(params[update.trains], part), batch)
     suffix = "" if update.trains == "student" else f"_{update.trains}"
     metrics[f"grad_norm{suffix}"] = optax.tree.norm(grads)
-    return grads, metrics, seen
+    return _cut(s, grads), metrics, seen
 
 
 def _accumulate(s: StepSettings, compute: Callable[[Batch], Any], batch: Batch):

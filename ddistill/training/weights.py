@@ -1,6 +1,7 @@
 """The state of a stage: fresh, in the abstract, and read from a complete stage."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ from ddistill.students import clone, route, stack, take
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.members import Member
 from ddistill.training.optimizers import make_optimizer
+from ddistill.training.sharding import Layout, place, to_host
 from ddistill.training.stages import StagePlan, incomplete
-from ddistill.training.state import TrainState, create_state, stream_key
+from ddistill.training.state import TrainState, new_state, state_shardings, stream_key
 
 
 def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
@@ -23,7 +25,7 @@ def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
 
 
 def initial_state(
-    plan: StagePlan, start: Weights | None = None, sharding: jax.sharding.Sharding | None = None
+    plan: StagePlan, start: Weights | None = None, layout: Layout | None = None
 ) -> TrainState:
     """The state at step 0; the student from the weights `start`, if given, else fresh.
 
@@ -38,11 +40,12 @@ def initial_state(
             weights[name] = stack(drawn) if plan.stacked else drawn[0]
         else:
             weights[name] = start
-    return _state(plan, weights, sharding)
+    state = _state(plan, weights)
+    return place(state, state_shardings(state, layout))
 
 
-def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = None) -> TrainState:
-    """Shapes and dtypes of the stage's state, for arrays to be placed by `sharding`.
+def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:
+    """Shapes and dtypes of the stage's state, for arrays to be placed by `layout`.
 
     Nothing is computed or compiled.
     """
@@ -55,9 +58,11 @@ def abstract_state(plan: StagePlan, sharding: jax.sharding.Sharding | None = Non
         count = plan.settings.students.count
         return _state(plan, {n: clone(w, count) if count else w for n, w in drawn.items()})
 
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(create)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), jax.eval_shape(create)
+        lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+        shapes,
+        state_shardings(shapes, layout),
     )
 
 
@@ -65,16 +70,11 @@ def _weights(variables: Mapping[str, Any]) -> Weights:
     return Weights(variables["params"], variables.get("batch_stats"))
 
 
-def _state(
-    plan: StagePlan,
-    weights: Mapping[str, Weights],
-    sharding: jax.sharding.Sharding | None = None,
-) -> TrainState:
-    return create_state(
+def _state(plan: StagePlan, weights: Mapping[str, Weights]) -> TrainState:
+    return new_state(
         {name: w.params for name, w in weights.items()},
         optimizers(plan),
         plan.settings.ema,
-        sharding,
         {name: w.statistics for name, w in weights.items() if w.statistics is not None},
         plan.settings.students.count,
     )
@@ -88,7 +88,8 @@ def memory_budget(state: TrainState) -> str:
     """
 
     def size(tree: Any) -> int:
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        shapes = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
     weights = sum(x.size for x in jax.tree.leaves(state.params))
     total = size(state) + size(state.params)
@@ -151,13 +152,18 @@ class Networks:
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
-        self._weights[plan.name] = jax.device_get(weights)
+        self._weights[plan.name] = to_host(weights)
 
     def weights(self, plan: StagePlan) -> Weights:
         """The weights that a complete stage hands on; errors as `load_weights`."""
         if plan.name not in self._weights:
             self.add(plan, load_weights(plan))
         return self._weights[plan.name]
+
+    def read(self, plans: Iterable[StagePlan]) -> None:
+        """Reads the weights of these stages, as far as they are not in memory."""
+        for plan in plans:
+            self.weights(plan)
 
     def __call__(self, plan: StagePlan, student: int | None = None) -> Any:
         """The network of a stage, or one of its students alone, as `load_network` gives it."""

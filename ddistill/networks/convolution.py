@@ -1,0 +1,135 @@
+"""Convolution, in the forms that are fast on the platforms that there are.
+
+Parameters are float32 always; `dtype` is what is computed in.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
+
+# Glorot uniform, as DDPM: variance 1 / mean(fan_in, fan_out).
+glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = nn.initializers.zeros_init()
+
+CONV_IMPLS = ("auto", "xla", "matmul", "ungrouped")
+
+
+class Conv(nn.Module):
+    """Convolution with "SAME" padding and a bias.
+
+    Stride 2 on an even size pads at the bottom and the right only, as TensorFlow and DDPM do.
+
+    Attributes:
+      features: output channels.
+      size: kernel width and height, odd.
+      stride: 1 or 2.
+      kernel_init: initialiser of the `[size, size, C_in, C_out]` kernel.
+      dtype: compute dtype.
+      impl: "xla", "matmul", "ungrouped" or "auto"; same results, other speed.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    kernel_init: nn.initializers.Initializer = glorot
+    dtype: str = "float32"
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Returns the convolved image of shape `[B, H/stride, W/stride, features]`."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
+        x = x.astype(self.dtype)
+        impl = "matmul" if self.size == 1 else conv_impl(self.impl, shape)
+        convolve = {"matmul": matmul_conv, "ungrouped": ungrouped_conv, "xla": xla_conv}[impl]
+        return convolve(x, kernel, self.stride) + bias
+
+
+def conv_impl(impl: str, kernel_shape: tuple[int, ...]) -> str:
+    """Resolves "auto": matmul on CPU for a kernel with few input channels, XLA's otherwise.
+
+    docs/benchmarks.md has the measurements. The choice is made while tracing, from the default
+    backend; name an implementation when compiling for another platform than that.
+    """
+    if impl != "auto":
+        return impl
+    few = kernel_shape[2] <= 4
+    return "matmul" if few and jax.default_backend() == "cpu" else "xla"
+
+
+def xla_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
+    """Convolution with "SAME" padding by XLA's own operation."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def matmul_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
+    """The same as one matrix product over patches, which are shifted copies side by side."""
+    size = kernel.shape[0]
+    out = [-(-side // stride) for side in x.shape[1:3]]
+    pads = []
+    for side, n in zip(x.shape[1:3], out):
+        total = max((n - 1) * stride + size - side, 0)
+        pads.append((total // 2, total - total // 2))
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = (stride * (n - 1) + 1 for n in out)
+    shifted = [
+        x[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    patches = jnp.concatenate(shifted, axis=-1) if size > 1 else shifted[0]
+    return jnp.einsum("bhwc,cd->bhwd", patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def ungrouped_conv(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int
+) -> Array:
+    """`xla_conv` that stays K plain convolutions when images and kernels are vmapped together.
+
+    XLA's own rule makes one grouped convolution of them, whose gradients are slow on CPU and GPU.
+    Has reverse-mode derivatives of any order and no forward-mode ones.
+    """
+    return _bilinear(lambda a, b: xla_conv(a, b, stride))(x, kernel)
+
+
+def _bilinear(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """`fn`, linear in each argument, vmapped over both as straight code; so are its gradients."""
+
+    @custom_vmap
+    def once(a, b):
+        return fn(a, b)
+
+    @once.def_vmap
+    def rule(size, batched, a, b):
+        if not all(batched):  # one side is shared: a larger batch or more channels, no groups
+            return jax.vmap(fn, [0 if is_batched else None for is_batched in batched])(a, b), True
+        return jnp.stack([once(a[k], b[k]) for k in range(size)]), True
+
+    @jax.custom_vjp
+    def call(a, b):
+        return once(a, b)
+
+    def backward(saved, change):
+        a, b = saved
+        like_a, like_b = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in saved)
+        to_a = _bilinear(lambda b, g: jax.linear_transpose(lambda a: fn(a, b), like_a)(g)[0])
+        to_b = _bilinear(lambda a, g: jax.linear_transpose(lambda b: fn(a, b), like_b)(g)[0])
+        return to_a(b, change), to_b(a, change)
+
+    call.defvjp(lambda a, b: (call(a, b), (a, b)), backward)
+    return call
+
+
+def ungrouped(module: nn.Module) -> nn.Module:
+    """A network whose convolutions, unless chosen otherwise, are `ungrouped_conv`."""
+    if getattr(module, "conv_impl", "") != "auto":
+        return module
+    return module.clone(conv_impl="ungrouped")

@@ -1,0 +1,71 @@
+"""Batches on their way to the devices: which examples, when, and where they lie."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ddistill.data import Dataset, batch_indices, read_ahead
+from ddistill.training.hosts import several
+from ddistill.training.sharding import BATCH_AXES, Layout, place
+from ddistill.training.turns import split
+
+
+class Feed:
+    """Batches of a stage: batch s depends on (seed, s) alone, and not on the devices.
+
+    A data set that lies in memory is put on the devices once and a batch is a list of indices; a
+    larger one is read ahead by a thread, of which every process reads what its devices are given.
+    A stage of many students has as many `seeds`, and a batch for each.
+    """
+
+    def __init__(self, dataset: Dataset, seeds: tuple[int, ...], batch: int, layout: Layout):
+        self._dataset, self._seeds, self._batch = dataset, seeds, batch
+        self._layout = layout
+        self.resident = isinstance(dataset.images, np.ndarray)
+        self.images = place(dataset.images, layout.whole()) if self.resident else None
+        self.labels = place(dataset.labels, layout.whole())
+
+    def _indices(self, step: int, count: int) -> np.ndarray:
+        n = len(self._dataset)
+        picks = [
+            [batch_indices(seed, s, self._batch, n) for seed in self._seeds]
+            for s in range(step, step + count)
+        ]
+        indices = np.array(picks, np.int32)
+        return indices if self._layout.students else indices[:, 0]
+
+    def _load(self, step: int, count: int) -> tuple[list[Any], list[np.ndarray]]:
+        picks = split(self._layout, self._indices(step, count), axis=1)
+        return [self.images if self.resident else self._read(own) for own in picks], picks
+
+    def _read(self, picks: np.ndarray) -> Any:
+        if not several():
+            images = self._dataset.take(picks.reshape(-1))
+            return images.reshape(*picks.shape, *images.shape[1:])
+
+        def part(index: Any) -> np.ndarray:
+            own = picks[index[: picks.ndim]]
+            images = self._dataset.take(own.reshape(-1))
+            return images.reshape(*own.shape, *images.shape[1:])
+
+        stacked = self._layout.one_turn().students
+        axes = [None, "student", BATCH_AXES] if stacked else [None, BATCH_AXES]
+        spread = NamedSharding(self._layout.mesh, PartitionSpec(*axes))
+        shape = (*picks.shape, *self._dataset.image_shape)
+        return jax.make_array_from_callback(shape, spread, part)
+
+    def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list, list]]:
+        """Yields (step, count, images, indices) for spans of steps, both by turn, read ahead."""
+        return read_ahead(lambda span: (*span, *self._load(*span)), spans)
+
+
+def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Cuts start .. end into (step, count) of at most `size` that cross no multiple of a border."""
+    step = start
+    while step < end:
+        stop = min([step + size, end] + [(step // b + 1) * b for b in borders])
+        yield step, stop - step
+        step = stop

@@ -1,0 +1,89 @@
+"""Stacks of tiny students and their batches, trained together and one after the other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddistill.objectives import make_objective, make_process
+from ddistill.schedules import cosine, make_grid
+from ddistill.students import stack
+from ddistill.training.programs import Chunk
+from ddistill.training.sharding import Layout, data_mesh, make_mesh, place, replicate
+from ddistill.training.state import create_state, stream_key
+from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.training.turns import advance, join_state, split, split_state
+from tests import tiny
+
+RANGES = [(1, 3), (4, 8), (2, 6), (1, 8)]
+
+
+def processes(count):
+    grid = make_grid(cosine(32), 8, "trailing")
+    return [make_process(cosine(32), grid, low=low, high=high) for low, high in RANGES[:count]]
+
+
+def settings(devices=1, name="o2mkd", dropout=0.0, **changes):
+    objective = make_objective({"name": name, **({"substeps": 2} if name == "sfddm" else {})})
+    return StepSettings(
+        objective=objective,
+        modules={"student": tiny.TinyNet(dropout=dropout)},
+        prediction="v",
+        optimizers={"student": optax.adam(1.0)},
+        layout=Layout(data_mesh(8, jax.devices()[:devices])),
+        **changes,
+    )
+
+
+def feed(count, steps):
+    """Images, labels, picks `[steps, K, 8]`, keys `[K]` and rates `[steps, K]` per network."""
+    batch = tiny.batch(40)
+    picks = np.random.default_rng(0).integers(0, 40, (steps, count, 8)).astype(np.int32)
+    keys = jnp.stack([stream_key(0, f"train{k}") for k in range(count)])
+    rates = {"student": np.float32(0.01) * (1 + np.arange(count)) * np.ones((steps, 1), "f")}
+    return batch.image, batch.label, picks, keys, rates
+
+
+def separate(s, count, steps=3):
+    """The states and metrics of K trainings, one after the other."""
+    images, labels, picks, keys, rates = feed(count, steps)
+    found = []
+    for k, process in enumerate(processes(count)):
+        state = create_state({"student": tiny.tiny_params(k)}, s.optimizers, (0.9,), s.layout)
+        frozen = replicate(s.layout.mesh, Frozen(tiny.tiny_denoiser(9), process))
+        chunk = Chunk(make_step(s), 1, True, s.layout)
+        for i in range(steps):
+            now = {name: r[i : i + 1, k] for name, r in rates.items()}
+            state, metrics = chunk(state, frozen, images, labels, picks[i : i + 1, k], keys[k], now)
+        found.append((state, metrics))
+    return found
+
+
+def together(
+    s, count, mapping, steps=3, scanned=1, params=None, step=None, resident=True, mesh=None
+):
+    """The stacked state after `steps` and the metrics of the last dispatch."""
+    if mapping == "shard":
+        mesh = mesh or make_mesh((count, 1, 1))
+    mesh = mesh or s.layout.mesh
+    own = "unroll" if mapping == "shard" else mapping
+    layout = dataclasses.replace(s.layout, mesh=mesh, students=count, mapping=own)
+    s = dataclasses.replace(s, layout=layout)
+    images, labels, picks, keys, rates = feed(count, steps)
+    params = params or [tiny.tiny_params(k) for k in range(count)]
+    state = create_state({"student": stack(params)}, s.optimizers, (0.9,), layout, students=count)
+    teacher = tiny.tiny_denoiser(9)
+    teacher = place(teacher, layout.of_teacher(teacher))
+    stacked = jax.tree.map(lambda *x: np.stack(x), *processes(count))
+    lies = layout.by_student() if layout.in_turn else layout.whole()
+    frozen = [Frozen(teacher, place(p, lies)) for p in split(layout, stacked)]
+    chunk = Chunk(step or make_step(s), scanned, resident, layout)
+    turns, keys = split_state(layout, state), split(layout, keys)
+    for i in range(0, steps, scanned):
+        now = split(layout, {name: r[i : i + scanned] for name, r in rates.items()}, axis=1)
+        own = split(layout, picks[i : i + scanned], axis=1)
+        batch = [images if resident else images[x] for x in own]
+        turns, metrics = advance(layout, chunk, turns, frozen, batch, labels, own, keys, now)
+    return join_state(layout, turns), metrics

@@ -1,0 +1,91 @@
+"""The forms of a convolution agree, one student at a time and vmapped over students."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddistill.networks import build
+from ddistill.networks.convolution import Conv, ungrouped, ungrouped_conv, xla_conv
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+K = 3
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 8, 6, 5), (1, 7, 9, 3)])
+def test_convolutions_agree(size, stride, shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    xla, *others = (Conv(4, size, stride, impl=impl) for impl in ("xla", "matmul", "ungrouped"))
+    params = xla.init(jax.random.key(1), x)
+    for conv in others:
+        np.testing.assert_allclose(conv.apply(params, x), xla.apply(params, x), atol=1e-5)
+
+
+def operands(size=3, dtype=jnp.float32):
+    x = jax.random.normal(jax.random.key(0), (K, 2, 8, 6, 4), dtype)
+    kernel = jax.random.normal(jax.random.key(1), (K, size, size, 4, 5), dtype)
+    return x, kernel
+
+
+def both(convolve, stride, axes=(0, 0)):
+    """Values and gradients of every student's convolution."""
+
+    def loss(x, kernel):
+        y = convolve(x, kernel, stride)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1), has_aux=True), axes))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_vmapped_over_students_values_and_gradients_agree(stride, axes):
+    x, kernel = (a if axis == 0 else a[0] for a, axis in zip(operands(), axes))
+    found, expected = (both(c, stride, axes)(x, kernel) for c in (ungrouped_conv, xla_conv))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_no_grouped_convolution_is_left():
+    grouped, plain = (
+        both(c, 1).lower(*operands()).as_text().replace(" ", "") for c in (xla_conv, ungrouped_conv)
+    )
+    assert f"feature_group_count={K}" in grouped
+    for text in (f"feature_group_count={K}", f"batch_group_count={K}"):
+        assert text not in plain
+    # The forward pass and the gradients by image and by kernel, of each student.
+    assert plain.count("stablehlo.convolution") == 3 * K
+
+
+def test_vmapped_twice_it_still_agrees():
+    x, kernel = (jnp.stack([a, a[::-1]]) for a in operands())
+    found, expected = (
+        jax.vmap(jax.vmap(lambda x, k, c=c: c(x, k, 1)))(x, kernel)
+        for c in (ungrouped_conv, xla_conv)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_gradients_of_gradients_agree():
+    x, kernel = operands()
+
+    def penalty(convolve):
+        def slope(x, kernel):
+            return jax.grad(lambda x: jnp.sum(jnp.sin(convolve(x, kernel, 1))))(x)
+
+        return jax.vmap(jax.grad(lambda x, k: jnp.sum(jnp.square(slope(x, k))), (0, 1)))
+
+    found, expected = (penalty(c)(x, kernel) for c in (ungrouped_conv, xla_conv))
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_only_an_automatic_choice_is_changed():
+    options = {"channels": 8, "multipliers": (1,), "norm_groups": 4, "out_channels": 1}
+    assert ungrouped(build("unet", **options)).conv_impl == "ungrouped"
+    assert ungrouped(build("unet", conv_impl="xla", **options)).conv_impl == "xla"
+    resnet = build("resnet", num_classes=3)
+    assert ungrouped(resnet) is resnet

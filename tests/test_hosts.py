@@ -1,0 +1,169 @@
+"""Several processes as one run: they learn what one process learns, and survive one another.
+
+Two real processes on this machine, with gloo between their CPU devices; `driver.py` says how one of
+them is killed.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+from runs import differences, many_hosts_settings, plans_of, saved_state, saved_steps
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+CONFIG = """
+from runs import many_hosts_settings
+from ddistill.recipes import to_config
+
+def get_config():
+    return to_config(many_hosts_settings())
+"""
+STAGES = {"teacher": 40, "students": 40}
+
+
+class Cluster:
+    """Starts the processes of runs that share one compilation cache."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        (root / "config.py").write_text(CONFIG)
+
+    def run(self, name: str, deaths=("", ""), flags=()) -> list[subprocess.CompletedProcess]:
+        """All processes of the run `root/name/run`, one for each entry of `deaths`."""
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        started = [
+            self._start(name, death, [*flags, *self._place(i, len(deaths), port)], len(deaths))
+            for i, death in enumerate(deaths)
+        ]
+        ended = []
+        for process in started:
+            out, err = process.communicate(timeout=240)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        return ended
+
+    @staticmethod
+    def _place(index: int, count: int, port: int) -> list[str]:
+        if count == 1:
+            return []
+        return [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process_id={index}"]
+
+    def _start(self, name: str, death: str, flags: list[str], count: int) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(4 // count),
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "DDISTILL_TEST_DEATH": death,
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
+        }
+        command = [sys.executable, str(TESTS / "driver.py"), f"--config={self.root / 'config.py'}"]
+        return subprocess.Popen(
+            [*command, f"--workdir={self.workdir(name)}", *flags],
+            env=environment,
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def workdir(self, name: str) -> Path:
+        return self.root / name / "run"
+
+    def final(self, name: str, stage: str):
+        plan = plans_of(many_hosts_settings(), self.workdir(name))[stage]
+        return saved_state(plan, STAGES[stage])
+
+
+def all_succeeded(ended) -> str:
+    for done in ended:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return ended[0].stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    return Cluster(tmp_path_factory.mktemp("hosts"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(cluster):
+    """The output of a run of two processes that nothing disturbs."""
+    first, second = cluster.run("unbroken")
+    all_succeeded([first, second])
+    assert "students: 40 steps" in first.stdout
+    assert "evaluation: done" in first.stdout
+    said = [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert said == []
+    return first.stdout
+
+
+def test_two_processes_learn_what_one_learns(cluster, unbroken):
+    all_succeeded(cluster.run("alone", deaths=("",)))
+    for stage in STAGES:
+        found, expected = cluster.final("unbroken", stage), cluster.final("alone", stage)
+        chex.assert_trees_all_close(found.params, expected.params, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(found.ema, expected.ema, rtol=1e-4, atol=1e-5)
+    images = [
+        np.load(next((cluster.workdir(name) / "samples").glob("*.npz")))["images"]
+        for name in ("unbroken", "alone")
+    ]
+    np.testing.assert_allclose(*images, atol=1e-3)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_is_killed_and_both_go_on(cluster, unbroken, killed):
+    deaths = ["", ""]
+    deaths[killed] = "students:17:saved" if killed else "teacher:17:saved"
+    name = f"killed_{killed}"
+    ended = cluster.run(name, deaths)
+    assert ended[killed].returncode == -9
+    assert ended[1 - killed].returncode != 0, "the other one did not notice"
+    stage = "students" if killed else "teacher"
+    plan = plans_of(many_hosts_settings(), cluster.workdir(name))[stage]
+    assert saved_steps(plan)[0] == 17
+    assert plan.manifest() is None
+
+    out = all_succeeded(cluster.run(name))
+    assert f"{stage}: going on from the checkpoint at step" in out
+    for stage in STAGES:
+        assert differences(cluster.final(name, stage), cluster.final("unbroken", stage)) == []
+
+
+def test_a_signal_to_one_stops_all_and_the_same_command_goes_on(cluster, unbroken):
+    out = all_succeeded(cluster.run("signalled", ("", "teacher:12:sigterm")))
+    assert any(line.startswith("Stopped by") for line in out.splitlines())
+    all_succeeded(cluster.run("signalled"))
+    for stage in STAGES:
+        assert (
+            differences(cluster.final("signalled", stage), cluster.final("unbroken", stage)) == []
+        )
+
+
+def test_wrong_settings_end_all_processes_with_one_line(cluster):
+    for done in cluster.run("wrong", flags=["--config.training.mesh.data=3"]):
+        assert done.returncode == 2
+        assert "config.training.mesh" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_two_processes_is_read_by_one(cluster, unbroken):
+    out = all_succeeded(cluster.run("unbroken", deaths=("",)))
+    assert "students: complete (40 steps), found on disk" in out
+
+
+def test_half_of_the_flags_is_refused(tmp_path):
+    found = Cluster(tmp_path)
+    (done,) = found.run("x", deaths=("",), flags=["--processes=2"])
+    assert done.returncode == 2
+    assert "--processes needs --coordinator, --process_id too" in done.stderr

@@ -1,0 +1,168 @@
+"""Meshes of student, data and model axes: what is learnt, where it lies, what is refused."""
+
+import dataclasses
+
+import chex
+import jax
+import pytest
+
+from ddistill.errors import ConfigError
+from ddistill.settings import MeshSettings, StudentsSettings
+from ddistill.training.checkpoints import Checkpoints
+from ddistill.training.sharding import AXES, Layout, cut_spec, make_mesh, plan_layout
+from ddistill.training.state import state_shardings
+from ddistill.training.turns import join_state, split_state
+from tests.stacks import settings, together
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+MESHES = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4), (2, 1, 2)]
+# Low enough for the tiny network's kernels to be cut.
+SMALLEST = 4
+
+
+def on(mesh, **changes):
+    """Step settings for a mesh of the first devices; `changes` to the layout."""
+    s = settings()
+    layout = Layout(make_mesh(mesh), smallest=SMALLEST, **changes)
+    return dataclasses.replace(s, layout=layout)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    state, metrics = together(settings(), 4, "unroll")
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def assert_same(found, expected):
+    (state, metrics), (other, wanted) = found, expected
+    for part in ("params", "opt_state", "ema"):
+        chex.assert_trees_all_close(
+            jax.device_get(getattr(state, part)), getattr(other, part), rtol=1e-5, atol=1e-5
+        )
+    chex.assert_trees_all_close(jax.device_get(metrics), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_learns_what_one_device_learns(mesh, on_one_device):
+    assert_same(together(on(mesh), 4, "unroll"), on_one_device)
+
+
+@pytest.mark.parametrize("mapping", ["vmap", "map", "loop"])
+def test_students_of_one_device_can_be_mapped_in_any_way(mapping, on_one_device):
+    assert_same(together(on((2, 2, 1)), 4, mapping), on_one_device)
+
+
+@pytest.mark.parametrize("fsdp", ["students", "teacher"])
+def test_teacher_and_students_are_cut_independently(fsdp, on_one_device):
+    s = on((1, 2, 2), fsdp=fsdp)
+    assert s.layout.cuts_students == (fsdp == "students")
+    assert s.layout.cuts_teacher == (fsdp == "teacher")
+    assert_same(together(s, 4, "unroll"), on_one_device)
+
+
+def test_states_lie_where_the_layout_says():
+    state, _ = together(on((2, 1, 2)), 4, "unroll")
+    layout = dataclasses.replace(on((2, 1, 2)).layout, students=4)
+    kernel = state.params["student"]["Dense_1"]["kernel"]
+    assert kernel.shape == (4, 2, 6)
+    # Four students on two groups of devices, the 6 output channels of each on two devices.
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 2, 3)
+    for x, place in zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, layout))):
+        assert x.sharding.is_equivalent_to(place, x.ndim)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts", "expected"),
+    [
+        ((3, 3, 16, 32), 2, (None, None, None, "model")),
+        ((3, 3, 32, 16), 2, (None, None, "model")),
+        ((3, 3, 32, 32), 4, (None, None, None, "model")),
+        ((3, 3, 5, 7), 2, ()),
+        ((8,), 2, ()),
+        ((128, 64), 1, ()),
+        ((64, 2), 4, ("model",)),
+    ],
+)
+def test_the_largest_dimension_that_fits_is_cut(shape, parts, expected):
+    assert cut_spec(shape, parts, smallest=64) == expected
+
+
+@pytest.mark.parametrize("mesh", [(1, 2, 1), (2, 2, 1), (4, 1, 1)])
+def test_turns_are_the_stack_taken_apart(mesh):
+    """Also where students are spread: every device keeps those that it has."""
+    layout = dataclasses.replace(on(mesh).layout, students=4, mapping="loop")
+    state, _ = together(settings(), 4, "unroll", steps=1)
+    placed = jax.device_put(jax.device_get(state), state_shardings(state, layout))
+    turns = split_state(layout, placed)
+    assert len(turns) == 4 // mesh[0]
+    joined = join_state(layout, turns)
+    chex.assert_trees_all_equal(jax.device_get(joined), jax.device_get(state))
+    for x, place in zip(jax.tree.leaves(joined), jax.tree.leaves(state_shardings(state, layout))):
+        assert x.sharding.is_equivalent_to(place, x.ndim)
+    given = {id(x) for x in jax.tree.leaves(turns)}
+    assert len(given) == len(jax.tree.leaves(turns)), "turns share a buffer that a step donates"
+
+
+def test_a_checkpoint_of_one_layout_is_restored_on_another(tmp_path):
+    state, _ = together(on((2, 1, 2)), 4, "unroll")
+    written = Checkpoints(tmp_path, keep=1)
+    written.save(3, state, {}, 0.5)
+    written.close()
+    layouts = [dataclasses.replace(on(mesh).layout, students=4) for mesh in MESHES]
+    for layout in (*layouts, None):
+        places = state_shardings(state, layout)
+        like = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+        )
+        read = Checkpoints(tmp_path, keep=1)
+        found, _ = read.restore(like)
+        read.close()
+        chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(state))
+        for x, place in zip(jax.tree.leaves(found), jax.tree.leaves(places)):
+            assert x.sharding.is_equivalent_to(place, x.ndim)
+
+
+# ------------------------------------------------------------------------------- from settings
+
+
+@pytest.mark.parametrize(
+    ("mesh", "students", "batch", "sizes"),
+    [
+        ({}, {}, 8, (1, 4, 1)),
+        ({}, {}, 6, (1, 3, 1)),
+        ({}, {"count": 4}, 8, (4, 1, 1)),
+        ({}, {"count": 2}, 8, (2, 2, 1)),
+        ({}, {"count": 2, "mapping": "shard"}, 7, (2, 1, 1)),
+        ({}, {"count": 3, "mapping": "vmap"}, 8, (1, 4, 1)),
+        ({"model": 2}, {"count": 4}, 8, (2, 1, 2)),
+        ({"model": 2}, {}, 8, (1, 2, 2)),
+        ({"student": 1, "data": 2}, {"count": 4}, 8, (1, 2, 1)),
+    ],
+)
+def test_sizes_that_are_left_open_take_what_fits(mesh, students, batch, sizes):
+    layout = plan_layout(MeshSettings(**mesh), StudentsSettings(**students), batch, "mesh")
+    assert dict(layout.mesh.shape) == dict(zip(AXES, sizes))
+    assert layout.mapping in ("vmap", "loop")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "students", "words"),
+    [
+        ({"data": 8}, {}, ["data=8", "there are 4"]),
+        ({"student": 2, "data": 2, "model": 2}, {"count": 2}, ["take 8 devices", "there are 4"]),
+        ({"student": 3}, {"count": 4}, ["student=3", "4 students", "a divisor of 4"]),
+        ({"student": 2}, {}, ["student=2", "0 students"]),
+        ({"data": 3}, {}, ["data=3", "batch of 8"]),
+        ({"model": 3}, {}, ["model=3", "batch of 8"]),
+        ({"model": 0}, {}, ["model=0", "1 or more"]),
+        ({"data": -1}, {}, ["data=-1", "0 (what fits)"]),
+        ({"fsdp": "student"}, {}, ["fsdp='student'", "Did you mean 'students'?"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(mesh, students, words):
+    with pytest.raises(ConfigError) as error:
+        plan_layout(MeshSettings(**mesh), StudentsSettings(**students), 8, "config.training.mesh")
+    assert str(error.value).startswith("config.training.mesh")
+    for word in words:
+        assert word in str(error.value)
