@@ -55,10 +55,10 @@ def step_variant(plan: StagePlan, teacher: StagePlan, critic: StagePlan, batch: 
     state = initial_state(plan, layout=layout)
     there, judge = initial_state(teacher), initial_state(critic)
     denoiser = teacher.objective.bind(
-        teacher.module, Weights(there.params["student"]), teacher.settings.prediction
+        "student", teacher.module, Weights(there.params["student"]), teacher.settings.prediction
     )
     weights = Weights(judge.params["student"], judge.statistics["student"])
-    classifier = critic.objective.bind(critic.module, weights, "")
+    classifier = critic.objective.bind("student", critic.module, weights, "")
     needed = classifier if plan.objective.needs_classifier else None
     frozen = replicate(mesh, Frozen(denoiser, plan.process, needed))
     s = StepSettings(

@@ -295,6 +295,13 @@ def test_evaluation_numbers(refused, changes, parts):
             },
             ["config.stages.student.conditional=True", "'teacher'", "unconditional"],
         ),
+        (
+            {"stages.student.network.width": 7, "stages.student.init": "fresh"},
+            [
+                "config.stages.student.objective: the features at tap 'last'",
+                "(8, 8, 7) in the student and (8, 8, 6) in the teacher",
+            ],
+        ),
     ],
     ids=[
         "unknown teacher",
@@ -311,6 +318,7 @@ def test_evaluation_numbers(refused, changes, parts):
         "too few classes",
         "null class",
         "classes of the teacher",
+        "features of another width",
     ],
 )
 def test_stages_that_do_not_fit_together(refused, changes, parts):

@@ -1,5 +1,7 @@
 """The train step: accumulation, averages, randomness and compilation."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from ddistill.training.optimizers import (
 from ddistill.training.programs import Chunk
 from ddistill.training.sharding import Layout, data_mesh, replicate
 from ddistill.training.state import create_state, stream_key, update_ema
-from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.training.step import Frozen, StepSettings, make_batch, make_step
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -122,22 +124,27 @@ class TwoPlayers(Objective):
     @property
     def updates(self):
         return (
-            Update("student", lambda n, b, p: self._value(n["student"], b, p), every=3),
-            Update("critic", lambda n, b, p: self._value(n["critic"], b, p)),
+            Update("student", lambda n, b, p: self.value(n["student"], b, p), every=3),
+            Update("critic", lambda n, b, p: self.value(n["critic"], b, p)),
         )
 
-    def _value(self, network, batch, process):
+    def value(self, network, batch, process):
         level = process.student.at(jnp.ones_like(batch.label))
         return jnp.mean(network(batch.image, level).x0 ** 2, axis=(1, 2, 3)), {}
 
 
+def game(objective, names, optimizer):
+    """A step of several networks, their state, and what the step reads."""
+    optimizers = {name: optimizer for name in names}
+    modules = {name: tiny.TinyNet() for name in names}
+    s = StepSettings(objective, modules, "v", optimizers)
+    params = {name: tiny.tiny_params(i) for i, name in enumerate(names, 1)}
+    return s, create_state(params, optimizers, ()), Frozen(None, tiny.process())
+
+
 def test_updates_run_at_their_own_pace_and_touch_their_own_network():
-    optimizers = {"student": optax.sgd(0.1), "critic": optax.sgd(0.1)}
-    modules = {"student": tiny.TinyNet(), "critic": tiny.TinyNet()}
-    s = StepSettings(TwoPlayers(), modules, "v", optimizers)
-    params = {"student": tiny.tiny_params(1), "critic": tiny.tiny_params(2)}
-    state = create_state(params, optimizers, ())
-    step, frozen = jax.jit(make_step(s)), Frozen(None, tiny.process())
+    s, state, frozen = game(TwoPlayers(), ("student", "critic"), optax.sgd(0.1))
+    step = jax.jit(make_step(s))
     changed = {"student": [], "critic": []}
     for _ in range(7):
         new, metrics = step(state, frozen, *data(), stream_key(0, "t"))
@@ -148,6 +155,46 @@ def test_updates_run_at_their_own_pace_and_touch_their_own_network():
     assert changed["student"] == [True, False, False, True, False, False, True]
     assert changed["critic"] == [True] * 7
     assert {"loss", "grad_norm", "loss_critic", "grad_norm_critic"} <= set(metrics)
+
+
+class Together(TwoPlayers):
+    """One update of two networks, and a third that is read and not trained."""
+
+    @property
+    def updates(self):
+        return (Update(("critic", "judge"), self.sum_of_values),)
+
+    def sum_of_values(self, networks, batch, process):
+        names = ("student", "critic", "judge")
+        values = [self.value(networks[n], batch, process)[0] for n in names]
+        return values[0] + values[1] * values[2], {}
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "unroll": False}])
+def test_one_loss_trains_several_networks_each_by_its_own_optimiser(changes):
+    """Against gradients taken by hand; clipping bounds each network's own."""
+    rule = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+    s, state, frozen = game(Together(), ("student", "critic", "judge"), rule)
+    s = dataclasses.replace(s, **changes)
+    key, rates = stream_key(0, "t"), {"critic": jnp.float32(0.5), "judge": jnp.float32(0.25)}
+    new, metrics = jax.jit(make_step(s))(state, frozen, *data(), key, rates)
+    assert set(metrics) == {"loss_critic", "grad_norm_critic"}
+    chex.assert_trees_all_equal(new.params["student"], state.params["student"])
+    batch = make_batch(s, *data(), jax.random.fold_in(key, 0))
+
+    def loss(params):
+        networks = {n: tiny.tiny_denoiser().replace(params=p) for n, p in params.items()}
+        return jnp.mean(s.objective.sum_of_values(networks, batch, frozen.process)[0])
+
+    value, grads = jax.value_and_grad(loss)(state.params)
+    wanted = {name: grads[name] for name in ("critic", "judge")}
+    np.testing.assert_allclose(metrics["loss_critic"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm_critic"], optax.tree.norm(wanted), rtol=1e-4)
+    for name, rate in rates.items():
+        moved = jax.tree.map(jnp.subtract, state.params[name], new.params[name])
+        np.testing.assert_allclose(optax.tree.norm(moved), 1e-3 * rate, rtol=1e-3)
+        along = optax.tree.scale(1e-3 * rate / optax.tree.norm(grads[name]), grads[name])
+        chex.assert_trees_all_close(moved, along, rtol=1e-2, atol=1e-7)
 
 
 @given(rate=st.floats(0, 0.9999), steps=st.integers(1, 6), warmup=st.booleans())

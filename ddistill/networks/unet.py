@@ -257,7 +257,7 @@ class UNet(nn.Module):
             raise ConfigError("cond was given, but num_classes=0 makes the network unconditional.")
         names = ("mid", *(f"up_{i}" for i in range(levels)), "last")
         for tap in taps:
-            check_choice("taps", tap, names)
+            check_choice("feature tap", tap, names)
 
 
 def check_fields(net: UNet) -> None:

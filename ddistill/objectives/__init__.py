@@ -26,9 +26,16 @@ __all__ = [
     "Objective",
     "Process",
     "Update",
+    "hyperparameters",
     "make_objective",
     "make_process",
 ]
+
+
+def hyperparameters(name: str) -> dict[str, Any]:
+    """The hyperparameters of the objective `name` and their defaults."""
+    fields = dataclasses.fields(OBJECTIVES[name])
+    return {f.name: f.default for f in fields if "filled_in" not in f.metadata}
 
 
 def make_objective(settings: Mapping[str, Any], path: str = "objective") -> Objective:
@@ -47,12 +54,11 @@ def make_objective(settings: Mapping[str, Any], path: str = "objective") -> Obje
         raise ConfigError(f"{path}.name is missing. Allowed: {', '.join(sorted(OBJECTIVES))}.")
     name = options.pop("name")
     check_choice(f"{path}.name", name, OBJECTIVES)
-    cls = OBJECTIVES[name]
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = hyperparameters(name)
     for key in options:
         if key not in known:
             raise ConfigError(
                 f"{path}.{key} is not a setting of '{name}'.{nearest(key, known)} "
                 f"Known: {', '.join(sorted(known))}."
             )
-    return cls(**options)
+    return OBJECTIVES[name](**options)

@@ -18,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from ddistill.denoiser import Denoiser
-from ddistill.diffusion import add_noise
+from ddistill.diffusion import Prediction, add_noise
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.schedules import Level, Schedule, index_time, subsequence
@@ -127,8 +127,10 @@ def make_process(
     )
 
 
-# A loss returns one value per example and scalar metrics; that of a network with batch norm returns
-# its new statistics as well.
+# By feature tap, the height, width and channels of what is tapped.
+FeatureShapes = Mapping[str, tuple[int, ...]]
+# A loss returns one value per example and scalar metrics; where networks with batch norm are
+# trained, their new statistics as well.
 Loss = Callable[[Networks, Batch, Process], tuple[Any, ...]]
 
 
@@ -137,15 +139,22 @@ class Update:
     """One gradient step of a train step.
 
     Attributes:
-      trains: the network that is changed; all others are constants.
+      trains: the network that is changed, or several, each by its own optimiser; all others are
+        constants. Unless it is the student, the first one's name ends those of the metrics `loss`
+        and `grad_norm`.
       loss: `(networks, batch, process) -> ([B] values, scalar metrics)`, and a third value, the new
-        batch statistics, where the trained network has such.
+        batch statistics by name, where trained networks have such.
       every: the update runs at steps divisible by this.
     """
 
-    trains: str
+    trains: str | tuple[str, ...]
     loss: Loss
     every: int = 1
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the networks that are changed."""
+        return (self.trains,) if isinstance(self.trains, str) else self.trains
 
 
 @dataclass(frozen=True)
@@ -174,8 +183,11 @@ class Objective:
         """The gradient steps of one train step, in order."""
         raise TypeError(f"{type(self).__name__} does not define its updates.")
 
-    def networks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Extra trainable networks by name, each as `network` settings; none for most methods."""
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks that are trained beside the student, by name; none for most methods.
+
+        They belong to the training: a stage saves and resumes them and hands on the student alone.
+        """
         return {}
 
     def prepare(self, grid: np.ndarray) -> "Objective":
@@ -185,6 +197,19 @@ class Objective:
           ConfigError: a hyperparameter that cannot work on this grid.
         """
         del grid
+        return self
+
+    def prepare_features(self, student: FeatureShapes, teacher: FeatureShapes) -> "Objective":
+        """Checks the features at `taps` against each other and fills in what depends on them.
+
+        Args:
+          student, teacher: shapes (H, W, C) by tap.
+
+        Raises:
+          ConfigError: features that the losses cannot compare; here, those of unlike shapes.
+        """
+        advice = "Name a tap where both shapes are equal, or give both networks the same width."
+        check_feature_shapes(student, teacher, advice)
         return self
 
     def numbers(self) -> Mapping[str, int | float]:
@@ -198,6 +223,14 @@ class Objective:
         """This objective with its `numbers` blanked: equal programs are equal values."""
         return self
 
+    def without_effect(self) -> tuple[str, ...]:
+        """Hyperparameters that change nothing as the others are set; none by default.
+
+        They are no part of a stage's digest: what is added to an objective, and off, leaves the
+        stages that were trained before where they are.
+        """
+        return ()
+
     def value_of(self, name: str, process: Process) -> Any:
         """A hyperparameter: as the process gives it, or as it stands here."""
         return process.values.get(name, getattr(self, name))
@@ -209,12 +242,28 @@ class Objective:
           ConfigError: they do not fit.
         """
 
-    def bind(self, module: nn.Module, weights: Weights, prediction: str) -> Any:
-        """Joins a network's module and its weights into what losses and samplers call."""
+    def bind(self, name: str, module: nn.Module, weights: Weights, prediction: str) -> Any:
+        """Joins a network's module and its weights into what losses and samplers call.
+
+        Args:
+          name: "student", or one of `networks`.
+          module, weights: of that network.
+          prediction: what the stage's denoisers predict.
+        """
+        del name
         return Denoiser.from_module(module, weights.params, prediction)
 
-    def init_inputs(self, image_shape: tuple[int, int, int], conditional: bool) -> tuple[Any, ...]:
-        """Arguments, after the random key, that initialise the network for images of a shape."""
+    def init_inputs(
+        self, name: str, image_shape: tuple[int, int, int], conditional: bool
+    ) -> tuple[Any, ...]:
+        """Arguments, after the random key, that initialise the network `name`.
+
+        Args:
+          name: "student", or one of `networks`.
+          image_shape: (H, W, C) of the data.
+          conditional: whether denoisers are given labels.
+        """
+        del name
         cond = jnp.zeros((1,), jnp.int32) if conditional else None
         return jnp.zeros((1, *image_shape)), jnp.zeros((1,)), cond
 
@@ -229,6 +278,11 @@ class Objective:
     def replace(self, **changes: Any) -> "Objective":
         """Returns a copy with other hyperparameters."""
         return dataclasses.replace(self, **changes)
+
+
+def filled_in(default: Any) -> Any:
+    """A field of an objective that planning fills in; it is no hyperparameter and no setting."""
+    return dataclasses.field(default=default, metadata={"filled_in": True})
 
 
 def normal(keys: Key[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -275,6 +329,37 @@ def streams(keys: Key[Array, " B"], count: int) -> list[Key[Array, " B"]]:
 def mean_per_example(values: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """Mean over all axes but the first."""
     return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+def predict(
+    network: Any, taps: tuple[str, ...], z: Array, level: Level, cond: Any, key: Any = None
+) -> tuple[Prediction, dict[str, Array]]:
+    """A denoiser's prediction, and its features by tap.
+
+    Where no tap is named, the denoiser need not have features.
+    """
+    if taps:
+        return network.with_features(taps)(z, level, cond, key=key)
+    return network(z, level, cond, **({} if key is None else {"key": key})), {}
+
+
+def check_feature_shapes(
+    student: FeatureShapes, teacher: FeatureShapes, advice: str, channels: bool = True
+) -> None:
+    """Raises `ConfigError`, ending in `advice`, where features at a tap are of unlike shapes.
+
+    Args:
+      student, teacher: shapes (H, W, C) by tap.
+      advice: what to do.
+      channels: whether unlike channels are refused too, and not only unlike heights and widths.
+    """
+    for tap, ours in student.items():
+        theirs = teacher[tap]
+        if ours[:-1] != theirs[:-1] or (channels and ours != theirs):
+            raise ConfigError(
+                f"objective: the features at tap '{tap}' have shape {ours} in the student and "
+                f"{theirs} in the teacher (height, width, channels). {advice}"
+            )
 
 
 def check_not_negative(objective: Objective, *names: str) -> None:

@@ -85,20 +85,22 @@ class Classification(Objective):
         """One update of the classifier, which every stage calls its student."""
         return (Update("student", self.loss),)
 
-    def bind(self, module: nn.Module, weights: Weights, prediction: str) -> Classifier:
+    def bind(self, name: str, module: nn.Module, weights: Weights, prediction: str) -> Classifier:
         """Joins module and weights into a `Classifier`; there is no prediction type."""
-        del prediction
+        del name, prediction
         return Classifier(weights, module)
 
-    def init_inputs(self, image_shape: tuple[int, int, int], conditional: bool) -> tuple[Any, ...]:
+    def init_inputs(
+        self, name: str, image_shape: tuple[int, int, int], conditional: bool
+    ) -> tuple[Any, ...]:
         """A classifier takes images only."""
-        del conditional
+        del name, conditional
         return (jnp.zeros((1, *image_shape)),)
 
     def loss(
         self, networks: Networks, batch: Batch, process: Process
     ) -> tuple[Float[Array, " B"], Metrics, Any]:
-        """Cross-entropy per example, the batch's accuracy, and new batch statistics or None."""
+        """Cross-entropy per example, the batch's accuracy, and new batch statistics, if any."""
         del process
         shift_keys, cutout_keys = streams(batch.keys, 2)
         images = batch.image
@@ -112,7 +114,8 @@ class Classification(Objective):
         )
         correct = jnp.argmax(logits, axis=-1) == batch.label
         values = optax.softmax_cross_entropy(logits, targets)
-        return values, {"accuracy": jnp.mean(correct)}, statistics
+        seen = {} if statistics is None else {"student": statistics}
+        return values, {"accuracy": jnp.mean(correct)}, seen
 
     def _shift(self, key: Array, image: Array) -> Array:
         pad = self.shift

@@ -42,6 +42,7 @@ from ddistill.objectives.base import (
     check_not_negative,
     mean_per_example,
     noisy,
+    predict,
 )
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
@@ -153,17 +154,16 @@ class SFDDM(ClassifierTerms):
         index, level, z = noisy(batch, process)
         teacher_level = process.teacher.at(process.grid[index])
 
-        student, student_feature = self._call(
-            networks["student"], z, level, batch.cond, batch.keys[0]
-        )
-        teacher, teacher_feature = jax.lax.stop_gradient(
-            self._call(networks["teacher"], z, teacher_level, batch.cond, None)
+        taps = self.taps()
+        student, ours = predict(networks["student"], taps, z, level, batch.cond, batch.keys[0])
+        teacher, theirs = jax.lax.stop_gradient(
+            predict(networks["teacher"], taps, z, teacher_level, batch.cond)
         )
         terms = {}
         if self.output_weight:
             terms["output"] = self._output_distance(student, teacher, z, level)
         if self.feature_weight:
-            terms["feature"] = mean_per_example(jnp.abs(student_feature - teacher_feature))
+            terms["feature"] = mean_per_example(jnp.abs(ours[self.tap] - theirs[self.tap]))
         if self._has_target():
             target = self.hidden_target(networks["teacher"], teacher, z, index, batch.cond, process)
         if self.hidden_weight:
@@ -245,13 +245,6 @@ class SFDDM(ClassifierTerms):
         top, bottom = process.grid[index], process.grid[index - 1]
         k = self.value_of("substeps", process)
         return process.teacher.at((top * (k - j) + bottom * j + k // 2) // k)
-
-    def _call(self, network: Any, z: Array, level: Level, cond: Any, key: Any):
-        if not self.feature_weight:
-            kwargs = {} if key is None else {"key": key}
-            return network(z, level, cond, **kwargs), None
-        prediction, features = network.with_features((self.tap,))(z, level, cond, key=key)
-        return prediction, features[self.tap]
 
     def _output_distance(self, student, teacher, z: Array, level: Level) -> Float[Array, " B"]:
         if self.output_norm == "l2":

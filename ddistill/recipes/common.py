@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ddistill import networks
 from ddistill.errors import ConfigError
-from ddistill.objectives import OBJECTIVES
+from ddistill.objectives import hyperparameters
 from ddistill.settings import OptimizerSettings, Settings, StageSettings
 
 
@@ -19,8 +19,7 @@ def to_config(settings: Settings) -> ConfigDict:
 
 def objective(name: str, **changes: Any) -> dict[str, Any]:
     """An objective's name and all of its hyperparameters, some of them changed."""
-    defaults = {f.name: f.default for f in dataclasses.fields(OBJECTIVES[name])}
-    return {"name": name, **defaults, **changes}
+    return {"name": name, **hyperparameters(name), **changes}
 
 
 def network(name: str, **changes: Any) -> dict[str, Any]:

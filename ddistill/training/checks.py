@@ -9,6 +9,7 @@ from flax import linen as nn
 from ddistill import networks
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
+from ddistill.objectives.base import FeatureShapes
 from ddistill.settings import StageSettings, to_plain
 from ddistill.training.optimizers import check_optimizer
 
@@ -150,8 +151,11 @@ def check_earlier(
 
 def check_network(
     objective: Objective, module: nn.Module, shape: tuple[int, int, int], stage: Any, path: str
-) -> None:
+) -> FeatureShapes:
     """Traces the network on shapes only and compares what comes out with the images.
+
+    Returns:
+      By tap of the objective, the shape (H, W, C) of the features there.
 
     Raises:
       ConfigError: the network refuses this image size, has no such feature taps, or its output
@@ -164,7 +168,9 @@ def check_network(
     try:
         out, variables = jax.eval_shape(
             lambda: module.init_with_output(
-                jax.random.key(0), *objective.init_inputs(shape, stage.conditional), **taps
+                jax.random.key(0),
+                *objective.init_inputs("student", shape, stage.conditional),
+                **taps,
             )
         )
     except ConfigError as error:
@@ -179,6 +185,7 @@ def check_network(
             f"{path}.network gives images of shape {first.shape[1:]}, the data are {shape}: "
             f"set network.out_channels={shape[-1]} or data.channels={first.shape[-1]}."
         )
+    return {tap: out[1][tap].shape[1:] for tap in objective.taps()}
 
 
 def _check_batch_norm(stage: StageSettings, path: str) -> None:

@@ -22,6 +22,7 @@ from ddistill import networks
 from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.objectives import Objective, Process, make_objective
+from ddistill.objectives.base import FeatureShapes
 from ddistill.schedules import Schedule, make_schedule
 from ddistill.settings import MeshSettings, Settings, StageSettings, to_plain
 from ddistill.students import Partition
@@ -131,7 +132,7 @@ def plan_stages(
     _check_training(settings)
     schedule = _schedule(settings)
     plans: dict[str, StagePlan] = {}
-    seen: set[Hashable] = set()
+    seen: dict[Hashable, FeatureShapes] = {}
     for name in settings.pipeline:
         check_choice("config.pipeline", name, settings.stages)
         if name in plans:
@@ -163,7 +164,7 @@ def _plan(
     workdir: Path,
     cache: Path,
     earlier: Mapping[str, StagePlan],
-    seen: set[Hashable],
+    seen: dict[Hashable, FeatureShapes],
 ) -> StagePlan:
     path = f"config.stages.{name}"
     stage = resolve(settings.stages[name], path, earlier)
@@ -184,20 +185,12 @@ def _plan(
     members, partition = plan_members(
         stage, table, schedule.num_steps + 1, settings.seed, objective, f"{path}.students"
     )
-    prepared = members[0].objective
-    described = {"student": stage.network, **prepared.networks()}
-    modules = {n: build_module(d, f"{path}.network") for n, d in described.items()}
-    shape = dataset.image_shape
-    wanted = [*modules.values()]
-    if stage.teacher and prepared.taps():
-        wanted.append(earlier[stage.teacher].module)
-    for module in wanted:
-        # Tracing takes a second: the equal networks of a chain are looked at once.
-        if (module, _asked_of_networks(prepared, stage)) not in seen:
-            check_network(prepared, module, shape, stage, path)
-            seen.add((module, _asked_of_networks(prepared, stage)))
-    check_classes(prepared, modules["student"], stage, dataset.num_classes, path)
-    digest = stage_digest(name, stage, settings, dataset, earlier)
+    student, shape = build_module(stage.network, f"{path}.network"), dataset.image_shape
+    prepared = _prepare_features(
+        members[0].objective, student, above.module if above else None, stage, shape, path, seen
+    )
+    check_classes(prepared, student, stage, dataset.num_classes, path)
+    digest = stage_digest(name, stage, prepared, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
     return StagePlan(
         name=name,
@@ -205,7 +198,7 @@ def _plan(
         digest=digest,
         folder=folder,
         objective=prepared,
-        modules=modules,
+        modules={"student": student, **prepared.networks()},
         members=members,
         partition=partition,
         image_shape=shape,
@@ -213,8 +206,36 @@ def _plan(
     )
 
 
-def _asked_of_networks(objective: Objective, stage: StageSettings) -> Hashable:
-    return objective.taps(), stage.conditional, stage.ema, stage.accumulate
+def _prepare_features(
+    objective: Objective,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    stage: StageSettings,
+    shape: tuple[int, int, int],
+    path: str,
+    seen: dict[Hashable, FeatureShapes],
+) -> Objective:
+    """Checks the networks; returns the objective, prepared for the features that it reads of them.
+
+    `seen` holds what is known of the networks of earlier stages.
+    """
+    taps = objective.taps()
+
+    def look(module: nn.Module) -> FeatureShapes:
+        # Tracing takes a second: the equal networks of a chain are looked at once.
+        asked = (module, taps, stage.conditional, stage.ema, stage.accumulate)
+        if asked not in seen:
+            seen[asked] = check_network(objective, module, shape, stage, path)
+        return seen[asked]
+
+    ours = look(student)
+    if teacher is None or not taps:
+        return objective
+    theirs = look(teacher)
+    try:
+        return objective.prepare_features(ours, theirs)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error}") from None
 
 
 def resolve(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> StageSettings:
@@ -256,6 +277,7 @@ def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
 def stage_digest(
     name: str,
     stage: StageSettings,
+    objective: Objective,
     settings: Settings,
     dataset: Dataset,
     earlier: Mapping[str, StagePlan],
@@ -263,6 +285,8 @@ def stage_digest(
     """SHA-256 of everything that the stage's result depends on."""
     # The classifier's name is among the sources; a stage without one has nothing to say about it.
     own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in (*LABELS, "classifier")}
+    idle = objective.without_effect()
+    own["objective"] = {k: v for k, v in own["objective"].items() if k not in idle}
     students = {k: v for k, v in own.pop("students").items() if k != "mapping"}
     if stage.students.count:
         own["students"] = students

@@ -101,19 +101,12 @@ def make_step(s: StepSettings) -> StepFn:
         trained = (dict(state.params), dict(state.opt_state), dict(state.statistics))
         metrics: dict[str, Array] = {}
         for update in s.objective.updates:
-            name = update.trains
 
-            def apply(operands, update=update, name=name):
+            def apply(operands, update=update):
                 params, opt_state, statistics = operands
                 grads, found, seen = gradients(s, update, params, statistics, frozen, batch)
-                changes, new = s.optimizers[name].update(grads, opt_state[name], params[name])
-                if rates is not None:
-                    changes = jax.tree.map(lambda x: rates[name] * x, changes)
-                return (
-                    {**params, name: optax.apply_updates(params[name], changes)},
-                    {**opt_state, name: new},
-                    {**statistics, name: seen} if name in statistics else statistics,
-                ), found
+                learnt = _learn(s, grads, params, opt_state, rates)
+                return (*learnt, {**statistics, **seen}), found
 
             trained, found = _run_when_due(update.every, state.step, apply, trained)
             metrics.update(found)
@@ -127,6 +120,17 @@ def make_step(s: StepSettings) -> StepFn:
         return new, {**metrics, **_health(new)}
 
     return step
+
+
+def _learn(s: StepSettings, grads: Any, params: Any, opt_state: Any, rates: Any):
+    """Parameters and optimiser states after each network of `grads` has followed its own."""
+    params, opt_state = dict(params), dict(opt_state)
+    for name, own in grads.items():
+        changes, opt_state[name] = s.optimizers[name].update(own, opt_state[name], params[name])
+        if rates is not None:
+            changes = jax.tree.map(lambda x, rate=rates[name]: rate * x, changes)
+        params[name] = optax.apply_updates(params[name], changes)
+    return params, opt_state
 
 
 def _freeze(old: TrainState, new: TrainState, metrics: dict[str, Array]):
@@ -190,27 +194,27 @@ def gradients(
 ):
     """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, statistics.
 
-    The statistics are the new ones of the trained network's batch norms, None if it has none.
+    Gradients and the new statistics of batch norms are by name of the trained networks.
     """
+    first = update.trained[0]
+    suffix = "" if first == "student" else f"_{first}"
 
     params = _whole(s, params)
 
     def loss(trained: Any, part: Batch):
-        every = {**params, update.trains: trained}
         networks = {
-            n: s.objective.bind(s.modules[n], Weights(p, statistics.get(n)), s.prediction)
-            for n, p in every.items()
+            n: s.objective.bind(n, s.modules[n], Weights(p, statistics.get(n)), s.prediction)
+            for n, p in {**params, **trained}.items()
         }
         networks |= {"teacher": frozen.teacher, "classifier": frozen.classifier}
         values, metrics, *seen = update.loss(networks, part, frozen.process)
         chex.assert_shape(values, (part.image.shape[0],))
         value = jnp.mean(values)
-        suffix = "" if update.trains == "student" else f"_{update.trains}"
-        return value, ({f"loss{suffix}": value, **metrics}, seen[0] if seen else None)
+        return value, ({f"loss{suffix}": value, **metrics}, seen[0] if seen else {})
 
     grad = jax.grad(loss, has_aux=True)
-    grads, (metrics, seen) = _accumulate(s, lambda part: grad(params[update.trains], part), batch)
-    suffix = "" if update.trains == "student" else f"_{update.trains}"
+    trained = {n: params[n] for n in update.trained}
+    grads, (metrics, seen) = _accumulate(s, lambda part: grad(trained, part), batch)
     metrics[f"grad_norm{suffix}"] = optax.tree.norm(grads)
     return _cut(s, grads), metrics, seen
 

@@ -101,7 +101,7 @@ def memory_budget(state: TrainState) -> str:
 
 def _init_arguments(plan: StagePlan, name: str, member: Member) -> tuple[Any, ...]:
     key = stream_key(member.seed, f"{plan.name}/init/{name}{member.stream}")
-    return key, *plan.objective.init_inputs(plan.image_shape, plan.settings.conditional)
+    return key, *plan.objective.init_inputs(name, plan.image_shape, plan.settings.conditional)
 
 
 def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
@@ -188,5 +188,5 @@ def bind(plan: StagePlan, weights: Weights, student: int | None = None) -> Any:
         weights = take(weights, student)
     elif plan.stacked and plan.partition is None:
         raise ValueError(f"Stage '{plan.name}' is a sweep; say which student is wanted.")
-    network = plan.objective.bind(plan.module, weights, plan.settings.prediction)
+    network = plan.objective.bind("student", plan.module, weights, plan.settings.prediction)
     return network if student is not None else route(network, plan.partition)
