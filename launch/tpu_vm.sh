@@ -11,7 +11,7 @@
 #   SPOT                  1 = spot, may be preempted (default); 0 = on demand
 #   WORKDIR               the run's folder: gs://BUCKET/PATH, or a path that all hosts share
 #   REPO, REF             git repository, and the tag or full hash that the hosts install
-#   SETUP                 a command for every host before the installation, such as a mount
+#   SETUP                 a command for every host before each start, such as a mount if missing
 #   RESTARTS, POLL        of auto: at most so many (100); seconds between two looks (30)
 #   DELETE                1 = auto deletes the TPU when the run is complete
 #   WORKER, LOG_LINES     of logs: which host (0), how many lines (100)
