@@ -66,3 +66,12 @@ def refused(compiled, tmp_path):
         return text
 
     return run
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Every command that a dry run of a launch script must not call."""
+    from launching import Cluster  # not above: this file is read for every test
+
+    names = ("gcloud", "ssh", "srun", "sbatch", "scontrol", "kubectl", "git", "sleep")
+    return Cluster(tmp_path / "cluster", *names)

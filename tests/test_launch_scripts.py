@@ -1,0 +1,57 @@
+"""What all launch scripts have in common."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from launching import ENVIRONMENT, JOBSET, LAUNCH, ROOT, SBATCH, TPU_VM
+
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+
+
+@each_script
+def test_bash_reads_the_script(script):
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def complaints(script: str | Path, text: str = "") -> str:
+    """What shellcheck has to say of a file, or of a text as file "-"."""
+    beside = Path(sys.executable).parent / "shellcheck"
+    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed; the extra 'test' has it")
+    words = [shellcheck, "--external-sources", "--shell=bash", script]
+    done = subprocess.run(words, cwd=ROOT, input=text, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+@each_script
+def test_shellcheck_has_nothing_to_say(script):
+    assert complaints(script) == ""
+
+
+def test_shellcheck_has_nothing_to_say_about_the_container():
+    jobset = yaml.safe_load(re.sub(r"\$\{\w+\}", "x", JOBSET.read_text()))
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert complaints("-", pod["containers"][0]["args"][0]) == ""
+
+
+@each_script
+def test_scripts_stop_at_the_first_error(script):
+    if script != ENVIRONMENT:  # which is sourced by the others
+        assert "\nset -euo pipefail\n" in script.read_text()
+        assert os.access(script, os.X_OK)
+
+
+def test_the_words_by_which_the_scripts_know_a_stopped_run_are_those_of_the_program():
+    sources = [path.read_text() for path in (ROOT / "ddistill").rglob("*.py")]
+    assert any(re.search(r"""say\(\s*f?["']Stopped by """, text) for text in sources)
+    for path in (TPU_VM, SBATCH, JOBSET):
+        assert "^Stopped by " in path.read_text()
