@@ -61,29 +61,42 @@ def separate(s, count, steps=3):
     return found
 
 
-def together(
-    s, count, mapping, steps=3, scanned=1, params=None, step=None, resident=True, mesh=None
-):
-    """The stacked state after `steps` and the metrics of the last dispatch."""
-    if mapping == "shard":
-        mesh = mesh or make_mesh((count, 1, 1))
-    mesh = mesh or s.layout.mesh
-    own = "unroll" if mapping == "shard" else mapping
-    layout = dataclasses.replace(s.layout, mesh=mesh, students=count, mapping=own)
-    s = dataclasses.replace(s, layout=layout)
-    images, labels, picks, keys, rates = feed(count, steps)
-    params = params or [tiny.tiny_params(k) for k in range(count)]
-    state = create_state({"student": stack(params)}, s.optimizers, (0.9,), layout, students=count)
-    teacher = tiny.tiny_denoiser(9)
+def train(s, weights, teacher, process, data, picks, keys, rates, *, step=None, scanned=1, **how):
+    """The state after all of `picks` and the metrics of each dispatch, as the layout of `s` has it.
+
+    Where it has students, weights, process, picks, keys and rates are stacked.
+    """
+    layout, resident = s.layout, how.get("resident", True)
+    state = create_state(weights, s.optimizers, (0.9,), layout, students=layout.students)
     teacher = place(teacher, layout.of_teacher(teacher))
-    stacked = jax.tree.map(lambda *x: np.stack(x), *processes(count))
     lies = layout.by_student() if layout.in_turn else layout.whole()
-    frozen = [Frozen(teacher, place(p, lies)) for p in split(layout, stacked)]
+    frozen = [Frozen(teacher, place(own, lies)) for own in split(layout, process)]
     chunk = Chunk(step or make_step(s), scanned, resident, layout)
-    turns, keys = split_state(layout, state), split(layout, keys)
-    for i in range(0, steps, scanned):
+    turns, keys, rows = split_state(layout, state), split(layout, keys), []
+    images, labels = data
+    for i in range(0, len(picks), scanned):
         now = split(layout, {name: r[i : i + scanned] for name, r in rates.items()}, axis=1)
         own = split(layout, picks[i : i + scanned], axis=1)
         batch = [images if resident else images[x] for x in own]
         turns, metrics = advance(layout, chunk, turns, frozen, batch, labels, own, keys, now)
-    return join_state(layout, turns), metrics
+        rows.append(jax.device_get(metrics))
+    return join_state(layout, turns), rows
+
+
+def with_students(s, count, mapping, mesh=None):
+    """Step settings for `count` students, "shard" on devices of their own."""
+    if mapping == "shard":
+        mesh, mapping = mesh or make_mesh((count, 1, 1)), "unroll"
+    mesh = mesh or s.layout.mesh
+    layout = dataclasses.replace(s.layout, mesh=mesh, students=count, mapping=mapping)
+    return dataclasses.replace(s, layout=layout)
+
+
+def together(s, count, mapping, steps=3, params=None, mesh=None, **how):
+    """The stacked state after `steps` and the metrics of the last dispatch."""
+    images, labels, picks, keys, rates = feed(count, steps)
+    weights = {"student": stack(params or [tiny.tiny_params(k) for k in range(count)])}
+    process = jax.tree.map(lambda *x: np.stack(x), *processes(count))
+    s, teacher = with_students(s, count, mapping, mesh), tiny.tiny_denoiser(9)
+    state, rows = train(s, weights, teacher, process, (images, labels), picks, keys, rates, **how)
+    return state, rows[-1]

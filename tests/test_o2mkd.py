@@ -306,7 +306,10 @@ def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
         ({"count": -1}, ["students.count=-1", "0 (no student axis)"]),
         ({"partition": "times", "count": 2}, ["students.partition='times'", "'timesteps'"]),
         ({"partition": "timesteps"}, ["partition='timesteps' needs", "count of 1 or more"]),
-        ({"partition": "timesteps", "count": 17}, ["students.count=17", "1 to 16"]),
+        (
+            {"partition": "timesteps", "count": 17},
+            ["config.stages.o2mkd_k2.students.count=17", "1 to 16"],
+        ),
         ({"count": 2}, ["students.count=2", "nothing tells the students apart"]),
         ({"partition": "timesteps", "count": 2, "mapping": "vmp"}, ["mapping='vmp'", "'vmap'"]),
         ({"partition": "timesteps", "count": 2, "margin": -1}, ["students.margin=-1"]),

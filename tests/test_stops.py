@@ -49,7 +49,7 @@ def test_a_second_process_waits_and_does_not_train(tmp_path):
     with (plan.folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         thread, notes, ended = in_background(tmp_path / "run", StopRequest())
-        wait_for(notes, "teacher: another process is training this stage; waiting for it")
+        wait_for(notes, "teacher: another run is training this stage; waiting for it")
         time.sleep(0.6)
         assert thread.is_alive()
         assert not (plan.folder / "checkpoints").exists()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ddistill.networks.layers import Conv
+from ddistill.networks.convolution import Conv
 
 
 class Projection(nn.Module):

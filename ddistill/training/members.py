@@ -91,8 +91,13 @@ def plan_members(
     if students.partition == "none":
         return members, None
     levels = members[0].levels
-    partition = timestep_partition(levels, students.count, students.spacing, students.boundaries)
-    low, high = level_ranges(partition, levels, students.margin)
+    try:
+        partition = timestep_partition(
+            levels, students.count, students.spacing, students.boundaries
+        )
+        low, high = level_ranges(partition, levels, students.margin)
+    except ConfigError as error:  # which begins with "students", not knowing the stage
+        raise ConfigError(f"{path.removesuffix('students')}{error}") from error
     return tuple(
         _member(one, table, rows, int(a), int(b)) for one, a, b in zip(swept, low, high)
     ), partition

@@ -114,7 +114,8 @@ class StagePlan:
     def layout(self, mesh: MeshSettings) -> Layout:
         """Where its arrays lie; raises `ConfigError` for a mesh that does not fit."""
         s = self.settings
-        return plan_layout(mesh, s.students, s.batch_size // s.accumulate, "config.training.mesh")
+        path = f"stage '{self.name}', config.training.mesh"
+        return plan_layout(mesh, s.students, s.batch_size // s.accumulate, path)
 
     def ema_key(self) -> str | None:
         """The average that the stage hands on; None means the raw weights."""
@@ -138,6 +139,8 @@ def plan_stages(
         if name in plans:
             raise ConfigError(f"config.pipeline names '{name}' twice.")
         plans[name] = _plan(name, settings, schedule, dataset, workdir, cache, plans, seen)
+    for plan in plans.values():
+        plan.layout(settings.training.mesh)
     return list(plans.values())
 
 
