@@ -23,7 +23,7 @@ from timing import Variant, machine, measure, print_table
 
 from ddistill import networks
 from ddistill.denoiser import Denoiser
-from ddistill.networks.convolution import ungrouped
+from ddistill.networks.convolution import suited
 from ddistill.objectives import make_objective, make_process
 from ddistill.schedules import cosine, make_grid
 from ddistill.settings import MeshSettings, OptimizerSettings, StudentsSettings
@@ -135,7 +135,7 @@ def stacked(task: Task, count: int, variant: str) -> tuple[Variant, float]:
     layout = task.student_axis(count, variant)
     modules = {"student": task.module}
     if variant == "vmap":
-        modules = {"student": ungrouped(task.module)}
+        modules = {"student": suited(task.module, layout.platform, True)}
     settings = dataclasses.replace(task.settings, layout=layout, modules=modules)
     chunk = Chunk(make_step(settings), 1, True, layout)
     params = {"student": clone(task.params, count)}

@@ -5,13 +5,16 @@ from typing import Any
 import jax
 
 
-def compiler_options() -> dict[str, Any] | None:
+def compiler_options(platform: str = "") -> dict[str, Any] | None:
     """Options for `jax.jit(..., compiler_options=...)`; None for the platform's own.
 
     On CPU, LLVM's expensive passes take a good part of the time to compile a U-Net's train step and
     gain nothing measurable afterwards: convolutions and matrix products are library calls.
+
+    Args:
+      platform: what is compiled for: "cpu", "gpu" or "tpu"; "" for jax's default.
     """
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return None
     return {"xla_llvm_disable_expensive_passes": True}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddistill.networks import build
-from ddistill.networks.convolution import Conv, ungrouped, ungrouped_conv, xla_conv
+from ddistill.networks.convolution import Conv, suited, ungrouped_conv, xla_conv
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -85,7 +85,20 @@ def test_gradients_of_gradients_agree():
 
 def test_only_an_automatic_choice_is_changed():
     options = {"channels": 8, "multipliers": (1,), "norm_groups": 4, "out_channels": 1}
-    assert ungrouped(build("unet", **options)).conv_impl == "ungrouped"
-    assert ungrouped(build("unet", conv_impl="xla", **options)).conv_impl == "xla"
+    unet, chosen = build("unet", **options), build("unet", conv_impl="matmul", **options)
+    found = {
+        (platform, vmapped): suited(unet, platform, vmapped).conv_impl
+        for platform in ("cpu", "gpu", "tpu")
+        for vmapped in (False, True)
+    }
+    assert found == {
+        ("cpu", False): "auto",
+        ("cpu", True): "ungrouped",
+        ("gpu", False): "auto",
+        ("gpu", True): "ungrouped",
+        ("tpu", False): "xla",
+        ("tpu", True): "xla",
+    }
+    assert suited(chosen, "tpu", True) is chosen
     resnet = build("resnet", num_classes=3)
-    assert ungrouped(resnet) is resnet
+    assert suited(resnet, "gpu", True) is resnet

@@ -128,8 +128,16 @@ def _bilinear(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], A
     return call
 
 
-def ungrouped(module: nn.Module) -> nn.Module:
-    """A network whose convolutions, unless chosen otherwise, are `ungrouped_conv`."""
+def suited(module: nn.Module, platform: str, vmapped: bool) -> nn.Module:
+    """A network with convolutions, unless they were chosen, that are fast where they are to run.
+
+    Args:
+      module: a network; one without `conv_impl` is returned as it is.
+      platform: "cpu", "gpu" or "tpu", which need not be jax's default.
+      vmapped: whether its weights are; TPUs take grouped convolutions well.
+    """
     if getattr(module, "conv_impl", "") != "auto":
         return module
-    return module.clone(conv_impl="ungrouped")
+    if platform == "tpu":
+        return module.clone(conv_impl="xla")
+    return module.clone(conv_impl="ungrouped") if vmapped else module

@@ -8,11 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from ddistill.data import Dataset
 from ddistill.errors import TrainingError
-from ddistill.networks.convolution import ungrouped
 from ddistill.networks.weights import Weights
 from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
@@ -20,19 +18,18 @@ from ddistill.training.feed import Feed, spans
 from ddistill.training.hosts import agree, is_first, several, wait
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.optimizers import learning_rates, update_rule
-from ddistill.training.programs import Chunk, Programs
+from ddistill.training.programs import Chunk, Programs, step_settings
 from ddistill.training.progress import Reporter, open_log
 from ddistill.training.sharding import place
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
-from ddistill.training.step import Frozen, StepSettings
+from ddistill.training.step import Frozen
 from ddistill.training.turns import advance, join_state, split, split_state
 from ddistill.training.weights import (
     abstract_state,
     handed_on,
     initial_state,
     memory_budget,
-    optimizers,
 )
 
 # On several hosts: how many dispatches a signal may wait until all processes know of it.
@@ -143,30 +140,6 @@ class StageRun:
             Frozen(teacher, place(process, lies), classifier)
             for process in split(layout, self.plan.process)
         ]
-
-    def _step_settings(self) -> StepSettings:
-        s = self.plan.settings
-        return StepSettings(
-            objective=self.plan.objective.program(),
-            modules=self._modules(),
-            prediction=s.prediction,
-            optimizers=optimizers(self.plan),
-            accumulate=s.accumulate,
-            ema_warmup=s.ema_warmup,
-            conditional=s.conditional,
-            flip=self.dataset.hflip,
-            unroll=self.on_cpu,
-            layout=self.layout,
-            freeze=s.students.on_divergence == "freeze",
-        )
-
-    def _modules(self) -> dict[str, nn.Module]:
-        """The networks, in the form that the student axis is fast in."""
-        modules = dict(self.plan.modules)
-        grouped_is_slow = jax.default_backend() != "tpu"
-        if self.plan.stacked and self.layout.mapping == "vmap" and grouped_is_slow:
-            return {name: ungrouped(module) for name, module in modules.items()}
-        return modules
 
     def _keys(self) -> list[jax.Array]:
         """The stream key of the stage, or one for each student; by turn."""
@@ -370,7 +343,8 @@ class _Steps:
         if count not in self._chunks:
             shapes = (turns[0], self._frozen[0], images[0], labels, picks[0])
             rule = update_rule(run.plan.settings.optimizer)
-            made = run.programs(run._step_settings(), rule, count, self._feed.resident, shapes)
+            wanted = step_settings(run.plan, run.layout, run.dataset.hflip)
+            made = run.programs(wanted, rule, count, self._feed.resident, shapes)
             self._chunks[count], new = made
         own = split(run.layout, self._rates[step : step + count], axis=1)
         rates = [{name: x for name in run.plan.modules} for x in own]

@@ -13,9 +13,38 @@ import jax.numpy as jnp
 
 from ddistill.compilation import compiler_options
 from ddistill.mapping import lift, shard
+from ddistill.networks.convolution import suited
 from ddistill.training.sharding import Layout, constrain, over_data
+from ddistill.training.stages import StagePlan
 from ddistill.training.state import STATE_AXES
 from ddistill.training.step import FROZEN_AXES, StepFn, StepSettings, make_step
+from ddistill.training.weights import optimizers
+
+
+def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
+    """The static part of a stage's train step.
+
+    Args:
+      plan: the stage.
+      layout: where it runs.
+      flip: whether images are mirrored at random.
+    """
+    s = plan.settings
+    vmapped = plan.stacked and layout.mapping == "vmap"
+    return StepSettings(
+        objective=plan.objective.program(),
+        modules={n: suited(m, layout.platform, vmapped) for n, m in plan.modules.items()},
+        prediction=s.prediction,
+        optimizers=optimizers(plan),
+        accumulate=s.accumulate,
+        ema_warmup=s.ema_warmup,
+        conditional=s.conditional,
+        flip=flip,
+        # XLA's convolutions are slow in the loops of a CPU.
+        unroll=layout.platform == "cpu",
+        layout=layout,
+        freeze=s.students.on_divergence == "freeze",
+    )
 
 
 class Chunk:
@@ -46,7 +75,7 @@ class Chunk:
                 self._steps,
                 donate_argnums=0,
                 out_shardings=(stays, self._layout.whole()),
-                compiler_options=compiler_options(),
+                compiler_options=compiler_options(self._layout.platform),
             )
         return self._jitted
 

@@ -153,6 +153,11 @@ class Layout:
     smallest: int = 2**16
 
     @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
     def spread(self) -> int:
         """Over how many groups of devices the students are spread."""
         return self.mesh.shape["student"]
