@@ -15,7 +15,7 @@ from ddistill.networks.weights import Weights
 from ddistill.settings import TrainingSettings
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.feed import Feed, spans
-from ddistill.training.hosts import agree, is_first, several, wait
+from ddistill.training.hosts import agree, from_first, is_first, several, wait
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.optimizers import learning_rates, update_rule
 from ddistill.training.programs import Chunk, Programs, step_settings
@@ -32,8 +32,8 @@ from ddistill.training.weights import (
     memory_budget,
 )
 
-# On several hosts: how many dispatches a signal may wait until all processes know of it.
-_DISPATCHES_BETWEEN_ASKING = 10
+# On several hosts: how long a signal may wait until all processes know of it.
+_SECONDS_BETWEEN_ASKING = 3.0
 
 
 @dataclass
@@ -80,6 +80,7 @@ class StageRun:
         self.clock = Clock()
         self.loss = math.nan
         self.frozen: set[int] = set()
+        self._ask_every, self._unasked = 1, 0
 
     def run(
         self, teacher: Any, start: Any, classifier: Any = None
@@ -171,7 +172,7 @@ class StageRun:
             window.add(step, count, metrics)
             step += count
             # Asked once: a signal between two looks would end the stage without its checkpoint.
-            stopping = self._is_asked_to_stop(step)
+            stopping = self._is_asked_to_stop()
             ends = step == settings.steps or stopping
             if step % every.log_every == 0 or step % every.checkpoint_every == 0 or ends:
                 window = self._flush(window, step)
@@ -183,12 +184,18 @@ class StageRun:
             asked = time.perf_counter()
         return join_state(self.layout, turns)
 
-    def _is_asked_to_stop(self, step: int) -> bool:
-        """Whether a stop was asked for, of any process; asking the others takes its time."""
+    def _is_asked_to_stop(self) -> bool:
+        """Whether a stop was asked for, of any process.
+
+        Asking the others waits for the devices, so that it is done every few seconds only.
+        """
         if not several():
             return bool(self.stop)
-        dispatches = max(1, step // self.scan)
-        return dispatches % _DISPATCHES_BETWEEN_ASKING == 0 and agree(bool(self.stop))
+        self._unasked += 1
+        if self._unasked < self._ask_every:
+            return False
+        self._unasked = 0
+        return agree(bool(self.stop))
 
     def _flush(self, window: Window, step: int) -> Window:
         """Brings the window's metrics to the host, checks them and writes their means."""
@@ -199,6 +206,10 @@ class StageRun:
         for (begin, count, _), metrics in zip(window.rows, rows):
             self._check_finite(begin, count, metrics)
         values = self._means({k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, step)
+        dispatches = len(window.rows)
+        self._ask_every = from_first(
+            lambda: max(1, int(_SECONDS_BETWEEN_ASKING * dispatches / seconds))
+        )
         done = sum(count for _, count, _ in window.rows)
         rate = done * self.plan.settings.batch_size * len(self.plan.members) / seconds
         self.loss = values["loss"]
@@ -281,6 +292,8 @@ class StageRun:
         for name, tree in state.params.items():
             for path, x in jax.tree_util.tree_leaves_with_path(tree):
                 for shard in x.addressable_shards:
+                    if shard.replica_id:  # looked at where it is the first
+                        continue
                     finite = np.isfinite(np.asarray(shard.data))
                     if finite.all():
                         continue

@@ -123,14 +123,18 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
     """The tree as numpy arrays, also where parts of it lie on other hosts; all have to call it."""
+    leaves, structure = jax.tree.flatten(tree)
+    far = [i for i, x in enumerate(leaves) if _is_elsewhere(x)]
+    if far:
+        everywhere = replicated(leaves[far[0]].sharding.mesh)
+        whole = jax.jit(lambda *x: x, out_shardings=everywhere)(*(leaves[i] for i in far))
+        for i, x in zip(far, whole):
+            leaves[i] = x
+    return jax.device_get(jax.tree.unflatten(structure, leaves))
 
-    def whole(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-            return x
-        everywhere = replicated(x.sharding.mesh)  # type: ignore[attr-defined]
-        return jax.jit(lambda x: x, out_shardings=everywhere)(x)
 
-    return jax.device_get(jax.tree.map(whole, tree))
+def _is_elsewhere(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
 @dataclass(frozen=True)
