@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import math
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -189,7 +190,9 @@ def main() -> None:
         task = Task(shape, kind, args.dtype, args.width)
         for count in (int(k) for k in args.counts.split(",")):
             made = [separate(task, count)]
-            made += [stacked(task, count, mapping) for mapping in args.mappings.split(";")]
+            for mapping in args.mappings.split(";"):
+                made.append(stacked(task, count, mapping))
+                print(f"{shape}, K={count}: {made[-1][0].name} compiled", file=sys.stderr)
             variants = [v for v, _ in made]
             measure(variants, args.rounds, args.limit)
             for v, needs in made:
