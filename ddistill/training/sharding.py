@@ -10,6 +10,7 @@ own share of the batch waits less for the others than cores that share every sma
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,13 +125,26 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 def to_host(tree: Any) -> Any:
     """The tree as numpy arrays, also where parts of it lie on other hosts; all have to call it."""
 
-    def whole(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-            return x
-        everywhere = replicated(x.sharding.mesh)  # type: ignore[attr-defined]
-        return jax.jit(lambda x: x, out_shardings=everywhere)(x)
+    def apart(x: Any) -> bool:
+        here = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return not here
 
-    return jax.device_get(jax.tree.map(whole, tree))
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [i for i, x in enumerate(leaves) if apart(x)]
+    if spread:
+        whole = _gather(leaves[spread[0]].sharding.mesh)([leaves[i] for i in spread])
+        for i, x in zip(spread, whole):
+            leaves[i] = x
+    return jax.device_get(jax.tree.unflatten(structure, leaves))
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Any:
+    """A function that brings arrays onto every device; one for all calls, so that it compiles once.
+
+    Other shapes compile again.
+    """
+    return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
 
 
 @dataclass(frozen=True)
@@ -197,6 +211,14 @@ class Layout:
     def by_student(self) -> NamedSharding:
         """The leading axis, the students, is spread over the mesh's student axis."""
         return NamedSharding(self.mesh, PartitionSpec("student"))
+
+    def of_metrics(self) -> NamedSharding:
+        """Metrics `[count]`, or `[count, K]`: those of a student stay on its devices.
+
+        Bringing them together would make the students wait for one another at every step.
+        """
+        spread = (None, "student") if self.students else ()
+        return NamedSharding(self.mesh, PartitionSpec(*spread))
 
     def of_weights(self, tree: Any, stacked: bool) -> Any:
         """The shardings of students' weights, optimiser states and averages.
