@@ -20,7 +20,7 @@ from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.optimizers import learning_rates, update_rule
 from ddistill.training.programs import Chunk, Programs, step_settings
 from ddistill.training.progress import Reporter, open_log
-from ddistill.training.sharding import place
+from ddistill.training.sharding import place, to_host
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen
@@ -199,7 +199,7 @@ class StageRun:
 
     def _flush(self, window: Window, step: int) -> Window:
         """Brings the window's metrics to the host, checks them and writes their means."""
-        rows = jax.device_get([metrics for _, _, metrics in window.rows])
+        rows = to_host([metrics for _, _, metrics in window.rows])
         seconds = max(1e-9, time.perf_counter() - window.since)
         self.clock.train += seconds
         self.clock.wait += window.wait

@@ -53,7 +53,7 @@ class Chunk:
     Its arguments are (state, frozen, images, labels, indices `[count, B]`, key, rates); `images`
     are the whole set when it is resident, else the batches `[count, B, H, W, C]`; `rates` holds by
     network `[count]` learning rates, or is None. It returns the state, which stays where it lies,
-    and stacked metrics, whole on every device.
+    and stacked metrics, those of a student on its devices.
 
     The layout is that of one turn, see `Layout.one_turn`. Where it has students, the state, the
     process in `frozen` and the keys have a leading student axis, and indices, batches, rates and
@@ -74,7 +74,7 @@ class Chunk:
             self._jitted = jax.jit(
                 self._steps,
                 donate_argnums=0,
-                out_shardings=(stays, self._layout.whole()),
+                out_shardings=(stays, self._layout.of_metrics()),
                 compiler_options=compiler_options(self._layout.platform),
             )
         return self._jitted

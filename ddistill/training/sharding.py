@@ -127,7 +127,8 @@ def to_host(tree: Any) -> Any:
     far = [i for i, x in enumerate(leaves) if _is_elsewhere(x)]
     if far:
         everywhere = replicated(leaves[far[0]].sharding.mesh)
-        whole = jax.jit(lambda *x: x, out_shardings=everywhere)(*(leaves[i] for i in far))
+        # Of a function that stays: jax compiles what it has seen before no second time.
+        whole = jax.jit(_same, out_shardings=everywhere)([leaves[i] for i in far])
         for i, x in zip(far, whole):
             leaves[i] = x
     return jax.device_get(jax.tree.unflatten(structure, leaves))
@@ -135,6 +136,10 @@ def to_host(tree: Any) -> Any:
 
 def _is_elsewhere(x: Any) -> bool:
     return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def _same(arrays: list[jax.Array]) -> list[jax.Array]:
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,14 @@ class Layout:
     def by_student(self) -> NamedSharding:
         """The leading axis, the students, is spread over the mesh's student axis."""
         return NamedSharding(self.mesh, PartitionSpec("student"))
+
+    def of_metrics(self) -> NamedSharding:
+        """Metrics `[count]`, or `[count, K]`: those of a student stay on its devices.
+
+        Bringing them together would make the students wait for one another at every step.
+        """
+        spread = (None, "student") if self.students else ()
+        return NamedSharding(self.mesh, PartitionSpec(*spread))
 
     def of_weights(self, tree: Any, stacked: bool) -> Any:
         """The shardings of students' weights, optimiser states and averages.
