@@ -53,7 +53,7 @@ def program() -> dict:
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for TPUs, is not installed: pip install -e .[tpu]",
+    reason="libtpu, which compiles for TPUs, is not installed: pip install -e .[tpu-aot]",
 )
 def test_four_students_on_sixteen_chips():
     found = program()
