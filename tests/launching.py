@@ -24,7 +24,11 @@ ARGS = [
     "",
 ]
 # Set where the tests run, these would change what the scripts do.
-OURS = re.compile(r"SLURM_.*|(NAME|PROJECT|ZONE|TYPE|VERSION|SPOT|WORKDIR|REPO|REF|SETUP|DRY_RUN)$")
+OURS = re.compile(
+    r"SLURM_.*|DDISTILL_.*|(NAME|PROJECT|ZONE|TYPE|VERSION|SPOT|WORKDIR|REPO|REF|SETUP|DRY_RUN"
+    r"|CREATE_FLAGS|SSH_FLAGS|GCSFUSE_FLAGS|PYTHON|PYTHON_VERSION|POLL|ASSUME_STATE|WORKER|DELETE"
+    r"|MAX_REQUEUES|ARGS|RUN|BUCKET|IMAGE|SERVICE_ACCOUNT)$"
+)
 
 # Bash, because it starts ten times as fast as Python. A call is written in one piece, so that those
 # of hosts that run at the same time do not mix.
