@@ -103,8 +103,8 @@ def unbroken(cluster):
     all_succeeded([first, second])
     assert "students: 40 steps" in first.stdout
     assert "evaluation: done" in first.stdout
-    said = [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")]
-    assert said == []
+    # Gloo's threads write there too, in pieces that mix: only our own words can be looked for.
+    assert [word for word in (*STAGES, "evaluation", "steps") if word in second.stdout] == []
     return first.stdout
 
 
