@@ -12,22 +12,16 @@ from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_process
 from ddistill.objectives.base import draw_index
-from ddistill.samplers import ddim, dpm_solver_pp
-from ddistill.schedules import cosine, karras, linear_beta, log_snr, make_grid, subsequence
-from ddistill.students import (
+from ddistill.partitions import (
     ConditionPartition,
     ProductPartition,
-    RoutedDenoiser,
-    clone,
     condition_partition,
     level_ranges,
-    num_students,
-    put,
-    stack,
-    take,
     timestep_partition,
-    unstack,
 )
+from ddistill.samplers import ddim, dpm_solver_pp
+from ddistill.schedules import cosine, karras, linear_beta, log_snr, make_grid, subsequence
+from ddistill.students import RoutedDenoiser, clone, num_students, put, stack, take, unstack
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -9,8 +9,9 @@ from ddistill.data import Dataset, to_unit
 from ddistill.diffusion import add_noise
 from ddistill.evaluation.sampling import noise_bank
 from ddistill.evaluation.summary import Table
+from ddistill.partitions import level_ranges
 from ddistill.settings import EvaluationSettings
-from ddistill.students import RoutedDenoiser, level_ranges
+from ddistill.students import RoutedDenoiser
 from ddistill.training.progress import read_metrics
 from ddistill.training.stages import StagePlan
 from ddistill.training.weights import Networks

@@ -9,9 +9,9 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.mapping import MAPPINGS
 from ddistill.objectives import Objective, Process, make_process
 from ddistill.objectives.base import student_levels
+from ddistill.partitions import Partition, level_ranges, timestep_partition
 from ddistill.schedules import Schedule, make_grid
 from ddistill.settings import OptimizerSettings, StageSettings, StudentsSettings
-from ddistill.students import Partition, level_ranges, timestep_partition
 from ddistill.training.optimizers import check_optimizer
 
 PARTITIONS = ("none", "timesteps")

@@ -23,9 +23,9 @@ from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.objectives import Objective, Process, make_objective
 from ddistill.objectives.base import FeatureShapes
+from ddistill.partitions import Partition
 from ddistill.schedules import Schedule, make_schedule
 from ddistill.settings import MeshSettings, Settings, StageSettings, to_plain
-from ddistill.students import Partition
 from ddistill.training.checks import (
     check_classes,
     check_classifier,
