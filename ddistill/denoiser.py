@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -131,3 +132,64 @@ class Denoiser:
     def _predict(self, output: Array, z: Array, level: Level) -> Prediction:
         prediction = convert(self.prediction, output, z, level, self.sigma_data)
         return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)
+
+
+@struct.dataclass
+class GuidedDenoiser:
+    """A conditional denoiser with classifier-free guidance (arXiv 2207.12598 eq. 6).
+
+    x0 = x0(null) + scale (x0(class) - x0(null)), and eps likewise: two network evaluations a call,
+    made as one of twice the batch.
+
+    Attributes:
+      denoiser: the conditional one.
+      scale: 1 is no guidance, 0 no condition; above 1 the class is followed more than it should be.
+      null_class: what it is given for "no class".
+    """
+
+    denoiser: Any
+    scale: float = struct.field(pytree_node=False)
+    null_class: int = struct.field(pytree_node=False)
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return self.denoiser.prediction
+
+    def __call__(
+        self,
+        z: Float[Array, "B H W C"],
+        level: Level,
+        cond: Int[Array, " B"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Prediction:
+        """Predicts x0 and eps; arguments as of `Denoiser`, but `cond` is needed.
+
+        Raises:
+          ValueError: there is no class to be guided to.
+        """
+        return self._ask(self.denoiser, z, level, cond, key)
+
+    def with_features(self, taps: Sequence[str]) -> Callable[..., tuple[Prediction, dict]]:
+        """The same, returning (prediction, {tap: features}); features are those under the class."""
+        ask = self.denoiser.with_features(taps)
+
+        def call(z, level, cond=None, *, key=None):
+            return self._ask(ask, z, level, cond, key)
+
+        return call
+
+    def _ask(self, ask: Callable, z: Array, level: Level, cond: Any, key: Any) -> Any:
+        if cond is None:
+            raise ValueError(f"Guidance of scale {self.scale} needs classes; cond is None.")
+        count = z.shape[0]
+        cond = jnp.broadcast_to(cond, (count,))
+        null = jnp.full_like(cond, self.null_class)
+        levels = jax.tree.map(lambda x: jnp.tile(jnp.broadcast_to(x, (count,)), 2), level)
+        both = ask(jnp.concatenate([z, z]), levels, jnp.concatenate([cond, null]), key=key)
+        found, features = both if isinstance(both, tuple) else (both, None)
+        guided = jax.tree.map(lambda x: x[count:] + self.scale * (x[:count] - x[count:]), found)
+        if features is None:
+            return guided
+        return guided, {tap: x[:count] for tap, x in features.items()}

@@ -47,6 +47,20 @@ class Partition:
         """Which classes each student answers for, at any level."""
         return np.ones((self.count, num_classes), bool)
 
+    @property
+    def groups(self) -> int:
+        """Into how many groups classes are shared out; 1 where they do not matter."""
+        return 1
+
+    def group(self, cond: Int[np.ndarray, "*B"]) -> Int[np.ndarray, "*B"]:
+        """The group of a class, on the host."""
+        return np.zeros(np.shape(cond), np.int32)
+
+    def within(self, g: int) -> tuple[Int[np.ndarray, " k"], "Partition | None"]:
+        """The students of a group, and who of them answers for what; None where it is one."""
+        del g
+        return np.arange(self.count), self
+
 
 def angle(level: Level | Schedule) -> Float[Array, "*B"]:
     """arctan(sigma / alpha) in [0, pi/2]: the noisiness of a level, increasing with its index.
@@ -123,6 +137,19 @@ class ConditionPartition(Partition):
         """Which classes each student answers for."""
         return np.asarray(self.owners)[None, :num_classes] == np.arange(self.count)[:, None]
 
+    @property
+    def groups(self) -> int:
+        """K."""
+        return self.count
+
+    def group(self, cond: Int[np.ndarray, "*B"]) -> Int[np.ndarray, "*B"]:
+        """The student of a class."""
+        return np.asarray(self.owners)[cond]
+
+    def within(self, g: int) -> tuple[Int[np.ndarray, " k"], Partition | None]:
+        """Student g alone."""
+        return np.array([g]), None
+
 
 @struct.dataclass
 class ProductPartition(Partition):
@@ -152,6 +179,19 @@ class ProductPartition(Partition):
     def owned_classes(self, num_classes: int) -> Bool[np.ndarray, "K C"]:
         """Those of the group, once for every range."""
         return np.tile(self.conditions.owned_classes(num_classes), (self.times.count, 1))
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of classes."""
+        return self.conditions.count
+
+    def group(self, cond: Int[np.ndarray, "*B"]) -> Int[np.ndarray, "*B"]:
+        """The group of a class."""
+        return self.conditions.group(cond)
+
+    def within(self, g: int) -> tuple[Int[np.ndarray, " k"], Partition | None]:
+        """The students of a group of classes, one for each range of levels."""
+        return np.arange(self.times.count) * self.conditions.count + g, self.times
 
 
 def timestep_partition(

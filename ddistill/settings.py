@@ -73,7 +73,11 @@ class StudentsSettings:
     student a contiguous range of noise levels: equal by `spacing` ("index" or "log_snr"), or with
     `boundaries`, the first level of every student but the cleanest one's. A range is widened by
     `margin` levels in training, and a share `outside` of a student's examples is drawn from all
-    levels. Without a partition ("none") students differ in what `sweep` lists: for each key
+    levels. "classes" gives each student a group of the data's classes, whose images it is shown:
+    by `grouping` ("consecutive", "random", or "clustered" by the `[C, D]` array in the .npy file
+    `embeddings`), or as `groups` lists them. "both" gives each of `ranges` ranges of levels to
+    `count / ranges` students, who share out the classes.
+    Without a partition ("none") students differ in what `sweep` lists: for each key
     ("grid_steps", "seed", "learning_rate", or a number of the objective) one value a student.
     `mapping` is how the student axis is compiled: "auto", "vmap", "unroll", "map", "loop" or
     "shard". `on_divergence`: "stop" the run when a student's loss is no longer finite, or "freeze"
@@ -86,6 +90,10 @@ class StudentsSettings:
     boundaries: tuple[int, ...] = ()
     margin: int = 0
     outside: float = 0.0
+    grouping: str = "consecutive"
+    groups: tuple[tuple[int, ...], ...] = ()
+    embeddings: str = ""
+    ranges: int = 0
     sweep: Mapping[str, Any] = field(default_factory=dict)
     mapping: str = "auto"
     on_divergence: str = "stop"
@@ -97,14 +105,19 @@ class StageSettings:
 
     An empty `network` is the teacher's: its architecture, prediction type and conditioning.
     `prediction` is what the network predicts, "" = "eps", or as the teacher's if the network is.
-    `teacher` names an earlier stage ("" = none), whose levels the student's grid picks from.
-    `classifier` names the stage whose features an objective compares in ("" = none). `init` is
-    "fresh", "teacher" or the name of an earlier stage. `ema` lists the rates kept; the first one is
-    what the stage hands on, and an empty list hands on the raw weights. `students` makes it a stage
-    of many; `batch_size` is then that of each. `shared` puts the stage
-    into the cache that runs with the same settings share. `method` and `variant` name the rows it
-    leaves in results.json. `samplers` maps samplers to the step counts that its students are scored
-    with; empty is `evaluation.student_sampler` on all of their levels.
+    `teacher` names an earlier stage ("" = none), whose levels the student's grid picks from;
+    `guidance` is the scale of its classifier-free guidance, 1 for none.
+    `classifier` names the stage whose features an objective compares in ("" = none), `pairs` the
+    one that made its pairs.
+    `init` is "fresh", "teacher" or the name of an earlier stage. `resume` names an earlier stage
+    that this one goes on from: every network that both train, its optimiser and the averages are
+    taken over.
+    `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
+    kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
+    `students` makes it a stage of many; `batch_size` is then that of each.
+    `shared` puts the stage into the cache that runs with the same settings share. `method` and
+    `variant` name the rows it leaves in results.json. `samplers` maps samplers to the step counts
+    that its students are scored with; empty is `evaluation.student_sampler` on all of their levels.
     """
 
     objective: Mapping[str, Any]
@@ -113,10 +126,14 @@ class StageSettings:
     network: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = ""
     teacher: str = ""
+    guidance: float = 1.0
     classifier: str = ""
+    pairs: str = ""
     init: str = "fresh"
+    resume: str = ""
     grid: GridSettings = GridSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    optimizers: Mapping[str, OptimizerSettings] = field(default_factory=dict)
     accumulate: int = 1
     ema: tuple[float, ...] = (0.999,)
     ema_warmup: bool = True
@@ -130,7 +147,17 @@ class StageSettings:
     @property
     def init_source(self) -> str:
         """Name of the stage whose weights this one starts from; "" for fresh ones."""
-        return {"fresh": "", "teacher": self.teacher}.get(self.init, self.init)
+        return self.resume or {"fresh": "", "teacher": self.teacher}.get(self.init, self.init)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The stages that it learns from, starts from or reads."""
+        names = (self.teacher, self.classifier, self.pairs, self.init_source)
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def optimizer_of(self, network: str) -> OptimizerSettings:
+        """The optimiser of a network by name."""
+        return self.optimizers.get(network, self.optimizer)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -77,6 +78,14 @@ class RoutedDenoiser:
         """Student k alone."""
         return self.students.replace(params=take(self.students.params, k))  # type: ignore[attr-defined]
 
+    def of_group(self, g: int) -> Any:
+        """Those who answer for one group of classes: one student, or ranges of levels."""
+        ks, rest = self.partition.within(g)
+        if rest is None:
+            return self.student(int(ks[0]))
+        params = jax.tree.map(lambda x: x[ks], self.students.params)
+        return RoutedDenoiser(self.students.replace(params=params), rest)  # type: ignore[attr-defined]
+
     def __call__(
         self, z: Float[Array, "B H W C"], level: Level, cond: Any = None, *, key: Any = None
     ) -> Prediction:
@@ -104,6 +113,48 @@ class RoutedDenoiser:
         count = z.shape[0]
         levels = jax.tree.map(lambda x: jnp.broadcast_to(x, (count,)), level)
         return jax.lax.map(one, (jnp.broadcast_to(owner, (count,)), z, levels, cond))
+
+
+def in_groups(
+    network: Any,
+    cond: Int[np.ndarray, " B"] | None,
+    count: int,
+    sample: Callable[[Any, np.ndarray], Array],
+) -> Array:
+    """Samples a batch of mixed classes: every student makes the images of its own.
+
+    Examples are sorted by who answers for their class; the shares are cut into pieces of equal
+    size, filled up with repetitions, so that one compiled sampler serves them all.
+
+    Args:
+      network: any denoiser; only one that is shared out by class is taken apart.
+      cond: `[count]` classes, on the host.
+      count: images in the batch.
+      sample: `(denoiser, rows) -> [len(rows), ...]`, the images of these rows of the batch.
+
+    Returns:
+      `[count, ...]`, in the order of the batch.
+
+    Raises:
+      ValueError: the students are shared out by class and there are no classes.
+    """
+    rows = np.arange(count)
+    if not isinstance(network, RoutedDenoiser) or network.partition.groups == 1:
+        return sample(network, rows)
+    if cond is None:
+        raise ValueError("Students are shared out by class, but no class (cond) was given.")
+    group = network.partition.group(np.asarray(cond))
+    size = -(-count // network.partition.groups)
+    images: Any = None
+    for g in range(network.partition.groups):
+        own = rows[group == g]
+        for first in range(0, len(own), size):
+            piece = own[first : first + size]
+            filled = np.append(piece, np.full(size - len(piece), piece[-1]))
+            made = sample(network.of_group(g), filled)[: len(piece)]
+            images = jnp.zeros((count, *made.shape[1:]), made.dtype) if images is None else images
+            images = images.at[piece].set(made)
+    return images
 
 
 def route(network: Any, partition: Partition | None) -> Any:

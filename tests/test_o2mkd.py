@@ -15,7 +15,7 @@ from ddistill.errors import ConfigError, TrainingError
 from ddistill.evaluation.sampling import planned_calls
 from ddistill.evaluation.students import boundary_jumps, students_table
 from ddistill.objectives import make_objective, make_process
-from ddistill.objectives.base import normal, streams
+from ddistill.objectives.draws import normal, streams
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.schedules import cosine, make_grid
 from ddistill.settings import EvaluationSettings, OptimizerSettings, Settings, StudentsSettings

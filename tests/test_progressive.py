@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ddistill.diffusion import Prediction, expand
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_objective, make_process
-from ddistill.objectives.base import normal, streams, uniform_index
+from ddistill.objectives.draws import normal, streams, uniform_index
 from ddistill.objectives.progressive import LOSSES, Progressive
 from ddistill.schedules import Schedule, cosine, make_schedule
 from tests import tiny

@@ -19,7 +19,7 @@ from ddistill.denoiser import Denoiser
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
 from ddistill.objectives import hyperparameters, make_objective
-from ddistill.objectives.base import normal, streams
+from ddistill.objectives.draws import normal, streams
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.settings import Settings, StageSettings, parse
 from ddistill.students import stack, take
@@ -39,7 +39,10 @@ def prepared(student, teacher, **hyper) -> O2MKD:
     """The objective as planning prepares it for two modules."""
     objective = O2MKD(**{"feature_weight": 0.1, **hyper})
     stage = StageSettings({"name": "o2mkd"}, steps=1, batch_size=1)
-    shapes = [check_network(objective, m, tiny.IMAGE, stage, "stage") for m in (student, teacher)]
+    shapes = [
+        check_network(objective, m, objective.taps(), tiny.IMAGE, stage, "stage")
+        for m in (student, teacher)
+    ]
     return objective.prepare_features(*shapes)
 
 

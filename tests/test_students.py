@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_process
-from ddistill.objectives.base import draw_index
+from ddistill.objectives.draws import draw_index
 from ddistill.partitions import (
     ConditionPartition,
     ProductPartition,

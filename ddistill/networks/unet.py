@@ -153,9 +153,10 @@ class UNet(nn.Module):
     ):
         """Runs the network.
 
-        Feature taps: `mid`, the middle's output; `up_0` (innermost) ... `up_{L-1}` (outermost),
-        the output of an up level's last block, before upsampling; `last`, what enters the last
-        convolution, that is `up_{L-1}` after the last norm and SiLU.
+        Feature taps: `down_0` (outermost) ... `down_{L-1}`, the output of a down level's last
+        block, before downsampling; `mid`, the middle's output; `up_0` (innermost) ...
+        `up_{L-1}` (outermost), the output of an up level's last block, before upsampling; `last`,
+        what enters the last convolution, that is `up_{L-1}` after the last norm and SiLU.
 
         Args:
           x: noisy images.
@@ -185,11 +186,12 @@ class UNet(nn.Module):
 
         levels = range(len(self.multipliers))
         h = config.conv(self.channels, "conv_in")(x)
-        skips = [h]
+        skips, features = [h], {}
         for i in levels:
             for j in range(self.blocks):
                 h = block(h, i, j, "down")
                 skips.append(h)
+            features[f"down_{i}"] = h
             if i != levels[-1]:
                 h = self._resample(config, h, emb, train, "down", i)
                 skips.append(h)
@@ -197,7 +199,7 @@ class UNet(nn.Module):
         if self.mid_attention:
             h = config.attention("mid_attention")(h)
         h = config.block(h.shape[-1], "mid_1")(h, emb, train)
-        features = {"mid": h}
+        features["mid"] = h
         for i in reversed(levels):
             for j in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), i, j, "up")
@@ -255,7 +257,7 @@ class UNet(nn.Module):
                 )
         if cond is not None and not self.num_classes:
             raise ConfigError("cond was given, but num_classes=0 makes the network unconditional.")
-        names = ("mid", *(f"up_{i}" for i in range(levels)), "last")
+        names = (*(f"{way}_{i}" for way in ("down", "up") for i in range(levels)), "mid", "last")
         for tap in taps:
             check_choice("feature tap", tap, names)
 

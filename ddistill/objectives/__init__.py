@@ -5,19 +5,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
-from ddistill.objectives.base import Batch, Objective, Process, Update, make_process
+from ddistill.objectives.base import Objective, Update
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.denoising import Denoising
+from ddistill.objectives.dmd import DMD
+from ddistill.objectives.dmd2 import DMD2
+from ddistill.objectives.ladd import LADD
 from ddistill.objectives.o2mkd import O2MKD
+from ddistill.objectives.pairs import MakePairs
+from ddistill.objectives.process import Batch, Process, make_process
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
+from ddistill.objectives.tsm import TSM
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": Denoising,
+    "dmd": DMD,
+    "dmd2": DMD2,
+    "ladd": LADD,
     "classification": Classification,
     "o2mkd": O2MKD,
+    "pairs": MakePairs,
     "progressive": Progressive,
     "sfddm": SFDDM,
+    "tsm": TSM,
 }
 
 __all__ = [

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import Batch, Metrics, Networks, Objective, Process, Update, streams
+from ddistill.objectives.base import Aside, Metrics, Networks, Objective, Update
+from ddistill.objectives.draws import streams
+from ddistill.objectives.process import Batch, Process
 
 
 @struct.dataclass
@@ -115,7 +117,7 @@ class Classification(Objective):
         correct = jnp.argmax(logits, axis=-1) == batch.label
         values = optax.softmax_cross_entropy(logits, targets)
         seen = {} if statistics is None else {"student": statistics}
-        return values, {"accuracy": jnp.mean(correct)}, seen
+        return values, {"accuracy": jnp.mean(correct)}, Aside(statistics=seen)
 
     def _shift(self, key: Array, image: Array) -> Array:
         pad = self.shift

@@ -15,18 +15,10 @@ from jaxtyping import Array, Float
 
 from ddistill.diffusion import Prediction, add_noise, error_weight, output_of
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import (
-    Batch,
-    Metrics,
-    Networks,
-    Process,
-    Update,
-    draw_index,
-    mean_per_example,
-    normal,
-    streams,
-)
+from ddistill.objectives.base import Metrics, Networks, Update
 from ddistill.objectives.classifier_terms import ClassifierTerms
+from ddistill.objectives.draws import draw_index, mean_per_example, normal, streams
+from ddistill.objectives.process import Batch, Process
 from ddistill.schedules import Level, snr
 
 ERRORS = ("x0", "eps", "v")

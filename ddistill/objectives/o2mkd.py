@@ -20,23 +20,19 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.projection import Projection
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import (
-    Batch,
     FeatureShapes,
     Metrics,
     Networks,
-    Process,
     Update,
     check_feature_shapes,
     check_not_negative,
-    draw_index,
     filled_in,
-    mean_per_example,
-    normal,
     predict,
-    streams,
 )
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
+from ddistill.objectives.draws import draw_index, mean_per_example, normal, streams
+from ddistill.objectives.process import Batch, Process
 
 
 @dataclass(frozen=True)

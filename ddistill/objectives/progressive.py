@@ -17,17 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from ddistill.diffusion import ddim_step, from_x0, one_step_target
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import (
-    Batch,
-    Metrics,
-    Networks,
-    Process,
-    Update,
-    check_not_negative,
-    noisy,
-)
+from ddistill.objectives.base import Metrics, Networks, Update, check_not_negative
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import weighted_error
+from ddistill.objectives.draws import noisy
+from ddistill.objectives.process import Batch, Process
 
 # loss -> (error that is squared, weight); PD's truncated SNR is max(|dx|^2, |deps|^2). It is
 # written in v, whose scale is even over all levels.

@@ -33,19 +33,11 @@ from ddistill.diffusion import (
     output_of,
 )
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import (
-    Batch,
-    Metrics,
-    Networks,
-    Process,
-    Update,
-    check_not_negative,
-    mean_per_example,
-    noisy,
-    predict,
-)
+from ddistill.objectives.base import Metrics, Networks, Update, check_not_negative, predict
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
+from ddistill.objectives.draws import mean_per_example, noisy
+from ddistill.objectives.process import Batch, Process
 from ddistill.schedules import Level
 
 NORMS = ("l1", "l2")

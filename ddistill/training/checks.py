@@ -1,5 +1,6 @@
 """What is checked of a stage while it is planned: before anything compiles or is written."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.settings import StageSettings, to_plain
-from ddistill.training.optimizers import check_optimizer
+from ddistill.training.optimizers import check_optimizer, update_rule
 
 if TYPE_CHECKING:
     from ddistill.training.stages import StagePlan
@@ -47,21 +48,34 @@ def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StageP
             f"{path}.teacher={stage.teacher!r} is a classifier, not a denoiser. Name it as "
             f"{path}.classifier, and a stage that makes images as the teacher."
         )
-    for key, name in (("teacher", stage.teacher), ("init", stage.init_source)):
+    start = "resume" if stage.resume else "init"
+    for key, name in (("teacher", stage.teacher), (start, stage.init_source)):
         check_students_of(stage, earlier.get(name), f"{path}.{key}", key)
+        if name in earlier and earlier[name].objective.makes_pairs:
+            raise ConfigError(
+                f"{path}.{key}={name!r} makes pairs and trains no network; name it as {path}.pairs."
+            )
     if stage.init == "teacher" and not stage.teacher:
         raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
-    if stage.init != "fresh":
-        check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), earlier)
+    if stage.resume and stage.init != "fresh":
+        raise ConfigError(
+            f"{path}.resume={stage.resume!r} and {path}.init={stage.init!r}: a stage that goes on "
+            "from another one has its weights from there; leave init out."
+        )
+    if stage.resume:
+        check_earlier(f"{path}.resume", stage.resume, (), earlier)
+    if stage.init_source:
+        if not stage.resume:
+            check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), earlier)
         source = earlier[stage.init_source]
         ours, theirs = _in_full(stage.network), _in_full(source.settings.network)
         different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
         if different:
             k = different[0]
             raise ConfigError(
-                f"{path}.init takes the weights of '{source.name}', whose network differs: "
+                f"{path}.{start} takes the weights of '{source.name}', whose network differs: "
                 f"network.{k} is {ours.get(k)!r} here and {theirs.get(k)!r} there. "
-                "Use the same network or init='fresh'."
+                "Use the same network, or a fresh one (init='fresh')."
             )
         if stage.prediction != source.settings.prediction:
             raise ConfigError(
@@ -82,7 +96,7 @@ def check_students_of(
             f"{path}={source.name!r} is a sweep of {theirs.count} students and not one network; "
             "name a stage of one student, or of students with a partition."
         )
-    if key == "init" and stage.students.count != theirs.count:
+    if key != "teacher" and stage.students.count != theirs.count:
         raise ConfigError(
             f"{path} takes the weights of '{source.name}', which has {theirs.count} students; "
             f"this stage has students.count={stage.students.count}. Set it to {theirs.count}, or "
@@ -99,13 +113,100 @@ def check_classifier(
         names = ", ".join(known) or "none, because no stage before this one is a classifier"
         if not stage.classifier:
             raise ConfigError(
-                f"{path}.classifier is empty, but objective.classifier_weight is above 0. "
+                f"{path}.classifier is empty, but objective.classifier_weight is above 0, or "
+                "another distance of the objective is one of a classifier's features. "
                 f"Allowed: {names}."
             )
         if stage.classifier not in known:
             raise ConfigError(
                 f"{path}.classifier={stage.classifier!r} is not a classifier's stage before this "
                 f"one in config.pipeline.{nearest(stage.classifier, known)} Allowed: {names}."
+            )
+
+
+def check_pairs(
+    stage: StageSettings, objective: Objective, path: str, earlier: "Mapping[str, StagePlan]"
+) -> None:
+    """Raises `ConfigError` unless the pairs that a stage names, or needs, are its teacher's."""
+    known = {n: p for n, p in earlier.items() if p.objective.makes_pairs}
+    names = ", ".join(known) or "none, because no stage before this one makes pairs"
+    if objective.needs_pairs and not stage.pairs:
+        raise ConfigError(
+            f"{path}.pairs is empty, but objective.regression_weight is above 0. Allowed: {names}."
+        )
+    if not stage.pairs:
+        return
+    if stage.pairs not in known:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} is not a stage before this one that makes pairs."
+            f"{nearest(stage.pairs, known)} Allowed: {names}."
+        )
+    if not objective.needs_pairs:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} has no effect: objective.regression_weight is 0."
+        )
+    theirs = known[stage.pairs].settings
+    if theirs.teacher != stage.teacher or theirs.conditional != stage.conditional:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} were made by the teacher '{theirs.teacher}' "
+            f"(conditional={theirs.conditional}), but the stage's teacher is '{stage.teacher}' "
+            f"(conditional={stage.conditional}): noise leads elsewhere there. Make pairs of "
+            f"'{stage.teacher}'."
+        )
+
+
+def check_guidance(stage: StageSettings, path: str, earlier: "Mapping[str, StagePlan]") -> None:
+    """Raises `ConfigError` unless the teacher knows what to be guided away from."""
+    if stage.guidance == 1.0:
+        return
+    if not (math.isfinite(stage.guidance) and stage.guidance >= 0):
+        raise ConfigError(f"{path}.guidance={stage.guidance} must be 0 or above; 1 is none.")
+    if not stage.teacher:
+        raise ConfigError(f"{path}.guidance={stage.guidance} is the teacher's, and there is none.")
+    theirs = earlier[stage.teacher]
+    why = ""
+    if not theirs.settings.conditional:
+        why = "is unconditional: there is no class to be guided to"
+    elif not stage.conditional:
+        why = f"is conditional, but {path}.conditional=False gives it no class"
+    elif not getattr(theirs.objective, "label_dropout", 0.0):
+        why = "was trained with objective.label_dropout=0: it has never seen the null class"
+    if why:
+        raise ConfigError(
+            f"{path}.guidance={stage.guidance}, but the teacher '{stage.teacher}' {why}. Set "
+            "guidance=1."
+        )
+
+
+def check_optimizers(stage: StageSettings, objective: Objective, path: str) -> None:
+    """Raises `ConfigError` for optimisers of networks that there are not, or that cannot work."""
+    for name, optimizer in stage.optimizers.items():
+        check_choice(f"{path}.optimizers", name, objective.networks())
+        check_optimizer(optimizer, stage.steps, f"{path}.optimizers.{name}")
+
+
+def check_resume(
+    stage: StageSettings,
+    modules: Mapping[str, nn.Module],
+    path: str,
+    earlier: "Mapping[str, StagePlan]",
+) -> None:
+    """Raises `ConfigError` unless optimisers and networks of an earlier stage can be taken over."""
+    if not stage.resume:
+        return
+    source = earlier[stage.resume]
+    for name in modules.keys() & source.modules.keys():
+        if name != "student" and modules[name] != source.modules[name]:
+            raise ConfigError(
+                f"{path}.resume={stage.resume!r}: the network '{name}' is another one there. Use "
+                "the same teacher and the same objective.features in both stages."
+            )
+        ours, theirs = (update_rule(s.optimizer_of(name)) for s in (stage, source.settings))
+        if ours != theirs:
+            raise ConfigError(
+                f"{path}.resume={stage.resume!r}: the optimiser of '{name}' differs in more than "
+                f"its rate, {ours} here and {theirs} there (name, clip, weight decay, b1, b2, eps, "
+                "momentum). Its state cannot be taken over; use the same one."
             )
 
 
@@ -150,12 +251,17 @@ def check_earlier(
 
 
 def check_network(
-    objective: Objective, module: nn.Module, shape: tuple[int, int, int], stage: Any, path: str
+    objective: Objective,
+    module: nn.Module,
+    wanted: tuple[str, ...],
+    shape: tuple[int, int, int],
+    stage: Any,
+    path: str,
 ) -> FeatureShapes:
     """Traces the network on shapes only and compares what comes out with the images.
 
     Returns:
-      By tap of the objective, the shape (H, W, C) of the features there.
+      By `wanted` tap, the shape (H, W, C) of the features there.
 
     Raises:
       ConfigError: the network refuses this image size, has no such feature taps, or its output
@@ -164,7 +270,7 @@ def check_network(
     classes = getattr(module, "num_classes", 0)
     if stage.conditional and not classes:
         raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
-    taps: dict[str, Any] = {"taps": objective.taps()} if objective.taps() else {}
+    taps: dict[str, Any] = {"taps": wanted} if wanted else {}
     try:
         out, variables = jax.eval_shape(
             lambda: module.init_with_output(
@@ -178,14 +284,14 @@ def check_network(
     if "batch_stats" in variables:
         _check_batch_norm(stage, path)
     first = out[0] if isinstance(out, tuple) else out
-    for tap in objective.taps():
+    for tap in wanted:
         check_choice(f"{path}.objective: feature tap", tap, out[1])
     if hasattr(module, "out_channels") and first.shape[1:] != shape:
         raise ConfigError(
             f"{path}.network gives images of shape {first.shape[1:]}, the data are {shape}: "
             f"set network.out_channels={shape[-1]} or data.channels={first.shape[-1]}."
         )
-    return {tap: out[1][tap].shape[1:] for tap in objective.taps()}
+    return {tap: out[1][tap].shape[1:] for tap in wanted}
 
 
 def _check_batch_norm(stage: StageSettings, path: str) -> None:

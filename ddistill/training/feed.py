@@ -1,6 +1,6 @@
 """Batches on their way to the devices: which examples, when, and where they lie."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ddistill.data import Dataset, batch_indices, read_ahead
 from ddistill.training.hosts import several
+from ddistill.training.members import Member
 from ddistill.training.sharding import BATCH_AXES, Layout, place
 from ddistill.training.turns import split
 
@@ -18,20 +19,19 @@ class Feed:
 
     A data set that lies in memory is put on the devices once and a batch is a list of indices; a
     larger one is read ahead by a thread, of which every process reads what its devices are given.
-    A stage of many students has as many `seeds`, and a batch for each.
+    Every student has a batch of its own, of the classes that it is shown.
     """
 
-    def __init__(self, dataset: Dataset, seeds: tuple[int, ...], batch: int, layout: Layout):
-        self._dataset, self._seeds, self._batch = dataset, seeds, batch
-        self._layout = layout
+    def __init__(self, dataset: Dataset, members: Sequence[Member], batch: int, layout: Layout):
+        self._dataset, self._batch, self._layout = dataset, batch, layout
+        self._members = [(m.data_seed, _examples(dataset, m.classes)) for m in members]
         self.resident = isinstance(dataset.images, np.ndarray)
         self.images = place(dataset.images, layout.whole()) if self.resident else None
         self.labels = place(dataset.labels, layout.whole())
 
     def _indices(self, step: int, count: int) -> np.ndarray:
-        n = len(self._dataset)
         picks = [
-            [batch_indices(seed, s, self._batch, n) for seed in self._seeds]
+            [rows[batch_indices(seed, s, self._batch, len(rows))] for seed, rows in self._members]
             for s in range(step, step + count)
         ]
         indices = np.array(picks, np.int32)
@@ -60,6 +60,13 @@ class Feed:
     def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list, list]]:
         """Yields (step, count, images, indices) for spans of steps, both by turn, read ahead."""
         return read_ahead(lambda span: (*span, *self._load(*span)), spans)
+
+
+def _examples(dataset: Dataset, classes: tuple[int, ...] | None) -> np.ndarray:
+    """Indices of the images of these classes, or of all images."""
+    if classes is None:
+        return np.arange(len(dataset))
+    return np.flatnonzero(np.isin(dataset.labels, classes))
 
 
 def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -75,10 +75,10 @@ def check_folders(plans: Sequence[StagePlan], only: str = "") -> None:
     by_name = {plan.name: plan for plan in plans}
     for plan in plans:
         check_owner(plan)
-    needed = list(by_name)
+    needed = tuple(by_name)
     if only != "evaluate":
         settings = by_name[only].settings if only else None
-        needed = [settings.teacher, settings.classifier, settings.init_source] if settings else []
+        needed = settings.sources if settings else ()
     for name in filter(None, needed):
         if by_name[name].manifest() is None:
             raise incomplete(by_name[name])

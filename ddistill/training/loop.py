@@ -1,5 +1,6 @@
 """The loop of one stage: from its last checkpoint to its last step, or to a clean stop."""
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ import numpy as np
 from ddistill.data import Dataset
 from ddistill.errors import TrainingError
 from ddistill.networks.weights import Weights
-from ddistill.settings import TrainingSettings
+from ddistill.objectives.process import Pairs
+from ddistill.settings import TrainingSettings, to_plain
 from ddistill.training.checkpoints import Checkpoints, write_json
 from ddistill.training.feed import Feed, spans
 from ddistill.training.hosts import agree, from_first, is_first, several, wait
@@ -25,7 +27,9 @@ from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen
 from ddistill.training.turns import advance, join_state, split, split_state
+from ddistill.training.watch import Watch
 from ddistill.training.weights import (
+    Start,
     abstract_state,
     handed_on,
     initial_state,
@@ -80,17 +84,23 @@ class StageRun:
         self.clock = Clock()
         self.loss = math.nan
         self.frozen: set[int] = set()
+        self.watch = Watch(plan, self._say, self._diverged)
         self._ask_every, self._unasked = 1, 0
 
     def run(
-        self, teacher: Any, start: Any, classifier: Any = None
+        self,
+        teacher: Any,
+        start: Start | None,
+        classifier: Any = None,
+        pairs: Pairs | None = None,
     ) -> tuple[dict[str, Any], Weights]:
         """Trains to the last step and returns the manifest and the weights that are handed on.
 
         Args:
           teacher: the frozen teacher network, or None.
-          start: parameters that the student starts from, or None for fresh ones.
+          start: what the networks start from; None for fresh ones.
           classifier: the frozen classifier, or None.
+          pairs: what the stage's batches draw pairs from, or None.
 
         Raises:
           Interrupted: a stop was asked for; the state is on disk.
@@ -102,7 +112,7 @@ class StageRun:
         self.reporter.begin(plan.name, plan.settings.steps, step)
         together = not several()
         try:
-            state = self._train(state, step, self._frozen(teacher, classifier))
+            state = self._train(state, step, self._frozen(teacher, classifier, pairs))
             if plan.settings.steps not in self.checkpoints.steps():
                 self._save(plan.settings.steps, state)
             self.checkpoints.wait()
@@ -117,7 +127,7 @@ class StageRun:
                 self.checkpoints.close()
         return self._finish(state), handed_on(state, plan.ema_key())
 
-    def _open(self, start: Any) -> tuple[TrainState, int]:
+    def _open(self, start: Start | None) -> tuple[TrainState, int]:
         # Shapes are enough to restore: what does not fit is found before anything compiles.
         shapes = abstract_state(self.plan, self.layout)
         self.reporter.say(f"{self.plan.name}: {memory_budget(shapes)}")
@@ -131,14 +141,14 @@ class StageRun:
         self.reporter.say(f"{self.plan.name}: going on from the checkpoint at step {step}")
         return state, step
 
-    def _frozen(self, teacher: Any, classifier: Any) -> list[Frozen]:
+    def _frozen(self, teacher: Any, classifier: Any, pairs: Pairs | None) -> list[Frozen]:
         """What a step reads, by turn."""
         layout = self.layout
         teacher = place(teacher, layout.of_teacher(teacher))
-        classifier = place(classifier, layout.whole())
+        classifier, pairs = (place(x, layout.whole()) for x in (classifier, pairs))
         lies = layout.by_student() if layout.in_turn else layout.whole()
         return [
-            Frozen(teacher, place(process, lies), classifier)
+            Frozen(teacher, place(process, lies), classifier, pairs)
             for process in split(layout, self.plan.process)
         ]
 
@@ -148,16 +158,18 @@ class StageRun:
         keys = [stream_key(m.seed, f"{plan.name}/train{m.stream}") for m in plan.members]
         return split(self.layout, jnp.stack(keys) if plan.stacked else keys[0])
 
-    def _rates(self) -> np.ndarray:
-        """The learning rate of every step, `[steps]`, or `[steps, K]`."""
-        plan = self.plan
-        rates = [learning_rates(m.optimizer, plan.settings.steps) for m in plan.members]
-        return np.stack(rates, axis=1) if plan.stacked else rates[0]
+    def _rates(self) -> dict[str, np.ndarray]:
+        """By network the learning rate of every step, `[steps]`, or `[steps, K]`."""
+        settings, every = self.plan.settings, {}
+        for name in self.plan.modules:
+            used = [settings.optimizers.get(name, m.optimizer) for m in self.plan.members]
+            rates = [learning_rates(o, settings.steps) for o in used]
+            every[name] = np.stack(rates, axis=1) if self.plan.stacked else rates[0]
+        return every
 
     def _train(self, state: TrainState, step: int, frozen: list[Frozen]) -> TrainState:
         settings, every = self.plan.settings, self.training
-        seeds = tuple(m.data_seed for m in self.plan.members)
-        feed = Feed(self.dataset, seeds, settings.batch_size, self.layout)
+        feed = Feed(self.dataset, self.plan.members, settings.batch_size, self.layout)
         steps = _Steps(self, feed, frozen)
         turns = split_state(self.layout, state)
         del state  # its buffers are the turns' or are not needed
@@ -206,13 +218,14 @@ class StageRun:
         for (begin, count, _), metrics in zip(window.rows, rows):
             self._check_finite(begin, count, metrics)
         values = self._means({k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, step)
+        self.watch(values, step)
         dispatches = len(window.rows)
         self._ask_every = from_first(
             lambda: max(1, int(_SECONDS_BETWEEN_ASKING * dispatches / seconds))
         )
         done = sum(count for _, count, _ in window.rows)
         rate = done * self.plan.settings.batch_size * len(self.plan.members) / seconds
-        self.loss = values["loss"]
+        self.loss = values.get("loss", self.loss)
         extra = {
             "images_per_second": rate,
             "data_wait_share": min(1.0, window.wait / seconds),
@@ -228,19 +241,30 @@ class StageRun:
         return Window()
 
     def _means(self, metrics: dict[str, np.ndarray], step: int) -> dict[str, float]:
-        """Means over the steps of a window, over the students that learn, and of each student."""
-        if not self.plan.stacked:
-            return {name: float(np.mean(v)) for name, v in metrics.items()}
-        diverged = metrics.pop("diverged")
-        self._tell_frozen(diverged[-1], step)
-        learns = diverged == 0
-        means = {name: float(np.mean(v[learns])) for name, v in metrics.items()}
-        for k in range(len(self.plan.members)):
-            last = int(diverged[-1, k]) or step + 1
+        """Means over the steps of a window, over the students that learn, and of each student.
+
+        A metric of an update is averaged over the steps at which the update ran.
+        """
+        counts = {n: metrics.pop(f"ran/{n}") for n in list(metrics) if f"ran/{n}" in metrics}
+        diverged = metrics.pop("diverged", None)
+        learns = np.ones(len(next(iter(metrics.values()))), bool)
+        if diverged is not None:
+            ended = diverged[-1]
+            self._tell_frozen(ended, step)
+            learns = diverged == 0
+
+        def mean(name: str, chosen: Any) -> dict[str, float]:
+            used = learns[chosen]
+            if name in counts:
+                used = used & (counts[name][chosen] > 0)
+            return {name: float(np.mean(metrics[name][chosen][used]))} if used.any() else {}
+
+        means = {name: m for n in metrics for name, m in mean(n, slice(None)).items()}
+        for k in range(len(self.plan.members) if diverged is not None else 0):
+            last = int(ended[k]) or step + 1
             means[f"images/{k}"] = float(min(step, last - 1) * self.plan.settings.batch_size)
-            for name in ("loss", "grad_norm", "ema_distance"):
-                if name in metrics and learns[:, k].any():
-                    means[f"{name}/{k}"] = float(np.mean(metrics[name][learns[:, k], k]))
+            for name in metrics:
+                means |= {f"{n}/{k}": m for n, m in mean(name, (slice(None), k)).items()}
         return means
 
     def _tell_frozen(self, diverged: np.ndarray, step: int) -> None:
@@ -254,6 +278,9 @@ class StageRun:
                 )
         if np.all(diverged):
             raise self._diverged(step, "every student has diverged and is frozen")
+
+    def _say(self, text: str) -> None:
+        self.reporter.say(f"{self.plan.name}: {text}")
 
     def _who(self, k: Any) -> str:
         label = self.plan.members[int(k)].label
@@ -311,14 +338,16 @@ class StageRun:
             "clock": vars(self.clock),
             "loss": self.loss,
             "digest": self.plan.digest,
-            "settings": json_ready(self.plan.settings),
+            "settings": to_plain(dataclasses.asdict(self.plan.settings)),
         }
         self.checkpoints.save(step, state, record, self.loss)
 
     def _finish(self, state: TrainState) -> dict[str, Any]:
         settings = self.plan.settings
         per_image = sum(m.objective.teacher_calls() for m in self.plan.members)
-        calls = settings.steps * settings.batch_size * per_image
+        # Guidance asks the teacher twice.
+        guided = 1 if settings.guidance == 1.0 else 2
+        calls = round(settings.steps * settings.batch_size * per_image * guided)
         every = count_parameters(state.params["student"])
         manifest = {
             "stage": self.plan.name,
@@ -355,12 +384,13 @@ class _Steps:
         run, labels, new = self._run, self._feed.labels, False
         if count not in self._chunks:
             shapes = (turns[0], self._frozen[0], images[0], labels, picks[0])
-            rule = update_rule(run.plan.settings.optimizer)
+            settings = run.plan.settings
+            rule = tuple(update_rule(settings.optimizer_of(name)) for name in run.plan.modules)
             wanted = step_settings(run.plan, run.layout, run.dataset.hflip)
             made = run.programs(wanted, rule, count, self._feed.resident, shapes)
             self._chunks[count], new = made
-        own = split(run.layout, self._rates[step : step + count], axis=1)
-        rates = [{name: x for name in run.plan.modules} for x in own]
+        now = {name: rates[step : step + count] for name, rates in self._rates.items()}
+        rates = split(run.layout, now, axis=1)
         chunk, frozen, keys = self._chunks[count], self._frozen, self._keys
         begun = time.perf_counter()
         turns, metrics = advance(
@@ -369,17 +399,3 @@ class _Steps:
         if new:
             jax.block_until_ready(turns)
         return turns, metrics, time.perf_counter() - begun if new else 0.0
-
-
-def json_ready(settings: Any) -> Any:
-    """A settings dataclass as plain JSON values."""
-    import dataclasses
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (tuple, list)):
-            return [plain(v) for v in value]
-        return value
-
-    return plain(dataclasses.asdict(settings))

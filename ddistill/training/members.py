@@ -5,17 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddistill.errors import ConfigError, check_choice, nearest
-from ddistill.mapping import MAPPINGS
+from ddistill.data import Dataset
+from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import Objective, Process, make_process
-from ddistill.objectives.base import student_levels
-from ddistill.partitions import Partition, level_ranges, timestep_partition
+from ddistill.objectives.process import student_levels
+from ddistill.partitions import Partition, level_ranges
 from ddistill.schedules import Schedule, make_grid
 from ddistill.settings import OptimizerSettings, StageSettings, StudentsSettings
 from ddistill.training.optimizers import check_optimizer
+from ddistill.training.partitioning import BY_CLASS, check_students, plan_partition
 
-PARTITIONS = ("none", "timesteps")
-ON_DIVERGENCE = ("stop", "freeze")
 # Beside the objective's own numbers, by their names.
 SWEPT = ("grid_steps", "seed", "learning_rate")
 
@@ -51,6 +50,7 @@ class Member:
       seed: of its random streams and its batches.
       stream: ends the names of its random streams.
       optimizer: its optimiser.
+      classes: those of the data that it is shown; None for all.
     """
 
     label: str
@@ -61,6 +61,7 @@ class Member:
     seed: int
     stream: str
     optimizer: OptimizerSettings
+    classes: tuple[int, ...] | None = None
 
     @property
     def data_seed(self) -> int:
@@ -69,7 +70,13 @@ class Member:
 
 
 def plan_members(
-    stage: StageSettings, table: Table, rows: int, seed: int, objective: Objective, path: str
+    stage: StageSettings,
+    table: Table,
+    rows: int,
+    seed: int,
+    objective: Objective,
+    dataset: Dataset,
+    path: str,
 ) -> tuple[tuple[Member, ...], Partition | None]:
     """The students of a stage and who of them answers for what.
 
@@ -79,6 +86,7 @@ def plan_members(
       rows: length of the tables of a process.
       seed: the run's.
       objective: the method, not yet prepared for a grid.
+      dataset: whose classes are shared out.
       path: of the `students` settings, for messages.
 
     Raises:
@@ -86,21 +94,33 @@ def plan_members(
     """
     check_students(stage.students, path)
     swept = _swept(stage, seed, objective, path)
-    members = tuple(_member(one, table, rows) for one in swept)
-    students = stage.students
-    if students.partition == "none":
+    whole = _Share(classes=tuple(range(dataset.num_classes)) if stage.conditional else None)
+    members = tuple(_member(one, table, rows, dataset.num_classes, whole) for one in swept)
+    if stage.students.partition == "none":
         return members, None
     levels = members[0].levels
     try:
-        partition = timestep_partition(
-            levels, students.count, students.spacing, students.boundaries
-        )
-        low, high = level_ranges(partition, levels, students.margin)
+        partition = plan_partition(stage, levels, dataset, seed, path)
+        low, high = level_ranges(partition, levels, stage.students.margin)
     except ConfigError as error:  # which begins with "students", not knowing the stage
         raise ConfigError(f"{path.removesuffix('students')}{error}") from error
+    owned = partition.owned_classes(dataset.num_classes)
+    shares = [
+        _Share(int(a), int(b), tuple(np.flatnonzero(own).tolist()) if stage.conditional else None)
+        for a, b, own in zip(low, high, owned)
+    ]
     return tuple(
-        _member(one, table, rows, int(a), int(b)) for one, a, b in zip(swept, low, high)
+        _member(one, table, rows, dataset.num_classes, own) for one, own in zip(swept, shares)
     ), partition
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one student is shown: levels low .. high (0 for the last), and these classes."""
+
+    low: int = 1
+    high: int = 0
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,7 @@ def _swept(stage: StageSettings, seed: int, objective: Objective, path: str) -> 
     return swept
 
 
-def _member(one: _Swept, table: Table, rows: int, low: int = 1, high: int = 0) -> Member:
+def _member(one: _Swept, table: Table, rows: int, num_classes: int, share: _Share) -> Member:
     grid_settings, students = one.stage.grid, one.stage.students
     grid = make_grid(
         table.levels,
@@ -163,48 +183,19 @@ def _member(one: _Swept, table: Table, rows: int, low: int = 1, high: int = 0) -
             grid,
             grid_settings.time,
             rows,
-            low=low,
-            high=high,
+            low=share.low,
+            high=share.high,
             outside=students.outside or None,
+            classes=share.classes,
+            num_classes=num_classes,
             values=objective.numbers(),
         ),
         objective=objective,
         seed=one.seed,
         stream=one.stream,
         optimizer=one.stage.optimizer,
+        classes=share.classes if students.partition in BY_CLASS else None,
     )
-
-
-def check_students(s: StudentsSettings, path: str) -> None:
-    """Raises `ConfigError` for values that do not depend on the levels."""
-    check_choice(f"{path}.partition", s.partition, PARTITIONS)
-    check_choice(f"{path}.mapping", s.mapping, MAPPINGS)
-    check_choice(f"{path}.on_divergence", s.on_divergence, ON_DIVERGENCE)
-    if s.count < 0:
-        raise ConfigError(f"{path}.count={s.count} must be 0 (no student axis) or more.")
-    if s.margin < 0:
-        raise ConfigError(f"{path}.margin={s.margin} must be 0 or more.")
-    if not 0.0 <= s.outside <= 1.0:
-        raise ConfigError(f"{path}.outside={s.outside} is a share; allowed: 0 to 1.")
-    if s.partition == "none":
-        used = {"boundaries": s.boundaries, "margin": s.margin, "outside": s.outside}
-        for key, value in used.items():
-            if value:
-                raise ConfigError(
-                    f"{path}.{key}={value} has no effect without {path}.partition='timesteps'."
-                )
-        if s.count > 1 and not s.sweep:
-            raise ConfigError(
-                f"{path}.count={s.count}, but nothing tells the students apart: set "
-                f"{path}.partition='timesteps', or list their differences in {path}.sweep."
-            )
-    elif s.count < 1:
-        raise ConfigError(f"{path}.partition={s.partition!r} needs {path}.count of 1 or more.")
-    elif s.sweep:
-        raise ConfigError(
-            f"{path}.sweep and {path}.partition={s.partition!r} exclude each other: students of a "
-            "partition are one sampler, those of a sweep are samplers of their own."
-        )
 
 
 def _check_sweep(s: StudentsSettings, objective: Objective, path: str) -> None:

@@ -1,19 +1,22 @@
 """The stages of a run, one after the other; complete ones are not touched."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ddistill.data import Dataset
+from ddistill.denoiser import GuidedDenoiser
 from ddistill.settings import Settings
 from ddistill.students import clone
 from ddistill.training.folders import claim
 from ddistill.training.hosts import agree, from_first
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
+from ddistill.training.pairs import make_pairs, read_pairs
 from ddistill.training.programs import Programs
 from ddistill.training.progress import Reporter
 from ddistill.training.stages import StagePlan
-from ddistill.training.weights import Networks
+from ddistill.training.weights import Networks, Start, resumed
 
 
 def run_stages(
@@ -68,16 +71,20 @@ def _run_one(
         if manifest is not None:
             reporter.say(f"{plan.name}: complete ({manifest['steps']} steps), found on disk")
             return manifest
+        s = plan.settings
         teacher, classifier = (
-            networks(by_name[name]) if name else None
-            for name in (plan.settings.teacher, plan.settings.classifier)
+            networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
         )
-        source = plan.settings.init_source
-        start = networks.weights(by_name[source]) if source else None
-        if start is not None and plan.stacked and not by_name[source].stacked:
-            start = clone(start, len(plan.members))
+        if plan.objective.makes_pairs:
+            manifest = make_pairs(plan, guided(plan, teacher), reporter, stop)
+            reporter.say(
+                f"{plan.name}: {manifest['pairs']} pairs in {manifest['train_seconds']:.0f} s"
+            )
+            return manifest
+        pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
         run = StageRun(plan, dataset, settings.training, reporter, stop, programs)
-        manifest, weights = run.run(teacher, start, classifier)
+        start = _start(plan, by_name, networks)
+        manifest, weights = run.run(guided(plan, teacher), start, classifier, pairs)
         networks.add(plan, weights)
         reporter.say(
             f"{plan.name}: {manifest['steps']} steps in {manifest['train_seconds']:.0f} s "
@@ -85,3 +92,25 @@ def _run_one(
             f"loss {manifest['final_loss']:.4g}"
         )
         return manifest
+
+
+def guided(plan: StagePlan, teacher: Any) -> Any:
+    """A stage's teacher, with the guidance that the stage's settings ask for."""
+    if plan.settings.guidance == 1.0:
+        return teacher
+    null_class = plan.module.num_classes  # type: ignore[attr-defined]
+    return GuidedDenoiser(teacher, plan.settings.guidance, null_class)
+
+
+def _start(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks) -> Start:
+    """What the networks of a stage start from."""
+    s = plan.settings
+    start = resumed(plan, by_name[s.resume]) if s.resume else Start()
+    sources = {"student": s.init_source} | dict.fromkeys(plan.objective.starts(), s.teacher)
+    weights = dict(start.weights)
+    for name, source in sources.items():
+        if source and name not in weights:
+            weights[name] = networks.weights(by_name[source])
+            if plan.stacked and not by_name[source].stacked:
+                weights[name] = clone(weights[name], len(plan.members))
+    return dataclasses.replace(start, weights=weights)

@@ -30,8 +30,12 @@ from ddistill.training.checks import (
     check_classes,
     check_classifier,
     check_earlier,
+    check_guidance,
     check_network,
     check_numbers,
+    check_optimizers,
+    check_pairs,
+    check_resume,
     check_sources,
 )
 from ddistill.training.members import Member, Table, plan_members
@@ -175,10 +179,13 @@ def _plan(
     check_sources(stage, path, earlier)
     objective = make_objective(stage.objective, f"{path}.objective")
     check_classifier(stage, objective, path, earlier)
+    check_pairs(stage, objective, path, earlier)
+    check_guidance(stage, path, earlier)
     if objective.needs_whole_batch and stage.accumulate > 1:
         raise ConfigError(
-            f"{path}.accumulate={stage.accumulate}, but the objective's diversity term needs the "
-            "mean over the whole batch at once: set accumulate=1, or objective.gamma=1 to drop it."
+            f"{path}.accumulate={stage.accumulate}, but the objective needs a mean over the whole "
+            "batch at once (the classifier's diversity, or a divergence's weights): set "
+            "accumulate=1, or objective.gamma=1 or objective.divergence='rkl' to drop it."
         )
     if objective.needs_teacher and not stage.teacher:
         raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
@@ -186,12 +193,17 @@ def _plan(
     above = earlier[stage.teacher] if stage.teacher else None
     table = Table(above.levels, above.indices) if above else Table.whole(schedule)
     members, partition = plan_members(
-        stage, table, schedule.num_steps + 1, settings.seed, objective, f"{path}.students"
+        stage, table, schedule.num_steps + 1, settings.seed, objective, dataset, f"{path}.students"
     )
     student, shape = build_module(stage.network, f"{path}.network"), dataset.image_shape
+    prepared = members[0].objective
+    if above:
+        prepared = prepared.prepare_networks(above.module, above.settings.prediction)
     prepared = _prepare_features(
-        members[0].objective, student, above.module if above else None, stage, shape, path, seen
+        prepared, student, above.module if above else None, stage, shape, path, seen
     )
+    check_optimizers(stage, prepared, path)
+    check_resume(stage, {"student": student, **prepared.networks()}, path, earlier)
     check_classes(prepared, student, stage, dataset.num_classes, path)
     digest = stage_digest(name, stage, prepared, settings, dataset, earlier)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
@@ -222,19 +234,18 @@ def _prepare_features(
 
     `seen` holds what is known of the networks of earlier stages.
     """
-    taps = objective.taps()
 
-    def look(module: nn.Module) -> FeatureShapes:
+    def look(module: nn.Module, taps: tuple[str, ...]) -> FeatureShapes:
         # Tracing takes a second: the equal networks of a chain are looked at once.
         asked = (module, taps, stage.conditional, stage.ema, stage.accumulate)
         if asked not in seen:
-            seen[asked] = check_network(objective, module, shape, stage, path)
+            seen[asked] = check_network(objective, module, taps, shape, stage, path)
         return seen[asked]
 
-    ours = look(student)
-    if teacher is None or not taps:
+    ours = look(student, objective.taps())
+    if teacher is None or not objective.teacher_taps():
         return objective
-    theirs = look(teacher)
+    theirs = look(teacher, objective.teacher_taps())
     try:
         return objective.prepare_features(ours, theirs)
     except ConfigError as error:
@@ -293,8 +304,7 @@ def stage_digest(
     students = {k: v for k, v in own.pop("students").items() if k != "mapping"}
     if stage.students.count:
         own["students"] = students
-    names = (stage.teacher, stage.classifier, stage.init_source)
-    sources = {s: earlier[s].digest for s in names if s}
+    sources = {s: earlier[s].digest for s in stage.sources}
     content = {
         "format": FORMAT,
         "name": name,

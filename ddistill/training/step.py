@@ -20,6 +20,9 @@ from jaxtyping import Array
 from ddistill.data import random_flip, to_unit
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, Objective, Process, Update
+from ddistill.objectives.base import Aside
+from ddistill.objectives.draws import draw_pair
+from ddistill.objectives.process import Pairs
 from ddistill.training.sharding import Layout, constrain, over_data
 from ddistill.training.state import TrainState, update_ema
 
@@ -32,15 +35,17 @@ class Frozen:
       teacher: the teacher network, or None.
       process: the levels of the stage.
       classifier: the network whose features are compared, or None.
+      pairs: all pairs of the stage, of which every batch draws some, or None.
     """
 
     teacher: Any
     process: Process
     classifier: Any = None
+    pairs: Pairs | None = None
 
 
 # What of it has the student axis in a stage of many students.
-FROZEN_AXES = Frozen(teacher=None, process=0, classifier=None)  # type: ignore[arg-type]
+FROZEN_AXES = Frozen(teacher=None, process=0, classifier=None, pairs=None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def make_step(s: StepSettings) -> StepFn:
     `images` are `[B, H, W, C]`, uint8 or floats in [-1, 1]; `labels` `[B]`; `key` is the stage's
     stream key, into which the step number is folded; `rates` holds by network this step's learning
     rate, for optimisers that are built with a rate of 1. Metrics are float32 scalars: one loss and
-    one gradient norm per update and whatever the losses report.
+    one gradient norm per update and whatever the losses report. Those of an update that does not
+    run at every step are 0 where it does not, and for each of them `ran/NAME` is 1 where it does.
     """
 
     def step(
@@ -95,21 +101,17 @@ def make_step(s: StepSettings) -> StepFn:
         rates: Mapping[str, Array] | None = None,
     ):
         batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
+        if frozen.pairs is not None:
+            batch = _with_pairs(s, batch, frozen.pairs, frozen.process)
         if s.layout is not None and s.layout.cuts_teacher:
             whole = constrain(frozen.teacher, s.layout.whole())
             frozen = dataclasses.replace(frozen, teacher=whole)
         trained = (dict(state.params), dict(state.opt_state), dict(state.statistics))
         metrics: dict[str, Array] = {}
         for update in s.objective.updates:
-
-            def apply(operands, update=update):
-                params, opt_state, statistics = operands
-                grads, found, seen = gradients(s, update, params, statistics, frozen, batch)
-                learnt = _learn(s, grads, params, opt_state, rates)
-                return (*learnt, {**statistics, **seen}), found
-
-            trained, found = _run_when_due(update.every, state.step, apply, trained)
+            trained, found, made = _run(s, update, state.step, trained, frozen, batch, rates)
             metrics.update(found)
+            batch = dataclasses.replace(batch, made={**batch.made, **made})
         params, opt_state, statistics = trained
         ema = update_ema(state.ema, params["student"], state.step, s.ema_warmup)
         new = TrainState(state.step + 1, params, opt_state, statistics, ema, state.diverged)
@@ -120,6 +122,51 @@ def make_step(s: StepSettings) -> StepFn:
         return new, {**metrics, **_health(new)}
 
     return step
+
+
+def _run(
+    s: StepSettings,
+    update: Update,
+    step: Array,
+    trained: tuple[Any, Any, Any],
+    frozen: Frozen,
+    batch: Batch,
+    rates: Any,
+) -> tuple[tuple[Any, Any, Any], dict[str, Array], dict[str, Array]]:
+    """An update where it is due: (parameters, optimiser states, statistics), metrics, what it made.
+
+    Where it is not, the first is as it was and metrics are 0.
+    """
+
+    def apply(operands):
+        params, opt_state, statistics = operands
+        grads, found, aside = gradients(s, update, params, statistics, frozen, batch)
+        learnt = _learn(s, grads, params, opt_state, rates)
+        return (*learnt, {**statistics, **aside.statistics}), found, dict(aside.made)
+
+    if update.always:
+        return apply(trained)
+    shapes = jax.eval_shape(apply, trained)[1]
+
+    def skip(operands):
+        found = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return operands, found, _made_otherwise(s, update, operands, frozen, batch)
+
+    due = update.due(step)
+    trained, found, made = jax.lax.cond(due, apply, skip, trained)
+    ran = due.astype(jnp.float32)
+    return trained, {**found, **{f"ran/{name}": ran for name in found}}, made
+
+
+def _made_otherwise(
+    s: StepSettings, update: Update, trained: Any, frozen: Frozen, batch: Batch
+) -> dict[str, Array]:
+    if update.otherwise is None:
+        return {}
+    make = update.otherwise
+    params, _, statistics = trained
+    networks = _networks(s, _whole(s, params), statistics, frozen)
+    return _accumulate(s, lambda part: ({}, dict(make(networks, part, frozen.process))), batch)[1]
 
 
 def _learn(s: StepSettings, grads: Any, params: Any, opt_state: Any, rates: Any):
@@ -170,6 +217,14 @@ def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Bat
     return _spread(s, Batch(x, labels, labels if s.conditional else None, keys))
 
 
+def _with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, process: Process) -> Batch:
+    """The batch with as many pairs, each drawn by the key of an example."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(batch.keys)
+    rows = draw_pair(keys, len(pairs.label), process, s.objective.filters_pairs)
+    drawn = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), pairs)
+    return _spread(s, dataclasses.replace(batch, pairs=drawn))
+
+
 def _spread(s: StepSettings, batch: Batch, axis: int = 0) -> Batch:
     """Asks for dimension `axis` of the batch to be spread over the mesh."""
     return batch if s.layout is None else constrain(batch, over_data(s.layout.mesh, axis))
@@ -192,9 +247,9 @@ def _cut(s: StepSettings, grads: Any) -> Any:
 def gradients(
     s: StepSettings, update: Update, params: Any, statistics: Any, frozen: Frozen, batch: Batch
 ):
-    """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, statistics.
+    """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, and `Aside`.
 
-    Gradients and the new statistics of batch norms are by name of the trained networks.
+    Gradients are by name of the trained networks.
     """
     first = update.trained[0]
     suffix = "" if first == "student" else f"_{first}"
@@ -202,25 +257,35 @@ def gradients(
     params = _whole(s, params)
 
     def loss(trained: Any, part: Batch):
-        networks = {
-            n: s.objective.bind(n, s.modules[n], Weights(p, statistics.get(n)), s.prediction)
-            for n, p in {**params, **trained}.items()
-        }
-        networks |= {"teacher": frozen.teacher, "classifier": frozen.classifier}
-        values, metrics, *seen = update.loss(networks, part, frozen.process)
+        networks = _networks(s, {**params, **trained}, statistics, frozen)
+        values, metrics, *rest = update.loss(networks, part, frozen.process)
         chex.assert_shape(values, (part.image.shape[0],))
         value = jnp.mean(values)
-        return value, ({f"loss{suffix}": value, **metrics}, seen[0] if seen else {})
+        return value, ({f"loss{suffix}": value, **metrics}, rest[0] if rest else Aside())
 
     grad = jax.grad(loss, has_aux=True)
     trained = {n: params[n] for n in update.trained}
-    grads, (metrics, seen) = _accumulate(s, lambda part: grad(trained, part), batch)
+
+    def compute(part: Batch):
+        grads, (metrics, aside) = grad(trained, part)
+        return (grads, metrics, aside.statistics), dict(aside.made)
+
+    (grads, metrics, seen), made = _accumulate(s, compute, batch)
     metrics[f"grad_norm{suffix}"] = optax.tree.norm(grads)
-    return _cut(s, grads), metrics, seen
+    return _cut(s, grads), metrics, Aside(seen, made)
 
 
-def _accumulate(s: StepSettings, compute: Callable[[Batch], Any], batch: Batch):
-    """Averages `compute` over equal parts of the batch."""
+def _networks(s: StepSettings, params: Any, statistics: Any, frozen: Frozen) -> dict[str, Any]:
+    """Every network by name, as losses call them."""
+    bound = {
+        n: s.objective.bind(n, s.modules[n], Weights(p, statistics.get(n)), s.prediction)
+        for n, p in params.items()
+    }
+    return bound | {"teacher": frozen.teacher, "classifier": frozen.classifier}
+
+
+def _accumulate(s: StepSettings, compute: Callable[[Batch], tuple[Any, Any]], batch: Batch):
+    """Of the two results of `compute` over equal parts of a batch the mean, and both joined."""
     if s.accumulate == 1:
         return compute(batch)
     size = batch.image.shape[0] // s.accumulate
@@ -228,25 +293,16 @@ def _accumulate(s: StepSettings, compute: Callable[[Batch], Any], batch: Batch):
     parts = _spread(s, parts, axis=1)
     if s.unroll:
         results = [compute(jax.tree.map(lambda x, i=i: x[i], parts)) for i in range(s.accumulate)]
-        total = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *results)
+        total = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *(r[0] for r in results))
+        joined = jax.tree.map(lambda *xs: jnp.concatenate(xs), *(r[1] for r in results))
     else:
-        first = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], parts))
+        first = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], parts))[0]
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, compute(part)), None
+            found, own = compute(part)
+            return jax.tree.map(jnp.add, total, found), own
 
-        total, _ = jax.lax.scan(add, zero, parts)
-    return jax.tree.map(lambda x: x / s.accumulate, total)
-
-
-def _run_when_due(every: int, step: Array, apply: Callable, operands: Any):
-    """Runs `apply` at steps divisible by `every`; otherwise keeps operands and reports zeros."""
-    if every == 1:
-        return apply(operands)
-    shapes = jax.eval_shape(apply, operands)[1]
-
-    def skip(operands):
-        return operands, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    return jax.lax.cond(step % every == 0, apply, skip, operands)
+        total, joined = jax.lax.scan(add, zero, parts)
+        joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), joined)
+    return jax.tree.map(lambda x: x / s.accumulate, total), joined

@@ -1,7 +1,9 @@
 """The state of a stage: fresh, in the abstract, and read from a complete stage."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,26 +23,55 @@ from ddistill.training.state import TrainState, new_state, state_shardings, stre
 
 def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
     """The optimiser of every trained network of a stage."""
-    return {n: make_optimizer(plan.settings.optimizer) for n in plan.modules}
+    return {n: make_optimizer(plan.settings.optimizer_of(n)) for n in plan.modules}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from; what is not here starts fresh.
+
+    Where the stage is one of many students, everything is a stack of as many.
+
+    Attributes:
+      weights: by network.
+      opt_state: by network, the state of its optimiser.
+      ema: by rate (as text), the student's averages.
+    """
+
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    opt_state: Mapping[str, Any] = field(default_factory=dict)
+    ema: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resumed(plan: StagePlan, source: StagePlan) -> Start:
+    """Everything of a complete stage that `plan` trains on: raw weights, optimisers, averages."""
+    state = load_state(source)
+    names = plan.modules.keys() & state.params.keys()
+    return Start(
+        {n: Weights(state.params[n], state.statistics.get(n)) for n in names},
+        {n: state.opt_state[n] for n in names},
+        {rate: tree for rate, tree in state.ema.items() if float(rate) in plan.settings.ema},
+    )
 
 
 def initial_state(
-    plan: StagePlan, start: Weights | None = None, layout: Layout | None = None
+    plan: StagePlan, start: Start | None = None, layout: Layout | None = None
 ) -> TrainState:
-    """The state at step 0; the student from the weights `start`, if given, else fresh.
-
-    Where the stage is one of many students, `start` is a stack of as many.
-    """
+    """The state at step 0."""
     options = initialiser_options()
-    weights = {}
+    start = start or Start()
+    weights = dict(start.weights)
     for name, module in plan.modules.items():
-        draw = jax.jit(module.init, compiler_options=options)
-        if start is None or name != "student":
+        if name not in weights:
+            draw = jax.jit(module.init, compiler_options=options)
             drawn = [_weights(draw(*_init_arguments(plan, name, m))) for m in plan.members]
             weights[name] = stack(drawn) if plan.stacked else drawn[0]
-        else:
-            weights[name] = start
     state = _state(plan, weights)
+    state = dataclasses.replace(
+        state,
+        opt_state={**state.opt_state, **start.opt_state},
+        ema={**state.ema, **start.ema},
+    )
     return place(state, state_shardings(state, layout))
 
 
@@ -112,12 +143,26 @@ def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
       rate: an EMA rate other than the first one, or 0 for the raw weights.
 
     Raises:
+      CheckpointError: as `load_state`, or there is no average of that rate.
+    """
+    key = plan.ema_key() if rate is None else (str(rate) if rate else None)
+    state = load_state(plan)
+    if key is not None and key not in state.ema:
+        raise CheckpointError(
+            f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
+        )
+    return handed_on(state, key)
+
+
+def load_state(plan: StagePlan) -> TrainState:
+    """The final state of a complete stage, strictly loaded.
+
+    Raises:
       CheckpointError: the stage is not complete or its checkpoint is missing or of another kind.
     """
     manifest = plan.manifest()
     if manifest is None:
         raise incomplete(plan)
-    key = plan.ema_key() if rate is None else (str(rate) if rate else None)
     checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
     found = checkpoints.restore(abstract_state(plan))
     checkpoints.close()
@@ -127,12 +172,7 @@ def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
             f"{plan.folder} cannot be read. Delete {plan.manifest_path.name} there and run again "
             "to train on from the newest checkpoint that can."
         )
-    state = found[0]
-    if key is not None and key not in state.ema:
-        raise CheckpointError(
-            f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
-        )
-    return handed_on(state, key)
+    return found[0]
 
 
 def handed_on(state: TrainState, ema: str | None) -> Weights:

@@ -1,0 +1,15 @@
+"""DMD: one-step students by distribution matching and regression on pairs (arXiv 2311.18828)."""
+
+from dataclasses import dataclass
+
+from ddistill.objectives.matching import Matching
+
+
+@dataclass(frozen=True)
+class DMD(Matching):
+    """The paper's: regression of weight 0.25 on pairs, one fake update for one of the student.
+
+    In MSD (arXiv 2410.23274) it is the stage DM.
+    """
+
+    regression_weight: float = 0.25

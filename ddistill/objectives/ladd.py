@@ -1,0 +1,17 @@
+"""LADD: a discriminator on the teacher's features, and nothing else (arXiv 2403.12015)."""
+
+from dataclasses import dataclass
+
+from ddistill.objectives.matching import Matching
+
+
+@dataclass(frozen=True)
+class LADD(Matching):
+    """The GAN term alone, with real images of the data; updates in turn.
+
+    The paper's discriminator sees every block of a transformer; ours sees the taps of `features`.
+    """
+
+    score_weight: float = 0.0
+    gan_weight: float = 1.0
+    features_of: str = "teacher"

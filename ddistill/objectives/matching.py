@@ -1,0 +1,247 @@
+"""Distribution matching: a student whose images, noised, have the teacher's score everywhere.
+
+DMD (arXiv 2311.18828), DMD2 (arXiv 2405.14867), f-distill's weights and LADD are this with other
+parts switched on; each has a file of its own. The generator follows the difference between the
+score of its own images, which a "fake" denoiser learns as they change, and the teacher's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from ddistill.denoiser import Denoiser
+from ddistill.diffusion import Prediction, add_noise
+from ddistill.objectives.adversarial import (
+    discriminator_loss,
+    divergence_weights,
+    generator_loss,
+    smoothness,
+)
+from ddistill.objectives.base import (
+    Aside,
+    Metrics,
+    Networks,
+    Update,
+    predict,
+)
+from ddistill.objectives.denoising import weighted_error
+from ddistill.objectives.draws import mean_per_example, normal, streams, uniform_index
+from ddistill.objectives.generator import (
+    Question,
+    ask,
+    attach,
+    image_health,
+    question,
+    root_mean_square,
+    starting,
+)
+from ddistill.objectives.matching_settings import MatchingSettings
+from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.regression import regression_distance
+from ddistill.schedules import Level
+
+FAKE_WEIGHTS = ("edm", "uniform", "snr", "truncated_snr", "min_snr")
+FEATURES_OF = ("fake", "teacher")
+
+
+@dataclass(frozen=True)
+class Matching(MatchingSettings):
+    """The losses of the family; `MatchingSettings` says what its hyperparameters mean."""
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The student's, and one of everything that judges it, on the same images."""
+        student = Update(
+            "student", self.student_loss, every=self.student_every, otherwise=self.generate
+        )
+        pause = self.student_every if self.alternate else 0
+        return student, Update(tuple(self.networks()), self.guidance_loss, skip=pause)
+
+    def generate(self, networks: Networks, batch: Batch, process: Process) -> dict[str, Array]:
+        """Images of the student, constants, and their classes, if any."""
+        asked = self.question(networks["student"], batch, process)
+        return _made(jax.lax.stop_gradient(ask(networks["student"], asked)), asked)
+
+    def question(self, student: Any, batch: Batch, process: Process) -> Question:
+        """What the student is asked in this step; every update gets the same."""
+        return question(
+            student, batch, streams(batch.keys, 3)[0], process, self.backward, self.steps
+        )
+
+    def student_loss(
+        self, networks: Networks, batch: Batch, process: Process
+    ) -> tuple[Float[Array, " B"], Metrics, Aside]:
+        """The three terms, whose gradients at the images go through the student at once."""
+        student, asked = networks["student"], self.question(networks["student"], batch, process)
+        if self.regression_weight:
+            image, regressed = _ask_both(student, asked, batch, process)
+        else:
+            image = ask(student, asked)
+        fixed = jax.lax.stop_gradient(image)
+        values = jnp.zeros(image.shape[:1])
+        metrics = image_health(fixed, batch.image, networks.get("classifier"))
+        for value, gradient, found in self._judgements(networks, fixed, asked, batch, process):
+            values = values + attach(value, image, gradient)
+            metrics |= found
+        if self.regression_weight:
+            pairs: Any = batch.pairs
+            classifier = networks.get("classifier")
+            distance, pullback = jax.vjp(
+                lambda x: regression_distance(self.regression, x, pairs.image, classifier),
+                jax.lax.stop_gradient(regressed),
+            )
+            (gradient,) = pullback(jnp.full_like(distance, self.regression_weight))
+            values = values + attach(self.regression_weight * distance, regressed, gradient)
+            metrics |= {
+                "regression": jnp.mean(distance),
+                "image_grad_regression": root_mean_square(gradient),
+            }
+        return values, metrics, Aside(made=_made(fixed, asked))
+
+    def _judgements(
+        self, networks: Networks, image: Array, asked: Question, batch: Batch, process: Process
+    ) -> list[tuple[Array, Array, Metrics]]:
+        """(value per example, gradient at the image, metrics) of the judges of generated images.
+
+        Teacher and fake denoiser see the same noisy images, each once.
+        """
+        index_keys, noise_keys = streams(streams(batch.keys, 3)[1], 2)
+        level = process.teacher.at(uniform_index(index_keys, *self._compared()))
+        noise = normal(noise_keys, image)
+        terms, answers, logits = [], {}, None
+        if self.gan_weight:
+
+            def verdict(x):
+                z = add_noise(x, noise, level)
+                judge = networks[self.features_of]
+                prediction, features = predict(judge, self.features, z, level, asked.cond)
+                found = networks["discriminator"](features)
+                return self.gan_weight * generator_loss(found), (prediction, found)
+
+            value, pullback, (answer, logits) = jax.vjp(verdict, image, has_aux=True)
+            (gradient,) = pullback(jnp.ones_like(value))
+            answers[self.features_of] = answer
+            metrics = {
+                "gan": jnp.mean(value) / self.gan_weight,
+                "image_grad_gan": root_mean_square(gradient),
+            }
+            terms.append((value, gradient, metrics))
+        if self.score_weight:
+            z = add_noise(image, noise, level)
+            for name in ("teacher", "fake"):
+                if name not in answers:
+                    answers[name] = networks[name](z, level, asked.cond)
+            gradient = score_difference(
+                image, answers["fake"].x0, answers["teacher"].x0, self.floor
+            )
+            if logits is not None:
+                h = divergence_weights(self.divergence, logits)
+                gradient = gradient * h.reshape(-1, *(1,) * (image.ndim - 1))
+            value = 0.5 * self.score_weight * mean_per_example(jnp.square(gradient))
+            gradient = self.score_weight * gradient / gradient[0].size
+            metrics = {
+                "score": jnp.mean(value) / self.score_weight,
+                "image_grad_score": root_mean_square(gradient),
+            }
+            terms.append((value, gradient, metrics))
+        return terms
+
+    def _compared(self) -> tuple[int, int]:
+        """The first and the last level at which scores are compared."""
+        low = max(1, round(self.lowest * self.top))
+        return low, max(low, min(self.top, round(self.highest * self.top)))
+
+    def guidance_loss(
+        self, networks: Networks, batch: Batch, process: Process
+    ) -> tuple[Float[Array, " B"], Metrics]:
+        """The fake denoiser's error on generated images, and the discriminator's loss."""
+        keys = streams(batch.keys, 3)[2]
+        fake_keys, real_keys = streams(keys, 2)
+        image, cond = batch.made["image"], batch.made.get("cond")
+        level, noise, z = self._noised(image, fake_keys, process)
+        values, metrics = jnp.zeros(image.shape[:1]), {}
+        features: Mapping[str, Array] = {}
+        if "fake" in networks:
+            taps = self.features if self.gan_weight and self.features_of == "fake" else ()
+            prediction, features = predict(networks["fake"], taps, z, level, cond)
+            target = Prediction(x0=image, eps=noise)
+            error = weighted_error(prediction, target, z, level, "x0", self.fake_weight)
+            values = values + error
+            metrics["fake_error"] = jnp.mean(error)
+        if self.gan_weight:
+            discriminator = networks["discriminator"]
+            if not features:
+                _, features = predict(networks["teacher"], self.features, z, level, cond)
+            fake = discriminator(features)
+            real = self._judge(networks, batch.image, batch.cond, real_keys, process)
+            value = discriminator_loss(fake, real)
+            metrics |= {
+                "discriminator": jnp.mean(value),
+                "logit_fake": jnp.mean(fake),
+                "logit_real": jnp.mean(real),
+            }
+            if self.smooth_weight:
+                change = normal(jax.vmap(lambda k: jax.random.fold_in(k, 1))(real_keys), image)
+                moved = batch.image + self.smooth_step * change
+                moved = self._judge(networks, moved, batch.cond, real_keys, process)
+                penalty = smoothness(real, moved)
+                metrics["smoothness"] = jnp.mean(penalty)
+                value = value + self.smooth_weight * penalty
+            values = values + self.discriminator_weight * value
+        return values, metrics
+
+    def _noised(
+        self, image: Array, keys: Key[Array, " B"], process: Process
+    ) -> tuple[Level, Array, Array]:
+        index_keys, noise_keys = streams(keys, 2)
+        level = process.teacher.at(uniform_index(index_keys, 1, self.top))
+        noise = normal(noise_keys, image)
+        return level, noise, add_noise(image, noise, level)
+
+    def _judge(
+        self, networks: Networks, image: Array, cond: Any, keys: Key[Array, " B"], process: Process
+    ) -> Float[Array, "B N"]:
+        """The discriminator's logits of images, each at a level of its own."""
+        level, _, z = self._noised(image, keys, process)
+        _, features = predict(networks[self.features_of], self.features, z, level, cond)
+        return networks["discriminator"](features)
+
+
+def score_difference(
+    image: Float[Array, "B H W C"],
+    fake: Float[Array, "B H W C"],
+    teacher: Float[Array, "B H W C"],
+    floor: float,
+) -> Float[Array, "B H W C"]:
+    """DMD's direction (arXiv 2311.18828 eq. 7 and 8): the student descends it.
+
+    (fake - teacher) / mean |image - teacher|, both denoisers at the same noised image, the mean
+    over pixels and channels, in float32.
+
+    Args:
+      image: generated images.
+      fake, teacher: what the two denoisers say of them.
+      floor: added to the mean.
+    """
+    image, fake, teacher = (x.astype(jnp.float32) for x in (image, fake, teacher))
+    scale = mean_per_example(jnp.abs(image - teacher)) + floor
+    return (fake - teacher) / scale.reshape(-1, *(1,) * (image.ndim - 1))
+
+
+def _made(image: Array, asked: Question) -> dict[str, Array]:
+    return {"image": image} | ({} if asked.cond is None else {"cond": asked.cond})
+
+
+def _ask_both(
+    student: Denoiser, asked: Question, batch: Batch, process: Process
+) -> tuple[Array, Array]:
+    """The student's images, and those from the pairs' noise, in one call."""
+    pairs: Any = batch.pairs
+    given = starting(pairs.noise, process, None if asked.cond is None else pairs.label)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), asked, given)
+    image, regressed = jnp.split(ask(student, both), 2)
+    return image, regressed

@@ -1,0 +1,187 @@
+"""Pairs of noise and a teacher's images, made once and read by every student.
+
+They lie in the stage's folder as shards of some batches each, `pairs/00000.npz`, all float32, with
+the hash of each in the manifest. A shard is written whole or not at all, so that a stage that was
+stopped goes on behind the last one.
+"""
+
+import hashlib
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddistill.errors import CheckpointError
+from ddistill.objectives.pairs import MakePairs
+from ddistill.objectives.process import Pairs
+from ddistill.samplers import get_sampler, nfe
+from ddistill.students import in_groups
+from ddistill.training.checkpoints import write_json
+from ddistill.training.hosts import from_first, is_first
+from ddistill.training.interrupt import StopRequest
+from ddistill.training.progress import Reporter
+from ddistill.training.stages import StagePlan, incomplete
+from ddistill.training.state import stream_key
+
+
+def make_pairs(
+    plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest
+) -> dict[str, Any]:
+    """Makes the pairs that are not there yet and returns the stage's manifest.
+
+    Args:
+      plan: the stage; its objective is `MakePairs`.
+      teacher: the denoiser, with guidance where the stage asks for it.
+      reporter, stop: progress and polite stopping.
+
+    Raises:
+      Interrupted: a stop was asked for; finished shards stay.
+      TrainingError: the teacher's images are not finite.
+    """
+    begun = time.perf_counter()
+    if is_first():
+        _make_shards(plan, teacher, reporter, stop)
+    manifest = from_first(lambda: _manifest(plan, time.perf_counter() - begun))
+    if is_first():
+        write_json(plan.manifest_path, manifest)
+    return manifest
+
+
+def read_pairs(plan: StagePlan) -> Pairs:
+    """All pairs of a complete stage, strictly loaded.
+
+    Raises:
+      CheckpointError: the stage is not complete, or a shard is missing, damaged, or of another
+        teacher.
+    """
+    manifest = plan.manifest()
+    if manifest is None:
+        raise incomplete(plan)
+    shards = []
+    for name, digest in manifest["shards"].items():
+        path = _folder(plan) / name
+        if not path.exists() or _hash(path) != digest:
+            raise CheckpointError(
+                f"{path} is not the file that stage '{plan.name}' has written. Delete "
+                f"{plan.manifest_path} and run again to make it anew."
+            )
+        shards.append(_read(path, plan.digest))
+    if any(shard is None for shard in shards):
+        raise CheckpointError(
+            f"The pairs in {_folder(plan)} were made by another teacher. Delete the folder "
+            f"{plan.folder} and run again."
+        )
+    return jax.tree.map(lambda *x: np.concatenate(x), *shards)
+
+
+def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> None:
+    reporter.begin(plan.name, plan.settings.steps)
+    try:
+        for path, steps in _shards(plan):
+            if _read(path, plan.digest) is None:
+                batches = []
+                for step in steps:
+                    stop.check(f"stage '{plan.name}' at batch {step}")
+                    batches.append(_batch(plan, teacher, step))
+                    reporter.advance(step + 1, "")
+                _write(path, jax.tree.map(lambda *x: np.concatenate(x), *batches), plan.digest)
+    finally:
+        reporter.end()
+
+
+def _shards(plan: StagePlan) -> Iterator[tuple[Path, range]]:
+    objective: Any = plan.objective
+    for first in range(0, plan.settings.steps, objective.shard):
+        last = min(first + objective.shard, plan.settings.steps)
+        yield _folder(plan) / f"{first // objective.shard:05d}.npz", range(first, last)
+
+
+def _batch(plan: StagePlan, teacher: Any, step: int) -> Pairs:
+    """Batch number `step`; every pair has a key of its own, and classes go round."""
+    objective: MakePairs = plan.objective  # type: ignore[assignment]
+    count = plan.settings.batch_size
+    numbers = np.arange(step * count, (step + 1) * count)
+    key = stream_key(plan.seed, f"{plan.name}/pairs")
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
+    noise = jax.vmap(lambda k: jax.random.normal(k, plan.image_shape, jnp.float32))(keys)
+    known = plan.members[0].process.classes
+    label = np.zeros(count, np.int32) if known is None else (numbers % len(known)).astype(np.int32)
+
+    def sample(denoiser, rows):
+        return get_sampler(objective.sampler)(
+            denoiser,
+            plan.levels,
+            noise[rows],
+            cond=None if known is None else jnp.asarray(label[rows]),
+            clip=objective.clip or None,
+        )
+
+    image = np.asarray(in_groups(teacher, None if known is None else label, count, sample))
+    if not np.isfinite(image).all():
+        from ddistill.errors import TrainingError
+
+        raise TrainingError(
+            f"Stage '{plan.name}', batch {step}: the teacher's images are not finite. Set "
+            "objective.clip=1, or more steps in its grid."
+        )
+    return Pairs(np.asarray(noise), label, image)
+
+
+def _manifest(plan: StagePlan, seconds: float) -> dict[str, Any]:
+    objective: MakePairs = plan.objective  # type: ignore[assignment]
+    s = plan.settings
+    calls = nfe(objective.sampler, plan.levels.num_steps) * (1 if s.guidance == 1.0 else 2)
+    return {
+        "stage": plan.name,
+        "digest": plan.digest,
+        "steps": s.steps,
+        "batch_size": s.batch_size,
+        "students": 0,
+        "pairs": s.steps * s.batch_size,
+        "teacher_calls": s.steps * s.batch_size * calls,
+        "train_seconds": seconds,
+        "compile_seconds": 0.0,
+        "provenance": {
+            "teacher": s.teacher,
+            "guidance": s.guidance,
+            "sampler": objective.sampler,
+            "levels": plan.indices.tolist(),
+            "seed": plan.seed,
+        },
+        "shards": {path.name: _hash(path) for path, _ in _shards(plan)},
+    }
+
+
+def _folder(plan: StagePlan) -> Path:
+    return plan.folder / "pairs"
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(path: Path, pairs: Pairs, digest: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        np.savez(file, digest=digest, **vars(pairs))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read(path: Path, digest: str) -> Pairs | None:
+    """A shard, or None where it is missing, cut off or of another stage."""
+    try:
+        with np.load(path) as file:
+            if str(file["digest"]) != digest:
+                return None
+            return Pairs(file["noise"], file["label"], file["image"])
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,136 @@
+"""Who of a stage's students answers for what, from its settings."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ddistill.data import Dataset
+from ddistill.errors import ConfigError, check_choice
+from ddistill.mapping import MAPPINGS
+from ddistill.partitions import (
+    CLASS_GROUPINGS,
+    ConditionPartition,
+    Partition,
+    ProductPartition,
+    condition_partition,
+    timestep_partition,
+)
+from ddistill.schedules import Schedule
+from ddistill.settings import StageSettings, StudentsSettings
+
+PARTITIONS = ("none", "timesteps", "classes", "both")
+BY_LEVEL, BY_CLASS = ("timesteps", "both"), ("classes", "both")
+ON_DIVERGENCE = ("stop", "freeze")
+# Settings that mean nothing without a partition of one of these kinds.
+_NEED = {
+    "boundaries": BY_LEVEL,
+    "margin": BY_LEVEL,
+    "outside": BY_LEVEL,
+    "groups": BY_CLASS,
+    "embeddings": BY_CLASS,
+    "ranges": ("both",),
+}
+
+
+def check_students(s: StudentsSettings, path: str) -> None:
+    """Raises `ConfigError` for values that depend on neither the levels nor the data."""
+    check_choice(f"{path}.partition", s.partition, PARTITIONS)
+    check_choice(f"{path}.mapping", s.mapping, MAPPINGS)
+    check_choice(f"{path}.on_divergence", s.on_divergence, ON_DIVERGENCE)
+    check_choice(f"{path}.grouping", s.grouping, CLASS_GROUPINGS)
+    for key in ("count", "margin", "ranges"):
+        if getattr(s, key) < 0:
+            none = " (no student axis)" if key == "count" else ""
+            raise ConfigError(f"{path}.{key}={getattr(s, key)} must be 0{none} or more.")
+    if not 0.0 <= s.outside <= 1.0:
+        raise ConfigError(f"{path}.outside={s.outside} is a share; allowed: 0 to 1.")
+    for key, kinds in _NEED.items():
+        if getattr(s, key) and s.partition not in kinds:
+            wanted = " or ".join(f"'{kind}'" for kind in kinds)
+            raise ConfigError(
+                f"{path}.{key}={getattr(s, key)} has no effect without {path}.partition={wanted}."
+            )
+    if bool(s.embeddings) != (s.grouping == "clustered"):
+        raise ConfigError(
+            f"{path}.grouping={s.grouping!r} with {path}.embeddings={s.embeddings!r}: a .npy file "
+            "of class embeddings goes with grouping='clustered', and with no other."
+        )
+    if s.partition == "none":
+        if s.count > 1 and not s.sweep:
+            raise ConfigError(
+                f"{path}.count={s.count}, but nothing tells the students apart: set "
+                f"{path}.partition to one of {', '.join(PARTITIONS[1:])}, or list their "
+                f"differences in {path}.sweep."
+            )
+        return
+    if s.count < 1:
+        raise ConfigError(f"{path}.partition={s.partition!r} needs {path}.count of 1 or more.")
+    if s.sweep:
+        raise ConfigError(
+            f"{path}.sweep and {path}.partition={s.partition!r} exclude each other: students of a "
+            "partition are one sampler, those of a sweep are samplers of their own."
+        )
+    if s.partition == "both" and (s.ranges < 1 or s.count % s.ranges):
+        raise ConfigError(
+            f"{path}.ranges={s.ranges} ranges of levels do not share out {path}.count={s.count} "
+            "students: set ranges to a divisor of count."
+        )
+
+
+def plan_partition(
+    stage: StageSettings, levels: Schedule, dataset: Dataset, seed: int, path: str
+) -> Partition:
+    """The partition of a stage's students.
+
+    Args:
+      stage: its settings, with a partition.
+      levels: `[N+1]`, the students' levels.
+      dataset: whose classes are shared out.
+      seed: the run's, of a random grouping.
+      path: of the `students` settings, for messages.
+
+    Raises:
+      ConfigError: settings that cannot work.
+    """
+    s = stage.students
+    if s.partition == "timesteps":
+        return timestep_partition(levels, s.count, s.spacing, s.boundaries)
+    if not stage.conditional:
+        raise ConfigError(
+            f"students.partition={s.partition!r} shares out classes, but the stage is not "
+            f"conditional: set {path.removesuffix('students')}conditional=True and a network with "
+            "num_classes, or share out noise levels (partition='timesteps')."
+        )
+    ranges = s.ranges if s.partition == "both" else 1
+    classes = condition_partition(
+        dataset.num_classes,
+        s.count // ranges,
+        s.grouping,
+        s.groups,
+        seed,
+        _embeddings(s.embeddings) if s.embeddings else None,
+    )
+    _check_images(classes, dataset)
+    if s.partition == "classes":
+        return classes
+    times = timestep_partition(levels, ranges, s.spacing, s.boundaries)
+    return ProductPartition(times, classes)
+
+
+def _check_images(classes: ConditionPartition, dataset: Dataset) -> None:
+    present = np.bincount(np.asarray(dataset.labels), minlength=dataset.num_classes) > 0
+    for k, own in enumerate(classes.owned_classes(dataset.num_classes)):
+        if not np.any(own & present):
+            raise ConfigError(
+                f"students: the data have no image of the classes of student {k}, "
+                f"{np.flatnonzero(own).tolist()}. Use fewer students or other groups."
+            )
+
+
+def _embeddings(path: str) -> np.ndarray:
+    try:
+        return np.load(Path(path).expanduser(), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"students.embeddings={path!r} cannot be read as a .npy file: {error}"
+        ) from None

@@ -1,0 +1,438 @@
+"""Distribution matching: its gradient in closed form, who learns from what, and nothing leaks."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+
+from ddistill.errors import ConfigError
+from ddistill.objectives import OBJECTIVES, make_objective
+from ddistill.objectives.adversarial import (
+    DIVERGENCES,
+    discriminator_loss,
+    divergence_weights,
+    generator_loss,
+)
+from ddistill.objectives.generator import attach, question
+from ddistill.objectives.matching import score_difference
+from ddistill.objectives.process import Batch, Pairs, make_process
+from ddistill.samplers import ddim
+from ddistill.schedules import cosine, karras, make_grid, subsequence
+from tests import tiny
+from tests.gaussian import GaussianDenoiser
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+IMAGE = (1, 1, 2)
+
+
+def process(schedule=None, steps=1, **shown):
+    schedule = schedule or cosine(64)
+    return make_process(schedule, make_grid(schedule, steps, "trailing"), **shown)
+
+
+def objective(name="dmd", steps=1, schedule=None, **hyper):
+    if name == "dmd":
+        hyper = {"regression_weight": 0.0, **hyper}
+    made = make_objective({"name": name, **hyper})
+    return made.prepare(make_grid(schedule or cosine(64), steps, "trailing"))
+
+
+def batch(count=8, seed=0, image=IMAGE, conditional=False, pairs=None, made=None):
+    rng = np.random.default_rng(seed)
+    labels = jnp.asarray(rng.integers(0, 4, count), jnp.int32)
+    return Batch(
+        image=jnp.asarray(rng.uniform(-1, 1, (count, *image)), jnp.float32),
+        label=labels,
+        cond=labels if conditional else None,
+        keys=jax.random.split(jax.random.key(seed), count),
+        pairs=pairs,
+        made=made or {},
+    )
+
+
+@struct.dataclass
+class Linear:
+    """A generator x = mean + std z, whatever the level."""
+
+    mean: jax.Array
+    std: jax.Array
+
+    def __call__(self, z, level, cond=None, *, key=None):
+        x0 = self.mean + self.std * z
+        return dataclasses.replace(GaussianDenoiser()(z, level), x0=x0)
+
+
+# ----------------------------------------------------------------------------- the direction
+
+
+def test_equal_denoisers_give_no_gradient():
+    networks = {"student": Linear(jnp.float32(0.3), jnp.float32(0.5))}
+    networks |= dict.fromkeys(("teacher", "fake"), GaussianDenoiser(1.0, 0.7))
+
+    def total(student):
+        values, _, _ = objective().student_loss(
+            {**networks, "student": student}, batch(), process()
+        )
+        return jnp.sum(values)
+
+    value, gradient = jax.value_and_grad(total)(networks["student"])
+    assert value == 0
+    chex.assert_trees_all_equal(gradient, jax.tree.map(jnp.zeros_like, gradient))
+
+
+def test_the_direction_is_fake_minus_teacher_over_the_mean_distance():
+    rng = np.random.default_rng(0)
+    image, fake, teacher = (jnp.asarray(rng.normal(size=(3, 2, 2, 2)), jnp.float32) for _ in "123")
+    found = score_difference(image, fake, teacher, 0.0)
+    for b in range(3):
+        scale = np.abs(np.asarray(image - teacher)[b]).mean()
+        np.testing.assert_allclose(found[b], np.asarray(fake - teacher)[b] / scale, rtol=1e-5)
+    twice = score_difference(image, teacher + 2 * (fake - teacher), teacher, 0.0)
+    np.testing.assert_allclose(twice, 2 * found, rtol=1e-5)
+    at_the_teachers = score_difference(teacher, fake, teacher, 1e-6)
+    assert np.all(np.isfinite(at_the_teachers))
+
+
+def test_attach_is_its_value_and_its_gradient():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)), jnp.float32)
+    wanted = jnp.cos(x)
+    value = jnp.arange(3.0)
+    np.testing.assert_array_equal(attach(value, x, wanted), value)
+    found = jax.grad(lambda x: jnp.sum(attach(value, x, wanted)))(x)
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("mean", [-2.0, 1.0])
+def test_the_student_moves_to_the_teachers_mean_and_stays_there(mean):
+    """methods.md 5.6.3, with exact denoisers of N(0, 1) and N(mean, 1)."""
+    student = Linear(jnp.float32(0.0), jnp.float32(1.0))
+
+    def total(at, teacher):
+        networks = {
+            "student": student.replace(mean=at),
+            "fake": GaussianDenoiser(0.0, 1.0),
+            "teacher": GaussianDenoiser(teacher, 1.0),
+        }
+        return jnp.mean(objective().student_loss(networks, batch(64), process())[0])
+
+    assert jax.grad(total)(0.0, mean) * mean < 0, "descending moves towards the teacher"
+    assert jax.grad(total)(0.0, 0.0) == 0
+
+
+@pytest.mark.parametrize("schedule", [cosine(64), karras(64)], ids=["cosine", "karras"])
+def test_the_gradient_is_the_closed_form(schedule):
+    """At every image: what the formula gives for the levels and noise that the loss has drawn."""
+    seen = {}
+
+    class Noting(GaussianDenoiser):
+        def __call__(self, z, level, cond=None, *, key=None):
+            seen["z"], seen["level"] = z, level
+            return super().__call__(z, level, cond, key=key)
+
+    student = Linear(jnp.float32(0.2), jnp.float32(0.4))
+    networks = {"teacher": Noting(1.0, 0.6), "fake": GaussianDenoiser(0.2, 0.4)}
+    shown, method = process(schedule), objective(schedule=schedule)
+    _, _, aside = method.student_loss({**networks, "student": student}, batch(16), shown)
+    image = np.asarray(aside.made["image"], np.float64)
+
+    def at(image):
+        class Fixed:
+            def __call__(self, z, level, cond=None, *, key=None):
+                return dataclasses.replace(GaussianDenoiser()(z, level), x0=image)
+
+        return jnp.sum(method.student_loss({**networks, "student": Fixed()}, batch(16), shown)[0])
+
+    found = np.asarray(jax.grad(at)(jnp.asarray(image, jnp.float32)))
+    alpha, sigma = (
+        np.asarray(x, np.float64)[:, None, None, None]
+        for x in (seen["level"].alpha, seen["level"].sigma)
+    )
+    z = np.asarray(seen["z"], np.float64)
+
+    def exact(mean, std):
+        return mean + alpha * std**2 * (z - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
+
+    teacher, fake = exact(1.0, 0.6), exact(0.2, 0.4)
+    scale = np.abs(image - teacher).mean(axis=(1, 2, 3), keepdims=True) + method.floor
+    wanted = (fake - teacher) / scale / np.prod(image.shape[1:])
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-5)
+    # The difference of the two scores, alpha (fake - teacher) / sigma^2.
+    scores = [(alpha * x - z) / sigma**2 for x in (fake, teacher)]
+    np.testing.assert_allclose(
+        scores[0] - scores[1], alpha * (fake - teacher) / sigma**2, rtol=1e-5, atol=1e-8
+    )
+
+
+def test_a_linear_generator_reaches_the_targets_mean_and_spread():
+    """With the exact fake denoiser of what the generator makes, which is a Gaussian too."""
+    schedule, method = cosine(64), objective()
+    shown, optimizer = process(schedule), optax.adam(0.02)
+    target = GaussianDenoiser(0.7, 0.3)
+
+    @jax.jit
+    def step(student, state, seed):
+        keys = jax.random.split(jax.random.key(seed), 128)
+
+        def total(s):
+            own = jax.lax.stop_gradient(s)
+            fake = GaussianDenoiser(own.mean, jnp.abs(own.std))
+            networks = {"student": s, "fake": fake, "teacher": target}
+            data = Batch(jnp.zeros((128, *IMAGE)), jnp.zeros(128, jnp.int32), None, keys)
+            return jnp.mean(method.student_loss(networks, data, shown)[0])
+
+        changes, state = optimizer.update(jax.grad(total)(student), state)
+        return optax.apply_updates(student, changes), state
+
+    student = Linear(jnp.float32(-0.5), jnp.float32(1.0))
+    state, means, stds = optimizer.init(student), [], []
+    for i in range(400):
+        student, state = step(student, state, i)
+        means.append(float(student.mean))
+        stds.append(abs(float(student.std)))
+    assert np.mean(means[-50:]) == pytest.approx(0.7, abs=0.03)
+    assert np.mean(stds[-50:]) == pytest.approx(0.3, abs=0.03)
+
+
+# ---------------------------------------------------------------------- who learns from what
+
+
+def trained(name, steps=1, conditional=False, **hyper):
+    """An objective over tiny networks, as planning prepares it, and its networks' parameters."""
+    module = tiny.TinyNet(num_classes=4 if conditional else 0)
+    hyper = {"regression_weight": 0.0, **hyper} if name == "dmd" else hyper
+    if name != "dmd":
+        hyper = {"features": ("last",), **hyper}
+    made = objective(name, steps, **hyper).prepare_networks(module, "v")
+    made = made.prepare_features({}, {"last": (*tiny.IMAGE[:2], module.width)})
+    params = {}
+    for i, (n, m) in enumerate({"student": module, **made.networks()}.items()):
+        inputs = made.init_inputs(n, tiny.IMAGE, conditional)
+        params[n] = m.init(jax.random.key(i), *inputs)["params"]
+    return made, {"student": module, **made.networks()}, params
+
+
+def bound(made, modules, params, module=None):
+    from ddistill.networks.weights import Weights
+
+    networks = {n: made.bind(n, modules[n], Weights(p), "v") for n, p in params.items()}
+    networks["teacher"] = tiny.tiny_denoiser(9, module=module or modules["student"])
+    return networks
+
+
+METHODS = {
+    "dmd": {},
+    "pairs": {"name": "dmd", "regression_weight": 0.25},
+    "dmd2": {},
+    "dmd2_teacher": {
+        "name": "dmd2",
+        "features_of": "teacher",
+        "alternate": True,
+        "smooth_weight": 1.0,
+    },
+    "kl": {"name": "dmd2", "divergence": "kl"},
+    "ladd": {},
+    "rollout": {"name": "dmd2", "steps": 3, "backward": "rollout"},
+    "data": {"name": "dmd2", "steps": 3, "backward": "data"},
+}
+
+
+def setup(which, conditional=False):
+    options = {"name": which, **METHODS[which]}
+    made, modules, params = trained(conditional=conditional, **options)
+    shown = process(
+        steps=made.steps, **({"classes": (1, 3), "num_classes": 4} if conditional else {})
+    )
+    rng = np.random.default_rng(1)
+    noise, image = (jnp.asarray(rng.normal(size=(6, *tiny.IMAGE)), jnp.float32) for _ in "ab")
+    pairs = Pairs(noise, jnp.arange(6, dtype=jnp.int32) % 4, image)
+    return (
+        made,
+        modules,
+        params,
+        shown,
+        batch(6, image=tiny.IMAGE, conditional=conditional, pairs=pairs),
+    )
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("which", METHODS)
+def test_no_gradient_leaks_into_what_is_not_trained(which, conditional):
+    made, modules, params, shown, data = setup(which, conditional)
+    student, guidance = made.updates
+    networks = bound(made, modules, params)
+    data = dataclasses.replace(data, made=made.generate(networks, data, shown))
+    teacher = networks["teacher"]
+
+    for update in (student, guidance):
+
+        def total(params, frozen, update=update):
+            networks = {**bound(made, modules, params), "teacher": frozen}
+            return jnp.sum(update.loss(networks, data, shown)[0])
+
+        found, to_teacher = jax.grad(total, argnums=(0, 1))(params, teacher)
+        # The step differentiates with respect to what is trained; the others must not matter to
+        # what the loss says of those, and the teacher must not be asked to change at all.
+        assert set(update.trained) <= set(params)
+        for name in update.trained:
+            norm = optax.tree.norm(found[name])
+            assert np.isfinite(norm)
+            assert norm > 0, f"{name} learns nothing"
+        if update is student:
+            others = {n: g for n, g in found.items() if n != "student"}
+            chex.assert_trees_all_equal(others, jax.tree.map(jnp.zeros_like, others))
+            chex.assert_trees_all_equal(to_teacher, jax.tree.map(jnp.zeros_like, to_teacher))
+        else:
+            assert optax.tree.norm(found["student"]) == 0
+
+
+@pytest.mark.parametrize("which", METHODS)
+def test_losses_are_per_example_and_metrics_finite(which):
+    made, modules, params, shown, data = setup(which)
+    networks = bound(made, modules, params)
+    values, metrics, aside = made.student_loss(networks, data, shown)
+    chex.assert_shape(values, (6,))
+    chex.assert_tree_all_finite((values, metrics))
+    data = dataclasses.replace(data, made=aside.made)
+    values, metrics = made.guidance_loss(networks, data, shown)
+    chex.assert_shape(values, (6,))
+    chex.assert_tree_all_finite((values, metrics))
+
+
+def test_the_images_that_the_student_learns_from_are_those_that_the_others_learn_from():
+    made, modules, params, shown, data = setup("dmd2", conditional=True)
+    networks = bound(made, modules, params)
+    _, _, aside = made.student_loss(networks, data, shown)
+    again = made.generate(networks, data, shown)
+    chex.assert_trees_all_close(aside.made, again, atol=1e-6)
+    assert set(np.asarray(again["cond"])) <= {1, 3}, "classes of others were asked for"
+
+
+def test_pairs_are_regressed_onto_in_the_same_call():
+    made, modules, params, shown, data = setup("pairs", conditional=True)
+    networks = bound(made, modules, params)
+    _, metrics, _ = made.student_loss(networks, data, shown)
+    level = shown.student.at(jnp.ones(6, jnp.int32))
+    image = networks["student"](data.pairs.noise, level, data.pairs.label).x0
+    wanted = jnp.mean(jnp.square(image - data.pairs.image))
+    np.testing.assert_allclose(metrics["regression"], wanted, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------- adversarial
+
+
+def test_gan_losses_at_a_logit_of_zero():
+    zero = jnp.zeros((3, 2))
+    np.testing.assert_allclose(discriminator_loss(zero, zero), 2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(generator_loss(zero), np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergence_weights(name):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)
+    h = divergence_weights(name, logits)
+    assert float(jnp.mean(h)) == pytest.approx(1.0, rel=1e-5)
+    r = np.exp(np.asarray(logits).mean(axis=-1))
+    if name == "rkl":
+        np.testing.assert_array_equal(h, 1.0)
+    else:
+        slope = np.corrcoef(np.asarray(h), r)[0, 1]
+        assert (slope > 0) == (name != "softened_rkl")
+
+
+def test_the_weights_are_of_the_second_derivative():
+    """h = r^2 f''(r) of the divergence E_q f(p / q), by finite differences of f."""
+    functions = {
+        "rkl": lambda r: -np.log(r),
+        "kl": lambda r: r * np.log(r),
+        "js": lambda r: r * np.log(r) - (r + 1) * np.log((r + 1) / 2),
+        "softened_rkl": lambda r: (r + 1) * np.log((r + 1) / r / 2),
+        "squared_hellinger": lambda r: 1 - np.sqrt(r),
+        "jeffreys": lambda r: (r - 1) * np.log(r),
+    }
+    logits = np.linspace(-2, 2, 9)
+    r, d = np.exp(logits), 1e-3
+    for name, f in functions.items():
+        second = (f(r + d) - 2 * f(r) + f(r - d)) / d**2
+        wanted = r**2 * second
+        found = divergence_weights(name, jnp.asarray(logits[:, None], jnp.float32))
+        np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-3, err_msg=name)
+
+
+# ---------------------------------------------------------------------------- the generator
+
+
+def test_a_one_step_student_begins_as_the_teachers_answer_to_noise():
+    schedule = karras(32)
+    teacher = GaussianDenoiser(0.5, 0.2)
+    shown = process(schedule)
+    data = batch(16)
+    asked = question(teacher, data, data.keys, shown, "none", 1)
+    noise = asked.z / schedule.sigma[-1]
+    chex.assert_trees_all_close(
+        ddim(teacher, subsequence(schedule, [0, 32]), noise),
+        teacher(asked.z, asked.level).x0,
+        atol=1e-5,
+    )
+
+
+def test_rollout_is_the_students_own_way_down():
+    """Levels are visited as the sampler visits them: z at level i comes from x0 at level i + 1."""
+    steps, shown = 3, process(steps=3)
+    asked = question(
+        Linear(jnp.float32(0.5), jnp.float32(0.0)),
+        batch(64),
+        batch(64).keys,
+        shown,
+        "rollout",
+        steps,
+    )
+    alpha, sigma = (
+        np.asarray(x)[:, None, None, None] for x in (asked.level.alpha, asked.level.sigma)
+    )
+    top = np.asarray(asked.level.sigma) == float(shown.student.sigma[3])
+    assert 5 < top.sum() < 60
+    # Below the top every z is 0.5, which this student always makes, noised to its level.
+    residual = (np.asarray(asked.z) - alpha * 0.5) / sigma
+    assert residual[~top].mean() == pytest.approx(0.0, abs=0.4)
+    assert residual[~top].std() == pytest.approx(1.0, abs=0.3)
+    from_data = question(None, batch(64), batch(64).keys, shown, "data", steps)
+    chex.assert_trees_all_equal(from_data.level, asked.level)
+
+
+# -------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("hyper", "words"),
+    [
+        ({"score_weight": 0.0, "gan_weight": 0.0}, "both 0"),
+        ({"lowest": 0.9, "highest": 0.1}, "shares"),
+        ({"divergence": "kl", "gan_weight": 0.0}, "discriminator"),
+        ({"divergence": "lk"}, "kl"),
+        ({"alternate": True, "student_every": 1}, "pause"),
+        ({"features": ()}, "feature tap"),
+        ({"floor": -1.0}, ">= 0"),
+        ({"backward": "rolout"}, "rollout"),
+    ],
+)
+def test_settings_that_cannot_work(hyper, words):
+    with pytest.raises(ConfigError, match=words):
+        OBJECTIVES["dmd2"](**hyper)
+
+
+def test_a_student_of_several_steps_has_to_say_where_it_starts():
+    with pytest.raises(ConfigError, match="rollout"):
+        objective("dmd", steps=4)
+
+
+def test_teacher_calls():
+    assert objective("dmd").teacher_calls() == 1
+    assert objective("dmd2").teacher_calls() == pytest.approx(0.2)
+    fastgen = objective("dmd2", features_of="teacher", alternate=True)
+    assert fastgen.teacher_calls() == pytest.approx(0.2 + 0.8 * 2)
