@@ -134,6 +134,11 @@ class Denoiser:
         return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)
 
 
+def with_guidance(denoiser: Any, scale: float, null_class: int) -> Any:
+    """The denoiser itself where the scale is 1, else a `GuidedDenoiser`."""
+    return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, scale, null_class)
+
+
 @struct.dataclass
 class GuidedDenoiser:
     """A conditional denoiser with classifier-free guidance (arXiv 2207.12598 eq. 6).

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from ddistill.diffusion import (
     Prediction,
+    add_noise,
     clip_x0,
     ddim_step,
     from_x0,
@@ -74,6 +75,11 @@ def _ddim(denoise: Denoise, z: Array, memory: Any, step: Step, eta: float = 0.0)
 def _ddpm(denoise: Denoise, z: Array, memory: Any, step: Step):
     noise = jax.random.normal(step.key, z.shape, z.dtype)
     return posterior_step(denoise(z, step.here), z, step.here, step.there, noise), memory
+
+
+def _renoise(denoise: Denoise, z: Array, memory: Any, step: Step):
+    noise = jax.random.normal(step.key, z.shape, z.dtype)
+    return add_noise(denoise(z, step.here).x0, noise, step.there), memory
 
 
 def _heun(denoise: Denoise, z: Array, memory: Any, step: Step):
@@ -199,11 +205,36 @@ def dpm_solver_pp(
     return _run(run, _dpm_solver_pp, remembers=True)
 
 
+def renoise(
+    denoiser: Any,
+    schedule: Schedule,
+    noise: Float[Array, "B ..."],
+    key: Any = None,
+    *,
+    cond: Any = None,
+    clip: float | None = None,
+    trajectory: bool = False,
+    loop: str = "auto",
+) -> Any:
+    """Image, fresh noise of the next level, better image, ...: how few-step generators are sampled.
+
+    Consistency models' multistep sampling (arXiv 2303.01469 algorithm 1), which DMD2 uses too. N
+    denoiser calls; with N = 1 no noise is drawn, and it is `ddim`. Arguments as in `ddim`; `key` is
+    needed with N > 1.
+    """
+    if schedule.num_steps > 1:
+        _need_key(key, "renoise in several steps")
+    key = jax.random.key(0) if key is None else key
+    run = _Run(denoiser, schedule, noise, key, cond, clip, trajectory, loop)
+    return _run(run, _renoise)
+
+
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddim": ddim,
     "ddpm": ddpm,
     "heun": heun,
     "dpm_solver_pp": dpm_solver_pp,
+    "renoise": renoise,
 }
 
 

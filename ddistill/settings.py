@@ -199,7 +199,8 @@ class EvaluationSettings:
 
     `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
     counts it is run with; `full_steps` is the sampler call that stands for "the teacher". Students
-    are run with `student_sampler` on their own grid. `clip` bounds every x0 prediction (0 = off).
+    are run with `student_sampler` on their own grid. `guidance` is the scale of the teacher's
+    classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
     """
 
     enabled: bool = True
@@ -212,6 +213,7 @@ class EvaluationSettings:
     full_sampler: str = "ddim"
     full_steps: int = 0
     student_sampler: str = "ddim"
+    guidance: float = 1.0
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6

@@ -150,10 +150,12 @@ def in_groups(
         own = rows[group == g]
         for first in range(0, len(own), size):
             piece = own[first : first + size]
-            filled = np.append(piece, np.full(size - len(piece), piece[-1]))
-            made = sample(network.of_group(g), filled)[: len(piece)]
+            missing = size - len(piece)
+            made = sample(network.of_group(g), np.append(piece, np.full(missing, piece[-1])))
             images = jnp.zeros((count, *made.shape[1:]), made.dtype) if images is None else images
-            images = images.at[piece].set(made)
+            # What fills up goes nowhere. All pieces have one shape, so that this compiles once too.
+            places = np.append(piece, np.full(missing, count))
+            images = images.at[places].set(made, mode="drop")
     return images
 
 

@@ -36,6 +36,7 @@ from ddistill.evaluation.sampling import (
 )
 from ddistill.evaluation.vocabulary import METHODS
 from ddistill.settings import Settings
+from ddistill.training.checks import check_scale
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.lineage import cost, distillation
 from ddistill.training.progress import Reporter, read_metrics
@@ -113,6 +114,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     for plan in plans:
         if plan.settings.method:
             check_choice(f"config.stages.{plan.name}.method", plan.settings.method, METHODS)
+    teachers = {plan.name: plan for plan in plans if plan.name == e.teacher}
+    check_scale(e.guidance, e.teacher, "config.evaluation", teachers)
     if not 0 <= e.clip < math.inf:
         raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
     if e.noise_seed < 0:
@@ -344,6 +347,7 @@ def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) ->
         clip=(e.clip or None) if call is not None else None,
         noise_seed=e.noise_seed,
         quantised=True,
+        guidance=None if call is None or call.guidance == 1.0 else call.guidance,
     )
 
 

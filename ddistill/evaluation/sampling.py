@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddistill.denoiser import with_guidance
 from ddistill.errors import ConfigError, check_choice
 from ddistill.samplers import SAMPLERS, get_sampler, nfe
 from ddistill.schedules import Schedule, make_grid, subsequence
 from ddistill.settings import EvaluationSettings, Settings
+from ddistill.students import in_groups
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.lineage import distillation
 from ddistill.training.members import Member
@@ -48,6 +50,7 @@ class Call:
       series: for people: what it has in common with the same students at other step counts.
       variant: sets its rows apart from those of other calls of the method.
       student: which student of a sweep; None where the stage is one network.
+      guidance: scale of classifier-free guidance; 1 for none.
     """
 
     key: str
@@ -61,6 +64,7 @@ class Call:
     series: str = ""
     variant: str = ""
     student: int | None = None
+    guidance: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -69,8 +73,8 @@ class Call:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image."""
-        return nfe(self.sampler, self.steps)
+        """Network evaluations an image; guidance makes two of each."""
+        return nfe(self.sampler, self.steps) * (1 if self.guidance == 1.0 else 2)
 
     @property
     def width(self) -> int:
@@ -110,12 +114,12 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
     check_choice("config.evaluation.student_sampler", e.student_sampler, SAMPLERS)
     teacher = by_name[e.teacher]
     full_steps = e.full_steps or teacher.levels.num_steps
-    calls = [_teacher_call(teacher, e.full_sampler, full_steps, "full")]
+    calls = [_teacher_call(teacher, e, e.full_sampler, full_steps, "full")]
     for sampler, counts in e.teacher_samplers.items():
         check_choice("config.evaluation.teacher_samplers", sampler, SAMPLERS)
         for steps in counts:
             if (sampler, steps) != (e.full_sampler, full_steps):
-                calls.append(_teacher_call(teacher, sampler, steps, "teacher"))
+                calls.append(_teacher_call(teacher, e, sampler, steps, "teacher"))
     for plan in plans:
         if plan.settings.method and distillation(plan, e.teacher, plans):
             calls += _student_calls(plan, e.student_sampler)
@@ -127,14 +131,27 @@ SAMPLER_LABELS = {
     "ddpm": "DDPM",
     "heun": "Heun",
     "dpm_solver_pp": "DPM-Solver++",
+    "renoise": "renoising",
 }
 
 
-def _teacher_call(plan: StagePlan, sampler: str, steps: int, role: str) -> Call:
+def _teacher_call(
+    plan: StagePlan, e: EvaluationSettings, sampler: str, steps: int, role: str
+) -> Call:
     grid = _sampler_grid(plan.levels, sampler, steps, "the teacher")
     levels = subsequence(plan.levels, grid)
     label = f"teacher {SAMPLER_LABELS.get(sampler, sampler)}, {_count(steps)}"
-    return Call(f"teacher_{sampler}_{steps}", label, plan, sampler, sampler, grid, levels, role)
+    return Call(
+        f"teacher_{sampler}_{steps}",
+        label,
+        plan,
+        sampler,
+        sampler,
+        grid,
+        levels,
+        role,
+        guidance=e.guidance,
+    )
 
 
 def _sampler_grid(levels: Schedule, sampler: str, steps: int, whose: str) -> np.ndarray:
@@ -210,30 +227,53 @@ def noise_bank(settings: EvaluationSettings, shape: tuple[int, int, int], start:
     return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
-def conditions(call: Call, start: int, count: int) -> jax.Array | None:
+def conditions(call: Call, start: int, count: int) -> np.ndarray | None:
     """Labels of the bank's images: all classes in turn; None for an unconditional network."""
-    if not call.plan.settings.conditional:
+    known = call.member.process.classes
+    if known is None:
         return None
-    classes = call.plan.module.num_classes  # type: ignore[attr-defined]
-    return jnp.arange(start, start + count) % classes
+    return np.arange(start, start + count, dtype=np.int32) % len(known)
 
 
-def draw(call: Call, network: Any, settings: EvaluationSettings, start: int, count: int, **kwargs):
-    """Runs the sampler on images `start` .. `start + count` of the bank, over all devices."""
-    mesh = data_mesh(count)
-    place = over_data(mesh)
-    network = replicate(mesh, network)
-    noise = jax.device_put(noise_bank(settings, call.plan.image_shape, start, count), place)
+def draw(
+    call: Call,
+    network: Any,
+    settings: EvaluationSettings,
+    start: int,
+    count: int,
+    trajectory: bool = False,
+) -> jax.Array:
+    """Runs the sampler on images `start` .. `start + count` of the bank, over all devices.
+
+    Where students share out the classes, each makes the images of its own.
+
+    Returns:
+      `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`.
+    """
+    noise = noise_bank(settings, call.plan.image_shape, start, count)
     cond = conditions(call, start, count)
-    return get_sampler(call.sampler)(
-        network,
-        call.levels,
-        noise,
-        jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start),
-        cond=None if cond is None else jax.device_put(cond, place),
-        clip=settings.clip or None,
-        **kwargs,
-    )
+    key = jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start)
+
+    def sample(denoiser: Any, rows: np.ndarray) -> jax.Array:
+        mesh = data_mesh(len(rows))
+        place = over_data(mesh)
+        made = get_sampler(call.sampler)(
+            replicate(mesh, with_guidance(denoiser, call.guidance, _null_class(call))),
+            call.levels,
+            jax.device_put(noise[rows], place),
+            key,
+            cond=None if cond is None else jax.device_put(cond[rows], place),
+            clip=settings.clip or None,
+            trajectory=trajectory,
+        )
+        return jnp.swapaxes(made[1], 0, 1) if trajectory else made
+
+    made = in_groups(network, cond, count, sample)
+    return jnp.swapaxes(made, 0, 1) if trajectory else made
+
+
+def _null_class(call: Call) -> int:
+    return int(getattr(call.plan.module, "num_classes", 0))
 
 
 def call_digest(call: Call, settings: EvaluationSettings) -> str:
@@ -250,6 +290,8 @@ def call_digest(call: Call, settings: EvaluationSettings) -> str:
     }
     if call.student is not None:
         content["student"] = call.student
+    if call.guidance != 1.0:
+        content["guidance"] = call.guidance
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddistill.data import Dataset
 from ddistill.evaluation.images import Grid, ImageRow, Strip, Trajectory
+from ddistill.evaluation.judges import judge_grids
 from ddistill.evaluation.machine import machine_string
 from ddistill.evaluation.plots import ClassChart, Curve, Line, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
@@ -60,7 +61,10 @@ def show(
         subtitle=_subtitle(dataset, scored),
         command=command,
         highlights=_highlights(scored) if scorer else [],
-        grids=[_grid(settings, dataset, scored)],
+        grids=[
+            _grid(settings, dataset, scored),
+            *judge_grids(plans, networks, settings.evaluation),
+        ],
         plot=_plot(scorer, scored) if scorer else None,
         tables=tables,
         strip=_strip(settings, networks, scored),
@@ -249,7 +253,7 @@ def _strip(settings: Settings, networks: Networks, scored: "list[Scored]") -> St
 
 def _trajectory(settings: Settings, networks: Networks, call: Call) -> Trajectory:
     e = settings.evaluation
-    _, frames = draw(call, networks(call.plan, call.student), e, 0, e.strip_images, trajectory=True)
+    frames = draw(call, networks(call.plan, call.student), e, 0, e.strip_images, trajectory=True)
     levels = [float(i) for i in call.grid[::-1]]
     return Trajectory(call.label, np.asarray(frames), levels)
 
@@ -268,7 +272,8 @@ def _classes(dataset: Dataset, scorer: "Scorer", scored: "list[Scored]") -> Clas
 def _curves(plans: list[StagePlan]) -> list[Curve]:
     curves = []
     for plan in plans:
-        rows = read_metrics(plan.folder / "metrics.jsonl")
+        # A student that learns at some steps only has no loss in some of the rows.
+        rows = [r for r in read_metrics(plan.folder / "metrics.jsonl") if "loss" in r]
         curves.append(Curve(plan.name, [r["step"] for r in rows], [r["loss"] for r in rows]))
     return curves
 

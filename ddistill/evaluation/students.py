@@ -1,5 +1,7 @@
 """How the students of a stage fared, one by one: for the report of a run with many."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from ddistill.data import Dataset, to_unit
 from ddistill.diffusion import add_noise
 from ddistill.evaluation.sampling import noise_bank
 from ddistill.evaluation.summary import Table
-from ddistill.partitions import level_ranges
+from ddistill.partitions import TimestepPartition, level_ranges
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser
 from ddistill.training.progress import read_metrics
@@ -18,7 +20,16 @@ from ddistill.training.weights import Networks
 
 # Images at which two neighbours are compared.
 COMPARED = 64
-_COLUMNS = ["stage", "student", "levels", "images seen", "loss", "gradient", "EMA apart", "jump"]
+_COLUMNS = [
+    "stage",
+    "student",
+    "answers for",
+    "images seen",
+    "loss",
+    "gradient",
+    "EMA apart",
+    "jump",
+]
 
 
 def students_table(
@@ -61,12 +72,11 @@ def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
 
     rows = []
     for k, member in enumerate(plan.members):
-        low, high = int(member.process.low), int(member.process.high)
         rows.append(
             [
                 plan.name,
                 member.label or str(k),
-                f"{low} to {high}",
+                _share(plan, k),
                 f"{last.get(f'images/{k}', 0):,.0f}",
                 told("loss", k),
                 told("grad_norm", k),
@@ -77,11 +87,34 @@ def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
     return rows
 
 
+def _share(plan: StagePlan, k: int) -> str:
+    """The levels and the classes of a student, as far as they are not all."""
+    member = plan.members[k]
+    low, high = int(member.process.low), int(member.process.high)
+    parts = []
+    if (low, high) != (1, member.levels.num_steps) or member.classes is None:
+        parts.append(f"levels {low} to {high}")
+    if member.classes is not None:
+        parts.append("classes " + _runs(member.classes))
+    return ", ".join(parts)
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Increasing numbers in words: "0 to 4, 7"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in found)
+
+
 def _jumps(
     plan: StagePlan, networks: Networks, dataset: Dataset, settings: EvaluationSettings
 ) -> list[float]:
-    if plan.partition is None:
-        return []
+    if not isinstance(plan.partition, TimestepPartition):
+        return []  # students of other classes are no neighbours
     count = min(COMPARED, len(dataset))
     images = to_unit(jnp.asarray(dataset.take(np.arange(count))))
     cond = jnp.asarray(dataset.labels[:count]) if plan.settings.conditional else None

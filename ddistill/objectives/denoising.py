@@ -17,7 +17,7 @@ from ddistill.diffusion import Prediction, add_noise, error_weight, output_of
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Metrics, Networks, Update
 from ddistill.objectives.classifier_terms import ClassifierTerms
-from ddistill.objectives.draws import draw_index, mean_per_example, normal, streams
+from ddistill.objectives.draws import LAWS, draw_level, mean_per_example, normal, streams
 from ddistill.objectives.process import Batch, Process
 from ddistill.schedules import Level, snr
 
@@ -62,6 +62,7 @@ class Denoising(ClassifierTerms):
       min_snr_gamma: bound of "min_snr".
       label_dropout: share of examples whose class is replaced by the null class, for guidance.
       null_class: id of the null class, which is the network's number of classes.
+      levels: how noise levels are drawn: "uniform" over the table, or "lognormal" (EDM).
     """
 
     error: str = "v"
@@ -69,11 +70,13 @@ class Denoising(ClassifierTerms):
     min_snr_gamma: float = 5.0
     label_dropout: float = 0.0
     null_class: int = -1
+    levels: str = "uniform"
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("objective.error", self.error, ERRORS)
         check_choice("objective.weight", self.weight, WEIGHTS)
+        check_choice("objective.levels", self.levels, LAWS)
         if not 0.0 <= self.label_dropout <= 1.0:
             raise ConfigError(f"objective.label_dropout={self.label_dropout} is not in [0, 1].")
 
@@ -93,9 +96,9 @@ class Denoising(ClassifierTerms):
     def loss(
         self, networks: Networks, batch: Batch, process: Process
     ) -> tuple[Float[Array, " B"], Metrics]:
-        """Weighted squared error at a level drawn by `draw_index`."""
+        """Weighted squared error at a level drawn by `draw_level`."""
         index_keys, noise_keys, drop_keys = streams(batch.keys, 3)
-        level = process.student.at(draw_index(index_keys, process))
+        level = process.student.at(draw_level(index_keys, process, self.levels))
         noise = normal(noise_keys, batch.image)
         z = add_noise(batch.image, noise, level)
         cond = self._condition(batch, drop_keys)

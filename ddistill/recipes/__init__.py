@@ -9,13 +9,19 @@ from ddistill.recipes.common import check_variant, network, objective, teacher_s
 from ddistill.recipes.digits import (
     digits,
     digits_chain,
+    digits_conditional,
+    digits_conditional_network,
     digits_critic,
     digits_halvings,
+    digits_msd,
     digits_network,
+    digits_small_msd,
     digits_specialists,
     digits_student,
     digits_students,
 )
+from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
+from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, o2mkd, o2mkd_paper
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
@@ -37,17 +43,25 @@ __all__ = [
     "check_variant",
     "digits",
     "digits_chain",
+    "digits_conditional",
+    "digits_conditional_network",
     "digits_critic",
     "digits_halvings",
+    "digits_msd",
     "digits_network",
+    "digits_small_msd",
     "digits_specialists",
     "digits_student",
     "digits_students",
     "halvings",
+    "msd",
+    "msd_cifar",
+    "msd_imagenet64",
     "network",
     "o2mkd",
     "o2mkd_paper",
     "objective",
+    "pairs_stage",
     "pd_cifar",
     "progressive",
     "released_optimizer",
@@ -58,4 +72,5 @@ __all__ = [
     "smoke_on_digits",
     "teacher_stage",
     "to_config",
+    "tsm_stage",
 ]

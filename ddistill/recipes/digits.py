@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddistill.recipes.common import network, objective, teacher_stage
+from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import progressive
 from ddistill.recipes.sfddm import sfddm_default
@@ -166,3 +167,105 @@ def digits_specialists(
             **{"samplers": {"ddim": (16,), "dpm_solver_pp": (8,)}, **changes},
         )
     return stages
+
+
+def digits_conditional(name: str, students: Mapping[str, StageSettings]) -> Settings:
+    """The digits with their classes, and an EDM teacher (arXiv 2206.00364) that is given them.
+
+    A tenth of the labels is dropped, so that the teacher can be guided.
+
+    Args:
+      name: of the experiment.
+      students: stages that learn from the stage "teacher".
+    """
+    settings = digits(name, students)
+    teacher = dataclasses.replace(
+        settings.stages["teacher"],
+        objective=objective(
+            "denoising",
+            error="x0",
+            weight="edm",
+            levels="lognormal",
+            label_dropout=0.1,
+            null_class=10,
+        ),
+        network=digits_conditional_network(),
+        prediction="edm",
+        conditional=True,
+    )
+    return dataclasses.replace(
+        settings,
+        schedule=ScheduleSettings(name="karras", steps=256),
+        stages={**settings.stages, "teacher": teacher},
+        evaluation=dataclasses.replace(
+            settings.evaluation,
+            teacher_samplers={"ddim": (1, 4, 16), "heun": (5, 9, 18)},
+            full_sampler="heun",
+            full_steps=40,
+        ),
+    )
+
+
+def digits_conditional_network(width: int = 16) -> dict[str, Any]:
+    """The U-Net of `digits_conditional`'s teacher, or one of another width."""
+    # c_noise = ln(sigma) / 4 is between -1.6 and 1.1.
+    return {**digits_network(width), "num_classes": 10, "time_scale": 200.0}
+
+
+def digits_msd(counts: Sequence[int], **changes: Any) -> dict[str, StageSettings]:
+    """Pairs, and for each K of `counts` one-step students of the ten digits: DM, then ADM.
+
+    Args:
+      counts: the Ks.
+      **changes: arguments of `ddistill.recipes.msd.msd`.
+    """
+    optimizer = OptimizerSettings(
+        name="adamw", learning_rate=1e-3, schedule="cosine", warmup=20, final_scale=0.1, clip=1.0
+    )
+    options = {
+        "steps": 1000,
+        "adm_steps": 500,
+        "batch_size": 64,
+        "optimizer": optimizer,
+        "adm_optimizer": dataclasses.replace(optimizer, learning_rate=3e-4),
+        "adm": {
+            "features_of": "teacher",
+            "gan_weight": 3e-3,
+            "discriminator_weight": 1.0,
+            "student_every": 1,
+        },
+        "ema": (0.99,),
+        **changes,
+    }
+    stages = {"pairs": pairs_stage(4000, 200, 18)}
+    for count in counts:
+        stages |= msd(count, **options)
+    return stages
+
+
+def digits_small_msd(width: int, counts: Sequence[int], **changes: Any) -> dict[str, StageSettings]:
+    """`digits_msd` with narrower students, for each K from a TSM student and from fresh weights.
+
+    Args:
+      width: of the students.
+      counts: the Ks.
+      **changes: as in `digits_msd`.
+    """
+    net: dict[str, Any] = {"network": digits_conditional_network(width), "prediction": "edm"}
+    first = digits_msd((), **changes)
+    tsm = tsm_stage(
+        **net,
+        steps=1500,
+        batch_size=64,
+        optimizer=OptimizerSettings(
+            learning_rate=2e-3, schedule="cosine", warmup=50, final_scale=0.1, clip=1.0
+        ),
+        ema=(0.99,),
+    )
+    fresh = digits_msd(counts, start="fresh", name=f"_fresh_w{width}", variant="fresh", **net)
+    return {
+        **first,
+        f"tsm_w{width}": tsm,
+        **digits_msd(counts, start=f"tsm_w{width}", name=f"_w{width}", **net, **changes),
+        **fresh,
+    }

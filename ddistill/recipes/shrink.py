@@ -51,9 +51,13 @@ def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
     objective_settings = dict(stage.objective)
     if objective_settings.get("substeps", 0) > 2:
         objective_settings["substeps"] = 2
+    grid = stage.grid
+    if stage.objective["name"] == "pairs":
+        grid = dataclasses.replace(grid, steps=min(4, grid.steps))
     return dataclasses.replace(
         stage,
         objective=objective_settings,
+        grid=grid,
         network={**stage.network, **small} if stage.network else stage.network,
         steps=20,
         batch_size=16,
@@ -92,4 +96,7 @@ def _on_digits(stage: StageSettings, levels: int) -> StageSettings:
     if network.get("num_classes"):
         network["num_classes"] = 10
     grid = dataclasses.replace(stage.grid, steps=levels) if stage.teacher and levels else stage.grid
-    return dataclasses.replace(stage, network=network, grid=grid)
+    objective_settings = dict(stage.objective)
+    if objective_settings.get("label_dropout"):
+        objective_settings["null_class"] = 10
+    return dataclasses.replace(stage, network=network, grid=grid, objective=objective_settings)

@@ -11,6 +11,7 @@ from ddistill import networks
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
 from ddistill.objectives.base import FeatureShapes
+from ddistill.schedules import make_grid
 from ddistill.settings import StageSettings, to_plain
 from ddistill.training.optimizers import check_optimizer, update_rule
 
@@ -153,28 +154,69 @@ def check_pairs(
             f"(conditional={stage.conditional}): noise leads elsewhere there. Make pairs of "
             f"'{stage.teacher}'."
         )
+    _check_pairs_fit(stage, objective, path, known[stage.pairs], earlier[stage.teacher])
+
+
+def _check_pairs_fit(
+    stage: StageSettings,
+    objective: Objective,
+    path: str,
+    pairs: "StagePlan",
+    teacher: "StagePlan",
+) -> None:
+    """Raises `ConfigError` unless students start where the pairs do, and have pairs to see."""
+    g = stage.grid
+    grid = make_grid(
+        teacher.levels, g.steps or teacher.levels.num_steps, g.spacing, g.explicit or None
+    )
+    ours, theirs = teacher.indices[grid[-1]], pairs.indices[-1]
+    if ours != theirs:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} start at noise level {theirs}, but the stage's students "
+            f"at level {ours}, where the same noise leads elsewhere: end the grids of both stages "
+            "at the same level."
+        )
+    made, known = pairs.settings.steps * pairs.settings.batch_size, pairs.members[0].process.classes
+    if objective.filters_pairs and known is not None and made < len(known):
+        raise ConfigError(
+            f"{path}.objective.filter_pairs=True, but '{stage.pairs}' makes {made} pairs of "
+            f"{len(known)} classes in turn, so that some have none: make {len(known)} or more."
+        )
 
 
 def check_guidance(stage: StageSettings, path: str, earlier: "Mapping[str, StagePlan]") -> None:
     """Raises `ConfigError` unless the teacher knows what to be guided away from."""
-    if stage.guidance == 1.0:
+    if stage.guidance != 1.0 and stage.teacher and not stage.conditional:
+        raise ConfigError(
+            f"{path}.guidance={stage.guidance}, but {path}.conditional=False gives the teacher no "
+            "class to be guided to. Set conditional=True or guidance=1."
+        )
+    check_scale(stage.guidance, stage.teacher, path, earlier)
+
+
+def check_scale(scale: float, teacher: str, path: str, plans: "Mapping[str, StagePlan]") -> None:
+    """Raises `ConfigError` unless a teacher can be given guidance of a scale.
+
+    Args:
+      scale: 1 for none.
+      teacher: name of its stage, "" for none.
+      path: of the settings that ask for it.
+      plans: by name, the teacher's among them.
+    """
+    if scale == 1.0:
         return
-    if not (math.isfinite(stage.guidance) and stage.guidance >= 0):
-        raise ConfigError(f"{path}.guidance={stage.guidance} must be 0 or above; 1 is none.")
-    if not stage.teacher:
-        raise ConfigError(f"{path}.guidance={stage.guidance} is the teacher's, and there is none.")
-    theirs = earlier[stage.teacher]
-    why = ""
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ConfigError(f"{path}.guidance={scale} must be 0 or above; 1 is none.")
+    if not teacher:
+        raise ConfigError(f"{path}.guidance={scale} is the teacher's, and there is none.")
+    theirs, why = plans[teacher], ""
     if not theirs.settings.conditional:
         why = "is unconditional: there is no class to be guided to"
-    elif not stage.conditional:
-        why = f"is conditional, but {path}.conditional=False gives it no class"
     elif not getattr(theirs.objective, "label_dropout", 0.0):
         why = "was trained with objective.label_dropout=0: it has never seen the null class"
     if why:
         raise ConfigError(
-            f"{path}.guidance={stage.guidance}, but the teacher '{stage.teacher}' {why}. Set "
-            "guidance=1."
+            f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1."
         )
 
 
@@ -195,7 +237,7 @@ def check_resume(
     if not stage.resume:
         return
     source = earlier[stage.resume]
-    for name in modules.keys() & source.modules.keys():
+    for name in [name for name in modules if name in source.modules]:
         if name != "student" and modules[name] != source.modules[name]:
             raise ConfigError(
                 f"{path}.resume={stage.resume!r}: the network '{name}' is another one there. Use "

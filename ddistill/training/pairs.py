@@ -143,6 +143,7 @@ def _manifest(plan: StagePlan, seconds: float) -> dict[str, Any]:
         "steps": s.steps,
         "batch_size": s.batch_size,
         "students": 0,
+        "parameters": 0,
         "pairs": s.steps * s.batch_size,
         "teacher_calls": s.steps * s.batch_size * calls,
         "train_seconds": seconds,
@@ -170,18 +171,25 @@ def _write(path: Path, pairs: Pairs, digest: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as file:
-        np.savez(file, digest=digest, **vars(pairs))
+        np.savez(file, digest=_seal(path, pairs, digest), **vars(pairs))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def _read(path: Path, digest: str) -> Pairs | None:
-    """A shard, or None where it is missing, cut off or of another stage."""
+    """A shard, or None where it is missing, damaged or of another stage or place."""
     try:
         with np.load(path) as file:
-            if str(file["digest"]) != digest:
-                return None
-            return Pairs(file["noise"], file["label"], file["image"])
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+            pairs = Pairs(file["noise"], file["label"], file["image"])
+            return pairs if str(file["digest"]) == _seal(path, pairs, digest) else None
+    except (KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
+
+
+def _seal(path: Path, pairs: Pairs, digest: str) -> str:
+    """Ties what a shard holds to its stage and to its place there; np.load checks nothing."""
+    seal = hashlib.sha256(f"{digest}/{path.name}".encode())
+    for values in (pairs.noise, pairs.label, pairs.image):
+        seal.update(np.ascontiguousarray(values).tobytes())
+    return seal.hexdigest()

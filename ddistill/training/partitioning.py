@@ -102,6 +102,8 @@ def plan_partition(
             "num_classes, or share out noise levels (partition='timesteps')."
         )
     ranges = s.ranges if s.partition == "both" else 1
+    if s.partition == "both":
+        _check_both(s, levels.num_steps, dataset.num_classes)
     classes = condition_partition(
         dataset.num_classes,
         s.count // ranges,
@@ -115,6 +117,21 @@ def plan_partition(
         return classes
     times = timestep_partition(levels, ranges, s.spacing, s.boundaries)
     return ProductPartition(times, classes)
+
+
+def _check_both(s: StudentsSettings, levels: int, classes: int) -> None:
+    """Raises `ConfigError` in the terms of the settings, which the two partitions do not know."""
+    if s.ranges > levels:
+        raise ConfigError(
+            f"students.ranges={s.ranges}, but there are {levels} noise levels to share out; "
+            f"allowed: 1 to {levels}."
+        )
+    if s.count > s.ranges * classes:
+        raise ConfigError(
+            f"students.count={s.count} is {s.count // s.ranges} students for each of "
+            f"students.ranges={s.ranges}, but there are {classes} classes to share out; allowed: "
+            f"up to {s.ranges * classes}."
+        )
 
 
 def _check_images(classes: ConditionPartition, dataset: Dataset) -> None:

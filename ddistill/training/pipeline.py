@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.data import Dataset
-from ddistill.denoiser import GuidedDenoiser
+from ddistill.denoiser import with_guidance
 from ddistill.settings import Settings
 from ddistill.students import clone
 from ddistill.training.folders import claim
@@ -98,8 +98,9 @@ def guided(plan: StagePlan, teacher: Any) -> Any:
     """A stage's teacher, with the guidance that the stage's settings ask for."""
     if plan.settings.guidance == 1.0:
         return teacher
-    null_class = plan.module.num_classes  # type: ignore[attr-defined]
-    return GuidedDenoiser(teacher, plan.settings.guidance, null_class)
+    # The null class is the teacher's, whose network may know fewer classes than the student's.
+    network = getattr(teacher, "students", teacher)
+    return with_guidance(teacher, plan.settings.guidance, network.apply_fn.module.num_classes)
 
 
 def _start(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks) -> Start:
@@ -109,7 +110,7 @@ def _start(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks
     sources = {"student": s.init_source} | dict.fromkeys(plan.objective.starts(), s.teacher)
     weights = dict(start.weights)
     for name, source in sources.items():
-        if source and name not in weights:
+        if source and name in plan.modules and name not in weights:
             weights[name] = networks.weights(by_name[source])
             if plan.stacked and not by_name[source].stacked:
                 weights[name] = clone(weights[name], len(plan.members))

@@ -1,10 +1,10 @@
-"""Alarms of a training: said when they begin, fatal when they stay."""
+"""Alarms of a training: said when they stay, at once where they would stop it; then they do."""
 
 from collections.abc import Callable, Mapping
 
 from ddistill.training.stages import StagePlan
 
-# A fatal alarm stops a stage that shows it in this many log intervals in a row.
+# Log intervals in a row after which an alarm is told, and a fatal one stops the stage.
 PATIENCE = 3
 
 
@@ -24,24 +24,35 @@ class Watch:
         stop: Callable[[int, str], Exception],
     ):
         self._plan, self._say, self._stop = plan, say, stop
-        self._seen: dict[tuple[str, str], int] = {}
+        # By student, the last known value of every metric; by student and alarm, for how many log
+        # intervals it has been fatal.
+        self._known: dict[str, dict[str, float]] = {}
+        self._fatal: dict[tuple[str, str], int] = {}
 
     def __call__(self, means: Mapping[str, float], step: int) -> None:
         """Takes the means of a log interval that ends at `step`.
+
+        An alarm of which an interval says nothing, because the update that measures it did not run,
+        is neither over nor told nor counted again.
 
         Raises:
           TrainingError: a fatal alarm has stayed.
         """
         now: dict[tuple[str, str], int] = {}
         for who, own in self._by_student(means):
-            for alarm in self._plan.objective.alarms(own):
+            measured = {alarm.name for alarm in self._plan.objective.alarms(own)}
+            known = self._known[who] = {**self._known.get(who, {}), **own}
+            for alarm in self._plan.objective.alarms(known):
                 kind = (who, alarm.name)
-                now[kind] = self._seen.get(kind, 0) + 1
-                if now[kind] == 1:
+                now[kind] = before = self._fatal.get(kind, 0)
+                if alarm.name not in measured:
+                    continue
+                if kind not in self._fatal:
                     self._say(f"alarm at step {step}{who}: {alarm.text}")
-                if alarm.fatal and now[kind] >= PATIENCE:
+                now[kind] = before + 1 if alarm.fatal else 0
+                if now[kind] >= PATIENCE:
                     raise self._stop(step, f"{alarm.text}{who}, for {PATIENCE} log intervals")
-        self._seen = now
+        self._fatal = now
 
     def _by_student(self, means: Mapping[str, float]) -> list[tuple[str, Mapping[str, float]]]:
         if not self._plan.stacked:

@@ -44,8 +44,13 @@ class Start:
 
 
 def resumed(plan: StagePlan, source: StagePlan) -> Start:
-    """Everything of a complete stage that `plan` trains on: raw weights, optimisers, averages."""
+    """Everything of a complete stage that `plan` trains on: raw weights, optimisers, averages.
+
+    Students in a stage of many each go on from the one student of a stage that has no more.
+    """
     state = load_state(source)
+    if plan.stacked and not source.stacked:
+        state = clone(state, len(plan.members))
     names = plan.modules.keys() & state.params.keys()
     return Start(
         {n: Weights(state.params[n], state.statistics.get(n)) for n in names},
@@ -203,7 +208,8 @@ class Networks:
     def read(self, plans: Iterable[StagePlan]) -> None:
         """Reads the weights of these stages, as far as they are not in memory."""
         for plan in plans:
-            self.weights(plan)
+            if not plan.objective.makes_pairs:
+                self.weights(plan)
 
     def __call__(self, plan: StagePlan, student: int | None = None) -> Any:
         """The network of a stage, or one of its students alone, as `load_network` gives it."""

@@ -1,0 +1,19 @@
+"""MSD on CIFAR-10: K = 1, 2, 5 one-step students of an EDM teacher, DM and then ADM.
+
+Command:   python -m ddistill.main --config=configs/msd_cifar.py
+Data:      TFDS "cifar10" prepared as array_record: python -m ddistill.data.prepare cifar10
+Hardware:  written for one node of GPUs or TPUs; not run to its end by us, so no hours are stated.
+Score:     ours: not reproduced. Paper: none on CIFAR-10 (arXiv 2410.23274); its parts with one
+           student: DMD 2.66, DMD2 in FastGen's recipe 1.99 (FID, 1 evaluation).
+Settings:  our choice where no paper says: K, batches, and L2 in place of LPIPS.
+"""
+
+from ddistill import recipes
+
+
+def get_config(variant: str = ""):
+    recipes.check_variant(variant)
+    settings = recipes.msd_cifar()
+    if variant == "smoke":
+        settings = recipes.smoke_on_digits(recipes.msd_cifar((2,), ("mid",)), levels=0)
+    return recipes.to_config(settings)

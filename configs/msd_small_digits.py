@@ -1,0 +1,22 @@
+"""MSD on scikit-learn's 8x8 digits with students of a quarter of the teacher's parameters.
+
+Command:   ./launch/local.sh --config=configs/msd_small_digits.py
+Hardware:  two CPU cores.
+Score:     see docs/results.md.
+
+K = 1, 2, 5 students of half the teacher's width, begun from one that has learnt the teacher's
+predictions (TSM, arXiv 2410.23274), and, in the rows "fresh", from nothing.
+"""
+
+from ddistill import recipes
+
+COUNTS = (1, 2, 5)
+
+
+def get_config(variant: str = ""):
+    recipes.check_variant(variant)
+    settings = recipes.digits_conditional("msd_small_digits", recipes.digits_small_msd(8, COUNTS))
+    if variant == "smoke":
+        kept = ("classifier", "teacher", "pairs", "tsm_w8", "dm_w8_k2", "adm_w8_k2")
+        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
+    return recipes.to_config(settings)

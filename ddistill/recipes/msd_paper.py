@@ -1,0 +1,163 @@
+"""MSD at the sizes of its papers: CIFAR-10 and 64x64 ImageNet, from EDM teachers.
+
+MSD (arXiv 2410.23274) publishes no hyperparameters that we found; those of its parts stand in for
+them: DMD's (arXiv 2311.18828) for DM, FastGen's and DMD2's (arXiv 2405.14867) for ADM, EDM's (arXiv
+2206.00364) for teachers and TSM. Batches are shared out: K students see as many images as one.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ddistill.recipes.cifar import CIFAR, scorer_stage
+from ddistill.recipes.common import network, objective
+from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
+from ddistill.settings import (
+    EvaluationSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    StageSettings,
+    TrainingSettings,
+)
+
+IMAGENET64 = {"name": "tfds", "path": "imagenet_resized/64x64", "flip": True}
+# EDM's levels; c_noise = ln(sigma) / 4, times 1000 as EDM's ADM network has it.
+KARRAS = ScheduleSettings(name="karras", steps=1000)
+_UNET = {"time_conditioning": "scale_shift", "time_scale": 1000.0}
+EDM_CIFAR = {"multipliers": (2, 2, 2), "blocks": 4, "attention": (16,), "num_classes": 10, **_UNET}
+ADM = {
+    "attention": (32, 16, 8),
+    "head_dim": 64,
+    "resample": "resblock",
+    "num_classes": 1000,
+    **_UNET,
+}
+ADM_64 = {"channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, **ADM}  # 295.9 M
+# The sizes that the paper's percentages fit: 172.8 M (-42 %) and 85.9 M (-71 %).
+SMALLER = {
+    "small": {"channels": 160, "multipliers": (1, 2, 2, 4), "blocks": 3, **ADM},
+    "smaller": {"channels": 128, "multipliers": (1, 2, 2, 4), "blocks": 2, **ADM},
+}
+
+
+def edm_teacher(
+    net: Mapping[str, Any], updates: int, batch_size: int, rate: float
+) -> StageSettings:
+    """A class-conditional teacher with EDM's preconditioning, weights and noise levels."""
+    classes = int(net["num_classes"])
+    return StageSettings(
+        objective=objective(
+            "denoising",
+            error="x0",
+            weight="edm",
+            levels="lognormal",
+            label_dropout=0.1,
+            null_class=classes,
+        ),
+        network=net,
+        prediction="edm",
+        conditional=True,
+        steps=updates,
+        batch_size=batch_size,
+        optimizer=OptimizerSettings(learning_rate=rate, warmup=20_000, clip=1.0),
+        ema=(0.9999,),
+        shared=True,
+    )
+
+
+def msd_cifar(
+    counts: tuple[int, ...] = (1, 2, 5),
+    features: tuple[str, ...] = ("down_0", "down_1", "down_2"),
+) -> Settings:
+    """K students of the teacher's 57 M network, DM on 100,000 shared pairs, then ADM.
+
+    Args:
+      counts: the Ks.
+      features: what the discriminator sees of the teacher: its encoder at 32, 16 and 8 pixels.
+    """
+    optimizer = OptimizerSettings(
+        name="adamw", learning_rate=5e-5, warmup=500, weight_decay=0.01, clip=10.0
+    )
+    stages = {
+        "classifier": scorer_stage(),
+        "teacher": edm_teacher(network("unet", dropout=0.13, **EDM_CIFAR), 390_000, 512, 1e-3),
+        "pairs": pairs_stage(100_000, 500, 18),
+    }
+    for count in counts:
+        stages |= msd(
+            count,
+            steps=300_000,
+            adm_steps=100_000,
+            batch_size=400 // count,
+            optimizer=optimizer,
+            adm_optimizer=dataclasses.replace(optimizer, learning_rate=1e-4),
+            adm={
+                "features_of": "teacher",
+                "features": features,
+                "gan_weight": 1e-3,
+                "discriminator_weight": 1.0,
+                "fake_weight": "uniform",
+                "alternate": True,
+            },
+            ema=(0.9999,),
+        )
+    return _settings("msd_cifar", CIFAR, stages, classifier="classifier")
+
+
+def msd_imagenet64(size: str = "", count: int = 4) -> Settings:
+    """Four students of 250 classes each; TSM first where they are smaller than the teacher.
+
+    Args:
+      size: "" for the teacher's network, or a key of `SMALLER`.
+      count: K.
+    """
+    optimizer = OptimizerSettings(
+        name="adamw", learning_rate=2e-6, warmup=500, weight_decay=0.01, clip=10.0
+    )
+    stages = {
+        "teacher": edm_teacher(network("unet", dropout=0.1, **ADM_64), 610_000, 4096, 1e-4),
+        "pairs": pairs_stage(25_000, 100, 256),
+    }
+    changes: dict[str, Any] = {}
+    if size:
+        net = network("unet", **SMALLER[size])
+        rate = OptimizerSettings(
+            learning_rate=1e-3, schedule="cosine", warmup=2000, final_scale=0.2, clip=1.0
+        )
+        stages["tsm"] = tsm_stage(
+            net, "edm", steps=100_000, batch_size=512, optimizer=rate, ema=(0.9999,)
+        )
+        changes = {"network": net, "prediction": "edm", "start": "tsm"}
+    stages |= msd(
+        count,
+        steps=350_000,
+        adm_steps=400_000,
+        batch_size=336 // count,
+        optimizer=optimizer,
+        ema=(),
+        **changes,
+    )
+    name = f"msd_imagenet64_{size}" if size else "msd_imagenet64"
+    return _settings(name, IMAGENET64, stages, classifier="")
+
+
+def _settings(
+    name: str, data: Mapping[str, Any], stages: Mapping[str, StageSettings], classifier: str
+) -> Settings:
+    return Settings(
+        name=name,
+        data=data,
+        schedule=KARRAS,
+        stages=stages,
+        pipeline=tuple(stages),
+        training=TrainingSettings(log_every=100, checkpoint_every=5000),
+        evaluation=EvaluationSettings(
+            classifier=classifier,
+            samples=10_000 if classifier else 256,
+            batch_size=250 if classifier else 64,
+            teacher_samplers={"heun": (18,)},
+            full_sampler="heun",
+            full_steps=18 if classifier else 256,
+        ),
+    )

@@ -1,0 +1,354 @@
+"""Students that share out the data's classes: what each is shown, and whom a sampler asks."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import Notes, differences, plans_of, saved_state, tiny_settings
+
+from ddistill import data
+from ddistill.denoiser import Denoiser
+from ddistill.partitions import ConditionPartition, ProductPartition, timestep_partition
+from ddistill.samplers import ddim
+from ddistill.schedules import cosine
+from ddistill.settings import GridSettings, MeshSettings, OptimizerSettings, StudentsSettings
+from ddistill.students import RoutedDenoiser, clone, in_groups, stack, take
+from ddistill.training.feed import Feed, spans
+from ddistill.training.interrupt import StopRequest
+from ddistill.training.pipeline import run_stages
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+# ------------------------------------------------------------------------------ what is shown
+
+
+def settings(**students):
+    wanted = tiny_settings()
+    stage = dataclasses.replace(
+        wanted.stages["student"],
+        objective={"name": "o2mkd"},
+        grid=GridSettings(),
+        students=StudentsSettings(**students),
+        batch_size=100,
+        method="o2mkd",
+    )
+    return dataclasses.replace(wanted, stages={**wanted.stages, "student": stage})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load({"name": "digits"}, "train")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """Plans of stages of many students, each made once."""
+    made = {}
+
+    def plan(**students):
+        key = str(students)
+        if key not in made:
+            made[key] = plans_of(settings(**students), tmp_path_factory.mktemp("plan") / "run")
+        return made[key]["student"]
+
+    return plan
+
+
+def shown(plan, dataset, steps):
+    """`[steps, K, B]`, the examples of every student's batches."""
+    feed = Feed(dataset, plan.members, plan.settings.batch_size, plan.layout(mesh()))
+    picks = [np.asarray(p[0]) for _, _, _, p in feed.batches(spans(0, steps, 1, ()))]
+    return np.concatenate(picks)
+
+
+def mesh():
+    """All students on one device, whose batches are then one array."""
+    return MeshSettings(student=1, data=1)
+
+
+SHARES = {
+    "two": {"count": 2, "partition": "classes"},
+    "three": {"count": 3, "partition": "classes"},
+    "at random": {"count": 3, "partition": "classes", "grouping": "random"},
+    "both": {"count": 6, "partition": "both", "ranges": 2},
+}
+
+
+@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES.keys())
+def test_a_student_is_shown_its_own_classes_and_all_of_their_images(planned, digits, share):
+    plan = planned(**share, mapping="vmap")
+    owned = plan.partition.owned_classes(10)
+    steps = -(-max(np.isin(digits.labels, np.flatnonzero(own)).sum() for own in owned) // 100)
+    picks = shown(plan, digits, int(steps))
+    assert picks.shape == (steps, share["count"], 100)
+    for k, own in enumerate(owned):
+        mine = np.flatnonzero(np.isin(digits.labels, np.flatnonzero(own)))
+        seen = picks[:, k].reshape(-1)
+        # An epoch has every image once, and no other student's.
+        np.testing.assert_array_equal(np.sort(seen[: len(mine)]), mine)
+        assert set(seen) <= set(mine)
+
+
+@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES.keys())
+def test_one_function_decides_what_is_shown_and_who_is_asked(planned, share):
+    """For every level and class: the owner, and nobody else, is trained on both."""
+    plan = planned(**share, mapping="vmap")
+    process, levels = plan.process, plan.levels
+    tables = [
+        set(np.asarray(row)[:count].tolist())
+        for row, count in zip(process.classes, process.class_count)
+    ]
+    for k, own in enumerate(plan.partition.owned_classes(10)):
+        assert tables[k] == set(np.flatnonzero(own).tolist())
+        assert set(plan.members[k].classes) == tables[k]
+    index = np.repeat(np.arange(1, levels.num_steps + 1), 10)
+    label = np.tile(np.arange(10), levels.num_steps)
+    owner = np.asarray(plan.partition.owner(levels.at(index), jnp.asarray(label)))
+    for i, c, k in zip(index, label, owner):
+        trained = [
+            j
+            for j in range(share["count"])
+            if process.low[j] <= i <= process.high[j] and c in tables[j]
+        ]
+        assert trained == [k]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 10])
+@pytest.mark.parametrize("grouping", ["consecutive", "random"])
+def test_sizes_differ_by_one_at_most(planned, count, grouping):
+    plan = planned(count=count, partition="classes", grouping=grouping, mapping="vmap")
+    sizes = np.asarray(plan.process.class_count)
+    assert sizes.sum() == 10
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_listed_groups_are_taken_as_they_are(planned):
+    groups = ((9, 0), (1, 2, 3, 4, 5, 6, 7, 8))
+    plan = planned(count=2, partition="classes", groups=groups, mapping="vmap")
+    assert [set(m.classes) for m in plan.members] == [set(g) for g in groups]
+
+
+# --------------------------------------------------------------------------- one student of all
+
+
+def matching(students: StudentsSettings):
+    """A student of distribution matching, which draws classes from the table of its own."""
+    wanted = tiny_settings(log_every=5, checkpoint_every=6, mesh=mesh())
+    optimizer = OptimizerSettings(learning_rate=1e-2)
+    teacher = dataclasses.replace(
+        wanted.stages["teacher"], steps=4, accumulate=1, ema=(0.9,), optimizer=optimizer
+    )
+    student = dataclasses.replace(
+        wanted.stages["student"],
+        objective={"name": "dmd", "regression_weight": 0.0},
+        grid=GridSettings(steps=1),
+        steps=6,
+        ema=(0.9,),
+        optimizer=optimizer,
+        students=students,
+        method="dmd",
+    )
+    return dataclasses.replace(wanted, stages={"teacher": teacher, "student": student})
+
+
+def test_one_student_of_all_classes_learns_what_a_stage_without_students_does(digits, tmp_path):
+    """Bit for bit: the same batches, noise, levels and classes."""
+    ended = {}
+    for name, students in {
+        "alone": StudentsSettings(),
+        "one": StudentsSettings(count=1, partition="classes"),
+    }.items():
+        wanted = matching(students)
+        plans = plans_of(wanted, tmp_path / name)
+        run_stages(list(plans.values()), wanted, digits, Notes(), StopRequest())
+        ended[name] = saved_state(plans["student"], 6)
+        start = saved_state(plans["teacher"], 4)
+    assert differences(ended["alone"].params["student"], start.params["student"])
+    for part in ("params", "opt_state", "ema"):
+        one = take(getattr(ended["one"], part), 0)
+        assert differences(one, getattr(ended["alone"], part)) == [], part
+
+
+# -------------------------------------------------------------------------------- who is asked
+
+CLASSES, STEPS = 6, 3
+MODULE = tiny.TinyNet(num_classes=CLASSES)
+SCHEDULE = cosine(STEPS)
+OWNERS = ConditionPartition(jnp.array([0, 0, 1, 1, 2, 2, 2]), 3)
+MIXES = {
+    "random": np.random.default_rng(0).integers(0, CLASSES, 12),
+    "in order": np.arange(12) % CLASSES,
+    "one class": np.full(12, 3),
+    "one student": np.array([4, 5] * 6),
+    "nearly one": np.array([0] * 11 + [5]),
+    "two students": np.array([5] * 7 + [0] * 5),
+}
+
+
+def students(params, partition=OWNERS):
+    return RoutedDenoiser(Denoiser.from_module(MODULE, params, "v"), partition)
+
+
+def unlike(count):
+    return stack([tiny.tiny_params(i, MODULE) for i in range(count)])
+
+
+def noise(count=12):
+    return jax.random.normal(jax.random.key(3), (count, *tiny.IMAGE))
+
+
+def images(network, label, asked=None):
+    """The batch in groups; notes in `asked` how many rows each call was for."""
+
+    def sample(denoiser, rows):
+        if asked is not None:
+            asked.append(len(rows))
+        return ddim(denoiser, SCHEDULE, noise(len(label))[rows], cond=jnp.asarray(label[rows]))
+
+    return np.asarray(in_groups(network, label, len(label), sample))
+
+
+@pytest.mark.parametrize("label", MIXES.values(), ids=MIXES.keys())
+def test_every_image_is_made_by_the_owner_of_its_class_and_in_its_place(label):
+    """Against each student alone, asked for the whole batch."""
+    router, asked = students(unlike(3)), []
+    found = images(router, label, asked)
+    alone = [
+        np.asarray(ddim(router.student(k), SCHEDULE, noise(), cond=jnp.asarray(label)))
+        for k in range(3)
+    ]
+    assert min(np.abs(a - b).max() for a, b in itertools.pairwise(alone)) > 0.05
+    for i, k in enumerate(np.asarray(OWNERS.owners)[label]):
+        np.testing.assert_allclose(found[i], alone[k][i], rtol=1e-5, atol=1e-6)
+    # Pieces of one size; those who own none of the batch are not asked.
+    assert set(asked) == {4}
+    assert sum(asked) < 12 + 4 * len(set(np.asarray(OWNERS.owners)[label]))
+
+
+@pytest.mark.parametrize("label", MIXES.values(), ids=MIXES.keys())
+def test_equal_students_give_exactly_what_one_gives(label):
+    one = Denoiser.from_module(MODULE, tiny.tiny_params(0, MODULE), "v")
+    found = images(students(clone(one.params, 3)), label)
+    rows = np.arange(12).reshape(3, 4)  # in batches of the same size
+    wanted = [ddim(one, SCHEDULE, noise()[r], cond=jnp.asarray(label[r])) for r in rows]
+    np.testing.assert_array_equal(found, np.concatenate(wanted))
+
+
+def test_another_mix_of_classes_compiles_nothing(compiled):
+    router = students(unlike(3))
+    images(router, MIXES["in order"])
+    before = len(compiled)
+    for label in MIXES.values():
+        images(router, label)
+    assert len(compiled) == before
+
+
+def test_ranges_and_classes_together():
+    """Within a group of classes every step asks the owner of its level."""
+    times = timestep_partition(SCHEDULE, 2)
+    both = ProductPartition(times, OWNERS)
+    router = students(unlike(6), both)
+    label = MIXES["random"]
+    found = images(router, label)
+    for i in range(12):
+        # One image at a time: level and class have one owner, who is asked step by step.
+        alone = ddim(router, SCHEDULE, noise()[i : i + 1], cond=jnp.asarray(label[i : i + 1]))
+        np.testing.assert_allclose(found[i], alone[0], rtol=1e-5, atol=1e-6)
+    used = {int(both.owner(SCHEDULE.at(t), jnp.int32(c))) for t in (1, 2, 3) for c in label}
+    assert used == set(range(6)), "the mix should need everybody"
+
+
+def test_without_classes_nobody_can_be_asked():
+    with pytest.raises(ValueError, match="shared out by class, but no class"):
+        in_groups(students(unlike(3)), None, 4, lambda denoiser, rows: noise(4))
+
+
+def test_a_network_that_is_not_shared_out_by_class_is_left_in_one_piece():
+    calls = []
+    times = students(unlike(2), timestep_partition(SCHEDULE, 2))
+    for network in (times, times.student(0)):
+        in_groups(network, MIXES["random"], 12, lambda d, rows: calls.append((d, len(rows))))
+        assert calls.pop() == (network, 12)
+
+
+# ---------------------------------------------------------------------------------- wrong use
+
+KEY = "config.stages.student.students"
+PAIRED = [[2 * c, 2 * c + 1] for c in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"count": 11, "partition": "classes"}, [".count=11", "10 classes", "1 to 10"]),
+        (
+            {"count": 22, "partition": "both", "ranges": 2},
+            [".count=22", ".ranges=2", "10 classes", "up to 20"],
+        ),
+        ({"count": 34, "partition": "both", "ranges": 17}, [".ranges=17", "2 noise levels"]),
+        (
+            {"count": 5, "partition": "classes", "groups": [*PAIRED[:4], [8]]},
+            [".groups: nobody owns the classes 9"],
+        ),
+        (
+            {"count": 5, "partition": "classes", "groups": [*PAIRED[:4], [8, 9, 3]]},
+            [".groups: class 3 is owned by student 1 and by student 4", "belongs to one"],
+        ),
+        (
+            {"count": 5, "partition": "classes", "groups": [*PAIRED[:4], [8, 10]]},
+            [".groups[4] names class 10", "0 to 9"],
+        ),
+        ({"count": 4, "partition": "classes", "groups": PAIRED}, ["5 groups for 4 students"]),
+        ({"count": 6, "partition": "classes", "groups": [*PAIRED, []]}, [".groups[5] is empty"]),
+        ({"count": 5, "partition": "both", "ranges": 2}, [".ranges=2", ".count=5", "divisor"]),
+        ({"count": 4, "partition": "both"}, [".ranges=0", "divisor"]),
+        (
+            {"count": 2, "partition": "timesteps", "groups": PAIRED[:2]},
+            [".groups=", "no effect", "'classes'"],
+        ),
+        (
+            {"count": 2, "partition": "classes", "boundaries": [4]},
+            [".boundaries=", "no effect", "'timesteps'"],
+        ),
+        (
+            {"count": 2, "partition": "classes", "grouping": "clusterd"},
+            [".grouping='clusterd'", "'clustered'"],
+        ),
+        (
+            {"count": 2, "partition": "classes", "grouping": "clustered"},
+            [".grouping='clustered'", ".npy"],
+        ),
+        (
+            {
+                "count": 2,
+                "partition": "classes",
+                "grouping": "clustered",
+                "embeddings": "nowhere.npy",
+            },
+            ["students.embeddings='nowhere.npy'", "cannot be read"],
+        ),
+    ],
+)
+def test_shares_that_cannot_be(refused, wanted, words):
+    text = refused({"stages.student.students": wanted})
+    for word in (KEY, *words):
+        assert word in text
+
+
+def test_classes_cannot_be_shared_out_where_there_are_none(refused):
+    text = refused(
+        {
+            "stages.student.students": {"count": 2, "partition": "classes"},
+            "stages.student.conditional": False,
+            "stages.student.network": {"name": "tiny"},
+            "stages.student.init": "fresh",
+        }
+    )
+    assert f"{KEY}.partition='classes'" in text
+    assert "config.stages.student.conditional=True" in text
+    assert "partition='timesteps'" in text
