@@ -1,4 +1,19 @@
-"""Toy of multi-student distillation."""
+"""Multi-student distillation in the plane: one teacher, K = 1, 2, 4, 8 one-step students.
+
+    python benchmarks/msd_toy.py
+    python benchmarks/msd_toy.py --method=all_pairs
+    python benchmarks/msd_toy.py --method=scores
+
+The toy of arXiv 2410.23274 with this library's pieces. A point is an image of 1 x 1 pixels with two
+channels. The data are 16 classes, each a bent line of narrow Gaussians, so that the teacher's
+denoiser is known in closed form and has no error. A student answers for 16 / K consecutive classes;
+all students have the same small network. They begin as one network that was matched to the teacher
+on all classes (TSM) and are trained by distribution matching, with or without regression on pairs.
+
+All students of all K and all seeds are one stack, trained by one program, so that they get equal
+updates; what K students of a K-th of the updates each have learnt is read off on the way. Prints a
+Markdown table and draws a picture; docs/msd_toy.md has both, measured on two CPU cores.
+"""
 
 import argparse
 import sys
@@ -14,46 +29,108 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+from timing import machine, print_table
 
 from ddistill.denoiser import Denoiser
 from ddistill.diffusion import Prediction, expand, from_x0
-from ddistill.objectives import make_objective, make_process
+from ddistill.evaluation.plots import LIGHT, Line, draw_line, new_figure, nfe_axis, png, styled
+from ddistill.objectives import Process, make_objective, make_process
 from ddistill.objectives.process import Pairs
-from ddistill.partitions import condition_partition
+from ddistill.partitions import ConditionPartition, condition_partition
 from ddistill.samplers import ddim, heun
 from ddistill.schedules import Level, karras, make_grid, subsequence
-from ddistill.students import RoutedDenoiser, clone, in_groups, stack
+from ddistill.students import RoutedDenoiser, in_groups, stack, take
 from ddistill.training.programs import Chunk
 from ddistill.training.sharding import Layout, make_mesh, place
-from ddistill.training.state import create_state, stream_key
+from ddistill.training.state import count_parameters, create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
 
 CLASSES = 16
-COUNTS = (1, 2, 4, 8)
 SCHEDULE = karras(64, sigma_min=0.02, sigma_max=20.0)
-ONE_STEP = subsequence(SCHEDULE, make_grid(SCHEDULE, 1))
-RATE = "0.997"
+ONE_STEP = make_grid(SCHEDULE, 1)
+PREDICTION = "edm"
+AVERAGE = 0.997
+RATES = {"tsm": 2e-3, "student": 2e-3, "fake": 4e-3}
+# What the students learn from beside the teacher's scores: nothing, pairs (noise, what the
+# teacher's deterministic sampler makes of it) of their own classes, or of all classes.
+METHODS: dict[str, dict[str, Any]] = {
+    "own_pairs": {"regression_weight": 4.0, "filter_pairs": True},
+    "all_pairs": {"regression_weight": 4.0, "filter_pairs": False},
+    "scores": {"regression_weight": 0.0},
+}
+MEASURES = ("L1", "sliced W1")
+BUDGETS = ("equal updates a student", "equal updates in all")
 
 
 @dataclass(frozen=True)
 class Size:
-    warm: int = 3000
+    """How much is trained and measured.
+
+    Attributes:
+      counts: values of K; the largest has to divide `steps` into multiples of `chunk`.
+      warm: TSM's steps.
+      steps: updates of a student.
+      batch: points of an update.
+      pairs: how many there are, a multiple of the number of classes.
+      each: points of a class that are compared.
+      chunk: steps of a dispatch.
+    """
+
+    counts: tuple[int, ...] = (1, 2, 4, 8)
+    warm: int = 1000
     steps: int = 4000
     batch: int = 128
+    pairs: int = 2**15
     each: int = 1000
-    chunk: int = 250
+    chunk: int = 500
+
+
+FULL = Size()
+QUICK = Size(counts=(1, 4), warm=500, steps=1000, pairs=2**12, each=250, chunk=250)
+
+
+# -------------------------------------------------------------------------- teacher and networks
+
+
+@struct.dataclass
+class MixtureDenoiser:
+    """The exact denoiser of a mixture of equal round Gaussians for every class.
+
+    Attributes:
+      means: `[C, M, D]`.
+      std: of every Gaussian.
+    """
+
+    means: Any
+    std: Any
+
+    def __call__(self, z, level: Level, cond=None, *, key=None) -> Prediction:
+        """The posterior mean of images of D values; arguments as of `Denoiser`."""
+        del key
+        alpha, sigma = expand(level.alpha, z), expand(level.sigma, z)
+        variance = (alpha * self.std) ** 2 + sigma**2
+        means = jnp.asarray(self.means)[cond]
+        apart = z.reshape(len(z), 1, -1) - expand(level.alpha, means) * means
+        share = jax.nn.softmax(-jnp.sum(apart**2, -1) / (2 * variance.reshape(-1, 1)))
+        mean = jnp.einsum("bm,bmd->bd", share, means).reshape(z.shape)
+        return from_x0(mean + alpha * self.std**2 / variance * (z - alpha * mean), z, level)
 
 
 class PointNet(nn.Module):
-    width: int = 10
-    depth: int = 2
-    num_classes: int = CLASSES
+    """A perceptron that is told time and class at its input.
+
+    Attributes:
+      width, depth: of the hidden layers.
+    """
+
+    width: int
+    depth: int
 
     @nn.compact
     def __call__(self, x, time, cond=None, *, train=False, taps=()):
-        del train
+        """As every network: `[B, 1, 1, 2]` in and out."""
         waves = time[:, None] * jnp.asarray([1.0, 2.0, 4.0])
-        told = [jnp.sin(waves), jnp.cos(waves), jax.nn.one_hot(cond, self.num_classes)]
+        told = [jnp.sin(waves), jnp.cos(waves), jax.nn.one_hot(cond, CLASSES)]
         h = jnp.concatenate([x.reshape(len(x), -1), *told], axis=-1)
         for _ in range(self.depth):
             h = nn.silu(nn.Dense(self.width)(h))
@@ -61,156 +138,281 @@ class PointNet(nn.Module):
         return (out, {"last": h}) if taps else out
 
 
-@struct.dataclass
-class MixtureDenoiser:
-    means: Any
-    std: Any
-
-    def __call__(self, z, level: Level, cond=None, *, key=None) -> Prediction:
-        del key
-        alpha, sigma = expand(level.alpha, z), expand(level.sigma, z)
-        variance = (alpha * self.std) ** 2 + sigma**2
-        means = jnp.asarray(self.means)[cond]
-        apart = z.reshape(len(z), 1, -1) - expand(level.alpha, means) * means
-        logits = -jnp.sum(apart**2, -1) / (2 * variance.reshape(-1, 1))
-        mean = jnp.einsum("bm,bmd->bd", jax.nn.softmax(logits), means).reshape(z.shape)
-        x0 = mean + alpha * self.std**2 / variance * (z - alpha * mean)
-        return from_x0(x0, z, level)
+STUDENT, FAKE = PointNet(6, 2), PointNet(40, 3)
 
 
-def shapes(points: int = 24) -> np.ndarray:
-    u = np.linspace(-1, 1, points)
-    rng = np.random.default_rng(0)
-    found = []
+def make_teacher(points: int = 24) -> MixtureDenoiser:
+    """Arcs and waves, each turned at random, at the places of a 4 x 4 grid."""
+    u, rng = np.linspace(-1, 1, points), np.random.default_rng(0)
+    arc = np.stack([np.sin(0.75 * np.pi * u), np.cos(0.75 * np.pi * u)])
+    wave = np.stack([1.2 * u, 0.6 * np.sin(np.pi * u)])
+    means = []
     for c in range(CLASSES):
-        bend, turn = 0.75 * np.pi, rng.uniform(0, 2 * np.pi)
-        if c % 2:
-            shape = np.stack([np.sin(bend * u), np.cos(bend * u)], -1)
-        else:
-            shape = np.stack([1.2 * u, 0.6 * np.sin(np.pi * u)], -1)
+        turn = rng.uniform(0, 2 * np.pi)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         centre = 0.46 * (np.array([c % 4, c // 4]) - 1.5)
-        found.append(0.19 * shape @ rotation.T + centre)
-    return np.stack(found).astype(np.float32)
+        means.append(0.19 * (rotation @ (arc if c % 2 else wave)).T + centre)
+    return MixtureDenoiser(np.stack(means).astype(np.float32), np.float32(0.025))
 
 
-def data(teacher, count, seed):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % CLASSES
-    picked = np.asarray(teacher.means)[labels, rng.integers(0, teacher.means.shape[1], count)]
-    points = picked + teacher.std * rng.normal(size=picked.shape)
-    return points.astype(np.float32)[:, None, None], labels.astype(np.int32)
+def draw_data(teacher: MixtureDenoiser, count: int = 2**16) -> tuple[np.ndarray, np.ndarray]:
+    """Points `[count, 1, 1, 2]` and their classes, which go round."""
+    rng, labels = np.random.default_rng(1), np.arange(count, dtype=np.int32) % CLASSES
+    points = teacher.means[labels, rng.integers(0, teacher.means.shape[1], count)]
+    points = points + teacher.std * rng.normal(size=points.shape)
+    return points.astype(np.float32)[:, None, None], labels
 
 
-def train(objective, modules, params, processes, teacher, steps, size, seed, snaps=(), rates=None, pairs=None):
-    count = len(processes)
-    layout = Layout(make_mesh((1, 1, 1)), students=count, mapping=MAPPING)
-    rates = rates or {}
-    s = StepSettings(
-        objective=objective, modules=modules, prediction="edm",
-        optimizers={n: optax.adam(rates.get(n, 2e-3)) for n in modules},
-        conditional=True, layout=layout, unroll=False,
+def noise_of(seed: int, count: int) -> np.ndarray:
+    """Standard normal points."""
+    return np.asarray(jax.random.normal(jax.random.key(seed), (count, 1, 1, 2)))
+
+
+def teach(teacher: MixtureDenoiser, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What the teacher's deterministic sampler makes of noise."""
+    return np.asarray(heun(teacher, SCHEDULE, noise, cond=labels, loop="scan"))
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the students that are trained together: number `k` of `count`, of a seed."""
+
+    seed: int
+    count: int
+    k: int
+
+    def process(self, grid: np.ndarray) -> Process:
+        """Its levels and classes."""
+        own = condition_partition(CLASSES, self.count).owned_classes(CLASSES)[self.k]
+        return make_process(SCHEDULE, grid, classes=np.flatnonzero(own), num_classes=CLASSES)
+
+
+def train(
+    objective: Any,
+    modules: dict[str, nn.Module],
+    rates: dict[str, float],
+    params: dict[str, Any],
+    members: Sequence[Member],
+    grid: np.ndarray,
+    teacher: MixtureDenoiser,
+    steps: int,
+    size: Size,
+    pairs: Pairs | None = None,
+) -> dict[int, Any]:
+    """Trains all members as one stack; their averaged weights `[len(members), ...]` by step."""
+    layout = Layout(make_mesh((1, 1, 1)), students=len(members), mapping="vmap")
+    settings = StepSettings(
+        objective=objective,
+        modules=modules,
+        prediction=PREDICTION,
+        optimizers={name: optax.adam(rates[name]) for name in modules},
+        conditional=True,
+        layout=layout,
     )
-    state = create_state(params, s.optimizers, (float(RATE),), layout, students=count)
-    process = place(jax.tree.map(lambda *x: np.stack(x), *processes), layout.whole())
-    frozen = Frozen(place(teacher, layout.whole()), process, pairs=None if pairs is None else place(pairs, layout.whole()))
-    images, labels = place(data(teacher, 2**16, 1), layout.whole())
-    keys = jnp.stack([stream_key(seed, f"{k}") for k in range(count)])
-    chunk = Chunk(make_step(s), size.chunk, True, layout)
-    rng = np.random.default_rng(seed)
-    kept = {}
-    t0 = time.time()
-    for done in range(0, steps, size.chunk):
-        picks = rng.integers(0, 2**16, (size.chunk, count, size.batch)).astype(np.int32)
-        state, metrics = chunk(state, frozen, images, labels, picks, keys)
-        if done == 0:
-            jax.block_until_ready(state); t1 = time.time()
-        if done + size.chunk in snaps or done + size.chunk == steps:
-            kept[done + size.chunk] = jax.device_get((state.ema[RATE], state.params["student"]))
-    print({k: float(v.mean()) for k, v in jax.device_get(metrics).items()}, file=sys.stderr)
-    print("first", t1 - t0, "ms/step/student", 1e3 * (time.time() - t1) / max(1, steps - size.chunk) / count, file=sys.stderr)
+    state = create_state(params, settings.optimizers, (AVERAGE,), layout, students=len(members))
+    process = jax.tree.map(lambda *x: np.stack(x), *(m.process(grid) for m in members))
+    images, labels = draw_data(teacher)
+    frozen, images, labels = place(
+        (Frozen(teacher, process, pairs=pairs), images, labels), layout.whole()
+    )
+    keys = jnp.stack([stream_key(m.seed, f"train {m.k} of {m.count}") for m in members])
+    generators = [np.random.default_rng((m.seed, m.count, m.k)) for m in members]
+    chunk, kept = Chunk(make_step(settings), size.chunk, True, layout), {}
+    for done in range(size.chunk, steps + 1, size.chunk):
+        shape = (size.chunk, size.batch)
+        picks = np.stack([g.integers(0, len(labels), shape) for g in generators], axis=1)
+        state, _ = chunk(state, frozen, images, labels, picks.astype(np.int32), keys)
+        kept[done] = jax.device_get(state.ema[str(AVERAGE)])
     return kept
 
 
-MAPPING = "vmap"
+def match(teacher: MixtureDenoiser, module: nn.Module, seeds: Sequence[int], size: Size) -> Any:
+    """Networks that say of noisy points of all classes what the teacher says, one a seed."""
+    inputs = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    fresh = stack([module.init(jax.random.key(seed), *inputs)["params"] for seed in seeds])
+    members = [Member(seed, 1, 0) for seed in seeds]
+    every = make_grid(SCHEDULE, SCHEDULE.num_steps)
+    objective, modules = make_objective({"name": "tsm"}), {"student": module}
+    rates, fresh = {"student": RATES["tsm"]}, {"student": fresh}
+    kept = train(objective, modules, rates, fresh, members, every, teacher, size.warm, size)
+    return kept[size.warm]
 
 
-def sliced(a, b, directions=32):
-    angle = np.pi * np.arange(directions) / directions
-    axes = np.stack([np.cos(angle), np.sin(angle)])
-    return np.abs(np.sort(a @ axes, 0) - np.sort(b @ axes, 0)).mean()
-
-
-def main():
-    global MAPPING
-    p = argparse.ArgumentParser()
-    p.add_argument("--seeds", default="0")
-    p.add_argument("--width", type=int, default=10)
-    p.add_argument("--depth", type=int, default=2)
-    p.add_argument("--fake", type=int, default=64)
-    p.add_argument("--steps", type=int, default=4000)
-    p.add_argument("--warm", type=int, default=3000)
-    p.add_argument("--rate", type=float, default=5e-4)
-    p.add_argument("--fake_rate", type=float, default=2e-3)
-    p.add_argument("--reg", type=float, default=0.0)
-    p.add_argument("--every", type=int, default=1)
-    p.add_argument("--filter", type=int, default=0)
-    p.add_argument("--mapping", default="vmap")
-    a = p.parse_args()
-    MAPPING = a.mapping
-    seeds = [int(x) for x in a.seeds.split(",")]
-    size = Size(steps=a.steps, warm=a.warm)
-    teacher = MixtureDenoiser(shapes(), np.float32(0.025))
-    x, y = data(teacher, 16000, 0)
-    print("std", x.std(axis=0).ravel(), file=sys.stderr)
-    small, big = PointNet(a.width, a.depth), PointNet(a.fake, 3)
-    init = lambda m, s: m.init(jax.random.key(s), jnp.zeros((1, 1, 1, 2)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
-    full = make_grid(SCHEDULE, 64)
-    everything = [make_process(SCHEDULE, full, classes=range(CLASSES), num_classes=CLASSES) for _ in seeds]
-    start = {}
-    for name, m in (("student", small), ("fake", big)):
-        kept = train(make_objective({"name": "tsm"}), {"student": m}, {"student": stack([init(m, s) for s in seeds])}, everything, teacher, a.warm, size, 7)
-        start[name] = kept[a.warm][0]
-        print(name, sum(v.size for v in jax.tree.leaves(start[name])) // len(seeds), file=sys.stderr)
-    grid = make_grid(SCHEDULE, 1)
-    objective = make_objective({"name": "dmd", "regression_weight": a.reg, "filter_pairs": bool(a.filter), "student_every": a.every}).prepare(grid).prepare_networks(big, "edm")
-    members, processes = [], []
-    for i, s in enumerate(seeds):
-        for K in COUNTS:
-            own = condition_partition(CLASSES, K).owned_classes(CLASSES)
-            for k in range(K):
-                members.append(i)
-                processes.append(make_process(SCHEDULE, grid, classes=np.flatnonzero(own[k]), num_classes=CLASSES))
-    params = {n: jax.tree.map(lambda v: v[np.array(members)], start[n]) for n in start}
+def distill(
+    teacher: MixtureDenoiser, method: str, seeds: Sequence[int], size: Size
+) -> tuple[list[Member], dict[int, Any]]:
+    """Students of all K and seeds, and their weights by step."""
+    modules = {"student": STUDENT, "fake": FAKE}
+    begin = {name: match(teacher, module, seeds, size) for name, module in modules.items()}
+    members = [Member(s, count, k) for s in seeds for count in size.counts for k in range(count)]
+    mine = np.array([seeds.index(m.seed) for m in members])
+    params = jax.tree.map(lambda x: x[mine], begin)
+    objective = make_objective({"name": "dmd", **METHODS[method]})
+    objective = objective.prepare(ONE_STEP).prepare_networks(FAKE, PREDICTION)
     pairs = None
-    if a.reg:
-        label = np.arange(2**15).astype(np.int32) % CLASSES
-        noise = np.asarray(jax.random.normal(jax.random.key(99), (len(label), 1, 1, 2)))
-        pairs = Pairs(noise, label, np.asarray(heun(teacher, SCHEDULE, noise, cond=label, loop="scan")))
-    snaps = [a.steps // K for K in COUNTS]
-    kept = train(objective, {"student": small, "fake": big}, params, processes, teacher, a.steps, size, 8, snaps, {"student": a.rate, "fake": a.fake_rate}, pairs)
-    cond = np.arange(CLASSES * size.each).astype(np.int32) % CLASSES
-    noise, other = (np.asarray(jax.random.normal(jax.random.key(s), (len(cond), 1, 1, 2))) for s in (100, 101))
-    wanted, again = (np.asarray(heun(teacher, SCHEDULE, n, cond=cond, loop="scan")) for n in (noise, other))
-    def score(made):
-        l1 = np.abs(made - wanted).mean()
-        return l1, np.mean([sliced(made[cond == c, 0, 0], again[cond == c, 0, 0]) for c in range(CLASSES)])
-    print("floor", score(wanted), "data", )
-    for which in (0, 1):
-        for budget in ("each", "total"):
-            for K in COUNTS:
-                rows = []
-                for i in range(len(seeds)):
-                    first = i * sum(COUNTS) + sum(c for c in COUNTS if c < K)
-                    at = a.steps if budget == "each" else a.steps // K
-                    own = jax.tree.map(lambda v: v[first : first + K], kept[at][which])
-                    net = RoutedDenoiser(Denoiser.from_module(small, own, "edm"), condition_partition(CLASSES, K))
-                    made = in_groups(net, cond, len(cond), lambda d, r: ddim(d, ONE_STEP, noise[r], cond=cond[r]))
-                    rows.append(score(np.asarray(made)))
-                print(("ema", "raw")[which], budget, K, np.round(np.mean(rows, 0), 4), np.round(np.std(rows, 0), 4))
-    for n in ("warm",):
-        net = Denoiser.from_module(small, jax.tree.map(lambda v: v[0], start["student"]), "edm")
-        print("tsm start", score(np.asarray(ddim(net, ONE_STEP, noise, cond=cond))))
+    if objective.needs_pairs:
+        noise, labels = noise_of(99, size.pairs), np.arange(size.pairs, dtype=np.int32) % CLASSES
+        pairs = Pairs(noise, labels, teach(teacher, noise, labels))
+    kept = train(
+        objective, modules, RATES, params, members, ONE_STEP, teacher, size.steps, size, pairs
+    )
+    return members, kept
 
 
-main()
+# ------------------------------------------------------------------------------------ measuring
+
+
+@dataclass
+class Outcome:
+    """What was measured.
+
+    Attributes:
+      scores: by budget `[K, seed, measure]`.
+      floor: sliced W1 between two sets of the teacher's samples.
+      samples: by label, points `[n, 2]` and who made each, for the picture.
+      counts: K.
+    """
+
+    scores: dict[str, np.ndarray]
+    floor: float
+    samples: dict[str, tuple[np.ndarray, np.ndarray]]
+    counts: tuple[int, ...]
+
+
+def sliced(ours: np.ndarray, theirs: np.ndarray, directions: int = 32) -> float:
+    """Wasserstein-1 distance of two sets `[n, 2]` along a line, the mean over directions."""
+    angle = np.pi * np.arange(directions) / directions
+    lines = np.stack([np.cos(angle), np.sin(angle)])
+    return float(np.abs(np.sort(ours @ lines, axis=0) - np.sort(theirs @ lines, axis=0)).mean())
+
+
+def measure(
+    teacher: MixtureDenoiser, members: Sequence[Member], kept: dict[int, Any], size: Size
+) -> Outcome:
+    """Compares students with the teacher, from the same noise and as distributions."""
+    labels = np.arange(CLASSES * size.each, dtype=np.int32) % CLASSES
+    noise, other = noise_of(100, len(labels)), noise_of(101, len(labels))
+    wanted, fresh = (teach(teacher, n, labels) for n in (noise, other))
+
+    def apart(made: np.ndarray) -> float:
+        own = [(made[labels == c, 0, 0], fresh[labels == c, 0, 0]) for c in range(CLASSES)]
+        return float(np.mean([sliced(*both) for both in own]))
+
+    def sample(denoiser: Any, rows: np.ndarray) -> Any:
+        return ddim(denoiser, subsequence(SCHEDULE, ONE_STEP), noise[rows], cond=labels[rows])
+
+    seeds = list(dict.fromkeys(m.seed for m in members))
+    scores = {budget: np.zeros((len(size.counts), len(seeds), 2)) for budget in BUDGETS}
+    few = slice(0, CLASSES * 100)
+    samples = {"teacher": (wanted[few, 0, 0], labels[few] * 0)}
+    for i, count in enumerate(size.counts):
+        partition = condition_partition(CLASSES, count)
+        for j, seed in enumerate(seeds):
+            first = members.index(Member(seed, count, 0))
+            for budget, step in zip(BUDGETS, (size.steps, size.steps // count)):
+                students = _network(kept[step], first, partition)
+                made = np.asarray(in_groups(students, labels, len(labels), sample))
+                scores[budget][i, j] = np.abs(made - wanted).mean(), apart(made)
+                if not j and budget == BUDGETS[0]:
+                    samples[f"K = {count}"] = made[few, 0, 0], partition.group(labels[few])
+    return Outcome(scores, apart(wanted), samples, size.counts)
+
+
+def _network(params: Any, first: int, partition: ConditionPartition) -> Any:
+    """The students from number `first` of a stack on, as one denoiser."""
+    if partition.count == 1:
+        return Denoiser.from_module(STUDENT, take(params, first), PREDICTION)
+    own = jax.tree.map(lambda x: x[first : first + partition.count], params)
+    return RoutedDenoiser(Denoiser.from_module(STUDENT, own, PREDICTION), partition)
+
+
+def table(outcome: Outcome) -> list[list[str]]:
+    """Mean and standard deviation over seeds, the heading first."""
+    rows = [["K", *(f"{m}, {b}" for b in BUDGETS for m in MEASURES)]]
+    for i, count in enumerate(outcome.counts):
+        cells = [
+            f"{x[:, m].mean():.4f} ± {x[:, m].std(ddof=min(1, len(x) - 1)):.4f}"
+            for x in (outcome.scores[b][i] for b in BUDGETS)
+            for m in range(len(MEASURES))
+        ]
+        rows.append([str(count), *cells])
+    return rows
+
+
+def picture(outcome: Outcome) -> bytes:
+    """PNG: samples coloured by student, and below them both distances against K."""
+    with styled(LIGHT):
+        figure = new_figure(11.0, 5.6, LIGHT)
+        grid = figure.add_gridspec(
+            2, 1, height_ratios=(1, 1.15), left=0.06, right=0.99, bottom=0.09, top=0.95, hspace=0.2
+        )
+        upper = grid[0].subgridspec(1, len(outcome.samples), wspace=0.04)
+        for i, (label, (points, maker)) in enumerate(outcome.samples.items()):
+            axes = figure.add_subplot(upper[i])
+            colors = np.array(LIGHT.students if i else LIGHT.teachers)[maker]
+            axes.scatter(*points.T, s=1.2, lw=0, c=colors)
+            axes.set_title(label, fontsize=10.5)
+            axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
+            axes.spines[:].set_visible(False)
+        lower = grid[1].subgridspec(1, 2, wspace=0.16)
+        for m, measured in enumerate(MEASURES):
+            axes = figure.add_subplot(lower[m])
+            for index, budget in enumerate(BUDGETS):
+                found = outcome.scores[budget][:, :, m]
+                spread = found.std(axis=1, ddof=min(1, found.shape[1] - 1))
+                line = Line(budget, outcome.counts, found.mean(axis=1), tuple(spread))
+                draw_line(axes, line, "student", index, LIGHT)
+            axes.set_xscale("log", base=2)
+            nfe_axis(axes, outcome.counts)
+            if m == 1:
+                axes.axhline(outcome.floor, color=LIGHT.ink, lw=1, ls=(0, (1, 2)))
+                axes.annotate(
+                    "teacher against teacher", (0.01, outcome.floor),
+                    xycoords=("axes fraction", "data"), xytext=(2, 4),
+                    textcoords="offset points", fontsize=9,
+                )  # fmt: skip
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("students, K")
+            axes.set_ylabel(f"{measured} to the teacher")
+            axes.grid(True, axis="y")
+            if not m:
+                axes.legend(loc="lower left")
+        return png(figure)
+
+
+def run(method: str, seeds: Sequence[int], size: Size) -> Outcome:
+    """Trains and measures all students."""
+    teacher = make_teacher()
+    members, kept = distill(teacher, method, list(seeds), size)
+    return measure(teacher, members, kept, size)
+
+
+def main(argv: Sequence[str] | None = None) -> Outcome:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", default="docs/images", help="folder of the picture")
+    parser.add_argument("--method", default="own_pairs", choices=METHODS)
+    parser.add_argument("--quick", action="store_true", help="K = 1, 4 and fewer updates")
+    args = parser.parse_args(argv)
+    size, start = QUICK if args.quick else FULL, time.perf_counter()
+    outcome = run(args.method, [int(seed) for seed in args.seeds.split(",")], size)
+    inputs = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    sizes = [count_parameters(m.init(jax.random.key(0), *inputs)) for m in (STUDENT, FAKE)]
+    print(f"{machine()}; {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print(f"student: {sizes[0]} parameters, fake denoiser: {sizes[1]}", file=sys.stderr)
+    print(f"method {args.method}, seeds {args.seeds}, {size}\n")
+    print_table(table(outcome), True)
+    print(f"\nsliced W1 of the teacher to itself: {outcome.floor:.4f}")
+    suffix = "" if args.method == "own_pairs" else f"_{args.method}"
+    path = Path(args.out) / f"msd_toy{suffix}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(outcome))
+    print(f"wrote {path}", file=sys.stderr)
+    return outcome
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,11 @@
 """MSD on class-conditional 64x64 ImageNet: four one-step students of 250 classes each.
 
 Command:   python -m ddistill.main --config=configs/msd_imagenet64.py
-           ...:small    students of 172.8 M parameters, 42 % fewer than the teacher's, after TSM
-           ...:smaller  students of 85.9 M, 71 % fewer
-Data:      TFDS "imagenet_resized/64x64", see python -m ddistill.data.prepare --help
+Data:      TFDS "imagenet_resized/64x64" prepared as array_record:
+           python -m ddistill.data.prepare imagenet_resized/64x64
 Hardware:  written for a pod of TPUs or several nodes of GPUs; not run by us.
-Score:     ours: not reproduced. Paper (arXiv 2410.23274), FID with 1 evaluation, K = 4: DM 2.37,
-           ADM 1.20; 42 % smaller 2.88.
+Score:     ours: not reproduced. Paper (arXiv 2410.23274), FID with 1 evaluation, K = 4: DM
+           2.37, ADM 1.20.
 Settings:  the paper's K, classes, stages and sizes; all else is DMD's, DMD2's and EDM's.
 """
 
@@ -14,8 +13,8 @@ from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant, ("", "small", "smaller", "smoke"))
-    settings = recipes.msd_imagenet64("small" if variant == "smoke" else variant)
+    recipes.check_variant(variant)
+    settings = recipes.msd_imagenet64()
     if variant == "smoke":
         settings = recipes.smoke_on_digits(settings, levels=0)
     return recipes.to_config(settings)

@@ -263,7 +263,7 @@ def test_a_student_that_is_alone_has_no_number(plans):
     assert "student" not in (said[0] + text).replace("student's", "")
 
 
-# ---------------------------------------------------------------------------------- stages that go on
+# ------------------------------------------------------------------------- stages that go on
 
 NET = {"name": "tiny", "num_classes": 10}
 DM = {"objective": {"name": "dmd", "regression_weight": 0.0}, "teacher": "teacher"}

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddistill.data import Dataset
 from ddistill.evaluation.images import Grid, ImageRow, Strip, Trajectory
-from ddistill.evaluation.judges import judge_grids
+from ddistill.evaluation.inside import panel_grids
 from ddistill.evaluation.machine import machine_string
 from ddistill.evaluation.plots import ClassChart, Curve, Line, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
@@ -63,7 +63,7 @@ def show(
         highlights=_highlights(scored) if scorer else [],
         grids=[
             _grid(settings, dataset, scored),
-            *judge_grids(plans, networks, settings.evaluation),
+            *panel_grids(plans, networks, settings.evaluation),
         ],
         plot=_plot(scorer, scored) if scorer else None,
         tables=tables,

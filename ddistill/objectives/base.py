@@ -254,6 +254,30 @@ class Objective:
         del means
         return ()
 
+    @property
+    def panels(self) -> tuple[str, ...]:
+        """Names of the pictures that `draw_panels` makes of a student; none for most methods."""
+        return ()
+
+    @property
+    def panels_caption(self) -> str:
+        """What to see in them."""
+        return ""
+
+    def draw_panels(
+        self, networks: Networks, noise: Array, process: Process, cond: Array | None
+    ) -> tuple[Array, ...]:
+        """Images `[B, H, W, C]` in [-1, 1], one array for each of `panels`.
+
+        Args:
+          networks: as losses get them.
+          noise: `[B, H, W, C]` standard normal.
+          process: the student's.
+          cond: `[B]` classes of the student, or None.
+        """
+        del networks, noise, process, cond
+        return ()
+
     def replace(self, **changes: Any) -> "Objective":
         """Returns a copy with other hyperparameters."""
         return dataclasses.replace(self, **changes)

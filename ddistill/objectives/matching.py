@@ -194,6 +194,38 @@ class Matching(MatchingSettings):
             values = values + self.discriminator_weight * value
         return values, metrics
 
+    # -------------------------------------------------------------------------------- pictures
+
+    @property
+    def panels(self) -> tuple[str, ...]:
+        """What the two denoisers make of a student's images."""
+        if "fake" not in self.networks():
+            return ()
+        return ("images", "noised, by the teacher", "by the fake denoiser", "driven to")
+
+    @property
+    def panels_caption(self) -> str:
+        """What to see in them."""
+        return (
+            "Images of the last weights; what the teacher and the fake denoiser make of them at "
+            "the middle noise level; and the difference that the student follows, scaled to its "
+            "largest value. Noise in the last row means that there is little left to learn, one "
+            "pattern in all of its columns a shift that is not being followed."
+        )
+
+    def draw_panels(
+        self, networks: Networks, noise: Array, process: Process, cond: Array | None
+    ) -> tuple[Array, ...]:
+        """The student's images, both denoisers' answers, and the direction of descent."""
+        image = ask(networks["student"], starting(noise, process, cond))
+        level = process.teacher.at(jnp.full(len(noise), max(1, self.top // 2), jnp.int32))
+        z = add_noise(image, jnp.roll(noise, 1, axis=0), level)
+        teacher, fake = (networks[n](z, level, cond).x0 for n in ("teacher", "fake"))
+        driven = -score_difference(image, fake, teacher, self.floor)
+        return image, teacher, fake, driven / jnp.maximum(jnp.max(jnp.abs(driven)), 1e-6)
+
+    # --------------------------------------------------------------------------------- helpers
+
     def _noised(
         self, image: Array, keys: Key[Array, " B"], process: Process
     ) -> tuple[Level, Array, Array]:

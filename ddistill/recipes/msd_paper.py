@@ -138,7 +138,7 @@ def msd_imagenet64(size: str = "", count: int = 4) -> Settings:
         ema=(),
         **changes,
     )
-    name = f"msd_imagenet64_{size}" if size else "msd_imagenet64"
+    name = f"msd_{size}_imagenet64" if size else "msd_imagenet64"
     return _settings(name, IMAGENET64, stages, classifier="")
 
 
