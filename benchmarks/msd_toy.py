@@ -50,12 +50,12 @@ SCHEDULE = karras(64, sigma_min=0.02, sigma_max=20.0)
 ONE_STEP = make_grid(SCHEDULE, 1)
 PREDICTION = "edm"
 AVERAGE = 0.997
-RATES = {"tsm": 2e-3, "student": 2e-3, "fake": 4e-3}
+RATES = {"tsm": 2e-3, "student": 5e-3, "fake": 5e-3}
 # What the students learn from beside the teacher's scores: nothing, pairs (noise, what the
 # teacher's deterministic sampler makes of it) of their own classes, or of all classes.
 METHODS: dict[str, dict[str, Any]] = {
-    "own_pairs": {"regression_weight": 4.0, "filter_pairs": True},
-    "all_pairs": {"regression_weight": 4.0, "filter_pairs": False},
+    "own_pairs": {"regression_weight": 20.0, "filter_pairs": True},
+    "all_pairs": {"regression_weight": 20.0, "filter_pairs": False},
     "scores": {"regression_weight": 0.0},
 }
 MEASURES = ("L1", "sliced W1")
@@ -77,12 +77,12 @@ class Size:
     """
 
     counts: tuple[int, ...] = (1, 2, 4, 8)
-    warm: int = 1000
-    steps: int = 4000
+    warm: int = 800
+    steps: int = 3200
     batch: int = 128
     pairs: int = 2**15
     each: int = 1000
-    chunk: int = 500
+    chunk: int = 400
 
 
 FULL = Size()
@@ -138,7 +138,7 @@ class PointNet(nn.Module):
         return (out, {"last": h}) if taps else out
 
 
-STUDENT, FAKE = PointNet(6, 2), PointNet(40, 3)
+STUDENT, FAKE = PointNet(10, 3), PointNet(40, 3)
 
 
 def make_teacher(points: int = 24) -> MixtureDenoiser:
@@ -347,7 +347,14 @@ def picture(outcome: Outcome) -> bytes:
     with styled(LIGHT):
         figure = new_figure(11.0, 5.6, LIGHT)
         grid = figure.add_gridspec(
-            2, 1, height_ratios=(1, 1.15), left=0.06, right=0.99, bottom=0.09, top=0.95, hspace=0.2
+            2,
+            1,
+            height_ratios=(1, 1.15),
+            left=0.075,
+            right=0.985,
+            bottom=0.09,
+            top=0.95,
+            hspace=0.2,
         )
         upper = grid[0].subgridspec(1, len(outcome.samples), wspace=0.04)
         for i, (label, (points, maker)) in enumerate(outcome.samples.items()):
@@ -357,7 +364,7 @@ def picture(outcome: Outcome) -> bytes:
             axes.set_title(label, fontsize=10.5)
             axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=[], yticks=[], aspect="equal")
             axes.spines[:].set_visible(False)
-        lower = grid[1].subgridspec(1, 2, wspace=0.16)
+        lower = grid[1].subgridspec(1, 2, wspace=0.19)
         for m, measured in enumerate(MEASURES):
             axes = figure.add_subplot(lower[m])
             for index, budget in enumerate(BUDGETS):

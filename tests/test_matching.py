@@ -436,3 +436,46 @@ def test_teacher_calls():
     assert objective("dmd2").teacher_calls() == pytest.approx(0.2)
     fastgen = objective("dmd2", features_of="teacher", alternate=True)
     assert fastgen.teacher_calls() == pytest.approx(0.2 + 0.8 * 2)
+
+
+@pytest.mark.parametrize("which", METHODS)
+def test_nothing_is_asked_of_a_network_twice(which):
+    """Calls of a step, counted: methods.md 7's arithmetic, and what `teacher_calls` says."""
+    made, modules, params, shown, data = setup(which)
+    networks, calls = bound(made, modules, params), {}
+
+    def counting(name, network):
+        def count():
+            calls[name] = calls.get(name, 0) + 1
+
+        class Counting:
+            def __call__(self, *args, **kwargs):
+                count()
+                return network(*args, **kwargs)
+
+            def with_features(self, taps):
+                count()
+                return network.with_features(taps)
+
+        return Counting()
+
+    counted = {n: net if n == "discriminator" else counting(n, net) for n, net in networks.items()}
+    _, _, aside = made.student_loss(counted, data, shown)
+    walk = made.steps - 1 if made.backward == "rollout" else 0
+    student = {"student": 1 + walk, "teacher": 1, "fake": 1}
+    if which == "ladd":
+        del student["fake"]
+    assert calls == student
+    calls.clear()
+    made.guidance_loss(counted, dataclasses.replace(data, made=aside.made), shown)
+    real = bool(made.gan_weight)
+    if made.features_of == "teacher" and real:
+        wanted = {"teacher": 2 + bool(made.smooth_weight)} | (
+            {"fake": 1} if which != "ladd" else {}
+        )
+    else:
+        wanted = {"fake": 1 + real}
+    assert calls == wanted, "the generator's images are made once"
+    share = 1 / made.student_every
+    guided = wanted.get("teacher", 0) * ((1 - share) if made.alternate else 1)
+    assert made.teacher_calls() == pytest.approx(share * 1 + guided)

@@ -58,7 +58,7 @@ def read_ahead(read: Callable[[T], U], tasks: Iterable[T], ahead: int = 2) -> It
                 future.cancel()
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of n from the counter-based Philox generator, keyed by seed and epoch.
 

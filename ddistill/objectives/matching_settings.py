@@ -117,7 +117,7 @@ class MatchingSettings(Objective):
 
     def starts(self) -> tuple[str, ...]:
         """The fake denoiser begins as the teacher."""
-        return ("fake",)
+        return ("fake",) if "fake" in self.networks() else ()
 
     def prepare(self, grid: np.ndarray) -> "MatchingSettings":
         """Notes the teacher's noisiest level and the student's steps."""

@@ -12,7 +12,7 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.schedules import make_grid
-from ddistill.settings import StageSettings, to_plain
+from ddistill.settings import StageSettings, StudentsSettings, to_plain
 from ddistill.training.optimizers import check_optimizer, update_rule
 
 if TYPE_CHECKING:
@@ -103,6 +103,22 @@ def check_students_of(
             f"this stage has students.count={stage.students.count}. Set it to {theirs.count}, or "
             "start from a stage of one student."
         )
+    if key != "teacher":
+        _check_same_shares(stage.students, theirs, path, source.name)
+
+
+def _check_same_shares(
+    ours: StudentsSettings, theirs: StudentsSettings, path: str, source: str
+) -> None:
+    """Raises `ConfigError` where student k would start from one that has learnt another part."""
+    for key in ("partition", "spacing", "boundaries", "grouping", "groups", "embeddings", "ranges"):
+        here, there = getattr(ours, key), getattr(theirs, key)
+        if here != there:
+            raise ConfigError(
+                f"{path} takes the weights of the students of '{source}', who answer for other "
+                f"parts: students.{key} is {here!r} here and {there!r} there. Share out alike, or "
+                "start from a stage of one student."
+            )
 
 
 def check_classifier(
@@ -220,9 +236,24 @@ def check_scale(scale: float, teacher: str, path: str, plans: "Mapping[str, Stag
         )
 
 
+def check_copied(objective: Objective, teacher: "StagePlan", path: str) -> None:
+    """Raises `ConfigError` where a network is to start as a copy of a teacher of many students."""
+    if objective.starts() and teacher.stacked:
+        raise ConfigError(
+            f"{path}.teacher={teacher.name!r} is {teacher.settings.students.count} students; the "
+            f"objective's {', '.join(objective.starts())} starts as a copy of one network. Name a "
+            "stage of one student as the teacher."
+        )
+
+
 def check_optimizers(stage: StageSettings, objective: Objective, path: str) -> None:
     """Raises `ConfigError` for optimisers of networks that there are not, or that cannot work."""
     for name, optimizer in stage.optimizers.items():
+        if not objective.networks():
+            raise ConfigError(
+                f"{path}.optimizers names '{name}', but '{stage.objective['name']}' trains the "
+                f"student alone; set {path}.optimizer."
+            )
         check_choice(f"{path}.optimizers", name, objective.networks())
         check_optimizer(optimizer, stage.steps, f"{path}.optimizers.{name}")
 

@@ -218,7 +218,6 @@ class StageRun:
         for (begin, count, _), metrics in zip(window.rows, rows):
             self._check_finite(begin, count, metrics)
         values = self._means({k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, step)
-        self.watch(values, step)
         dispatches = len(window.rows)
         self._ask_every = from_first(
             lambda: max(1, int(_SECONDS_BETWEEN_ASKING * dispatches / seconds))
@@ -233,6 +232,7 @@ class StageRun:
             "compile_seconds": self.clock.compile,
         }
         self.log.write(step, {**values, **extra})
+        self.watch(values, step)
         self.reporter.advance(
             step,
             f"loss {self.loss:.4g}  {rate:.0f} images/s  data wait {extra['data_wait_share']:.0%}"

@@ -37,7 +37,8 @@ def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
         prediction=s.prediction,
         optimizers=optimizers(plan),
         accumulate=s.accumulate,
-        ema_warmup=s.ema_warmup,
+        # Averages that are taken over have seen more than this stage's steps.
+        ema_warmup=s.ema_warmup and not s.resume,
         conditional=s.conditional,
         flip=flip,
         # XLA's convolutions are slow in the loops of a CPU.

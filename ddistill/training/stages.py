@@ -29,6 +29,7 @@ from ddistill.settings import MeshSettings, Settings, StageSettings, to_plain
 from ddistill.training.checks import (
     check_classes,
     check_classifier,
+    check_copied,
     check_earlier,
     check_guidance,
     check_network,
@@ -198,6 +199,7 @@ def _plan(
     student, shape = build_module(stage.network, f"{path}.network"), dataset.image_shape
     prepared = members[0].objective
     if above:
+        check_copied(prepared, above, path)
         prepared = prepared.prepare_networks(above.module, above.settings.prediction)
     prepared = _prepare_features(
         prepared, student, above.module if above else None, stage, shape, path, seen

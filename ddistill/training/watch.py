@@ -1,10 +1,10 @@
-"""Alarms of a training: said when they stay, at once where they would stop it; then they do."""
+"""Alarms of a training: told when they begin, and where they are fatal and stay, its end."""
 
 from collections.abc import Callable, Mapping
 
 from ddistill.training.stages import StagePlan
 
-# Log intervals in a row after which an alarm is told, and a fatal one stops the stage.
+# A fatal alarm in this many log intervals in a row stops the stage.
 PATIENCE = 3
 
 
