@@ -68,7 +68,7 @@ class Size:
 
     Attributes:
       counts: values of K; the largest has to divide `steps` into multiples of `chunk`.
-      warm: TSM's steps.
+      warm: TSM's steps; with 0 networks begin fresh.
       steps: updates of a student.
       batch: points of an update.
       pairs: how many there are, a multiple of the number of classes.
@@ -86,7 +86,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(counts=(1, 4), warm=500, steps=1000, pairs=2**12, each=250, chunk=250)
+QUICK = Size(counts=(1, 4), warm=0, steps=800, batch=64, pairs=2**12, each=2**8, chunk=200)
 
 
 # -------------------------------------------------------------------------- teacher and networks
@@ -232,7 +232,10 @@ def train(
 def match(teacher: MixtureDenoiser, module: nn.Module, seeds: Sequence[int], size: Size) -> Any:
     """Networks that say of noisy points of all classes what the teacher says, one a seed."""
     inputs = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    fresh = stack([module.init(jax.random.key(seed), *inputs)["params"] for seed in seeds])
+    init = jax.jit(module.init)
+    fresh = stack([init(jax.random.key(seed), *inputs)["params"] for seed in seeds])
+    if not size.warm:
+        return fresh
     members = [Member(seed, 1, 0) for seed in seeds]
     every = make_grid(SCHEDULE, SCHEDULE.num_steps)
     objective, modules = make_objective({"name": "tsm"}), {"student": module}
@@ -402,7 +405,7 @@ def main(argv: Sequence[str] | None = None) -> Outcome:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", default="docs/images", help="folder of the picture")
     parser.add_argument("--method", default="own_pairs", choices=METHODS)
-    parser.add_argument("--quick", action="store_true", help="K = 1, 4 and fewer updates")
+    parser.add_argument("--quick", action="store_true", help="K = 1, 4, less training, no TSM")
     args = parser.parse_args(argv)
     size, start = QUICK if args.quick else FULL, time.perf_counter()
     outcome = run(args.method, [int(seed) for seed in args.seeds.split(",")], size)
