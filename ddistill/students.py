@@ -83,6 +83,8 @@ class RoutedDenoiser:
         ks, rest = self.partition.within(g)
         if rest is None:
             return self.student(int(ks[0]))
+        if rest is self.partition:
+            return self
         params = jax.tree.map(lambda x: x[ks], self.students.params)
         return RoutedDenoiser(self.students.replace(params=params), rest)  # type: ignore[attr-defined]
 
@@ -139,8 +141,10 @@ def in_groups(
       ValueError: the students are shared out by class and there are no classes.
     """
     rows = np.arange(count)
-    if not isinstance(network, RoutedDenoiser) or network.partition.groups == 1:
+    if not isinstance(network, RoutedDenoiser):
         return sample(network, rows)
+    if network.partition.groups == 1:
+        return sample(network.of_group(0), rows)
     if cond is None:
         raise ValueError("Students are shared out by class, but no class (cond) was given.")
     group = network.partition.group(np.asarray(cond))

@@ -1,10 +1,13 @@
 """MSD's students evaluated: whose images, whose rows, what the report shows of their training."""
 
 import dataclasses
+import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from evaluated import Run, images
 from runs import Notes, plans_of, tiny_settings
@@ -16,7 +19,7 @@ from ddistill.evaluation.inside import panel_grids
 from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.evaluation.students import students_table
 from ddistill.recipes import msd
-from ddistill.settings import OptimizerSettings
+from ddistill.settings import MeshSettings, OptimizerSettings
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.pipeline import run_stages
 from ddistill.training.weights import Networks, load_state
@@ -153,3 +156,51 @@ def test_guidance_of_a_teacher_that_never_saw_the_null_class(trained):
     plans[0] = dataclasses.replace(plans[0], objective=objective)
     with pytest.raises(ConfigError, match=r"evaluation\.guidance=2\.0.*label_dropout=0"):
         check_evaluation(trained.with_evaluation(guidance=2.0), plans)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, quick_compiler):
+    """The state after four steps of two students with three networks each, by mapping and mesh."""
+    folder = tmp_path_factory.mktemp("mapped")
+
+    @functools.cache
+    def run(count, mapping, **mesh):
+        settings = tiny_settings(log_every=2, mesh=MeshSettings(**mesh))
+        teacher = dataclasses.replace(settings.stages["teacher"], steps=2, accumulate=1)
+        students = msd(
+            count,
+            steps=4,
+            batch_size=8,
+            # Adam would make much of rounding where a gradient is nearly 0.
+            optimizer=OptimizerSettings(name="sgd", learning_rate=0.01),
+            dm={"name": "dmd2", "features": ("last",), "student_every": 2},
+            students={"mapping": mapping, "groups": ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))[:count]},
+            ema=(0.5,),
+        )
+        stages = {"teacher": teacher, **students}
+        settings = dataclasses.replace(settings, stages=stages, pipeline=tuple(stages))
+        name = f"{mapping}_{'_'.join(f'{k}{v}' for k, v in mesh.items())}"
+        plans = list(plans_of(settings, folder / name).values())
+        run_stages(plans, settings, data.load(settings.data, "train"), Notes(), StopRequest())
+        return load_state(plans[-1])
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mapping", "mesh"),
+    [("vmap", {}), ("unroll", {}), ("map", {}), ("shard", {"student": 0}), ("loop", {"data": 2})],
+    ids=["vmap", "unroll", "map", "shard", "batch over devices"],
+)
+def test_three_networks_a_student_under_every_mapping(learnt, mapping, mesh):
+    one = {"student": 1, "data": 1}
+    wanted = learnt(2, "loop", **one)
+    found = learnt(2, mapping, **{**one, **mesh})
+    assert set(found.params) == {"student", "fake", "discriminator"}
+    for part in ("params", "opt_state", "ema"):
+        chex.assert_trees_all_close(
+            getattr(found, part), getattr(wanted, part), rtol=1e-4, atol=1e-5
+        )
+    apart = jax.tree.map(lambda x: x[0] - x[1], wanted.params["fake"])
+    assert float(optax.tree.norm(apart)) > 1e-3, "both students have learnt the same"

@@ -28,7 +28,7 @@ def test_the_teacher_is_the_posterior_mean(toy):
     """Against sums over a grid of clean points, in float64."""
     teacher = toy.make_teacher()
     alpha, sigma, at = 0.8, 0.1, np.array([0.3, -0.1])
-    axis = np.linspace(-1.2, 1.2, 1201)
+    axis = np.linspace(-1.2, 1.2, 601)
     points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     std = float(teacher.std)
     for c in (0, 9):
@@ -42,6 +42,7 @@ def test_the_teacher_is_the_posterior_mean(toy):
         np.testing.assert_allclose(found.x0[0, 0, 0], wanted, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_four_students_end_nearer_to_the_teacher_than_one(toy, tmp_path, capsys):
     outcome = toy.main(["--quick", "--seeds=0", f"--out={tmp_path}"])
     assert outcome.counts == (1, 4)

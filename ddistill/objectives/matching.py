@@ -207,16 +207,18 @@ class Matching(MatchingSettings):
     def panels_caption(self) -> str:
         """What to see in them."""
         return (
-            "Images of the last weights; what the teacher and the fake denoiser make of them at "
-            "the middle noise level; and the difference that the student follows, scaled to its "
-            "largest value. Noise in the last row means that there is little left to learn, one "
-            "pattern in all of its columns a shift that is not being followed."
+            "What both denoisers make of a student's images at the middle noise level, and the "
+            "difference that it follows."
         )
 
     def draw_panels(
         self, networks: Networks, noise: Array, process: Process, cond: Array | None
     ) -> tuple[Array, ...]:
-        """The student's images, both denoisers' answers, and the direction of descent."""
+        """The student's images, both denoisers' answers, and the direction of descent.
+
+        Noise in the last one means that there is little left to learn, one pattern in all of its
+        images a shift that is not being followed.
+        """
         image = ask(networks["student"], starting(noise, process, cond))
         level = process.teacher.at(jnp.full(len(noise), max(1, self.top // 2), jnp.int32))
         z = add_noise(image, jnp.roll(noise, 1, axis=0), level)

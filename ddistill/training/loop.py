@@ -21,7 +21,7 @@ from ddistill.training.hosts import agree, from_first, is_first, several, wait
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.optimizers import learning_rates, update_rule
 from ddistill.training.programs import Chunk, Programs, step_settings
-from ddistill.training.progress import Reporter, open_log
+from ddistill.training.progress import Clock, Reporter, open_log
 from ddistill.training.sharding import place, to_host
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
@@ -38,15 +38,6 @@ from ddistill.training.weights import (
 
 # On several hosts: how long a signal may wait until all processes know of it.
 _SECONDS_BETWEEN_ASKING = 3.0
-
-
-@dataclass
-class Clock:
-    """Where the time of a stage went, in seconds; carried over from checkpoint to checkpoint."""
-
-    train: float = 0.0
-    compile: float = 0.0
-    wait: float = 0.0
 
 
 @dataclass
@@ -82,7 +73,8 @@ class StageRun:
         self.layout = plan.layout(training.mesh)
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", training.keep)
         self.clock = Clock()
-        self.loss = math.nan
+        # The best checkpoint is kept by a proxy of quality, where a loss does not tell it.
+        self.loss = self.score = math.nan
         self.frozen: set[int] = set()
         self.watch = Watch(plan, self._say, self._diverged)
         self._ask_every, self._unasked = 1, 0
@@ -136,7 +128,7 @@ class StageRun:
             return initial_state(self.plan, start, self.layout), 0
         state, record = found
         self.clock = Clock(**record["clock"])
-        self.loss = record["loss"]
+        self.loss, self.score = record["loss"], record["score"]
         step = int(state.step)
         self.reporter.say(f"{self.plan.name}: going on from the checkpoint at step {step}")
         return state, step
@@ -225,6 +217,7 @@ class StageRun:
         done = sum(count for _, count, _ in window.rows)
         rate = done * self.plan.settings.batch_size * len(self.plan.members) / seconds
         self.loss = values.get("loss", self.loss)
+        self.score = values.get("proxy", self.loss)
         extra = {
             "images_per_second": rate,
             "data_wait_share": min(1.0, window.wait / seconds),
@@ -337,10 +330,11 @@ class StageRun:
         record = {
             "clock": vars(self.clock),
             "loss": self.loss,
+            "score": self.score,
             "digest": self.plan.digest,
             "settings": to_plain(dataclasses.asdict(self.plan.settings)),
         }
-        self.checkpoints.save(step, state, record, self.loss)
+        self.checkpoints.save(step, state, record, self.score)
 
     def _finish(self, state: TrainState) -> dict[str, Any]:
         settings = self.plan.settings

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from rich.progress import (
 from ddistill.training.hosts import is_first
 
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclass
+class Clock:
+    """Where the time of a stage went, in seconds; carried over from checkpoint to checkpoint."""
+
+    train: float = 0.0
+    compile: float = 0.0
+    wait: float = 0.0
 
 
 class Reporter:
