@@ -190,8 +190,8 @@ def learnt(tmp_path_factory, quick_compiler):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mapping", "mesh"),
-    [("vmap", {}), ("unroll", {}), ("map", {}), ("shard", {"student": 0}), ("loop", {"data": 2})],
-    ids=["vmap", "unroll", "map", "shard", "batch over devices"],
+    [("vmap", {}), ("shard", {"student": 0}), ("loop", {"data": 2})],
+    ids=["vmap", "shard", "batch over devices"],
 )
 def test_three_networks_a_student_under_every_mapping(learnt, mapping, mesh):
     one = {"student": 1, "data": 1}

@@ -44,9 +44,6 @@ from ddistill.objectives.process import Batch, Process
 from ddistill.objectives.regression import regression_distance
 from ddistill.schedules import Level
 
-FAKE_WEIGHTS = ("edm", "uniform", "snr", "truncated_snr", "min_snr")
-FEATURES_OF = ("fake", "teacher")
-
 
 @dataclass(frozen=True)
 class Matching(MatchingSettings):
@@ -63,10 +60,10 @@ class Matching(MatchingSettings):
 
     def generate(self, networks: Networks, batch: Batch, process: Process) -> dict[str, Array]:
         """Images of the student, constants, and their classes, if any."""
-        asked = self.question(networks["student"], batch, process)
+        asked = self._asked(networks["student"], batch, process)
         return _made(jax.lax.stop_gradient(ask(networks["student"], asked)), asked)
 
-    def question(self, student: Any, batch: Batch, process: Process) -> Question:
+    def _asked(self, student: Any, batch: Batch, process: Process) -> Question:
         """What the student is asked in this step; every update gets the same."""
         return question(
             student, batch, streams(batch.keys, 3)[0], process, self.backward, self.steps
@@ -76,7 +73,7 @@ class Matching(MatchingSettings):
         self, networks: Networks, batch: Batch, process: Process
     ) -> tuple[Float[Array, " B"], Metrics, Aside]:
         """The three terms, whose gradients at the images go through the student at once."""
-        student, asked = networks["student"], self.question(networks["student"], batch, process)
+        student, asked = networks["student"], self._asked(networks["student"], batch, process)
         if self.regression_weight:
             image, regressed = _ask_both(student, asked, batch, process)
         else:
