@@ -100,7 +100,7 @@ def msd(
         steps=steps,
         batch_size=batch_size,
         optimizer=optimizer,
-        students=StudentsSettings(count=count, partition="classes", **(students or {})),
+        students=StudentsSettings(**{"count": count, "partition": "classes", **(students or {})}),
         method="msd_dm",
         **changes,
     )
