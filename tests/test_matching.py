@@ -12,12 +12,6 @@ from flax import struct
 
 from ddistill.errors import ConfigError
 from ddistill.objectives import OBJECTIVES, make_objective
-from ddistill.objectives.adversarial import (
-    DIVERGENCES,
-    discriminator_loss,
-    divergence_weights,
-    generator_loss,
-)
 from ddistill.objectives.generator import attach, question
 from ddistill.objectives.matching import score_difference
 from ddistill.objectives.process import Batch, Pairs, make_process
@@ -321,47 +315,6 @@ def test_pairs_are_regressed_onto_in_the_same_call():
     image = networks["student"](data.pairs.noise, level, data.pairs.label).x0
     wanted = jnp.mean(jnp.square(image - data.pairs.image))
     np.testing.assert_allclose(metrics["regression"], wanted, rtol=1e-5)
-
-
-# ------------------------------------------------------------------------------- adversarial
-
-
-def test_gan_losses_at_a_logit_of_zero():
-    zero = jnp.zeros((3, 2))
-    np.testing.assert_allclose(discriminator_loss(zero, zero), 2 * np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(generator_loss(zero), np.log(2), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", DIVERGENCES)
-def test_divergence_weights(name):
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)
-    h = divergence_weights(name, logits)
-    assert float(jnp.mean(h)) == pytest.approx(1.0, rel=1e-5)
-    r = np.exp(np.asarray(logits).mean(axis=-1))
-    if name == "rkl":
-        np.testing.assert_array_equal(h, 1.0)
-    else:
-        slope = np.corrcoef(np.asarray(h), r)[0, 1]
-        assert (slope > 0) == (name != "softened_rkl")
-
-
-def test_the_weights_are_of_the_second_derivative():
-    """h = r^2 f''(r) of the divergence E_q f(p / q), by finite differences of f."""
-    functions = {
-        "rkl": lambda r: -np.log(r),
-        "kl": lambda r: r * np.log(r),
-        "js": lambda r: r * np.log(r) - (r + 1) * np.log((r + 1) / 2),
-        "softened_rkl": lambda r: (r + 1) * np.log((r + 1) / r / 2),
-        "squared_hellinger": lambda r: 1 - np.sqrt(r),
-        "jeffreys": lambda r: (r - 1) * np.log(r),
-    }
-    logits = np.linspace(-2, 2, 9)
-    r, d = np.exp(logits), 1e-3
-    for name, f in functions.items():
-        second = (f(r + d) - 2 * f(r) + f(r - d)) / d**2
-        wanted = r**2 * second
-        found = divergence_weights(name, jnp.asarray(logits[:, None], jnp.float32))
-        np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-3, err_msg=name)
 
 
 # ---------------------------------------------------------------------------- the generator

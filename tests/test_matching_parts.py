@@ -1,0 +1,253 @@
+"""The parts of distribution matching: heads, distances, health, noise levels, and TSM."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddistill.diffusion import add_noise
+from ddistill.errors import ConfigError
+from ddistill.networks.discriminator import Discriminator
+from ddistill.objectives import make_objective
+from ddistill.objectives.adversarial import (
+    DIVERGENCES,
+    discriminator_loss,
+    divergence_weights,
+    generator_loss,
+)
+from ddistill.objectives.denoising import WEIGHTS
+from ddistill.objectives.draws import LAWS, draw_index, draw_level, normal, streams
+from ddistill.objectives.generator import image_health
+from ddistill.objectives.health import matching_alarms
+from ddistill.objectives.process import make_process
+from ddistill.objectives.regression import REGRESSIONS, regression_distance
+from ddistill.schedules import karras, make_grid
+from tests import tiny
+from tests.gaussian import GaussianDenoiser
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+def arrays(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+# --------------------------------------------------------------------------------------- heads
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 8, 32])
+def test_a_head_gives_one_logit_an_image_whatever_the_size(side):
+    (features,) = arrays((3, side, side, 6))
+    head = Discriminator(("mid", "down_0"))
+    both = {"mid": features.astype(jnp.bfloat16), "down_0": features}
+    params = head.init(jax.random.key(0), both)
+    logits = head.apply(params, both)
+    chex.assert_shape(logits, (3, 2))
+    assert logits.dtype == jnp.float32
+    # An image's logits do not depend on the others in the batch.
+    first = head.apply(params, jax.tree.map(lambda x: x[:1], both))
+    np.testing.assert_allclose(logits[:1], first, atol=1e-5)
+    assert float(jnp.std(logits[:, 1])) > 0
+
+
+# ------------------------------------------------------------------------------- adversarial
+
+
+def test_gan_losses_at_a_logit_of_zero():
+    zero = jnp.zeros((3, 2))
+    np.testing.assert_allclose(discriminator_loss(zero, zero), 2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(generator_loss(zero), np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergence_weights(name):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)
+    h = divergence_weights(name, logits)
+    assert float(jnp.mean(h)) == pytest.approx(1.0, rel=1e-5)
+    r = np.exp(np.asarray(logits).mean(axis=-1))
+    if name == "rkl":
+        np.testing.assert_array_equal(h, 1.0)
+    else:
+        slope = np.corrcoef(np.asarray(h), r)[0, 1]
+        assert (slope > 0) == (name != "softened_rkl")
+
+
+def test_the_weights_are_of_the_second_derivative():
+    """h = r^2 f''(r) of the divergence E_q f(p / q), by finite differences of f."""
+    functions = {
+        "rkl": lambda r: -np.log(r),
+        "kl": lambda r: r * np.log(r),
+        "js": lambda r: r * np.log(r) - (r + 1) * np.log((r + 1) / 2),
+        "softened_rkl": lambda r: (r + 1) * np.log((r + 1) / r / 2),
+        "squared_hellinger": lambda r: 1 - np.sqrt(r),
+        "jeffreys": lambda r: (r - 1) * np.log(r),
+    }
+    logits = np.linspace(-2, 2, 9)
+    r, d = np.exp(logits), 1e-3
+    for name, f in functions.items():
+        second = (f(r + d) - 2 * f(r) + f(r - d)) / d**2
+        wanted = r**2 * second
+        found = divergence_weights(name, jnp.asarray(logits[:, None], jnp.float32))
+        np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-3, err_msg=name)
+
+
+# ----------------------------------------------------------------------------------- distances
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_distances_are_zero_for_equal_images_only(name):
+    image, target, weights = arrays((4, 3, 3, 2), (4, 3, 3, 2), (18, 5))
+
+    def classifier(x):
+        return None, jnp.tanh(x.reshape(len(x), -1) @ weights)
+
+    found = regression_distance(name, image, target, classifier)
+    chex.assert_shape(found, (4,))
+    assert np.all(np.asarray(found) > 0)
+    same = regression_distance(name, image, image, classifier)
+    np.testing.assert_allclose(same, 0.0, atol=1e-7)
+    gradient = jax.grad(lambda x: jnp.sum(regression_distance(name, x, image, classifier)))(image)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_distances_by_hand():
+    image, target = arrays((2, 3, 3, 2), (2, 3, 3, 2))
+    squared = np.square(np.asarray(image - target, np.float64)).reshape(2, -1)
+    np.testing.assert_allclose(
+        regression_distance("l2", image, target, None), squared.mean(axis=1), rtol=1e-5
+    )
+    c = 0.00054 * np.sqrt(18)
+    wanted = (np.sqrt(squared.sum(axis=1) + c**2) - c) / 18
+    found = regression_distance("pseudo_huber", image, target, None)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------- health
+
+
+def test_health_of_the_data_themselves():
+    (images,) = arrays((16, 4, 4, 1))
+    images = jnp.tanh(images)
+    found = image_health(images, images)
+    wanted = {"saturation": 0, "mean_drift": 0, "std_ratio": 1, "diversity": 1, "proxy": 0}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
+    assert matching_alarms({k: float(v) for k, v in found.items()}) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "alarm", "fatal"),
+    [
+        (lambda x: 3.0 * jnp.sign(x), "saturation", True),
+        (lambda x: 2.5 * x, "spread", False),
+        (lambda x: 20.0 * x, "spread", True),
+        (lambda x: 0.1 * x, "flatness", False),
+        (lambda x: 0.001 * x, "flatness", True),
+        (lambda x: jnp.broadcast_to(x[:1], x.shape), "collapse", True),
+    ],
+)
+def test_what_goes_wrong_is_named(change, alarm, fatal):
+    (images,) = arrays((16, 4, 4, 1))
+    images = jnp.tanh(images)
+    found = image_health(change(images), images)
+    named = {a.name: a.fatal for a in matching_alarms({k: float(v) for k, v in found.items()})}
+    assert named.get(alarm) == fatal
+    assert float(found["proxy"]) > 0
+
+
+def test_health_in_a_classifiers_features():
+    """Images that differ in pixels alone are one image to a classifier that does not see it."""
+    (images,) = arrays((16, 4, 4, 1))
+
+    def blind(x):
+        return None, jnp.ones((len(x), 3)) * jnp.mean(jnp.square(x))
+
+    assert float(image_health(images, -images, blind)["proxy"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(image_health(images, -images)["proxy"]) > 0
+
+
+def test_a_discriminator_that_has_won():
+    (alarm,) = matching_alarms({"logit_real": 15.0, "logit_fake": -15.0})
+    assert alarm.name == "discriminator"
+    assert not alarm.fatal
+    assert matching_alarms({"logit_real": 1.0, "logit_fake": -1.0}) == ()
+
+
+# ---------------------------------------------------------------------------------- the levels
+
+
+def test_lognormal_levels_are_edms():
+    """arXiv 2206.00364 table 1: ln sigma ~ N(-1.2, 1.2^2), here to the next level of the table."""
+    schedule = karras(400)
+    shown = make_process(schedule, make_grid(schedule, 400))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    index = np.asarray(draw_level(keys, shown, "lognormal"))
+    drawn = np.log(np.asarray(schedule.sigma)[index])
+    assert drawn.mean() == pytest.approx(-1.2, abs=0.03)
+    assert drawn.std() == pytest.approx(1.2, abs=0.03)
+    assert index.min() >= 1
+
+
+def test_levels_stay_in_a_students_range():
+    schedule = karras(64)
+    shown = make_process(schedule, make_grid(schedule, 64), rows=80, low=10, high=30)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    for law in LAWS:
+        index = np.asarray(draw_level(keys, shown, law))
+        assert index.min() == 10, law
+        assert index.max() == 30, law
+    chex.assert_trees_all_equal(draw_level(keys, shown, "uniform"), draw_index(keys, shown))
+
+
+# ----------------------------------------------------------------------------------------- TSM
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_tsm_is_zero_at_the_teacher_and_there_only(weight):
+    """So the minimiser does not depend on the weight of a level."""
+    method, shown, batch = (
+        make_objective({"name": "tsm", "weight": weight}),
+        tiny.process(),
+        tiny.batch(),
+    )
+
+    def total(params):
+        student = tiny.tiny_denoiser().replace(params=params)
+        networks = {"student": student, "teacher": tiny.tiny_denoiser()}
+        values, _ = method.loss(networks, batch, shown)
+        chex.assert_shape(values, (6,))
+        return jnp.sum(values)
+
+    value, gradient = jax.value_and_grad(total)(tiny.tiny_params())
+    assert value == 0
+    assert optax.tree.norm(gradient) == 0
+    assert total(tiny.tiny_params(1)) > 0
+
+
+def test_tsm_is_edms_weighted_distance_of_the_two_answers():
+    """Exact denoisers of two Gaussians: (sigma^2 + 1/4) / (sigma / 2)^2 times the squared gap."""
+    schedule = karras(16)
+    shown = make_process(schedule, make_grid(schedule, 16))
+    method, batch = make_objective({"name": "tsm"}), tiny.batch(12)
+    student, teacher = GaussianDenoiser(0.2, 0.5), GaussianDenoiser(-0.1, 0.8)
+    values, _ = method.loss({"student": student, "teacher": teacher}, batch, shown)
+    level_keys, noise_keys = streams(batch.keys, 2)
+    level = shown.student.at(draw_level(level_keys, shown, "lognormal"))
+    z = add_noise(batch.image, normal(noise_keys, batch.image), level)
+    gap = np.asarray(student(z, level).x0 - teacher(z, level).x0, np.float64)
+    sigma = np.asarray(level.sigma, np.float64)
+    weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+    wanted = weight * np.square(gap).reshape(12, -1).mean(axis=1)
+    np.testing.assert_allclose(values, wanted, rtol=1e-4)
+    assert method.teacher_calls() == 1
+
+
+@pytest.mark.parametrize(
+    ("hyper", "words"), [({"weight": "edn"}, "edm"), ({"levels": "log_normal"}, "lognormal")]
+)
+def test_settings_of_tsm_that_do_not_exist(hyper, words):
+    with pytest.raises(ConfigError, match=words):
+        make_objective({"name": "tsm", **hyper})
