@@ -134,6 +134,15 @@ class Denoiser:
         return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)
 
 
+def in_float32(denoiser: Denoiser) -> Denoiser:
+    """A denoiser whose network computes in float32, whatever it was trained in."""
+    apply = denoiser.apply_fn
+    if not isinstance(apply, ModuleApply) or not hasattr(apply.module, "dtype"):
+        return denoiser
+    exact = ModuleApply(apply.module.clone(dtype="float32"))
+    return denoiser.replace(apply_fn=exact)  # type: ignore[attr-defined]
+
+
 def with_guidance(denoiser: Any, scale: float, null_class: int) -> Any:
     """The denoiser itself where the scale is 1, else a `GuidedDenoiser`."""
     return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, scale, null_class)

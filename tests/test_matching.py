@@ -307,6 +307,31 @@ def test_the_images_that_the_student_learns_from_are_those_that_the_others_learn
     assert set(np.asarray(again["cond"])) <= {1, 3}, "classes of others were asked for"
 
 
+def test_the_smoothness_penalty_moves_images_and_not_their_noise():
+    """A change along the noise that is added anyway would be one of the noise level."""
+    made, modules, params, shown, data = setup("dmd2_teacher")
+    networks, seen = bound(made, modules, params), []
+
+    class Noting:
+        def with_features(self, taps):
+            def call(z, level, cond=None, *, key=None):
+                seen.append((z, level))
+                return networks["teacher"].with_features(taps)(z, level, cond)
+
+            return call
+
+    _, _, aside = made.student_loss(networks, data, shown)
+    data = dataclasses.replace(data, made=aside.made)
+    made.guidance_loss({**networks, "teacher": Noting()}, data, shown)
+    (z, level), (moved, same_level) = seen[1:]
+    chex.assert_trees_all_equal(level, same_level)
+    alpha, sigma = (x.reshape(-1, 1, 1, 1) for x in (level.alpha, level.sigma))
+    noise = (z - alpha * data.image) / sigma
+    change = (moved - z) / (alpha * made.smooth_step)
+    assert float(jnp.std(change)) == pytest.approx(1.0, abs=0.25)
+    assert abs(np.corrcoef(np.ravel(noise), np.ravel(change))[0, 1]) < 0.3
+
+
 def test_pairs_are_regressed_onto_in_the_same_call():
     made, modules, params, shown, data = setup("pairs", conditional=True)
     networks = bound(made, modules, params)
@@ -371,6 +396,9 @@ def test_rollout_is_the_students_own_way_down():
         ({"alternate": True, "student_every": 1}, "pause"),
         ({"features": ()}, "feature tap"),
         ({"floor": -1.0}, ">= 0"),
+        ({"gan_weight": 0.0, "smooth_weight": 1.0}, "smooth_weight=1.0 has no effect"),
+        ({"filter_pairs": True}, "filter_pairs=True has no effect"),
+        ({"discriminator_weight": 0.0}, "as it was drawn"),
         ({"backward": "rolout"}, "rollout"),
     ],
 )

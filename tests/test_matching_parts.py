@@ -1,5 +1,7 @@
 """The parts of distribution matching: heads, distances, health, noise levels, and TSM."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -92,6 +94,37 @@ def test_the_weights_are_of_the_second_derivative():
         wanted = r**2 * second
         found = divergence_weights(name, jnp.asarray(logits[:, None], jnp.float32))
         np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("channels", [6, 16, 32, 64])
+@pytest.mark.parametrize("side", [1, 4, 8])
+def test_a_head_learns_to_tell_features_apart_and_says_where_to_go(channels, side):
+    """A norm of groups of one channel would make its logits a constant."""
+    (noise,) = arrays((32, side, side, channels))
+    real = {"mid": noise[:16] + 1.5}
+    fake = {"mid": noise[16:] - 1.5}
+    head, optimizer = Discriminator(("mid",)), optax.adam(3e-3)
+    params = jax.jit(head.init)(jax.random.key(0), real)
+
+    def loss(params, fake):
+        return jnp.mean(discriminator_loss(head.apply(params, fake), head.apply(params, real)))
+
+    @jax.jit
+    def learn(params):
+        state = optimizer.init(params)
+
+        def step(carry, _):
+            params, state = carry
+            changes, state = optimizer.update(jax.grad(loss)(params, fake), state)
+            return (optax.apply_updates(params, changes), state), None
+
+        return jax.lax.scan(step, (params, state), None, 150)[0][0]
+
+    assert float(loss(params, fake)) > 0.5
+    learnt = learn(params)
+    assert float(loss(learnt, fake)) < 0.2
+    towards = jax.grad(lambda x: jnp.mean(generator_loss(head.apply(params, {"mid": x}))))
+    assert float(jnp.max(jnp.abs(towards(fake["mid"])))) > 1e-5
 
 
 # ----------------------------------------------------------------------------------- distances
@@ -189,6 +222,34 @@ def test_lognormal_levels_are_edms():
     assert drawn.mean() == pytest.approx(-1.2, abs=0.03)
     assert drawn.std() == pytest.approx(1.2, abs=0.03)
     assert index.min() >= 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 16), (17, 32), (49, 64)])
+def test_lognormal_levels_of_a_range_are_edms_given_the_range(low, high):
+    """Also far above the mean, where hardly any of the whole law's draws lie."""
+    schedule = karras(64)
+    shown = make_process(schedule, make_grid(schedule, 64), rows=70, low=low, high=high)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    index = np.asarray(draw_level(keys, shown, "lognormal"))
+    found = np.bincount(index, minlength=65)[low : high + 1] / len(index)
+    edges = (np.log(np.asarray(schedule.sigma, np.float64)[low - 1 : high + 1] + 1e-30) + 1.2) / 1.2
+    below = np.array([0.5 * math.erfc(-e / np.sqrt(2)) for e in edges])
+    above = np.array([0.5 * math.erfc(e / np.sqrt(2)) for e in edges])
+    wanted = np.where(edges[:-1] > 0, above[:-1] - above[1:], below[1:] - below[:-1])
+    if high == 64:
+        wanted[-1] = above[-2]
+    np.testing.assert_allclose(found, wanted / wanted.sum(), atol=0.015)
+    assert index.min() >= low
+    assert index.max() <= high
+
+
+def test_lognormal_levels_outside_of_a_range():
+    schedule = karras(64)
+    grid = make_grid(schedule, 64)
+    shown = make_process(schedule, grid, low=49, high=64, outside=0.5)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    index = np.asarray(draw_level(keys, shown, "lognormal"))
+    assert np.mean(index < 49) == pytest.approx(0.5, abs=0.04)
 
 
 def test_levels_stay_in_a_students_range():

@@ -12,7 +12,7 @@ from ddistill.settings import EvaluationSettings
 from ddistill.students import take
 from ddistill.training.pipeline import guided
 from ddistill.training.stages import StagePlan
-from ddistill.training.weights import Networks, load_state
+from ddistill.training.weights import Networks
 
 # Students of a stage whose panels are shown, and images in a panel.
 SHOWN, IMAGES = 5, 10
@@ -30,25 +30,25 @@ def panel_grids(
     """
     by_name = {plan.name: plan for plan in plans}
     return [
-        _grid(plan, networks(by_name[plan.settings.teacher]), settings)
+        _grid(plan, networks, networks(by_name[plan.settings.teacher]), settings)
         for plan in plans
         if plan.objective.panels
     ]
 
 
-def _grid(plan: StagePlan, teacher: Any, settings: EvaluationSettings) -> Grid:
-    params = load_state(plan).params
+def _grid(plan: StagePlan, networks: Networks, teacher: Any, settings: EvaluationSettings) -> Grid:
+    params = networks.params(plan)
     count = min(IMAGES, settings.samples)
     noise = noise_bank(settings, plan.image_shape, 0, count)
 
     @jax.jit
-    def look(own, process, cond):
-        networks = {
+    def look(own, teacher, process, cond):
+        bound = {
             n: plan.objective.bind(n, plan.modules[n], Weights(p), plan.settings.prediction)
             for n, p in own.items()
         }
-        networks["teacher"] = guided(plan, teacher)
-        return plan.objective.draw_panels(networks, noise, process, cond)
+        bound["teacher"] = guided(plan, teacher)
+        return plan.objective.draw_panels(bound, noise, process, cond)
 
     rows: list[ImageRow] = []
     for k, member in list(enumerate(plan.members))[:SHOWN]:
@@ -56,6 +56,6 @@ def _grid(plan: StagePlan, teacher: Any, settings: EvaluationSettings) -> Grid:
         known = member.process.classes
         cond = None if known is None else np.resize(np.unique(np.asarray(known)), count)
         whose = f"student {k}: " if plan.stacked else ""
-        for label, images in zip(plan.objective.panels, look(own, member.process, cond)):
+        for label, images in zip(plan.objective.panels, look(own, teacher, member.process, cond)):
             rows.append(ImageRow(whose + label, np.clip(np.asarray(images), -1, 1)))
     return Grid(f"Inside the stage '{plan.name}'", rows, plan.objective.panels_caption)

@@ -176,7 +176,7 @@ def _student_calls(plan: StagePlan, sampler: str) -> list[Call]:
             (name, steps, _sampler_grid(member.levels, name, steps, whose))
             for name, counts in plan.settings.samplers.items()
             for steps in counts
-        ] or [(sampler, 0, np.arange(member.levels.num_steps + 1))]
+        ] or [(member.objective.sampler or sampler, 0, np.arange(member.levels.num_steps + 1))]
         for name, steps, grid in ways:
             calls.append(_student_call(plan, name, steps, grid, student, sampler))
     return calls
@@ -261,7 +261,7 @@ def draw(
             replicate(mesh, with_guidance(denoiser, call.guidance, _null_class(call))),
             call.levels,
             jax.device_put(noise[rows], place),
-            key,
+            key if rows[0] == 0 else jax.random.fold_in(key, int(rows[0])),
             cond=None if cond is None else jax.device_put(cond[rows], place),
             clip=settings.clip or None,
             trajectory=trajectory,

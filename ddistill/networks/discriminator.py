@@ -19,12 +19,15 @@ class Discriminator(nn.Module):
 
     DMD2's head (arXiv 2405.14867, released code) is a 4x4 convolution of stride 2, another over the
     4x4 pixels that are left, each followed by group norm and SiLU, and a logit. Here larger
-    features are halved until 4x4 pixels are left, and smaller ones not at all.
+    features are halved until 4x4 pixels are left, and smaller ones not at all. After the last of
+    these a norm sees channels alone: it is one over all of them, for a group of one channel would
+    be a constant.
 
     Attributes:
       taps: the features, by name.
       width: channels inside the heads; 0 for as many as the feature has.
-      norm_groups: at most; the greatest common divisor with the channels is used.
+      norm_groups: of the norms after halvings, at most; the greatest common divisor with the
+        channels is used.
     """
 
     taps: tuple[str, ...] = ()
@@ -47,5 +50,5 @@ class Discriminator(nn.Module):
             halvings += 1
         # A convolution over all pixels that are left.
         h = nn.Dense(width, name=f"{tap}_whole")(h.reshape(h.shape[0], -1))
-        h = GroupNorm(groups, 1e-5, name=f"{tap}_norm")(h[:, None, None, :], silu=True)[:, 0, 0]
+        h = nn.silu(nn.LayerNorm(epsilon=1e-5, name=f"{tap}_norm")(h))
         return nn.Dense(1, name=f"{tap}_logit")(h)

@@ -94,11 +94,14 @@ class Alarm:
       name: of its kind.
       text: what is seen, with its number and threshold, and what it means.
       fatal: whether the stage stops where the sign stays.
+      at_birth: whether a student may show it before it has learnt anything; such a sign is fatal
+        only after it was absent once.
     """
 
     name: str
     text: str
     fatal: bool = False
+    at_birth: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,19 @@ class Objective:
     def updates(self) -> tuple[Update, ...]:
         """The gradient steps of one train step, in order."""
         raise TypeError(f"{type(self).__name__} does not define its updates.")
+
+    @property
+    def all_levels(self) -> bool:
+        """Whether a student has to answer for all of its levels, and those of a sweep for as many.
+
+        Where a student walks its own levels in training, nobody else can have a share of them.
+        """
+        return False
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that a student is trained for; "" for whichever the evaluation uses."""
+        return ""
 
     @property
     def needs_pairs(self) -> bool:

@@ -35,6 +35,7 @@ def draw_index(keys: Key[Array, " B"], process: Process) -> Int[Array, " B"]:
 LAWS = ("uniform", "lognormal")
 # Of log(sigma / alpha) in EDM (arXiv 2206.00364 table 1).
 _LOG_MEAN, _LOG_STD = -1.2, 1.2
+_OUTSIDE = 0x6F75
 
 
 def draw_level(keys: Key[Array, " B"], process: Process, law: str) -> Int[Array, " B"]:
@@ -44,16 +45,35 @@ def draw_level(keys: Key[Array, " B"], process: Process, law: str) -> Int[Array,
       keys: `[B]`.
       process: the student's levels.
       law: "uniform" over the table, as `draw_index`; "lognormal": the first level at least as noisy
-        as sigma / alpha = exp(-1.2 + 1.2 n), n standard normal (EDM).
+        as sigma / alpha = exp(-1.2 + 1.2 n), n standard normal (EDM), among a student's own.
     """
     if law == "uniform":
         return draw_index(keys, process)
-    drawn = jax.vmap(lambda key: jax.random.normal(key, ()))(keys)
+    index = _lognormal(keys, process, process.low, process.high)
+    outside: Any = process.outside
+    if outside is None:
+        return index
+    other_keys = jax.vmap(lambda key: jax.random.fold_in(key, _OUTSIDE))(keys)
+    leave_keys, index_keys = streams(other_keys, 2)
+    leave = jax.vmap(lambda key: jax.random.bernoulli(key, outside))(leave_keys)
+    return jnp.where(leave, _lognormal(index_keys, process, 1, process.count), index)
+
+
+def _lognormal(keys: Key[Array, " B"], process: Process, low: Any, high: Any) -> Int[Array, " B"]:
+    """EDM's law, cut off at both ends of a range of levels, by inverting its distribution."""
     levels = process.student
     # The clean end is -inf; what is filled up repeats the noisiest level.
     table = jnp.log(jnp.asarray(levels.sigma)) - jnp.log(jnp.asarray(levels.alpha))
-    index = jnp.searchsorted(table, _LOG_MEAN + _LOG_STD * drawn)
-    return jnp.clip(index, process.low, process.high).astype(jnp.int32)
+    begin = (jnp.where(low > 1, table[low - 1], -jnp.inf) - _LOG_MEAN) / _LOG_STD
+    end = (jnp.where(high < process.count, table[high], jnp.inf) - _LOG_MEAN) / _LOG_STD
+    # Probabilities near 1 have no digits left: a range far up is drawn as its mirror image.
+    far = begin > 0
+    begin, end = jnp.where(far, -end, begin), jnp.where(far, -begin, end)
+    bounds = jax.scipy.special.ndtr(jnp.stack([begin, end]))
+    share = jax.vmap(lambda key: jax.random.uniform(key, (), minval=1e-7))(keys)
+    drawn = jax.scipy.special.ndtri(bounds[0] + (bounds[1] - bounds[0]) * share)
+    value = _LOG_MEAN + _LOG_STD * jnp.where(far, -drawn, drawn)
+    return jnp.clip(jnp.searchsorted(table, value), low, high).astype(jnp.int32)
 
 
 def draw_class(keys: Key[Array, " B"], process: Process) -> Int[Array, " B"] | None:

@@ -54,7 +54,8 @@ def matching_alarms(means: Mapping[str, float]) -> tuple[Alarm, ...]:
         if value is not None and sign * (value - limit) > 0:
             bound = "above" if sign > 0 else "below"
             text = f"{metric} {value:.3g} {meaning} ({bound} {limit})"
-            found.append(Alarm(name, text, sign * (value - fatal) > 0))
+            # A fresh generator makes flat images, and one from its teacher class means.
+            found.append(Alarm(name, text, sign * (value - fatal) > 0, at_birth=sign < 0))
     gap = means.get("logit_real", 0.0) - means.get("logit_fake", 0.0)
     if gap > LOGIT_GAP:
         found.append(

@@ -7,7 +7,7 @@ from ddistill.objectives.matching import Matching
 
 @dataclass(frozen=True)
 class LADD(Matching):
-    """The GAN term alone, with real images of the data; updates in turn.
+    """The GAN term alone, with real images of the data; both networks learn in every step.
 
     The paper's discriminator sees every block of a transformer; ours sees the taps of `features`.
     """

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from ddistill.denoiser import Denoiser
+from ddistill.denoiser import Denoiser, GuidedDenoiser
 from ddistill.diffusion import Prediction, add_noise
 from ddistill.objectives.adversarial import (
     discriminator_loss,
@@ -157,7 +157,7 @@ class Matching(MatchingSettings):
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The fake denoiser's error on generated images, and the discriminator's loss."""
         keys = streams(batch.keys, 3)[2]
-        fake_keys, real_keys = streams(keys, 2)
+        fake_keys, real_keys, change_keys = streams(keys, 3)
         image, cond = batch.made["image"], batch.made.get("cond")
         level, noise, z = self._noised(image, fake_keys, process)
         values, metrics = jnp.zeros(image.shape[:1]), {}
@@ -172,7 +172,7 @@ class Matching(MatchingSettings):
         if self.gan_weight:
             discriminator = networks["discriminator"]
             if not features:
-                _, features = predict(networks["teacher"], self.features, z, level, cond)
+                _, features = predict(self._seen(networks), self.features, z, level, cond)
             fake = discriminator(features)
             real = self._judge(networks, batch.image, batch.cond, real_keys, process)
             value = discriminator_loss(fake, real)
@@ -182,8 +182,7 @@ class Matching(MatchingSettings):
                 "logit_real": jnp.mean(real),
             }
             if self.smooth_weight:
-                change = normal(jax.vmap(lambda k: jax.random.fold_in(k, 1))(real_keys), image)
-                moved = batch.image + self.smooth_step * change
+                moved = batch.image + self.smooth_step * normal(change_keys, image)
                 moved = self._judge(networks, moved, batch.cond, real_keys, process)
                 penalty = smoothness(real, moved)
                 metrics["smoothness"] = jnp.mean(penalty)
@@ -238,8 +237,13 @@ class Matching(MatchingSettings):
     ) -> Float[Array, "B N"]:
         """The discriminator's logits of images, each at a level of its own."""
         level, _, z = self._noised(image, keys, process)
-        _, features = predict(networks[self.features_of], self.features, z, level, cond)
+        _, features = predict(self._seen(networks), self.features, z, level, cond)
         return networks["discriminator"](features)
+
+    def _seen(self, networks: Networks) -> Any:
+        """Whose features are looked at; those of a guided teacher are its plain ones."""
+        network = networks[self.features_of]
+        return network.denoiser if isinstance(network, GuidedDenoiser) else network
 
 
 def score_difference(

@@ -28,8 +28,8 @@ class MatchingSettings(Objective):
 
     The student learns from `score_weight` times the score difference, `regression_weight` times the
     distance to the teacher's images from the same noise, and `gan_weight` times what a
-    discriminator says. The first two are means over pixels and channels, the third is a sum over
-    the image: porting it to another image size keeps gan_weight * H * W * C.
+    discriminator says. The first two are means over pixels and channels and the third is one value
+    an image: porting it to another image size keeps gan_weight * H * W * C.
 
     Attributes:
       score_weight: of the score difference; 0 leaves the fake denoiser out.
@@ -90,6 +90,16 @@ class MatchingSettings(Objective):
     def needs_classifier(self) -> bool:
         """Where pairs are compared in its features."""
         return bool(self.regression_weight) and self.regression == "classifier"
+
+    @property
+    def all_levels(self) -> bool:
+        """A generator's steps are one way, which begins at the noisiest level."""
+        return True
+
+    @property
+    def sampler(self) -> str:
+        """Students of several steps are trained on images that are noised again."""
+        return "renoise" if self.steps > 1 else ""
 
     @property
     def needs_pairs(self) -> bool:
@@ -196,6 +206,21 @@ def _check(o: MatchingSettings) -> None:
         raise ConfigError(
             f"objective.divergence={o.divergence!r} weighs the score difference by a "
             "discriminator's ratio: it needs score_weight and gan_weight above 0."
+        )
+    unused = {
+        "smooth_weight": o.smooth_weight and not o.gan_weight,
+        "filter_pairs": o.filter_pairs and not o.regression_weight,
+    }
+    for name, idle in unused.items():
+        if idle:
+            needed = "gan_weight" if name == "smooth_weight" else "regression_weight"
+            raise ConfigError(
+                f"objective.{name}={getattr(o, name)} has no effect: objective.{needed} is 0."
+            )
+    if o.gan_weight and not o.discriminator_weight:
+        raise ConfigError(
+            "objective.discriminator_weight=0 leaves the discriminator as it was drawn, and "
+            f"objective.gan_weight={o.gan_weight} makes the student follow it. Set both or neither."
         )
     if o.student_every < 1 or (o.alternate and o.student_every == 1):
         raise ConfigError(

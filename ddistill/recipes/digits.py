@@ -262,10 +262,10 @@ def digits_small_msd(width: int, counts: Sequence[int], **changes: Any) -> dict[
         ),
         ema=(0.99,),
     )
-    fresh = digits_msd(counts, start="fresh", name=f"_fresh_w{width}", variant="fresh", **net)
+    fresh = {"start": "fresh", "name": f"_fresh_w{width}", "variant": "fresh"}
     return {
         **first,
         f"tsm_w{width}": tsm,
         **digits_msd(counts, start=f"tsm_w{width}", name=f"_w{width}", **net, **changes),
-        **fresh,
+        **digits_msd(counts, **fresh, **net, **changes),
     }

@@ -11,7 +11,6 @@ from ddistill import networks
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
 from ddistill.objectives.base import FeatureShapes
-from ddistill.schedules import make_grid
 from ddistill.settings import StageSettings, StudentsSettings, to_plain
 from ddistill.training.optimizers import check_optimizer, update_rule
 
@@ -43,6 +42,12 @@ def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StageP
     if stage.teacher and stage.conditional and not earlier[stage.teacher].settings.conditional:
         raise ConfigError(
             f"{path}.conditional=True, but its teacher '{stage.teacher}' is unconditional."
+        )
+    if stage.teacher and not stage.conditional and _needs_class(earlier[stage.teacher]):
+        raise ConfigError(
+            f"{path}.conditional=False, but its teacher '{stage.teacher}' was trained with "
+            "objective.label_dropout=0: what it says without a class was never trained. Set "
+            "conditional=True."
         )
     if stage.teacher and earlier[stage.teacher].objective.trains_classifier:
         raise ConfigError(
@@ -83,6 +88,12 @@ def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StageP
                 f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
                 f"starts from, predicts {source.settings.prediction!r}."
             )
+
+
+def _needs_class(teacher: "StagePlan") -> bool:
+    """Whether a denoiser has never been without a class."""
+    dropout = getattr(teacher.objective, "label_dropout", 1.0)
+    return teacher.settings.conditional and not dropout
 
 
 def check_students_of(
@@ -139,65 +150,6 @@ def check_classifier(
                 f"{path}.classifier={stage.classifier!r} is not a classifier's stage before this "
                 f"one in config.pipeline.{nearest(stage.classifier, known)} Allowed: {names}."
             )
-
-
-def check_pairs(
-    stage: StageSettings, objective: Objective, path: str, earlier: "Mapping[str, StagePlan]"
-) -> None:
-    """Raises `ConfigError` unless the pairs that a stage names, or needs, are its teacher's."""
-    known = {n: p for n, p in earlier.items() if p.objective.makes_pairs}
-    names = ", ".join(known) or "none, because no stage before this one makes pairs"
-    if objective.needs_pairs and not stage.pairs:
-        raise ConfigError(
-            f"{path}.pairs is empty, but objective.regression_weight is above 0. Allowed: {names}."
-        )
-    if not stage.pairs:
-        return
-    if stage.pairs not in known:
-        raise ConfigError(
-            f"{path}.pairs={stage.pairs!r} is not a stage before this one that makes pairs."
-            f"{nearest(stage.pairs, known)} Allowed: {names}."
-        )
-    if not objective.needs_pairs:
-        raise ConfigError(
-            f"{path}.pairs={stage.pairs!r} has no effect: objective.regression_weight is 0."
-        )
-    theirs = known[stage.pairs].settings
-    if theirs.teacher != stage.teacher or theirs.conditional != stage.conditional:
-        raise ConfigError(
-            f"{path}.pairs={stage.pairs!r} were made by the teacher '{theirs.teacher}' "
-            f"(conditional={theirs.conditional}), but the stage's teacher is '{stage.teacher}' "
-            f"(conditional={stage.conditional}): noise leads elsewhere there. Make pairs of "
-            f"'{stage.teacher}'."
-        )
-    _check_pairs_fit(stage, objective, path, known[stage.pairs], earlier[stage.teacher])
-
-
-def _check_pairs_fit(
-    stage: StageSettings,
-    objective: Objective,
-    path: str,
-    pairs: "StagePlan",
-    teacher: "StagePlan",
-) -> None:
-    """Raises `ConfigError` unless students start where the pairs do, and have pairs to see."""
-    g = stage.grid
-    grid = make_grid(
-        teacher.levels, g.steps or teacher.levels.num_steps, g.spacing, g.explicit or None
-    )
-    ours, theirs = teacher.indices[grid[-1]], pairs.indices[-1]
-    if ours != theirs:
-        raise ConfigError(
-            f"{path}.pairs={stage.pairs!r} start at noise level {theirs}, but the stage's students "
-            f"at level {ours}, where the same noise leads elsewhere: end the grids of both stages "
-            "at the same level."
-        )
-    made, known = pairs.settings.steps * pairs.settings.batch_size, pairs.members[0].process.classes
-    if objective.filters_pairs and known is not None and made < len(known):
-        raise ConfigError(
-            f"{path}.objective.filter_pairs=True, but '{stage.pairs}' makes {made} pairs of "
-            f"{len(known)} classes in turn, so that some have none: make {len(known)} or more."
-        )
 
 
 def check_guidance(stage: StageSettings, path: str, earlier: "Mapping[str, StagePlan]") -> None:

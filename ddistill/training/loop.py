@@ -75,6 +75,7 @@ class StageRun:
         self.clock = Clock()
         # The best checkpoint is kept by a proxy of quality, where a loss does not tell it.
         self.loss = self.score = math.nan
+        self.seen: set[str] = set()
         self.frozen: set[int] = set()
         self.watch = Watch(plan, self._say, self._diverged)
         self._ask_every, self._unasked = 1, 0
@@ -217,7 +218,9 @@ class StageRun:
         done = sum(count for _, count, _ in window.rows)
         rate = done * self.plan.settings.batch_size * len(self.plan.members) / seconds
         self.loss = values.get("loss", self.loss)
-        self.score = values.get("proxy", self.loss)
+        # A log interval in which the student did not learn leaves its proxy as it was.
+        self.score = values.get("proxy", self.score if "proxy" in self.seen else self.loss)
+        self.seen |= values.keys()
         extra = {
             "images_per_second": rate,
             "data_wait_share": min(1.0, window.wait / seconds),

@@ -13,7 +13,7 @@ from ddistill.partitions import Partition, level_ranges
 from ddistill.schedules import Schedule, make_grid
 from ddistill.settings import OptimizerSettings, StageSettings, StudentsSettings
 from ddistill.training.optimizers import check_optimizer
-from ddistill.training.partitioning import BY_CLASS, check_students, plan_partition
+from ddistill.training.partitioning import BY_CLASS, BY_LEVEL, check_students, plan_partition
 
 # Beside the objective's own numbers, by their names.
 SWEPT = ("grid_steps", "seed", "learning_rate")
@@ -93,6 +93,7 @@ def plan_members(
       ConfigError: settings that cannot work.
     """
     check_students(stage.students, path)
+    _check_levels(stage.students, objective, path)
     swept = _swept(stage, seed, objective, path)
     whole = _Share(classes=tuple(range(dataset.num_classes)) if stage.conditional else None)
     members = tuple(_member(one, table, rows, dataset.num_classes, whole) for one in swept)
@@ -196,6 +197,22 @@ def _member(one: _Swept, table: Table, rows: int, num_classes: int, share: _Shar
         optimizer=one.stage.optimizer,
         classes=share.classes if students.partition in BY_CLASS else None,
     )
+
+
+def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:
+    """Raises `ConfigError` where students share out levels that each of them has to walk."""
+    if not objective.all_levels:
+        return
+    if s.partition in BY_LEVEL:
+        raise ConfigError(
+            f"{path}.partition={s.partition!r} shares out noise levels, but a student of this "
+            "objective makes its images from noise by itself. Use partition='classes'."
+        )
+    if "grid_steps" in s.sweep:
+        raise ConfigError(
+            f"{path}.sweep.grid_steps: students of this objective with other numbers of steps are "
+            "other programs. Make a stage of each."
+        )
 
 
 def _check_sweep(s: StudentsSettings, objective: Objective, path: str) -> None:

@@ -24,7 +24,7 @@ from ddistill.samplers import get_sampler, nfe
 from ddistill.students import in_groups
 from ddistill.training.checkpoints import write_json
 from ddistill.training.hosts import from_first, is_first
-from ddistill.training.interrupt import StopRequest
+from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
 from ddistill.training.stages import StagePlan, incomplete
 from ddistill.training.state import stream_key
@@ -45,8 +45,9 @@ def make_pairs(
       TrainingError: the teacher's images are not finite.
     """
     begun = time.perf_counter()
-    if is_first():
-        _make_shards(plan, teacher, reporter, stop)
+    stopped = from_first(lambda: _try_shards(plan, teacher, reporter, stop))
+    if stopped:
+        raise Interrupted(stopped)
     manifest = from_first(lambda: _manifest(plan, time.perf_counter() - begun))
     if is_first():
         write_json(plan.manifest_path, manifest)
@@ -78,6 +79,15 @@ def read_pairs(plan: StagePlan) -> Pairs:
             f"{plan.folder} and run again."
         )
     return jax.tree.map(lambda *x: np.concatenate(x), *shards)
+
+
+def _try_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> str:
+    """Makes the shards; returns where a stop was asked for, which every process has to be told."""
+    try:
+        _make_shards(plan, teacher, reporter, stop)
+    except Interrupted as where:
+        return str(where)
+    return ""
 
 
 def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.data import Dataset
-from ddistill.denoiser import with_guidance
+from ddistill.denoiser import Denoiser, in_float32, with_guidance
 from ddistill.settings import Settings
 from ddistill.students import clone
 from ddistill.training.folders import claim
@@ -76,6 +76,8 @@ def _run_one(
             networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
         )
         if plan.objective.makes_pairs:
+            if isinstance(teacher, Denoiser):
+                teacher = in_float32(teacher)
             manifest = make_pairs(plan, guided(plan, teacher), reporter, stop)
             reporter.say(
                 f"{plan.name}: {manifest['pairs']} pairs in {manifest['train_seconds']:.0f} s"

@@ -35,14 +35,14 @@ from ddistill.training.checks import (
     check_network,
     check_numbers,
     check_optimizers,
-    check_pairs,
     check_resume,
     check_sources,
 )
 from ddistill.training.members import Member, Table, plan_members
+from ddistill.training.pair_checks import check_pairs
 from ddistill.training.sharding import Layout, plan_layout
 
-FORMAT = 2
+FORMAT = 3
 # Settings that name or place a stage without changing what it learns.
 LABELS = ("method", "variant", "shared", "samplers")
 

@@ -79,6 +79,7 @@ class StepSettings:
     freeze: bool = False
 
 
+_PAIRS = 0x7061
 StepFn = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
@@ -219,7 +220,8 @@ def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Bat
 
 def _with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, process: Process) -> Batch:
     """The batch with as many pairs, each drawn by the key of an example."""
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(batch.keys)
+    # Small numbers folded in are the keys that losses split off.
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _PAIRS))(batch.keys)
     rows = draw_pair(keys, len(pairs.label), process, s.objective.filters_pairs)
     drawn = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), pairs)
     return _spread(s, dataclasses.replace(batch, pairs=drawn))

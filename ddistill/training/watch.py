@@ -28,6 +28,8 @@ class Watch:
         # intervals it has been fatal.
         self._known: dict[str, dict[str, float]] = {}
         self._fatal: dict[tuple[str, str], int] = {}
+        # Signs that a student was born with and has not lost yet.
+        self._born: set[tuple[str, str]] = set()
 
     def __call__(self, means: Mapping[str, float], step: int) -> None:
         """Takes the means of a log interval that ends at `step`.
@@ -41,6 +43,7 @@ class Watch:
         now: dict[tuple[str, str], int] = {}
         for who, own in self._by_student(means):
             measured = {alarm.name for alarm in self._plan.objective.alarms(own)}
+            is_new = who not in self._known
             known = self._known[who] = {**self._known.get(who, {}), **own}
             for alarm in self._plan.objective.alarms(known):
                 kind = (who, alarm.name)
@@ -49,10 +52,15 @@ class Watch:
                     continue
                 if kind not in self._fatal:
                     self._say(f"alarm at step {step}{who}: {alarm.text}")
-                now[kind] = before + 1 if alarm.fatal else 0
+                if alarm.fatal and alarm.at_birth and is_new:
+                    self._born.add(kind)
+                elif not alarm.fatal:
+                    self._born.discard(kind)
+                now[kind] = before + 1 if alarm.fatal and kind not in self._born else 0
                 if now[kind] >= PATIENCE:
                     raise self._stop(step, f"{alarm.text}{who}, for {PATIENCE} log intervals")
         self._fatal = now
+        self._born &= now.keys()
 
     def _by_student(self, means: Mapping[str, float]) -> list[tuple[str, Mapping[str, float]]]:
         if not self._plan.stacked:

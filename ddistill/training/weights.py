@@ -194,6 +194,7 @@ class Networks:
 
     def __init__(self) -> None:
         self._weights: dict[str, Weights] = {}
+        self._params: dict[str, Any] = {}
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
@@ -210,6 +211,14 @@ class Networks:
         for plan in plans:
             if not plan.objective.makes_pairs:
                 self.weights(plan)
+            if plan.objective.panels:
+                self.params(plan)
+
+    def params(self, plan: StagePlan) -> Any:
+        """By name the raw parameters of a complete stage's networks; errors as `load_state`."""
+        if plan.name not in self._params:
+            self._params[plan.name] = to_host(load_state(plan).params)
+        return self._params[plan.name]
 
     def __call__(self, plan: StagePlan, student: int | None = None) -> Any:
         """The network of a stage, or one of its students alone, as `load_network` gives it."""
