@@ -121,7 +121,7 @@ def test_every_call_starts_from_the_same_noise(run):
     assert 0.85 < float(wanted.std()) < 1.15
     for call in run.calls().values():
         for start in (0, 8):
-            _, frames = sampling.draw(
+            frames = sampling.draw(
                 call, Telling("time"), run.settings.evaluation, start, 8, trajectory=True
             )
             # The cosine table ends at sigma = 1 (within rounding), so z starts as the noise.
@@ -157,7 +157,7 @@ def test_a_network_is_called_at_its_own_levels_with_the_times_it_was_taught(run,
     table = make_schedule("cosine", 16)
     times = table.time[rows] if key != "own_n4" else [3, 2, 1, 0]
     evaluation = run.with_evaluation(clip=0.0).evaluation
-    _, frames = sampling.draw(call, Telling("time"), evaluation, 0, 4, trajectory=True)
+    frames = sampling.draw(call, Telling("time"), evaluation, 0, 4, trajectory=True)
     assert len(frames) - 1 == call.nfe == call.steps == len(rows)
     for frame, time, reached in zip(frames[1:], times, [*rows[1:], 0]):
         np.testing.assert_allclose(frame, table.alpha[reached] * time, atol=1e-5)
