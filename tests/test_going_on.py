@@ -71,6 +71,28 @@ WRONG = {
         ),
         ["config.stages.adm.resume", "students of 'dm'", "'random' here and 'consecutive' there"],
     ),
+    "another teacher": (
+        chain(
+            other={**OTHER, "network": {**NET, "dropout": 0.1}},
+            dm=DM,
+            adm={**GOES_ON, "teacher": "other"},
+        ),
+        [f"{RESUME}'dm': teacher is 'other' here and 'teacher' there"],
+    ),
+    "ranges of levels for a generator": (
+        chain(dm={**DM, "students": {"count": 1, "partition": "timesteps"}}),
+        ["config.stages.dm.students.partition='timesteps'", "from noise by itself"],
+    ),
+    "students of other numbers of steps": (
+        chain(
+            dm={
+                **DM,
+                "objective": dmd(backward="rollout"),
+                "students": {"count": 2, "sweep": {"grid_steps": [2, 4]}},
+            }
+        ),
+        ["config.stages.dm.students.sweep.grid_steps", "Make a stage of each"],
+    ),
     "a teacher of many": (
         chain(
             many={**DM, "students": {"count": 2, "partition": "classes"}},

@@ -25,7 +25,8 @@ class Plan:
 
 def stage(name: str, teacher: str = "", init: str = "fresh", calls: int = 0, steps: int = 10):
     settings = StageSettings({"name": "any"}, steps, 4, teacher=teacher, init=init)
-    return Plan(name, settings, {"teacher_calls": calls, "steps": steps, "train_seconds": 1.5})
+    costs = {"teacher_calls": calls, "updates": steps, "students": 1, "train_seconds": 1.5}
+    return Plan(name, settings, costs)
 
 
 PLANS: list[Any] = [

@@ -64,11 +64,16 @@ def students_table(
 
 
 def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
-    last = (read_metrics(plan.folder / "metrics.jsonl") or [{}])[-1]
+    logged = read_metrics(plan.folder / "metrics.jsonl")
+    last = (logged or [{}])[-1]
+    whole = plan.settings.steps * plan.settings.batch_size
 
     def told(name: str, k: int) -> str:
-        value = last.get(f"{name}/{k}")
-        return "frozen" if value is None else f"{value:.3g}"
+        if last.get(f"images/{k}", 0) < whole:
+            return "frozen"
+        # A student that learns at some steps only may have had none in the last interval.
+        values = [row[f"{name}/{k}"] for row in logged if f"{name}/{k}" in row]
+        return f"{values[-1]:.3g}" if values else ""
 
     rows = []
     for k, member in enumerate(plan.members):

@@ -21,11 +21,12 @@ CONV_IMPLS = ("auto", "xla", "matmul", "ungrouped")
 class Conv(nn.Module):
     """Convolution with "SAME" padding and a bias.
 
-    Stride 2 on an even size pads at the bottom and the right only, as TensorFlow and DDPM do.
+    Stride 2 on an even size pads at the bottom and the right only where the kernel is odd, as
+    TensorFlow and DDPM do, and all around alike where it is even.
 
     Attributes:
       features: output channels.
-      size: kernel width and height, odd.
+      size: kernel width and height.
       stride: 1 or 2.
       kernel_init: initialiser of the `[size, size, C_in, C_out]` kernel.
       dtype: compute dtype.

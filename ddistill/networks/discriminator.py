@@ -28,11 +28,13 @@ class Discriminator(nn.Module):
       width: channels inside the heads; 0 for as many as the feature has.
       norm_groups: of the norms after halvings, at most; the greatest common divisor with the
         channels is used.
+      conv_impl: of its convolutions, see `ddistill.networks.convolution`.
     """
 
     taps: tuple[str, ...] = ()
     width: int = 0
     norm_groups: int = 32
+    conv_impl: str = "auto"
 
     @nn.compact
     def __call__(self, features: Mapping[str, Float[Array, "B H W C"]]) -> Float[Array, "B N"]:
@@ -45,7 +47,8 @@ class Discriminator(nn.Module):
         groups = math.gcd(self.norm_groups, width)
         halvings = 0
         while max(h.shape[1:3]) > _SMALLEST:
-            h = Conv(width, size=4, stride=2, name=f"{tap}_halve_{halvings}")(h)
+            name = f"{tap}_halve_{halvings}"
+            h = Conv(width, size=4, stride=2, impl=self.conv_impl, name=name)(h)
             h = GroupNorm(groups, 1e-5, name=f"{tap}_halve_norm_{halvings}")(h, silu=True)
             halvings += 1
         # A convolution over all pixels that are left.

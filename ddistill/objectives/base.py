@@ -75,6 +75,10 @@ class Update:
         """Whether it runs at every step."""
         return self.every == 1 and self.skip == 0
 
+    def updates(self, steps: int) -> int:
+        """How often it runs in so many steps."""
+        return int(np.sum(self.due(np.arange(steps))))
+
     def due(self, step: Any) -> Any:
         """Whether it runs at a step; `step` may be traced."""
         due = step % self.every == 0
@@ -256,6 +260,10 @@ class Objective:
     def taps(self) -> tuple[str, ...]:
         """Feature taps that the losses read, of the student and of the teacher."""
         return ()
+
+    def student_updates(self, steps: int) -> int:
+        """Updates of the student in so many steps."""
+        return sum(u.updates(steps) for u in self.updates if "student" in u.trained)
 
     def teacher_taps(self) -> tuple[str, ...]:
         """Feature taps that the losses read of the teacher; by default those of `taps`."""

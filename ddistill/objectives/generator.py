@@ -111,6 +111,8 @@ def root_mean_square(values: Array) -> Array:
 
 # Pixels beyond this are out of the data's range by more than a student's rounding.
 SATURATED = 1.1
+# Fewer images than these say nothing of a distribution.
+FEWEST = 4
 
 
 def image_health(images: Array, data: Array, classifier: Any = None) -> Metrics:
@@ -129,18 +131,23 @@ def image_health(images: Array, data: Array, classifier: Any = None) -> Metrics:
         are one.
       proxy: Frechet distance between Gaussians with diagonal covariances in feature space, by which
         checkpoints are told apart; with few images it is above 0 for the data themselves.
+      The last two are left out where there are fewer than `FEWEST` images.
     """
     images, data = jax.lax.stop_gradient((images, data))
+    pixels = {
+        "saturation": jnp.mean((jnp.abs(images) > SATURATED).astype(jnp.float32)),
+        "mean_drift": jnp.mean(images) - jnp.mean(data),
+        "std_ratio": jnp.std(images) / jnp.maximum(jnp.std(data), 1e-6),
+    }
+    if len(images) < FEWEST:
+        return pixels
     ours, theirs = (
         x.reshape(len(x), -1) if classifier is None else classifier(x)[1] for x in (images, data)
     )
     mean, std = jnp.mean(ours, axis=0), jnp.std(ours, axis=0)
     wanted_mean, wanted_std = jnp.mean(theirs, axis=0), jnp.std(theirs, axis=0)
     spread = jnp.sum(jnp.square(wanted_std))
-    return {
-        "saturation": jnp.mean((jnp.abs(images) > SATURATED).astype(jnp.float32)),
-        "mean_drift": jnp.mean(images) - jnp.mean(data),
-        "std_ratio": jnp.std(images) / jnp.maximum(jnp.std(data), 1e-6),
+    return pixels | {
         "diversity": jnp.sum(jnp.square(std)) / jnp.maximum(spread, 1e-12),
         "proxy": jnp.sum(jnp.square(mean - wanted_mean) + jnp.square(std - wanted_std)),
     }

@@ -50,7 +50,8 @@ class Checkpoints:
     """The checkpoints of one stage, in `folder/STEP`."""
 
     def __init__(self, folder: Path, keep: int):
-        """Opens (and creates) `folder`; keeps the `keep` newest and the one with the lowest loss.
+        """Opens (and creates) `folder`; keeps the `keep` newest and the one with the lowest
+        loss, or proxy of quality where the objective has one.
 
         Raises:
           OSError: the folder cannot be made or written.

@@ -178,7 +178,9 @@ def check_scale(scale: float, teacher: str, path: str, plans: "Mapping[str, Stag
     if not teacher:
         raise ConfigError(f"{path}.guidance={scale} is the teacher's, and there is none.")
     theirs, why = plans[teacher], ""
-    if not theirs.settings.conditional:
+    if theirs.partition is not None and theirs.partition.groups > 1:
+        why = "is students of some classes each, of whom one alone knows the null class"
+    elif not theirs.settings.conditional:
         why = "is unconditional: there is no class to be guided to"
     elif not getattr(theirs.objective, "label_dropout", 0.0):
         why = "was trained with objective.label_dropout=0: it has never seen the null class"
@@ -232,6 +234,16 @@ def check_resume(
                 f"{path}.resume={stage.resume!r}: the optimiser of '{name}' differs in more than "
                 f"its rate, {ours} here and {theirs} there (name, clip, weight decay, b1, b2, eps, "
                 "momentum). Its state cannot be taken over; use the same one."
+            )
+    for key, here, there in (
+        ("teacher", stage.teacher, source.settings.teacher),
+        ("conditional", stage.conditional, source.settings.conditional),
+        ("grid.time", stage.grid.time, source.settings.grid.time),
+    ):
+        if here != there:
+            raise ConfigError(
+                f"{path}.resume={stage.resume!r}: {key} is {here!r} here and {there!r} there. A "
+                "stage goes on with what its networks have learnt; set both alike."
             )
 
 

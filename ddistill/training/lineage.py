@@ -56,6 +56,6 @@ def cost(stages: Sequence[StagePlan]) -> Cost:
         manifests.append(manifest)
     return Cost(
         teacher_calls=sum(int(m["teacher_calls"]) for m in manifests),
-        updates=sum(int(m["steps"]) * int(m.get("students", 1)) for m in manifests),
+        updates=sum(int(m["updates"]) * int(m["students"]) for m in manifests),
         seconds=sum(float(m["train_seconds"]) for m in manifests),
     )

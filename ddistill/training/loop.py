@@ -350,6 +350,7 @@ class StageRun:
             "stage": self.plan.name,
             "digest": self.plan.digest,
             "steps": settings.steps,
+            "updates": self.plan.objective.student_updates(settings.steps),
             "batch_size": settings.batch_size,
             "students": len(self.plan.members),
             "parameters": every // (settings.students.count or 1),

@@ -151,6 +151,7 @@ def _manifest(plan: StagePlan, seconds: float) -> dict[str, Any]:
         "stage": plan.name,
         "digest": plan.digest,
         "steps": s.steps,
+        "updates": 0,
         "batch_size": s.batch_size,
         "students": 0,
         "parameters": 0,
