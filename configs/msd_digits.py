@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/msd_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured yet.
 
 Students have the teacher's network and are trained by distribution matching with regression on
 pairs, then with a discriminator on the teacher's features (arXiv 2410.23274); every student has as

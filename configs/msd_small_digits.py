@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/msd_small_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured yet.
 
 K = 1, 2, 5 students of half the teacher's width, begun from one that has learnt the teacher's
 predictions (TSM, arXiv 2410.23274), and, in the rows "fresh", from nothing.

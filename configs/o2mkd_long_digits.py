@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/o2mkd_long_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured yet.
 
 `o2mkd_digits` gives K students as many updates as one has, in all. Here each of the four has the
 2,400 of the one (arXiv 2410.04191); the sampler's cost is the same, training takes four times as
