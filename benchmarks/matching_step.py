@@ -28,7 +28,7 @@ from ddistill.objectives.process import Pairs
 from ddistill.recipes.msd_paper import EDM_CIFAR
 from ddistill.settings import MeshSettings, Settings, StageSettings
 from ddistill.training.programs import Chunk, step_settings
-from ddistill.training.sharding import place, use_cores_as_devices
+from ddistill.training.sharding import over_data, place, use_cores_as_devices
 from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.state import TrainState, stream_key
 from ddistill.training.step import Frozen, make_step
@@ -144,8 +144,6 @@ def parts(plan: StagePlan, teacher: Any, batch: int) -> dict[str, Variant]:
     """The parts of a step, on the devices and the share of the batch that a step has."""
     layout = plan.layout(MeshSettings())
     mesh = layout.one_turn().mesh
-    from ddistill.training.sharding import over_data
-
     spread = over_data(mesh)
     z = jax.device_put(jnp.ones((batch, *plan.image_shape)), spread)
     cond = jax.device_put(jnp.zeros(batch, jnp.int32), spread)

@@ -51,6 +51,21 @@ def teacher_stage(
     )
 
 
+def edm_denoising(num_classes: int) -> dict[str, Any]:
+    """EDM's training of a conditional teacher (arXiv 2206.00364) that can be guided afterwards.
+
+    A tenth of the labels is dropped (arXiv 2207.12598).
+    """
+    return objective(
+        "denoising",
+        error="x0",
+        weight="edm",
+        levels="lognormal",
+        label_dropout=0.1,
+        null_class=num_classes,
+    )
+
+
 def check_variant(variant: str, allowed: Sequence[str] = ("", "smoke")) -> None:
     """Raises `ConfigError` unless `variant`, the part after the colon, is one of `allowed`."""
     if variant not in allowed:

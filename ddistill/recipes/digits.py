@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddistill.recipes.common import network, objective, teacher_stage
+from ddistill.recipes.common import edm_denoising, network, objective, teacher_stage
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import progressive
@@ -181,14 +181,7 @@ def digits_conditional(name: str, students: Mapping[str, StageSettings]) -> Sett
     settings = digits(name, students)
     teacher = dataclasses.replace(
         settings.stages["teacher"],
-        objective=objective(
-            "denoising",
-            error="x0",
-            weight="edm",
-            levels="lognormal",
-            label_dropout=0.1,
-            null_class=10,
-        ),
+        objective=edm_denoising(10),
         network=digits_conditional_network(),
         prediction="edm",
         conditional=True,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.recipes.cifar import CIFAR, scorer_stage
-from ddistill.recipes.common import network, objective
+from ddistill.recipes.common import edm_denoising, network
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.settings import (
     EvaluationSettings,
@@ -45,16 +45,8 @@ def edm_teacher(
     net: Mapping[str, Any], updates: int, batch_size: int, rate: float
 ) -> StageSettings:
     """A class-conditional teacher with EDM's preconditioning, weights and noise levels."""
-    classes = int(net["num_classes"])
     return StageSettings(
-        objective=objective(
-            "denoising",
-            error="x0",
-            weight="edm",
-            levels="lognormal",
-            label_dropout=0.1,
-            null_class=classes,
-        ),
+        objective=edm_denoising(int(net["num_classes"])),
         network=net,
         prediction="edm",
         conditional=True,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddistill.errors import CheckpointError
+from ddistill.errors import CheckpointError, TrainingError
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.process import Pairs
 from ddistill.samplers import get_sampler, nfe
@@ -134,8 +134,6 @@ def _batch(plan: StagePlan, teacher: Any, step: int) -> Pairs:
 
     image = np.asarray(in_groups(teacher, None if known is None else label, count, sample))
     if not np.isfinite(image).all():
-        from ddistill.errors import TrainingError
-
         raise TrainingError(
             f"Stage '{plan.name}', batch {step}: the teacher's images are not finite. Set "
             "objective.clip=1, or more steps in its grid."
