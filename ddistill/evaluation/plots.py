@@ -122,9 +122,12 @@ class ClassChart:
 
 def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
     """PNG of FD against NFE on logarithmic axes, legend on the right, best methods on top."""
+    labels = [wrapped(line.label) for line in plot.lines]
+    # Inches that the legend takes; the axes grow with it.
+    height = max(4.9, 0.1 + sum(0.23 + 0.18 * text.count("\n") for text in labels))
     with styled(theme):
-        figure = new_figure(9.2, 4.9, theme)
-        axes = figure.add_axes((0.075, 0.12, 0.665, 0.855))
+        figure = new_figure(9.2, height, theme)
+        axes = figure.add_axes((0.075, 0.588 / height, 0.665, 1 - 0.71 / height))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         counts = {"teacher": 0, "student": 0}
@@ -157,7 +160,7 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
         order = sorted(range(len(handles)), key=lambda i: plot.lines[i].role != "teacher")
         axes.legend(
             [handles[i] for i in order],
-            [wrapped(plot.lines[i].label) for i in order],
+            [labels[i] for i in order],
             loc="upper left",
             bbox_to_anchor=(1.02, 1.02),
             borderaxespad=0,
@@ -343,8 +346,8 @@ def _plain(value: float, _: int | None = None) -> str:
 
 
 def wrapped(label: str) -> str:
-    """A label of the legend in lines of at most 28 characters."""
-    return "\n".join(textwrap.wrap(label, 28)) or label
+    """A label of the legend in lines of at most 25 characters."""
+    return "\n".join(textwrap.wrap(label, 25)) or label
 
 
 def _step_label(curves: Sequence[Curve]) -> Callable[[float, int | None], str]:
