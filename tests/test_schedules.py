@@ -19,7 +19,9 @@ from ddistill.schedules import (
     index_time,
     karras,
     linear_beta,
+    listed_beta,
     log_snr,
+    logistic_beta,
     log_snr_grid,
     make_grid,
     make_schedule,
@@ -30,7 +32,12 @@ from ddistill.schedules import (
     uniform_grid,
 )
 
-ALL = [SCHEDULES[name] for name in sorted(SCHEDULES)]
+def listed(T, dtype=np.float32):
+    """`listed_beta` of as many betas as are asked for, in the others' form."""
+    return listed_beta(T, np.linspace(1e-4, 0.02, T), dtype=dtype)
+
+
+ALL = [SCHEDULES[name] for name in sorted(SCHEDULES) if name != "listed_beta"] + [listed]
 
 
 def abar(schedule):
@@ -297,6 +304,21 @@ def test_index_time_counts_the_students_own_levels():
     np.testing.assert_array_equal(student.alpha, cosine(64).alpha[::16])
 
 
+def test_listed_betas_are_those_of_the_table():
+    table = linear_beta(50, 0.001, 0.3)
+    again = listed_beta(50, np.linspace(0.001, 0.3, 50))
+    np.testing.assert_array_equal(again.alpha, table.alpha)
+    np.testing.assert_array_equal(again.time, table.time)
+
+
+def test_logistic_betas_pass_the_middle_between_their_ends():
+    table = logistic_beta(101, 0.01, 0.21, dtype=np.float64)
+    beta = 1 - np.square(table.alpha[1:] / table.alpha[:-1])
+    np.testing.assert_allclose(beta[50], 0.11, rtol=1e-9)
+    np.testing.assert_allclose(beta[0], 0.01 + 0.2 / (1 + np.exp(6)), rtol=1e-9)
+    np.testing.assert_allclose(beta + beta[::-1], 0.22, rtol=1e-9)
+
+
 # ------------------------------------------------------------------------------ make_schedule
 
 
@@ -313,6 +335,9 @@ def test_make_schedule_calls_the_constructor(name, options):
     "call, message",
     [
         (lambda: make_schedule("cosin", 10), "Did you mean 'cosine'"),
+        (lambda: listed_beta(3, [0.1, 0.2]), r"schedule.steps=3 need as many"),
+        (lambda: listed_beta(2, [0.1, 1.0]), r"from 0.1 to 1.0; allowed is 0 < beta < 1"),
+        (lambda: logistic_beta(5, end=2.0), r"end=2.0 must lie between 0 and 1"),
         (lambda: make_schedule("karras", 10, sigma_mim=1.0), "Did you mean 'sigma_min'"),
         (lambda: make_schedule("cosine", 10, dtype=np.float64), "not an option of 'cosine'"),
         (lambda: make_schedule("cosine", 0), "1 or more"),

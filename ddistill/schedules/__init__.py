@@ -1,0 +1,56 @@
+"""Noise levels: what `z = alpha * x0 + sigma * eps` means at every step, and which steps are used.
+
+A `Schedule` is a table of levels; index 0 is the clean end, index T the noisiest. A student's
+process is a `subsequence` of its teacher's table, picked by a grid of indices. Everything is
+computed in float64 and stored in float32, because 1 - abar loses all its digits in float32.
+"""
+
+from ddistill.schedules.constructors import (
+    SCHEDULES,
+    cosine,
+    cosine_log_snr,
+    from_alphas_cumprod,
+    karras,
+    linear_beta,
+    listed_beta,
+    logistic_beta,
+    make_schedule,
+    scaled_linear_beta,
+    sigmoid_beta,
+)
+from ddistill.schedules.grids import (
+    SPACINGS,
+    check_grid,
+    index_time,
+    log_snr_grid,
+    make_grid,
+    subsequence,
+    uniform_grid,
+)
+from ddistill.schedules.levels import Level, Schedule, betas, log_snr, snr
+
+__all__ = [
+    "SCHEDULES",
+    "SPACINGS",
+    "Level",
+    "Schedule",
+    "betas",
+    "check_grid",
+    "cosine",
+    "cosine_log_snr",
+    "from_alphas_cumprod",
+    "index_time",
+    "karras",
+    "linear_beta",
+    "listed_beta",
+    "log_snr",
+    "log_snr_grid",
+    "logistic_beta",
+    "make_grid",
+    "make_schedule",
+    "scaled_linear_beta",
+    "sigmoid_beta",
+    "snr",
+    "subsequence",
+    "uniform_grid",
+]

@@ -1,0 +1,242 @@
+"""Schedules by name, computed in float64: 1 - abar loses all its digits in float32."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.schedules.levels import Schedule
+
+
+def from_alphas_cumprod(
+    table: Sequence[float] | np.ndarray, clean: bool = True, dtype: Any = np.float32
+) -> Schedule:
+    """A variance-preserving schedule from the products abar of the alphas (DDPM eq. 4).
+
+    Args:
+      table: abar in (0, 1], strictly decreasing. `[T]` with `clean`, `[T+1]` without.
+      clean: put a clean level (alpha 1, sigma 0) before the table. Schedule index i is then table
+        index i-1, and `time` is the table's index (-1 for the clean level, which no network sees).
+        Without it the table is kept as it is, with `time` = index, and the process ends slightly
+        noisy.
+      dtype: of the arrays; float64 is for tests.
+
+    Raises:
+      ConfigError: values outside of (0, 1] or not decreasing.
+    """
+    abar = np.asarray(table, np.float64)
+    fewest = 1 if clean else 2
+    if abar.ndim != 1 or len(abar) < fewest:
+        raise ConfigError(f"alphas_cumprod has shape {abar.shape}; [{fewest}] or longer is needed.")
+    if not (np.all(abar > 0) and np.all(abar <= 1)):
+        raise ConfigError(
+            f"alphas_cumprod goes from {abar.min()} to {abar.max()}; allowed is 0 < abar <= 1."
+        )
+    if np.any(np.diff(abar) >= 0):
+        at = int(np.argmax(np.diff(abar) >= 0))
+        raise ConfigError(
+            f"alphas_cumprod must decrease strictly; entries {at} and {at + 1} are {abar[at]} and "
+            f"{abar[at + 1]}."
+        )
+    time = np.arange(len(abar), dtype=np.float64)
+    if clean:
+        abar, time = np.concatenate([[1.0], abar]), np.concatenate([[-1.0], time])
+    return Schedule(
+        np.sqrt(abar).astype(dtype), np.sqrt(1.0 - abar).astype(dtype), time.astype(dtype)
+    )
+
+
+def cosine(
+    T: int, s: float = 0.008, max_beta: float = 0.999, clean: bool = True, dtype: Any = np.float32
+) -> Schedule:
+    """Cosine schedule (arXiv 2102.09672 eq. 17): abar ~ cos^2((t + s) / (1 + s) * pi / 2).
+
+    Args:
+      T: number of steps.
+      s: offset that keeps the first beta from vanishing.
+      max_beta: upper bound of every beta; it decides how noisy the last level is.
+      clean: with it, T betas after a clean level. Without, CFD's table (arXiv 2211.12039): T + 1
+        entries, none of them clean, from the cosine on T + 1 intervals.
+      dtype: of the arrays; float64 is for tests.
+    """
+    _check_steps(T, max_beta=max_beta)
+    if not s >= 0:
+        raise ConfigError(f"schedule option s={s} must be 0 or more.")
+    entries = T if clean else T + 1
+    t = np.arange(entries + 1, dtype=np.float64) / entries
+    f = np.square(np.cos((t + s) / (1.0 + s) * np.pi / 2.0))
+    return _from_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), clean, dtype)
+
+
+def cosine_log_snr(
+    T: int, bound: float = 20.0, clean: bool = True, dtype: Any = np.float32
+) -> Schedule:
+    """PD's continuous cosine (arXiv 2202.00512): log-SNR -2 log tan(a u + b) at u = i / T.
+
+    a and b are such that it goes from `bound` at u = 0 to -`bound` at u = 1, and abar is its
+    sigmoid. `time` is 1000 (2 / pi) arctan(exp(-log-SNR / 2)), from about 0 to about 1000.
+
+    Args:
+      T: number of steps.
+      bound: largest absolute log-SNR.
+      clean: makes level 0 clean (alpha 1, sigma 0), so that the last step returns the prediction
+        itself, as PD's sampler and target do.
+      dtype: of the arrays; float64 is for tests.
+    """
+    _check_steps(T)
+    if not bound > 0:
+        raise ConfigError(f"schedule option bound={bound} must be above 0.")
+    b = np.arctan(np.exp(-bound / 2.0))
+    a = np.arctan(np.exp(bound / 2.0)) - b
+    angle = a * np.arange(T + 1, dtype=np.float64) / T + b
+    # With log-SNR = -2 log tan(angle): alpha = cos(angle), sigma = sin(angle).
+    alpha, sigma = np.cos(angle), np.sin(angle)
+    if clean:
+        alpha[0], sigma[0] = 1.0, 0.0
+    time = 1000.0 * angle / (np.pi / 2.0)
+    return Schedule(alpha.astype(dtype), sigma.astype(dtype), time.astype(dtype))
+
+
+def linear_beta(
+    T: int, start: float = 1e-4, end: float = 0.02, dtype: Any = np.float32
+) -> Schedule:
+    """Betas linear from `start` to `end` (DDPM, arXiv 2006.11239 section 4).
+
+    The defaults belong to T = 1000; for another T, multiply both by 1000 / T.
+    """
+    _check_steps(T, start=start, end=end)
+    return _from_betas(np.linspace(start, end, T, dtype=np.float64), True, dtype)
+
+
+def scaled_linear_beta(
+    T: int, start: float = 0.00085, end: float = 0.012, dtype: Any = np.float32
+) -> Schedule:
+    """Betas whose square roots are linear from sqrt(start) to sqrt(end) (latent diffusion)."""
+    _check_steps(T, start=start, end=end)
+    roots = np.linspace(np.sqrt(start), np.sqrt(end), T, dtype=np.float64)
+    return _from_betas(np.square(roots), True, dtype)
+
+
+def logistic_beta(
+    T: int, start: float = 1e-4, end: float = 0.02, bound: float = 6.0, dtype: Any = np.float32
+) -> Schedule:
+    """Betas from about `start` to about `end` along a logistic curve, read from -bound to bound.
+
+    diffusers' `beta_schedule="sigmoid"`, which is GeoDiff's (arXiv 2203.02923); `sigmoid_beta` has
+    such a curve in abar instead.
+    """
+    _check_steps(T, start=start, end=end)
+    curve = _sigmoid(np.linspace(-bound, bound, T, dtype=np.float64))
+    return _from_betas(start + (end - start) * curve, True, dtype)
+
+
+def listed_beta(T: int, betas: Sequence[float], dtype: Any = np.float32) -> Schedule:
+    """The T betas as they are listed, after a clean level (diffusers' `trained_betas`)."""
+    beta = np.asarray(betas, np.float64)
+    if beta.shape != (T,):
+        raise ConfigError(
+            f"schedule.options.betas has shape {beta.shape}; schedule.steps={T} need as many."
+        )
+    if not (np.all(beta > 0) and np.all(beta < 1)):
+        raise ConfigError(
+            f"schedule.options.betas go from {beta.min()} to {beta.max()}; allowed is 0 < beta < 1."
+        )
+    return _from_betas(beta, True, dtype)
+
+
+def sigmoid_beta(
+    T: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, dtype: Any = np.float32
+) -> Schedule:
+    """Sigmoid schedule (arXiv 2212.11972, algorithm 1); SFDDM's teachers use its defaults.
+
+    abar(u) goes from 1 at u = 0 to 0 at u = 1 along a sigmoid read between `start` and `end` at
+    temperature `tau`; betas are bounded by 0.999.
+    """
+    _check_steps(T)
+    if not (start < end and tau > 0):
+        raise ConfigError(
+            f"schedule options start={start}, end={end}, tau={tau}: start must be below end, and "
+            "tau above 0."
+        )
+    u = np.arange(T + 1, dtype=np.float64) / T
+    high, low = _sigmoid(end / tau), _sigmoid(start / tau)
+    abar = (high - _sigmoid((u * (end - start) + start) / tau)) / (high - low)
+    return _from_betas(np.clip(1.0 - abar[1:] / abar[:-1], 0.0, 0.999), True, dtype)
+
+
+def karras(
+    T: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    dtype: Any = np.float32,
+) -> Schedule:
+    """EDM's levels (arXiv 2206.00364 eq. 5): alpha 1, sigma from sigma_min to sigma_max, before 0.
+
+    Index 0 is sigma = 0, index 1 sigma_min, index T sigma_max (with T = 1 only sigma_max). `time`
+    is c_noise = ln(sigma) / 4; the clean level repeats that of index 1.
+    """
+    _check_steps(T)
+    if not (0 < sigma_min < sigma_max < np.inf and rho > 0):
+        raise ConfigError(
+            f"schedule options sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}: needed are "
+            "0 < sigma_min < sigma_max and rho > 0."
+        )
+    ramp = np.linspace(0.0, 1.0, T) if T > 1 else np.ones(1)
+    low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
+    noisy = (low + ramp * (high - low)) ** rho
+    sigma = np.concatenate([[0.0], noisy])
+    time = np.log(np.concatenate([noisy[:1], noisy])) / 4.0
+    return Schedule(np.ones(T + 1, dtype), sigma.astype(dtype), time.astype(dtype))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "cosine": cosine,
+    "cosine_log_snr": cosine_log_snr,
+    "linear_beta": linear_beta,
+    "scaled_linear_beta": scaled_linear_beta,
+    "logistic_beta": logistic_beta,
+    "listed_beta": listed_beta,
+    "sigmoid_beta": sigmoid_beta,
+    "karras": karras,
+}
+
+
+def make_schedule(name: str, T: int, **options: Any) -> Schedule:
+    """A schedule by its constructor's name.
+
+    Args:
+      name: one of `SCHEDULES`.
+      T: number of steps.
+      **options: the constructor's own, as in its signature.
+
+    Raises:
+      ConfigError: an unknown name or option, or a value that cannot work.
+    """
+    check_choice("schedule.name", name, SCHEDULES)
+    known = [p for p in inspect.signature(SCHEDULES[name]).parameters if p not in ("T", "dtype")]
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"schedule.options.{option} is not an option of '{name}'."
+                f"{nearest(option, known)} Allowed: {', '.join(known)}."
+            )
+    return SCHEDULES[name](T, **options)
+
+
+def _from_betas(beta: np.ndarray, clean: bool, dtype: Any) -> Schedule:
+    return from_alphas_cumprod(np.cumprod(1.0 - beta), clean, dtype)
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _check_steps(T: int, **rates: float) -> None:
+    if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or T < 1:
+        raise ConfigError(f"schedule.steps={T!r} must be an integer of 1 or more.")
+    for name, value in rates.items():
+        if not 0 < value < 1:
+            raise ConfigError(f"schedule option {name}={value} must lie between 0 and 1.")
