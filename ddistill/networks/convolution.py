@@ -22,7 +22,7 @@ class Conv(nn.Module):
     """Convolution with "SAME" padding and a bias.
 
     Stride 2 on an even size pads at the bottom and the right only where the kernel is odd, as
-    TensorFlow and DDPM do, and all around alike where it is even.
+    TensorFlow and DDPM do, and all around alike where it is even or where it is `symmetric`.
 
     Attributes:
       features: output channels.
@@ -31,6 +31,7 @@ class Conv(nn.Module):
       kernel_init: initialiser of the `[size, size, C_in, C_out]` kernel.
       dtype: compute dtype.
       impl: "xla", "matmul", "ungrouped" or "auto"; same results, other speed.
+      symmetric: pad `size // 2` on every side, as PyTorch's networks do.
     """
 
     features: int
@@ -39,6 +40,7 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = glorot
     dtype: str = "float32"
     impl: str = "auto"
+    symmetric: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -49,7 +51,8 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         impl = "matmul" if self.size == 1 else conv_impl(self.impl, shape)
         convolve = {"matmul": matmul_conv, "ungrouped": ungrouped_conv, "xla": xla_conv}[impl]
-        return convolve(x, kernel, self.stride) + bias
+        pads = ((self.size // 2, self.size // 2),) * 2 if self.symmetric else None
+        return convolve(x, kernel, self.stride, pads) + bias
 
 
 def conv_impl(impl: str, kernel_shape: tuple[int, ...]) -> str:
@@ -64,22 +67,32 @@ def conv_impl(impl: str, kernel_shape: tuple[int, ...]) -> str:
     return "matmul" if few and jax.default_backend() == "cpu" else "xla"
 
 
-def xla_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
-    """Convolution with "SAME" padding by XLA's own operation."""
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def xla_conv(
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "k k C D"],
+    stride: int,
+    pads: Pads | None = None,
+) -> Array:
+    """Convolution by XLA's own operation, with `pads` or "SAME" padding."""
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), pads or "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def matmul_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int) -> Array:
+def matmul_conv(
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "k k C D"],
+    stride: int,
+    pads: Pads | None = None,
+) -> Array:
     """The same as one matrix product over patches, which are shifted copies side by side."""
     size = kernel.shape[0]
-    out = [-(-side // stride) for side in x.shape[1:3]]
-    pads = []
-    for side, n in zip(x.shape[1:3], out):
-        total = max((n - 1) * stride + size - side, 0)
-        pads.append((total // 2, total - total // 2))
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    padding = pads or jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    out = [(side - size) // stride + 1 for side in x.shape[1:3]]
     rows, columns = (stride * (n - 1) + 1 for n in out)
     shifted = [
         x[:, i : i + rows : stride, j : j + columns : stride]
@@ -91,14 +104,17 @@ def matmul_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], str
 
 
 def ungrouped_conv(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "k k C D"], stride: int
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "k k C D"],
+    stride: int,
+    pads: Pads | None = None,
 ) -> Array:
     """`xla_conv` that stays K plain convolutions when images and kernels are vmapped together.
 
     XLA's own rule makes one grouped convolution of them, whose gradients are slow on CPU and GPU.
     Has reverse-mode derivatives of any order and no forward-mode ones.
     """
-    return _bilinear(lambda a, b: xla_conv(a, b, stride))(x, kernel)
+    return _bilinear(lambda a, b: xla_conv(a, b, stride, pads))(x, kernel)
 
 
 def _bilinear(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:

@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
     Attributes:
       head_dim: channels per head; 0 for a single head.
-      groups, eps: of the norm.
+      groups, eps: of the norm; without one where `groups` is 0.
       dtype: compute dtype; the softmax is float32.
     """
 
@@ -96,7 +96,7 @@ class Attention(nn.Module):
                 f"head_dim={self.head_dim} does not divide the {channels} channels of "
                 f"'{'/'.join(self.path)}'. Use a divisor of {channels}, or 0 for a single head."
             )
-        h = GroupNorm(self.groups, self.eps, self.dtype, name="norm")(x)
+        h = GroupNorm(self.groups, self.eps, self.dtype, name="norm")(x) if self.groups else x
         qkv = Conv(3 * channels, size=1, dtype=self.dtype, name="qkv")(h)
         qkv = qkv.reshape(batch, height * width, 3, channels // head_dim, head_dim)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -107,7 +107,11 @@ class Attention(nn.Module):
 
 
 def sinusoidal_embedding(
-    time: Float[Array, " B"], features: int, max_period: float = 10000.0
+    time: Float[Array, " B"],
+    features: int,
+    max_period: float = 10000.0,
+    cosines_first: bool = False,
+    includes_last: bool = True,
 ) -> Float[Array, "B F"]:
     """Sines, then cosines, of `time` at frequencies 1 ... 1/max_period (DDPM, tensor2tensor).
 
@@ -115,11 +119,16 @@ def sinusoidal_embedding(
       time: real-valued times; float32.
       features: even and at least 4.
       max_period: the inverse of the lowest frequency.
+      cosines_first: cosines, then sines (ADM, and diffusers' `flip_sin_to_cos`).
+      includes_last: whether 1/max_period is the lowest frequency, or the one that would follow it
+        (ADM, and diffusers' `freq_shift=0`).
     """
     half = features // 2
-    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - 1))
+    steps = half - 1 if includes_last else half
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / steps)
     angles = time.astype(jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if cosines_first else waves, axis=-1)
 
 
 def downsample(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:

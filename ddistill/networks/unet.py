@@ -53,10 +53,11 @@ class BlockConfig:
         cls = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         return cls(features, self, resample, name=name)
 
-    def attention(self, name: str) -> nn.Module:
+    def attention(self, name: str, norm: bool = True) -> nn.Module:
         """A self-attention block of this network."""
         cls = nn.remat(Attention) if self.remat else Attention
-        return cls(self.head_dim, self.norm_groups, self.norm_eps, self.dtype, name=name)
+        groups = self.norm_groups if norm else 0
+        return cls(self.head_dim, groups, self.norm_eps, self.dtype, name=name)
 
 
 class ResBlock(nn.Module):
@@ -108,12 +109,15 @@ class UNet(nn.Module):
       blocks: residual blocks per level on the way down (one more on the way up).
       attention: image heights at which every block is followed by self-attention.
       mid_attention: whether the middle has attention between its two blocks.
+      mid_norm: whether that attention has a norm before it, as all others have.
       head_dim: channels per attention head; 0 for a single head, as in DDPM.
       out_channels: channels of the output.
       resample: "conv" (strided convolution; nearest neighbour and convolution) or "resblock" (ADM).
+      symmetric: strided convolutions pad all around alike, as in PyTorch; DDPM's pad two sides.
       time_conditioning: "additive" (DDPM) or "scale_shift" (ADM).
       time_scale: the time is multiplied by it before the sinusoids, whose frequencies go from 1 to
         1/10000. 1 suits DDPM's 0 ... 999; log-SNR or c_noise want about 1000 / their range.
+      cosines_first, includes_last: how the sinusoids are laid out, see `sinusoidal_embedding`.
       num_classes: 0 for an unconditional network; class `num_classes` is the null class.
       dropout: rate after the second SiLU of every residual block.
       norm_groups, norm_eps: of every group norm. DDPM's TensorFlow code has eps 1e-6, diffusers'
@@ -128,11 +132,15 @@ class UNet(nn.Module):
     blocks: int = 2
     attention: tuple[int, ...] = (16,)
     mid_attention: bool = True
+    mid_norm: bool = True
     head_dim: int = 0
     out_channels: int = 3
     resample: str = "conv"
+    symmetric: bool = False
     time_conditioning: str = "additive"
     time_scale: float = 1.0
+    cosines_first: bool = False
+    includes_last: bool = True
     num_classes: int = 0
     dropout: float = 0.0
     norm_groups: int = 32
@@ -197,7 +205,7 @@ class UNet(nn.Module):
                 skips.append(h)
         h = config.block(h.shape[-1], "mid_0")(h, emb, train)
         if self.mid_attention:
-            h = config.attention("mid_attention")(h)
+            h = config.attention("mid_attention", self.mid_norm)(h)
         h = config.block(h.shape[-1], "mid_1")(h, emb, train)
         features["mid"] = h
         for i in reversed(levels):
@@ -218,13 +226,14 @@ class UNet(nn.Module):
         if self.resample == "resblock":
             return config.block(features, name, way)(h, emb, train)
         if way == "down":
-            return config.conv(features, name, stride=2)(h)
+            return config.conv(features, name, stride=2, symmetric=self.symmetric)(h)
         return config.conv(features, name)(upsample(h))
 
     def _embedding(self, time: Array, cond: Array | None) -> Float[Array, "B E"]:
         """SiLU of the time and class embedding, `[B, 4 * channels]`; every block projects it."""
         width = 4 * self.channels
-        emb = sinusoidal_embedding(time * self.time_scale, self.channels)
+        layout = {"cosines_first": self.cosines_first, "includes_last": self.includes_last}
+        emb = sinusoidal_embedding(time * self.time_scale, self.channels, **layout)
         emb = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name="time_0")(emb)
         emb = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name="time_1")(nn.silu(emb))
         if self.num_classes:
