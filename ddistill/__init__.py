@@ -1,1 +1,17 @@
-"""ddistill: one slow diffusion teacher into one or many fast students."""
+"""ddistill: one slow diffusion teacher into one or many fast students.
+
+import ddistill
+
+images = ddistill.load("runs/sfddm_digits").sample(16, seed=0, nfe=4)
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, looked up when it is used: importing the package alone does not import jax."""
+    if name == "load":
+        from ddistill.product import load
+
+        return load
+    raise AttributeError(f"module 'ddistill' has no attribute {name!r}")

@@ -126,6 +126,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     check_folders(plans, stage)
     hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
     hosts.from_first(lambda: write_json(workdir / "config.json", _plain(config)))
+    hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
     hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
     if dataset.skipped:

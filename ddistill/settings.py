@@ -109,7 +109,9 @@ class StageSettings:
     `guidance` is the scale of its classifier-free guidance, 1 for none.
     `classifier` names the stage whose features an objective compares in ("" = none), `pairs` the
     one that made its pairs.
-    `init` is "fresh", "teacher" or the name of an earlier stage. `resume` names an earlier stage
+    `init` is "fresh", "teacher" or the name of an earlier stage. `source` is "diffusers:FOLDER" or
+    "edm:FILE": network, prediction type and weights of another project, which are trained further
+    for `steps`, or taken as they are where that is 0. `resume` names an earlier stage
     that this one goes on from: every network that both train, its optimiser and the averages are
     taken over.
     `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
@@ -130,6 +132,7 @@ class StageSettings:
     classifier: str = ""
     pairs: str = ""
     init: str = "fresh"
+    source: str = ""
     resume: str = ""
     grid: GridSettings = GridSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

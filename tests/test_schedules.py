@@ -21,8 +21,8 @@ from ddistill.schedules import (
     linear_beta,
     listed_beta,
     log_snr,
-    logistic_beta,
     log_snr_grid,
+    logistic_beta,
     make_grid,
     make_schedule,
     scaled_linear_beta,
@@ -31,6 +31,7 @@ from ddistill.schedules import (
     subsequence,
     uniform_grid,
 )
+
 
 def listed(T, dtype=np.float32):
     """`listed_beta` of as many betas as are asked for, in the others' form."""

@@ -1,8 +1,8 @@
 """What every data source gives: images, labels and where they came from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,3 +62,29 @@ class Dataset:
           DataError: a file that was fine when the set was opened cannot be read any more.
         """
         return self.images[np.asarray(indices, np.int64)]
+
+    def facts(self) -> dict[str, Any]:
+        """What a run that has been trained on the set needs to know of it, without its images."""
+        return {
+            "name": self.name,
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+            "classes": [int(c) for c in np.unique(self.labels)],
+            "class_names": list(self.class_names),
+            "hflip": self.hflip,
+            "provenance": self.provenance,
+        }
+
+
+def from_facts(facts: Mapping[str, Any]) -> Dataset:
+    """A data set of which `facts` are known (`Dataset.facts`): one blank image of every class."""
+    labels = np.asarray(facts["classes"], np.int32)
+    return Dataset(
+        name=facts["name"],
+        images=np.broadcast_to(np.uint8(0), (len(labels), *facts["image_shape"])),
+        labels=labels,
+        num_classes=facts["num_classes"],
+        class_names=tuple(facts["class_names"]),
+        hflip=facts["hflip"],
+        provenance=facts["provenance"],
+    )

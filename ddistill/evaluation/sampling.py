@@ -154,6 +154,24 @@ def _teacher_call(
     )
 
 
+def teacher_call(e: EvaluationSettings, plan: StagePlan, count: int) -> Call:
+    """The teacher at any number of network evaluations, with the sampler of its full steps.
+
+    Raises:
+      ConfigError: that sampler does not come out at `count`, or the teacher has too few levels.
+    """
+    each = count if e.guidance == 1.0 else count / 2
+    steps = (each + 1) / 2 if e.full_sampler == "heun" else each
+    if steps != int(steps):
+        raise ConfigError(
+            f"nfe={count}: {e.full_sampler} of the teacher"
+            + (" (an odd number of evaluations)" if e.full_sampler == "heun" else "")
+            + (" with guidance (twice as many)" if e.guidance != 1.0 else "")
+            + " cannot have that number."
+        )
+    return _teacher_call(plan, e, e.full_sampler, int(steps), "teacher")
+
+
 def _sampler_grid(levels: Schedule, sampler: str, steps: int, whose: str) -> np.ndarray:
     if not 1 <= steps <= levels.num_steps:
         raise ConfigError(
@@ -251,8 +269,32 @@ def draw(
       `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`.
     """
     noise = noise_bank(settings, call.plan.image_shape, start, count)
-    cond = conditions(call, start, count)
     key = jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start)
+    cond = conditions(call, start, count)
+    return run_call(call, network, noise, cond, key, settings.clip, trajectory)
+
+
+def run_call(
+    call: Call,
+    network: Any,
+    noise: jax.Array,
+    cond: np.ndarray | None,
+    key: jax.Array,
+    clip: float,
+    trajectory: bool = False,
+) -> jax.Array:
+    """Runs the sampler of a call from given noise, over all devices.
+
+    Args:
+      call: the sampler and its levels.
+      network: the call's denoiser.
+      noise: `[B, H, W, C]`.
+      cond: `[B]` classes on the host, or None.
+      key: random key of samplers that draw noise.
+      clip: bound of x0 predictions; 0 for none.
+      trajectory: return all states instead of the images.
+    """
+    count = noise.shape[0]
 
     def sample(denoiser: Any, rows: np.ndarray) -> jax.Array:
         mesh = data_mesh(len(rows))
@@ -263,7 +305,7 @@ def draw(
             jax.device_put(noise[rows], place),
             key if rows[0] == 0 else jax.random.fold_in(key, int(rows[0])),
             cond=None if cond is None else jax.device_put(cond[rows], place),
-            clip=settings.clip or None,
+            clip=clip or None,
             trajectory=trajectory,
         )
         return jnp.swapaxes(made[1], 0, 1) if trajectory else made

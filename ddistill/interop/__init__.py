@@ -1,1 +1,4 @@
-"""Weights of other libraries, read without running code that comes with them."""
+"""Networks of other projects, read into ours and written from ours.
+
+What is read is data only: no code of a file is ever run, and nothing is downloaded.
+"""

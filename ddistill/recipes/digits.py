@@ -216,14 +216,14 @@ def digits_msd(counts: Sequence[int], **changes: Any) -> dict[str, StageSettings
         name="adamw", learning_rate=3e-4, schedule="cosine", warmup=20, final_scale=0.1, clip=1.0
     )
     options = {
-        "steps": 1000,
-        "adm_steps": 400,
+        "steps": 600,
+        "adm_steps": 300,
         "batch_size": 64,
         "optimizer": optimizer,
         "adm_optimizer": dataclasses.replace(optimizer, learning_rate=1e-4),
         "adm": {
             "features_of": "teacher",
-            "gan_weight": 1e-2,
+            "gan_weight": 3e-3,
             "discriminator_weight": 1.0,
             "student_every": 1,
         },

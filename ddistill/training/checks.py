@@ -23,8 +23,10 @@ PREDICTIONS = ("x0", "eps", "v", "edm")
 def check_numbers(stage: StageSettings, path: str) -> None:
     """Raises `ConfigError` for counts, rates and names of a stage that cannot work."""
     for key in ("steps", "batch_size", "accumulate"):
-        if getattr(stage, key) < 1:
-            raise ConfigError(f"{path}.{key}={getattr(stage, key)} must be 1 or more.")
+        # What comes trained may be taken as it is.
+        lowest = 0 if key == "steps" and stage.source else 1
+        if getattr(stage, key) < lowest:
+            raise ConfigError(f"{path}.{key}={getattr(stage, key)} must be {lowest} or more.")
     if stage.batch_size % stage.accumulate:
         raise ConfigError(
             f"{path}.batch_size={stage.batch_size} does not divide by "
@@ -34,7 +36,8 @@ def check_numbers(stage: StageSettings, path: str) -> None:
         if not 0.0 <= rate < 1.0:
             raise ConfigError(f"{path}.ema={stage.ema}: every rate must be in [0, 1).")
     check_choice(f"{path}.prediction", stage.prediction, PREDICTIONS)
-    check_optimizer(stage.optimizer, stage.steps, f"{path}.optimizer")
+    if stage.steps:
+        check_optimizer(stage.optimizer, stage.steps, f"{path}.optimizer")
 
 
 def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StagePlan]") -> None:
@@ -74,7 +77,7 @@ def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StageP
         if not stage.resume:
             check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), earlier)
         source = earlier[stage.init_source]
-        ours, theirs = _in_full(stage.network), _in_full(source.settings.network)
+        ours, theirs = in_full(stage.network), in_full(source.settings.network)
         different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
         if different:
             k = different[0]
@@ -269,7 +272,7 @@ def check_classes(
             raise ConfigError(f"{path}.{error}") from None
 
 
-def _in_full(network: Mapping[str, Any]) -> dict[str, Any]:
+def in_full(network: Mapping[str, Any]) -> dict[str, Any]:
     """What of a network its parameters depend on, with every default, as plain values."""
     full = to_plain({**networks.defaults(str(network["name"])), **network})
     return {k: v for k, v in full.items() if k not in networks.WITHOUT_PARAMETERS}

@@ -6,6 +6,7 @@ from typing import Any
 
 from ddistill.data import Dataset
 from ddistill.denoiser import Denoiser, in_float32, with_guidance
+from ddistill.networks.weights import Weights
 from ddistill.settings import Settings
 from ddistill.students import clone
 from ddistill.training.folders import claim
@@ -88,6 +89,9 @@ def _run_one(
         start = _start(plan, by_name, networks)
         manifest, weights = run.run(guided(plan, teacher), start, classifier, pairs)
         networks.add(plan, weights)
+        if not s.steps:
+            reporter.say(f"{plan.name}: {manifest['parameters']:,} parameters from {s.source}")
+            return manifest
         reporter.say(
             f"{plan.name}: {manifest['steps']} steps in {manifest['train_seconds']:.0f} s "
             f"(and {manifest['compile_seconds']:.0f} s to compile), "
@@ -111,6 +115,8 @@ def _start(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks
     start = resumed(plan, by_name[s.resume]) if s.resume else Start()
     sources = {"student": s.init_source} | dict.fromkeys(plan.objective.starts(), s.teacher)
     weights = dict(start.weights)
+    if plan.imported is not None:
+        weights["student"] = Weights(plan.imported.params)
     for name, source in sources.items():
         if source and name in plan.modules and name not in weights:
             weights[name] = networks.weights(by_name[source])

@@ -21,6 +21,8 @@ from flax import linen as nn
 from ddistill import networks
 from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice
+from ddistill.interop.imported import Imported
+from ddistill.interop.sources import read_source
 from ddistill.objectives import Objective, Process, make_objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.partitions import Partition
@@ -41,6 +43,7 @@ from ddistill.training.checks import (
 from ddistill.training.members import Member, Table, plan_members
 from ddistill.training.pair_checks import check_pairs
 from ddistill.training.sharding import Layout, plan_layout
+from ddistill.training.source_checks import check_imported
 
 FORMAT = 3
 # Settings that name or place a stage without changing what it learns.
@@ -62,6 +65,7 @@ class StagePlan:
       partition: who answers for what, or None.
       image_shape: (H, W, C).
       seed: the run's seed.
+      imported: the network of another project that the stage starts from, or None.
     """
 
     name: str
@@ -74,6 +78,7 @@ class StagePlan:
     partition: Partition | None
     image_shape: tuple[int, int, int]
     seed: int
+    imported: Imported | None = None
 
     @property
     def stacked(self) -> bool:
@@ -175,8 +180,12 @@ def _plan(
     seen: dict[Hashable, FeatureShapes],
 ) -> StagePlan:
     path = f"config.stages.{name}"
-    stage = resolve(settings.stages[name], path, earlier)
+    source = settings.stages[name].source
+    imported = read_source(source, f"{path}.source") if source else None
+    stage = resolve(settings.stages[name], path, earlier, imported)
     check_numbers(stage, path)
+    if imported is not None:
+        check_imported(stage, imported, schedule, dataset.image_shape, path)
     check_sources(stage, path, earlier)
     objective = make_objective(stage.objective, f"{path}.objective")
     check_classifier(stage, objective, path, earlier)
@@ -207,7 +216,8 @@ def _plan(
     check_optimizers(stage, prepared, path)
     check_resume(stage, {"student": student, **prepared.networks()}, path, earlier)
     check_classes(prepared, student, stage, dataset.num_classes, path)
-    digest = stage_digest(name, stage, prepared, settings, dataset, earlier)
+    content = imported.digest if imported else ""
+    digest = stage_digest(name, stage, prepared, settings, dataset, earlier, content)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
     return StagePlan(
         name=name,
@@ -220,6 +230,7 @@ def _plan(
         partition=partition,
         image_shape=shape,
         seed=settings.seed,
+        imported=imported,
     )
 
 
@@ -254,10 +265,25 @@ def _prepare_features(
         raise ConfigError(f"{path}.{error}") from None
 
 
-def resolve(stage: StageSettings, path: str, earlier: Mapping[str, StagePlan]) -> StageSettings:
-    """Fills in what a stage leaves to its teacher: network, prediction type and conditioning."""
+def resolve(
+    stage: StageSettings,
+    path: str,
+    earlier: Mapping[str, StagePlan],
+    imported: Imported | None = None,
+) -> StageSettings:
+    """Fills in what a stage leaves to its source or its teacher: network, prediction type, classes.
+
+    What a source says and the stage says too is compared in `check_imported`.
+    """
     if stage.teacher:
         check_earlier(f"{path}.teacher", stage.teacher, (), earlier)
+    if imported is not None:
+        return dataclasses.replace(
+            stage,
+            network=stage.network or imported.network,
+            prediction=stage.prediction or imported.prediction,
+            conditional=stage.conditional or imported.num_classes > 0,
+        )
     if stage.network:
         return dataclasses.replace(stage, prediction=stage.prediction or "eps")
     if not stage.teacher:
@@ -297,11 +323,18 @@ def stage_digest(
     settings: Settings,
     dataset: Dataset,
     earlier: Mapping[str, StagePlan],
+    source: str = "",
 ) -> str:
-    """SHA-256 of everything that the stage's result depends on."""
+    """SHA-256 of everything that the stage's result depends on.
+
+    `source` is the hash of the files that it starts from, which may lie anywhere.
+    """
     # The classifier's name is among the sources; a stage without one has nothing to say about it.
     own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in (*LABELS, "classifier")}
     idle = objective.without_effect()
+    own.pop("source")
+    if source:
+        own["source"] = source
     own["objective"] = {k: v for k, v in own["objective"].items() if k not in idle}
     students = {k: v for k, v in own.pop("students").items() if k != "mapping"}
     if stage.students.count:

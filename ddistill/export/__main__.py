@@ -1,0 +1,89 @@
+"""python -m ddistill.export --to=diffusers|stablehlo|safetensors RUN OUT: a student for others.
+
+RUN is the folder of a finished run, OUT a folder that does not exist yet or is empty. Without
+--stage and --nfe the last student of the run is written.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ddistill.errors import CheckpointError, ConfigError
+from ddistill.evaluation.protocol import read_rows
+from ddistill.export import diffusers, safetensors, stablehlo
+from ddistill.export.facts import Exported, rows_of
+from ddistill.product import Run, open_run
+
+FORMS = ("diffusers", "stablehlo", "safetensors")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; one line and exit status 1 for what cannot be exported."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ddistill.export", description="Writes a student of a run for others."
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("out", metavar="OUT", help="new folder")
+    parser.add_argument("--to", required=True, choices=FORMS, help="the form")
+    parser.add_argument("--stage", default="", help="whose network (default: the last student)")
+    parser.add_argument("--nfe", type=int, help="network evaluations an image")
+    parser.add_argument("--cache", help="folder of shared stages (default: RUN/../shared)")
+    parser.add_argument("--licence", default="", help="of the weights, for the model card")
+    parser.add_argument(
+        "--weights", choices=("inside", "beside"), default="inside", help="of a StableHLO program"
+    )
+    options = parser.parse_args(argv)
+    try:
+        print(export(options))
+    except (ConfigError, CheckpointError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def export(options: argparse.Namespace) -> str:
+    """Writes what the command line asks for and returns a line about it.
+
+    Raises:
+      ConfigError, CheckpointError: it cannot be; nothing is left in OUT.
+    """
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty folder; nothing is overwritten.")
+    run = open_run(options.run, options.cache)
+    exported = collect(run, options.stage, options.nfe, options.licence)
+    writers: dict[str, Callable[[Exported, Path], str]] = {
+        "diffusers": diffusers.write,
+        "safetensors": safetensors.write,
+        "stablehlo": lambda e, path: stablehlo.write(e, path, options.weights == "inside"),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        made = Path(folder) / "made"
+        said = writers[options.to](exported, made)
+        if out.exists():
+            out.rmdir()
+        shutil.move(made, out)
+    return f"{out}: {exported.call.label} of {run.settings.name}, {said}"
+
+
+def collect(run: Run, stage: str = "", nfe: int | None = None, licence: str = "") -> Exported:
+    """What is exported of a run; arguments as of `Run.call`."""
+    call = run.call(stage, nfe)
+    results = run.folder / "results.json"
+    teacher = run.plan(run.settings.evaluation.teacher)
+    inherited = teacher.imported.licence if teacher.imported is not None else ""
+    return Exported(
+        call=call,
+        network=run.networks(call.plan, call.student),
+        settings=run.settings,
+        data=run.data["name"],
+        num_classes=run.data["num_classes"],
+        rows=rows_of(call, read_rows(results) if results.exists() else [], run.settings),
+        licence=licence or inherited,
+    )
+
+
+if __name__ == "__main__":
+    main()

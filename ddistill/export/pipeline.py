@@ -1,0 +1,68 @@
+"""Draws images from the students in this folder; needs torch, diffusers and this file alone.
+
+from pipeline import Students
+
+images = Students(".")(batch_size=16)          # [16, H, W, C] uint8
+images = Students(".")(labels=[3, 1, 4])       # where the students know classes
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+
+
+class Students:
+    """The students of ddistill.json, each asked at the levels and classes that are its own."""
+
+    def __init__(self, folder, device="cpu"):
+        folder = Path(folder)
+        self.facts = json.loads((folder / "ddistill.json").read_text())
+        read = UNet2DModel.from_pretrained
+        self.unets = [read(folder / name).eval().to(device) for name in self.facts["unets"]]
+        self.levels = {k: torch.tensor(v, device=device) for k, v in self.facts["levels"].items()}
+        self.owners = torch.tensor(self.facts["owners"], device=device)  # [step, class]
+
+    @torch.no_grad()
+    def __call__(self, batch_size=1, labels=None, generator=None, noise=None):
+        """Images [N, H, W, C], uint8; `noise` [N, C, H, W] is drawn where it is not given."""
+        f, device = self.facts, self.owners.device
+        height, width, channels = f["image_shape"]
+        count = len(noise) if noise is not None else batch_size if labels is None else len(labels)
+        if noise is None:
+            noise = torch.randn(count, channels, height, width, generator=generator).to(device)
+        if labels is None:
+            labels = torch.arange(count) % self.owners.shape[1]
+        labels = torch.as_tensor(labels, device=device)
+        z = noise * max(1.0, self.levels["sigma"][-1].item())
+        for i in range(len(self.levels["alpha"]) - 1, 0, -1):
+            x0 = self.predict(z, i, labels)
+            z = self.step(z, x0, i, generator)
+        return (z.clamp(-1, 1) * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def predict(self, z, i, labels):
+        """The owners' images at level i, clipped as in training's evaluation."""
+        f, (a, s, t) = self.facts, (self.levels[k][i] for k in ("alpha", "sigma", "time"))
+        x0, data = torch.empty_like(z), f["sigma_data"]
+        scale = (s * s + data * data * a * a).rsqrt() if f["prediction"] == "edm" else 1.0
+        for k, unet in enumerate(self.unets):
+            mine = self.owners[i - 1][labels] == k
+            if mine.any():
+                known = {"class_labels": labels[mine]} if f["conditional"] else {}
+                x0[mine] = unet(scale * z[mine], t.repeat(int(mine.sum())), **known).sample
+        if f["prediction"] == "eps":
+            x0 = (z - s * x0) / a
+        elif f["prediction"] == "v":
+            x0 = a * z - s * x0
+        elif f["prediction"] == "edm":
+            x0 = (data * data * a * z * scale + data * s * x0) * scale
+        return x0.clamp(-f["clip"], f["clip"]) if f["clip"] else x0
+
+    def step(self, z, x0, i, generator):
+        """The next level: along the predicted noise (DDIM), or with fresh noise."""
+        a, s = self.levels["alpha"], self.levels["sigma"]
+        if self.facts["sampler"] == "renoise":
+            fresh = torch.randn(z.shape, generator=generator).to(z.device)
+            return a[i - 1] * x0 + s[i - 1] * fresh
+        return a[i - 1] * x0 + s[i - 1] * (z - a[i] * x0) / s[i]

@@ -1,0 +1,33 @@
+"""Weights as one safetensors file under our own names, with ddistill.json beside."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from ddistill.export.facts import Exported
+from ddistill.export.trees import flatten
+from ddistill.interop.tensors import write_tensors
+
+
+def write(exported: Exported, out: Path) -> str:
+    """Writes weights.safetensors, ddistill.json and README.md into the folder `out`.
+
+    Parameters of many students have a leading axis `[K]`. ddistill.json has levels, owners and the
+    network's settings.
+
+    Returns:
+      A line that says what it is.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    flat = flatten(jax.device_get(exported.denoiser.params))
+    write_tensors(out / "weights.safetensors", flat)
+    manifest = json.dumps(exported.manifest(), indent=2)
+    (out / "ddistill.json").write_text(manifest + "\n", encoding="utf-8")
+    example = """
+from safetensors.numpy import load_file
+
+weights = load_file("weights.safetensors")  # names as in ddistill's networks
+"""
+    (out / "README.md").write_text(exported.card(example), encoding="utf-8")
+    return f"{sum(x.size for x in flat.values()):,} parameters"

@@ -1,0 +1,179 @@
+"""A sampler as StableHLO: noise in, images out, for processes that have jax and nothing of ours.
+
+The batch is symbolic, the platforms are CPU, CUDA and TPU. Students that share out levels are one
+program, in which every step holds its owner alone; students that share out classes are a program
+each, and ddistill.json says whose class is whose.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from ddistill.denoiser import Denoiser, with_guidance
+from ddistill.errors import ConfigError
+from ddistill.export.facts import Exported
+from ddistill.export.trees import flatten, unflatten
+from ddistill.interop.tensors import write_tensors
+from ddistill.networks.convolution import suited
+from ddistill.samplers import get_sampler
+from ddistill.students import RoutedDenoiser
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Samplers of so few steps are straight code: XLA CPU runs convolutions in a loop body slowly.
+STRAIGHT = 16
+
+
+def write(exported: Exported, out: Path, inside: bool = True) -> str:
+    """Writes `sampler.stablehlo` (one a group of classes), ddistill.json and README.md into `out`.
+
+    Args:
+      exported: what to write.
+      out: a folder.
+      inside: whether weights are constants of the program, or lie beside it in
+        weights.safetensors and are its first argument.
+
+    Returns:
+      A line that says what it is.
+
+    Raises:
+      ConfigError: the package `flatbuffers`, jax's for writing programs, is not installed.
+    """
+    _need_flatbuffers()
+    out.mkdir(parents=True, exist_ok=True)
+    networks, owner_of, programs = [exported.network], np.zeros(1, np.int64), []
+    if isinstance(exported.network, RoutedDenoiser):
+        partition = exported.network.partition
+        networks = [exported.network.of_group(g) for g in range(partition.groups)]
+        if len(networks) > 1:
+            owner_of = np.asarray(partition.group(np.arange(exported.num_classes)))
+    for g, network in enumerate(networks):
+        ending = f"_{g}" if len(networks) > 1 else ""
+        _write_one(exported, network, out, ending, inside)
+        programs.append(f"sampler{ending}.stablehlo")
+    manifest = {
+        **exported.manifest(),
+        "programs": programs,
+        "program_of_class": owner_of.tolist(),
+        "weights_inside": inside,
+        "arguments": _names(exported, inside),
+    }
+    (out / "ddistill.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(exported.card(_example(exported, inside)), encoding="utf-8")
+    return (
+        f"{len(programs)} StableHLO program{'s' * (len(programs) > 1)} for {', '.join(PLATFORMS)}"
+    )
+
+
+def _write_one(exported: Exported, network: Any, out: Path, ending: str, inside: bool) -> None:
+    flat = flatten(jax.device_get(_params(network)))
+    run = _program(exported, network, inside, flat)
+    batch = jax_export.symbolic_shape("batch")
+    image = exported.call.plan.image_shape
+    arguments: list[Any] = [jax.ShapeDtypeStruct((*batch, *image), jnp.float32)]
+    if exported.conditional:
+        arguments.append(jax.ShapeDtypeStruct(batch, jnp.int32))
+    if _draws(exported):
+        arguments.append(jax.ShapeDtypeStruct((), jnp.uint32))
+    if not inside:
+        shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in flat.items()}
+        arguments.insert(0, shapes)
+        write_tensors(out / f"weights{ending}.safetensors", flat)
+    with jax.default_matmul_precision("float32"):
+        made = jax_export.export(jax.jit(run), platforms=PLATFORMS)(*arguments)
+    (out / f"sampler{ending}.stablehlo").write_bytes(bytes(made.serialize()))
+
+
+def _program(
+    exported: Exported, network: Any, inside: bool, flat: dict[str, np.ndarray]
+) -> Callable[..., jax.Array]:
+    """(weights), noise, (labels), (seed) -> uint8 images."""
+    call, sampler = exported.call, get_sampler(exported.call.sampler)
+    null = int(getattr(call.plan.module, "num_classes", 0))
+    loop = "unroll" if call.steps <= STRAIGHT else "scan"
+
+    def run(*arguments: Any) -> jax.Array:
+        rest = list(arguments)
+        params = unflatten(flat if inside else rest.pop(0))
+        noise = rest.pop(0)
+        cond = rest.pop(0) if exported.conditional else None
+        key = jax.random.key(rest.pop(0)) if rest else None
+        denoiser = with_guidance(_with_params(network, params), call.guidance, null)
+        clip = exported.clip or None
+        images = sampler(denoiser, call.levels, noise, key, cond=cond, clip=clip, loop=loop)
+        # As in ddistill's own uint8 images: clip, x * 127.5 + 128, floor.
+        whole = jnp.clip(jnp.clip(images, -1.0, 1.0) * 127.5 + 128.0, 0.0, 255.0)
+        return whole.astype(jnp.uint8)
+
+    return run
+
+
+def _draws(exported: Exported) -> bool:
+    """Whether the sampler draws noise of its own."""
+    call = exported.call
+    return call.sampler == "ddpm" or (call.sampler == "renoise" and call.steps > 1)
+
+
+def _params(network: Any) -> Any:
+    return (network.students if isinstance(network, RoutedDenoiser) else network).params
+
+
+def _with_params(network: Any, params: Any) -> Any:
+    """The network with other parameters, and convolutions that every platform has."""
+    if isinstance(network, RoutedDenoiser):
+        return network.replace(students=_with_params(network.students, params))  # type: ignore[attr-defined]
+    return _portable(network).replace(params=params)  # type: ignore[attr-defined]
+
+
+def _portable(denoiser: Denoiser) -> Denoiser:
+    apply = denoiser.apply_fn
+    module = getattr(apply, "module", None)
+    if module is None:
+        return denoiser
+    return denoiser.replace(apply_fn=type(apply)(suited(module, "tpu", False)))  # type: ignore[attr-defined]
+
+
+def _names(exported: Exported, inside: bool) -> list[str]:
+    image = ", ".join(map(str, exported.call.plan.image_shape))
+    names = [] if inside else ["weights by name"]
+    names.append(f"noise [batch, {image}] float32, standard normal")
+    names += ["labels [batch] int32"] if exported.conditional else []
+    return names + (["seed [] uint32"] if _draws(exported) else [])
+
+
+def _example(exported: Exported, inside: bool) -> str:
+    shape = ", ".join(["16", *map(str, exported.call.plan.image_shape)])
+    several = isinstance(exported.network, RoutedDenoiser) and exported.network.partition.groups > 1
+    ending = "_0" if several else ""
+    arguments = [] if inside else ["weights"]
+    arguments.append("noise")
+    arguments += ["labels"] if exported.conditional else []
+    arguments += ["numpy.uint32(0)"] if _draws(exported) else []
+    lines = [
+        "import jax",
+        "import numpy",
+        *([] if inside else ["from safetensors.numpy import load_file"]),
+        "",
+        f'program = open("sampler{ending}.stablehlo", "rb").read()',
+        "sample = jax.jit(jax.export.deserialize(bytearray(program)).call)",
+        *([] if inside else [f'weights = load_file("weights{ending}.safetensors")']),
+        f"noise = numpy.random.default_rng(0).standard_normal(({shape}), numpy.float32)",
+        *(["labels = numpy.zeros(16, numpy.int32)"] if exported.conditional else []),
+        f"images = numpy.asarray(sample({', '.join(arguments)}))  # uint8",
+    ]
+    return "\n".join(lines).replace("import jax\n", "import jax.export\n")
+
+
+def _need_flatbuffers() -> None:
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "--to=stablehlo needs the package flatbuffers, with which jax writes programs: "
+            "pip install 'ddistill[export]'."
+        ) from None

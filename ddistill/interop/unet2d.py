@@ -1,0 +1,422 @@
+"""diffusers' `UNet2DModel` and our U-Net: the same network under two sets of names.
+
+Both are DDPM's (arXiv 2006.11239) with ADM's options (arXiv 2105.05233). Settings and tensors are
+turned into each other here; nothing is read or written.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ddistill.errors import ConfigError, nearest
+from ddistill.networks.unet import UNet, check_fields
+
+# Block types by (way, attention, resample); diffusers takes the resampling of a block with
+# attention from `downsample_type` and `upsample_type`.
+_PLAIN = {
+    "DownBlock2D": ("down", "conv"),
+    "ResnetDownsampleBlock2D": ("down", "resnet"),
+    "UpBlock2D": ("up", "conv"),
+    "ResnetUpsampleBlock2D": ("up", "resnet"),
+}
+_ATTENDING = {"AttnDownBlock2D": "down", "AttnUpBlock2D": "up"}
+
+# What `UNet2DModel` takes where config.json is silent.
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+
+# Options that our U-Net has in one form only, and the values that stand for it.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "act_fn": ("silu", "swish"),
+    "class_embed_type": (None,),
+    "downsample_padding": (0, 1),
+    "freq_shift": (0, 1),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+}
+
+
+# ------------------------------------------------------------------------------------- settings
+
+
+def read_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Options of our U-Net and the image shape (H, W, C) from a `UNet2DModel`'s config.json.
+
+    `num_classes` counts every row of the class table, see `to_params`.
+
+    Args:
+      config: the file's content; keys that begin with "_" are diffusers' own notes.
+      where: the file's name, for messages.
+
+    Raises:
+      ConfigError: another class of network, an unknown key, or an option that our U-Net does not
+        have; the message names it, its value and what is allowed.
+    """
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise ConfigError(
+            f"{where}: _class_name is {config['_class_name']!r}; only UNet2DModel can be read."
+        )
+    c = {**DEFAULTS, **{k: v for k, v in config.items() if not k.startswith("_")}}
+    for key in c:
+        if key not in DEFAULTS:
+            raise ConfigError(
+                f"{where}: {key}={c[key]!r} is not an option of UNet2DModel that is known here."
+                f"{nearest(key, DEFAULTS)}"
+            )
+    for key, allowed in _FIXED.items():
+        if c[key] not in allowed:
+            raise ConfigError(
+                f"{where}: {key}={c[key]!r} is not supported. Allowed: "
+                f"{', '.join(repr(a) for a in allowed)}."
+            )
+    shape = _image_shape(c, where)
+    attention, resample = _levels(c, where)
+    widths = tuple(c["block_out_channels"])
+    if any(w % widths[0] for w in widths):
+        raise ConfigError(
+            f"{where}: block_out_channels={widths}; every width must be a multiple of the first."
+        )
+    scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
+    groups = c["norm_num_groups"]
+    options = {
+        "channels": widths[0],
+        "multipliers": tuple(w // widths[0] for w in widths),
+        "blocks": c["layers_per_block"],
+        "attention": tuple(shape[0] >> i for i, attends in enumerate(attention) if attends),
+        "mid_attention": bool(c["add_attention"]),
+        "mid_norm": c["attn_norm_num_groups"] is not None or not scale_shift,
+        "head_dim": c["attention_head_dim"] or 0,
+        "out_channels": c["out_channels"],
+        "resample": {"conv": "conv", "resnet": "resblock"}[resample],
+        "symmetric": c["downsample_padding"] == 1 and resample == "conv",
+        "time_conditioning": "scale_shift" if scale_shift else "additive",
+        "cosines_first": bool(c["flip_sin_to_cos"]),
+        "includes_last": c["freq_shift"] == 1,
+        "num_classes": c["num_class_embeds"] or 0,
+        "dropout": float(c["dropout"]),
+        "norm_groups": groups,
+        "norm_eps": float(c["norm_eps"]),
+    }
+    for key, ours, wanted in (
+        ("attn_norm_num_groups", c["attn_norm_num_groups"], (None, groups)),
+        ("time_embedding_dim", c["time_embedding_dim"], (None, 4 * widths[0])),
+    ):
+        if ours not in wanted:
+            raise ConfigError(f"{where}: {key}={ours!r} is not supported. Allowed: {wanted}.")
+    return options, shape
+
+
+def _image_shape(c: Mapping[str, Any], where: str) -> tuple[int, int, int]:
+    size = c["sample_size"]
+    if size is None:
+        raise ConfigError(
+            f"{where}: sample_size is missing; write the height of the training images there."
+        )
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    if c["in_channels"] != c["out_channels"]:
+        raise ConfigError(
+            f"{where}: in_channels={c['in_channels']}, out_channels={c['out_channels']}. They must "
+            "be equal: a network that also predicts a variance, or that is given a second image, "
+            "is not supported."
+        )
+    return height, width, c["in_channels"]
+
+
+def _levels(c: Mapping[str, Any], where: str) -> tuple[list[bool], str]:
+    """Whether each level attends, outermost first, and how all of them resample."""
+    down, up = c["down_block_types"], tuple(reversed(c["up_block_types"]))
+    if not len(down) == len(up) == len(c["block_out_channels"]):
+        raise ConfigError(
+            f"{where}: {len(down)} down_block_types, {len(up)} up_block_types and "
+            f"{len(c['block_out_channels'])} block_out_channels; as many of each are needed."
+        )
+    attention: list[bool] = []
+    kinds: dict[str, str] = {}
+    for i, (first, second) in enumerate(zip(down, up)):
+        found = [_block(name, c, where) for name in (first, second)]
+        ways = [way for way, _, _ in found]
+        if ways != ["down", "up"] or found[0][1] != found[1][1]:
+            raise ConfigError(
+                f"{where}: level {i} is {first} on the way down and {second} on the way up; "
+                "attention has to be in both or in neither."
+            )
+        attention.append(found[0][1])
+        # The innermost level is not halved, the outermost not doubled.
+        kinds |= {first: found[0][2]} if i < len(down) - 1 else {}
+        kinds |= {second: found[1][2]} if i > 0 else {}
+    if len(set(kinds.values())) > 1:
+        raise ConfigError(
+            f"{where}: {kinds} resample in different ways; all levels have to do it alike."
+        )
+    return attention, next(iter(kinds.values()), "conv")
+
+
+def _block(name: str, c: Mapping[str, Any], where: str) -> tuple[str, bool, str]:
+    """(way, whether it attends, how it resamples) of a block type."""
+    name = name.removeprefix("UNetRes")
+    if name in _PLAIN:
+        way, kind = _PLAIN[name]
+        return way, False, kind
+    if name in _ATTENDING:
+        way = _ATTENDING[name]
+        return way, True, c[f"{way}sample_type"]
+    allowed = sorted([*_PLAIN, *_ATTENDING])
+    raise ConfigError(
+        f"{where}: block type {name!r} is not supported.{nearest(name, allowed)} Allowed: "
+        f"{', '.join(allowed)}."
+    )
+
+
+def write_options(net: UNet, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """config.json of the `UNet2DModel` that is `net`, for images of that shape (H, W, C).
+
+    Raises:
+      ConfigError: an option that diffusers does not have.
+    """
+    check_fields(net)
+    height, width, channels = image_shape
+    attends = [height >> i in net.attention for i in range(len(net.multipliers))]
+    resnet = net.resample == "resblock"
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    names = plain if resnet else ("DownBlock2D", "UpBlock2D")
+    scale_shift = net.time_conditioning == "scale_shift"
+    if not net.mid_norm and not scale_shift:
+        raise ConfigError(
+            "network.mid_norm=False with additive time conditioning is not an option of "
+            "UNet2DModel; it leaves the norm out with scale_shift only."
+        )
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": height if height == width else [height, width],
+        "in_channels": channels,
+        "out_channels": net.out_channels,
+        "center_input_sample": False,
+        "time_embedding_type": "positional",
+        "freq_shift": 1 if net.includes_last else 0,
+        "flip_sin_to_cos": net.cosines_first,
+        "down_block_types": ["AttnDownBlock2D" if a else names[0] for a in attends],
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ["AttnUpBlock2D" if a else names[1] for a in reversed(attends)],
+        "block_out_channels": [net.channels * m for m in net.multipliers],
+        "layers_per_block": net.blocks,
+        "mid_block_scale_factor": 1,
+        "downsample_padding": 1 if net.symmetric or resnet else 0,
+        "downsample_type": "resnet" if resnet else "conv",
+        "upsample_type": "resnet" if resnet else "conv",
+        "dropout": net.dropout,
+        "act_fn": "silu",
+        "attention_head_dim": net.head_dim or None,
+        "norm_num_groups": net.norm_groups,
+        "attn_norm_num_groups": net.norm_groups if net.mid_norm and scale_shift else None,
+        "norm_eps": net.norm_eps,
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        "add_attention": net.mid_attention,
+        "num_class_embeds": net.num_classes + 1 if net.num_classes else None,
+    }
+
+
+# -------------------------------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One of our parameters and what it is called in diffusers.
+
+    Attributes:
+      path: in our tree.
+      names: the tensors it is made of; several for the joint projection of an attention.
+      old: what these were called before diffusers 0.15.
+      kind: "same", "dense", "conv", "pointwise" (a 1 x 1 convolution there is a linear layer).
+    """
+
+    path: tuple[str, ...]
+    names: tuple[str, ...]
+    old: tuple[str, ...]
+    kind: str
+
+
+def leaves(net: UNet, image_shape: tuple[int, ...]) -> list[tuple[Leaf, tuple[int, ...]]]:
+    """Every parameter of `net`, with its shape."""
+    shapes = jax.eval_shape(
+        lambda: net.init(jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros(1))
+    )["params"]
+    flat = traverse_util.flatten_dict(shapes)
+    levels = len(net.multipliers)
+    return [(_leaf(path, levels), tuple(x.shape)) for path, x in sorted(flat.items())]
+
+
+_TOP = {
+    "conv_in": "conv_in",
+    "conv_out": "conv_out",
+    "norm_out": "conv_norm_out",
+    "time_0": "time_embedding.linear_1",
+    "time_1": "time_embedding.linear_2",
+    "class": "class_embedding",
+    "mid_0": "mid_block.resnets.0",
+    "mid_1": "mid_block.resnets.1",
+    "mid_attention": "mid_block.attentions.0",
+}
+_INNER = {"time": "time_emb_proj", "shortcut": "conv_shortcut"}
+
+
+def _leaf(path: tuple[str, ...], levels: int) -> Leaf:
+    """Our parameter at `path` in diffusers' terms."""
+    *modules, last = path
+    prefix = _TOP.get(modules[0]) or _numbered(modules[0], levels)
+    if modules[0].endswith("attention"):
+        return _attention(path, prefix, modules[1], last)
+    inner = [_INNER.get(name, name) for name in modules[1:]]
+    if modules[0].endswith("_resample") and not inner:
+        inner = ["conv"]  # a bare convolution there has a module of its own around it
+    name = ".".join([prefix, *inner])
+    if last == "embedding":
+        return Leaf(path, (f"{name}.weight",), (), "same")
+    if last in ("scale", "bias"):
+        return Leaf(path, (f"{name}.{'weight' if last == 'scale' else 'bias'}",), (), "same")
+    dense = modules[-1] in ("time", "time_0", "time_1")
+    return Leaf(path, (f"{name}.weight",), (), "dense" if dense else "conv")
+
+
+def _numbered(name: str, levels: int) -> str:
+    """down_1_0 is down_blocks.1.resnets.0; up_1_0 of 3 levels is up_blocks.1.resnets.0, from 2."""
+    way, level, what, *attention = name.split("_")
+    index = int(level) if way == "down" else levels - 1 - int(level)
+    if what == "resample":
+        return f"{way}_blocks.{index}.{way}samplers.0"
+    return f"{way}_blocks.{index}.{'attentions' if attention else 'resnets'}.{what}"
+
+
+def _attention(path: tuple[str, ...], prefix: str, part: str, last: str) -> Leaf:
+    ending = "bias" if last == "bias" else "weight"
+    if part == "norm":
+        return Leaf(path, (f"{prefix}.group_norm.{ending}",), (), "same")
+    kind = "same" if last == "bias" else "pointwise"
+    called = {"qkv": (("to_q", "to_k", "to_v"), ("query", "key", "value"))}
+    both = called.get(part, (("to_out.0",), ("proj_attn",)))
+    made = [tuple(f"{prefix}.{n}.{ending}" for n in names) for names in both]
+    return Leaf(path, made[0], made[1], kind)
+
+
+_FROM: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "same": lambda x: x,
+    "dense": lambda x: x.T,
+    "conv": lambda x: x.transpose(2, 3, 1, 0),
+    "pointwise": lambda x: x.reshape(x.shape[:2]).T[None, None],
+}
+_TO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "same": lambda x: x,
+    "dense": lambda x: x.T,
+    "conv": lambda x: x.transpose(3, 2, 0, 1),
+    "pointwise": lambda x: x[0, 0].T,
+}
+
+
+def to_params(
+    net: UNet, image_shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], where: str
+) -> dict[str, Any]:
+    """Our parameters from a `UNet2DModel`'s tensors, as float32.
+
+    float16 and bfloat16 become float32, which loses nothing. A class table of as many rows as
+    `net` has classes gets a row of zeros for the null class, which diffusers does not have.
+
+    Args:
+      net: what `read_options` describes.
+      image_shape: (H, W, C).
+      tensors: by diffusers' name.
+      where: the file's name, for messages.
+
+    Raises:
+      ConfigError: a tensor is missing, left over, of another shape, or not of floating point.
+    """
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    used: set[str] = set()
+    for leaf, shape in leaves(net, image_shape):
+        names = leaf.names
+        if leaf.old and not any(n in tensors for n in names):
+            names = leaf.old
+        parts = [_take(name, tensors, where) for name in names]
+        used.update(names)
+        if leaf.path[0] == "class" and parts[0].shape[0] == shape[0] - 1:
+            parts = [np.concatenate([parts[0], np.zeros_like(parts[0][:1])])]
+        wanted = np.empty((*shape[:-1], shape[-1] // len(names)), np.bool_)
+        for name, part in zip(names, parts):
+            theirs = _TO[leaf.kind](wanted).shape
+            if part.shape not in (theirs, (*theirs, 1, 1)):
+                raise ConfigError(
+                    f"{where}: {name} has shape {part.shape}; the config.json beside it asks for "
+                    f"{theirs}."
+                )
+        made = np.concatenate([_FROM[leaf.kind](x) for x in parts], axis=-1)
+        flat[leaf.path] = np.ascontiguousarray(made, np.float32)
+    left = sorted(set(tensors) - used)
+    if left:
+        raise ConfigError(
+            f"{where}: {len(left)} tensors have no place in the network of config.json: "
+            f"{_some(left)}. Are the two files of one model?"
+        )
+    return traverse_util.unflatten_dict(flat)
+
+
+def _take(name: str, tensors: Mapping[str, np.ndarray], where: str) -> np.ndarray:
+    if name not in tensors:
+        raise ConfigError(
+            f"{where}: the tensor {name!r} is missing.{nearest(name, tensors)} "
+            "Are weights and config.json of one model?"
+        )
+    x = np.asarray(tensors[name])
+    if x.dtype.name not in ("float32", "float16", "bfloat16"):
+        raise ConfigError(f"{where}: {name} is {x.dtype}; float32, float16 or bfloat16 is needed.")
+    return x
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def to_tensors(
+    net: UNet, image_shape: tuple[int, ...], params: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """A `UNet2DModel`'s tensors by name, from our parameters; the inverse of `to_params`."""
+    flat = traverse_util.flatten_dict(params)
+    for leaf, _ in leaves(net, image_shape):
+        whole = np.asarray(flat[leaf.path], np.float32)
+        for name, part in zip(leaf.names, np.split(whole, len(leaf.names), axis=-1)):
+            yield name, np.ascontiguousarray(_TO[leaf.kind](part))

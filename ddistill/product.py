@@ -1,0 +1,227 @@
+"""A finished run as a thing to use: opened from its folder, sampled from, without its data."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddistill.data.dataset import from_facts
+from ddistill.errors import CheckpointError, ConfigError, check_choice
+from ddistill.evaluation.images import quantise
+from ddistill.evaluation.sampling import (
+    Call,
+    conditions,
+    noise_bank,
+    planned_calls,
+    run_call,
+    teacher_call,
+)
+from ddistill.settings import Settings, parse
+from ddistill.training.folders import check_owner
+from ddistill.training.stages import StagePlan, plan_stages
+from ddistill.training.state import stream_key
+from ddistill.training.weights import Networks
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a finished run.
+
+    Attributes:
+      folder: where it is.
+      settings: its settings.
+      data: what it knows of its data (`Dataset.facts`).
+      plans: its stages, in order.
+      networks: their weights, read when they are asked for.
+    """
+
+    folder: Path
+    settings: Settings
+    data: Mapping[str, Any]
+    plans: tuple[StagePlan, ...]
+    networks: Networks
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """Every way in which the run's evaluation samples."""
+        return tuple(planned_calls(self.settings, list(self.plans)))
+
+    def plan(self, name: str) -> StagePlan:
+        """The stage of a name, which there is."""
+        return next(plan for plan in self.plans if plan.name == name)
+
+    def call(self, stage: str = "", nfe: int | None = None) -> Call:
+        """The call that is meant.
+
+        Args:
+          stage: the stage whose network is to be sampled; "" for the last one that fits `nfe`.
+          nfe: network evaluations an image; None for the last call of the stage.
+
+        Raises:
+          ConfigError: there is no such stage or it is not sampled, or it does not come with that
+            many evaluations; the message lists what there is.
+        """
+        if stage:
+            check_choice("stage", stage, [plan.name for plan in self.plans])
+        teacher = self.settings.evaluation.teacher
+        known = [c for c in self.calls if not stage or c.plan.name == stage]
+        known = [c for c in known if stage or c.role == "student"] or known
+        if not known:
+            names = dict.fromkeys(c.plan.name for c in self.calls)
+            raise ConfigError(f"stage={stage!r} is not sampled. Allowed: {', '.join(names)}.")
+        found = [c for c in known if nfe in (None, c.nfe)]
+        if found:
+            return found[0] if stage == teacher and nfe is None else found[-1]
+        if stage == teacher and nfe is not None:
+            return teacher_call(self.settings.evaluation, self.plan(teacher), nfe)
+        there = ", ".join(f"{c.nfe} ({c.key})" for c in known)
+        more = f" The teacher takes any number: stage={teacher!r}." if not stage else ""
+        raise ConfigError(f"nfe={nfe}: the students of this run have {there}.{more}")
+
+
+def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
+    """Opens the folder of a finished run; its data are not needed.
+
+    Args:
+      folder: as given to `ddistill.main --workdir`.
+      cache: folder of shared stages; by default `shared` beside the run.
+
+    Raises:
+      CheckpointError: it is no folder of a run, or one whose stages belong to other settings.
+      ConfigError: its settings do not work any more.
+    """
+    folder = Path(folder)
+    settings = parse(_read(folder / "config.json"), Settings)
+    facts = _read(folder / "data.json")
+    dataset = from_facts(facts)
+    shared = Path(cache) if cache else folder.parent / "shared"
+    plans = plan_stages(settings, dataset, folder, shared)
+    for plan in plans:
+        check_owner(plan)
+    return Run(folder, settings, facts, tuple(plans), Networks())
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        there = "has no" if path.parent.is_dir() else "does not exist; it should hold"
+        raise CheckpointError(
+            f"{path.parent} {there} {path.name}. Give the folder of a run (--workdir of "
+            "ddistill.main); a run that was made before that file was written gets it when its "
+            "command is given again, without training anew."
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+@dataclass(frozen=True)
+class Product:
+    """A network of a run with its sampler; made by `load`.
+
+    Attributes:
+      run: the run.
+      stage: the stage that is meant where `sample` is given no other; "" for the last student.
+    """
+
+    run: Run
+    stage: str = ""
+
+    @property
+    def nfes(self) -> tuple[int, ...]:
+        """The numbers of network evaluations that `sample` can be asked for."""
+        calls = [c for c in self.run.calls if c.plan.name == self.stage or not self.stage]
+        students = [c for c in calls if c.role == "student"] if not self.stage else calls
+        return tuple(sorted({c.nfe for c in students or calls}))
+
+    def sample(
+        self,
+        n: int,
+        labels: int | Sequence[int] | np.ndarray | None = None,
+        seed: int = 0,
+        nfe: int | None = None,
+        batch_size: int = 256,
+    ) -> np.ndarray:
+        """Draws images.
+
+        Image i depends on the seed and i alone, up to rounding, however many are drawn at once;
+        with `seed` = `config.evaluation.noise_seed` they are those that the run was scored on.
+
+        Args:
+          n: how many.
+          labels: a class, or one for each image; None for all classes in turn. Must be None where
+            the network is unconditional.
+          seed: of the noise, 0 or more.
+          nfe: network evaluations an image, one of `nfes`; None for the last student of the run.
+          batch_size: how many are drawn at once.
+
+        Returns:
+          `[n, H, W, C]` uint8.
+
+        Raises:
+          ConfigError: an argument that does not fit, or no such student.
+          CheckpointError: the stage is not complete.
+        """
+        call = self.run.call(self.stage, nfe)
+        for name, value, lowest in (("n", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < lowest:
+                raise ConfigError(f"{name}={value} must be {lowest} or more.")
+        classes = _labels(call, labels, n)
+        network = self.run.networks(call.plan, call.student)
+        settings = replace(self.run.settings.evaluation, noise_seed=seed)
+        size = min(n, batch_size)
+        images = []
+        for start in range(0, n, size):
+            # The last batch is filled up, so that nothing compiles twice.
+            rows = np.minimum(np.arange(start, start + size), n - 1)
+            noise = noise_bank(settings, call.plan.image_shape, start, size)
+            key = jax.random.fold_in(stream_key(seed, "sampler"), start)
+            cond = None if classes is None else classes[rows]
+            images.append(np.asarray(run_call(call, network, noise, cond, key, settings.clip)))
+        return quantise(np.concatenate(images)[:n])
+
+
+def _labels(call: Call, labels: Any, n: int) -> np.ndarray | None:
+    """`[n]` classes, or None for an unconditional network."""
+    every, known = conditions(call, 0, n), call.member.process.classes
+    if every is None or known is None:
+        if labels is not None:
+            raise ConfigError(
+                f"labels were given, but stage '{call.plan.name}' is unconditional; leave them out."
+            )
+        return None
+    if labels is None:
+        return every
+    given = np.asarray(labels)
+    if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
+        raise ConfigError(
+            f"labels of shape {given.shape} and type {given.dtype}; {n} integers or one are needed."
+        )
+    if given.min() < 0 or given.max() >= len(known):
+        raise ConfigError(
+            f"labels go from {given.min()} to {given.max()}; classes are 0 to {len(known) - 1}."
+        )
+    return np.broadcast_to(given, (n,)).astype(np.int32)
+
+
+def load(folder: str | Path, stage: str = "", cache: str | Path | None = None) -> Product:
+    """A finished run, ready to be sampled from.
+
+        ddistill.load("runs/msd_digits").sample(16, labels=[3] * 16, nfe=1)
+
+    Args:
+      folder: of the run.
+      stage: whose network is meant, for example "teacher"; "" for the run's students.
+      cache: folder of shared stages; by default `shared` beside the run.
+
+    Raises:
+      CheckpointError, ConfigError: as `open_run`; an unknown stage.
+    """
+    run = open_run(folder, cache)
+    run.call(stage)
+    return Product(run, stage)

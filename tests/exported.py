@@ -1,0 +1,132 @@
+"""Folders of finished runs whose students are sampled and exported in tests."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddistill import data
+from ddistill.settings import (
+    EvaluationSettings,
+    GridSettings,
+    ScheduleSettings,
+    Settings,
+    StageSettings,
+    StudentsSettings,
+    TrainingSettings,
+    to_plain,
+)
+from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.stages import StagePlan, plan_stages
+from ddistill.training.weights import abstract_state
+
+UNET = {
+    "name": "unet",
+    "channels": 8,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "attention": (4,),
+    "norm_groups": 4,
+    "out_channels": 1,
+}
+LINEAR = ScheduleSettings("linear_beta", 16, {"start": 0.01, "end": 0.4})
+COMMON: dict[str, Any] = {"steps": 2, "batch_size": 8, "ema": ()}
+
+
+def settings(name: str, schedule: ScheduleSettings, stages: dict[str, StageSettings]) -> Settings:
+    return Settings(
+        name=name,
+        data={"name": "digits"},
+        schedule=schedule,
+        stages=stages,
+        pipeline=tuple(stages),
+        training=TrainingSettings(tensorboard=False),
+        evaluation=EvaluationSettings(
+            enabled=False, classifier="", samples=8, grid_images=4, strip_images=2
+        ),
+    )
+
+
+def levels_run() -> Settings:
+    """A teacher on 16 levels; students on 4 of them, on 3 uneven ones, and two that share all."""
+    teacher = StageSettings({"name": "denoising"}, network=UNET, prediction="eps", **COMMON)
+    student = {"teacher": "teacher", "init": "teacher", "method": "sfddm", **COMMON}
+    sfddm = {"name": "sfddm", "substeps": 1}
+    return settings(
+        "levels",
+        LINEAR,
+        {
+            "teacher": teacher,
+            "even": StageSettings(sfddm, grid=GridSettings(steps=4), **student),
+            "uneven": StageSettings(sfddm, grid=GridSettings(explicit=(0, 3, 7, 16)), **student),
+            "pair": StageSettings(
+                {"name": "o2mkd"},
+                students=StudentsSettings(count=2, partition="timesteps"),
+                **{**student, "method": "o2mkd"},
+                samplers={"ddim": (6,)},
+            ),
+        },
+    )
+
+
+def classes_run() -> Settings:
+    """An EDM teacher of ten classes, and two students of one step that share them out."""
+    network = {**UNET, "num_classes": 10, "time_scale": 200.0}
+    teacher = StageSettings(
+        {"name": "denoising", "label_dropout": 0.1, "null_class": 10},
+        network=network,
+        prediction="edm",
+        conditional=True,
+        **COMMON,
+    )
+    student = StageSettings(
+        {"name": "tsm"},
+        teacher="teacher",
+        init="teacher",
+        conditional=True,
+        grid=GridSettings(steps=1),
+        students=StudentsSettings(count=2, partition="classes"),
+        method="msd_dm",
+        **COMMON,
+    )
+    return settings(
+        "classes", ScheduleSettings("karras", 16), {"teacher": teacher, "student": student}
+    )
+
+
+def run(made: Settings, folder: Path) -> Path:
+    """The folder of an experiment whose networks are random instead of trained."""
+    workdir = folder / made.name
+    workdir.mkdir()
+    dataset = data.load(made.data, "train")
+    write_json(workdir / "config.json", json.loads(json.dumps(to_plain(dataclasses.asdict(made)))))
+    write_json(workdir / "data.json", dataset.facts())
+    for plan in plan_stages(made, dataset, workdir, folder / "shared"):
+        pretend(plan)
+    return workdir
+
+
+def pretend(plan: StagePlan, seed: int = 0) -> None:
+    """Writes what a complete stage leaves, with weights at which every part of it matters."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, x):
+        name = jax.tree_util.keystr(path)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return np.full(x.shape, plan.settings.steps if "step" in name else 0, x.dtype)
+        noise = rng.standard_normal(x.shape)
+        if "kernel" in name:
+            return (noise * np.prod(x.shape[1 if plan.stacked else 0 : -1]) ** -0.5).astype(x.dtype)
+        return ((1.0 if "scale" in name else 0.0) + 0.2 * noise).astype(x.dtype)
+
+    state = jax.tree_util.tree_map_with_path(fill, abstract_state(plan))
+    checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1)
+    record = {"clock": {}, "loss": 0.0, "score": 0.0, "digest": plan.digest, "settings": {}}
+    checkpoints.save(plan.settings.steps, jax.tree.map(jnp.asarray, state), record, 0.0)
+    checkpoints.wait()
+    checkpoints.close()
+    write_json(plan.manifest_path, {"digest": plan.digest, "steps": plan.settings.steps})

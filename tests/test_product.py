@@ -1,0 +1,114 @@
+"""`ddistill.load(RUN).sample(...)`, and runs of imported teachers."""
+
+import numpy as np
+import pytest
+from exported import classes_run, levels_run, run
+
+import ddistill
+from ddistill.errors import CheckpointError, ConfigError
+from ddistill.evaluation.images import quantise
+from ddistill.evaluation.sampling import draw
+from ddistill.training.checkpoints import write_json
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory, quick_compiler):
+    return run(levels_run(), tmp_path_factory.mktemp("levels"))
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory, quick_compiler):
+    return run(classes_run(), tmp_path_factory.mktemp("classes"))
+
+
+def test_an_image_depends_on_seed_and_place_alone(levels):
+    product = ddistill.load(levels)
+    ten = product.sample(10, seed=3)
+    assert ten.shape == (10, 8, 8, 1)
+    assert ten.dtype == np.uint8
+    assert len(np.unique(ten)) > 20
+    cut = product.sample(10, seed=3, batch_size=4)
+    assert np.abs(ten.astype(int) - cut).max() <= 1
+    assert np.abs(ten[:3].astype(int) - product.sample(3, seed=3)).max() <= 1
+    assert np.abs(ten.astype(int) - product.sample(10, seed=4)).mean() > 5
+
+
+def test_the_evaluations_seed_gives_the_evaluations_images(levels):
+    product = ddistill.load(levels)
+    e, call = product.run.settings.evaluation, product.run.call(nfe=3)
+    wanted = quantise(np.asarray(draw(call, product.run.networks(call.plan), e, 0, 8)))
+    found = product.sample(8, seed=e.noise_seed, nfe=3)
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_nfe_picks_the_student_and_the_teacher_takes_any(levels):
+    product = ddistill.load(levels)
+    assert product.nfes == (3, 4, 6)
+    assert product.run.call(nfe=4).plan.name == "even"
+    assert product.run.call(nfe=3).plan.name == "uneven"
+    assert product.run.call().plan.name == "pair"
+    teacher = ddistill.load(levels, stage="teacher")
+    assert teacher.run.call("teacher").nfe == 16
+    assert teacher.run.call("teacher", 5).levels.num_steps == 5
+    assert teacher.sample(2, nfe=5).shape == (2, 8, 8, 1)
+
+
+def test_classes_go_to_their_owners(classes):
+    product = ddistill.load(classes)
+    mixed = product.sample(6, labels=[9, 0, 3, 7, 0, 5], seed=1)
+    for label in (0, 9):
+        alone = product.sample(6, labels=label, seed=1)
+        at = [9, 0, 3, 7, 0, 5].index(label)
+        assert np.abs(mixed[at].astype(int) - alone[at]).max() <= 1
+    every = product.sample(10, seed=1)
+    assert (
+        np.abs(every[3].astype(int) - product.sample(10, labels=np.arange(10), seed=1)[3]).max()
+        <= 1
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"nfe": 7}, r"nfe=7: the students of this run have 4 \(even\), 3 \(uneven\), 6"),
+        ({"n": 0}, "n=0 must be 1 or more"),
+        ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"labels": 3}, "'pair' is unconditional; leave them out"),
+    ],
+)
+def test_wrong_arguments_are_named(levels, options, message):
+    with pytest.raises(ConfigError, match=message):
+        ddistill.load(levels).sample(**{"n": 2, **options})
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([1, 10], "go from 1 to 10; classes are 0 to 9"),
+        ([1], r"shape \(1,\) and type int64; 2 integers"),
+        ([0.5, 1.0], "type float64; 2 integers"),
+    ],
+)
+def test_wrong_labels_are_named(classes, labels, message):
+    with pytest.raises(ConfigError, match=message):
+        ddistill.load(classes).sample(2, labels=labels)
+
+
+def test_wrong_folders_are_named(levels, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"nowhere does not exist; it should hold config.json"
+    ):
+        ddistill.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="has no config.json"):
+        ddistill.load(tmp_path)
+    with pytest.raises(ConfigError, match="stage='pairs' is not known. Did you mean 'pair'"):
+        ddistill.load(levels, stage="pairs")
+    plan = ddistill.load(levels).run.plan("teacher")
+    write_json(plan.folder / "stage.json", {"digest": "other", "settings": {"seed": 7}})
+    try:
+        with pytest.raises(CheckpointError, match="holds stage 'teacher' of other settings"):
+            ddistill.load(levels)
+    finally:
+        (plan.folder / "stage.json").unlink()
