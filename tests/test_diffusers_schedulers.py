@@ -1,0 +1,183 @@
+"""Schedules read from diffusers' configs, and whole trajectories against diffusers' schedulers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddistill.diffusion import from_eps
+from ddistill.errors import ConfigError
+from ddistill.interop.ddim import read_schedule, write_scheduler
+from ddistill.samplers import get_sampler
+from ddistill.schedules import karras, make_grid, make_schedule, subsequence
+
+T = 200
+SCHEDULES = {
+    "linear": {"beta_schedule": "linear", "beta_start": 5e-4, "beta_end": 0.1},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 1e-3, "beta_end": 0.06},
+    "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
+    "sigmoid": {"beta_schedule": "sigmoid", "beta_start": 1e-3, "beta_end": 0.1},
+    "trained_betas": {"trained_betas": np.geomspace(1e-4, 0.1, T).tolist()},
+}
+
+
+def ours(config):
+    made, prediction = read_schedule({"num_train_timesteps": T, **config}, "scheduler_config.json")
+    return make_schedule(made["name"], made["steps"], **made["options"]), prediction
+
+
+def eps_of(z, time):
+    """A network whose answer depends on the pixel and on the time."""
+    return 0.6 * z + 0.3 * np.sin(np.float32(0.05) * time) - 0.2
+
+
+def denoiser(z, level, cond=None):
+    return from_eps(0.6 * z + 0.3 * jnp.sin(jnp.float32(0.05) * level.time) - 0.2, z, level)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_tables_are_diffusers(name):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=T, **SCHEDULES[name])
+    table, _ = ours(SCHEDULES[name])
+    abar = theirs.alphas_cumprod.numpy().astype(np.float64)
+    # Theirs is a running product in float32.
+    np.testing.assert_allclose(np.square(table.alpha[1:], dtype=np.float64), abar, rtol=3e-5)
+    np.testing.assert_array_equal(table.time[1:], np.arange(T))
+
+
+def test_tables_begin_with_the_first_beta():
+    def square(u):
+        return np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    first = {
+        "linear": 1 - 5e-4,
+        "scaled_linear": 1 - 1e-3,
+        "squaredcos_cap_v2": square(1 / T) / square(0),
+        "sigmoid": 1 - (1e-3 + 0.099 / (1 + np.exp(6))),
+        "trained_betas": 1 - 1e-4,
+    }
+    for name, abar in first.items():
+        table, _ = ours(SCHEDULES[name])
+        assert abs(np.square(table.alpha[1], dtype=np.float64) - abar) < 1e-7, name
+        assert abs(np.square(table.sigma[1], dtype=np.float64) / (1 - abar) - 1) < 1e-6, name
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("clip", [None, 0.7])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["linear", "squaredcos_cap_v2"])
+def test_ddim_walks_the_same_way(name, eta, clip):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDIMScheduler(
+        num_train_timesteps=T,
+        timestep_spacing="trailing",
+        clip_sample=clip is not None,
+        clip_sample_range=clip or 1.0,
+        **SCHEDULES[name],
+    )
+    compare(theirs, name, 10, "ddim", {"eta": eta, "clip": clip}, {"eta": eta})
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("steps", [10, T])
+def test_ddpm_walks_the_same_way(steps):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(
+        num_train_timesteps=T,
+        timestep_spacing="trailing",
+        variance_type="fixed_small",
+        clip_sample=False,
+        **SCHEDULES["linear"],
+    )
+    compare(theirs, "linear", steps, "ddpm", {}, {})
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("steps", [8, 20])
+def test_dpm_solver_pp_walks_the_same_way(steps):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=T,
+        timestep_spacing="trailing",
+        solver_order=2,
+        final_sigmas_type="zero",
+        **SCHEDULES["linear"],
+    )
+    compare(theirs, "linear", steps, "dpm_solver_pp", {}, {})
+
+
+def compare(theirs, name, steps, sampler, options, their_options):
+    """Runs both from one noise, with one noise a step, and compares every state."""
+    torch = pytest.importorskip("torch")
+    table, _ = ours(SCHEDULES[name])
+    levels = subsequence(table, make_grid(table, steps))
+    z = np.random.default_rng(0).standard_normal((2, 3, 3, 1)).astype(np.float32)
+    key = jax.random.key(4)
+    _, states = get_sampler(sampler)(denoiser, levels, z, key, trajectory=True, **options)
+    drawn = iter(
+        torch.from_numpy(
+            np.array(jax.random.normal(jax.random.fold_in(key, i), z.shape, np.float32))
+        )
+        for i in range(steps)
+    )
+    # Their float32 running product is off by more than what is compared here.
+    theirs.alphas_cumprod = torch.from_numpy(np.square(table.alpha[1:], dtype=np.float64))
+    module = __import__(type(theirs).__module__, fromlist=["randn_tensor"])
+    before = module.randn_tensor
+    module.randn_tensor = lambda *_, **__: next(drawn)
+    theirs.set_timesteps(steps)
+    # Ours re-derives eps from a clipped x0.
+    if options.get("clip"):
+        their_options = {**their_options, "use_clipped_model_output": True}
+    try:
+        state = torch.from_numpy(z).double()
+        for i, t in enumerate(theirs.timesteps):
+            answer = torch.from_numpy(eps_of(state.numpy(), t.numpy()))
+            state = theirs.step(answer, t, state, **their_options).prev_sample
+            wanted = state.numpy()
+            scale = max(1.0, np.abs(wanted).max())
+            assert np.abs(states[i + 1] - wanted).max() < 1e-5 * scale, (i, int(t))
+    finally:
+        module.randn_tensor = before
+
+
+def test_what_is_written_is_read_again():
+    table, _ = ours(SCHEDULES["scaled_linear"])
+    levels = subsequence(table, [0, 40, 90, 200])
+    written = write_scheduler(levels, "v", 1.0)
+    made, prediction = read_schedule(written, "here")
+    again = make_schedule(made["name"], made["steps"], **made["options"])
+    assert prediction == "v"
+    np.testing.assert_allclose(again.alpha, levels.alpha, rtol=1e-6)
+    np.testing.assert_allclose(again.sigma, levels.sigma, rtol=1e-4)
+    np.testing.assert_array_equal(again.time, [-1, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name='FlowMatch.*not known"),
+        ({"beta_schedule": "linaer"}, "beta_schedule='linaer' is not known. Did you mean 'linear'"),
+        ({"prediction_type": "flow"}, "prediction_type='flow'.*epsilon"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True ends in pure noise"),
+        ({"trained_betas": [0.1]}, "1 trained_betas for num_train_timesteps=200"),
+    ],
+)
+def test_what_cannot_be_read_is_named(config, message):
+    with pytest.raises(ConfigError, match=message):
+        ours(config)
+
+
+@pytest.mark.parametrize(
+    "levels, prediction, message",
+    [
+        (karras(4), "v", "variance-preserving levels only"),
+        (make_schedule("cosine", 8, clean=False), "eps", "ends at a clean image; .* sigma = 0.184"),
+        (make_schedule("cosine", 8), "edm", "no prediction type 'edm'; it has eps, x0, v"),
+    ],
+)
+def test_what_cannot_be_written_is_named(levels, prediction, message):
+    with pytest.raises(ConfigError, match=message):
+        write_scheduler(levels, prediction, 0.0)

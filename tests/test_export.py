@@ -1,0 +1,251 @@
+"""Exported students: what is written, and that others draw our images from it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exported import classes_run, levels_run, run
+
+import ddistill
+from ddistill.evaluation.sampling import conditions, noise_bank
+from ddistill.export.__main__ import main
+from ddistill.interop.diffusers import read_teacher
+from ddistill.interop.tensors import read_tensors
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, quick_compiler):
+    folder = tmp_path_factory.mktemp("runs")
+    return {s.name: run(s, folder) for s in (levels_run(), classes_run())}
+
+
+@pytest.fixture
+def export(runs, tmp_path):
+    """`export(run, form, ...)` exports and returns the folder."""
+
+    def write(name: str, form: str, *options: str) -> Path:
+        out = tmp_path / "out"
+        main([f"--to={form}", *options, str(runs[name]), str(out)])
+        return out
+
+    return write
+
+
+def ours(folder: Path, count: int, nfe: int | None = None, stage: str = "", labels=None):
+    """(noise, images, labels) of the run itself."""
+    product = ddistill.load(folder, stage)
+    call, e = product.run.call(stage, nfe), product.run.settings.evaluation
+    noise = np.array(noise_bank(e, call.plan.image_shape, 0, count))
+    images = product.sample(count, seed=e.noise_seed, nfe=nfe, labels=labels)
+    cond = conditions(call, 0, count) if labels is None else np.asarray(labels)
+    return noise, images, cond
+
+
+def off(a, b):
+    """The largest difference in grey levels."""
+    return int(np.abs(a.astype(int) - np.asarray(b).astype(int)).max())
+
+
+# ------------------------------------------------------------------------------------ diffusers
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("nfe, spacing", [(4, "trailing"), (3, "leading")])
+def test_ddim_pipelines_draw_our_images(runs, export, nfe, spacing):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    out = export("levels", "diffusers", f"--nfe={nfe}")
+    pipeline = diffusers.DDIMPipeline.from_pretrained(out)
+    assert pipeline.scheduler.config.timestep_spacing == spacing
+    noise, images, _ = ours(runs["levels"], 6, nfe)
+    pipeline.set_progress_bar_config(disable=True)
+    given = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())
+    module = sys.modules[type(pipeline).__module__]
+    before = module.randn_tensor
+    module.randn_tensor = lambda *_, **__: given
+    try:
+        made = pipeline(
+            batch_size=6,
+            num_inference_steps=nfe,
+            use_clipped_model_output=True,
+            output_type="pt",
+        ).images
+    finally:
+        module.randn_tensor = before
+    # diffusers rounds [0, 1] to grey levels in its own way; ours is used here.
+    theirs = np.floor(np.clip(made.numpy() * 255 + 0.5, 0, 255)).transpose(0, 2, 3, 1)
+    assert off(images, theirs) <= 1
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name, labels", [("levels", None), ("classes", [0, 9, 4, 5, 0])])
+def test_routed_students_draw_our_images_with_their_own_pipeline(runs, export, name, labels):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    out = export(name, "diffusers")
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
+        "ddistill.json",
+        "pipeline.py",
+        "student_0",
+        "student_1",
+    ]
+    noise, images, cond = ours(runs[name], 5, labels=labels)
+    space: dict = {}
+    exec(compile((out / "pipeline.py").read_text(), "pipeline.py", "exec"), space)
+    made = space["Students"](out)(
+        labels=None if cond is None else cond,
+        noise=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
+    )
+    assert off(images, made.numpy()) <= 1
+
+
+def test_what_diffusers_is_given_comes_back_bit_for_bit(runs, export, tmp_path):
+    first = export("levels", "diffusers", "--stage=teacher")
+    found = read_teacher(first)
+    assert found.prediction == "eps"
+    assert found.schedule == {
+        "name": "linear_beta",
+        "steps": 16,
+        "options": {"start": 0.01, "end": 0.4},
+    }
+    again = tmp_path / "again"
+    from exported import COMMON, settings
+
+    from ddistill.settings import ScheduleSettings, StageSettings
+    from ddistill.training.weights import initial_state  # noqa: F401
+
+    made = settings(
+        "imported",
+        ScheduleSettings(**found.schedule),
+        {
+            "teacher": StageSettings(
+                {"name": "denoising"}, source=f"diffusers:{first}", **{**COMMON, "steps": 0}
+            )
+        },
+    )
+    from ddistill import main as train
+    from ddistill import recipes
+
+    config = recipes.to_config(made).to_dict()
+    train.run(config, tmp_path / "imported", tmp_path / "shared", "", "test")
+    main(["--to=diffusers", "--stage=teacher", str(tmp_path / "imported"), str(again)])
+    for part in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
+        assert (again / part).read_bytes() == (first / part).read_bytes(), part
+    scheduler = "scheduler/scheduler_config.json"
+    assert json.loads((again / scheduler).read_text()) == json.loads(
+        (first / scheduler).read_text()
+    )
+
+
+def test_model_cards_say_what_it_is(export):
+    card = (export("classes", "diffusers", "--licence=cc-by-4.0") / "README.md").read_text()
+    for text in (
+        "license: cc-by-4.0",
+        "Data: digits, images of 8 x 8 x 1",
+        "10 classes",
+        "msd_dm, 2 students",
+        "(NFE): 1, with ddim",
+        "predicts edm",
+    ):
+        assert text in card, text
+
+
+# ---------------------------------------------------------------------------- stablehlo, weights
+
+
+@pytest.mark.parametrize("weights", ["inside", "beside"])
+def test_stablehlo_runs_where_only_jax_is(runs, export, weights):
+    out = export("levels", "stablehlo", f"--weights={weights}", "--nfe=3")
+    noise, images, _ = ours(runs["levels"], 5, 3)
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    # The card's own example, from our noise, with ddistill out of reach.
+    lines = [line for line in code.splitlines() if not line.startswith("noise =")]
+    where = next(i for i, line in enumerate(lines) if line.startswith("images"))
+    lines.insert(where, 'noise = numpy.load("noise.npy")')
+    lines.insert(0, 'import sys\nsys.modules["ddistill"] = None')
+    lines.append('numpy.save("images.npy", images)')
+    np.save(out / "noise.npy", noise)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", "\n".join(lines)], cwd=out, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(code.strip().splitlines()) <= 10
+    assert off(images, np.load(out / "images.npy")) <= 1
+
+
+def test_stablehlo_of_classes_is_a_program_a_group(runs, export):
+    jax_export = pytest.importorskip("jax.export")
+    out = export("classes", "stablehlo")
+    manifest = json.loads((out / "ddistill.json").read_text())
+    assert manifest["program_of_class"] == [0] * 5 + [1] * 5
+    noise, images, cond = ours(runs["classes"], 4, labels=[7, 2, 9, 0])
+    for i, label in enumerate(cond):
+        name = manifest["programs"][manifest["program_of_class"][label]]
+        program = jax_export.deserialize(bytearray((out / name).read_bytes()))
+        made = program.call(noise[i : i + 1], np.array([label], np.int32))
+        assert off(images[i : i + 1], made) <= 1
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (lambda x: x[:, :4], "batch"),
+        (lambda x: x.astype(np.int32), "dtype|int32"),
+    ],
+)
+def test_wrong_arguments_of_a_program_are_readable(export, bad, message):
+    jax_export = pytest.importorskip("jax.export")
+    out = export("levels", "stablehlo", "--nfe=3")
+    program = jax_export.deserialize(bytearray((out / "sampler.stablehlo").read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        program.call(bad(np.zeros((2, 8, 8, 1), np.float32)))
+
+
+def test_safetensors_hold_the_stack_and_say_who_owns_what(runs, export):
+    out = export("levels", "safetensors")
+    tensors = read_tensors(out / "weights.safetensors")
+    params = ddistill.load(runs["levels"]).run
+    network = params.networks(params.plan("pair"))
+    kernel = network.students.params["conv_in"]["kernel"]
+    assert tensors["conv_in/kernel"].shape == (2, 3, 3, 1, 8)
+    np.testing.assert_array_equal(tensors["conv_in/kernel"], kernel)
+    manifest = json.loads((out / "ddistill.json").read_text())
+    assert manifest["owners"] == [[0], [0], [0], [1], [1], [1]]
+    assert len(manifest["levels"]["alpha"]) == 7
+    assert manifest["levels"]["alpha"][0] == 1.0
+
+
+# ----------------------------------------------------------------------------------- wrong use
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--to=diffusers", "--stage=teacher", "--nfe=17"], "the teacher has 16 levels"),
+        (["--to=diffusers", "--nfe=5"], r"nfe=5: the students of this run have 4 \(even\)"),
+        (["--to=diffusers", "--stage=evn"], "Did you mean 'even'"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_and_nothing_is_left(
+    runs, tmp_path, capsys, arguments, message
+):
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, str(runs["levels"]), str(tmp_path / "out")])
+    assert str(caught.value).startswith("error: ")
+    import re
+
+    assert re.search(message, str(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(runs, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(SystemExit, match="is not an empty folder; nothing is overwritten"):
+        main(["--to=safetensors", str(runs["levels"]), str(tmp_path / "out")])
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
