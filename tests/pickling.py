@@ -32,6 +32,13 @@ class Global:
         raise AssertionError("only its name is written")
 
 
+class Instance:
+    """Pickles as an object of the class `module.name` with a state, made without a call."""
+
+    def __init__(self, path, state):
+        self.path, self.state = path, state
+
+
 class Storage:
     """Pickles as a reference to a storage of torch's.
 
@@ -52,6 +59,14 @@ class Writer(pickle._Pickler):
         self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
 
     dispatch[Global] = save_global_by_name
+
+    def save_instance(self, obj):
+        self.save(Global(obj.path))
+        self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+        self.save(obj.state)
+        self.write(pickle.BUILD)
+
+    dispatch[Instance] = save_instance
 
     def persistent_id(self, obj):
         if not isinstance(obj, Storage):

@@ -1,0 +1,32 @@
+"""A teacher that another library trained, as every reader of such teachers hands it on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network of ours with the weights of another library, and what is known of it.
+
+    Attributes:
+      network: what `stages.NAME.network` of a config holds: the name of one of our networks, and
+        its options.
+      params: its parameters as nested dictionaries of float32 numpy arrays.
+      prediction: what it predicts, one of `ddistill.diffusion.KINDS`.
+      schedule: the fields of `ScheduleSettings` that the file settles; None where it says nothing.
+      image_shape: (height, width, channels) of the images that it was trained on.
+      num_classes: 0 for an unconditional network.
+      digest: SHA-256 of the file or files, in hexadecimal.
+      source: where it comes from, as the user wrote it.
+      licence: that of the weights, as far as it is known.
+    """
+
+    network: dict[str, Any]
+    params: dict[str, Any]
+    prediction: str
+    schedule: dict[str, Any] | None
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    digest: str
+    source: str
+    licence: str
