@@ -9,6 +9,7 @@ import pytest
 
 from ddistill.errors import ConfigError
 from ddistill.networks import build
+from ddistill.networks.convolution import Conv
 from ddistill.networks.edm_blocks import class_vector
 from ddistill.networks.resampling import filter_down, filter_up
 
@@ -114,20 +115,12 @@ def test_images_that_do_not_fit_are_refused(name):
 
 
 @pytest.mark.parametrize("name", ["song", "dhariwal"])
-def test_classes_dropout_and_taps(name):
-    net = tiny(name, num_classes=3, dropout=0.5)
-    params, (x, time) = init(net), inputs()
+def test_taps_have_the_sizes_of_the_levels(name):
     names = ("down_0", "down_1", "mid", "up_0", "up_1", "last")
-    null = jnp.full((2,), 3)
-    out, features = apply(net, params, x, time, null, taps=names)
-    assert out.dtype == jnp.float32
-    # No class is the null class, and every class is another.
-    np.testing.assert_allclose(apply(net, params, x, time), out, rtol=1e-4, atol=1e-4)
-    for label in range(3):
-        other, _ = apply(net, params, x, time, jnp.array([label, 3]), taps=names)
-        assert np.abs(other[0] - out[0]).max() > 1e-3
-        np.testing.assert_allclose(other[1], out[1], rtol=1e-4, atol=1e-4)
-    # Taps: sizes and widths of the levels, and what enters the last convolution.
+    net = tiny(name)
+    run = functools.partial(net.init_with_output, taps=names)
+    (out, features), _ = jax.eval_shape(run, jax.random.key(0), *inputs())
+    assert (out.shape, out.dtype) == ((2, 8, 8, 3), jnp.float32)
     assert {n: f.shape[1:] for n, f in features.items()} == {
         "down_0": (8, 8, 8),
         "down_1": (4, 4, 16),
@@ -136,15 +129,25 @@ def test_classes_dropout_and_taps(name):
         "up_1": (8, 8, 8),
         "last": (8, 8, 8),
     }
-    kernel = params["conv_out"]["kernel"]
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    last = jax.lax.conv_general_dilated(
-        features["last"], kernel, (1, 1), "SAME", dimension_numbers=dimensions
-    )
-    np.testing.assert_allclose(last + params["conv_out"]["bias"], out, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="feature tap='up_2'"):
-        apply(net, params, x, time, taps=("up_2",))
-    # Dropout is on in training alone.
+        jax.eval_shape(functools.partial(net.init, taps=("up_2",)), jax.random.key(0), *inputs())
+
+
+@pytest.mark.parametrize("name", ["song", "dhariwal"])
+def test_classes_and_dropout(name):
+    net = tiny(name, multipliers=(1,), attention=(), num_classes=3, dropout=0.5)
+    params, (x, time) = init(net), inputs()
+    out, features = apply(net, params, x, time, jnp.array([3, 3]), taps=("last",))
+    # No class is the null class, and every class is another.
+    null = apply(net, params, x, time)
+    np.testing.assert_allclose(null, out, rtol=1e-4, atol=1e-4)
+    for label in range(3):
+        other, _ = apply(net, params, x, time, jnp.array([label, 3]), taps=("last",))
+        assert np.abs(other[0] - out[0]).max() > 1e-3
+        np.testing.assert_allclose(other[1], out[1], rtol=1e-4, atol=1e-4)
+    # The last tap is what enters the last convolution.
+    last = Conv(3).apply({"params": params["conv_out"]}, features["last"])
+    np.testing.assert_allclose(last, out, rtol=1e-4, atol=1e-4)
     rngs = {"dropout": jax.random.key(0)}
     assert np.abs(apply(net, params, x, time, train=True, rngs=rngs) - out).max() > 1e-3
 
@@ -166,7 +169,7 @@ def test_class_vector():
 
 
 def test_frequencies_are_not_trained():
-    net = tiny("song", **NCSN, attention=())
+    net = tiny("song", **{**NCSN, "multipliers": (1,), "attention": ()})
     params, (x, time) = init(net), inputs()
 
     def loss(params):
