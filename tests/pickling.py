@@ -87,8 +87,10 @@ def tensor(storage, offset, size, stride):
 
 
 def zipped(path, obj, storages=(), compression=zipfile.ZIP_STORED, **extra):
+    """Writes an archive as torch does, of an object or of bytes that take its pickle's place."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("weights/data.pkl", pickled(obj))
+        program = obj if isinstance(obj, bytes) else pickled(obj)
+        archive.writestr("weights/data.pkl", program)
         archive.writestr("weights/version", "3\n")
         for storage in storages:
             archive.writestr(f"weights/data/{storage.key}", storage.values.tobytes())

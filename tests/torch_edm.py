@@ -1,4 +1,4 @@
-"""EDM's networks in torch, written from their description (arXiv 2206.00364 appendix F, table 7).
+"""EDM's networks in torch, written from their description (arXiv 2206.00364 appendix F).
 
 Classes, arguments and tensors are called as in EDM's files, so that a pickle of them has the layout
 of those; `written` makes one. Run as a script, this writes `edm_numbers.json`.

@@ -1,4 +1,4 @@
-"""ADM (arXiv 2105.05233) as EDM has it (arXiv 2206.00364 appendix F.2, table 7)."""
+"""ADM (arXiv 2105.05233) as EDM has it (arXiv 2206.00364 appendix F)."""
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++ (arXiv 2011.13456) as EDM has them (arXiv 2206.00364 appendix F.1, table 7)."""
+"""DDPM++ and NCSN++ (arXiv 2011.13456) as EDM has them (arXiv 2206.00364 appendix F)."""
 
 import jax
 import jax.numpy as jnp
