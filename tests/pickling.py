@@ -32,6 +32,13 @@ class Global:
         raise AssertionError("only its name is written")
 
 
+class Instance:
+    """Pickles as an object of the class `module.name` with a state, made without a call."""
+
+    def __init__(self, path, state):
+        self.path, self.state = path, state
+
+
 class Storage:
     """Pickles as a reference to a storage of torch's.
 
@@ -53,6 +60,14 @@ class Writer(pickle._Pickler):
 
     dispatch[Global] = save_global_by_name
 
+    def save_instance(self, obj):
+        self.save(Global(obj.path))
+        self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+        self.save(obj.state)
+        self.write(pickle.BUILD)
+
+    dispatch[Instance] = save_instance
+
     def persistent_id(self, obj):
         if not isinstance(obj, Storage):
             return None
@@ -72,8 +87,10 @@ def tensor(storage, offset, size, stride):
 
 
 def zipped(path, obj, storages=(), compression=zipfile.ZIP_STORED, **extra):
+    """Writes an archive as torch does, of an object or of bytes that take its pickle's place."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("weights/data.pkl", pickled(obj))
+        program = obj if isinstance(obj, bytes) else pickled(obj)
+        archive.writestr("weights/data.pkl", program)
         archive.writestr("weights/version", "3\n")
         for storage in storages:
             archive.writestr(f"weights/data/{storage.key}", storage.values.tobytes())

@@ -260,6 +260,27 @@ def test_a_flipped_bit_is_noticed_by_the_zip(tmp_path):
         read_torch(path)
 
 
+@pytest.mark.parametrize("kind", ["legacy", "zip"])
+def test_random_damage_gives_the_one_error_or_none(tmp_path, kind):
+    """Nothing else comes out of a file whose pickle had bytes changed: no crash, no other error."""
+    obj, storages, _ = example()
+    program, rng = pickled(obj), np.random.default_rng(0)
+    path, refused = tmp_path / "a.pt", 0
+    for _ in range(200):
+        harmed = bytearray(program)
+        for at in rng.integers(len(program), size=3):
+            harmed[at] = rng.integers(256)
+        if kind == "legacy":
+            path.write_bytes(legacy(obj, storages).replace(program, bytes(harmed)))
+        else:
+            zipped(path, bytes(harmed), storages)
+        try:
+            read_torch(path)
+        except ConfigError:
+            refused += 1
+    assert refused > 100
+
+
 # --------------------------------------------------------------------------------------- torch
 
 

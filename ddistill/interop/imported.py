@@ -1,31 +1,30 @@
-"""A network of another project, in our terms."""
+"""A teacher that another library trained, as every reader of such teachers hands it on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A denoiser that somebody else has trained.
+    """A network of ours with the weights of another library, and what is known of it.
 
     Attributes:
-      network: what `config.stages.X.network` holds: its name and its options.
-      params: the parameters of that network, nested dictionaries of float32 numpy arrays.
-      prediction: what it predicts: "x0", "eps", "v" or "edm".
-      schedule: `ddistill.settings.ScheduleSettings` as a dictionary; None where the file does not
-        say on what levels the network was trained.
-      image_shape: (H, W, C).
+      network: what `stages.NAME.network` of a config holds: the name of one of our networks, and
+        its options.
+      params: its parameters as nested dictionaries of float32 numpy arrays.
+      prediction: what it predicts, one of `ddistill.diffusion.KINDS`.
+      schedule: the fields of `ScheduleSettings` that the file settles; None where it says nothing.
+      image_shape: (height, width, channels) of the images that it was trained on.
       num_classes: 0 for an unconditional network.
-      digest: SHA-256 of the weights and settings that were read, in hexadecimal.
-      source: what it was read from, as the user named it.
-      licence: of the weights, where the files or their project say; "" otherwise.
+      digest: SHA-256 of the file or files, in hexadecimal.
+      source: where it comes from, as the user wrote it.
+      licence: that of the weights, as far as it is known.
     """
 
-    network: Mapping[str, Any]
-    params: Mapping[str, Any]
+    network: dict[str, Any]
+    params: dict[str, Any]
     prediction: str
-    schedule: Mapping[str, Any] | None
+    schedule: dict[str, Any] | None
     image_shape: tuple[int, int, int]
     num_classes: int
     digest: str

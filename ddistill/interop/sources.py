@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.interop import diffusers
+from ddistill.interop import diffusers, edm
 from ddistill.interop.imported import Imported
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "diffusers": diffusers.read_teacher,
+    "edm": edm.read_teacher,
 }
 
 

@@ -4,8 +4,10 @@ Formats: the zip archive of torch >= 1.6 (`NAME/data.pkl`, and one member `NAME/
 storage) and the older one (five pickles, then all storages in a row).
 """
 
+import contextlib
 import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from ddistill.errors import ConfigError
 from ddistill.interop.pickles import DAMAGE, StrictUnpickler, damaged
 
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -33,15 +35,22 @@ def read_torch(path: Path) -> Any:
       ConfigError: the file is missing, damaged, not torch's, or names anything that is not a tensor
         or a plain container; the message says what.
     """
-    path = Path(path)
-    data = read_bytes(path)
-    if data.startswith(_ZIP):
-        return _read_zip(data, str(path))
-    return read_legacy(data, str(path))
+    return parse_torch(read_bytes(Path(path)), str(path))
 
 
-def read_bytes(path: Path) -> bytes:
-    """The contents of a file.
+def parse_torch(data: bytes, source: str) -> Any:
+    """What a file of these contents holds; see `read_torch`.
+
+    Args:
+      data: the bytes.
+      source: what errors call them.
+    """
+    return _read_zip(data, source) if data.startswith(ZIP) else _read_legacy(data, source)
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, opened to be read.
 
     Raises:
       ConfigError: there is no such file, or it cannot be read.
@@ -50,9 +59,20 @@ def read_bytes(path: Path) -> bytes:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {what}; a file of weights is needed.")
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file.
+
+    Raises:
+      ConfigError: there is no such file, or it cannot be read.
+    """
+    with open_file(path) as file:
+        return file.read()
 
 
 def _read_zip(data: bytes, source: str) -> Any:
@@ -112,16 +132,7 @@ class _ZipReader:
         return raw.view(dtype)
 
 
-def read_legacy(data: bytes, source: str) -> Any:
-    """What a file, or a part of one, in torch's older format holds.
-
-    Args:
-      data: the bytes.
-      source: what errors call them.
-
-    Raises:
-      ConfigError: see `read_torch`.
-    """
+def _read_legacy(data: bytes, source: str) -> Any:
     file = io.BytesIO(data)
     try:
         magic = StrictUnpickler(file, source).load()

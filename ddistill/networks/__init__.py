@@ -7,10 +7,14 @@ from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
+from ddistill.networks.dhariwal import DhariwalUNet, check_dhariwal
+from ddistill.networks.song import SongUNet, check_song
 from ddistill.networks.unet import UNet, check_fields
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "song": SongUNet,
+    "dhariwal": DhariwalUNet,
     "digits_classifier": DigitsClassifier,
     "resnet": ResNet,
     "densenet": DenseNet,
@@ -55,6 +59,10 @@ def build(name: str, **options: Any) -> nn.Module:
     module = cls(**{k: _convert(k, v, fields[k].default) for k, v in options.items()})
     if isinstance(module, UNet):
         check_fields(module)
+    if isinstance(module, SongUNet):
+        check_song(module)
+    if isinstance(module, DhariwalUNet):
+        check_dhariwal(module)
     return module
 
 

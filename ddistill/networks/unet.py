@@ -180,7 +180,8 @@ class UNet(nn.Module):
         Raises:
           ConfigError: the fields do not fit together or the image size does not fit them.
         """
-        self._check(x.shape, cond, taps)
+        check_fields(self)
+        check_call(self, x.shape, cond, taps)
         config = BlockConfig(
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(BlockConfig)}
         )
@@ -242,50 +243,69 @@ class UNet(nn.Module):
             emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="class")(cond)
         return nn.silu(emb)
 
-    def _check(self, shape: tuple[int, ...], cond: Array | None, taps: tuple[str, ...]) -> None:
-        """Refuses what cannot work, while tracing and so before anything is compiled."""
-        check_fields(self)
-        if len(shape) != 4:
-            raise ConfigError(f"A U-Net takes images [B, H, W, C]; the shape {shape} was given.")
-        levels = len(self.multipliers)
-        factor = 2 ** (levels - 1)
-        for side in shape[1:3]:
-            if side % factor:
-                up, down = -(-side // factor) * factor, side // factor * factor
-                raise ConfigError(
-                    f"Images of {shape[1]} x {shape[2]} do not fit multipliers={self.multipliers}: "
-                    f"{levels} levels halve the size {levels - 1} times, so both sides have to "
-                    f"divide by {factor}. Use {down or up} or {up} pixels, or fewer multipliers."
-                )
-        sizes = [shape[1] >> i for i in range(levels)]
-        for size in self.attention:
-            if size not in sizes:
-                raise ConfigError(
-                    f"attention={self.attention}: no level is {size} pixels high; with images of "
-                    f"{shape[1]} pixels and multipliers={self.multipliers} they are {sizes}."
-                )
-        if cond is not None and not self.num_classes:
-            raise ConfigError("cond was given, but num_classes=0 makes the network unconditional.")
-        names = (*(f"{way}_{i}" for way in ("down", "up") for i in range(levels)), "mid", "last")
-        for tap in taps:
-            check_choice("feature tap", tap, names)
+
+def check_call(net: Any, shape: tuple[int, ...], cond: Array | None, taps: tuple[str, ...]) -> None:
+    """Refuses what cannot work, while tracing and so before anything is compiled.
+
+    Args:
+      net: a network with the fields `multipliers`, `attention` and `num_classes` of a U-Net.
+      shape: of its images.
+      cond, taps: what it was called with.
+
+    Raises:
+      ConfigError: the arguments do not fit the fields.
+    """
+    if len(shape) != 4:
+        raise ConfigError(f"A U-Net takes images [B, H, W, C]; the shape {shape} was given.")
+    levels = len(net.multipliers)
+    factor = 2 ** (levels - 1)
+    for side in shape[1:3]:
+        if side % factor:
+            up, down = -(-side // factor) * factor, side // factor * factor
+            raise ConfigError(
+                f"Images of {shape[1]} x {shape[2]} do not fit multipliers={net.multipliers}: "
+                f"{levels} levels halve the size {levels - 1} times, so both sides have to "
+                f"divide by {factor}. Use {down or up} or {up} pixels, or fewer multipliers."
+            )
+    sizes = [shape[1] >> i for i in range(levels)]
+    for size in net.attention:
+        if size not in sizes:
+            raise ConfigError(
+                f"attention={net.attention}: no level is {size} pixels high; with images of "
+                f"{shape[1]} pixels and multipliers={net.multipliers} they are {sizes}."
+            )
+    if cond is not None and not net.num_classes:
+        raise ConfigError("cond was given, but num_classes=0 makes the network unconditional.")
+    names = (*(f"{way}_{i}" for way in ("down", "up") for i in range(levels)), "mid", "last")
+    for tap in taps:
+        check_choice("feature tap", tap, names)
 
 
 def check_fields(net: UNet) -> None:
     """Raises `ConfigError` for field values of `net` that cannot work at any image size."""
     check_choice("resample", net.resample, RESAMPLE)
     check_choice("time_conditioning", net.time_conditioning, TIME_CONDITIONING)
+    check_at_least(net, 1, "norm_groups")
+    check_at_least(net, 0, "head_dim")
+    check_common(net)
+
+
+def check_at_least(net: Any, least: int, *names: str) -> None:
+    """Raises `ConfigError` for a field of `net` below `least`."""
+    for name in names:
+        if getattr(net, name) < least:
+            raise ConfigError(f"{name}={getattr(net, name)} must be {least} or more.")
+
+
+def check_common(net: Any) -> None:
+    """Raises `ConfigError` for values that cannot work of the fields that all U-Nets have."""
     check_choice("dtype", net.dtype, DTYPES)
     check_choice("conv_impl", net.conv_impl, CONV_IMPLS)
-    for name in ("channels", "blocks", "out_channels", "norm_groups"):
-        if getattr(net, name) < 1:
-            raise ConfigError(f"{name}={getattr(net, name)} must be 1 or more.")
+    check_at_least(net, 1, "channels", "blocks", "out_channels")
+    check_at_least(net, 0, "num_classes")
     if net.channels < 4 or net.channels % 2:
         raise ConfigError(f"channels={net.channels} must be even and at least 4 (time sinusoids).")
     if not net.multipliers or min(net.multipliers) < 1:
         raise ConfigError(f"multipliers={net.multipliers} must be one or more integers above 0.")
-    for name in ("head_dim", "num_classes"):
-        if getattr(net, name) < 0:
-            raise ConfigError(f"{name}={getattr(net, name)} must be 0 or more.")
     if not 0.0 <= net.dropout < 1.0:
         raise ConfigError(f"dropout={net.dropout} must be in [0, 1).")

@@ -51,12 +51,12 @@ def check_imported(
 
 def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:
     """Compares the run's levels with those that a network was trained on."""
-    if imported.schedule is None:
-        wanted = "name='karras'" if imported.prediction == "edm" else ""
-        # c_noise, EDM's time, is what the constructor of that name tells a network.
-        fits = not wanted or np.allclose(schedule.time[1:], np.log(schedule.sigma[1:]) / 4)
+    s = dict(imported.schedule or {})
+    if "steps" not in s:
+        wanted = f"name={s['name']!r}" if s else ""
+        # A network of all levels wants to be told c_noise, which only `karras` does.
+        fits = not s or np.allclose(schedule.time[1:], np.log(schedule.sigma[1:]) / 4)
     else:
-        s = dict(imported.schedule)
         theirs = make_schedule(s["name"], s["steps"], **s["options"])
         wanted = f"name={s['name']!r}, steps={s['steps']}, options={_short(s['options'])}"
         fits = len(theirs.alpha) == len(schedule.alpha) and all(
