@@ -1,0 +1,1 @@
+"""Other projects' files in our forms, and ours in theirs."""
