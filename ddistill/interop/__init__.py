@@ -1,1 +1,1 @@
-"""Other projects' files in our forms, and ours in theirs."""
+"""Weights of other libraries, read without running code that comes with them."""
