@@ -29,8 +29,10 @@ class Detector:
       feature: which of its features; "2048" for FID.
       dim: how many there are.
       resize: what it does to the size of images.
-      apply: uint8 images `[batch, H, W, 1 or 3]` -> (features `[batch, dim]`, logits `[batch, K]`).
+      apply: uint8 images `[batch, H, W, 1 or 3]` -> (features `[batch, dim]`, logits `[batch, K]`),
+        None in place of logits where `logits` is False.
       batch: images a call.
+      logits: whether it gives the logits that the inception score is of.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Detector:
     resize: str
     apply: Callable[[Any], Any]
     batch: int
+    logits: bool = True
 
     @property
     def is_fid(self) -> bool:
@@ -56,6 +59,7 @@ def inception_detector(
     weights: InceptionWeights,
     batch: int = 64,
     feature: str = "2048",
+    logits: bool = True,
     devices: Sequence[jax.Device] | None = None,
 ) -> Detector:
     """FID's Inception network, each batch spread over the devices.
@@ -64,6 +68,7 @@ def inception_detector(
       weights: read by `ddistill.interop.inception.load_inception`.
       batch: images a call; rounded up to a multiple of the number of devices.
       feature: one of `FEATURES`.
+      logits: whether the inception score will be asked for.
       devices: default all of this process.
 
     Raises:
@@ -73,18 +78,19 @@ def inception_detector(
     devices = list(devices or jax.local_devices())
     mesh = make_mesh((1, len(devices), 1), devices)
     batch = -(-batch // len(devices)) * len(devices)
-    module, params = Inception((feature, "logits_unbiased")), replicate(mesh, weights.params)
+    taps = (feature, "logits_unbiased") if logits else (feature,)
+    module, params = Inception(taps), replicate(mesh, weights.params)
 
-    def forward(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         pixels = jnp.broadcast_to(pixels, (*pixels.shape[:3], 3))  # grey images have three channels
-        found = module.apply({"params": params}, pixels)
-        return found[feature], found["logits_unbiased"]
+        found: Any = module.apply({"params": params}, pixels)
+        return found[feature], found.get("logits_unbiased")
 
     # On CPU, XLA's convolutions use all cores by themselves.
     compiled = jax.jit(forward, compiler_options=forward_options(devices[0].platform))
     place = over_data(mesh)
 
-    def apply(pixels: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    def apply(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
         return compiled(params, jax.device_put(pixels, place))
 
     return Detector(
@@ -95,4 +101,5 @@ def inception_detector(
         resize=f"tf1-bilinear-{SIDE}",
         apply=apply,
         batch=batch,
+        logits=logits,
     )

@@ -81,7 +81,7 @@ def store_features(
     Raises:
       Interrupted: a stop was asked for; the parts so far stay.
     """
-    key = f"{FORMAT} {images.digest} {len(images)} {detector.sha256} {detector.text} {part}"
+    key = f"{FORMAT} {images.digest} {len(images)} {detector.sha256} {detector.text} {part} {detector.logits}"
     own = folder / digest_of(key)[:16]
     own.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -107,6 +107,7 @@ def _write_part(path: Path, detector: Detector, images: Part) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            logits = np.empty((len(images), 0), np.float32) if logits is None else logits
             np.savez(file, features=features, logits=logits)
             file.flush()
             os.fsync(file.fileno())

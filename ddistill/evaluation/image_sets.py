@@ -1,8 +1,9 @@
 """Images that are to be scored: folders of files and npz files, as uint8."""
 
+import hashlib
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ class ImageSet:
     images: Any
     digest: str
     resize: str = "none"
-    start: int = field(default=0)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,7 +72,7 @@ def open_image_set(path: str | os.PathLike, image_size: int = 0) -> ImageSet:
     Args:
       path: folder, or npz file with one of `IMAGE_KEYS`.
       image_size: side that images of a folder are brought to; 0 keeps their size, which then has
-        to be the same for all.
+        to be the same for all. npz files are taken as they are.
 
     Raises:
       DataError: nothing there, no images, images that cannot be read or of unlike sizes, or an npz
@@ -81,7 +81,7 @@ def open_image_set(path: str | os.PathLike, image_size: int = 0) -> ImageSet:
     path = Path(path).expanduser()
     if path.suffix == ".npz":
         with open_npz(path) as file:
-            return images_of_npz(path, file, image_size)
+            return images_of_npz(path, file)
     return _folder(path, image_size)
 
 
@@ -95,8 +95,6 @@ def dataset_images(dataset: Dataset, split: str) -> ImageSet:
 
 def digest_of(text: str) -> str:
     """SHA-256 of a text."""
-    import hashlib
-
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -109,12 +107,15 @@ def open_npz(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"{path} does not exist. Give a folder of images or an npz file.")
     try:
-        return np.load(path, allow_pickle=False)
+        file = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read as an npz file ({error}): it is damaged or cut off. Copy it "
             "again."
         ) from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} holds one array and no npz archive. Save it with np.savez.")
+    return file
 
 
 def array_of(path: Path, file: Any, key: str) -> np.ndarray:
@@ -129,7 +130,7 @@ def array_of(path: Path, file: Any, key: str) -> np.ndarray:
         raise DataError(f"{path}: the array '{key}' cannot be read ({error}).") from error
 
 
-def images_of_npz(path: Path, file: Any, image_size: int = 0) -> ImageSet:
+def images_of_npz(path: Path, file: Any) -> ImageSet:
     """The images of an open npz file.
 
     Raises:
@@ -143,8 +144,6 @@ def images_of_npz(path: Path, file: Any, image_size: int = 0) -> ImageSet:
             "[N, H, W, 3], uint8, or float in [-1, 1]. Files of statistics (mu, sigma) can only be "
             "a --reference."
         )
-    if image_size:
-        raise DataError(f"--image_size is for folders of images, and {path} is an npz file.")
     pixels = array_of(path, file, keys[0])
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or not len(pixels):
         raise DataError(f"{path}: '{keys[0]}' has the shape {pixels.shape}, not [N, H, W, 1 or 3].")

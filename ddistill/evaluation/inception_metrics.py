@@ -6,6 +6,7 @@ and KID as the mean over 100 pairs of subsets of 1000 images (arXiv 1801.01401).
 computed in float64.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +59,10 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> t
     if len(logits) < splits:
         raise ConfigError(f"--is_splits={splits} is more than there are images ({len(logits)}).")
     # RandomState's numbers are those of torch-fidelity; a Generator's would be others.
-    order = np.random.RandomState(seed).permutation(len(logits))  # noqa: NPY002
+    order = np.random.RandomState(seed).permutation(len(logits))
     log_p = log_softmax(np.asarray(logits, np.float64)[order], axis=1)
     edges = [i * len(log_p) // splits for i in range(splits + 1)]
-    scores = [_score_of(log_p[start:stop]) for start, stop in zip(edges, edges[1:])]
+    scores = [_score_of(log_p[start:stop]) for start, stop in itertools.pairwise(edges)]
     return float(np.mean(scores)), float(np.std(scores))
 
 
@@ -96,7 +97,7 @@ def kernel_distance(
             f"{len(real)} real ones. Use a size of at most {min(len(fake), len(real))}, or leave "
             "'kid' out of --metrics."
         )
-    rng = np.random.RandomState(seed)  # noqa: NPY002 - see inception_score
+    rng = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):
         x = np.asarray(fake[rng.choice(len(fake), size, replace=False)], np.float64)

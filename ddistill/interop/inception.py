@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from ddistill.errors import CheckpointError, DataError
+from ddistill.interop.torch_files import read_torch
 from ddistill.networks.inception import shapes
 
 NAMES = (
@@ -57,6 +58,7 @@ def load_inception(path: str | os.PathLike = "", other: bool = False) -> Incepti
 
     Raises:
       DataError: there is no file, or it has another hash and `other` is False.
+      ConfigError: the file is damaged, or not torch's.
       CheckpointError: the file does not hold exactly this network's tensors.
     """
     file = Path(path).expanduser() if path else default_path()
@@ -70,8 +72,6 @@ def load_inception(path: str | os.PathLike = "", other: bool = False) -> Incepti
             f"another network, and what it measures is no FID. {_advice()} Give --other_weights to "
             "score with this file all the same; the scores are then named after it."
         )
-    from ddistill.interop.torch_files import read_torch
-
     state = read_torch(file)
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{file} holds a {type(state).__name__}, no state dict.")

@@ -275,16 +275,16 @@ class BlockE(nn.Module):
             one, three, double = side_by_side(x, convs)
             pool = pooling(max_pool(x, stride=1, padding=1))
         three = nn.relu(three)
-        three = [
+        forked = [
             ConvReLU(384, (1, 3), name="branch3x3_2a")(three),
             ConvReLU(384, (3, 1), name="branch3x3_2b")(three),
         ]
         double = ConvReLU(384, (3, 3), name="branch3x3dbl_2")(nn.relu(double))
-        double = [
+        forked += [
             ConvReLU(384, (1, 3), name="branch3x3dbl_3a")(double),
             ConvReLU(384, (3, 1), name="branch3x3dbl_3b")(double),
         ]
-        return _joined(nn.relu(one), *three, *double, pool)
+        return _joined(nn.relu(one), *forked, pool)
 
 
 def max_pool(x: Float[Array, "B H W C"], stride: int = 2, padding: int = 0) -> Array:
