@@ -81,8 +81,8 @@ def store_features(
     Raises:
       Interrupted: a stop was asked for; the parts so far stay.
     """
-    key = f"{FORMAT} {images.digest} {len(images)} {detector.sha256} {detector.text} {part} {detector.logits}"
-    own = folder / digest_of(key)[:16]
+    network = f"{detector.sha256} {detector.text} {detector.logits}"
+    own = folder / digest_of(f"{FORMAT} {images.digest} {len(images)} {network} {part}")[:16]
     own.mkdir(parents=True, exist_ok=True)
     paths = []
     reporter.begin(f"features of {images.name}", len(images))
