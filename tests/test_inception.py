@@ -152,6 +152,26 @@ def test_max_pool_is_the_windowed_maximum(size, stride, padding):
     np.testing.assert_array_equal(max_pool(x, stride, padding), want)
 
 
+def test_options_change_no_result(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
+
+    def convolve(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=numbers)
+
+    want = jax.jit(convolve)(x, kernel)
+    got = jax.jit(convolve, compiler_options=forward_options("cpu"))(x, kernel)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert forward_options("gpu") is None
+
+    def refuse(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: no such option")
+
+    monkeypatch.setattr(jax, "jit", refuse)
+    assert forward_options("cpu") is None
+
+
 def test_only_what_is_asked_for_is_needed(params):
     early = shapes(("64",))
     assert set(early) == {"Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"}

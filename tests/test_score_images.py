@@ -158,6 +158,14 @@ def test_floats_are_quantised_as_papers_do(sets):
     np.testing.assert_array_equal(open_image_set(folder / "floats.npz").images, fake)
 
 
+def test_a_copied_folder_has_the_same_hash(sets):
+    folder, fake, _ = sets
+    first = open_image_set(folder / "fake")
+    again = open_image_set(save_folder(folder / "copy" / "fake", fake))
+    assert first.digest == again.digest
+    assert first.key != again.key
+
+
 def test_grey_images_and_image_size(sets):
     folder, *_ = sets
     save_folder(folder / "grey", pictures(3, 16)[..., 0])
@@ -220,10 +228,10 @@ def test_a_stopped_evaluation_goes_on(sets, monkeypatch):
     before, seen[:] = len(seen), []
     (made,), _ = run(options(folder), tiny_detector(apply=dying))
     assert made == whole
-    # Parts of 10 images are two batches of 8: none of those before the stop is computed again.
+    # Parts of 10 images are two batches of 8: the part that was stopped is computed again.
     assert before == 8
-    # What is left are 5 real images, and samples in parts of 10, 10, 10 and 7.
-    assert len(seen) == 1 + 2 + 2 + 2 + 1
+    # What is left: real images in parts of 10 and 5, samples in parts of 10, 10, 10 and 7.
+    assert len(seen) == 2 + 1 + 2 + 2 + 2 + 1
 
 
 def test_killed_while_writing(sets, monkeypatch):
@@ -259,7 +267,8 @@ def test_killed_while_writing(sets, monkeypatch):
 def test_other_images_or_weights_are_not_taken_for_these(sets):
     folder, *_ = sets
     (first,), _ = run(options(folder))
-    Image.fromarray(pictures(1, 8, seed=9)[0]).save(folder / "fake" / "0003.png")
+    changed = folder / "fake" / "0003.png"
+    Image.fromarray(pictures(1, 8, seed=9)[0]).save(changed)
     (second,), _ = run(options(folder))
     assert first.scores["fid_proxy"] != second.scores["fid_proxy"]
     other = dataclasses.replace(tiny_detector(apply=lambda x: [-y for y in project(x)]), sha256="b")

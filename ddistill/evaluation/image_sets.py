@@ -31,14 +31,17 @@ class ImageSet:
     Attributes:
       name: of the folder or file, without its path.
       images: `len` and `[indices]` give uint8 arrays.
-      digest: of what they are.
+      digest: of what they are, the same on every machine.
       resize: what was done to their size before any network saw them.
+      key: what their features are kept under: the digest, and for files the times of change, which
+        show a change that leaves names and sizes as they were.
     """
 
     name: str
     images: Any
     digest: str
     resize: str = "none"
+    key: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -189,9 +192,9 @@ def _folder(root: Path, image_size: int) -> ImageSet:
         raise DataError(_flags(error)) from error
     except ValueError as error:
         raise type(error)(_flags(error)) from error
+    identity = digest_of(f"{digest(files)} {spec}")
     resize = f"centre-lanczos-{image_size}" if image_size else "none"
-    identity = digest_of(f"{listed} {spec}")
-    return ImageSet(root.resolve().name, opened.images, identity, resize)
+    return ImageSet(root.resolve().name, opened.images, identity, resize, f"{listed} {spec}")
 
 
 def _flags(error: Exception) -> str:
