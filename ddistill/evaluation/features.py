@@ -23,7 +23,12 @@ from ddistill.evaluation.precision_recall import (
 
 
 def feature_batches(
-    apply: Callable[[Any], Any], images: Any, batch: int, *, quantise: bool = False
+    apply: Callable[[Any], Any],
+    images: Any,
+    batch: int,
+    *,
+    quantise: bool = False,
+    pixels: bool = False,
 ) -> Iterator[Any]:
     """Yields `apply` of one batch of images after another, as numpy, padding removed.
 
@@ -39,6 +44,7 @@ def feature_batches(
       batch: images a call.
       quantise: round float images to uint8 first, as written to disk and as papers score them.
         uint8 images are what they are in both cases.
+      pixels: give `apply` these uint8 values, instead of floats in [-1, 1].
 
     Raises:
       ValueError: no images, batch < 1, images that are not finite, or an output without the
@@ -51,7 +57,7 @@ def feature_batches(
     for start in range(0, count, batch):
         indices = np.arange(start, min(start + batch, count))
         block = images[indices] if hasattr(images, "dtype") else images.take(indices)
-        block = _network_input(np.asarray(block), quantise)
+        block = _network_input(np.asarray(block), quantise or pixels, pixels)
         valid = len(block)
         if valid < batch:
             block = np.concatenate([block, np.repeat(block[:1], batch - valid, axis=0)])
@@ -64,9 +70,16 @@ def feature_batches(
         yield _to_host(*pending, batch)
 
 
-def extract(apply: Callable[[Any], Any], images: Any, batch: int, *, quantise: bool = False) -> Any:
+def extract(
+    apply: Callable[[Any], Any],
+    images: Any,
+    batch: int,
+    *,
+    quantise: bool = False,
+    pixels: bool = False,
+) -> Any:
     """`apply` of all images: the pytree of `feature_batches`, concatenated along the first axis."""
-    parts = list(feature_batches(apply, images, batch, quantise=quantise))
+    parts = list(feature_batches(apply, images, batch, quantise=quantise, pixels=pixels))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
@@ -151,9 +164,11 @@ def _thin(features: np.ndarray, count: int) -> np.ndarray:
     return features[np.arange(count) * len(features) // count]
 
 
-def _network_input(block: np.ndarray, quantise: bool) -> np.ndarray:
+def _network_input(block: np.ndarray, quantise: bool, pixels: bool = False) -> np.ndarray:
     if quantise:
         block = to_uint8(block)
+    if pixels:
+        return block
     if block.dtype == np.uint8:
         return block.astype(np.float32) / np.float32(127.5) - np.float32(1)
     if not np.isfinite(block).all():

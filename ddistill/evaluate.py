@@ -1,0 +1,260 @@
+"""python -m ddistill.evaluate PATH --reference=REFERENCE: FID, inception score, KID, precision.
+
+PATH is a folder of images, an npz file of images (arr_0, or images), or the folder of a finished
+run, of which every call's samples are scored. REFERENCE is a folder or npz file of images, an npz
+file of statistics (EDM's, ADM's, or ours by --save_reference), or for a run `train` or `test`: the
+data set that it was trained on. The weights of FID's network are read from --weights; nothing is
+downloaded. Scores go to OUT/scores.json; features are kept in OUT/features, so that the same
+command goes on where a stopped one was.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ddistill import data
+from ddistill.data.dataset import SPLITS
+from ddistill.errors import ConfigError, DataError
+from ddistill.evaluation.calls import CallRecord, read_calls
+from ddistill.evaluation.detector import FEATURES, Detector, inception_detector
+from ddistill.evaluation.image_sets import ImageSet, dataset_images, open_image_set
+from ddistill.evaluation.inception_metrics import METRICS, MetricSettings
+from ddistill.evaluation.machine import command_string, machine_string
+from ddistill.evaluation.protocol import write_text
+from ddistill.evaluation.reference_sets import (
+    Extraction,
+    ReferenceSet,
+    open_reference,
+    reference_of_images,
+    write_reference,
+)
+from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
+from ddistill.interop.inception import load_inception
+from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.progress import Reporter
+
+# Parts of a call's protocol that say how its samples were made.
+_ORIGIN = ("sampler", "nfe", "ema", "clip", "noise_seed", "guidance")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for.
+
+    Attributes:
+      path: folder or npz file of images, or folder of a run.
+      reference: what they are scored against; "" to write PATH's statistics alone.
+      save_reference: npz file for the statistics of the reference, or of PATH without one.
+      out: folder for scores and features; "" for one beside PATH, or inside a run.
+      metrics: of `METRICS`; empty for those that the reference allows.
+      settings: of the metrics.
+      image_size: side that images of folders are brought to; 0 keeps their size.
+    """
+
+    path: str
+    reference: str = ""
+    save_reference: str = ""
+    out: str = ""
+    metrics: tuple[str, ...] = ()
+    settings: MetricSettings = dataclasses.field(default_factory=MetricSettings)
+    image_size: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; a message and exit status 1 for what cannot be scored, and after a stop."""
+    given = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    command = command_string(["evaluate", *arguments], "ddistill.evaluate")
+    try:
+        options = _options(given)
+        check(options)
+        weights = load_inception(given.weights, other=given.other_weights)
+        detector = inception_detector(
+            weights, given.batch, given.feature, logits=_wants_logits(options)
+        )
+        with StopRequest() as stop:
+            evaluate(options, detector, Reporter(), stop, command)
+    except Interrupted as where:
+        sys.exit(f"Stopped in {where}; features so far are kept. To go on:\n  {command}")
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def check(options: Options) -> None:
+    """Raises `ConfigError` or `DataError` for what can be seen to be wrong before any work."""
+    path = Path(options.path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Give a folder of images, an npz file, or a run.")
+    if not options.reference and not options.save_reference:
+        raise ConfigError(
+            "--reference is missing: a folder or npz file of real images, or an npz file of "
+            "statistics. Give --save_reference=FILE.npz alone to write the statistics of PATH."
+        )
+    if options.save_reference and not options.save_reference.endswith(".npz"):
+        raise ConfigError(f"--save_reference={options.save_reference} must end in .npz.")
+    if is_run(path):
+        if not options.reference:
+            raise ConfigError(f"{path} is a run: give the --reference that its samples meet.")
+    elif options.reference in SPLITS and not Path(options.reference).exists():
+        raise ConfigError(
+            f"--reference={options.reference} means the data set of a run, and {path} is no "
+            "finished run: it has no evaluation.json. Give a folder or an npz file."
+        )
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run that has sampled.
+
+    Raises:
+      DataError: a run that has not got so far.
+    """
+    if (path / "evaluation.json").is_file():
+        return True
+    if (path / "config.json").is_file() and (path / "stages").is_dir():
+        raise DataError(
+            f"{path} is a run whose evaluation is not finished: it has no evaluation.json. Give "
+            "the run's command again; it makes what is missing."
+        )
+    return False
+
+
+def evaluate(
+    options: Options, detector: Detector, reporter: Reporter, stop: StopRequest, command: str = ""
+) -> list[SetScores]:
+    """Scores what `options` name and writes OUT/scores.json, anew after each set of samples.
+
+    Raises:
+      ConfigError, DataError: see the functions that open images and references.
+      Interrupted: a stop was asked for; what was computed is found again.
+    """
+    check(options)
+    path = Path(options.path).expanduser()
+    out = Path(options.out).expanduser() if options.out else default_out(path)
+    extraction = Extraction(detector, out / "features", reporter, stop)
+    single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
+    if options.reference:
+        reference = _reference(options, path, extraction, single)
+    else:
+        images = open_image_set(path, options.image_size)
+        reference = reference_of_images(images, extraction, single)
+    if options.save_reference:
+        target = Path(options.save_reference).expanduser()
+        write_reference(target, reference, detector)
+        reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
+    found: list[SetScores] = []
+    for images, label, origin in _samples(options, path):
+        store = extraction(images)
+        made = score_set(
+            images,
+            store,
+            reference,
+            detector,
+            options.settings,
+            options.metrics,
+            label=label,
+            origin=origin,
+        )
+        found.append(made)
+        for line in made.lines():
+            reporter.say(line)
+        _write(out / "scores.json", found, command)
+    if found:
+        reporter.say(f"scores: {out / 'scores.json'}")
+    return found
+
+
+def default_out(path: Path) -> Path:
+    """RUN/inception, or PATH.scores beside images."""
+    if is_run(path):
+        return path / "inception"
+    path = path.resolve()
+    return path.with_name(f"{path.name}.scores")
+
+
+def _reference(options: Options, path: Path, extraction: Extraction, single: bool) -> ReferenceSet:
+    name = options.reference
+    if name in SPLITS and is_run(path) and not Path(name).exists():
+        dataset = data.load(_config(path)["data"], name)
+        return reference_of_images(dataset_images(dataset, name), extraction, single)
+    return open_reference(name, extraction, single, options.image_size)
+
+
+def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, str, str]]:
+    """Images, what to call them, and how they were made; nothing where there is no reference."""
+    if not options.reference:
+        return
+    if not is_run(path):
+        yield open_image_set(path, options.image_size), "", ""
+        return
+    for call in read_calls(path / "evaluation.json"):
+        images = open_image_set(path / "samples" / f"{call.key}.npz")
+        yield dataclasses.replace(images, name=call.key), call.label, _origin(call)
+
+
+def _origin(call: CallRecord) -> str:
+    parts = [part for part in call.protocol.split() if part.partition("=")[0] in _ORIGIN]
+    return " ".join(parts)
+
+
+def _config(run: Path) -> dict:
+    try:
+        return json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run / 'config.json'} cannot be read: {error}.") from error
+
+
+def _write(path: Path, found: Sequence[SetScores], command: str) -> None:
+    content = {
+        "command": command,
+        "machine": machine_string(),
+        "scores": [dataclasses.asdict(made) for made in found],
+    }
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _wants_logits(options: Options) -> bool:
+    return bool(options.reference) and (not options.metrics or "is" in options.metrics)
+
+
+def _options(given: argparse.Namespace) -> Options:
+    if given.batch < 1:
+        raise ConfigError(f"--batch={given.batch} must be 1 or more.")
+    names = [field.name for field in fields(MetricSettings)]
+    return Options(
+        path=given.path,
+        reference=given.reference,
+        save_reference=given.save_reference,
+        out=given.out,
+        metrics=chosen_metrics(given.metrics),
+        settings=MetricSettings(**{name: getattr(given, name) for name in names}),
+        image_size=given.image_size,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ddistill.evaluate",
+        description="FID, inception score, KID, precision and recall of images or of a run.",
+    )
+    add = parser.add_argument
+    add("path", metavar="PATH", help="folder or npz file of images, or folder of a finished run")
+    add("--reference", default="", help="images or statistics; for a run also: train, test")
+    add("--weights", default="", help="FID's weight file (default: $DDISTILL_INCEPTION, ~/.cache)")
+    add("--other_weights", action="store_true", help="accept a weight file of another hash")
+    add("--save_reference", default="", metavar="FILE.npz", help="write the reference's statistics")
+    add("--out", default="", help="folder to write (default: PATH.scores, or RUN/inception)")
+    add("--metrics", default="", help=f"of {','.join(METRICS)} (default: all that can be had)")
+    add("--feature", default="2048", choices=FEATURES, help="features of the network")
+    add("--batch", type=int, default=64, help="images a call, over all devices (default: 64)")
+    add("--image_size", type=int, default=0, help="bring images of folders to this side")
+    for field in fields(MetricSettings):
+        add(f"--{field.name}", type=int, default=field.default, help=f"default: {field.default}")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

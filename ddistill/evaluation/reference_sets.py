@@ -1,0 +1,217 @@
+"""What samples are scored against: images, or statistics that others or we have written.
+
+npz files of statistics hold `mu` and `sigma` (EDM's), with `mu_s` and `sigma_s` beside them, which
+belong to another score, and often the images themselves as `arr_0` (ADM's). Ours hold `mu`, `sigma`
+and what they are of, so that features of another network are refused, and the features themselves
+where scores need them.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddistill.errors import DataError
+from ddistill.evaluation.detector import Detector
+from ddistill.evaluation.feature_store import FeatureStore, store_features
+from ddistill.evaluation.image_sets import (
+    IMAGE_KEYS,
+    ImageSet,
+    array_of,
+    images_of_npz,
+    open_image_set,
+    open_npz,
+)
+from ddistill.interop.inception import file_sha256
+from ddistill.training.interrupt import StopRequest
+from ddistill.training.progress import Reporter
+
+_LABELS = ("name", "count", "images", "resize", "size", "detector", "detector_sha256")
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceSet:
+    """Statistics of real images.
+
+    Attributes:
+      name: of the folder, file or data set, without its path.
+      count: images behind mean and covariance; 0 where the file does not say.
+      digest: of the file or the images.
+      mean, cov: `[D]` and `[D, D]`, float64.
+      features: `[N, D]`; None where there are statistics alone.
+      resize: what was done to the images' size before the detector.
+      size: their width and height, "unknown" where the file does not say.
+    """
+
+    name: str
+    count: int
+    digest: str
+    mean: np.ndarray
+    cov: np.ndarray
+    features: np.ndarray | None = None
+    resize: str = "unknown"
+    size: str = "unknown"
+
+    @property
+    def text(self) -> str:
+        """Name, number of images and beginning of the hash, for protocols."""
+        return f"{self.name}:{self.count or 'unknown'}@{self.digest[:8]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """How features are made.
+
+    Attributes:
+      detector: the network.
+      folder: where features are kept.
+      reporter, stop: progress and polite stopping.
+    """
+
+    detector: Detector
+    folder: Path
+    reporter: Reporter
+    stop: StopRequest
+
+    def __call__(self, images: ImageSet) -> FeatureStore:
+        """The features of a set of images, as far as they are not there already."""
+        return store_features(self.detector, images, self.folder, self.reporter, self.stop)
+
+
+def open_reference(
+    path: str | os.PathLike, extraction: Extraction, features: bool = True, image_size: int = 0
+) -> ReferenceSet:
+    """Opens statistics, or images, whose statistics are then computed.
+
+    Args:
+      path: npz file of statistics or images, or folder of images.
+      extraction: how features are made where there are only images.
+      features: whether single features are needed beside mean and covariance.
+      image_size: as for `open_image_set`.
+
+    Raises:
+      DataError: see `open_image_set`; statistics of another network or another number of features,
+        or such that cannot be a mean and a covariance.
+      Interrupted: a stop was asked for.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".npz":
+        return reference_of_images(open_image_set(path, image_size), extraction, features)
+    with open_npz(path) as file:
+        if {"mu", "sigma"} <= set(file.files):
+            return _statistics(path, file, extraction, features)
+        if not set(IMAGE_KEYS) & set(file.files):
+            raise DataError(
+                f"{path} holds the arrays {', '.join(file.files) or 'none'}. A reference has 'mu' "
+                "and 'sigma' (EDM's and ADM's statistics, or ours), or images as 'arr_0' or "
+                "'images'."
+            )
+        images = images_of_npz(path, file)
+    return reference_of_images(images, extraction, features)
+
+
+def reference_of_images(
+    images: ImageSet, extraction: Extraction, features: bool = True
+) -> ReferenceSet:
+    """The statistics of a set of images.
+
+    Raises:
+      DataError: a single image, which has no covariance.
+      Interrupted: a stop was asked for.
+    """
+    if len(images) < 2:
+        raise DataError(f"{images.name} has {len(images)} image; a covariance needs at least 2.")
+    store = extraction(images)
+    found = store.moments()
+    return ReferenceSet(
+        name=images.name,
+        count=found.count,
+        digest=images.digest,
+        mean=found.mean,
+        cov=found.covariance,
+        features=store.features() if features else None,
+        resize=images.resize,
+        size=images.size,
+    )
+
+
+def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> None:
+    """Writes statistics as an npz file that `open_reference` reads, atomically.
+
+    `mu` and `sigma` are where EDM's code looks for them.
+    """
+    arrays: dict[str, Any] = {
+        "mu": reference.mean,
+        "sigma": reference.cov,
+        "name": reference.name,
+        "count": reference.count,
+        "images": reference.digest,
+        "resize": reference.resize,
+        "size": reference.size,
+        "detector": detector.text,
+        "detector_sha256": detector.sha256,
+    }
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _statistics(path: Path, file: Any, extraction: Extraction, features: bool) -> ReferenceSet:
+    detector = extraction.detector
+    labels = {key: array_of(path, file, key).item() for key in _LABELS if key in file.files}
+    if labels.get("detector", detector.text) != detector.text:
+        raise DataError(
+            f"{path} holds features of {labels['detector']}, and the samples are scored in "
+            f"{detector.text}. Make the reference anew with --save_reference."
+        )
+    mean, cov = (np.asarray(array_of(path, file, k), np.float64) for k in ("mu", "sigma"))
+    _check_statistics(path, mean, cov, detector)
+    single, count = None, int(labels.get("count", 0))
+    if features and "features" in file.files:
+        single = array_of(path, file, "features")
+        _check_features(path, single, detector)
+    elif features and "arr_0" in file.files:
+        # Of ADM's reference files, whose statistics are of more images than are in them.
+        single = extraction(images_of_npz(path, file)).features()
+    return ReferenceSet(
+        name=path.name,
+        count=count,
+        digest=file_sha256(path),
+        mean=mean,
+        cov=cov,
+        features=single,
+        resize=labels.get("resize", "unknown"),
+        size=labels.get("size", "unknown"),
+    )
+
+
+def _check_statistics(path: Path, mean: np.ndarray, cov: np.ndarray, detector: Detector) -> None:
+    if mean.ndim != 1 or cov.shape != (mean.size, mean.size):
+        raise DataError(
+            f"{path}: mu has the shape {mean.shape} and sigma {cov.shape}; they must be [D] and "
+            "[D, D]."
+        )
+    if mean.size != detector.dim:
+        raise DataError(
+            f"{path} has {mean.size} features, and {detector.text} has {detector.dim}: it was made "
+            "with another network, or other features of it (--feature)."
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise DataError(f"{path}: mu or sigma holds values that are not finite.")
+
+
+def _check_features(path: Path, features: np.ndarray, detector: Detector) -> None:
+    if features.ndim != 2 or features.shape[1] != detector.dim:
+        raise DataError(
+            f"{path}: features has the shape {features.shape}, not [N, {detector.dim}]."
+        )

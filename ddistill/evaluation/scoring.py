@@ -1,0 +1,203 @@
+"""One set of samples against one reference: which scores there are, their names and protocol."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ddistill.errors import ConfigError, nearest
+from ddistill.evaluation.detector import GENUINE, Detector
+from ddistill.evaluation.feature_store import FeatureStore
+from ddistill.evaluation.frechet import frechet_distance
+from ddistill.evaluation.image_sets import ImageSet
+from ddistill.evaluation.inception_metrics import (
+    METRICS,
+    MetricSettings,
+    inception_score,
+    kernel_distance,
+)
+from ddistill.evaluation.precision_recall import precision_recall
+from ddistill.evaluation.reference_sets import ReferenceSet
+
+# Fewer samples give a larger distance: papers score this many.
+FULL_COUNT = 50_000
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """The scores of one set of samples.
+
+    Attributes:
+      key: of the call of a run, or the name of folder or file.
+      label: for people.
+      samples: how many were scored.
+      proxy: whether these are too few to stand beside papers.
+      scores: value by name.
+      protocol: everything that the values depend on.
+      notes: which scores were left out, and why.
+    """
+
+    key: str
+    label: str
+    samples: int
+    proxy: bool
+    scores: dict[str, float]
+    protocol: str
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people: a heading and one line a score."""
+        kind = f", proxy (papers: {FULL_COUNT} samples)" if self.proxy else ""
+        lines = [f"{self.label}: {self.samples} samples{kind}"]
+        lines += [f"  {name:<22} {value:.6g}" for name, value in self.scores.items()]
+        return [*lines, *(f"  {note}" for note in self.notes), f"  {self.protocol}"]
+
+
+def chosen_metrics(text: str) -> tuple[str, ...]:
+    """The metrics of a list with commas; empty for those that the reference allows.
+
+    Raises:
+      ConfigError: an unknown metric.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(
+                f"--metrics: {name!r} is not known.{nearest(name, METRICS)} Allowed: "
+                f"{', '.join(METRICS)}, with commas between."
+            )
+    return names
+
+
+def score_set(
+    images: ImageSet,
+    store: FeatureStore,
+    reference: ReferenceSet,
+    detector: Detector,
+    settings: MetricSettings,
+    metrics: Sequence[str] = (),
+    label: str = "",
+    origin: str = "",
+) -> SetScores:
+    """Scores the features of samples.
+
+    Args:
+      images: the samples.
+      store: their features.
+      reference: the real images.
+      detector: what made the features.
+      settings: of the metrics.
+      metrics: those of `METRICS` that are wanted; empty for all that can be had.
+      label: for people.
+      origin: parts of a protocol that say how the samples were made.
+
+    Raises:
+      ConfigError: a metric was asked for that the reference or the number of samples does not
+        allow.
+    """
+    reasons = _impossible(store.count, reference, detector, settings)
+    for name in metrics:
+        if name in reasons:
+            raise ConfigError(f"--metrics={name}: {reasons[name]}.")
+    wanted = [m for m in METRICS if m in (metrics or METRICS) and m not in reasons]
+    notes = tuple(f"no {m}: {reasons[m]}" for m in METRICS if m in reasons and not metrics)
+    scores = _values(store, reference, settings, wanted)
+    proxy = store.count < FULL_COUNT
+    names = _names(detector, proxy)
+    return SetScores(
+        key=images.name,
+        label=label or images.name,
+        samples=store.count,
+        proxy=proxy,
+        scores={names(name): value for name, value in scores.items()},
+        protocol=_protocol(images, reference, detector, settings, wanted, origin),
+        notes=notes,
+    )
+
+
+def _impossible(
+    count: int, reference: ReferenceSet, detector: Detector, s: MetricSettings
+) -> dict[str, str]:
+    """Metrics that cannot be had, and why."""
+    found: dict[str, str] = {}
+    if count < 2:
+        found["fid"] = "a covariance needs at least 2 samples"
+    if not detector.logits:
+        found["is"] = "the logits were not computed"
+    elif count < s.is_splits:
+        found["is"] = f"{count} samples do not make {s.is_splits} splits"
+    if reference.features is None:
+        alone = f"{reference.name} has statistics and no single features; take images as reference"
+        return found | {"kid": alone, "prc": alone}
+    least = min(count, len(reference.features))
+    if least < s.kid_subset_size:
+        found["kid"] = f"subsets of {s.kid_subset_size} need as many images, and there are {least}"
+    if least <= max(s.neighbours, s.density_neighbours):
+        found["prc"] = f"{least} images have fewer neighbours than are looked at"
+    return found
+
+
+def _values(
+    store: FeatureStore, reference: ReferenceSet, s: MetricSettings, wanted: Sequence[str]
+) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    if "fid" in wanted:
+        own = store.moments()
+        scores["fid"] = frechet_distance(reference.mean, reference.cov, own.mean, own.covariance)
+    if "is" in wanted:
+        scores["is"], scores["is_std"] = inception_score(store.logits(), s.is_splits, s.seed)
+    if {"kid", "prc"} & set(wanted):
+        assert reference.features is not None
+        real, fake = reference.features, store.features()
+        if "kid" in wanted:
+            sizes = (s.kid_subsets, s.kid_subset_size, s.seed)
+            scores["kid"], scores["kid_std"] = kernel_distance(fake, real, *sizes)
+        if "prc" in wanted:
+            scores |= precision_recall(real, fake, s.neighbours, s.density_neighbours)
+    return scores
+
+
+def _names(detector: Detector, proxy: bool) -> Any:
+    """What scores are called: "fid" is the distance in FID's own features of enough samples."""
+    word = detector.name.replace("-", "_")
+    distance = ("fid_proxy" if proxy else "fid") if detector.is_fid else ""
+    distance = distance or f"fd_{word}_{detector.feature}"
+    prefix = "" if detector.name == GENUINE else "unverified_"
+
+    def name(score: str) -> str:
+        return distance if score == "fid" else f"{prefix}{score}"
+
+    return name
+
+
+def _protocol(
+    images: ImageSet,
+    reference: ReferenceSet,
+    detector: Detector,
+    s: MetricSettings,
+    wanted: Sequence[str],
+    origin: str,
+) -> str:
+    settings = {
+        "is": f"is=splits:{s.is_splits}",
+        "kid": f"kid=poly3:{s.kid_subsets}x{s.kid_subset_size}",
+        "prc": f"prc=k:{s.neighbours},{s.density_neighbours}",
+    }
+    single = reference.features if {"kid", "prc"} & set(wanted) else None
+    parts = [
+        f"features={detector.text}",
+        f"reference={_word(reference.text)}",
+        f"reference_size={reference.size}/{reference.resize}",
+        f"samples={_word(images.name)}:{len(images)}@{images.digest[:8]}",
+        f"size={images.size}/{images.resize}",
+        f"resize={detector.resize}",
+        "uint8=yes",
+        *(settings[name] for name in wanted if name in settings),
+        *([f"reference_features={len(single)}"] if single is not None else []),
+        *([f"metric_seed={s.seed}"] if {"is", "kid"} & set(wanted) else []),
+    ]
+    return " ".join([*parts, *([origin] if origin else [])])
+
+
+def _word(text: str) -> str:
+    """A name without what parts a protocol: folders may be called anything."""
+    return "_".join(text.replace("=", "_").split())

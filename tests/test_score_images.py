@@ -1,0 +1,472 @@
+"""python -m ddistill.evaluate: folders, npz files and runs, references, resuming, bad files."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from inception_cases import extractor, fidelity, pictures, random_state, torch_features
+from PIL import Image
+
+from ddistill import evaluate as cli
+from ddistill.errors import ConfigError, DataError
+from ddistill.evaluate import Options, evaluate, main
+from ddistill.evaluation import feature_store
+from ddistill.evaluation.calls import CallRecord, write_calls
+from ddistill.evaluation.detector import GENUINE, Detector, inception_detector
+from ddistill.evaluation.frechet import frechet
+from ddistill.evaluation.image_sets import open_image_set
+from ddistill.evaluation.inception_metrics import MetricSettings, inception_score, kernel_distance
+from ddistill.evaluation.precision_recall import precision_recall
+from ddistill.evaluation.protocol import Protocol
+from ddistill.evaluation.scoring import chosen_metrics
+from ddistill.interop.inception import InceptionWeights, from_state_dict
+from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.progress import Reporter
+
+SMALL = MetricSettings(is_splits=2, kid_subsets=5, kid_subset_size=10)
+DIM = 6
+
+
+class Notes(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def begin(self, title, total, done=0):
+        """No line: `said` is what is left to read."""
+
+    def advance(self, done, text):
+        """As `begin`."""
+
+
+def project(pixels):
+    """Features [B, 6] and logits [B, 4]: sums of pixels with fixed weights."""
+    flat = np.broadcast_to(pixels, (*pixels.shape[:3], 3)).reshape(len(pixels), -1) / 255.0
+    weights = np.random.RandomState(0).standard_normal((flat.shape[1], DIM + 4))
+    made = (flat @ weights / np.sqrt(flat.shape[1])).astype(np.float32)
+    return made[:, :DIM], 5 * made[:, DIM:]
+
+
+def tiny_detector(name=GENUINE, feature="2048", apply=project):
+    return Detector(name, "6726825d" * 8, feature, DIM, "none", apply, batch=8)
+
+
+def save_folder(folder, pixels):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """A folder of 37 samples and an npz file of 45 real images, and both as arrays."""
+    fake, real = pictures(37, 8, seed=1), pictures(45, 8, seed=2)
+    save_folder(tmp_path / "fake", fake)
+    np.savez(tmp_path / "real.npz", arr_0=real)
+    return tmp_path, fake, real
+
+
+def options(folder, reference="real.npz", path="fake", **changes):
+    reference = str(folder / reference) if reference and "." in reference else reference
+    return Options(str(folder / path), reference, settings=SMALL, **changes)
+
+
+def run(chosen, detector=None, stop=None, command=""):
+    notes = Notes()
+    made = evaluate(
+        chosen, detector or tiny_detector(), notes, StopRequest() if stop is None else stop, command
+    )
+    return made, notes.said
+
+
+# ------------------------------------------------------------------------------------- the scores
+
+
+def test_a_folder_against_an_npz_file(sets):
+    folder, fake, real = sets
+    (made,), said = run(options(folder), command="the command")
+    (f, logits), (r, _) = project(fake), project(real)
+    neighbours = precision_recall(r, f)
+    assert made.scores == pytest.approx(
+        {
+            "fid_proxy": frechet(f, r),
+            "is": inception_score(logits, 2)[0],
+            "is_std": inception_score(logits, 2)[1],
+            "kid": kernel_distance(f, r, 5, 10)[0],
+            "kid_std": kernel_distance(f, r, 5, 10)[1],
+            **neighbours,
+        },
+        rel=1e-5,
+    )
+    assert made.proxy
+    assert said[0] == "fake: 37 samples, proxy (papers: 50000 samples)"
+    content = json.loads((folder / "fake.scores" / "scores.json").read_text())
+    assert content["command"] == "the command"
+    assert content["scores"] == [json.loads(json.dumps(dataclasses.asdict(made)))]
+    parts = dict(part.split("=", 1) for part in made.protocol.split())
+    assert parts["features"] == "inception-2015-12-05@6726825d/2048"
+    assert parts["reference"].startswith("real.npz:45@")
+    assert parts["samples"].startswith("fake:37@")
+    assert parts["size"] == "8x8/none"
+    assert parts["uint8"] == "yes"
+    assert parts["kid"] == "poly3:5x10"
+    assert parts["metric_seed"] == "2020"
+
+
+def test_images_against_themselves(sets):
+    folder, *_ = sets
+    np.savez(folder / "again.npz", arr_0=pictures(37, 8, seed=1))
+    (made,), _ = run(options(folder, "again.npz"))
+    assert made.scores["fid_proxy"] == pytest.approx(0, abs=1e-9)
+    assert made.scores["precision"] == made.scores["recall"] == 1
+    assert made.scores["kid"] < 1e-3
+
+
+def test_names_say_what_is_no_fid(sets):
+    folder, *_ = sets
+    (made,), _ = run(options(folder), tiny_detector("inception-unverified"))
+    assert "fd_inception_unverified_2048" in made.scores
+    assert "unverified_is" in made.scores
+    assert not any(name.startswith("fid") for name in made.scores)
+    (made,), _ = run(options(folder), tiny_detector(feature="768"))
+    assert "fd_inception_2015_12_05_768" in made.scores
+    assert not any(name.startswith("fid") for name in made.scores)
+
+
+def test_enough_samples_are_no_proxy(sets, monkeypatch):
+    folder, *_ = sets
+    monkeypatch.setattr("ddistill.evaluation.scoring.FULL_COUNT", 37)
+    (made,), said = run(options(folder, metrics=("fid",)))
+    assert list(made.scores) == ["fid"]
+    assert said[0] == "fake: 37 samples"
+
+
+def test_floats_are_quantised_as_papers_do(sets):
+    folder, fake, _ = sets
+    floats = (fake + 0.5 - 128) / 127.5 + np.random.default_rng(0).uniform(
+        -0.49, 0.49, fake.shape
+    ) / 127.5
+    np.savez(folder / "floats.npz", images=floats.astype(np.float32))
+    np.testing.assert_array_equal(open_image_set(folder / "floats.npz").images, fake)
+
+
+def test_a_copied_folder_has_the_same_hash(sets):
+    folder, fake, _ = sets
+    first = open_image_set(folder / "fake")
+    again = open_image_set(save_folder(folder / "copy" / "fake", fake))
+    assert first.digest == again.digest
+    assert first.key != again.key
+
+
+def test_grey_images_and_image_size(sets):
+    folder, *_ = sets
+    save_folder(folder / "grey", pictures(3, 16)[..., 0])
+    images = open_image_set(folder / "grey", image_size=8)
+    assert images.images.shape == (3, 8, 8, 3)
+    assert images.resize == "centre-lanczos-8"
+    assert images.digest != open_image_set(folder / "grey").digest
+
+
+@pytest.mark.parity
+def test_folders_end_to_end_against_torch_fidelity(tmp_path):
+    """The real network up to its first tap, with random weights, on 4 devices."""
+    metric, state = fidelity("metric_fid"), random_state()
+    import torch
+
+    fake, real = pictures(70, 16, seed=1), pictures(75, 16, seed=2)
+    network = extractor(("64",), state)
+    theirs = [torch.tensor(torch_features(network, x)["64"]) for x in (fake, real)]
+    statistics = [metric.fid_features_to_statistics(x) for x in theirs]
+    want = metric.fid_statistics_to_metric(*statistics, verbose=False)
+    kid = fidelity("metric_kid").kid_features_to_metric(
+        *theirs, kid_subsets=5, kid_subset_size=10, verbose=False
+    )
+    prc = fidelity("metric_prc").prc_features_to_metric(*theirs, verbose=False)
+
+    save_folder(tmp_path / "fake", fake)
+    save_folder(tmp_path / "real", real)
+    weights = InceptionWeights(from_state_dict(state), "random" * 10)
+    detector = inception_detector(weights, 16, "64", False, jax.devices()[:4])
+    chosen = Options(str(tmp_path / "fake"), str(tmp_path / "real"), settings=SMALL)
+    (made,), _ = run(chosen, detector)
+    found = {name.removeprefix("unverified_"): value for name, value in made.scores.items()}
+    assert found["fd_inception_unverified_64"] == pytest.approx(
+        want["frechet_inception_distance"], rel=1e-3
+    )
+    assert found["kid"] == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-3)
+    assert found["precision"] == pytest.approx(prc["precision"], rel=1e-3)
+    assert found["recall"] == pytest.approx(prc["recall"], rel=1e-3)
+    assert "no is: the logits were not computed" in made.notes
+
+
+# -------------------------------------------------------------------------------------- going on
+
+
+def test_a_stopped_evaluation_goes_on(sets, monkeypatch):
+    folder, *_ = sets
+    monkeypatch.setattr(feature_store.store_features, "__defaults__", (10,))  # images a part
+    (whole,), _ = run(options(folder, out=str(folder / "whole")))
+    stop, seen = StopRequest(), []
+
+    def dying(pixels):
+        seen.append(len(pixels))
+        if len(seen) == 7:  # in the fourth part of the reference's features
+            stop.name = "SIGTERM"
+        return project(pixels)
+
+    with pytest.raises(Interrupted, match=r"the features of real\.npz"):
+        run(options(folder), tiny_detector(apply=dying), stop)
+    assert not (folder / "fake.scores" / "scores.json").exists()
+    before, seen[:] = len(seen), []
+    (made,), _ = run(options(folder), tiny_detector(apply=dying))
+    assert made == whole
+    # Parts of 10 images are two batches of 8: the part that was stopped is computed again.
+    assert before == 8
+    # What is left: real images in parts of 10 and 5, samples in parts of 10, 10, 10 and 7.
+    assert len(seen) == 2 + 1 + 2 + 2 + 2 + 1
+
+
+def test_killed_while_writing(sets, monkeypatch):
+    """A part is there whole or not at all; one that was damaged later is made again."""
+    folder, *_ = sets
+    calls = []
+
+    def counted(pixels):
+        calls.append(len(pixels))
+        return project(pixels)
+
+    (whole,), _ = run(options(folder), tiny_detector(apply=counted))
+    first = len(calls)
+    parts = sorted((folder / "fake.scores" / "features").glob("*/part_*.npz"))
+    assert len(parts) == 2
+    parts[0].write_bytes(parts[0].read_bytes()[:-200])
+    (made,), _ = run(options(folder), tiny_detector(apply=counted))
+    assert made == whole
+    assert 0 < len(calls) - first < first
+
+    def failing(*args):
+        raise OSError("disk full")
+
+    parts[1].unlink()
+    monkeypatch.setattr(feature_store.os, "fsync", failing)
+    with pytest.raises(OSError, match="disk full"):
+        run(options(folder), tiny_detector(apply=counted))
+    left = list((folder / "fake.scores" / "features").rglob("*"))
+    assert parts[1] not in left
+    assert not [path for path in left if path.name.endswith(".tmp")]
+
+
+def test_other_images_or_weights_are_not_taken_for_these(sets):
+    folder, *_ = sets
+    (first,), _ = run(options(folder))
+    changed = folder / "fake" / "0003.png"
+    Image.fromarray(pictures(1, 8, seed=9)[0]).save(changed)
+    (second,), _ = run(options(folder))
+    assert first.scores["fid_proxy"] != second.scores["fid_proxy"]
+    other = dataclasses.replace(tiny_detector(apply=lambda x: [-y for y in project(x)]), sha256="b")
+    (third,), _ = run(options(folder), other)
+    assert third.scores["is"] != second.scores["is"]
+
+
+# ------------------------------------------------------------------------------------- references
+
+
+def test_statistics_of_edm_and_adm(sets):
+    folder, fake, real = sets
+    f, r = project(fake)[0].astype(np.float64), project(real)[0].astype(np.float64)
+    edm = {"mu": r.mean(0), "sigma": np.cov(r, rowvar=False)}
+    np.savez(folder / "edm.npz", **edm)
+    (made,), said = run(options(folder, "edm.npz"))
+    assert made.scores["fid_proxy"] == pytest.approx(frechet(f, r), rel=1e-6)
+    assert "kid" not in made.scores
+    assert any("no kid: edm.npz has statistics and no single features" in line for line in said)
+    assert "reference=edm.npz:unknown@" in made.protocol
+    with pytest.raises(ConfigError, match="--metrics=prc: edm.npz has statistics"):
+        run(options(folder, "edm.npz", metrics=("fid", "prc")))
+
+    spatial = {"mu_s": np.zeros(9), "sigma_s": np.eye(9)}
+    np.savez(folder / "adm.npz", **edm, **spatial, arr_0=real[:20])
+    (made,), _ = run(options(folder, "adm.npz"))
+    assert made.scores["fid_proxy"] == pytest.approx(frechet(f, r), rel=1e-6)
+    want = precision_recall(project(real[:20])[0], project(fake)[0])
+    assert made.scores["precision"] == want["precision"]
+    assert "reference_features=20" in made.protocol
+
+
+def test_statistics_of_ours_and_what_they_are_of(sets):
+    folder, _, real = sets
+    whole, said = run(options(folder, "", path="real.npz", save_reference=str(folder / "kept.npz")))
+    assert whole == []
+    assert "kept.npz" in said[0]
+    with np.load(folder / "kept.npz") as file:
+        assert int(file["count"]) == 45
+        assert file["features"].shape == (45, DIM)
+        np.testing.assert_allclose(file["mu"], project(real)[0].mean(0), rtol=1e-5)
+    (made,), _ = run(options(folder, "kept.npz"))
+    (same,), _ = run(options(folder))
+    assert made.scores == pytest.approx(same.scores, rel=1e-12)
+    with pytest.raises(DataError, match=r"holds features of .*/2048, .* scored in .*/768"):
+        run(options(folder, "kept.npz"), tiny_detector(feature="768"))
+
+
+def test_a_run_against_its_own_data(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"data": {"name": "digits"}}))
+    protocol = Protocol("net", "abc", "digits/train", 10, 30, "ddim", 4, 0.999, 1.0, 3, True, 1.5)
+    calls = []
+    for i, key in enumerate(("teacher_ddim_4", "student")):
+        images = pictures(30, 8, seed=i)[..., :1] / 127.5 - 1
+        np.savez(folder / "samples" / f"{key}.npz", images=images.astype(np.float32), digest="x")
+        calls.append(
+            CallRecord(
+                key, f"label {i}", "ddim", "", 4, 8, "teacher", protocol.string(), 0, 1, 0, 0, 0.0
+            )
+        )
+    write_calls(folder / "evaluation.json", "x", calls)
+    made, _ = run(options(tmp_path, "train", path="run"))
+    assert [s.key for s in made] == ["teacher_ddim_4", "student"]
+    assert [s.label for s in made] == ["label 0", "label 1"]
+    assert "reference=digits-train:" in made[0].protocol
+    end = "sampler=ddim nfe=4 ema=0.999 clip=1 noise_seed=3 guidance=1.5"
+    assert all(s.protocol.endswith(end) for s in made)
+    content = json.loads((folder / "inception" / "scores.json").read_text())
+    assert len(content["scores"]) == 2
+
+
+# -------------------------------------------------------------------------------------- bad files
+
+
+def spoil(folder, what):
+    """Puts `bad` or `bad.npz` there."""
+    eye = {"mu": np.zeros(DIM), "sigma": np.eye(DIM)}
+    arrays = {
+        "keys": {"mean": np.zeros(3)},
+        "wide": {"mu": np.zeros(2023), "sigma": np.eye(2023)},
+        "unlike": {"mu": np.zeros(DIM), "sigma": np.eye(DIM + 1)},
+        "nan": {**eye, "mu": np.full(DIM, np.nan)},
+        "nchw": {"arr_0": np.zeros((4, 3, 8, 8), np.uint8)},
+        "scale": {"images": np.full((4, 8, 8, 3), 200.0, np.float32)},
+        "ints": {"arr_0": np.zeros((4, 8, 8, 3), np.int64)},
+        "diverged": {"images": np.full((4, 8, 8, 3), np.inf, np.float32)},
+        "cut": {"arr_0": np.zeros((4, 8, 8, 3), np.uint8)},
+        "pickle": {"arr_0": np.array([{}], dtype=object)},
+    }
+    if what in arrays:
+        np.savez(folder / "bad.npz", **arrays[what])
+    if what == "cut":
+        path = folder / "bad.npz"
+        path.write_bytes(path.read_bytes()[:-100])
+    if what == "empty":
+        (folder / "bad").mkdir()
+        (folder / "bad" / "notes.txt").write_text("no image")
+    if what == "mixed":
+        save_folder(folder / "bad", pictures(2, 8))
+        Image.fromarray(pictures(1, 9)[0]).save(folder / "bad" / "large.png")
+    if what == "broken":
+        save_folder(folder / "bad", pictures(2, 8))
+        path = folder / "bad" / "0001.png"
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("keys", r"bad\.npz holds the arrays mean\. A reference has 'mu' and 'sigma'"),
+        ("wide", r"bad\.npz has 2023 features, and .*/2048 has 6: it was made with another"),
+        ("unlike", r"mu has the shape \(6,\) and sigma \(7, 7\)"),
+        ("nan", "mu or sigma holds values that are not finite"),
+        ("cut", r"bad\.npz cannot be read as an npz file .* damaged or cut off"),
+        ("pickle", "the array 'arr_0' cannot be read"),
+        ("missing", r"bad\.npz does not exist"),
+    ],
+)
+def test_bad_references(sets, what, message):
+    folder, *_ = sets
+    spoil(folder, what)
+    with pytest.raises(DataError, match=message):
+        run(options(folder, "bad.npz"))
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("keys", r"bad\.npz holds the arrays mean, and no images. Files of images have 'arr_0'"),
+        ("nchw", r"'arr_0' has the shape \(4, 3, 8, 8\), not \[N, H, W, 1 or 3\]"),
+        ("scale", r"values from 200 to 200. Floats have to be in \[-1, 1\]; save .* as uint8"),
+        ("ints", r"'arr_0' \(int64\) must be uint8, or float"),
+        ("diverged", "not finite; the sampler has diverged"),
+        ("empty", r"the path .*bad holds no images, only other files \(1 .txt\)"),
+        ("mixed", r"large\.png is 9x9x3, the first image is 8x8x3. Set --image_size"),
+        ("broken", r"0001\.png cannot be read: .* Repair or remove it"),
+    ],
+)
+def test_bad_samples(sets, what, message):
+    folder, *_ = sets
+    spoil(folder, what)
+    path = "bad.npz" if (folder / "bad.npz").exists() else "bad"
+    with pytest.raises(DataError, match=message):
+        run(options(folder, path=path))
+
+
+# --------------------------------------------------------------------------------------- the flags
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["fake"], "--reference is missing"),
+        (["nowhere", "--reference=real.npz"], "nowhere does not exist"),
+        (["fake", "--reference=train"], "is no finished run: it has no evaluation.json"),
+        (["fake", "--reference=real.npz", "--metrics=fid,kidd"], "'kidd' is not known. Did you"),
+        (["fake", "--reference=real.npz", "--save_reference=x"], "x must end in .npz"),
+        (["fake", "--reference=real.npz", "--batch=0"], "--batch=0 must be 1 or more"),
+        (["fake", "--reference=real.npz", "--neighbours=0"], "--neighbours=0 must be 1"),
+        (["fake", "--reference=real.npz", "--weights=none.pth"], "none.pth: the path does not"),
+    ],
+)  # fmt: skip
+def test_flags_that_cannot_be(sets, monkeypatch, flags, message):
+    monkeypatch.chdir(sets[0])
+    with pytest.raises(SystemExit, match=message):
+        main(flags)
+
+
+def test_the_command(sets, monkeypatch, capsys):
+    folder, *_ = sets
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli, "load_inception", lambda path, other: (path, other))
+    asked = []
+
+    def detector(weights, batch, feature, logits):
+        asked.append((weights, batch, feature, logits))
+        return tiny_detector()
+
+    monkeypatch.setattr(cli, "inception_detector", detector)
+    main(["fake", "--reference=real.npz", "--metrics=fid", "--weights=w.pth", "--batch=5"])
+    assert asked == [(("w.pth", False), 5, "2048", False)]
+    text = capsys.readouterr().out
+    assert "fid_proxy" in text
+    command = json.loads((folder / "fake.scores" / "scores.json").read_text())["command"]
+    assert command.startswith("python -m ddistill.evaluate fake --reference=real.npz")
+
+
+def test_chosen_metrics():
+    assert chosen_metrics("") == ()
+    assert chosen_metrics("kid, fid") == ("kid", "fid")
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="whose evaluation is not finished"):
+        evaluate(
+            Options(str(tmp_path), "x.npz"), tiny_detector(), Notes(), StopRequest(), "command"
+        )
