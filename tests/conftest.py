@@ -11,18 +11,14 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_num_cpu_devices", 4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def quick_compiler(tmp_path_factory) -> Iterator[None]:
-    """Compiling is most of these tests: little optimisation, and every program only once."""
-    before = (
-        jax.config.jax_compilation_cache_dir,
-        jax.config.jax_persistent_cache_min_compile_time_secs,
-    )
+    """Compiling is most of the tests: little optimisation, and every program only once."""
     set_cache(str(tmp_path_factory.mktemp("xla")), 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-    set_cache(*before)
+    set_cache(None, 1.0)
 
 
 def set_cache(folder: str | None, seconds: float) -> None:

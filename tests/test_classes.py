@@ -21,9 +21,6 @@ from ddistill.training.interrupt import StopRequest
 from ddistill.training.pipeline import run_stages
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 # ------------------------------------------------------------------------------ what is shown
 
 

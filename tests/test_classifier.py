@@ -19,8 +19,6 @@ from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 SMALL = {
     "resnet": {"width": 4, "blocks": (1, 1)},
     "densenet": {"growth": 2, "blocks": (2, 1)},

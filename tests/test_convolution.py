@@ -8,8 +8,6 @@ import pytest
 from ddistill.networks import build
 from ddistill.networks.convolution import Conv, suited, ungrouped_conv, xla_conv
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 K = 3
 
 

@@ -50,7 +50,7 @@ ALWAYS = {"ms_per_image", "psnr_to_teacher"}
 
 
 @pytest.fixture(scope="module")
-def run(quick_compiler, tmp_path_factory) -> Run:
+def run(tmp_path_factory) -> Run:
     """A teacher of 16 steps, PD down to 4 and 2, and a student of 4 that is told its own index."""
     options = {"steps": UPDATES, "batch_size": BATCH, "optimizer": OptimizerSettings()}
     judge = StageSettings(

@@ -15,11 +15,9 @@ from ddistill.export.__main__ import main
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.tensors import read_tensors
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, quick_compiler):
+def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return {s.name: run(s, folder) for s in (levels_run(), classes_run())}
 

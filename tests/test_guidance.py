@@ -17,8 +17,6 @@ from ddistill.training.pipeline import guided
 from ddistill.training.watch import PATIENCE, Watch
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 CLASSES, SCHEDULE = 4, cosine(16)
 MODULE = tiny.TinyNet(num_classes=CLASSES)
 

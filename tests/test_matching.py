@@ -20,8 +20,6 @@ from ddistill.schedules import cosine, karras, make_grid, subsequence
 from tests import tiny
 from tests.gaussian import GaussianDenoiser
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 IMAGE = (1, 1, 2)
 
 

@@ -29,8 +29,6 @@ from ddistill.schedules import karras, make_grid
 from tests import tiny
 from tests.gaussian import GaussianDenoiser
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def arrays(*shapes, seed=0):
     rng = np.random.default_rng(seed)

@@ -14,8 +14,6 @@ from ddistill.training.state import state_shardings
 from ddistill.training.turns import join_state, split_state
 from tests.stacks import settings, together
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 MESHES = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4), (2, 1, 2)]
 # Low enough for the tiny network's kernels to be cut.
 SMALLEST = 4

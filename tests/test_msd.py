@@ -24,13 +24,11 @@ from ddistill.training.interrupt import StopRequest
 from ddistill.training.pipeline import run_stages
 from ddistill.training.weights import Networks, load_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 COUNT = 3
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, quick_compiler):
+def trained(tmp_path_factory):
     """A conditional teacher and three one-step students of its classes, scarcely trained."""
     settings = tiny_settings(log_every=5)
     teacher = dataclasses.replace(settings.stages["teacher"], steps=6, accumulate=1)
@@ -159,7 +157,7 @@ def test_guidance_of_a_teacher_that_never_saw_the_null_class(trained):
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory, quick_compiler):
+def learnt(tmp_path_factory):
     """The state after four steps of two students with three networks each, by mapping and mesh."""
     folder = tmp_path_factory.mktemp("mapped")
 

@@ -9,8 +9,6 @@ import pytest
 
 from ddistill.schedules import Level
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 

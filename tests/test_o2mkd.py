@@ -26,9 +26,6 @@ from ddistill.training.state import count_parameters
 from ddistill.training.weights import Networks, load_network
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 # ---------------------------------------------------------------------------------- objective
 
 

@@ -20,8 +20,6 @@ from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.pairs import make_pairs, read_pairs
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 NET = {True: {"name": "tiny", "num_classes": 10}, False: {"name": "tiny"}}
 
 

@@ -10,16 +10,14 @@ from ddistill.evaluation.images import quantise
 from ddistill.evaluation.sampling import draw
 from ddistill.training.checkpoints import write_json
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
-def levels(tmp_path_factory, quick_compiler):
+def levels(tmp_path_factory):
     return run(levels_run(), tmp_path_factory.mktemp("levels"))
 
 
 @pytest.fixture(scope="module")
-def classes(tmp_path_factory, quick_compiler):
+def classes(tmp_path_factory):
     return run(classes_run(), tmp_path_factory.mktemp("classes"))
 
 

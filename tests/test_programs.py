@@ -13,8 +13,6 @@ from ddistill.training.interrupt import StopRequest
 from ddistill.training.pipeline import run_stages
 from ddistill.training.progress import Reporter
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def chain():
     """Three halvings whose lengths and rates differ, and one of another loss."""

@@ -32,8 +32,6 @@ from ddistill.training.weights import load_network
 from tests import tiny
 from tests.stacks import train, with_students
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def prepared(student, teacher, **hyper) -> O2MKD:
     """The objective as planning prepares it for two modules."""

@@ -177,8 +177,6 @@ def updates(state, name):
 
 # -------------------------------------------------------------------- what a stage starts from
 
-pretending = pytest.mark.usefixtures("quick_compiler")
-
 
 def pretend(plan, seed):
     """Makes a stage complete with random numbers for its state, which are returned."""
@@ -228,7 +226,6 @@ def started(tmp_path, monkeypatch):
     return start
 
 
-@pretending
 def test_a_resumed_stage_starts_from_all_of_the_one_before(started):
     """Raw weights and optimisers of every network that both train; what is new is fresh."""
     before, state = started(settings(), "adm")
@@ -246,7 +243,6 @@ def test_a_resumed_stage_starts_from_all_of_the_one_before(started):
     assert all(np.all(np.asarray(x) == 0) for x in moments)
 
 
-@pretending
 def test_a_stage_that_does_not_resume_starts_from_averages_with_fresh_optimisers(started):
     wanted = settings()
     alone = dataclasses.replace(
@@ -261,7 +257,6 @@ def test_a_stage_that_does_not_resume_starts_from_averages_with_fresh_optimisers
         np.testing.assert_array_equal(updates(state, name), 0)
 
 
-@pretending
 def test_a_method_without_a_fake_denoiser_starts_without_one(started):
     ladd = stage("ladd", objective={"features": ("last",)}, init="teacher", steps=3)
     before, state = started(settings(ladd=ladd), "ladd")
@@ -269,7 +264,6 @@ def test_a_method_without_a_fake_denoiser_starts_without_one(started):
     assert state.params.keys() == {"student", "discriminator"}
 
 
-@pretending
 def test_many_students_go_on_from_one(started, tmp_path):
     wanted = settings()
     plain = {"name": "dmd", "regression_weight": 0.0}
@@ -286,7 +280,6 @@ def test_many_students_go_on_from_one(started, tmp_path):
         assert differences(take(state.ema, k), before["one"].ema) == []
 
 
-@pretending
 def test_averages_of_rates_that_the_stage_does_not_keep_are_left(tmp_path):
     wanted = settings()
     stages = {n: s for n, s in wanted.stages.items() if n != "teacher"}
@@ -319,7 +312,6 @@ def turns(alternate):
     return settings(turns=stage("dmd2", objective=objective, init="teacher", steps=10))
 
 
-@pretending
 @pytest.mark.parametrize(("alternate", "fake"), [(False, 10), (True, 8)])
 def test_the_student_learns_at_every_fifth_step(tmp_path, alternate, fake):
     """In turn, the fake denoiser pauses there."""
@@ -343,7 +335,6 @@ def test_the_student_learns_at_every_fifth_step(tmp_path, alternate, fake):
 # -------------------------------------------------------------------------------- fatal alarms
 
 
-@pretending
 def test_a_stage_names_the_student_that_it_stops_for(tmp_path):
     """A learning rate of 1 blows the images of one of two students up; no number overflows."""
     swept = stage(

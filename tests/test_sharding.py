@@ -17,8 +17,6 @@ from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.mark.parametrize(
     ("batch", "devices", "expected"),

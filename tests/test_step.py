@@ -29,8 +29,6 @@ from ddistill.training.state import create_state, stream_key, update_ema
 from ddistill.training.step import Frozen, StepSettings, make_batch, make_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def setup(name="sfddm", **changes):
     process = tiny.process()

@@ -16,8 +16,6 @@ from ddistill.training.loop import StageRun
 from ddistill.training.pipeline import run_stages
 from ddistill.training.programs import Programs
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def in_background(workdir: Path, stop: StopRequest):
     """Starts `run_stages` beside the test; returns the thread, what it said and how it ended."""

@@ -20,8 +20,6 @@ from ddistill.training.step import Frozen, make_step
 from tests import tiny
 from tests.stacks import feed, processes, separate, settings, together
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 EVERY_MAPPING = [m for m in MAPPINGS if m != "auto"]
 
 

@@ -24,8 +24,6 @@ from ddistill.schedules import cosine, karras, linear_beta, log_snr, make_grid, 
 from ddistill.students import RoutedDenoiser, clone, num_students, put, stack, take, unstack
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def owners(partition, schedule, cond=None):
     """The owner of each of levels 1 .. T."""

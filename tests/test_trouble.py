@@ -30,8 +30,6 @@ from ddistill.training.programs import Programs
 from ddistill.training.progress import MetricsLog, Reporter, read_metrics
 from ddistill.training.weights import abstract_state, initial_state, memory_budget
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def launch(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
     """Runs settings as the command line would; returns exit status, stdout and stderr."""
@@ -64,7 +62,7 @@ EXPLODING = OptimizerSettings(learning_rate=1e-3, schedule="step", milestones=(0
 
 
 @pytest.fixture(scope="module")
-def exploded(tmp_path_factory, quick_compiler):
+def exploded(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("exploded") / "run"
     done = launch(one_stage(EXPLODING), workdir)
     return plans_of(one_stage(EXPLODING), workdir)["teacher"], done
@@ -105,7 +103,7 @@ def test_it_stops_there_again(exploded):
     assert saved_steps(plan) == [17]
 
 
-def test_an_update_that_has_just_overflowed_is_not_saved(tmp_path, quick_compiler):
+def test_an_update_that_has_just_overflowed_is_not_saved(tmp_path):
     settings = one_stage()
     plan = plans_of(settings, tmp_path / "run")["teacher"]
     images = data.load(settings.data, "train")
@@ -161,7 +159,7 @@ def fill(disk: Path, leave: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, quick_compiler):
+def finished(tmp_path_factory):
     """The stage of a run that had all the room it wanted."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     assert launch(one_stage(keep=10), workdir)[0] == 0

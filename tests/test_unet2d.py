@@ -42,8 +42,6 @@ def levels(count, *attending):
     }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 CIFAR = {**DDPM, "sample_size": 8, "block_out_channels": [16, 32, 32, 32], **levels(4, 1)}
 CHURCH = {**DDPM, "sample_size": 32, "block_out_channels": [8, 8, 16, 16, 32, 32], **levels(6, 4)}
 RESNET = {
