@@ -1,6 +1,8 @@
 """Exported students: what is written, and that others draw our images from it."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from exported import classes_run, levels_run, run
 
 import ddistill
+from ddistill import main as train
+from ddistill import recipes
 from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.export.__main__ import main
 from ddistill.interop.diffusers import read_teacher
@@ -112,25 +116,10 @@ def test_what_diffusers_is_given_comes_back_bit_for_bit(runs, export, tmp_path):
         "options": {"start": 0.01, "end": 0.4},
     }
     again = tmp_path / "again"
-    from exported import COMMON, settings
-
-    from ddistill.settings import ScheduleSettings, StageSettings
-    from ddistill.training.weights import initial_state  # noqa: F401
-
-    made = settings(
-        "imported",
-        ScheduleSettings(**found.schedule),
-        {
-            "teacher": StageSettings(
-                {"name": "denoising"}, source=f"diffusers:{first}", **{**COMMON, "steps": 0}
-            )
-        },
-    )
-    from ddistill import main as train
-    from ddistill import recipes
-
-    config = recipes.to_config(made).to_dict()
-    train.run(config, tmp_path / "imported", tmp_path / "shared", "", "test")
+    # The same weights as the teacher of another experiment, with a student of its own to come.
+    made = recipes.with_teacher(levels_run(), f"diffusers:{first}")
+    made = dataclasses.replace(made, name="imported", pipeline=("teacher",))
+    train.run(recipes.to_config(made), tmp_path / "imported", tmp_path / "shared", "", "test")
     main(["--to=diffusers", "--stage=teacher", str(tmp_path / "imported"), str(again)])
     for part in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
         assert (again / part).read_bytes() == (first / part).read_bytes(), part
@@ -235,8 +224,6 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(
     with pytest.raises(SystemExit) as caught:
         main([*arguments, str(runs["levels"]), str(tmp_path / "out")])
     assert str(caught.value).startswith("error: ")
-    import re
-
     assert re.search(message, str(caught.value))
     assert list(tmp_path.iterdir()) == []
 

@@ -20,6 +20,7 @@ from ddistill.recipes.digits import (
     digits_student,
     digits_students,
 )
+from ddistill.recipes.imported import with_teacher
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, o2mkd, o2mkd_paper
@@ -73,4 +74,5 @@ __all__ = [
     "teacher_stage",
     "to_config",
     "tsm_stage",
+    "with_teacher",
 ]

@@ -86,7 +86,7 @@ def _run_one(
             return manifest
         pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
         run = StageRun(plan, dataset, settings.training, reporter, stop, programs)
-        start = _start(plan, by_name, networks)
+        start = starting_point(plan, by_name, networks)
         manifest, weights = run.run(guided(plan, teacher), start, classifier, pairs)
         networks.add(plan, weights)
         if not s.steps:
@@ -109,7 +109,7 @@ def guided(plan: StagePlan, teacher: Any) -> Any:
     return with_guidance(teacher, plan.settings.guidance, network.apply_fn.module.num_classes)
 
 
-def _start(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks) -> Start:
+def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks) -> Start:
     """What the networks of a stage start from."""
     s = plan.settings
     start = resumed(plan, by_name[s.resume]) if s.resume else Start()

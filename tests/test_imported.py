@@ -1,0 +1,200 @@
+"""Stages that start from a network of another project: `config.stages.X.source`."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from exported import COMMON, LINEAR, UNET, levels_run, settings
+from flax import traverse_util
+
+from ddistill import data, recipes
+from ddistill.errors import ConfigError
+from ddistill.interop.diffusers import read_teacher
+from ddistill.interop.tensors import read_tensors, write_tensors
+from ddistill.interop.unet2d import leaves, to_tensors, write_options
+from ddistill.networks.unet import UNet
+from ddistill.settings import ScheduleSettings, StageSettings, StudentsSettings
+from ddistill.training.pipeline import starting_point
+from ddistill.training.stages import plan_stages
+from ddistill.training.weights import Networks, initial_state
+
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 16,
+    "beta_schedule": "linear",
+    "beta_start": 0.01,
+    "beta_end": 0.4,
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model's repository: network, weights and scheduler side by side."""
+    made = tmp_path / "model"
+    made.mkdir()
+    net, shape = UNet(**{k: v for k, v in UNET.items() if k != "name"}), (8, 8, 1)
+    rng = np.random.default_rng(0)
+    flat = {leaf.path: rng.standard_normal(x).astype(np.float32) for leaf, x in leaves(net, shape)}
+
+    params = traverse_util.unflatten_dict(flat)
+    write_tensors(
+        made / "diffusion_pytorch_model.safetensors", dict(to_tensors(net, shape, params))
+    )
+    (made / "config.json").write_text(json.dumps(write_options(net, shape)))
+    (made / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    return made
+
+
+def stages(folder: Path, schedule: ScheduleSettings = LINEAR, **changes):
+    options = {**COMMON, "steps": 0, "source": f"diffusers:{folder}", **changes}
+    return settings(
+        "imported", schedule, {"teacher": StageSettings({"name": "denoising"}, **options)}
+    )
+
+
+def plan(made, tmp_path):
+    dataset = data.load(made.data, "train")
+    return plan_stages(made, dataset, tmp_path / "run", tmp_path / "shared")[0]
+
+
+def test_a_folder_says_what_the_network_is(folder):
+    found = read_teacher(folder)
+    assert found.network["channels"] == 8
+    assert found.network["attention"] == (4,)
+    assert found.image_shape == (8, 8, 1)
+    assert (found.prediction, found.num_classes, found.licence) == ("eps", 0, "apache-2.0")
+    assert found.schedule == {
+        "name": "linear_beta",
+        "steps": 16,
+        "options": {"start": 0.01, "end": 0.4},
+    }
+
+
+def test_a_pipelines_folders_are_the_same_model(folder, tmp_path):
+    whole = read_teacher(folder)
+    for part in ("unet", "scheduler"):
+        (folder / part).mkdir()
+    for name, part in (
+        ("config.json", "unet"),
+        ("diffusion_pytorch_model.safetensors", "unet"),
+        ("scheduler_config.json", "scheduler"),
+    ):
+        shutil.move(folder / name, folder / part / name)
+    assert read_teacher(folder).digest == whole.digest
+
+
+def test_training_goes_on_from_what_was_read(folder, tmp_path):
+    made = plan(stages(folder, steps=5), tmp_path)
+    start = starting_point(made, {}, Networks())
+    state = initial_state(made, start)
+    found = read_teacher(folder)
+    for a, b in zip(jax.tree.leaves(state.params["student"]), jax.tree.leaves(found.params)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_stage_is_its_files_wherever_they_lie(folder, tmp_path):
+    first = plan(stages(folder), tmp_path)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    assert plan(stages(moved), tmp_path).digest == first.digest
+    weights = moved / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert plan(stages(moved), tmp_path).digest != first.digest
+
+
+def test_an_experiment_takes_over_network_and_levels(folder):
+    made = recipes.with_teacher(levels_run(), f"diffusers:{folder}")
+    assert made.schedule == LINEAR
+    assert made.stages["teacher"].network["channels"] == 8
+    assert made.stages["teacher"].steps == 0
+    assert made.stages["even"] == levels_run().stages["even"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: shutil.rmtree(f), "is not a folder. Put config.json, one of diffusion_pytorch"),
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json holds a list"),
+        (
+            lambda f: (f / "scheduler_config.json").unlink(),
+            "scheduler_config.json are missing. It says on what noise levels",
+        ),
+        (
+            lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(),
+            "There are no weights in .* diffusion_pytorch_model.bin",
+        ),
+        (
+            lambda f: cut(f / "diffusion_pytorch_model.safetensors"),
+            "diffusion_pytorch_model.safetensors is no whole safetensors file",
+        ),
+        (
+            lambda f: edit(f / "config.json", block_out_channels=[8, 24]),
+            "has shape .* the config.json beside it asks for",
+        ),
+    ],
+)
+def test_files_that_are_missing_or_damaged_are_named(folder, tmp_path, change, message):
+    change(folder)
+    with pytest.raises(ConfigError, match=rf"config.stages.teacher.source: .*{message}"):
+        plan(stages(folder), tmp_path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"source": "diffuser:x"}, "kind='diffuser' is not known. Did you mean 'diffusers'"),
+        ({"source": "diffusers"}, "source='diffusers' should be KIND:PATH, KIND one of diffusers"),
+        ({"prediction": "v"}, "prediction='v', but .* predicts 'eps'. Leave it empty"),
+        ({"network": {**UNET, "channels": 16}}, "network.channels=16, but .* has 8. Leave"),
+        ({"students": StudentsSettings(count=2)}, "is one network, but .*students.count=2"),
+        ({"init": "teacher"}, "has the weights; leave .*init and .*resume out"),
+        ({"steps": -1}, "steps=-1 must be 0 or more"),
+        (
+            {"schedule": ScheduleSettings("linear_beta", 16, {"start": 0.01, "end": 0.3})},
+            "other noise levels .* set config.schedule to name='linear_beta', steps=16",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_files_are_named(folder, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(stages(folder, **changes), tmp_path)
+
+
+def test_images_of_another_size_are_refused(folder, tmp_path):
+    edit(folder / "config.json", sample_size=16, down_block_types=["DownBlock2D"] * 2)
+    edit(folder / "config.json", up_block_types=["UpBlock2D"] * 2)
+    made = stages(folder)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    kept = {k: v for k, v in read_tensors(weights).items() if "blocks" not in k or "att" not in k}
+    middle = {k: v for k, v in read_tensors(weights).items() if "mid_block.att" in k}
+    write_tensors(weights, {**kept, **middle})
+    with pytest.raises(ConfigError, match=r"\(16, 16, 1\) .* the data are \(8, 8, 1\)"):
+        plan(made, tmp_path)
+
+
+def test_without_a_source_steps_are_still_needed(tmp_path):
+    made = settings(
+        "plain", LINEAR, {"teacher": StageSettings({"name": "denoising"}, network=UNET, **COMMON)}
+    )
+    teacher = dataclasses.replace(made.stages["teacher"], steps=0)
+    with pytest.raises(ConfigError, match="steps=0 must be 1 or more"):
+        plan(dataclasses.replace(made, stages={"teacher": teacher}), tmp_path)
