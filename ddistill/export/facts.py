@@ -11,6 +11,7 @@ from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.evaluation.protocol import Row
 from ddistill.evaluation.sampling import Call
+from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.networks.unet import UNet
 from ddistill.settings import Settings
 from ddistill.students import RoutedDenoiser
@@ -126,7 +127,8 @@ class Exported:
         """
         call, s = self.call, self.call.plan.settings
         teacher = self.settings.evaluation.teacher
-        network = ", ".join(f"{k}={v}" for k, v in _plain(s.network).items())
+        options = {k: v for k, v in _plain(s.network).items() if k not in ("name", *IDLE)}
+        network = f"{s.network['name']}, " + ", ".join(f"{k}={v}" for k, v in options.items())
         lines = [
             "---",
             f"license: {self.licence or 'unknown'}",
