@@ -19,4 +19,4 @@ def get_config(variant: str = ""):
     settings = recipes.cfd_cifar("cfd_cifar", "cfd", "densenet", recipes.CFD_DENSENET201, **small)
     if variant == "smoke":
         settings = recipes.smoke_on_digits(settings, levels=0)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

@@ -19,4 +19,4 @@ def get_config(variant: str = ""):
         settings = recipes.smoke_on_digits(settings, levels=0)
     else:
         settings = recipes.cfd_imagenet64()
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

@@ -40,4 +40,4 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         kept = ("classifier", "teacher", "critic", "pd_n16", "pd_n8", "cfd_n4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

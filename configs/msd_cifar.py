@@ -16,4 +16,4 @@ def get_config(variant: str = ""):
     settings = recipes.msd_cifar()
     if variant == "smoke":
         settings = recipes.smoke_on_digits(recipes.msd_cifar((2,), ("mid",)), levels=0)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

@@ -20,4 +20,4 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         kept = ("classifier", "teacher", "pairs", "dm_k2", "adm_k2")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

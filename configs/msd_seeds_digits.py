@@ -22,4 +22,4 @@ def get_config(variant: str = ""):
     settings = recipes.digits_conditional("msd_seeds_digits", students)
     if variant == "smoke":
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8})
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

@@ -19,4 +19,4 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         kept = ("classifier", "teacher", "pairs", "tsm_w8", "dm_w8_k2", "adm_w8_k2")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

@@ -17,4 +17,4 @@ def get_config(variant: str = ""):
     settings = recipes.msd_imagenet64("smaller")
     if variant == "smoke":
         settings = recipes.smoke_on_digits(settings, levels=0)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

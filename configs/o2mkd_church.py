@@ -25,4 +25,4 @@ def get_config(variant: str = ""):
     )
     if variant == "smoke":
         settings = recipes.smoke_on_digits(settings)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

@@ -22,4 +22,4 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         kept = ("classifier", "teacher", "o2mkd_warmup_w8", "o2mkd_w8_k4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

@@ -45,4 +45,4 @@ def get_config(variant: str = ""):
     settings = recipes.digits("o2mkd_sfddm_digits", students)
     if variant == "smoke":
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8})
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

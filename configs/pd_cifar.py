@@ -20,4 +20,4 @@ def get_config(variant: str = ""):
         settings = recipes.smoke_on_digits(recipes.pd_cifar(start=16, end=4), levels=0)
     else:
         settings = recipes.pd_cifar()
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

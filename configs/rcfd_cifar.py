@@ -17,4 +17,4 @@ def get_config(variant: str = ""):
     settings = recipes.cfd_cifar("rcfd_cifar", "rcfd", "resnet", recipes.RCFD_RESNET18, **small)
     if variant == "smoke":
         settings = recipes.smoke_on_digits(settings, levels=0)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

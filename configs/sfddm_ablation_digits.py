@@ -55,4 +55,4 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         kept = ("classifier", "teacher", "released_n4", "n4_k4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

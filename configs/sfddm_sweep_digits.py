@@ -25,4 +25,4 @@ def get_config(variant: str = ""):
     settings = recipes.digits("sfddm_sweep_digits", {"sfddm": stage})
     if variant == "smoke":
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8})
-    return recipes.to_config(settings)
+    return recipes.to_config(settings, variant)

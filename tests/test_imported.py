@@ -1,8 +1,11 @@
 """Stages that start from a network of another project: `config.stages.X.source`."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -17,7 +20,7 @@ from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.tensors import read_tensors, write_tensors
 from ddistill.interop.unet2d import leaves, to_tensors, write_options
 from ddistill.networks.unet import UNet
-from ddistill.settings import ScheduleSettings, StageSettings, StudentsSettings
+from ddistill.settings import ScheduleSettings, Settings, StageSettings, StudentsSettings, parse
 from ddistill.training.pipeline import starting_point
 from ddistill.training.stages import plan_stages
 from ddistill.training.weights import Networks, initial_state
@@ -198,3 +201,39 @@ def test_without_a_source_steps_are_still_needed(tmp_path):
     teacher = dataclasses.replace(made.stages["teacher"], steps=0)
     with pytest.raises(ConfigError, match="steps=0 must be 1 or more"):
         plan(dataclasses.replace(made, stages={"teacher": teacher}), tmp_path)
+
+
+def test_any_config_can_be_given_a_teacher_on_the_command_line(folder, tmp_path):
+    config = Path(__file__).parent.parent / "configs" / "sfddm_digits.py"
+    spec = importlib.util.spec_from_file_location("sfddm_digits", config)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = parse(module.get_config(f"diffusers:{folder}"), Settings)
+    assert made.schedule == LINEAR
+    plans = {
+        p.name: p
+        for p in plan_stages(
+            made, data.load(made.data, "train"), tmp_path / "run", tmp_path / "shared"
+        )
+    }
+    assert plans["teacher"].imported is not None
+    student = plans["sfddm_n4"]
+    assert student.module.channels == 8
+    assert student.indices.tolist() == [0, 4, 8, 12, 16]
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
+        module.get_config("diffusers:nowhere")
+    with pytest.raises(ConfigError, match=r"none, or a teacher: :diffusers:PATH, :edm:PATH"):
+        module.get_config("smok")
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_a_teacher(folder, tmp_path):
+    config = Path(__file__).parent.parent / "configs" / "sfddm_digits.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "ddistill.main", f"--config={config}:diffusers:{folder}"]
+        + ["--stage=teacher", f"--workdir={tmp_path / 'run'}", "--config.evaluation.enabled=False"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"teacher: 44,969 parameters from diffusers:{folder}" in done.stdout

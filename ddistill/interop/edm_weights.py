@@ -104,11 +104,11 @@ def _module_name(ours: str, network: Mapping[str, Any], side: int) -> str:
 def _shapes(
     network: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shapes of our parameters by their paths."""
-    module = networks.build(**network)
+    """The shapes of our parameters by their paths; no device is asked for, which "auto" would."""
+    module = networks.build(**{**network, "conv_impl": "xla"})
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
-    tree = jax.eval_shape(module.init, jax.random.key(0), image, time)["params"]
+    tree = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), image, time)["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 

@@ -274,7 +274,8 @@ class Leaf:
 
 
 def leaves(net: UNet, image_shape: tuple[int, ...]) -> list[tuple[Leaf, tuple[int, ...]]]:
-    """Every parameter of `net`, with its shape."""
+    """Every parameter of `net`, with its shape; no device is asked for, which "auto" would."""
+    net = net.clone(conv_impl="xla")
     shapes = jax.eval_shape(
         lambda: net.init(jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros(1))
     )["params"]

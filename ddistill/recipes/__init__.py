@@ -5,7 +5,14 @@ each of them can be overridden on the command line; `to_config` makes the `Confi
 """
 
 from ddistill.recipes.cifar import cfd_cifar, cfd_imagenet64, pd_cifar
-from ddistill.recipes.common import check_variant, network, objective, teacher_stage, to_config
+from ddistill.recipes.common import (
+    check_variant,
+    network,
+    objective,
+    teacher_stage,
+    to_config,
+    with_teacher,
+)
 from ddistill.recipes.digits import (
     digits,
     digits_chain,
@@ -20,7 +27,6 @@ from ddistill.recipes.digits import (
     digits_student,
     digits_students,
 )
-from ddistill.recipes.imported import with_teacher
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, o2mkd, o2mkd_paper

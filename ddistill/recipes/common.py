@@ -7,13 +7,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddistill import networks
-from ddistill.errors import ConfigError
+from ddistill.errors import ConfigError, check_choice
+from ddistill.interop.sources import READERS, read_source
 from ddistill.objectives import hyperparameters
-from ddistill.settings import OptimizerSettings, Settings, StageSettings
+from ddistill.settings import OptimizerSettings, ScheduleSettings, Settings, StageSettings
 
 
-def to_config(settings: Settings) -> ConfigDict:
-    """The settings as an `ml_collections.ConfigDict`, which command-line flags can override."""
+def to_config(settings: Settings, variant: str = "") -> ConfigDict:
+    """The settings as an `ml_collections.ConfigDict`, which command-line flags can override.
+
+    A `variant` that names a network of another project, such as "diffusers:FOLDER", makes that the
+    experiment's teacher, see `with_teacher`.
+    """
+    if _names_teacher(variant):
+        settings = with_teacher(settings, variant)
     return ConfigDict(dataclasses.asdict(settings))
 
 
@@ -67,7 +74,54 @@ def edm_denoising(num_classes: int) -> dict[str, Any]:
 
 
 def check_variant(variant: str, allowed: Sequence[str] = ("", "smoke")) -> None:
-    """Raises `ConfigError` unless `variant`, the part after the colon, is one of `allowed`."""
-    if variant not in allowed:
+    """Raises `ConfigError` unless `variant`, the part after the colon, is one of `allowed`.
+
+    Names of others' networks pass, see `to_config`.
+    """
+    if variant not in allowed and not _names_teacher(variant):
         names = ", ".join(f"':{v}'" for v in allowed if v)
-        raise ConfigError(f"Variant ':{variant}' is not known. Allowed: {names}, or none.")
+        raise ConfigError(
+            f"Variant ':{variant}' is not known. Allowed: {names}, none, or a teacher: "
+            f"{', '.join(f':{kind}:PATH' for kind in READERS)}."
+        )
+
+
+def _names_teacher(variant: str) -> bool:
+    return variant.partition(":")[0] in READERS
+
+
+def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Settings:
+    """The same experiment, with a teacher of another project instead of one that it trains.
+
+    The noise levels become the teacher's, and students that take over its network get that one.
+
+    Args:
+      settings: an experiment.
+      source: "diffusers:FOLDER" or "edm:FILE".
+      stage: name of the teacher's stage.
+
+    Raises:
+      ConfigError: there is no such stage, or what `ddistill.interop.sources.read_source` says of
+        the files.
+    """
+    check_choice("the teacher's stage", stage, settings.stages)
+    found = read_source(source, f"config.stages.{stage}.source")
+    teacher = StageSettings(
+        objective=objective("denoising"),
+        source=source,
+        network=found.network,
+        prediction=found.prediction,
+        conditional=found.num_classes > 0,
+        steps=0,
+        batch_size=settings.stages[stage].batch_size,
+        ema=(),
+        shared=True,
+    )
+    schedule = settings.schedule
+    if found.schedule:
+        # EDM's files settle the kind of the levels and not their number.
+        own = {"steps": schedule.steps, "options": {}}
+        schedule = ScheduleSettings(**{**own, **found.schedule})
+    return dataclasses.replace(
+        settings, schedule=schedule, stages={**settings.stages, stage: teacher}
+    )
