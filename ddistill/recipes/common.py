@@ -94,6 +94,7 @@ def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Set
     """The same experiment, with a teacher of another project instead of one that it trains.
 
     The noise levels become the teacher's, and students that take over its network get that one.
+    Samplers of more steps than it has levels are left out of the evaluation.
 
     Args:
       settings: an experiment.
@@ -122,6 +123,15 @@ def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Set
         # EDM's files settle the kind of the levels and not their number.
         own = {"steps": schedule.steps, "options": {}}
         schedule = ScheduleSettings(**{**own, **found.schedule})
+    e = settings.evaluation
+    samplers = {
+        name: tuple(count for count in counts if count <= schedule.steps)
+        for name, counts in e.teacher_samplers.items()
+    }
+    full = 0 if e.full_steps > schedule.steps else e.full_steps
     return dataclasses.replace(
-        settings, schedule=schedule, stages={**settings.stages, stage: teacher}
+        settings,
+        schedule=schedule,
+        stages={**settings.stages, stage: teacher},
+        evaluation=dataclasses.replace(e, teacher_samplers=samplers, full_steps=full),
     )
