@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             evaluate(options, detector, Reporter(), stop, command)
     except Interrupted as where:
         sys.exit(f"Stopped in {where}; features so far are kept. To go on:\n  {command}")
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -177,7 +177,7 @@ def default_out(path: Path) -> Path:
 
 def _reference(options: Options, path: Path, extraction: Extraction, single: bool) -> ReferenceSet:
     name = options.reference
-    if name in SPLITS and is_run(path) and not Path(name).exists():
+    if name in SPLITS and is_run(path):
         dataset = data.load(_config(path)["data"], name)
         return reference_of_images(dataset_images(dataset, name), extraction, single)
     return open_reference(name, extraction, single, options.image_size)

@@ -102,6 +102,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill import data
     from ddistill.evaluation.checks import check_real_images
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
+    from ddistill.interop.sources import write_noted
     from ddistill.settings import Settings, parse
     from ddistill.training import hosts
     from ddistill.training.checkpoints import write_json
@@ -109,7 +110,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.training.interrupt import Interrupted, StopRequest
     from ddistill.training.pipeline import run_stages
     from ddistill.training.progress import Reporter
-    from ddistill.training.stages import plan_stages
+    from ddistill.training.stages import SOURCES, plan_stages
     from ddistill.training.weights import Networks
 
     settings = parse(config, Settings)
@@ -127,6 +128,9 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
     hosts.from_first(lambda: write_json(workdir / "config.json", _plain(config)))
     hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
+    noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
+    if noted:
+        hosts.from_first(lambda: write_noted(workdir / SOURCES, noted))
     hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
     if dataset.skipped:

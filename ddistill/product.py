@@ -100,7 +100,7 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
     facts = _read(folder / "data.json")
     dataset = from_facts(facts)
     shared = Path(cache) if cache else folder.parent / "shared"
-    plans = plan_stages(settings, dataset, folder, shared)
+    plans = plan_stages(settings, dataset, folder, shared, reread=False)
     for plan in plans:
         check_owner(plan)
     return Run(folder, settings, facts, tuple(plans), Networks())
@@ -149,8 +149,10 @@ class Product:
     ) -> np.ndarray:
         """Draws images.
 
-        Image i depends on the seed and i alone, up to rounding, however many are drawn at once;
+        Where the sampler draws no noise after the first (ddim, heun, dpm_solver_pp, one step),
+        image i depends on the seed and i alone, up to rounding, however many are drawn at once;
         with `seed` = `config.evaluation.noise_seed` they are those that the run was scored on.
+        Samplers that draw noise in every step draw it for a whole batch.
 
         Args:
           n: how many.

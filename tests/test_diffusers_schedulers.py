@@ -163,6 +163,10 @@ def test_what_is_written_is_read_again():
         ({"prediction_type": "flow"}, "prediction_type='flow'.*epsilon"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True ends in pure noise"),
         ({"trained_betas": [0.1]}, "1 trained_betas for num_train_timesteps=200"),
+        ({"trained_betas": 5}, "trained_betas must be a list of numbers"),
+        ({"trained_betas": ["a"]}, "trained_betas must be a list of numbers"),
+        ({"beta_start": None}, "beta_start=None must be a number"),
+        ({"num_train_timesteps": None}, "num_train_timesteps=None must be an integer above 0"),
     ],
 )
 def test_what_cannot_be_read_is_named(config, message):
@@ -175,6 +179,12 @@ def test_what_cannot_be_read_is_named(config, message):
     [
         (karras(4), "v", "variance-preserving levels only"),
         (make_schedule("cosine", 8, clean=False), "eps", "ends at a clean image; .* sigma = 0.184"),
+        (
+            # One minus the last beta is 2e-8, which float32 rounds to nothing.
+            subsequence(make_schedule("cosine", 1000), [0, 300, 1000]),
+            "eps",
+            r"in float32, would have these levels 100.0% off",
+        ),
         (make_schedule("cosine", 8), "edm", "no prediction type 'edm'; it has eps, x0, v"),
     ],
 )

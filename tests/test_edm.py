@@ -16,6 +16,7 @@ from ddistill import networks
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.interop.edm import read_teacher
+from ddistill.interop.edm_pickles import Record
 from ddistill.schedules import Level, karras
 
 # Compiling is what takes the time here, so most of its optimisations are off.
@@ -313,3 +314,11 @@ def test_parameters_are_those_that_the_network_asks_for(folder):
         shapes = {k: v.shape for k, v in traverse_util.flatten_dict(wanted).items()}
         ours = {k: v.shape for k, v in traverse_util.flatten_dict(found.params).items()}
         assert ours == shapes
+
+
+def test_a_module_in_two_places_is_refused():
+    """Ten levels of one module named thirty times each are a small file and an endless walk."""
+    inner = Record("Conv2d", {"_parameters": {"weight": np.zeros(1)}})
+    outer = Record("SongUNet", {"_modules": {"a": inner, "b": inner}})
+    with pytest.raises(ConfigError, match="its module 'b' is in two places"):
+        outer.tensors()

@@ -9,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from exported import classes_run, levels_run, run
 
 import ddistill
 from ddistill import main as train
 from ddistill import recipes
+from ddistill.evaluation.protocol import Row
 from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.export.__main__ import main
+from ddistill.export.facts import rows_of
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.tensors import read_tensors
+from ddistill.product import open_run
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +134,13 @@ def test_what_diffusers_is_given_comes_back_bit_for_bit(runs, export, tmp_path):
 
 
 def test_model_cards_say_what_it_is(export):
-    card = (export("classes", "diffusers", "--licence=cc-by-4.0") / "README.md").read_text()
+    card = (
+        export("classes", "diffusers", "--licence=cc-by-4.0: with a colon") / "README.md"
+    ).read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "cc-by-4.0: with a colon"
+    assert front["library_name"] == "diffusers"
     for text in (
-        "license: cc-by-4.0",
         "Data: digits, images of 8 x 8 x 1",
         "10 classes",
         "msd_dm, 2 students",
@@ -140,6 +148,33 @@ def test_model_cards_say_what_it_is(export):
         "predicts edm",
     ):
         assert text in card, text
+
+
+def test_a_card_has_the_scores_of_its_own_student(runs):
+    """Rows of one method and NFE differ in the number of students, the width and the sampler."""
+    run = open_run(runs["levels"])
+    call = run.call("pair")
+    ours = {
+        "experiment": "levels",
+        "method": "o2mkd",
+        "nfe": 6,
+        "students": 2,
+        "width": 8,
+        "seed": 0,
+    }
+    common = {
+        "data": "digits",
+        "metric": "fd",
+        "protocol": "p",
+        "train_seconds": 0.0,
+        "teacher_calls": 0,
+        "command": "c",
+        "machine": "m",
+    }
+    others = ({"students": 4}, {"width": 16}, {"nfe": 3}, {"seed": 1}, {"experiment": "levels/x"})
+    rows = [Row(**{**common, **ours, "value": 1.0})]
+    rows += [Row(**{**common, **ours, **other, "value": 2.0}) for other in others]
+    assert [r.value for r in rows_of(call, rows, run.settings)] == [1.0]
 
 
 # ---------------------------------------------------------------------------- stablehlo, weights

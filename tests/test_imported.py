@@ -11,18 +11,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from exported import COMMON, LINEAR, UNET, levels_run, settings
+from exported import COMMON, LINEAR, UNET, levels_run, run, settings
 from flax import traverse_util
 
+import ddistill
 from ddistill import data, recipes
 from ddistill.errors import ConfigError
+from ddistill.export.__main__ import licences
 from ddistill.interop.diffusers import read_teacher
+from ddistill.interop.sources import write_noted
 from ddistill.interop.tensors import read_tensors, write_tensors
-from ddistill.interop.unet2d import leaves, to_tensors, write_options
+from ddistill.interop.unet2d import write_options
+from ddistill.interop.unet2d_weights import leaves, to_tensors
 from ddistill.networks.unet import UNet
 from ddistill.settings import ScheduleSettings, Settings, StageSettings, StudentsSettings, parse
 from ddistill.training.pipeline import starting_point
-from ddistill.training.stages import plan_stages
+from ddistill.training.stages import SOURCES, plan_stages
 from ddistill.training.weights import Networks, initial_state
 
 SCHEDULER = {
@@ -120,6 +124,21 @@ def test_an_experiment_takes_over_network_and_levels(folder):
     assert made.stages["teacher"].network["channels"] == 8
     assert made.stages["teacher"].steps == 0
     assert made.stages["even"] == levels_run().stages["even"]
+
+
+def test_a_finished_run_does_not_need_the_files_any_more(folder, tmp_path):
+    made = recipes.with_teacher(levels_run(), f"diffusers:{folder}")
+    workdir = run(made, tmp_path)
+    plans = plan_stages(made, data.load(made.data, "train"), workdir, tmp_path / "shared")
+    write_noted(workdir / SOURCES, {"teacher": (made.stages["teacher"].source, plans[0].imported)})
+    shutil.rmtree(folder)
+    opened = ddistill.load(workdir)
+    assert opened.run.plan("teacher").digest == plans[0].digest
+    assert licences(opened.run, opened.run.plan("pair")) == ["apache-2.0"]
+    # Where the stage is still to be trained, they are missed before anything starts from nothing.
+    plan = opened.run.plan("teacher")
+    with pytest.raises(ConfigError, match="is not there any more, and the stage is not complete"):
+        starting_point(plan, {}, Networks())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -10,13 +11,14 @@ from inception_cases import extractor, fidelity, pictures, random_state, torch_f
 from PIL import Image
 
 from ddistill import evaluate as cli
+from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluate import Options, evaluate, main
 from ddistill.evaluation import feature_store
 from ddistill.evaluation.calls import CallRecord, write_calls
 from ddistill.evaluation.detector import GENUINE, Detector, inception_detector
 from ddistill.evaluation.frechet import frechet
-from ddistill.evaluation.image_sets import open_image_set
+from ddistill.evaluation.image_sets import dataset_images, open_image_set
 from ddistill.evaluation.inception_metrics import MetricSettings, inception_score, kernel_distance
 from ddistill.evaluation.precision_recall import precision_recall
 from ddistill.evaluation.protocol import Protocol
@@ -163,7 +165,29 @@ def test_a_copied_folder_has_the_same_hash(sets):
     first = open_image_set(folder / "fake")
     again = open_image_set(save_folder(folder / "copy" / "fake", fake))
     assert first.digest == again.digest
-    assert first.key != again.key
+
+
+def test_folders_of_equal_names_sizes_and_times_are_not_the_same(tmp_path):
+    sets = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rng = np.random.default_rng(seed)
+        for i in range(3):  # bmp files of one shape have one size
+            path = folder / f"{i}.bmp"
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+            os.utime(path, (1_000_000, 1_000_000))
+        sets.append(open_image_set(folder))
+    assert sets[0].digest != sets[1].digest
+
+
+def test_a_data_sets_hash_is_of_its_pixels():
+    def made(value):
+        images = np.full((2, 4, 4, 1), value, np.uint8)
+        return Dataset("made", images, np.zeros(2, np.int32), 1, ("0",), provenance="the same")
+
+    assert dataset_images(made(1), "train").digest != dataset_images(made(2), "train").digest
+    assert dataset_images(made(1), "train").digest == dataset_images(made(1), "train").digest
 
 
 def test_grey_images_and_image_size(sets):

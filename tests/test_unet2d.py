@@ -10,7 +10,8 @@ import pytest
 from flax import traverse_util
 
 from ddistill.errors import ConfigError
-from ddistill.interop.unet2d import leaves, read_options, to_params, to_tensors, write_options
+from ddistill.interop.unet2d import read_options, write_options
+from ddistill.interop.unet2d_weights import leaves, to_params, to_tensors
 from ddistill.networks.unet import UNet
 
 # google/ddpm-cifar10-32, -church-256, -bedroom-256 and -celebahq-256 (the last three alike), with
@@ -200,6 +201,15 @@ def theirs(config, tensors, z, time, labels):
         ),
         ({"downsample_type": "resnet"}, "resample in different ways"),
         ({"attn_norm_num_groups": 4}, r"attn_norm_num_groups=4 is not supported"),
+        ({"block_out_channels": 128}, "block_out_channels=128 must be a list of integers above 0"),
+        ({"block_out_channels": [0, 8]}, "block_out_channels=.0, 8. must be a list of integers"),
+        ({"layers_per_block": "2"}, "layers_per_block='2' must be an integer above 0"),
+        ({"down_block_types": None}, "down_block_types=None must be a list of block types"),
+        ({"up_block_types": [1, 2]}, "up_block_types=.1, 2. must be a list of block types"),
+        ({"dropout": None}, "dropout=None must be a number"),
+        ({"num_class_embeds": "a"}, "num_class_embeds='a' must be an integer above 0, or null"),
+        ({"sample_size": [8]}, r"sample_size=.8. must be an integer above 0, or .height, width."),
+        ({"norm_eps": "x"}, "norm_eps='x' must be a number"),
         ({"dropuot": 0.1}, "dropuot=0.1 is not an option .* Did you mean 'dropout'"),
     ],
 )
@@ -232,6 +242,10 @@ def damaged(change):
         (
             lambda t: t.update({"conv_in.bias": t["conv_in.bias"].astype(np.int32)}),
             "conv_in.bias is int32; float32, float16 or bfloat16 is needed",
+        ),
+        (
+            lambda t: t.update({"conv_in.bias": np.full_like(t["conv_in.bias"], np.inf)}),
+            "conv_in.bias holds values that are not finite",
         ),
     ],
 )

@@ -32,6 +32,7 @@ from ddistill.evaluation.sampling import (
     Samples,
     call_digest,
     collect,
+    experiment_of,
     planned_calls,
 )
 from ddistill.evaluation.vocabulary import METHODS
@@ -169,6 +170,8 @@ def evaluate(
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
+    # What it says is of samples that are drawn anew now.
+    (workdir / "evaluation.json").unlink(missing_ok=True)
     networks = networks or Networks()
     scorer = None
     if settings.evaluation.classifier:
@@ -292,10 +295,9 @@ def _rows_of(
     common: Mapping[str, Any],
 ) -> list[Row]:
     spent = cost(distillation(scored.call.plan, settings.evaluation.teacher, plans))
-    variant = scored.call.variant
     return rows_from_scores(
         scored.scores,
-        experiment=f"{settings.name}/{variant}" if variant else settings.name,
+        experiment=experiment_of(settings, scored.call),
         method=scored.call.method,
         nfe=scored.call.nfe,
         students=scored.call.students,

@@ -82,7 +82,7 @@ def store_features(
       Interrupted: a stop was asked for; the parts so far stay.
     """
     network = f"{detector.sha256} {detector.text} {detector.logits}"
-    content = f"{FORMAT} {images.key or images.digest} {len(images)} {network} {part}"
+    content = f"{FORMAT} {images.digest} {len(images)} {network} {part}"
     own = folder / digest_of(content)[:16]
     own.mkdir(parents=True, exist_ok=True)
     paths = []

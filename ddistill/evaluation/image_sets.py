@@ -31,17 +31,14 @@ class ImageSet:
     Attributes:
       name: of the folder or file, without its path.
       images: `len` and `[indices]` give uint8 arrays.
-      digest: of what they are, the same on every machine.
+      digest: of their content, the same on every machine.
       resize: what was done to their size before any network saw them.
-      key: what their features are kept under: the digest, and for files the times of change, which
-        show a change that leaves names and sizes as they were.
     """
 
     name: str
     images: Any
     digest: str
     resize: str = "none"
-    key: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,7 +90,16 @@ def dataset_images(dataset: Dataset, split: str) -> ImageSet:
     pixels = dataset.images
     if isinstance(pixels, np.ndarray):
         pixels = quantise(pixels)
-    return ImageSet(f"{dataset.name}-{split}", pixels, digest_of(dataset.provenance))
+    return ImageSet(f"{dataset.name}-{split}", pixels, digest_of_pixels(pixels))
+
+
+def digest_of_pixels(images: Any, block: int = 256) -> str:
+    """SHA-256 of shape and values of images, which are looked at a block at a time."""
+    text = hashlib.sha256(f"{len(images)} {tuple(images.shape[1:])}".encode())
+    for start in range(0, len(images), block):
+        rows = np.arange(start, min(start + block, len(images)))
+        text.update(np.ascontiguousarray(images[rows]).tobytes())
+    return text.hexdigest()
 
 
 def digest_of(text: str) -> str:
@@ -192,12 +198,15 @@ def _folder(root: Path, image_size: int) -> ImageSet:
         raise DataError(_flags(error)) from error
     except ValueError as error:
         raise type(error)(_flags(error)) from error
-    identity = digest_of(f"{digest(files)} {spec}")
+    # Names, sizes and times of change can be equal where pixels are not.
+    content = " ".join(file_sha256(root / file.path) for file in files)
+    identity = digest_of(f"{digest(files)} {content} {spec}")
     resize = f"centre-lanczos-{image_size}" if image_size else "none"
-    return ImageSet(root.resolve().name, opened.images, identity, resize, f"{listed} {spec}")
+    return ImageSet(root.resolve().name, opened.images, identity, resize)
 
 
 def _flags(error: Exception) -> str:
     """Messages of `ddistill.data` name a config's settings; here they are flags."""
     text = str(error).replace("data.image_size", "--image_size")
+    text = text.replace("--config.data.path=", "another folder instead of ")
     return text.replace("data.path is", "Images lie in").replace("data.path=", "the path ")

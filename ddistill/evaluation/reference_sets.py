@@ -168,7 +168,9 @@ def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> 
 
 def _statistics(path: Path, file: Any, extraction: Extraction, features: bool) -> ReferenceSet:
     detector = extraction.detector
-    labels = {key: array_of(path, file, key).item() for key in _LABELS if key in file.files}
+    # Others' files may have arrays of these names that mean something else.
+    own = _LABELS if "detector" in file.files else ()
+    labels = {key: array_of(path, file, key).item() for key in own if key in file.files}
     if labels.get("detector", detector.text) != detector.text:
         raise DataError(
             f"{path} holds features of {labels['detector']}, and the samples are scored in "

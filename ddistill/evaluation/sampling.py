@@ -126,6 +126,11 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
     return calls
 
 
+def experiment_of(settings: Settings, call: Call) -> str:
+    """What the rows of a call are filed under: the run's name, and what sets the call apart."""
+    return f"{settings.name}/{call.variant}" if call.variant else settings.name
+
+
 SAMPLER_LABELS = {
     "ddim": "DDIM",
     "ddpm": "DDPM",

@@ -16,6 +16,7 @@ from ddistill.evaluation.protocol import read_rows
 from ddistill.export import diffusers, safetensors, stablehlo
 from ddistill.export.facts import Exported, rows_of
 from ddistill.product import Run, open_run
+from ddistill.training.stages import StagePlan
 
 FORMS = ("diffusers", "stablehlo", "safetensors")
 
@@ -72,8 +73,6 @@ def collect(run: Run, stage: str = "", nfe: int | None = None, licence: str = ""
     """What is exported of a run; arguments as of `Run.call`."""
     call = run.call(stage, nfe)
     results = run.folder / "results.json"
-    teacher = run.plan(run.settings.evaluation.teacher)
-    inherited = teacher.imported.licence if teacher.imported is not None else ""
     return Exported(
         call=call,
         network=run.networks(call.plan, call.student),
@@ -81,8 +80,23 @@ def collect(run: Run, stage: str = "", nfe: int | None = None, licence: str = ""
         data=run.data["name"],
         num_classes=run.data["num_classes"],
         rows=rows_of(call, read_rows(results) if results.exists() else [], run.settings),
-        licence=licence or inherited,
+        licence=licence or "; ".join(licences(run, call.plan)),
     )
+
+
+def licences(run: Run, plan: StagePlan) -> list[str]:
+    """Those of all imported networks that a stage has learnt or started from, however far back."""
+    found: dict[str, None] = {}
+    waiting, seen = [plan], set()
+    while waiting:
+        stage = waiting.pop()
+        if stage.name in seen:
+            continue
+        seen.add(stage.name)
+        if stage.imported is not None and stage.imported.licence:
+            found[stage.imported.licence] = None
+        waiting += [run.plan(name) for name in stage.settings.sources]
+    return list(found)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from ddistill.errors import ConfigError
 from ddistill.export.facts import Exported
 from ddistill.interop.ddim import BETA_SCHEDULES, expressible, write_scheduler
 from ddistill.interop.tensors import write_tensors
-from ddistill.interop.unet2d import to_tensors, write_options
+from ddistill.interop.unet2d import write_options
+from ddistill.interop.unet2d_weights import to_tensors
 from ddistill.networks.layers import sinusoidal_embedding
 from ddistill.networks.unet import UNet
 from ddistill.schedules import Schedule, make_schedule, uniform_grid
@@ -99,7 +100,7 @@ images = pipeline(
     batch_size=16, num_inference_steps={call.steps}, use_clipped_model_output=True
 ).images
 """
-    (out / "README.md").write_text(exported.card(how), encoding="utf-8")
+    (out / "README.md").write_text(exported.card(how, "diffusers"), encoding="utf-8")
 
 
 def _scheduler(exported: Exported) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -163,7 +164,7 @@ from pipeline import Students
 
 images = Students(".")({labels})  # uint8, one image a row
 """
-    (out / "README.md").write_text(exported.card(how), encoding="utf-8")
+    (out / "README.md").write_text(exported.card(how, "diffusers"), encoding="utf-8")
 
 
 def _tensors(net: UNet, shape: tuple[int, ...], params: Any):

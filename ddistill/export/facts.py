@@ -1,5 +1,6 @@
 """What an exported network is: levels, owners and numbers, for machines and for people."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.evaluation.protocol import Row
-from ddistill.evaluation.sampling import Call
+from ddistill.evaluation.sampling import Call, experiment_of
 from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.networks.unet import UNet
 from ddistill.settings import Settings
@@ -119,11 +120,12 @@ class Exported:
             "licence": self.licence,
         }
 
-    def card(self, how: str) -> str:
+    def card(self, how: str, library: str = "") -> str:
         """A model card in markdown.
 
         Args:
           how: the example, in Python.
+          library: which the files are for, if any.
         """
         call, s = self.call, self.call.plan.settings
         teacher = self.settings.evaluation.teacher
@@ -131,8 +133,9 @@ class Exported:
         network = f"{s.network['name']}, " + ", ".join(f"{k}={v}" for k, v in options.items())
         lines = [
             "---",
-            f"license: {self.licence or 'unknown'}",
-            "library_name: diffusers",
+            # JSON's strings are YAML's too, whatever is in them.
+            f"license: {json.dumps(self.licence or 'unknown')}",
+            *([f"library_name: {library}"] if library else []),
             "tags: [diffusion, distillation, ddistill]",
             "---",
             f"# {self.settings.name}: {call.label}",
@@ -176,7 +179,10 @@ def _plain(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(call: Call, rows: list[Row], settings: Settings) -> tuple[Row, ...]:
-    """The run's rows of this call: its method and NFE, its sampler and its variant."""
-    found = [r for r in rows if (r.method, r.nfe, r.seed) == (call.method, call.nfe, settings.seed)]
-    named = [r for r in found if call.variant and f"variant {call.variant}" in r.protocol]
-    return tuple(named or found)
+    """The run's rows of this call."""
+    ours = (experiment_of(settings, call), call.method, call.nfe, call.students, call.width)
+    return tuple(
+        r
+        for r in rows
+        if (r.experiment, r.method, r.nfe, r.students, r.width) == ours and r.seed == settings.seed
+    )

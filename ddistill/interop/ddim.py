@@ -62,13 +62,17 @@ def read_schedule(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any]
         )
     predicts = config.get("prediction_type", "epsilon")
     check_choice(f"{where}: prediction_type", predicts, PREDICTIONS)
-    steps = int(config.get("num_train_timesteps", 1000))
+    steps = config.get("num_train_timesteps", 1000)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"{where}: num_train_timesteps={steps!r} must be an integer above 0.")
     return _betas(config, steps, where), PREDICTIONS[predicts]
 
 
 def _betas(config: Mapping[str, Any], steps: int, where: str) -> dict[str, Any]:
     table = config.get("trained_betas")
     if table is not None:
+        if not isinstance(table, (list, tuple)) or not all(map(_is_number, table)):
+            raise ConfigError(f"{where}: trained_betas must be a list of numbers.")
         if len(table) != steps:
             raise ConfigError(
                 f"{where}: {len(table)} trained_betas for num_train_timesteps={steps}."
@@ -79,11 +83,18 @@ def _betas(config: Mapping[str, Any], steps: int, where: str) -> dict[str, Any]:
     if kind == COSINE:
         return {"name": "cosine", "steps": steps, "options": {}}
     ends = {"start": config.get("beta_start", 1e-4), "end": config.get("beta_end", 0.02)}
+    for end, value in ends.items():
+        if not _is_number(value):
+            raise ConfigError(f"{where}: beta_{end}={value!r} must be a number.")
     return {
         "name": _NAMED[kind],
         "steps": steps,
         "options": {key: float(value) for key, value in ends.items()},
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def write_scheduler(levels: Schedule, prediction: str, clip: float) -> dict[str, Any]:
@@ -135,4 +146,12 @@ def expressible(levels: Schedule, prediction: str) -> np.ndarray:
         raise ConfigError(
             f"A DDIMScheduler ends at a clean image; these levels end at sigma = {sigma[0]:.3g}."
         )
-    return betas(levels)
+    beta = betas(levels)
+    # diffusers multiplies 1 - beta up in float32, where a beta close to 1 has no digits left.
+    theirs = np.sqrt(np.cumprod(np.float32(1.0) - beta.astype(np.float32), dtype=np.float32))
+    off = np.abs(theirs / alpha[1:] - 1.0).max()
+    if off > 1e-3:
+        raise ConfigError(
+            f"A DDIMScheduler, which keeps betas in float32, would have these levels {off:.1%} off."
+        )
+    return beta

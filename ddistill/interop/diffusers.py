@@ -13,7 +13,8 @@ from ddistill.errors import ConfigError
 from ddistill.interop.ddim import read_schedule
 from ddistill.interop.imported import Imported
 from ddistill.interop.tensors import file_digest, read_tensors
-from ddistill.interop.unet2d import read_options, to_params
+from ddistill.interop.unet2d import read_options
+from ddistill.interop.unet2d_weights import to_params
 from ddistill.networks.unet import UNet
 
 WEIGHTS = (

@@ -60,15 +60,21 @@ class Record:
         found = self._table("_modules").get(name)
         return found if isinstance(found, Record) else None
 
-    def tensors(self, prefix: str = "", depth: int = 0) -> dict[str, np.ndarray]:
+    def tensors(self) -> dict[str, np.ndarray]:
         """All parameters and buffers, by their dotted names.
 
         Raises:
-          ConfigError: something else than tensors is among them.
+          ConfigError: something else than tensors is among them, or a module is in two places.
         """
-        if depth > 10:  # EDM's networks have five levels; a module may not hold itself
-            raise ConfigError(f"its modules are nested without end at '{prefix}'.")
         found: dict[str, np.ndarray] = {}
+        self._collect("", found, set())
+        return found
+
+    def _collect(self, prefix: str, found: dict[str, np.ndarray], seen: set[int]) -> None:
+        # A pickle can name one module many times, or inside of itself.
+        if id(self) in seen:
+            raise ConfigError(f"its module '{prefix[:-1]}' is in two places.")
+        seen.add(id(self))
         for name, value in {**self._table("_parameters"), **self._table("_buffers")}.items():
             if isinstance(value, np.ndarray):
                 found[f"{prefix}{name}"] = value
@@ -76,10 +82,9 @@ class Record:
                 raise ConfigError(f"'{prefix}{name}' is a {type(value).__name__}, not a tensor.")
         for name, module in self._table("_modules").items():
             if isinstance(module, Record):
-                found.update(module.tensors(f"{prefix}{name}.", depth + 1))
+                module._collect(f"{prefix}{name}.", found, seen)
             elif module is not None:
                 raise ConfigError(f"'{prefix}{name}' is a {type(module).__name__}, not a module.")
-        return found
 
     def _table(self, name: str) -> dict[str, Any]:
         table = self.state.get(name, {})

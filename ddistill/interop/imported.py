@@ -1,6 +1,7 @@
 """A teacher that another library trained, as every reader of such teachers hands it on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -11,7 +12,8 @@ class Imported:
     Attributes:
       network: what `stages.NAME.network` of a config holds: the name of one of our networks, and
         its options.
-      params: its parameters as nested dictionaries of float32 numpy arrays.
+      params: its parameters as nested dictionaries of float32 numpy arrays; None where only what
+        a run has noted of it is known.
       prediction: what it predicts, one of `ddistill.diffusion.KINDS`.
       schedule: the fields of `ScheduleSettings` that the file settles; None where it says nothing.
       image_shape: (height, width, channels) of the images that it was trained on.
@@ -22,7 +24,7 @@ class Imported:
     """
 
     network: dict[str, Any]
-    params: dict[str, Any]
+    params: dict[str, Any] | None
     prediction: str
     schedule: dict[str, Any] | None
     image_shape: tuple[int, int, int]
@@ -30,3 +32,15 @@ class Imported:
     digest: str
     source: str
     licence: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the parameters, for JSON."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in named.items() if name != "params"}
+
+
+def from_facts(facts: Mapping[str, Any]) -> Imported:
+    """A network of which `facts` are known (`Imported.facts`), without parameters."""
+    shape = tuple(facts["image_shape"])
+    network = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()}
+    return Imported(**{**facts, "params": None, "image_shape": shape, "network": network})

@@ -1,16 +1,41 @@
 """Where a stage's weights can come from: "diffusers:FOLDER", "edm:FILE"."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.interop import diffusers, edm
-from ddistill.interop.imported import Imported
+from ddistill.interop.imported import Imported, from_facts
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "diffusers": diffusers.read_teacher,
     "edm": edm.read_teacher,
 }
+
+
+def write_noted(path: Path, sources: Mapping[str, tuple[str, Imported]]) -> None:
+    """Writes what is known of the networks that stages start from.
+
+    Args:
+      path: JSON file.
+      sources: by stage, the setting `source` and what it names.
+    """
+    noted = {stage: {"setting": s, "facts": found.facts()} for stage, (s, found) in sources.items()}
+    path.write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
+
+
+def read_noted(path: Path) -> dict[str, tuple[str, Imported]]:
+    """What `write_noted` wrote; nothing where there is no such file."""
+    if not path.exists():
+        return {}
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    return {stage: (n["setting"], from_facts(n["facts"])) for stage, n in noted.items()}
+
+
+def is_there(source: str) -> bool:
+    """Whether the files of a setting `source` exist."""
+    return Path(source.partition(":")[2]).expanduser().exists()
 
 
 def read_source(source: str, key: str) -> Imported:

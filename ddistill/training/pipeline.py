@@ -6,6 +6,7 @@ from typing import Any
 
 from ddistill.data import Dataset
 from ddistill.denoiser import Denoiser, in_float32, with_guidance
+from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.settings import Settings
 from ddistill.students import clone
@@ -116,6 +117,11 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
     sources = {"student": s.init_source} | dict.fromkeys(plan.objective.starts(), s.teacher)
     weights = dict(start.weights)
     if plan.imported is not None:
+        if plan.imported.params is None:
+            raise ConfigError(
+                f"config.stages.{plan.name}.source={s.source!r} is not there any more, and the "
+                "stage is not complete. Put the files back."
+            )
         weights["student"] = Weights(plan.imported.params)
     for name, source in sources.items():
         if source and name in plan.modules and name not in weights:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddistill.data import Dataset
 from ddistill.errors import ConfigError
 from ddistill.interop.imported import Imported
 from ddistill.schedules import Schedule, make_schedule
@@ -17,7 +18,7 @@ def check_imported(
     stage: StageSettings,
     imported: Imported,
     schedule: Schedule,
-    image_shape: tuple[int, int, int],
+    dataset: Dataset,
     path: str,
 ) -> None:
     """Raises `ConfigError` unless the stage can start from a network of another project."""
@@ -41,10 +42,15 @@ def check_imported(
             f"{path}.prediction={stage.prediction!r}, but {stage.source} predicts "
             f"{imported.prediction!r}. Leave it empty."
         )
-    if image_shape != imported.image_shape:
+    if dataset.image_shape != imported.image_shape:
         raise ConfigError(
             f"{named} makes images of shape {imported.image_shape} (height, width, channels); the "
-            f"data are {image_shape}."
+            f"data are {dataset.image_shape}."
+        )
+    if 0 < imported.num_classes < dataset.num_classes:
+        raise ConfigError(
+            f"{named} knows {imported.num_classes} classes; the data have {dataset.num_classes}. "
+            "Use data of its classes."
         )
     _check_levels(imported, schedule, named)
 

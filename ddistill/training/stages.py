@@ -22,7 +22,7 @@ from ddistill import networks
 from ddistill.data import Dataset
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.interop.imported import Imported
-from ddistill.interop.sources import read_source
+from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, Process, make_objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.partitions import Partition
@@ -132,10 +132,21 @@ class StagePlan:
         return str(self.settings.ema[0]) if self.settings.ema else None
 
 
+SOURCES = "sources.json"
+
+
 def plan_stages(
-    settings: Settings, dataset: Dataset, workdir: Path, cache: Path
+    settings: Settings, dataset: Dataset, workdir: Path, cache: Path, reread: bool = True
 ) -> list[StagePlan]:
     """Checks every stage of `settings.pipeline` and returns their plans in order.
+
+    Args:
+      settings: the run's.
+      dataset: its training images.
+      workdir: its folder.
+      cache: folder of shared stages.
+      reread: whether networks of other projects are read again where their files are still there,
+        or what the run has noted of them in `SOURCES` is enough, because their stages are complete.
 
     Raises:
       ConfigError: anything that cannot work; nothing has been compiled or written by then.
@@ -144,14 +155,28 @@ def plan_stages(
     schedule = _schedule(settings)
     plans: dict[str, StagePlan] = {}
     seen: dict[Hashable, FeatureShapes] = {}
+    noted = read_noted(workdir / SOURCES)
     for name in settings.pipeline:
         check_choice("config.pipeline", name, settings.stages)
         if name in plans:
             raise ConfigError(f"config.pipeline names '{name}' twice.")
-        plans[name] = _plan(name, settings, schedule, dataset, workdir, cache, plans, seen)
+        imported = _imported(name, settings.stages[name].source, noted, reread)
+        plans[name] = _plan(
+            name, settings, schedule, dataset, workdir, cache, plans, seen, imported
+        )
     for plan in plans.values():
         plan.layout(settings.training.mesh)
     return list(plans.values())
+
+
+def _imported(
+    name: str, source: str, noted: Mapping[str, tuple[str, Imported]], reread: bool
+) -> Imported | None:
+    """The network that a stage starts from, as it is noted or read."""
+    setting, found = noted.get(name, ("", None))
+    if found is not None and setting == source and not (reread and is_there(source)):
+        return found
+    return read_source(source, f"config.stages.{name}.source") if source else None
 
 
 def _check_training(settings: Settings) -> None:
@@ -178,14 +203,13 @@ def _plan(
     cache: Path,
     earlier: Mapping[str, StagePlan],
     seen: dict[Hashable, FeatureShapes],
+    imported: Imported | None,
 ) -> StagePlan:
     path = f"config.stages.{name}"
-    source = settings.stages[name].source
-    imported = read_source(source, f"{path}.source") if source else None
     stage = resolve(settings.stages[name], path, earlier, imported)
     check_numbers(stage, path)
     if imported is not None:
-        check_imported(stage, imported, schedule, dataset.image_shape, path)
+        check_imported(stage, imported, schedule, dataset, path)
     check_sources(stage, path, earlier)
     objective = make_objective(stage.objective, f"{path}.objective")
     check_classifier(stage, objective, path, earlier)
