@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tiny
 
 from ddistill.objectives import make_objective, make_process
 from ddistill.schedules import cosine, make_grid
@@ -15,7 +16,6 @@ from ddistill.training.sharding import Layout, data_mesh, make_mesh, place, repl
 from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
 from ddistill.training.turns import advance, join_state, split, split_state
-from tests import tiny
 
 RANGES = [(1, 3), (4, 8), (2, 6), (1, 8)]
 

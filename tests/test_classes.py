@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from runs import Notes, differences, plans_of, saved_state, tiny_settings
 
 from ddistill import data
@@ -19,7 +20,6 @@ from ddistill.students import RoutedDenoiser, clone, in_groups, stack, take
 from ddistill.training.feed import Feed, spans
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.pipeline import run_stages
-from tests import tiny
 
 # ------------------------------------------------------------------------------ what is shown
 

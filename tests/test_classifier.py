@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from ddistill.objectives import Batch, make_objective
 from ddistill.objectives.classification import Classification, Classifier
 from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
-from tests import tiny
 
 SMALL = {
     "resnet": {"width": 4, "blocks": (1, 1)},

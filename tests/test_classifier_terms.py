@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_progressive import halved
 
 from ddistill.errors import ConfigError
 from ddistill.networks import build
@@ -18,8 +20,6 @@ from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.schedules import cosine
-from tests import tiny
-from tests.test_progressive import halved
 
 CFD = {"classifier_weight": 1.0, "pixel_weight": 0.0}
 RCFD = {**CFD, "tau": 0.95, "beta": 0.003, "gamma": 0.75}
@@ -166,7 +166,7 @@ def test_without_class_terms_it_is_cfd_with_the_target_of_pd():
     np.testing.assert_array_equal(cfd, also)
 
     def target_of_pd(images, index=None):
-        from tests.test_progressive import drawn, expand
+        from test_progressive import drawn, expand
 
         rows, eps = drawn(batch, process)
         level = process.student.at(jnp.asarray(rows))

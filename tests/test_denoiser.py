@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from gaussian import GaussianDenoiser
 
 from ddistill.denoiser import Denoiser, ModuleApply
 from ddistill.diffusion import KINDS, add_noise, convert
 from ddistill.errors import ConfigError
 from ddistill.schedules import Level, cosine, karras
-from tests.gaussian import GaussianDenoiser
 
 IMAGE = (4, 4, 2)
 

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from gaussian import GaussianDenoiser
 
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import make_objective
 from ddistill.objectives.classification import Classification, Classifier
 from ddistill.objectives.denoising import Denoising
-from tests import tiny
-from tests.gaussian import GaussianDenoiser
 
 
 def values(objective, student, batch=None, process=None):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian import GaussianDenoiser, ddim_factors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +39,6 @@ from ddistill.schedules import (
     subsequence,
     uniform_grid,
 )
-from tests.gaussian import GaussianDenoiser, ddim_factors
 
 VP = cosine(1000, dtype=np.float64)
 VE = karras(40, dtype=np.float64)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from runs import plans_of, tiny_settings
 
 from ddistill.denoiser import Denoiser, GuidedDenoiser
@@ -15,7 +16,6 @@ from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, StudentsSettings
 from ddistill.training.pipeline import guided
 from ddistill.training.watch import PATIENCE, Watch
-from tests import tiny
 
 CLASSES, SCHEDULE = 4, cosine(16)
 MODULE = tiny.TinyNet(num_classes=CLASSES)

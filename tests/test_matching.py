@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import struct
+from gaussian import GaussianDenoiser
 
 from ddistill.errors import ConfigError
 from ddistill.objectives import OBJECTIVES, make_objective
@@ -17,8 +19,6 @@ from ddistill.objectives.matching import score_difference
 from ddistill.objectives.process import Batch, Pairs, make_process
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine, karras, make_grid, subsequence
-from tests import tiny
-from tests.gaussian import GaussianDenoiser
 
 IMAGE = (1, 1, 2)
 

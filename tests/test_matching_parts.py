@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
+from gaussian import GaussianDenoiser
 
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
@@ -26,8 +28,6 @@ from ddistill.objectives.health import matching_alarms
 from ddistill.objectives.process import make_process
 from ddistill.objectives.regression import REGRESSIONS, regression_distance
 from ddistill.schedules import karras, make_grid
-from tests import tiny
-from tests.gaussian import GaussianDenoiser
 
 
 def arrays(*shapes, seed=0):

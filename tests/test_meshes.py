@@ -5,6 +5,7 @@ import dataclasses
 import chex
 import jax
 import pytest
+from stacks import settings, together
 
 from ddistill.errors import ConfigError
 from ddistill.settings import MeshSettings, StudentsSettings
@@ -12,7 +13,6 @@ from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.sharding import AXES, Layout, cut_spec, make_mesh, plan_layout
 from ddistill.training.state import state_shardings
 from ddistill.training.turns import join_state, split_state
-from tests.stacks import settings, together
 
 MESHES = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4), (2, 1, 2)]
 # Low enough for the tiny network's kernels to be cut.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state
 
 from ddistill import data, networks, recipes
@@ -24,7 +25,6 @@ from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.pipeline import run_stages
 from ddistill.training.state import count_parameters
 from ddistill.training.weights import Networks, load_network
-from tests import tiny
 
 # ---------------------------------------------------------------------------------- objective
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from runs import LateStop, Notes, plans_of, tiny_settings
 
 from ddistill.errors import CheckpointError, TrainingError
@@ -18,7 +19,6 @@ from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, ScheduleSettings, StageSettings
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.pairs import make_pairs, read_pairs
-from tests import tiny
 
 NET = {True: {"name": "tiny", "num_classes": 10}, False: {"name": "tiny"}}
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from gaussian import GaussianDenoiser, ddim_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +15,6 @@ from ddistill.objectives import make_objective, make_process
 from ddistill.objectives.draws import normal, streams, uniform_index
 from ddistill.objectives.progressive import LOSSES, Progressive
 from ddistill.schedules import Schedule, cosine, make_schedule
-from tests import tiny
-from tests.gaussian import GaussianDenoiser, ddim_map
 
 TABLES = {
     "clean": lambda: cosine(16),

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import linen as nn
 from runs import UNET, LateStop, differences, plans_of, saved_state, saved_steps
+from stacks import train, with_students
 from test_configs import FILES, load, planned
 from test_o2mkd import NARROW, run, settings
 
@@ -29,8 +31,6 @@ from ddistill.training.sharding import Layout, data_mesh
 from ddistill.training.state import count_parameters, stream_key
 from ddistill.training.step import StepSettings
 from ddistill.training.weights import load_network
-from tests import tiny
-from tests.stacks import train, with_students
 
 
 def prepared(student, teacher, **hyper) -> O2MKD:

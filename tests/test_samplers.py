@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import struct
+from gaussian import GaussianDenoiser, ancestral_moments, ddim_map, ode_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,6 @@ from ddistill.schedules import (
     subsequence,
     uniform_grid,
 )
-from tests.gaussian import GaussianDenoiser, ancestral_moments, ddim_map, ode_map
 
 SHAPE = (3, 2, 2, 1)
 KEY = jax.random.key(0)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from gaussian import GaussianDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +17,6 @@ from ddistill.objectives import Process, make_objective, make_process
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.samplers import dpm_solver_pp
 from ddistill.schedules import cosine, make_grid, subsequence
-from tests import tiny
-from tests.gaussian import GaussianDenoiser
 
 RELEASED = {"output_weight": 1.0, "output": "eps", "output_norm": "l1", "feature_weight": 1.0}
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from ddistill.objectives import make_objective
 from ddistill.training.programs import Chunk
 from ddistill.training.sharding import AXES, Layout, data_mesh, over_data, replicate, replicated
 from ddistill.training.state import create_state, stream_key
 from ddistill.training.step import Frozen, StepSettings, make_step
-from tests import tiny
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,6 @@ from ddistill.training.programs import Chunk
 from ddistill.training.sharding import Layout, data_mesh, replicate
 from ddistill.training.state import create_state, stream_key, update_ema
 from ddistill.training.step import Frozen, StepSettings, make_batch, make_step
-from tests import tiny
 
 
 def setup(name="sfddm", **changes):

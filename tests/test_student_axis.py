@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
+from stacks import feed, processes, separate, settings, together
 
 from ddistill.errors import ConfigError
 from ddistill.mapping import MAPPINGS, lift, resolve
@@ -17,8 +19,6 @@ from ddistill.students import put, stack, take
 from ddistill.training.programs import Chunk
 from ddistill.training.state import STATE_AXES, create_state
 from ddistill.training.step import Frozen, make_step
-from tests import tiny
-from tests.stacks import feed, processes, separate, settings, together
 
 EVERY_MAPPING = [m for m in MAPPINGS if m != "auto"]
 

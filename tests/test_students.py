@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,6 @@ from ddistill.partitions import (
 from ddistill.samplers import ddim, dpm_solver_pp
 from ddistill.schedules import cosine, karras, linear_beta, log_snr, make_grid, subsequence
 from ddistill.students import RoutedDenoiser, clone, num_students, put, stack, take, unstack
-from tests import tiny
 
 
 def owners(partition, schedule, cond=None):

@@ -216,8 +216,8 @@ def digits_msd(counts: Sequence[int], **changes: Any) -> dict[str, StageSettings
         name="adamw", learning_rate=3e-4, schedule="cosine", warmup=20, final_scale=0.1, clip=1.0
     )
     options = {
-        "steps": 600,
-        "adm_steps": 300,
+        "steps": 1000,
+        "adm_steps": 400,
         "batch_size": 64,
         "optimizer": optimizer,
         "adm_optimizer": dataclasses.replace(optimizer, learning_rate=1e-4),
