@@ -94,6 +94,7 @@ def test_the_weights_are_of_the_second_derivative():
         np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.usefixtures("full_compiler")
 @pytest.mark.parametrize("channels", [6, 16, 32, 64])
 @pytest.mark.parametrize("side", [1, 4, 8])
 def test_a_head_learns_to_tell_features_apart_and_says_where_to_go(channels, side):

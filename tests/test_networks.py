@@ -98,6 +98,7 @@ def test_classifier_refuses_groups_that_do_not_divide():
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 
 
+@pytest.mark.usefixtures("full_compiler")
 def test_classifier_learns_digits():
     """150 steps of a narrow classifier on real digits; a constant answer would score 10 %."""
     digits = load_digits()

@@ -277,6 +277,10 @@ def _ask_both(
     """The student's images, and those from the pairs' noise, in one call."""
     pairs: Any = batch.pairs
     given = starting(pairs.noise, process, None if asked.cond is None else pairs.label)
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), asked, given)
-    image, regressed = jnp.split(ask(student, both), 2)
-    return image, regressed
+    # By turns: each device of a batch that is spread keeps the examples that it has.
+    both = jax.tree.map(
+        lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), asked, given
+    )
+    made = ask(student, both)
+    made = made.reshape(-1, 2, *made.shape[1:])
+    return made[:, 0], made[:, 1]
