@@ -274,13 +274,10 @@ def _made(image: Array, asked: Question) -> dict[str, Array]:
 def _ask_both(
     student: Denoiser, asked: Question, batch: Batch, process: Process
 ) -> tuple[Array, Array]:
-    """The student's images, and those from the pairs' noise, in one call."""
+    """The student's images, and those from the pairs' noise.
+
+    Two calls: one of twice the batch takes a CPU longer (docs/benchmarks.md).
+    """
     pairs: Any = batch.pairs
     given = starting(pairs.noise, process, None if asked.cond is None else pairs.label)
-    # By turns: each device of a batch that is spread keeps the examples that it has.
-    both = jax.tree.map(
-        lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), asked, given
-    )
-    made = ask(student, both)
-    made = made.reshape(-1, 2, *made.shape[1:])
-    return made[:, 0], made[:, 1]
+    return ask(student, asked), ask(student, given)
