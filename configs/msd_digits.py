@@ -4,9 +4,10 @@ Command:   ./launch/local.sh --config=configs/msd_digits.py
 Hardware:  two CPU cores.
 Score:     not measured yet.
 
-Students have the teacher's network and are trained by distribution matching with regression on
-pairs, then with a discriminator on the teacher's features (arXiv 2410.23274); every student has as
-many updates whatever K is.
+Students have the teacher's network and are trained by distribution matching with regression on the
+pairs of their own classes, then with a discriminator on the teacher's features (arXiv 2410.23274).
+The paper's students see the pairs of all classes, which does not do here. Every student has as many
+updates whatever K is.
 """
 
 from ddistill import recipes

@@ -16,7 +16,7 @@ from ddistill.data.listing import digest, scan
 from ddistill.data.memo import Memo
 from ddistill.errors import DataError
 from ddistill.evaluation.images import quantise
-from ddistill.interop.inception import file_sha256
+from ddistill.interop.tensors import file_digest
 
 # Larger folders (MiB as uint8) are decoded batch by batch.
 IN_MEMORY_MB = 1024.0
@@ -159,7 +159,7 @@ def images_of_npz(path: Path, file: Any) -> ImageSet:
     if pixels.dtype != np.uint8:
         _check_floats(path, keys[0], pixels)
         pixels = quantise(pixels)
-    return ImageSet(path.name, pixels, file_sha256(path))
+    return ImageSet(path.name, pixels, file_digest(path))
 
 
 def _check_floats(path: Path, key: str, pixels: np.ndarray) -> None:
@@ -199,7 +199,7 @@ def _folder(root: Path, image_size: int) -> ImageSet:
     except ValueError as error:
         raise type(error)(_flags(error)) from error
     # Names, sizes and times of change can be equal where pixels are not.
-    content = " ".join(file_sha256(root / file.path) for file in files)
+    content = " ".join(file_digest(root / file.path) for file in files)
     identity = digest_of(f"{digest(files)} {content} {spec}")
     resize = f"centre-lanczos-{image_size}" if image_size else "none"
     return ImageSet(root.resolve().name, opened.images, identity, resize)

@@ -24,7 +24,7 @@ from ddistill.evaluation.image_sets import (
     open_image_set,
     open_npz,
 )
-from ddistill.interop.inception import file_sha256
+from ddistill.interop.tensors import file_digest
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
 
@@ -188,7 +188,7 @@ def _statistics(path: Path, file: Any, extraction: Extraction, features: bool) -
     return ReferenceSet(
         name=path.name,
         count=count,
-        digest=file_sha256(path),
+        digest=file_digest(path),
         mean=mean,
         cov=cov,
         features=single,

@@ -6,7 +6,6 @@ is fetched here: the file has to be there, and a file of another hash is refused
 because a distance measured with other weights is no FID.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 
 from ddistill.errors import CheckpointError, DataError
+from ddistill.interop.tensors import file_digest
 from ddistill.interop.torch_files import read_torch
 from ddistill.networks.inception import shapes
 
@@ -65,7 +65,7 @@ def load_inception(path: str | os.PathLike = "", other: bool = False) -> Incepti
     if not file.is_file():
         state = "is a folder" if file.is_dir() else "does not exist"
         raise DataError(f"The Inception weights {file}: the path {state}. {_advice()}")
-    found = file_sha256(file)
+    found = file_digest(file)
     if found != SHA256 and not other:
         raise DataError(
             f"{file} has the SHA-256 {found[:16]}..., not {SHA256[:16]}...: it is damaged or "
@@ -85,12 +85,6 @@ def default_path() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddistill"
     there = [home / name for name in NAMES if (home / name).is_file()]
     return (there or [home / NAMES[0]])[0]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def from_state_dict(state: Mapping[str, Any], where: str = "the state dict") -> Any:
