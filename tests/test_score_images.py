@@ -231,6 +231,38 @@ def test_folders_end_to_end_against_torch_fidelity(tmp_path):
     assert "no is: the logits were not computed" in made.notes
 
 
+@pytest.mark.slow
+@pytest.mark.parity
+def test_folders_with_the_whole_network_against_torch_fidelity(tmp_path):
+    """2048 features and logits: FID and inception score of folders."""
+    metric, state = fidelity("metric_fid"), random_state()
+    import torch
+
+    fake, real = pictures(20, 16, seed=1), pictures(16, 16, seed=2)
+    network = extractor(("2048", "logits_unbiased"), state)
+    theirs = [torch_features(network, x) for x in (fake, real)]
+    statistics = [metric.fid_features_to_statistics(torch.tensor(x["2048"])) for x in theirs]
+    fid = metric.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    score = fidelity("metric_isc").isc_features_to_metric(
+        torch.tensor(theirs[0]["logits_unbiased"]), splits=2, shuffle=True, rng_seed=2020
+    )["inception_score_mean"]
+
+    save_folder(tmp_path / "fake", fake)
+    save_folder(tmp_path / "real", real)
+    weights = InceptionWeights(from_state_dict(state), "random" * 10)
+    detector = inception_detector(weights, 8, "2048", True)
+    asked = Options(
+        str(tmp_path / "fake"), str(tmp_path / "real"), settings=SMALL, metrics=("fid", "is")
+    )
+    (made,), _ = run(asked, detector)
+    found = {name.removeprefix("unverified_"): value for name, value in made.scores.items()}
+    assert found["fd_inception_unverified_2048"] == pytest.approx(fid, rel=1e-3)
+    assert found["is"] == pytest.approx(score, rel=1e-3)
+    # Random weights give scores near 1, the least that there is.
+    assert score > 1.003
+    assert found["is"] - 1 == pytest.approx(score - 1, rel=1e-2)
+
+
 # -------------------------------------------------------------------------------------- going on
 
 
