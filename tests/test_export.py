@@ -17,11 +17,14 @@ from ddistill import main as train
 from ddistill import recipes
 from ddistill.evaluation.protocol import Row
 from ddistill.evaluation.sampling import conditions, noise_bank
-from ddistill.export.__main__ import main
+from ddistill.export.__main__ import collect, main
+from ddistill.export.diffusers import _beyond_ddim
 from ddistill.export.facts import rows_of
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.tensors import read_tensors
 from ddistill.product import open_run
+from ddistill.schedules import make_schedule, subsequence
+from ddistill.settings import ScheduleSettings
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,23 @@ def test_ddim_pipelines_draw_our_images(runs, export, nfe, spacing):
     # diffusers rounds [0, 1] to grey levels in its own way; ours is used here.
     theirs = np.floor(np.clip(made.numpy() * 255 + 0.5, 0, 255)).transpose(0, 2, 3, 1)
     assert off(images, theirs) <= 1
+
+
+def test_even_steps_of_a_schedule_that_ends_in_noise_are_a_pipeline(runs):
+    """Their own betas do not fit into float32; those of the teacher's levels do."""
+    exported = collect(open_run(runs["levels"]), nfe=4)
+    schedule = ScheduleSettings("cosine", 1000)
+    levels = make_schedule("cosine", 1000)
+
+    def at(*grid):
+        call = dataclasses.replace(
+            exported.call, grid=np.array(grid), levels=subsequence(levels, list(grid))
+        )
+        settings = dataclasses.replace(exported.settings, schedule=schedule)
+        return dataclasses.replace(exported, call=call, settings=settings)
+
+    assert _beyond_ddim(at(0, 250, 500, 750, 1000)) == ""
+    assert "in float32" in _beyond_ddim(at(0, 300, 1000))
 
 
 @pytest.mark.parity

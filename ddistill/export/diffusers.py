@@ -18,7 +18,7 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.export.facts import Exported
-from ddistill.interop.ddim import BETA_SCHEDULES, expressible, write_scheduler
+from ddistill.interop.ddim import BETA_SCHEDULES, write_scheduler
 from ddistill.interop.tensors import write_tensors
 from ddistill.interop.unet2d import write_options
 from ddistill.interop.unet2d_weights import to_tensors
@@ -67,7 +67,7 @@ def _beyond_ddim(exported: Exported) -> str:
     if call.sampler == "renoise" and call.steps > 1:
         return "it is noised again after every step"
     try:
-        expressible(call.levels, exported.denoiser.prediction)
+        _scheduler(exported)
     except ConfigError as error:
         return str(error)
     return ""
