@@ -108,6 +108,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.training.checkpoints import write_json
     from ddistill.training.folders import check_folders
     from ddistill.training.interrupt import Interrupted, StopRequest
+    from ddistill.training.partitioning import note_groups
     from ddistill.training.pipeline import run_stages
     from ddistill.training.progress import Reporter
     from ddistill.training.stages import SOURCES, plan_stages
@@ -126,7 +127,8 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
         )
     check_folders(plans, stage)
     hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
-    hosts.from_first(lambda: write_json(workdir / "config.json", _plain(config)))
+    plain = note_groups(_plain(config), {plan.name: plan.settings for plan in plans})
+    hosts.from_first(lambda: write_json(workdir / "config.json", plain))
     hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
     noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
     if noted:

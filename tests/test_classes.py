@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from runs import Notes, differences, plans_of, saved_state, tiny_settings
+from runs import Notes, config, differences, plans_of, saved_state, tiny_settings
 
-from ddistill import data
+from ddistill import data, main
 from ddistill.denoiser import Denoiser
+from ddistill.errors import CheckpointError, ConfigError
 from ddistill.partitions import ConditionPartition, ProductPartition, timestep_partition
+from ddistill.product import open_run
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, MeshSettings, OptimizerSettings, StudentsSettings
@@ -271,6 +273,67 @@ def test_a_network_that_is_not_shared_out_by_class_is_left_in_one_piece():
     for network in (times, times.student(0)):
         in_groups(network, MIXES["random"], 12, lambda d, rows: calls.append((d, len(rows))))
         assert calls.pop() == (network, 12)
+
+
+# ------------------------------------------------------------------------ groups from a file
+
+
+def clustered(file):
+    """Three students that share out the classes by the embeddings in a file."""
+    return {
+        "count": 3,
+        "partition": "classes",
+        "grouping": "clustered",
+        "embeddings": str(file),
+    }
+
+
+def near(groups):
+    """`[10, 2]`, embeddings that are close within a group and far between groups."""
+    rows = np.random.default_rng(0).normal(size=(10, 2))
+    for i, group in enumerate(groups):
+        rows[group, 0] += 50.0 * i
+    return rows
+
+
+GROUPS, OTHERS = ([0, 3, 5], [1, 2, 4], [6, 7, 8, 9]), ([0, 1, 2], [3, 4, 5], [6, 7, 8, 9])
+
+
+def test_the_groups_and_not_the_file_tell_stages_apart(tmp_path):
+    digests = {}
+    for name, groups in {"a": GROUPS, "b": GROUPS, "c": OTHERS}.items():
+        np.save(tmp_path / f"{name}.npy", near(groups))
+        plan = plans_of(settings(**clustered(tmp_path / f"{name}.npy")), tmp_path / "run")[
+            "student"
+        ]
+        assert plan.settings.students.groups == tuple(map(tuple, groups))
+        digests[name] = plan.digest
+    listed = settings(count=3, partition="classes", groups=GROUPS)
+    assert plans_of(listed, tmp_path / "run")["student"].digest == digests["a"]
+    assert digests["a"] == digests["b"] != digests["c"]
+
+
+def test_a_finished_run_outlives_its_file_of_embeddings(tmp_path):
+    file, run = tmp_path / "classes.npy", tmp_path / "run"
+    np.save(file, near(GROUPS))
+    changes = {"stages.student.students": clustered(file)}
+    changes |= {f"stages.{name}.steps": 2 for name in ("teacher", "student")}
+
+    def train():
+        main.run(config(changes), run, tmp_path / "shared", "", "the command")
+
+    train()
+    file.unlink()
+    plan = open_run(run).plan("student")
+    assert plan.settings.students.groups == tuple(map(tuple, GROUPS))
+    assert plan.manifest() is not None
+    with pytest.raises(ConfigError, match="classes.npy' cannot be read"):
+        train()
+    np.save(file, near(OTHERS))
+    with pytest.raises(CheckpointError, match=r"students\.groups was .* and is now "):
+        train()
+    np.save(file, near(GROUPS) + 1.0)
+    train()
 
 
 # ---------------------------------------------------------------------------------- wrong use

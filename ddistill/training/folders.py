@@ -103,6 +103,11 @@ def check_owner(plan: StagePlan) -> None:
         )
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def _differences(theirs: Any, ours: Any, path: str = "") -> str:
     """The settings in which two records differ, at most four of them."""
     lines: list[str] = []
@@ -112,7 +117,7 @@ def _differences(theirs: Any, ours: Any, path: str = "") -> str:
             for key in sorted(a.keys() | b.keys()):
                 walk(a.get(key), b.get(key), f"{at}.{key}" if at else key)
         elif a != b and at not in LABELS:
-            lines.append(f"{at} was {a!r} and is now {b!r}")
+            lines.append(f"{at} was {_short(a)} and is now {_short(b)}")
 
     walk(theirs, ours, path)
     if not lines:

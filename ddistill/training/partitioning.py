@@ -1,6 +1,9 @@
 """Who of a stage's students answers for what, from its settings."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,6 +120,39 @@ def plan_partition(
         return classes
     times = timestep_partition(levels, ranges, s.spacing, s.boundaries)
     return ProductPartition(times, classes)
+
+
+def with_groups(stage: StageSettings, partition: Partition | None, classes: int) -> StageSettings:
+    """The stage with the groups listed that a file of embeddings led to.
+
+    The file may change or go away; who owns what may not.
+
+    Args:
+      stage: its settings.
+      partition: of its students, if there is one.
+      classes: how many the data have.
+    """
+    if partition is None or stage.students.grouping != "clustered":
+        return stage
+    conditions = partition.conditions if isinstance(partition, ProductPartition) else partition
+    groups = tuple(tuple(np.flatnonzero(own).tolist()) for own in conditions.owned_classes(classes))
+    listed = dataclasses.replace(
+        stage.students, grouping=StudentsSettings.grouping, embeddings="", groups=groups
+    )
+    return dataclasses.replace(stage, students=listed)
+
+
+def note_groups(config: dict[str, Any], stages: Mapping[str, StageSettings]) -> dict[str, Any]:
+    """A plain config with the groups listed that were clustered, so that it needs no file."""
+    noted = {}
+    for name, stage in config["stages"].items():
+        students = stage.get("students", {})
+        if name in stages and students.get("grouping") == "clustered":
+            s = stages[name].students
+            own = {"grouping": s.grouping, "embeddings": "", "groups": s.groups}
+            stage = {**stage, "students": {**students, **own}}
+        noted[name] = stage
+    return {**config, "stages": noted}
 
 
 def _check_both(s: StudentsSettings, levels: int, classes: int) -> None:

@@ -42,6 +42,7 @@ from ddistill.training.checks import (
 )
 from ddistill.training.members import Member, Table, plan_members
 from ddistill.training.pair_checks import check_pairs
+from ddistill.training.partitioning import with_groups
 from ddistill.training.sharding import Layout, plan_layout
 from ddistill.training.source_checks import check_imported
 
@@ -229,6 +230,7 @@ def _plan(
     members, partition = plan_members(
         stage, table, schedule.num_steps + 1, settings.seed, objective, dataset, f"{path}.students"
     )
+    stage = with_groups(stage, partition, dataset.num_classes)
     student, shape = build_module(stage.network, f"{path}.network"), dataset.image_shape
     prepared = members[0].objective
     if above:
