@@ -23,11 +23,11 @@ from ddistill.evaluation import page
 from ddistill.evaluation.calls import read_calls
 from ddistill.evaluation.comparable import check_runs
 from ddistill.evaluation.comparison import Comparison, FinishedRun, Source
+from ddistill.evaluation.drawing import DARK, LIGHT
 from ddistill.evaluation.images import Grid, grid_image
 from ddistill.evaluation.machine import command_string, portable
 from ddistill.evaluation.markdown import markdown
 from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
-from ddistill.evaluation.plots import DARK, LIGHT
 from ddistill.evaluation.protocol import read_rows, write_text
 from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import METHODS

@@ -18,8 +18,8 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation import comparison, comparison_tables
 from ddistill.evaluation.calls import CallRecord, read_calls, write_calls
 from ddistill.evaluation.comparable import check_runs
+from ddistill.evaluation.drawing import DARK, Line
 from ddistill.evaluation.panels import Panel, PanelPlot, panels_alt, panels_figure
-from ddistill.evaluation.plots import DARK, Line
 from ddistill.evaluation.protocol import Protocol, Row, write_rows
 
 COUNT, SHAPE = 18, (8, 8, 1)

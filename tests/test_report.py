@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ddistill.evaluation.curves import curves_from_metrics
+from ddistill.evaluation.drawing import LIGHT, Line, apart, draw_line, new_figure
 from ddistill.evaluation.images import (
     GAP,
     Grid,
@@ -27,7 +28,6 @@ from ddistill.evaluation.images import (
 from ddistill.evaluation.plots import (
     ClassChart,
     Curve,
-    Line,
     ScorePlot,
     classes_figure,
     curves_figure,
@@ -383,3 +383,20 @@ def test_flatten_and_slug():
     }  # fmt: skip
     assert slug("Teacher DDIM, 4 steps!") == "teacher_ddim_4_steps"
     assert slug("../..") == "untitled"
+
+
+@pytest.mark.parametrize("students", [1, 2, 8, 16])
+def test_students_of_one_nfe_stand_apart_and_look_different(students):
+    lines = [Line(str(i), [4.0], [1.0]) for i in range(students)]
+    lines += [Line("alone", [8.0], [1.0]), Line("teacher", [4.0, 8.0], [1.0, 1.0], role="teacher")]
+    *same, alone, teacher = apart(lines)
+    at = np.log2([line.nfe[0] for line in same])
+    assert len(set(at)) == students
+    assert np.mean(at) == pytest.approx(2.0)
+    assert np.ptp(at) <= 0.5 + 1e-9
+    assert alone.nfe == [8.0]
+    assert teacher == lines[-1]
+    axes = new_figure(4, 4, LIGHT).add_subplot()
+    handles = [draw_line(axes, line, i, LIGHT) for i, line in enumerate(same)]
+    looks = {(h.get_color(), h.get_marker(), h.get_markerfacecolor()) for h in handles}
+    assert len(looks) == students

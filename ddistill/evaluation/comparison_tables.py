@@ -7,10 +7,10 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison import Comparison, Point, Source
+from ddistill.evaluation.drawing import Line
 from ddistill.evaluation.images import Grid, ImageRow
 from ddistill.evaluation.machine import portable
 from ddistill.evaluation.panels import Panel, PanelPlot
-from ddistill.evaluation.plots import Line
 from ddistill.evaluation.protocol import Protocol, summarise, variant
 from ddistill.evaluation.summary import (
     NOTHING,

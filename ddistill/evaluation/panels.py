@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ddistill.evaluation.plots import (
+from ddistill.evaluation.drawing import (
     LIGHT,
     Line,
     Theme,
+    apart,
     draw_line,
     new_figure,
     nfe_axis,
@@ -24,7 +25,6 @@ from ddistill.evaluation.plots import (
 
 _MOST = 3  # panels that fit
 _MARK = 6  # points: smaller than in a single plot, because a panel is
-_APART = 0.09  # octaves between students of one NFE, so that their bars do not hide one another
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,10 @@ def _draw(
     axes.set_xscale("log", base=2)
     if panel.logarithmic:
         axes.set_yscale("log")
-    students = sum(role == "student" for role, _ in order.values())
     handles: dict[str, Artist] = {}
-    for line in panel.lines:
+    for line in apart(panel.lines):
         role, index = order[line.label]
-        shift = 2 ** (_APART * (index - (students - 1) / 2)) if role == "student" else 1.0
-        moved = replace(line, nfe=[n * shift for n in line.nfe])
-        handles[line.label] = draw_line(axes, moved, role, index, theme)
+        handles[line.label] = draw_line(axes, line, index, theme)
         if role == "student":
             handles[line.label].set(markersize=_MARK)
     ticks = sorted({n for line in panel.lines for n in line.nfe if n > 0})

@@ -1,66 +1,29 @@
 """Figures of a report: FD against NFE, training curves, class histograms.
 
-Every figure is drawn from plain data, in a light and a dark theme, on matplotlib's own canvas
-(no pyplot, no window, no global state).
+Every figure is drawn from plain data, in a light and a dark theme.
 """
 
-import io
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a figure; `teachers` and `students` are used in order of appearance."""
-
-    paper: str
-    ink: str
-    muted: str
-    grid: str
-    bars: str
-    teachers: tuple[str, ...]
-    students: tuple[str, ...]
-
-
-LIGHT = Theme(
-    "#ffffff", "#1f2430", "#667085", "#e6e9ef", "#dfe4ec",
-    ("#8a94a6", "#5d7290", "#a38f7a", "#7d9183"),
-    ("#d1495b", "#1f77b4", "#e08e0b", "#2a9d6f", "#7b4fb5", "#0f9bb0", "#9c5a2e", "#c2458f"),
-)  # fmt: skip
-DARK = Theme(
-    "#161a22", "#e8ebf1", "#9aa4b5", "#2b313d", "#3a4251",
-    ("#98a2b3", "#7f9cc4", "#c2a98d", "#93b09c"),
-    ("#ff7a8a", "#62b0f0", "#ffbf52", "#56cf9f", "#b795f0", "#4fd0e2", "#d69465", "#f084c0"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Line:
-    """One method in the plot of FD against NFE.
-
-    Attributes:
-      label: in the legend.
-      nfe: [n] network evaluations an image, 1 or more.
-      value: [n] score, above 0 (points at 0 cannot lie on a logarithmic axis and are left out).
-      spread: [n] standard deviation over seeds, or empty.
-      role: "teacher" (muted line) or "student" (coloured, marked points).
-    """
-
-    label: str
-    nfe: Sequence[float]
-    value: Sequence[float]
-    spread: Sequence[float] = ()
-    role: str = "student"
+from ddistill.evaluation.drawing import (
+    LIGHT,
+    Line,
+    Theme,
+    apart,
+    draw_line,
+    new_figure,
+    nfe_axis,
+    png,
+    styled,
+    value_axis,
+    wrapped,
+)
 
 
 @dataclass(frozen=True)
@@ -132,9 +95,9 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
         axes.set_yscale("log")
         counts = {"teacher": 0, "student": 0}
         handles = []
-        for line in plot.lines:
+        for line in apart(plot.lines):
             role = "teacher" if line.role == "teacher" else "student"
-            handles.append(draw_line(axes, line, role, counts[role], theme))
+            handles.append(draw_line(axes, line, counts[role], theme))
             counts[role] += 1
         ticks = sorted({n for line in plot.lines for n in line.nfe if n > 0})
         nfe_axis(axes, ticks)
@@ -261,41 +224,6 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
 
 
-def draw_line(axes: Axes, line: Line, role: str, index: int, theme: Theme):
-    """Draws the line number `index` of its role and returns its handle for the legend."""
-    points = sorted(
-        (n, v, line.spread[i] if line.spread else 0.0)
-        for i, (n, v) in enumerate(zip(line.nfe, line.value, strict=True))
-        if n > 0 and (v > 0 or axes.get_yscale() != "log")
-    )
-    x, y, spread = (
-        np.array(column, np.float64) for column in (zip(*points) if points else ((),) * 3)
-    )
-    palette = theme.teachers if role == "teacher" else theme.students
-    color = palette[index % len(palette)]
-    if role == "teacher":
-        dashes = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)))
-        style: dict[str, Any] = {
-            "lw": 1.8,
-            "ls": dashes[index % 4],
-            "marker": "s",
-            "ms": 3.5,
-            "zorder": 2,
-        }
-    else:
-        marks = "oD^vPXsp"
-        style = {"lw": 2.0, "ls": "-", "marker": marks[index % 8], "ms": 8, "zorder": 4}
-        style |= {"mec": theme.paper, "mew": 1.2}
-    (handle,) = axes.plot(x, y, color=color, label=line.label, **style)
-    if spread.any():
-        low = np.minimum(spread, 0.9 * y)  # an error bar through zero has no place on a log axis
-        axes.errorbar(
-            x, y, yerr=[low, spread], fmt="none", ecolor=color, elinewidth=1.2, capsize=2.5,
-            alpha=0.8, zorder=3,
-        )  # fmt: skip
-    return handle
-
-
 def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> None:
     steps = np.asarray(curve.steps, np.float64)
     losses = np.asarray(curve.losses, np.float64)
@@ -313,90 +241,8 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> None:
         value_axis(axes)
 
 
-def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
-    """Plain powers of two on a logarithmic axis from the first of `ticks` to the last."""
-    if not ticks:
-        return
-    # Powers of two even where a sampler (Heun: 2N - 1) lies between them: few, evenly spaced.
-    low, high = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
-    kept = [2.0**i for i in range(low, high + 1)] if high - low <= 14 else [ticks[0], ticks[-1]]
-    axes.xaxis.set_major_locator(FixedLocator(kept))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
-
-
-def value_axis(axes: Axes) -> None:
-    """Plain numbers on a logarithmic axis, at steps as fine as its range asks for."""
-    low, high = axes.get_ylim()
-    ratio = high / max(low, 1e-300)
-    if ratio < 2.5:  # hardly any of 1, 2, 5 lies within: as good as linear
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    else:
-        # The finest of these that leaves room for its labels.
-        steps = {8: (1.0, 2.0, 3.0, 5.0, 7.0), 300: (1.0, 2.0, 5.0), 3000: (1.0, 3.0)}
-        parts = next((p for most, p in steps.items() if ratio < most), (1.0,))
-        axes.yaxis.set_major_locator(LogLocator(10, parts))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-
-
-def _plain(value: float, _: int | None = None) -> str:
-    return f"{value:.6g}" if 1e-3 <= abs(value) < 1e6 else f"{value:g}"
-
-
-def wrapped(label: str) -> str:
-    """A label of the legend in lines of at most 25 characters."""
-    return "\n".join(textwrap.wrap(label, 25)) or label
-
-
 def _step_label(curves: Sequence[Curve]) -> Callable[[float, int | None], str]:
     thousands = max((max(c.steps, default=0) for c in curves), default=0) >= 10_000
     if thousands:
         return lambda value, _=None: f"{value / 1000:g}k" if value else "0"
     return lambda value, _=None: f"{value:g}"
-
-
-def new_figure(width: float, height: float, theme: Theme) -> Figure:
-    """An empty figure of so many inches."""
-    figure = Figure(figsize=(width, height), dpi=160, facecolor=theme.paper)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def styled(theme: Theme):
-    """The context in which a figure of this theme is drawn."""
-    return matplotlib.rc_context(
-        {
-            "font.family": "DejaVu Sans",
-            "font.size": 9.5,
-            "text.color": theme.ink,
-            "axes.facecolor": theme.paper,
-            "axes.edgecolor": theme.muted,
-            "axes.labelcolor": theme.muted,
-            "axes.titlecolor": theme.ink,
-            "axes.linewidth": 0.8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-            "xtick.color": theme.muted,
-            "ytick.color": theme.muted,
-            "xtick.labelcolor": theme.ink,
-            "ytick.labelcolor": theme.ink,
-            "grid.color": theme.grid,
-            "grid.linewidth": 0.9,
-            "legend.frameon": False,
-            "legend.fontsize": 9.5,
-            "legend.labelcolor": theme.ink,
-            "legend.labelspacing": 0.7,
-        }
-    )
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG that is the same each time."""
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None}
-    )
-    return buffer.getvalue()

@@ -16,10 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from ddistill.evaluation import page
+from ddistill.evaluation.drawing import DARK, LIGHT
 from ddistill.evaluation.images import Grid, Strip, grid_image, sheet, strip_image
 from ddistill.evaluation.plots import (
-    DARK,
-    LIGHT,
     ClassChart,
     Curve,
     ScorePlot,

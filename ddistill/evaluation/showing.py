@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from ddistill.data import Dataset
+from ddistill.evaluation.drawing import Line
 from ddistill.evaluation.images import Grid, ImageRow, Strip, Trajectory
 from ddistill.evaluation.inside import panel_grids
 from ddistill.evaluation.machine import machine_string
-from ddistill.evaluation.plots import ClassChart, Curve, Line, ScorePlot
+from ddistill.evaluation.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
 from ddistill.evaluation.report import Highlight, Report, write_report
 from ddistill.evaluation.sampling import Call, draw

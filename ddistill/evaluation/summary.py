@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ddistill.evaluation.plots import Line, ScorePlot
+from ddistill.evaluation.drawing import Line
+from ddistill.evaluation.plots import ScorePlot
 from ddistill.evaluation.protocol import Protocol, Row, variant
 from ddistill.evaluation.vocabulary import METHODS, METRICS
 
