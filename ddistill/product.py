@@ -21,6 +21,7 @@ from ddistill.evaluation.sampling import (
     run_call,
     teacher_call,
 )
+from ddistill.evaluation.students import frozen_students, without_frozen
 from ddistill.settings import Settings, parse
 from ddistill.training.folders import check_owner
 from ddistill.training.stages import StagePlan, plan_stages
@@ -48,12 +49,15 @@ class Run:
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """Every way in which the run's evaluation samples."""
-        return tuple(planned_calls(self.settings, list(self.plans)))
+        """Every way in which the run's evaluation samples, but of students that have diverged."""
+        return tuple(without_frozen(planned_calls(self.settings, list(self.plans)))[0])
 
     def plan(self, name: str) -> StagePlan:
         """The stage of a name, which there is."""
         return next(plan for plan in self.plans if plan.name == name)
+
+    def _is_frozen(self, stage: str) -> bool:
+        return bool(stage) and bool(frozen_students(self.plan(stage)))
 
     def call(self, stage: str = "", nfe: int | None = None) -> Call:
         """The call that is meant.
@@ -73,7 +77,10 @@ class Run:
         known = [c for c in known if stage or c.role == "student"] or known
         if not known:
             names = dict.fromkeys(c.plan.name for c in self.calls)
-            raise ConfigError(f"stage={stage!r} is not sampled. Allowed: {', '.join(names)}.")
+            why = "has students that diverged and are frozen" if self._is_frozen(stage) else ""
+            raise ConfigError(
+                f"stage={stage!r} {why or 'is not sampled'}. Allowed: {', '.join(names)}."
+            )
         found = [c for c in known if nfe in (None, c.nfe)]
         if found:
             return found[0] if stage == teacher and nfe is None else found[-1]

@@ -336,6 +336,70 @@ def test_a_finished_run_outlives_its_file_of_embeddings(tmp_path):
     train()
 
 
+# --------------------------------------------------------------------- who starts from whom
+
+
+def going_on(first, second, **changes):
+    """The tiny run with a stage of many students and another one that starts from it."""
+    wanted = settings(**first)
+    more = dataclasses.replace(
+        wanted.stages["student"],
+        init="student",
+        students=StudentsSettings(**second),
+        method="",
+        **changes,
+    )
+    stages = {**wanted.stages, "more": more}
+    return dataclasses.replace(wanted, stages=stages, pipeline=tuple(stages))
+
+
+def test_students_go_on_from_those_of_the_same_parts(tmp_path):
+    np.save(tmp_path / "classes.npy", near(GROUPS))
+    ways = (
+        clustered(tmp_path / "classes.npy"),
+        {"count": 3, "partition": "classes"} | {"groups": GROUPS},
+    )
+    for first, second in itertools.product(ways, ways):
+        plans = plans_of(going_on(first, second), tmp_path / "run")
+        assert list(map(list, plans["more"].settings.students.groups)) == list(GROUPS)
+    # On fewer levels each of them answers for what it has answered for.
+    ranges = {"count": 2, "partition": "timesteps"}
+    wanted = going_on(ranges, ranges, grid=GridSettings(steps=4))
+    assert plans_of(wanted, tmp_path / "run")["more"].levels.num_steps == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            {"count": 2, "partition": "classes"},
+            {"count": 2, "partition": "classes", "groups": [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]},
+            ["other classes", "student 0 for 0, 2, 4, 6, 8 here, and for 0 to 4 of these there"],
+        ),
+        (
+            {"count": 2, "partition": "timesteps"},
+            {"count": 2, "partition": "timesteps", "boundaries": [4]},
+            ["other levels", "student 0 for 1 to 3 here, and for 1 to 8 of these there"],
+        ),
+        (
+            {"count": 2, "partition": "timesteps"},
+            {"count": 2, "partition": "classes"},
+            ["other levels", "student 0 for 1 to 16 here"],
+        ),
+        (
+            {"count": 2, "partition": "classes"},
+            {"count": 2, "sweep": {"seed": [1, 2]}},
+            ["other parts", "'none' here and 'classes' there"],
+        ),
+    ],
+)
+def test_students_do_not_go_on_from_those_of_other_parts(tmp_path, first, second, words):
+    with pytest.raises(ConfigError) as caught:
+        plans_of(going_on(first, second), tmp_path / "run")
+    for word in ("config.stages.more.init takes the weights of the students of 'student'", *words):
+        assert word in str(caught.value)
+
+
 # ---------------------------------------------------------------------------------- wrong use
 
 KEY = "config.stages.student.students"

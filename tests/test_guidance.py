@@ -1,6 +1,7 @@
 """Guidance of a teacher, and alarms that stop a stage."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -201,10 +202,18 @@ def plans(tmp_path_factory):
     return plans_of(wanted, tmp_path_factory.mktemp("plans") / "run")
 
 
-def watched(plan, intervals, student=1):
-    """Metrics of log intervals, of one student of two; what was said, and when it stopped."""
+def watched(plan, intervals, student=1, resumed=()):
+    """Metrics of log intervals, of one student of two; what was said, and when it stopped.
+
+    After the steps in `resumed` another watch goes on from what a checkpoint keeps of the one.
+    """
     said = []
-    watch = Watch(plan, said.append, lambda step, what: TrainingError(f"step {step}: {what}"))
+
+    def new():
+        stop = lambda step, what: TrainingError(f"step {step}: {what}")  # noqa: E731
+        return Watch(plan, 1, said.append, stop)
+
+    watch = new()
     for step, means in enumerate(intervals, 1):
         if plan.stacked:
             other = {f"{n}/{1 - student}": v for n, v in FINE.items()}
@@ -213,6 +222,10 @@ def watched(plan, intervals, student=1):
             watch(means, step)
         except TrainingError as error:
             return said, step, str(error)
+        if step in resumed:
+            kept = json.loads(json.dumps(watch.record()))
+            watch = new()
+            watch.restore(kept)
     return said, None, ""
 
 
@@ -245,10 +258,45 @@ def test_a_fatal_alarm_that_stays_stops_the_stage(plans, intervals, at):
     assert PATIENCE == 3
     said, stopped, text = watched(plans["student"], intervals)
     assert stopped == at
+    everywhere = range(len(intervals))
+    assert watched(plans["student"], intervals, resumed=everywhere) == (said, stopped, text)
     if at:
         assert f"step {at}: saturation 0.9" in text
         assert "of student 1" in text
         assert len(said) == 1
+
+
+COLLAPSED = {"diversity": 5e-4}
+
+
+def test_what_a_student_was_born_with_is_known_after_a_resume(plans):
+    for intervals, at in (([{"diversity": 1.0}] + [COLLAPSED] * 4, 4), ([COLLAPSED] * 6, None)):
+        for resumed in ((), (2,), (1, 3)):
+            assert watched(plans["student"], intervals, resumed=resumed)[1] == at
+
+
+@pytest.mark.parametrize(("drift", "name"), [(0.6, "brighter"), (-0.6, "brighter")])
+def test_a_drift_of_the_mean_is_told_either_way(plans, drift, name):
+    said, stopped, _ = watched(plans["student"], [FINE] + [{"mean_drift": drift}] * 5)
+    assert len(said) == 1
+    assert f"mean_drift {drift}" in said[0]
+    assert name in said[0]
+    assert stopped is None
+    assert (
+        watched(plans["student"], [{"mean_drift": 0.0}] + [{"mean_drift": 3 * drift}] * 4)[1] == 4
+    )
+
+
+def test_short_intervals_stop_no_sooner(plans):
+    """Intervals that a checkpoint cuts in two count as the steps that they have."""
+    said = []
+    stop = lambda step, what: TrainingError(f"step {step}: {what}")  # noqa: E731
+    watch = Watch(plans["student"], 10, said.append, stop)
+    bad = {**{f"{n}/0": v for n, v in FINE.items()}, **{f"{n}/1": v for n, v in BAD.items()}}
+    for step in (5, 10, 15, 20, 25):
+        watch(bad, step)
+    with pytest.raises(TrainingError, match="for 30 steps"):
+        watch(bad, 30)
 
 
 def test_a_student_that_is_alone_has_no_number(plans):

@@ -36,13 +36,14 @@ def test_slurm_reads_what_the_script_asks_for():
 @pytest.mark.parametrize("way", ["flag", "variable"])
 def test_slurm_dry_run(cluster, way):
     words, settings = (["--dry-run"], {}) if way == "flag" else ([], {"DRY_RUN": "1"})
-    done = cluster.bash(SBATCH, *words, *ARGS, SLURM_CPUS_PER_TASK="6", **settings)
+    done = cluster.bash(SBATCH, *words, *ARGS, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert cluster.calls() == []
     enter, start, _, requeue = commands(done.stdout)
     assert enter == ["cd", str(ROOT)]
     python = [".venv/bin/python", "-m", "ddistill.main"]
-    expected = ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=6", *python, *ARGS]
+    cpus = f"--cpus-per-task={directives()['cpus-per-task']}"
+    expected = ["srun", "--kill-on-bad-exit=1", cpus, *python, *ARGS]
     assert start == [*expected, "--distributed"]
     assert requeue == ["scontrol", "requeue", "$SLURM_JOB_ID"]
 
@@ -62,6 +63,7 @@ def slurm(cluster, tmp_path):
         "SLURM_SUBMIT_DIR": str(root),
         "SLURM_NTASKS_PER_NODE": "4",
         "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_CPUS_PER_TASK": "6",
     }
 
     script = [spool / "slurm_script", *ARGS]
@@ -79,7 +81,8 @@ def test_a_complete_slurm_job_is_not_requeued(slurm, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(str(slurm.root))  # where srun was started
     python = [".venv/bin/python", "-m", "ddistill.main"]
-    expected = ["srun", "--kill-on-bad-exit=1", *python, *ARGS, "--distributed"]
+    expected = ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=6", *python, *ARGS]
+    expected += ["--distributed"]
     assert slurm.cluster.calls() == [expected]
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["slurm_script"]
 
@@ -88,6 +91,12 @@ def test_a_slurm_job_that_was_stopped_puts_itself_back(slurm):
     done = slurm(f"step 10\n{STOP}", SLURM_RESTART_COUNT="99")
     assert done.returncode == 0, done.stderr
     assert STOP in done.stdout
+    assert slurm.cluster.calls("scontrol") == [["scontrol", "requeue", "17"]]
+
+
+def test_a_slurm_job_that_was_stopped_before_it_could_answer_puts_itself_back(slurm):
+    done = slurm("", status=128 + signal.SIGTERM)
+    assert done.returncode == 0, done.stderr
     assert slurm.cluster.calls("scontrol") == [["scontrol", "requeue", "17"]]
 
 

@@ -1,6 +1,7 @@
 """Stages of many students: O2MKD's objective, planning, training, resuming and what they cost."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,14 +15,26 @@ from ddistill import data, networks, recipes
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError, TrainingError
 from ddistill.evaluation.sampling import planned_calls
-from ddistill.evaluation.students import boundary_jumps, students_table
+from ddistill.evaluation.students import (
+    boundary_jumps,
+    frozen_students,
+    students_table,
+    without_frozen,
+)
 from ddistill.objectives import make_objective, make_process
 from ddistill.objectives.draws import normal, streams
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.schedules import cosine, make_grid
-from ddistill.settings import EvaluationSettings, OptimizerSettings, Settings, StudentsSettings
+from ddistill.settings import (
+    EvaluationSettings,
+    GridSettings,
+    OptimizerSettings,
+    Settings,
+    StudentsSettings,
+)
 from ddistill.students import RoutedDenoiser, clone, take
 from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.lineage import cost
 from ddistill.training.pipeline import run_stages
 from ddistill.training.state import count_parameters
 from ddistill.training.weights import Networks, load_network
@@ -280,6 +293,48 @@ def test_a_sweep_of_grids_learns_what_separate_stages_learn(trained, tmp_path):
         load_network(plans["swept"])
 
 
+def test_swept_weights_are_the_numbers_that_were_given(tmp_path):
+    """Also where the config holds an integer."""
+    wanted = swept(hidden_weight=(1.5, 2.5), substeps=(1.0, 2))
+    stage = wanted.stages["swept"]
+    stage = dataclasses.replace(
+        stage, objective={**stage.objective, "hidden_weight": 1}, grid=GridSettings(steps=8)
+    )
+    stages = {**wanted.stages, "swept": stage}
+    plan = plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")["swept"]
+    assert [m.objective.hidden_weight for m in plan.members] == [1.5, 2.5]
+    assert [m.objective.substeps for m in plan.members] == [1, 2]
+    assert all(isinstance(m.objective.substeps, int) for m in plan.members)
+
+
+def test_a_term_cannot_be_swept_to_zero(tmp_path):
+    with pytest.raises(ConfigError, match=r"sweep\.hidden_weight=.*weight 0 is left out"):
+        plans_of(swept(hidden_weight=(0.0, 1.0)), tmp_path / "run")
+
+
+def test_grids_cannot_be_swept_where_they_are_listed(tmp_path):
+    wanted = swept(grid_steps=(1, 2))
+    stage = dataclasses.replace(wanted.stages["swept"], grid=GridSettings(explicit=(0, 4, 16)))
+    stages = {**wanted.stages, "swept": stage}
+    with pytest.raises(ConfigError, match=r"sweep\.grid_steps has no effect beside grid\.explicit"):
+        plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")
+
+
+def test_a_student_of_a_sweep_costs_what_it_costs_alone(trained, tmp_path):
+    wanted = swept(grid_steps=(2, 4), substeps=(2, 1))
+    plans, _ = run(wanted, tmp_path / "run")
+    stage = plans["swept"]
+    examples = stage.settings.steps * stage.settings.batch_size
+    each = [cost([stage], k) for k in range(2)]
+    calls = [examples * m.objective.teacher_calls() for m in stage.members]
+    assert [c.teacher_calls for c in each] == calls
+    assert calls[0] > calls[1]
+    assert [c.updates for c in each] == [stage.settings.steps] * 2
+    whole = cost([stage])
+    assert whole.teacher_calls == sum(calls)
+    assert sum(c.seconds for c in each) == pytest.approx(whole.seconds)
+
+
 def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
     wanted = swept(learning_rate=(1e-3, 1e30))
     with pytest.raises(TrainingError, match=r"student 1 \(learning_rate=1e\+30\)"):
@@ -295,6 +350,28 @@ def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
     assert int(state.diverged[0]) == 0
     assert 0 < int(state.diverged[1]) <= 20
     assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(state.params))
+    # The sound one is scored, and it is said that the other is not.
+    assert frozen_students(plans["swept"]) == [1]
+    evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
+    settled = dataclasses.replace(wanted, stages=stages, evaluation=evaluation)
+    sound, left_out = without_frozen(planned_calls(settled, list(plans.values())))
+    assert [c.student for c in sound if c.plan.name == "swept"] == [0]
+    assert len(left_out) == 1
+    assert "not scored, because student 1 of stage 'swept' diverged" in left_out[0]
+
+
+def test_one_frozen_student_spoils_those_it_makes_images_with(trained, monkeypatch):
+    plan = trained[1]["o2mkd_k2"]
+    manifest = {**plan.manifest(), "diverged": [0, 7]}
+    monkeypatch.setattr(type(plan), "manifest", lambda self: manifest)
+    call = SimpleNamespace(label="O2MKD, 4 steps", plan=plan, student=None)
+    assert without_frozen([call]) == (
+        [],
+        [
+            "O2MKD, 4 steps: not scored, because student 1 of stage 'o2mkd_k2' diverged and is "
+            "frozen"
+        ],
+    )
 
 
 @pytest.mark.parametrize(
@@ -313,6 +390,16 @@ def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
         ({"partition": "timesteps", "count": 2, "outside": 1.5}, ["students.outside=1.5"]),
         ({"partition": "timesteps", "count": 3, "boundaries": (9,)}, ["boundaries=[9]"]),
         ({"outside": 0.1}, ["students.outside=0.1 has no effect"]),
+        ({"spacing": "log_snr"}, ["students.spacing='log_snr' has no effect"]),
+        ({"on_divergence": "freeze"}, ["on_divergence='freeze' has no effect", "count"]),
+        (
+            {"partition": "timesteps", "count": 2, "grouping": "random"},
+            ["students.grouping='random' has no effect", "'classes'"],
+        ),
+        (
+            {"partition": "timesteps", "count": 2, "spacing": "log_snr", "boundaries": (9,)},
+            ["students.spacing='log_snr' has no effect beside", "boundaries"],
+        ),
         ({"count": 2, "on_divergence": "go", "sweep": {"seed": (1, 2)}}, ["on_divergence='go'"]),
         ({"count": 3, "sweep": {"seed": (1, 2)}}, ["sweep.seed=(1, 2)", "3 numbers"]),
         ({"count": 2, "sweep": {"grid_step": (1, 2)}}, ["sweep.grid_step", "'grid_steps'"]),

@@ -347,5 +347,5 @@ def test_a_stage_names_the_student_that_it_stops_for(tmp_path):
     with pytest.raises(TrainingError) as caught:
         trained(tmp_path, "swept", settings(swept=swept), log_every=2)
     text = str(caught.value)
-    for word in ("'swept', step", "student 1 (learning_rate=1)", "3 log intervals"):
+    for word in ("'swept', step", "student 1 (learning_rate=1)", "for 6 steps"):
         assert word in text

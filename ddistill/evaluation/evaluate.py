@@ -35,11 +35,12 @@ from ddistill.evaluation.sampling import (
     experiment_of,
     planned_calls,
 )
+from ddistill.evaluation.students import without_frozen
 from ddistill.evaluation.vocabulary import METHODS
 from ddistill.settings import Settings
 from ddistill.training.checks import check_scale
 from ddistill.training.interrupt import StopRequest
-from ddistill.training.lineage import cost, distillation
+from ddistill.training.lineage import Cost, cost, distillation
 from ddistill.training.progress import Reporter, read_metrics
 from ddistill.training.stages import StagePlan
 from ddistill.training.weights import Networks
@@ -165,7 +166,9 @@ def evaluate(
       Interrupted: a stop was asked for.
       CheckpointError: a stage is not complete.
     """
-    calls = planned_calls(settings, plans)
+    calls, left_out = without_frozen(planned_calls(settings, plans))
+    for text in left_out:
+        reporter.say(text)
     digest = _digest(settings, plans, calls)
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
@@ -287,6 +290,10 @@ def make_rows(
     return [*floor, *(row for s in scored for row in _rows_of(settings, plans, scorer, s, common))]
 
 
+def _spent(settings: Settings, plans: list[StagePlan], call: Call) -> Cost:
+    return cost(distillation(call.plan, settings.evaluation.teacher, plans), call.student)
+
+
 def _rows_of(
     settings: Settings,
     plans: list[StagePlan],
@@ -294,7 +301,7 @@ def _rows_of(
     scored: Scored,
     common: Mapping[str, Any],
 ) -> list[Row]:
-    spent = cost(distillation(scored.call.plan, settings.evaluation.teacher, plans))
+    spent = _spent(settings, plans, scored.call)
     return rows_from_scores(
         scored.scores,
         experiment=experiment_of(settings, scored.call),
@@ -313,7 +320,7 @@ def _record(
     settings: Settings, plans: list[StagePlan], scorer: Scorer | None, scored: Scored
 ) -> CallRecord:
     call, stage = scored.call, scored.call.plan
-    spent = cost(distillation(stage, settings.evaluation.teacher, plans))
+    spent = _spent(settings, plans, call)
     classes = stage.module.num_classes if stage.settings.conditional else 0  # type: ignore[attr-defined]
     return CallRecord(
         key=call.key,

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float
 
 from ddistill.data import Dataset, to_unit
 from ddistill.diffusion import add_noise
-from ddistill.evaluation.sampling import noise_bank
+from ddistill.evaluation.sampling import Call, noise_bank
 from ddistill.evaluation.summary import Table
 from ddistill.partitions import TimestepPartition, level_ranges
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser
+from ddistill.training.partitioning import in_words
 from ddistill.training.progress import read_metrics
 from ddistill.training.stages import StagePlan
 from ddistill.training.weights import Networks
@@ -63,13 +64,39 @@ def students_table(
     )
 
 
+def frozen_students(plan: StagePlan) -> list[int]:
+    """Those of a complete stage that diverged and were frozen; none while it is not complete."""
+    steps = (plan.manifest() or {}).get("diverged", [])
+    return [k for k, step in enumerate(steps) if step]
+
+
+def without_frozen(calls: Sequence[Call]) -> tuple[list[Call], list[str]]:
+    """The calls whose students are sound, and what there is to say of the others.
+
+    A student of a sweep is left out by itself; students of a partition make images together, so
+    that one of them spoils all.
+    """
+    sound, left_out = [], []
+    for call in calls:
+        frozen = frozen_students(call.plan)
+        if call.student is not None:
+            frozen = [k for k in frozen if k == call.student]
+        if frozen:
+            left_out.append(
+                f"{call.label}: not scored, because student {in_words(frozen)} of stage "
+                f"'{call.plan.name}' diverged and is frozen"
+            )
+        else:
+            sound.append(call)
+    return sound, left_out
+
+
 def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
     logged = read_metrics(plan.folder / "metrics.jsonl")
-    last = (logged or [{}])[-1]
-    whole = plan.settings.steps * plan.settings.batch_size
+    last, frozen = (logged or [{}])[-1], frozen_students(plan)
 
     def told(name: str, k: int) -> str:
-        if last.get(f"images/{k}", 0) < whole:
+        if k in frozen:
             return "frozen"
         # A student that learns at some steps only may have had none in the last interval.
         values = [row[f"{name}/{k}"] for row in logged if f"{name}/{k}" in row]
@@ -95,24 +122,15 @@ def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
 def _share(plan: StagePlan, k: int) -> str:
     """The levels and the classes of a student, as far as they are not all."""
     member = plan.members[k]
-    low, high = int(member.process.low), int(member.process.high)
+    low, high = 1, member.levels.num_steps
+    if plan.partition is not None:  # without the margin, which is for training alone
+        low, high = (int(x[k]) for x in level_ranges(plan.partition, plan.levels))
     parts = []
     if (low, high) != (1, member.levels.num_steps) or member.classes is None:
         parts.append(f"levels {low} to {high}")
     if member.classes is not None:
-        parts.append("classes " + _runs(member.classes))
+        parts.append("classes " + in_words(member.classes))
     return ", ".join(parts)
-
-
-def _runs(numbers: Sequence[int]) -> str:
-    """Increasing numbers in words: "0 to 4, 7"."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return ", ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in found)
 
 
 def _jumps(

@@ -269,8 +269,14 @@ class Objective:
         """Feature taps that the losses read of the teacher; by default those of `taps`."""
         return self.taps()
 
-    def teacher_calls(self) -> float:
-        """Teacher forward passes per example of one train step, on the average."""
+    def teacher_calls(self, each: int = 1) -> float:
+        """Teacher forward passes per example of one train step, on the average.
+
+        Args:
+          each: what asking the teacher costs: 2 with guidance. What its features are read for is
+            asked without, and costs one.
+        """
+        del each
         return 0
 
     def alarms(self, means: Mapping[str, float]) -> tuple["Alarm", ...]:

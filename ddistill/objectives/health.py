@@ -31,6 +31,22 @@ _LIMITS = (
         "is the spread of the student's pixels over the data's: the images go flat",
     ),
     (
+        "mean_drift",
+        "brightness",
+        1,
+        0.5,
+        1.0,
+        "is how much brighter the student's pixels are than the data's",
+    ),
+    (
+        "mean_drift",
+        "darkness",
+        -1,
+        -0.5,
+        -1.0,
+        "is how much brighter the student's pixels are than the data's",
+    ),
+    (
         "diversity",
         "collapse",
         -1,
@@ -39,6 +55,8 @@ _LIMITS = (
         "is the student's diversity over the data's: few images are left",
     ),
 )
+# A fresh generator makes flat grey images, and one from its teacher class means.
+_AT_BIRTH = ("flatness", "brightness", "darkness", "collapse")
 LOGIT_GAP = 20.0
 
 
@@ -54,8 +72,7 @@ def matching_alarms(means: Mapping[str, float]) -> tuple[Alarm, ...]:
         if value is not None and sign * (value - limit) > 0:
             bound = "above" if sign > 0 else "below"
             text = f"{metric} {value:.3g} {meaning} ({bound} {limit})"
-            # A fresh generator makes flat images, and one from its teacher class means.
-            found.append(Alarm(name, text, sign * (value - fatal) > 0, at_birth=sign < 0))
+            found.append(Alarm(name, text, sign * (value - fatal) > 0, name in _AT_BIRTH))
     gap = means.get("logit_real", 0.0) - means.get("logit_fake", 0.0)
     if gap > LOGIT_GAP:
         found.append(

@@ -1,5 +1,6 @@
 """What methods of distribution matching can be set to, and what they need of a stage."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -138,6 +139,11 @@ class MatchingSettings(Objective):
                 "several steps starts from below the noisiest level, 'rollout' or 'data', or set "
                 "grid.steps=1."
             )
+        if steps == 1 and self.backward != "none":
+            raise ConfigError(
+                f"objective.backward={self.backward!r} with a grid of one step: a student of one "
+                "step is asked at its noisiest level alone. Leave backward at 'none'."
+            )
         return self.replace(top=int(grid[-1]), steps=steps)  # type: ignore[return-value]
 
     def prepare_networks(self, teacher: nn.Module, prediction: str) -> "MatchingSettings":
@@ -171,16 +177,41 @@ class MatchingSettings(Objective):
             return ({tap: jnp.zeros((1, *shape)) for tap, shape in self.shapes},)
         return super().init_inputs(name, image_shape, conditional)
 
-    def teacher_calls(self) -> float:
+    def teacher_calls(self, each: int = 1) -> float:
         """One for the student's update, and those of the teacher's features."""
         share = 1 / self.student_every
         seen = bool(self.gan_weight) and self.features_of == "teacher"
         judging = (2 + bool(self.smooth_weight)) * (1 - share * self.alternate) if seen else 0
-        return share * bool(self.score_weight or seen) + judging
+        return each * share * bool(self.score_weight or seen) + judging
 
     def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
         """Saturation, spread, collapse, and a discriminator that has won."""
         return matching_alarms(means)
+
+
+# What has no effect where a weight is 0.
+_OF_A_TERM = {
+    "regression_weight": ("regression", "filter_pairs"),
+    "gan_weight": ("discriminator_weight", "features_of", "features", "smooth_weight"),
+    "smooth_weight": ("smooth_step",),
+    "score_weight": ("floor",),
+}
+
+
+def _check_idle(o: MatchingSettings) -> None:
+    """Raises `ConfigError` for hyperparameters of a term that is off."""
+    usual = {f.name: f.default for f in dataclasses.fields(o)}
+    for weight, names in _OF_A_TERM.items():
+        for name in names if not getattr(o, weight) else ():
+            if getattr(o, name) != usual[name]:
+                raise ConfigError(
+                    f"objective.{name}={getattr(o, name)!r} has no effect: objective.{weight} is 0."
+                )
+    if o.fake_weight != usual["fake_weight"] and "fake" not in o.networks():
+        raise ConfigError(
+            f"objective.fake_weight={o.fake_weight!r} has no effect: no fake denoiser is trained "
+            "where score_weight is 0 and the discriminator sees the teacher's features."
+        )
 
 
 def _check(o: MatchingSettings) -> None:
@@ -207,16 +238,7 @@ def _check(o: MatchingSettings) -> None:
             f"objective.divergence={o.divergence!r} weighs the score difference by a "
             "discriminator's ratio: it needs score_weight and gan_weight above 0."
         )
-    unused = {
-        "smooth_weight": o.smooth_weight and not o.gan_weight,
-        "filter_pairs": o.filter_pairs and not o.regression_weight,
-    }
-    for name, idle in unused.items():
-        if idle:
-            needed = "gan_weight" if name == "smooth_weight" else "regression_weight"
-            raise ConfigError(
-                f"objective.{name}={getattr(o, name)} has no effect: objective.{needed} is 0."
-            )
+    _check_idle(o)
     if o.gan_weight and not o.discriminator_weight:
         raise ConfigError(
             "objective.discriminator_weight=0 leaves the discriminator as it was drawn, and "

@@ -130,9 +130,9 @@ class O2MKD(ClassifierTerms):
         """The taps of the features that are compared."""
         return self.features if self.feature_weight else ()
 
-    def teacher_calls(self) -> int:
+    def teacher_calls(self, each: int = 1) -> int:
         """One, unless nothing is asked of the teacher."""
-        return int(any((self.output_weight, self.feature_weight, self.classifier_weight)))
+        return each * any((self.output_weight, self.feature_weight, self.classifier_weight))
 
     def loss(
         self, networks: Networks, batch: Batch, process: Process

@@ -74,9 +74,9 @@ class Progressive(ClassifierTerms):
         """One update of the student."""
         return (Update("student", self.value),)
 
-    def teacher_calls(self) -> int:
+    def teacher_calls(self, each: int = 1) -> int:
         """Two steps of one call each."""
-        return 2
+        return 2 * each
 
     def value(
         self, networks: Networks, batch: Batch, process: Process

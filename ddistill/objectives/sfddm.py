@@ -129,9 +129,9 @@ class SFDDM(ClassifierTerms):
         """The tap of the feature distance."""
         return (self.tap,) if self.feature_weight else ()
 
-    def teacher_calls(self) -> int:
+    def teacher_calls(self, each: int = 1) -> int:
         """k for the hidden variable and one for its past; other terms reuse its first call."""
-        return self.substeps + int(self._looks_back()) if self._has_target() else 1
+        return each * (self.substeps + int(self._looks_back()) if self._has_target() else 1)
 
     def _has_target(self) -> bool:
         return self.hidden_weight > 0 or self.classifier_weight > 0

@@ -103,7 +103,8 @@ class Checkpoints:
         Raises:
           CheckpointError: the checkpoint belongs to another network, or none can be read.
         """
-        steps = self.steps()
+        # Another host's view of a shared folder may lag behind.
+        steps = from_first(self.steps)
         abstract = jax.tree.map(_abstract, like)
         for step in reversed(steps):
             if from_first(lambda step=step: self._is_damaged(step)):

@@ -11,7 +11,7 @@ from ddistill import networks
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
 from ddistill.objectives.base import FeatureShapes
-from ddistill.settings import StageSettings, StudentsSettings, to_plain
+from ddistill.settings import StageSettings, to_plain
 from ddistill.training.optimizers import check_optimizer, update_rule
 
 if TYPE_CHECKING:
@@ -117,22 +117,6 @@ def check_students_of(
             f"this stage has students.count={stage.students.count}. Set it to {theirs.count}, or "
             "start from a stage of one student."
         )
-    if key != "teacher":
-        _check_same_shares(stage.students, theirs, path, source.name)
-
-
-def _check_same_shares(
-    ours: StudentsSettings, theirs: StudentsSettings, path: str, source: str
-) -> None:
-    """Raises `ConfigError` where student k would start from one that has learnt another part."""
-    for key in ("partition", "spacing", "boundaries", "grouping", "groups", "embeddings", "ranges"):
-        here, there = getattr(ours, key), getattr(theirs, key)
-        if here != there:
-            raise ConfigError(
-                f"{path} takes the weights of the students of '{source}', who answer for other "
-                f"parts: students.{key} is {here!r} here and {there!r} there. Share out alike, or "
-                "start from a stage of one student."
-            )
 
 
 def check_classifier(

@@ -42,8 +42,13 @@ def distillation(plan: StagePlan, root: str, plans: Sequence[StagePlan]) -> list
     return [p for p in plans if p.name in found] if reaches_root and plan.name != root else []
 
 
-def cost(stages: Sequence[StagePlan]) -> Cost:
+def cost(stages: Sequence[StagePlan], student: int | None = None) -> Cost:
     """The sum over stages.
+
+    Args:
+      stages: in order.
+      student: of the students of a sweep, which is the last stage, the one that is meant: it is
+        charged with its own calls and updates and its share of the time.
 
     Raises:
       CheckpointError: a stage is not complete.
@@ -53,7 +58,12 @@ def cost(stages: Sequence[StagePlan]) -> Cost:
         manifest = plan.manifest()
         if manifest is None:
             raise incomplete(plan)
-        manifests.append(manifest)
+        manifests.append(dict(manifest))
+    if student is not None:
+        last = manifests[-1]
+        last["teacher_calls"] = last["teacher_calls_of_each"][student]
+        last["train_seconds"] /= last["students"]
+        last["students"] = 1
     return Cost(
         teacher_calls=sum(int(m["teacher_calls"]) for m in manifests),
         updates=sum(int(m["updates"]) * int(m["students"]) for m in manifests),

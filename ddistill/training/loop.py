@@ -77,7 +77,7 @@ class StageRun:
         self.loss = self.score = math.nan
         self.seen: set[str] = set()
         self.frozen: set[int] = set()
-        self.watch = Watch(plan, self._say, self._diverged)
+        self.watch = Watch(plan, training.log_every, self._say, self._diverged)
         self._ask_every, self._unasked = 1, 0
 
     def run(
@@ -130,6 +130,8 @@ class StageRun:
         state, record = found
         self.clock = Clock(**record["clock"])
         self.loss, self.score = record["loss"], record["score"]
+        self.seen = set(record["seen"])
+        self.watch.restore(record["watch"])
         step = int(state.step)
         self.reporter.say(f"{self.plan.name}: going on from the checkpoint at step {step}")
         return state, step
@@ -270,7 +272,7 @@ class StageRun:
                 self.frozen.add(int(k))
                 self.reporter.say(
                     f"{self.plan.name}: {self._who(k)} diverged at step {int(diverged[k])} and is "
-                    "frozen at its last finite weights; the others go on"
+                    "frozen as it was then; the others go on, and it will not be scored"
                 )
         if np.all(diverged):
             raise self._diverged(step, "every student has diverged and is frozen")
@@ -330,10 +332,13 @@ class StageRun:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._check_parameters(step, state)
+        self.log.sync()
         record = {
             "clock": vars(self.clock),
             "loss": self.loss,
             "score": self.score,
+            "seen": sorted(self.seen),
+            "watch": self.watch.record(),
             "digest": self.plan.digest,
             "settings": to_plain(dataclasses.asdict(self.plan.settings)),
         }
@@ -341,10 +346,10 @@ class StageRun:
 
     def _finish(self, state: TrainState) -> dict[str, Any]:
         settings = self.plan.settings
-        per_image = sum(m.objective.teacher_calls() for m in self.plan.members)
         # Guidance asks the teacher twice.
-        guided = 1 if settings.guidance == 1.0 else 2
-        calls = round(settings.steps * settings.batch_size * per_image * guided)
+        each = 1 if settings.guidance == 1.0 else 2
+        examples = settings.steps * settings.batch_size
+        calls = [round(examples * m.objective.teacher_calls(each)) for m in self.plan.members]
         every = count_parameters(state.params["student"])
         manifest = {
             "stage": self.plan.name,
@@ -355,7 +360,9 @@ class StageRun:
             "students": len(self.plan.members),
             "parameters": every // (settings.students.count or 1),
             "ema": list(settings.ema),
-            "teacher_calls": calls,
+            "teacher_calls": sum(calls),
+            "teacher_calls_of_each": calls,
+            "diverged": np.asarray(to_host(state.diverged)).tolist() if self.plan.stacked else [],
             "train_seconds": self.clock.train,
             "compile_seconds": self.clock.compile,
             "data_wait_seconds": self.clock.wait,

@@ -17,6 +17,7 @@ from ddistill.training.partitioning import BY_CLASS, BY_LEVEL, check_students, p
 
 # Beside the objective's own numbers, by their names.
 SWEPT = ("grid_steps", "seed", "learning_rate")
+_WHOLE = ("grid_steps", "seed", "substeps")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class _Swept:
 def _swept(stage: StageSettings, seed: int, objective: Objective, path: str) -> list[_Swept]:
     """The settings of every student; those of a partition differ in their random streams alone."""
     s = stage.students
-    _check_sweep(s, objective, path)
+    _check_sweep(stage, objective, path)
     swept = []
     for k in range(max(1, s.count)):
         values = {key: entries[k] for key, entries in s.sweep.items()}
@@ -149,7 +150,6 @@ def _swept(stage: StageSettings, seed: int, objective: Objective, path: str) -> 
             rate = float(values["learning_rate"])
             optimizer = dataclasses.replace(optimizer, learning_rate=rate)
             check_optimizer(optimizer, stage.steps, f"{path}.sweep: optimizer")
-        numbers = objective.numbers()
         changes = {key: value for key, value in values.items() if key not in SWEPT}
         swept.append(
             _Swept(
@@ -159,11 +159,16 @@ def _swept(stage: StageSettings, seed: int, objective: Objective, path: str) -> 
                 # Students of a sweep are to differ in what is swept and in nothing else.
                 stream=str(k) if k and not s.sweep else "",
                 objective=objective.replace(
-                    **{key: type(numbers[key])(value) for key, value in changes.items()}
+                    **{key: _number(key, value) for key, value in changes.items()}
                 ),
             )
         )
     return swept
+
+
+def _number(key: str, value: float) -> int | float:
+    """A swept value, whose kind is the key's and not that of what the config happens to hold."""
+    return int(value) if key in _WHOLE else float(value)
 
 
 def _member(one: _Swept, table: Table, rows: int, num_classes: int, share: _Share) -> Member:
@@ -215,7 +220,13 @@ def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:
         )
 
 
-def _check_sweep(s: StudentsSettings, objective: Objective, path: str) -> None:
+def _check_sweep(stage: StageSettings, objective: Objective, path: str) -> None:
+    s = stage.students
+    if "grid_steps" in s.sweep and stage.grid.explicit:
+        raise ConfigError(
+            f"{path}.sweep.grid_steps has no effect beside grid.explicit, which lists the levels "
+            "of every student. Leave one of them out."
+        )
     known = [*SWEPT, *objective.numbers()]
     for key, values in s.sweep.items():
         if key not in known:
@@ -231,7 +242,11 @@ def _check_sweep(s: StudentsSettings, objective: Objective, path: str) -> None:
                 f"{path}.sweep.{key}={values!r}: {s.count} numbers are needed, one for each of "
                 f"{path}.count={s.count} students."
             )
-        whole = key in ("grid_steps", "seed", "substeps")
-        if any(v < 0 or (whole and v != int(v)) for v in values):
-            kind = "integers" if whole else "numbers"
+        if any(v < 0 or v != _number(key, v) for v in values):
+            kind = "integers" if key in _WHOLE else "numbers"
             raise ConfigError(f"{path}.sweep.{key}={values!r} must be {kind} of 0 or more.")
+        if key in objective.numbers() and key != "substeps" and not all(values):
+            raise ConfigError(
+                f"{path}.sweep.{key}={values!r}: a term of weight 0 is left out of the program, "
+                "which all students share. Use values above 0, and a stage of its own without it."
+            )

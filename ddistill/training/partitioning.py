@@ -1,9 +1,9 @@
 """Who of a stage's students answers for what, from its settings."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,14 +21,19 @@ from ddistill.partitions import (
 from ddistill.schedules import Schedule
 from ddistill.settings import StageSettings, StudentsSettings
 
+if TYPE_CHECKING:
+    from ddistill.training.stages import StagePlan
+
 PARTITIONS = ("none", "timesteps", "classes", "both")
 BY_LEVEL, BY_CLASS = ("timesteps", "both"), ("classes", "both")
 ON_DIVERGENCE = ("stop", "freeze")
 # Settings that mean nothing without a partition of one of these kinds.
 _NEED = {
+    "spacing": BY_LEVEL,
     "boundaries": BY_LEVEL,
     "margin": BY_LEVEL,
     "outside": BY_LEVEL,
+    "grouping": BY_CLASS,
     "groups": BY_CLASS,
     "embeddings": BY_CLASS,
     "ranges": ("both",),
@@ -47,12 +52,7 @@ def check_students(s: StudentsSettings, path: str) -> None:
             raise ConfigError(f"{path}.{key}={getattr(s, key)} must be 0{none} or more.")
     if not 0.0 <= s.outside <= 1.0:
         raise ConfigError(f"{path}.outside={s.outside} is a share; allowed: 0 to 1.")
-    for key, kinds in _NEED.items():
-        if getattr(s, key) and s.partition not in kinds:
-            wanted = " or ".join(f"'{kind}'" for kind in kinds)
-            raise ConfigError(
-                f"{path}.{key}={getattr(s, key)} has no effect without {path}.partition={wanted}."
-            )
+    _check_idle(s, path)
     if bool(s.embeddings) != (s.grouping == "clustered"):
         raise ConfigError(
             f"{path}.grouping={s.grouping!r} with {path}.embeddings={s.embeddings!r}: a .npy file "
@@ -77,6 +77,32 @@ def check_students(s: StudentsSettings, path: str) -> None:
         raise ConfigError(
             f"{path}.ranges={s.ranges} ranges of levels do not share out {path}.count={s.count} "
             "students: set ranges to a divisor of count."
+        )
+
+
+def _check_idle(s: StudentsSettings, path: str) -> None:
+    """Raises `ConfigError` for settings that would be without effect."""
+    usual = StudentsSettings()
+
+    def is_set(key: str) -> bool:
+        return getattr(s, key) != getattr(usual, key)
+
+    for key, kinds in _NEED.items():
+        if is_set(key) and s.partition not in kinds:
+            wanted = " or ".join(f"'{kind}'" for kind in kinds)
+            raise ConfigError(
+                f"{path}.{key}={getattr(s, key)!r} has no effect without {path}.partition={wanted}."
+            )
+    for key, instead in (("spacing", "boundaries"), ("grouping", "groups")):
+        if is_set(key) and is_set(instead):
+            raise ConfigError(
+                f"{path}.{key}={getattr(s, key)!r} has no effect beside {path}.{instead}, which "
+                "says the same one by one. Leave one of them out."
+            )
+    if is_set("on_divergence") and not s.count:
+        raise ConfigError(
+            f"{path}.on_divergence={s.on_divergence!r} has no effect without students: set "
+            f"{path}.count."
         )
 
 
@@ -122,22 +148,36 @@ def plan_partition(
     return ProductPartition(times, classes)
 
 
-def with_groups(stage: StageSettings, partition: Partition | None, classes: int) -> StageSettings:
-    """The stage with the groups listed that a file of embeddings led to.
+def list_groups(stage: StageSettings, dataset: Dataset, seed: int, path: str) -> StageSettings:
+    """The stage with the groups listed that a file of embeddings leads to.
 
-    The file may change or go away; who owns what may not.
+    The file may change or go away; who owns what may not. Stages are compared, and known, by their
+    groups.
 
     Args:
       stage: its settings.
-      partition: of its students, if there is one.
-      classes: how many the data have.
+      dataset: whose classes are shared out.
+      seed: the run's.
+      path: of the stage, for messages.
+
+    Raises:
+      ConfigError: no such file, or embeddings that are not those of the classes.
     """
-    if partition is None or stage.students.grouping != "clustered":
-        return stage
-    conditions = partition.conditions if isinstance(partition, ProductPartition) else partition
-    groups = tuple(tuple(np.flatnonzero(own).tolist()) for own in conditions.owned_classes(classes))
+    s = stage.students
+    check_students(s, f"{path}.students")
+    each = s.count // max(1, s.ranges)
+    if s.grouping != "clustered" or not 1 <= each <= dataset.num_classes:
+        return stage  # what is wrong is told where students are planned
+    try:
+        partition = condition_partition(
+            dataset.num_classes, each, s.grouping, (), seed, _embeddings(s.embeddings)
+        )
+    except ConfigError as error:  # which begins with "students", not knowing the stage
+        raise ConfigError(f"{path}.{error}") from None
+    owned = partition.owned_classes(dataset.num_classes)
+    groups = tuple(tuple(np.flatnonzero(own).tolist()) for own in owned)
     listed = dataclasses.replace(
-        stage.students, grouping=StudentsSettings.grouping, embeddings="", groups=groups
+        s, grouping=StudentsSettings.grouping, embeddings="", groups=groups
     )
     return dataclasses.replace(stage, students=listed)
 
@@ -187,3 +227,66 @@ def _embeddings(path: str) -> np.ndarray:
         raise ConfigError(
             f"students.embeddings={path!r} cannot be read as a .npy file: {error}"
         ) from None
+
+
+def check_same_shares(
+    stage: StageSettings,
+    levels: Schedule,
+    partition: Partition | None,
+    classes: int,
+    path: str,
+    earlier: "Mapping[str, StagePlan]",
+) -> None:
+    """Raises `ConfigError` where student k would start from one that has learnt another part.
+
+    Args:
+      stage: the new one.
+      levels: `[N+1]`, its students'.
+      partition: who of them answers for what; None where nobody shares anything out.
+      classes: how many the data have.
+      path: of the stage.
+      earlier: plans of the stages before it.
+    """
+    source = earlier.get(stage.init_source)
+    if source is None or not source.settings.students.count:
+        return
+    key = f"{path}.{'resume' if stage.resume else 'init'}"
+    begin = f"{key} takes the weights of the students of '{source.name}', who answer for other "
+    advice = "Share out alike, or start from a stage of one student."
+    if (partition is None) != (source.partition is None):
+        kinds = [s.students.partition for s in (stage, source.settings)]
+        raise ConfigError(
+            f"{begin}parts: students.partition is {kinds[0]!r} here and {kinds[1]!r} there. "
+            f"{advice}"
+        )
+    if partition is None or source.partition is None:
+        return
+    for what, first, here, there in (
+        ("levels", 1, partition.owned_levels(levels), source.partition.owned_levels(levels)),
+        (
+            "classes",
+            0,
+            partition.owned_classes(classes),
+            source.partition.owned_classes(classes),
+        ),
+    ):
+        differs = np.any(here != there, axis=1)
+        if differs.any():
+            k = int(np.argmax(differs))
+            own = [np.flatnonzero(shares[k]) + first for shares in (here, there)]
+            ours, theirs = (in_words(numbers.tolist()) or "none" for numbers in own)
+            raise ConfigError(
+                f"{begin}{what}: student {k} for {ours} here, and for {theirs} of these there. "
+                f"{advice}"
+            )
+
+
+def in_words(numbers: Sequence[int]) -> str:
+    """Increasing numbers in words: "0 to 4, 7"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in found)

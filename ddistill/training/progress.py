@@ -1,6 +1,7 @@
 """What a run tells its user while it works: a progress bar, jsonl and TensorBoard events."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,9 @@ class NoLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Does nothing."""
 
+    def sync(self) -> None:
+        """Does nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -119,6 +123,10 @@ class MetricsLog:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{self._stage}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Waits until the lines are on disk, or in the bucket that is mounted as one."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the files."""

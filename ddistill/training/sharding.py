@@ -257,7 +257,8 @@ def plan_layout(mesh: MeshSettings, students: StudentsSettings, batch: int, path
     """The layout of a stage on the devices that there are.
 
     Args:
-      mesh: sizes of the axes, 0 for what fits.
+      mesh: sizes of the axes, 0 for what fits; where there is one network, the devices of "student"
+        are added to those of "data".
       students: the stage's.
       batch: examples of one forward and backward pass of one student.
       path: of the mesh settings, for messages.
@@ -273,8 +274,12 @@ def plan_layout(mesh: MeshSettings, students: StudentsSettings, batch: int, path
             least = "1 or more" if axis == "model" else "0 (what fits) or more"
             raise ConfigError(f"{path}.{axis}={size} must be {least}.")
     _check_size(path, sizes, devices)
+    if count < 2 and sizes["student"] > 1:
+        # One network has nothing to share out by student: those devices take part of its batch.
+        sizes["data"] *= sizes["student"]
+        sizes["student"] = 1
     if not sizes["student"]:
-        most = devices // (max(1, mesh.data) * mesh.model)
+        most = devices // (max(1, sizes["data"]) * mesh.model)
         spreads = count and students.mapping in ("shard", "auto")
         sizes["student"] = largest_divisor(count, most) if spreads else 1
     if max(1, count) % sizes["student"]:

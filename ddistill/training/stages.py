@@ -42,7 +42,7 @@ from ddistill.training.checks import (
 )
 from ddistill.training.members import Member, Table, plan_members
 from ddistill.training.pair_checks import check_pairs
-from ddistill.training.partitioning import with_groups
+from ddistill.training.partitioning import check_same_shares, list_groups
 from ddistill.training.sharding import Layout, plan_layout
 from ddistill.training.source_checks import check_imported
 
@@ -208,6 +208,7 @@ def _plan(
 ) -> StagePlan:
     path = f"config.stages.{name}"
     stage = resolve(settings.stages[name], path, earlier, imported)
+    stage = list_groups(stage, dataset, settings.seed, path)
     check_numbers(stage, path)
     if imported is not None:
         check_imported(stage, imported, schedule, dataset, path)
@@ -230,7 +231,7 @@ def _plan(
     members, partition = plan_members(
         stage, table, schedule.num_steps + 1, settings.seed, objective, dataset, f"{path}.students"
     )
-    stage = with_groups(stage, partition, dataset.num_classes)
+    check_same_shares(stage, members[0].levels, partition, dataset.num_classes, path, earlier)
     student, shape = build_module(stage.network, f"{path}.network"), dataset.image_shape
     prepared = members[0].objective
     if above:

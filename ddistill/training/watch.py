@@ -1,10 +1,11 @@
 """Alarms of a training: told when they begin, and where they are fatal and stay, its end."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ddistill.training.stages import StagePlan
 
-# A fatal alarm in this many log intervals in a row stops the stage.
+# A fatal alarm that stays for as many steps as this many log intervals have stops the stage.
 PATIENCE = 3
 
 
@@ -13,6 +14,7 @@ class Watch:
 
     Args:
       plan: the stage.
+      every: steps of a log interval.
       say: where an alarm is told, once until it is over.
       stop: `(step, what) -> error`, for an alarm that stays.
     """
@@ -20,19 +22,21 @@ class Watch:
     def __init__(
         self,
         plan: StagePlan,
+        every: int,
         say: Callable[[str], None],
         stop: Callable[[int, str], Exception],
     ):
         self._plan, self._say, self._stop = plan, say, stop
-        # By student, the last known value of every metric; by student and alarm, for how many log
-        # intervals it has been fatal.
+        self._patience, self._step = PATIENCE * every, 0
+        # By student, the last known value of every metric; by student and alarm, for how many steps
+        # it has been fatal.
         self._known: dict[str, dict[str, float]] = {}
         self._fatal: dict[tuple[str, str], int] = {}
         # Signs that a student was born with and has not lost yet.
         self._born: set[tuple[str, str]] = set()
 
     def __call__(self, means: Mapping[str, float], step: int) -> None:
-        """Takes the means of a log interval that ends at `step`.
+        """Takes the means of the steps up to `step` since the last call.
 
         An alarm of which an interval says nothing, because the update that measures it did not run,
         is neither over nor told nor counted again.
@@ -41,6 +45,7 @@ class Watch:
           TrainingError: a fatal alarm has stayed.
         """
         now: dict[tuple[str, str], int] = {}
+        passed, self._step = step - self._step, step
         for who, own in self._by_student(means):
             measured = {alarm.name for alarm in self._plan.objective.alarms(own)}
             is_new = who not in self._known
@@ -56,11 +61,27 @@ class Watch:
                     self._born.add(kind)
                 elif not alarm.fatal:
                     self._born.discard(kind)
-                now[kind] = before + 1 if alarm.fatal and kind not in self._born else 0
-                if now[kind] >= PATIENCE:
-                    raise self._stop(step, f"{alarm.text}{who}, for {PATIENCE} log intervals")
+                now[kind] = before + passed if alarm.fatal and kind not in self._born else 0
+                if now[kind] >= self._patience:
+                    raise self._stop(step, f"{alarm.text}{who}, for {now[kind]} steps")
         self._fatal = now
         self._born &= now.keys()
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed training is stopped where it would be."""
+        return {
+            "step": self._step,
+            "known": self._known,
+            "fatal": [[*kind, steps] for kind, steps in self._fatal.items()],
+            "born": sorted(map(list, self._born)),
+        }
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Goes on from a `record`."""
+        self._step = record["step"]
+        self._known = {who: dict(known) for who, known in record["known"].items()}
+        self._fatal = {(who, name): steps for who, name, steps in record["fatal"]}
+        self._born = {(who, name) for who, name in record["born"]}
 
     def _by_student(self, means: Mapping[str, float]) -> list[tuple[str, Mapping[str, float]]]:
         if not self._plan.stacked:
