@@ -6,7 +6,9 @@ Data:      TFDS "imagenet_resized/64x64" prepared as array_record:
 Hardware:  written for a pod of TPUs or several nodes of GPUs; not run by us.
 Score:     ours: not reproduced. Paper (arXiv 2410.23274), FID with 1 evaluation, K = 4: 2.88
            after TSM, DM and ADM; 11.67 without TSM.
-Settings:  the paper's K, classes, stages and sizes; all else is DMD's, DMD2's and EDM's.
+Settings:  the paper's K, classes, stages and sizes, and else those of DMD, DMD2 and EDM; but L2 in
+           place of LPIPS, a K-th of DMD's batch for each student, and a teacher that drops 10 %
+           of the labels.
 """
 
 from ddistill import recipes

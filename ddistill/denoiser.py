@@ -134,8 +134,10 @@ class Denoiser:
         return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)
 
 
-def in_float32(denoiser: Denoiser) -> Denoiser:
-    """A denoiser whose network computes in float32, whatever it was trained in."""
+def in_float32(denoiser: Any) -> Any:
+    """A denoiser, or routed students, computing in float32, whatever they were trained in."""
+    if hasattr(denoiser, "students"):
+        return denoiser.replace(students=in_float32(denoiser.students))
     apply = denoiser.apply_fn
     if not isinstance(apply, ModuleApply) or not hasattr(apply.module, "dtype"):
         return denoiser

@@ -220,13 +220,19 @@ def renoise(
 
     Consistency models' multistep sampling (arXiv 2303.01469 algorithm 1), which DMD2 uses too. N
     denoiser calls; with N = 1 no noise is drawn, and it is `ddim`. Arguments as in `ddim`; `key` is
-    needed with N > 1.
+    needed with N > 1, and `clip` bounds the last image alone, because in training a student goes on
+    from its images as they are.
     """
     if schedule.num_steps > 1:
         _need_key(key, "renoise in several steps")
     key = jax.random.key(0) if key is None else key
-    run = _Run(denoiser, schedule, noise, key, cond, clip, trajectory, loop)
-    return _run(run, _renoise)
+    run = _Run(denoiser, schedule, noise, key, cond, None, trajectory, loop)
+    made = _run(run, _renoise)
+    if clip is None:
+        return made
+    image, *states = made if trajectory else (made,)
+    image = jnp.clip(image, -clip, clip)
+    return (image, states[0].at[-1].set(image)) if trajectory else image
 
 
 SAMPLERS: dict[str, Callable[..., Any]] = {

@@ -184,6 +184,8 @@ class MeshSettings:
 class TrainingSettings:
     """How every stage is run; nothing here changes what is learnt.
 
+    A fatal alarm ends a stage after the steps of three log intervals (`log_every`), also where
+    students that diverge are frozen.
     `scan_steps`: train steps per dispatch (0 = 8 on accelerators, 1 on CPU, where convolutions in
     a loop body are slow). `keep`: how many of the newest checkpoints stay beside the best one.
     """

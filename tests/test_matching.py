@@ -60,6 +60,15 @@ class Linear:
         return dataclasses.replace(GaussianDenoiser()(z, level), x0=x0)
 
 
+@struct.dataclass
+class TellsLevel:
+    """A generator whose images are ten times the noise of the level that it is asked at."""
+
+    def __call__(self, z, level, cond=None, *, key=None):
+        x0 = jnp.zeros_like(z) + 10 * level.sigma[:, None, None, None]
+        return dataclasses.replace(GaussianDenoiser()(z, level), x0=x0)
+
+
 # ----------------------------------------------------------------------------- the direction
 
 
@@ -361,7 +370,7 @@ def test_rollout_is_the_students_own_way_down():
     """Levels are visited as the sampler visits them: z at level i comes from x0 at level i + 1."""
     steps, shown = 3, process(steps=3)
     asked = question(
-        Linear(jnp.float32(0.5), jnp.float32(0.0)),
+        TellsLevel(),
         batch(64),
         batch(64).keys,
         shown,
@@ -373,10 +382,15 @@ def test_rollout_is_the_students_own_way_down():
     )
     top = np.asarray(asked.level.sigma) == float(shown.student.sigma[3])
     assert 5 < top.sum() < 60
-    # Below the top every z is 0.5, which this student always makes, noised to its level.
-    residual = (np.asarray(asked.z) - alpha * 0.5) / sigma
-    assert residual[~top].mean() == pytest.approx(0.0, abs=0.4)
-    assert residual[~top].std() == pytest.approx(1.0, abs=0.3)
+    # Below the top every z is the noise of the level above it, which this student makes at that
+    # level, noised to its own.
+    above = {float(shown.student.sigma[i]): float(shown.student.sigma[i + 1]) for i in (1, 2)}
+    made = np.array([above.get(float(s), np.nan) for s in np.asarray(asked.level.sigma)])
+    residual = (np.asarray(asked.z) - alpha * 10 * made[:, None, None, None]) / sigma
+    assert len(np.unique(made[~top])) == 2
+    for level in np.unique(made[~top]):
+        assert residual[made == level].mean() == pytest.approx(0.0, abs=0.4)
+        assert residual[made == level].std() == pytest.approx(1.0, abs=0.3)
     from_data = question(None, batch(64), batch(64).keys, shown, "data", steps)
     chex.assert_trees_all_equal(from_data.level, asked.level)
 
@@ -398,6 +412,16 @@ def test_rollout_is_the_students_own_way_down():
         ({"filter_pairs": True}, "filter_pairs=True has no effect"),
         ({"discriminator_weight": 0.0}, "as it was drawn"),
         ({"backward": "rolout"}, "rollout"),
+        ({"gan_weight": 0.0, "features_of": "teacher"}, "features_of='teacher' has no effect"),
+        ({"gan_weight": 0.0, "features": ("down_0",)}, "features=.* has no effect"),
+        ({"gan_weight": 0.0, "discriminator_weight": 7.0}, "discriminator_weight=7.0 has no"),
+        ({"smooth_step": 5.0}, "smooth_step=5.0 has no effect: objective.smooth_weight is 0"),
+        ({"regression": "classifier"}, "regression='classifier' has no effect"),
+        ({"score_weight": 0.0, "floor": 1.0}, "floor=1.0 has no effect"),
+        (
+            {"score_weight": 0.0, "features_of": "teacher", "fake_weight": "snr"},
+            "fake_weight='snr' has no effect",
+        ),
     ],
 )
 def test_settings_that_cannot_work(hyper, words):
@@ -408,6 +432,9 @@ def test_settings_that_cannot_work(hyper, words):
 def test_a_student_of_several_steps_has_to_say_where_it_starts():
     with pytest.raises(ConfigError, match="rollout"):
         objective("dmd", steps=4)
+    for backward in ("data", "rollout"):
+        with pytest.raises(ConfigError, match="of one step: .* at its noisiest level alone"):
+            objective("dmd", steps=1, backward=backward)
 
 
 def test_teacher_calls():
@@ -415,6 +442,9 @@ def test_teacher_calls():
     assert objective("dmd2").teacher_calls() == pytest.approx(0.2)
     fastgen = objective("dmd2", features_of="teacher", alternate=True)
     assert fastgen.teacher_calls() == pytest.approx(0.2 + 0.8 * 2)
+    # With guidance the score costs two calls, and the features that a discriminator sees one each.
+    assert fastgen.teacher_calls(2) == pytest.approx(0.2 * 2 + 0.8 * 2)
+    assert objective("dmd").teacher_calls(2) == 2
 
 
 @pytest.mark.parametrize("which", METHODS)

@@ -62,6 +62,14 @@ def test_gan_losses_at_a_logit_of_zero():
     np.testing.assert_allclose(generator_loss(zero), np.log(2), rtol=1e-6)
 
 
+def test_what_the_gan_losses_want():
+    """A discriminator high logits of real images and low ones of generated, a generator high."""
+    low, high = jnp.full((1, 2), -1.0), jnp.full((1, 2), 1.0)
+    assert float(discriminator_loss(low, high)[0]) < float(discriminator_loss(high, high)[0])
+    assert float(discriminator_loss(low, high)[0]) < float(discriminator_loss(low, low)[0])
+    assert float(generator_loss(high)[0]) < float(generator_loss(low)[0])
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergence_weights(name):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2)), jnp.float32)
@@ -122,8 +130,15 @@ def test_a_head_learns_to_tell_features_apart_and_says_where_to_go(channels, sid
     assert float(loss(params, fake)) > 0.5
     learnt = learn(params)
     assert float(loss(learnt, fake)) < 0.2
-    towards = jax.grad(lambda x: jnp.mean(generator_loss(head.apply(params, {"mid": x}))))
-    assert float(jnp.max(jnp.abs(towards(fake["mid"])))) > 1e-5
+    logits = [head.apply(learnt, x) for x in (real, fake)]
+    assert float(jnp.min(logits[0])) > 0.0 > float(jnp.max(logits[1])), "real is what is positive"
+    towards = jax.grad(lambda x: jnp.mean(generator_loss(head.apply(learnt, {"mid": x}))))
+    gradient = towards(fake["mid"])
+    nearer = fake["mid"] - gradient / jnp.max(jnp.abs(gradient))
+    moved = head.apply(learnt, {"mid": nearer})
+    assert float(jnp.mean(moved)) > float(jnp.mean(logits[1])) + 1e-3, (
+        "the generator is led to real"
+    )
 
 
 # ----------------------------------------------------------------------------------- distances

@@ -1,6 +1,7 @@
 """Pairs of noise and a teacher's images: made, stored, refused, drawn and regressed onto."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -63,7 +64,7 @@ def make(plan, network=None, stop=None):
 
 
 def shards(plan):
-    return sorted((plan.folder / "pairs").iterdir())
+    return sorted((plan.folder / "pairs").glob("*.npz"))
 
 
 def contents(plan):
@@ -138,6 +139,11 @@ def test_a_stopped_stage_goes_on_behind_its_last_file(straight, tmp_path):
     assert shards(plan)[0].stat().st_mtime_ns == written
     assert contents(plan) == contents(straight)
     assert plan.manifest()["shards"] == straight.manifest()["shards"]
+    # The time of both sessions counts.
+    took = [json.loads(path.with_suffix(".json").read_text())["seconds"] for path in shards(plan)]
+    assert len(took) > 1
+    assert min(took) > 0
+    assert plan.manifest()["train_seconds"] == pytest.approx(sum(took))
 
 
 def test_images_that_are_not_finite_are_not_kept(tmp_path):

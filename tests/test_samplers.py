@@ -474,3 +474,25 @@ def test_unknown_samplers_and_loops_name_the_nearest():
             call()
     with pytest.raises(ConfigError, match="Did you mean 'scan'"):
         ddim(TwoPoints(), coarse(2), jnp.zeros(SHAPE), loop="scna")
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_renoise_clips_the_last_image_alone(steps):
+    """Few-step students are trained on what they make of their images as they are."""
+    schedule = cosine(16)
+    levels = subsequence(schedule, make_grid(schedule, steps, "trailing"))
+
+    def student(z, level, cond=None):
+        return from_x0(3.0 * z, z, level)
+
+    run = functools.partial(get_sampler("renoise"), student, levels, unit_noise(), KEY)
+    free, states = run(trajectory=True)
+    image, clipped = run(clip=1.0, trajectory=True)
+    assert float(jnp.max(jnp.abs(free))) > 1.5
+    np.testing.assert_allclose(image, jnp.clip(free, -1.0, 1.0), rtol=1e-6)
+    np.testing.assert_array_equal(clipped[:-1], states[:-1])
+    np.testing.assert_array_equal(clipped[-1], image)
+    np.testing.assert_array_equal(run(clip=1.0), image)
+    if steps == 1:
+        alone = ddim(student, levels, unit_noise(), clip=1.0)
+        np.testing.assert_allclose(alone, image, rtol=1e-6)

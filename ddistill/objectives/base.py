@@ -150,6 +150,11 @@ class Objective:
         return ""
 
     @property
+    def needs_every_class(self) -> bool:
+        """Whether a class that is asked for and has no real images would spoil the training."""
+        return False
+
+    @property
     def needs_pairs(self) -> bool:
         """Whether the losses read `Batch.pairs`."""
         return False

@@ -34,7 +34,8 @@ class MatchingSettings(Objective):
 
     Attributes:
       score_weight: of the score difference; 0 leaves the fake denoiser out.
-      lowest, highest: the noise levels at which scores are compared, as shares of the teacher's T.
+      lowest, highest: the noise levels at which the student is judged, by scores and by the
+        discriminator alike, as shares of the teacher's T.
       floor: added to the normaliser of the score difference.
       fake_weight: of the fake denoiser's x0 error, as in `weighted_error`.
       regression_weight: of the pairs; 0 leaves them out.
@@ -101,6 +102,11 @@ class MatchingSettings(Objective):
     def sampler(self) -> str:
         """Students of several steps are trained on images that are noised again."""
         return "renoise" if self.steps > 1 else ""
+
+    @property
+    def needs_every_class(self) -> bool:
+        """A discriminator knows the images of a class that it never sees real by their label."""
+        return self.gan_weight > 0
 
     @property
     def needs_pairs(self) -> bool:

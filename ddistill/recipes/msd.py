@@ -16,7 +16,7 @@ from ddistill.settings import (
 def pairs_stage(
     pairs: int, batch_size: int, steps: int, *, sampler: str = "heun", **changes: Any
 ) -> StageSettings:
-    """A set of (noise, label, image of the stage "teacher"), read by every student unfiltered.
+    """A set of (noise, label, image of the stage "teacher"), which all students share.
 
     Args:
       pairs: their number.
@@ -69,6 +69,7 @@ def msd(
     adm: Mapping[str, Any] | None = None,
     name: str = "",
     students: Mapping[str, Any] | None = None,
+    adm_changes: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> dict[str, StageSettings]:
     """Stages of K one-step students of the stage "teacher", each for a group of classes.
@@ -83,10 +84,11 @@ def msd(
       batch_size: of every student.
       optimizer, adm_optimizer: of all networks; the first again where the second is None.
       start: the stage whose weights the students start from: the teacher, or a `tsm_stage`.
-      pairs: the stage that has made the pairs, where `dm` uses any.
+      pairs: the stage that has made the pairs, where `dm` or `adm` uses any.
       dm, adm: an objective's name and hyperparameters; "dmd" and "dmd2" by default.
       name: ends the stages' names.
       students: further settings of `StudentsSettings`.
+      adm_changes: further settings of the second stage, such as `optimizers`.
       **changes: further settings of both stages.
     """
     matching = objective(**{"name": "dmd", **(dm or {})})
@@ -106,14 +108,16 @@ def msd(
     )
     stages = {f"dm{name}_k{count}": first}
     if adm_steps:
+        judged = objective(**{"name": "dmd2", **(adm or {})})
         stages[f"adm{name}_k{count}"] = dataclasses.replace(
             first,
-            objective=objective(**{"name": "dmd2", **(adm or {})}),
-            pairs="",
+            objective=judged,
+            pairs=pairs if judged["regression_weight"] else "",
             init="fresh",
             resume=f"dm{name}_k{count}",
             steps=adm_steps,
             optimizer=adm_optimizer or optimizer,
             method="msd_adm",
+            **(adm_changes or {}),
         )
     return stages

@@ -249,6 +249,12 @@ def check_classes(
             f"{path}.network.num_classes={here} is below the {there} classes of the data; set it "
             f"to {there}, or {path}.conditional=False."
         )
+    if stage.conditional and there < 2:
+        raise ConfigError(
+            f"{path}.conditional=True, but the data have one class, which is to say no labels: all "
+            f"other classes of the network would stay as they were drawn. Set {path}.conditional="
+            "False, or give data with labels (a folder for each class, or data.label_key)."
+        )
     if stage.conditional:
         try:
             objective.check_classes(here)

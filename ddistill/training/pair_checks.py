@@ -1,7 +1,7 @@
 """What is checked of a stage that makes pairs, or reads them, while it is planned."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import Objective
@@ -16,8 +16,8 @@ def check_pairs(
     stage: StageSettings, objective: Objective, path: str, earlier: "Mapping[str, StagePlan]"
 ) -> None:
     """Raises `ConfigError` unless the pairs that a stage names, or needs, are its teacher's."""
-    if objective.makes_pairs:
-        _check_idle(stage, path)
+    if objective.makes_pairs and stage.teacher:
+        _check_idle(stage, path, earlier[stage.teacher].settings)
     known = {n: p for n, p in earlier.items() if p.objective.makes_pairs}
     names = ", ".join(known) or "none, because no stage before this one makes pairs"
     if objective.needs_pairs and not stage.pairs:
@@ -78,9 +78,17 @@ def _check_pairs_fit(
         )
 
 
-def _check_idle(stage: StageSettings, path: str) -> None:
-    """Raises `ConfigError` for settings of a stage of pairs that belong to a training."""
-    idle = {
+def _check_idle(stage: StageSettings, path: str, teacher: StageSettings) -> None:
+    """Raises `ConfigError` for settings of a stage of pairs that belong to a training.
+
+    They would make other pairs of the same ones, as far as anybody can tell.
+    """
+    usual = StageSettings(stage.objective, stage.steps, stage.batch_size)
+    idle: dict[str, tuple[Any, Any]] = {
+        "network": (stage.network, teacher.network),
+        "optimizer": (stage.optimizer, usual.optimizer),
+        "optimizers": (stage.optimizers, usual.optimizers),
+        "ema": (stage.ema, usual.ema),
         "grid.time": (stage.grid.time, "mapped"),
         "students.count": (stage.students.count, 0),
         "init": (stage.init, "fresh"),
@@ -91,5 +99,5 @@ def _check_idle(stage: StageSettings, path: str) -> None:
         if value != only:
             raise ConfigError(
                 f"{path}.{key}={value!r}: a stage of pairs trains nothing and samples its teacher "
-                f"as it is; leave {key} at {only!r}."
+                f"as it is; leave {key} out, or at {only!r}."
             )

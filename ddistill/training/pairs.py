@@ -6,6 +6,7 @@ stopped goes on behind the last one.
 """
 
 import hashlib
+import json
 import os
 import time
 import zipfile
@@ -44,11 +45,10 @@ def make_pairs(
       Interrupted: a stop was asked for; finished shards stay.
       TrainingError: the teacher's images are not finite.
     """
-    begun = time.perf_counter()
     stopped = from_first(lambda: _try_shards(plan, teacher, reporter, stop))
     if stopped:
         raise Interrupted(stopped)
-    manifest = from_first(lambda: _manifest(plan, time.perf_counter() - begun))
+    manifest = from_first(lambda: _manifest(plan))
     if is_first():
         write_json(plan.manifest_path, manifest)
     return manifest
@@ -95,12 +95,13 @@ def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRe
     try:
         for path, steps in _shards(plan):
             if _read(path, plan.digest) is None:
-                batches = []
+                batches, begun = [], time.perf_counter()
                 for step in steps:
                     stop.check(f"stage '{plan.name}' at batch {step}")
                     batches.append(_batch(plan, teacher, step))
                     reporter.advance(step + 1, "")
-                _write(path, jax.tree.map(lambda *x: np.concatenate(x), *batches), plan.digest)
+                made = jax.tree.map(lambda *x: np.concatenate(x), *batches)
+                _write(path, made, plan.digest, time.perf_counter() - begun)
     finally:
         reporter.end()
 
@@ -141,7 +142,7 @@ def _batch(plan: StagePlan, teacher: Any, step: int) -> Pairs:
     return Pairs(np.asarray(noise), label, image)
 
 
-def _manifest(plan: StagePlan, seconds: float) -> dict[str, Any]:
+def _manifest(plan: StagePlan) -> dict[str, Any]:
     objective: MakePairs = plan.objective  # type: ignore[assignment]
     s = plan.settings
     calls = nfe(objective.sampler, plan.levels.num_steps) * (1 if s.guidance == 1.0 else 2)
@@ -155,7 +156,8 @@ def _manifest(plan: StagePlan, seconds: float) -> dict[str, Any]:
         "parameters": 0,
         "pairs": s.steps * s.batch_size,
         "teacher_calls": s.steps * s.batch_size * calls,
-        "train_seconds": seconds,
+        # Of all shards, whenever they were made; what compiling took is among it.
+        "train_seconds": sum(_seconds(path) for path, _ in _shards(plan)),
         "compile_seconds": 0.0,
         "provenance": {
             "teacher": s.teacher,
@@ -176,14 +178,24 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write(path: Path, pairs: Pairs, digest: str) -> None:
+def _write(path: Path, pairs: Pairs, digest: str, seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as file:
         np.savez(file, digest=_seal(path, pairs, digest), **vars(pairs))
         file.flush()
         os.fsync(file.fileno())
+    # Beside the shard, which is the same file whenever and wherever it is made.
+    write_json(path.with_suffix(".json"), {"seconds": seconds})
     os.replace(temporary, path)
+
+
+def _seconds(path: Path) -> float:
+    """What making a shard took; 0 where nobody has noted it."""
+    try:
+        return float(json.loads(path.with_suffix(".json").read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
 
 
 def _read(path: Path, digest: str) -> Pairs | None:

@@ -10,6 +10,7 @@ import numpy as np
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, check_choice
 from ddistill.mapping import MAPPINGS
+from ddistill.objectives import Objective
 from ddistill.partitions import (
     CLASS_GROUPINGS,
     ConditionPartition,
@@ -22,6 +23,7 @@ from ddistill.schedules import Schedule
 from ddistill.settings import StageSettings, StudentsSettings
 
 if TYPE_CHECKING:
+    from ddistill.training.members import Member
     from ddistill.training.stages import StagePlan
 
 PARTITIONS = ("none", "timesteps", "classes", "both")
@@ -217,6 +219,31 @@ def _check_images(classes: ConditionPartition, dataset: Dataset) -> None:
             raise ConfigError(
                 f"students: the data have no image of the classes of student {k}, "
                 f"{np.flatnonzero(own).tolist()}. Use fewer students or other groups."
+            )
+
+
+def check_every_class(
+    objective: Objective, members: "Sequence[Member]", dataset: Dataset, path: str
+) -> None:
+    """Raises `ConfigError` where students are asked for classes that the data have no images of.
+
+    Args:
+      objective: the method, which says whether it minds.
+      members: the students.
+      dataset: the data.
+      path: of the stage.
+    """
+    if not objective.needs_every_class:
+        return
+    present = np.bincount(np.asarray(dataset.labels), minlength=dataset.num_classes) > 0
+    for k, member in enumerate(members):
+        asked = () if member.process.classes is None else np.unique(member.process.classes)
+        missing = [int(c) for c in asked if not present[c]]
+        if missing:
+            raise ConfigError(
+                f"{path}: student {k} would be asked for images of class {in_words(missing)}, of "
+                "which the data have none, and a discriminator would know them by their label "
+                "alone. Add images, or leave the discriminator out (objective.gan_weight=0)."
             )
 
 

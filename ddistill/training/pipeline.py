@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.data import Dataset
-from ddistill.denoiser import Denoiser, in_float32, with_guidance
+from ddistill.denoiser import in_float32, with_guidance
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.settings import Settings
@@ -78,9 +78,8 @@ def _run_one(
             networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
         )
         if plan.objective.makes_pairs:
-            if isinstance(teacher, Denoiser):
-                teacher = in_float32(teacher)
-            manifest = make_pairs(plan, guided(plan, teacher), reporter, stop)
+            teacher = guided(plan, in_float32(teacher))
+            manifest = make_pairs(plan, teacher, reporter, stop)
             reporter.say(
                 f"{plan.name}: {manifest['pairs']} pairs in {manifest['train_seconds']:.0f} s"
             )

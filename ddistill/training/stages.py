@@ -42,7 +42,7 @@ from ddistill.training.checks import (
 )
 from ddistill.training.members import Member, Table, plan_members
 from ddistill.training.pair_checks import check_pairs
-from ddistill.training.partitioning import check_same_shares, list_groups
+from ddistill.training.partitioning import check_every_class, check_same_shares, list_groups
 from ddistill.training.sharding import Layout, plan_layout
 from ddistill.training.source_checks import check_imported
 
@@ -243,6 +243,7 @@ def _plan(
     check_optimizers(stage, prepared, path)
     check_resume(stage, {"student": student, **prepared.networks()}, path, earlier)
     check_classes(prepared, student, stage, dataset.num_classes, path)
+    check_every_class(prepared, members, dataset, path)
     content = imported.digest if imported else ""
     digest = stage_digest(name, stage, prepared, settings, dataset, earlier, content)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name

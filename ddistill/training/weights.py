@@ -117,7 +117,10 @@ def _state(plan: StagePlan, weights: Mapping[str, Weights]) -> TrainState:
 
 
 def memory_budget(state: TrainState) -> str:
-    """What a stage holds in memory from step to step, in words; activations come on top.
+    """What a stage's own networks hold in memory from step to step, in words.
+
+    Activations come on top, and so do the teacher, a classifier, and data and pairs where they are
+    kept on the devices.
 
     Args:
       state: the state or its shapes.
