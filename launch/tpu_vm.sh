@@ -218,9 +218,19 @@ host_workdir() {
   esac
 }
 
+# A run's shared stages are kept in its own folder where that is a bucket: there are no locks there
+# by which two runs could take turns. An own --cache comes later and wins.
+host_cache() {
+  case "$WORKDIR" in
+    gs://*) printf -- '--cache=%s/shared ' "$(host_workdir)" ;;
+  esac
+}
+
+# The code under a run that is alive stays as it is.
 install_on_hosts() {
   if [ -n "${SETUP:-}" ]; then on_hosts all "$SETUP"; fi
-  on_hosts all "git init --quiet ddistill && cd ddistill \
+  on_hosts all "if [ -f ddistill/build/launch/lock ] && ! flock --nonblock ddistill/build/launch/lock true; \
+then exit 0; fi; git init --quiet ddistill && cd ddistill \
 && git fetch --quiet --depth=1 $(quote "$REPO" "$REF") \
 && git checkout --quiet --force --detach FETCH_HEAD \
 && bash launch/tpu_vm.sh host-install $(quote "$PYTHON_VERSION" "$DDISTILL_EXTRAS")"
@@ -234,8 +244,8 @@ install_on_hosts() {
 # either of these may be repeated.
 run_everywhere() {
   install_on_hosts
-  on_hosts all "bash ddistill/launch/tpu_vm.sh host-start .venv/bin/python -m ddistill.main \
-$(quote "$@") --workdir=$(host_workdir) --distributed"
+  on_hosts all "bash ddistill/launch/tpu_vm.sh host-start $(quote "$REF") \
+.venv/bin/python -m ddistill.main $(host_cache)$(quote "$@") --workdir=$(host_workdir) --distributed"
   on_hosts all "bash ddistill/launch/tpu_vm.sh host-watch"
 }
 
@@ -323,13 +333,21 @@ host_mount() {
   gcsfuse "$@" "$bucket" "$folder"
 }
 
+# host_start REF COMMAND...
 # Detached, so that a broken connection does not end the run. The lock is held as long as it lives.
 host_start() {
+  local wanted
+  wanted="$(quote "$@")"
+  shift
   exec 9>build/launch/lock
   if ! flock --nonblock 9; then
+    if [ "$(cat build/launch/command)" != "$wanted" ]; then
+      fail "another run is going on $(hostname): $(cat build/launch/command). Let it end, or delete the TPU"
+    fi
     say "the run is already going on $(hostname)"
     return
   fi
+  echo "$wanted" >build/launch/command
   rm -f build/launch/status
   if [ -f build/launch/log ]; then mv build/launch/log build/launch/log.before; fi
   setsid nohup bash "$SELF" host-run "$@" </dev/null >build/launch/log 2>&1 &

@@ -164,7 +164,8 @@ def test_the_container_runs_the_command(container, cluster):
     pip, program = cluster.calls("python")
     assert pip[-2:] == ["--editable", ".[tpu]"]
     given = [argument.replace("$HOME", "") for argument in ARGS]
-    expected = ["python", "-m", "ddistill.main", *given, "--workdir=/bucket/runs/my-run"]
+    folders = ["--cache=/bucket/runs/my-run/shared", *given, "--workdir=/bucket/runs/my-run"]
+    expected = ["python", "-m", "ddistill.main", *folders]
     assert program == [*expected, "--distributed"]
     assert (cluster.folder / "out").read_text() == "started\ncomplete\n"
 

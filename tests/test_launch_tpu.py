@@ -48,12 +48,14 @@ def test_every_host_is_given_every_step(cluster):
     assert "git fetch --quiet --depth=1 https://example.org/me/ddistill v1 " in install
     assert "host-install 3.12 tpu" in install
     assert "host-mount my-bucket --implicit-dirs" in mount
-    assert "host-start .venv/bin/python -m ddistill.main " in start
+    assert "host-start v1 .venv/bin/python -m ddistill.main " in start
     assert start.endswith(""" --workdir="$HOME"/buckets/'my-bucket/runs/my run' --distributed""")
     assert watch.endswith("host-watch")
     # Its words as the shell of a host sees them.
     words = shlex.split(start)
-    assert words[words.index("ddistill.main") + 1 : -2] == ARGS
+    cache, *given = words[words.index("ddistill.main") + 1 : -2]
+    assert given == ARGS
+    assert cache == "--cache=$HOME/buckets/my-bucket/runs/my run/shared"
 
 
 def test_a_shared_folder_needs_no_mount(cluster):
@@ -61,6 +63,7 @@ def test_a_shared_folder_needs_no_mount(cluster):
     assert len(steps) == 3
     assert not any("host-mount" in text for _, text in steps)
     assert shlex.split(steps[1][1])[-2:] == ["--workdir=/mnt/a b", "--distributed"]
+    assert "--cache" not in steps[1][1]
 
 
 def test_a_preempted_tpu_is_replaced(cluster):

@@ -40,9 +40,9 @@ def test_a_run_from_nothing(tpu):
     assert slice_.verbs() == ["create", *RUN]
     homes = [slice_.folder / f"host{i}" for i in range(HOSTS)]
     # All hosts, with the arguments as they were given and the bucket as a folder of the host.
+    buckets = [f"{home}/buckets/my-bucket/runs/my run" for home in homes]
     expected = [
-        ["-m", "ddistill.main", *ARGS, f"--workdir={home}/buckets/my-bucket/runs/my run"]
-        for home in homes
+        ["-m", "ddistill.main", f"--cache={at}/shared", *ARGS, f"--workdir={at}"] for at in buckets
     ]
     assert sorted(slice_.programs()) == sorted([*words, "--distributed"] for words in expected)
     assert [(home / "extras").read_text() for home in homes] == ["tpu\n"] * HOSTS
@@ -173,7 +173,7 @@ def host(tpu):
 
 def test_a_run_outlives_the_connection_and_is_started_once(host):
     log, pid = host.folder / "log", host.folder / "pid"
-    start = ["host-start", ".venv/bin/python", "-m", "ddistill.main", *ARGS]
+    start = ["host-start", "v1", ".venv/bin/python", "-m", "ddistill.main", *ARGS]
     first = host(*start)  # returns, although the run goes on
     assert (first.returncode, first.stdout) == (0, "")
     wait_for("wait on host0", log)
@@ -181,6 +181,12 @@ def test_a_run_outlives_the_connection_and_is_started_once(host):
     assert again.returncode == 0
     assert "already going on" in again.stderr
     assert host.slice.programs() == [["-m", "ddistill.main", *ARGS]]
+    for other in ([start[0], "v2", *start[2:]], [*start, "--config.seed=1"]):
+        refused = host(*other)
+        assert refused.returncode == 2
+        assert "another run is going on" in refused.stderr
+        assert "v1 .venv/bin/python" in refused.stderr
+    assert len(host.slice.programs()) == 1
     assert ": running; wait on host0" in host("host-status").stdout
 
     os.killpg(int(pid.read_text()), signal.SIGTERM)  # as when the host shuts down
@@ -198,7 +204,7 @@ def test_a_run_outlives_the_connection_and_is_started_once(host):
 
 
 def test_a_host_that_went_down_counts_as_stopped(host):
-    assert host("host-start", ".venv/bin/python").returncode == 0
+    assert host("host-start", "v1", ".venv/bin/python").returncode == 0
     wait_for("wait on host0", host.folder / "log")
     os.killpg(int((host.folder / "pid").read_text()), signal.SIGKILL)
     assert host("host-watch").returncode == STOPPED
