@@ -166,9 +166,11 @@ def list_groups(stage: StageSettings, dataset: Dataset, seed: int, path: str) ->
       ConfigError: no such file, or embeddings that are not those of the classes.
     """
     s = stage.students
+    if s.grouping != "clustered":
+        return stage
     check_students(s, f"{path}.students")
     each = s.count // max(1, s.ranges)
-    if s.grouping != "clustered" or not 1 <= each <= dataset.num_classes:
+    if not 1 <= each <= dataset.num_classes:
         return stage  # what is wrong is told where students are planned
     try:
         partition = condition_partition(
