@@ -69,7 +69,11 @@ WRONG = {
             dm={**DM, "students": {"count": 2, "partition": "classes"}},
             adm={**GOES_ON, "students": {"count": 2, "partition": "classes", "grouping": "random"}},
         ),
-        ["config.stages.adm.resume", "students of 'dm'", "'random' here and 'consecutive' there"],
+        [
+            "config.stages.adm.resume",
+            "students of 'dm'",
+            "who answer for other classes: student 0 for ",
+        ],
     ),
     "another teacher": (
         chain(

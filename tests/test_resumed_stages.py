@@ -74,7 +74,13 @@ def small_students():
     made = {"sampler": "ddim", "shard": 2}
     judged = {"features": ("last",)}
     return {
-        "pairs": stage("pairs", objective=made, steps=5, batch_size=4, grid=GridSettings(steps=2)),
+        "pairs": StageSettings(
+            objective={"name": "pairs", **made},
+            teacher="teacher",
+            steps=5,
+            batch_size=4,
+            grid=GridSettings(steps=2),
+        ),
         "tsm": stage("tsm", steps=ENDS["tsm"], **{**small, "grid": GridSettings()}),
         "dm": stage("dmd", steps=ENDS["dm"], init="tsm", pairs="pairs", **many),
         "adm": stage("dmd2", objective=judged, steps=ENDS["adm"], resume="dm", **many),
@@ -131,7 +137,7 @@ def test_a_run_killed_in_every_stage_ends_as_the_straight_one(stories):
         ours, theirs = (saved_state(plans[name], end) for plans in (killed, straight))
         assert int(ours.step) == end
         assert differences(ours, theirs) == [], name
-    for path in sorted((straight["pairs"].folder / "pairs").glob("*")):
+    for path in sorted((straight["pairs"].folder / "pairs").glob("*.npz")):
         ours = killed["pairs"].folder / "pairs" / path.name
         assert ours.read_bytes() == path.read_bytes()
     assert len(list((killed["pairs"].folder / "pairs").glob("*.npz"))) == 3

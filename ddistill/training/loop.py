@@ -184,6 +184,7 @@ class StageRun:
             if step % every.log_every == 0 or step % every.checkpoint_every == 0 or ends:
                 window = self._flush(window, step)
             if step % every.checkpoint_every == 0 or ends:
+                self.log.sync()
                 self._save(step, join_state(self.layout, turns))
             if stopping and step < settings.steps:
                 self.checkpoints.wait()
@@ -332,7 +333,6 @@ class StageRun:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._check_parameters(step, state)
-        self.log.sync()
         record = {
             "clock": vars(self.clock),
             "loss": self.loss,

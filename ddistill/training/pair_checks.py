@@ -97,7 +97,8 @@ def _check_idle(stage: StageSettings, path: str, teacher: StageSettings) -> None
     }
     for key, (value, only) in idle.items():
         if value != only:
+            shown = f"={value!r}" if isinstance(value, (int, str)) else ""
             raise ConfigError(
-                f"{path}.{key}={value!r}: a stage of pairs trains nothing and samples its teacher "
-                f"as it is; leave {key} out, or at {only!r}."
+                f"{path}.{key}{shown}: a stage of pairs trains nothing and samples its teacher as "
+                f"it is; leave {key} out."
             )
