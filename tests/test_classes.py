@@ -1,5 +1,6 @@
 """Students that share out the data's classes: what each is shown, and whom a sampler asks."""
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -22,6 +23,7 @@ from ddistill.students import RoutedDenoiser, clone, in_groups, stack, take
 from ddistill.training.feed import Feed, spans
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.pipeline import run_stages
+from ddistill.training.stages import plan_stages
 
 # ------------------------------------------------------------------------------ what is shown
 
@@ -476,3 +478,31 @@ def test_classes_cannot_be_shared_out_where_there_are_none(refused):
     assert f"{KEY}.partition='classes'" in text
     assert "config.stages.student.conditional=True" in text
     assert "partition='timesteps'" in text
+
+
+def test_a_conditional_stage_needs_data_with_classes(digits, tmp_path):
+    """A folder without folders of classes is a set of one class."""
+    wanted = settings(count=1, partition="classes")
+    alone = dataclasses.replace(
+        digits, labels=np.zeros_like(digits.labels), num_classes=1, class_names=("all",)
+    )
+    with pytest.raises(ConfigError, match=r"conditional=True, but the data have one class"):
+        plan_stages(wanted, alone, tmp_path / "run", tmp_path / "shared")
+
+
+def test_a_discriminator_needs_images_of_every_class(digits, tmp_path):
+    kept = np.flatnonzero(~np.isin(digits.labels, (3, 4)))
+    some = dataclasses.replace(digits, images=digits.images[kept], labels=digits.labels[kept])
+    wanted = settings(count=2, partition="classes")
+    for gan_weight, words in ((0.0, ""), (1e-3, "student 0 .* images of class 3 to 4, of which")):
+        stage = dataclasses.replace(
+            wanted.stages["student"],
+            objective={"name": "dmd", "regression_weight": 0.0, "gan_weight": gan_weight},
+            grid=GridSettings(steps=1),
+        )
+        if gan_weight:
+            stage = dataclasses.replace(stage, objective={**stage.objective, "features": ("last",)})
+        now = dataclasses.replace(wanted, stages={**wanted.stages, "student": stage})
+        expected = pytest.raises(ConfigError, match=words) if words else contextlib.nullcontext()
+        with expected:
+            plan_stages(now, some, tmp_path / "run", tmp_path / "shared")

@@ -360,6 +360,20 @@ WRONG = {
         chain(pairs={**PAIRS, "teacher": "", "network": OTHER["network"]}),
         ["config.stages.pairs.teacher is empty", "'pairs' needs one"],
     ),
+    "an optimiser of its own": (
+        chain(pairs={**PAIRS, "optimizer": {"learning_rate": 0.5}}),
+        ["config.stages.pairs.optimizer: a stage of pairs trains nothing"],
+    ),
+    "a network of its own": (
+        chain(
+            pairs={
+                **PAIRS,
+                "network": {"name": "tiny", "num_classes": 10, "dropout": 0.5},
+                "conditional": True,
+            }
+        ),
+        ["config.stages.pairs.network: a stage of pairs trains nothing"],
+    ),
     "a sampler that draws": (
         chain(pairs={**PAIRS, "objective": {"name": "pairs", "sampler": "ddpm"}}),
         ["objective.sampler='ddpm'", "'ddim'"],
