@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/msd_digits.py
 Hardware:  two CPU cores.
-Score:     not measured yet.
+Score:     see docs/results.md.
 
 Students have the teacher's network and are trained by distribution matching with regression on the
 pairs of their own classes, then with a discriminator on the teacher's features (arXiv 2410.23274).
