@@ -106,10 +106,12 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
             axes.axhline(plot.floor, color=theme.ink, lw=1, ls=(0, (1, 2)), zorder=1)
             axes.annotate(
                 f"{plot.floor_label}: {plot.floor:.3g}",
-                (0.005, plot.floor),
+                # On the right, because few-step students are on the left.
+                (0.995, plot.floor),
                 xycoords=("axes fraction", "data"),
-                xytext=(2, 4),
+                xytext=(0, 4),
                 textcoords="offset points",
+                ha="right",
                 fontsize=9,
                 color=theme.ink,
                 bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
