@@ -33,7 +33,7 @@ from timing import machine, print_table
 
 from ddistill.denoiser import Denoiser
 from ddistill.diffusion import Prediction, expand, from_x0
-from ddistill.evaluation.plots import LIGHT, Line, draw_line, new_figure, nfe_axis, png, styled
+from ddistill.evaluation.drawing import LIGHT, Line, draw_line, new_figure, nfe_axis, png, styled
 from ddistill.objectives import Process, make_objective, make_process
 from ddistill.objectives.process import Pairs
 from ddistill.partitions import ConditionPartition, condition_partition
@@ -374,7 +374,7 @@ def picture(outcome: Outcome) -> bytes:
                 found = outcome.scores[budget][:, :, m]
                 spread = found.std(axis=1, ddof=min(1, found.shape[1] - 1))
                 line = Line(budget, outcome.counts, found.mean(axis=1), tuple(spread))
-                draw_line(axes, line, "student", index, LIGHT)
+                draw_line(axes, line, index, LIGHT)
             axes.set_xscale("log", base=2)
             nfe_axis(axes, outcome.counts)
             if m == 1:
