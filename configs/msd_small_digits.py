@@ -5,17 +5,20 @@ Hardware:  two CPU cores.
 Score:     not measured yet.
 
 K = 1, 2, 5 students of half the teacher's width, begun from one that has learnt the teacher's
-predictions (TSM, arXiv 2410.23274), and, in the rows "fresh", from nothing.
+predictions (TSM, arXiv 2410.23274); in the rows "fresh", K = 1, 2, from nothing.
 """
 
 from ddistill import recipes
 
 COUNTS = (1, 2, 5)
+FRESH = (1, 2)
 
 
 def get_config(variant: str = ""):
     recipes.check_variant(variant)
-    settings = recipes.digits_conditional("msd_small_digits", recipes.digits_small_msd(8, COUNTS))
+    settings = recipes.digits_conditional(
+        "msd_small_digits", recipes.digits_small_msd(8, COUNTS, FRESH)
+    )
     if variant == "smoke":
         kept = ("classifier", "teacher", "pairs", "tsm_w8", "dm_w8_k2", "adm_w8_k2")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)

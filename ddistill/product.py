@@ -21,7 +21,7 @@ from ddistill.evaluation.sampling import (
     run_call,
     teacher_call,
 )
-from ddistill.evaluation.students import frozen_students, without_frozen
+from ddistill.evaluation.students import without_frozen
 from ddistill.settings import Settings, parse
 from ddistill.training.folders import check_owner
 from ddistill.training.stages import StagePlan, plan_stages
@@ -57,7 +57,7 @@ class Run:
         return next(plan for plan in self.plans if plan.name == name)
 
     def _is_frozen(self, stage: str) -> bool:
-        return bool(stage) and bool(frozen_students(self.plan(stage)))
+        return bool(stage) and bool(self.plan(stage).frozen())
 
     def call(self, stage: str = "", nfe: int | None = None) -> Call:
         """The call that is meant.

@@ -1,6 +1,7 @@
 """Stages of many students: O2MKD's objective, planning, training, resuming and what they cost."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,6 @@ from ddistill.errors import ConfigError, TrainingError
 from ddistill.evaluation.sampling import planned_calls
 from ddistill.evaluation.students import (
     boundary_jumps,
-    frozen_students,
     students_table,
     without_frozen,
 )
@@ -37,7 +37,7 @@ from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.lineage import cost
 from ddistill.training.pipeline import run_stages
 from ddistill.training.state import count_parameters
-from ddistill.training.weights import Networks, load_network
+from ddistill.training.weights import Networks, load_network, load_weights
 
 # ---------------------------------------------------------------------------------- objective
 
@@ -351,7 +351,7 @@ def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
     assert 0 < int(state.diverged[1]) <= 20
     assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(state.params))
     # The sound one is scored, and it is said that the other is not.
-    assert frozen_students(plans["swept"]) == [1]
+    assert plans["swept"].frozen() == [1]
     evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
     settled = dataclasses.replace(wanted, stages=stages, evaluation=evaluation)
     sound, left_out = without_frozen(planned_calls(settled, list(plans.values())))
@@ -372,6 +372,34 @@ def test_one_frozen_student_spoils_those_it_makes_images_with(trained, monkeypat
             "frozen"
         ],
     )
+
+
+def follows(**changes: Any) -> Settings:
+    """`settings()` and a stage that goes on from its students."""
+    wanted = settings()
+    more = dataclasses.replace(wanted.stages["o2mkd_k2"], **{"init": "o2mkd_k2", **changes})
+    stages = {**wanted.stages, "more": more}
+    return dataclasses.replace(wanted, stages=stages, pipeline=tuple(stages))
+
+
+def test_a_frozen_student_stays_so_in_the_stages_that_follow(tmp_path):
+    plans, _ = run(settings(), tmp_path / "run")
+    path = plans["o2mkd_k2"].manifest_path
+    path.write_text(json.dumps({**json.loads(path.read_text()), "diverged": [0, 7]}))
+    with pytest.raises(ConfigError, match=r"'more' needs stage 'o2mkd_k2', whose student 1 .*or"):
+        run(follows(), tmp_path / "run")
+    taught = follows(teacher="o2mkd_k2", init="fresh")
+    with pytest.raises(ConfigError, match=r"whose student 1 diverged.* its optimizer\.clip\.$"):
+        run(taught, tmp_path / "run")
+
+    students = dataclasses.replace(settings().stages["o2mkd_k2"].students, on_divergence="freeze")
+    plans, notes = run(follows(students=students), tmp_path / "run")
+    assert any("more: student 1 diverged in the stage that it starts from" in s for s in notes.said)
+    before = load_weights(plans["o2mkd_k2"]).params
+    after = saved_state(plans["more"], 20).params["student"]
+    assert differences(take(before, 0), take(after, 0))
+    assert not differences(take(before, 1), take(after, 1))
+    assert plans["more"].frozen() == [1]
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,6 @@ def students_table(
     )
 
 
-def frozen_students(plan: StagePlan) -> list[int]:
-    """Those of a complete stage that diverged and were frozen; none while it is not complete."""
-    steps = (plan.manifest() or {}).get("diverged", [])
-    return [k for k, step in enumerate(steps) if step]
-
-
 def without_frozen(calls: Sequence[Call]) -> tuple[list[Call], list[str]]:
     """The calls whose students are sound, and what there is to say of the others.
 
@@ -78,7 +72,7 @@ def without_frozen(calls: Sequence[Call]) -> tuple[list[Call], list[str]]:
     """
     sound, left_out = [], []
     for call in calls:
-        frozen = frozen_students(call.plan)
+        frozen = call.plan.frozen()
         if call.student is not None:
             frozen = [k for k in frozen if k == call.student]
         if frozen:
@@ -93,7 +87,7 @@ def without_frozen(calls: Sequence[Call]) -> tuple[list[Call], list[str]]:
 
 def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
     logged = read_metrics(plan.folder / "metrics.jsonl")
-    last, frozen = (logged or [{}])[-1], frozen_students(plan)
+    last, frozen = (logged or [{}])[-1], plan.frozen()
 
     def told(name: str, k: int) -> str:
         if k in frozen:

@@ -239,12 +239,15 @@ def digits_msd(counts: Sequence[int], **changes: Any) -> dict[str, StageSettings
     return stages
 
 
-def digits_small_msd(width: int, counts: Sequence[int], **changes: Any) -> dict[str, StageSettings]:
-    """`digits_msd` with narrower students, for each K from a TSM student and from fresh weights.
+def digits_small_msd(
+    width: int, counts: Sequence[int], fresh: Sequence[int] = (1,), **changes: Any
+) -> dict[str, StageSettings]:
+    """`digits_msd` with narrower students, from a TSM student and from fresh weights.
 
     Args:
       width: of the students.
-      counts: the Ks.
+      counts: the Ks that start from a TSM student.
+      fresh: the Ks that start from fresh weights.
       **changes: as in `digits_msd`.
     """
     net: dict[str, Any] = {"network": digits_conditional_network(width), "prediction": "edm"}
@@ -258,10 +261,10 @@ def digits_small_msd(width: int, counts: Sequence[int], **changes: Any) -> dict[
         ),
         ema=(0.99,),
     )
-    fresh = {"start": "fresh", "name": f"_fresh_w{width}", "variant": "fresh"}
+    without = {"start": "fresh", "name": f"_fresh_w{width}", "variant": "fresh"}
     return {
         **first,
         f"tsm_w{width}": tsm,
         **digits_msd(counts, start=f"tsm_w{width}", name=f"_w{width}", **net, **changes),
-        **digits_msd(counts, **fresh, **net, **changes),
+        **digits_msd(fresh, **without, **net, **changes),
     }

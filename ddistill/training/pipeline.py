@@ -15,6 +15,7 @@ from ddistill.training.hosts import agree, from_first
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.pairs import make_pairs, read_pairs
+from ddistill.training.partitioning import in_words
 from ddistill.training.programs import Programs
 from ddistill.training.progress import Reporter
 from ddistill.training.stages import StagePlan
@@ -68,12 +69,19 @@ def _run_one(
     programs: Programs,
     networks: Networks,
 ) -> dict[str, Any]:
+    # Before the folder is claimed, so that a stage that is refused leaves nothing behind.
+    frozen = from_first(lambda: [] if plan.manifest() else check_sound(plan, by_name))
     with claim(plan, reporter, stop):
         manifest = from_first(plan.manifest)
         if manifest is not None:
             reporter.say(f"{plan.name}: complete ({manifest['steps']} steps), found on disk")
             return manifest
         s = plan.settings
+        if frozen:
+            reporter.say(
+                f"{plan.name}: student {in_words(frozen)} diverged in the stage that it starts "
+                "from; it stays frozen and will not be scored"
+            )
         teacher, classifier = (
             networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
         )
@@ -86,7 +94,7 @@ def _run_one(
             return manifest
         pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
         run = StageRun(plan, dataset, settings.training, reporter, stop, programs)
-        start = starting_point(plan, by_name, networks)
+        start = dataclasses.replace(starting_point(plan, by_name, networks), frozen=frozen)
         manifest, weights = run.run(guided(plan, teacher), start, classifier, pairs)
         networks.add(plan, weights)
         if not s.steps:
@@ -98,6 +106,28 @@ def _run_one(
             f"loss {manifest['final_loss']:.4g}"
         )
         return manifest
+
+
+def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:
+    """The students that the stage starts from and that diverged, which stay frozen.
+
+    Raises:
+      ConfigError: it learns from such students, or the first that diverges is to stop it.
+    """
+    s = plan.settings
+    source = s.resume or s.init_source
+    taught_by = by_name[s.teacher].frozen() if s.teacher else []
+    frozen = by_name[source].frozen() if source else []
+    if taught_by or (frozen and s.students.on_divergence != "freeze"):
+        bad, remedy = (s.teacher, "") if taught_by else (source, ", or")
+        if remedy:
+            remedy += f" give '{plan.name}' students.on_divergence='freeze' to leave it out"
+        raise ConfigError(
+            f"Stage '{plan.name}' needs stage '{bad}', whose student "
+            f"{in_words(taught_by or frozen)} diverged and is frozen. Lower the learning rate of "
+            f"'{bad}' or set its optimizer.clip{remedy}."
+        )
+    return frozen
 
 
 def guided(plan: StagePlan, teacher: Any) -> Any:

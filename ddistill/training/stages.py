@@ -122,6 +122,11 @@ class StagePlan:
             return None
         return json.loads(self.manifest_path.read_text())
 
+    def frozen(self) -> list[int]:
+        """The students of a complete stage that diverged; none while it is not complete."""
+        steps = (self.manifest() or {}).get("diverged", [])
+        return [k for k, step in enumerate(steps) if step]
+
     def layout(self, mesh: MeshSettings) -> Layout:
         """Where its arrays lie; raises `ConfigError` for a mesh that does not fit."""
         s = self.settings

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ddistill.compilation import initialiser_options
@@ -36,11 +37,13 @@ class Start:
       weights: by network.
       opt_state: by network, the state of its optimiser.
       ema: by rate (as text), the student's averages.
+      frozen: the students that diverged in the stage that is started from; they do not learn.
     """
 
     weights: Mapping[str, Weights] = field(default_factory=dict)
     opt_state: Mapping[str, Any] = field(default_factory=dict)
     ema: Mapping[str, Any] = field(default_factory=dict)
+    frozen: Sequence[int] = ()
 
 
 def resumed(plan: StagePlan, source: StagePlan) -> Start:
@@ -77,6 +80,10 @@ def initial_state(
         opt_state={**state.opt_state, **start.opt_state},
         ema={**state.ema, **start.ema},
     )
+    if start.frozen:
+        # As if its first update had diverged: it is not scored, nor is it charged with images.
+        frozen = state.diverged.at[jnp.array(start.frozen)].set(1)
+        state = dataclasses.replace(state, diverged=frozen)
     return place(state, state_shardings(state, layout))
 
 
