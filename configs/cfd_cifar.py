@@ -8,6 +8,7 @@ Score:     ours: not reproduced. Paper (arXiv 2211.12039): its tables were not f
 Released:  batch 128; teacher 800,000 updates at 2e-4, EMA 0.9999, dropout 0.1; halvings of 10,000
            updates (20,000 for 2 and 1 steps), Adam from 5e-5 to 0; tau 0.9, no terms on classes.
 Ours:      the student of one halving teaches the next; which chain they used was not found.
+           The classifier is trained without AutoAugment and taken as it ends.
 """
 
 from ddistill import recipes

@@ -5,7 +5,7 @@ Data:      TFDS "cifar10" prepared as array_record: python -m ddistill.data.prep
 Hardware:  written for one node of GPUs or TPUs; not run to its end by us, so no hours are stated.
 Score:     ours: not reproduced. Paper: none on CIFAR-10 (arXiv 2410.23274); its parts with one
            student: DMD 2.66, DMD2 in FastGen's recipe 1.99 (FID, 1 evaluation).
-Settings:  our choice where no paper says: K, batches, and L2 in place of LPIPS.
+Settings:  ours are K, a K-th of a batch of 400 for each student, and L2 in place of LPIPS.
 """
 
 from ddistill import recipes

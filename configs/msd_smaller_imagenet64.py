@@ -6,9 +6,10 @@ Data:      TFDS "imagenet_resized/64x64" prepared as array_record:
 Hardware:  written for a pod of TPUs or several nodes of GPUs; not run by us.
 Score:     ours: not reproduced. Paper (arXiv 2410.23274), FID with 1 evaluation, K = 4: not
            found for this size.
-Settings:  the paper's K, classes, stages and sizes, and else those of DMD, DMD2 and EDM; but L2 in
-           place of LPIPS, a K-th of DMD's batch for each student, and a teacher that drops 10 %
-           of the labels.
+Settings:  the paper's K, classes and stages, and else those of DMD, DMD2 and EDM; but L2 in place
+           of LPIPS, a K-th of DMD's batch for each student, and a teacher that drops 10 % of the
+           labels. Sizes are inferred from the paper's percentages; TSM's length, batch and rate
+           are ours.
 """
 
 from ddistill import recipes

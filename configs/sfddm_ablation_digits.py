@@ -1,7 +1,7 @@
 """What SFDDM's terms are worth on digits: the released recipe, and the number of sub-steps.
 
 Command:   ./launch/local.sh --config=configs/sfddm_ablation_digits.py
-           (":full" adds one-step students, and k = c for 4 steps: 64 teacher calls an example)
+           (":full" adds one-step students, and k = c for 4 steps: 65 teacher calls an example)
 Hardware:  any CPU with two cores.
 Score:     see docs/results.md.
 

@@ -3,10 +3,12 @@
 Command:   python -m ddistill.main --config=configs/sfddm_bedroom.py --config.data.path=FOLDER
 Data:      a folder with the first twentieth (151 652) of the bedroom images in any format; they are
            resized and cropped to 128.
+           Put them into FOLDER/train and some into FOLDER/test; else a tenth is held back.
 Hardware:  written for one GPU or TPU core; not run by us, so no hours are stated.
 Score:     ours: not reproduced. Paper: no FID table was found (arXiv 2405.14961).
 Released:  v-prediction, batch 40, 50 epochs (189 565 updates), Adam 2e-4, L1 on output and last
            features, phi(i) = int(10.24 i). The teacher's length is our choice: the same.
+Ours:      a U-Net of 63.3 M (released: 35.7 M, with linear attention at the outer levels).
 """
 
 from ddistill import recipes

@@ -2,12 +2,14 @@
 
 Command:   python -m ddistill.main --config=configs/sfddm_cifar.py
 Data:      TFDS "cifar10" prepared as array_record (python -m ddistill.data.prepare cifar10), or
-           any folder of images: --config.data.name=folder --config.data.path=FOLDER
+           a folder of 32x32 images in ten class folders:
+           --config.data.name=folder --config.data.path=FOLDER
 Hardware:  written for one GPU or TPU core; not run to its end by us, so no hours are stated.
 Score:     ours: not reproduced. Paper: no FID table was found (arXiv 2405.14961 claims good quality
            at about 1 % of the steps).
 Released:  batch 50, 10 000 updates, Adam 2e-4, eps-prediction, L1 on output and last features,
            fresh weights, own index, no flips; the teacher is trained for 50 epochs at batch 50.
+Ours:      a U-Net of 63.3 M (released: 35.7 M, with linear attention at the outer levels).
 """
 
 from ddistill import recipes

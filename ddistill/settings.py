@@ -30,9 +30,9 @@ class ScheduleSettings:
 class GridSettings:
     """Which of the teacher's levels a stage uses, and what time its network is told.
 
-    `steps` = 0 takes every level. `explicit` lists schedule indices 0 = phi_0 < ... < phi_N and
-    overrides `steps` and `spacing`. `time` is "mapped" (the teacher's own time at that level) or
-    "index" (0 .. N-1, as SFDDM's released code has it).
+    `steps` = 0 takes every level. `explicit` lists indices 0 = phi_0 < ... < phi_N of the levels
+    that the stage's teacher knows and overrides `steps` and `spacing`. `time` is "mapped" (the
+    teacher's own time at that level) or "index" (0 .. N-1, as SFDDM's released code has it).
     """
 
     steps: int = 0
@@ -117,9 +117,11 @@ class StageSettings:
     `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
     kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
     `students` makes it a stage of many; `batch_size` is then that of each.
-    `shared` puts the stage into the cache that runs with the same settings share. `method` and
-    `variant` name the rows it leaves in results.json. `samplers` maps samplers to the step counts
-    that its students are scored with; empty is `evaluation.student_sampler` on all of their levels.
+    `shared` puts the stage into the cache that runs with the same settings share. `method` (of
+    `METHODS` in evaluation/vocabulary.py) and `variant` name the rows it leaves in results.json; a
+    stage without `method` is not sampled. `samplers` maps samplers to the step counts that its
+    students are scored with; empty is the sampler that the objective asks for ("renoise" for
+    matched distributions in several steps), else `evaluation.student_sampler`, on all their levels.
     """
 
     objective: Mapping[str, Any]
@@ -203,9 +205,10 @@ class EvaluationSettings:
     """What is sampled and scored after the last stage.
 
     `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
-    counts it is run with; `full_steps` is the sampler call that stands for "the teacher". Students
-    are run with `student_sampler` on their own grid. `guidance` is the scale of the teacher's
-    classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
+    counts it is run with; `full_sampler` with `full_steps` steps (0 = all levels) is the call that
+    stands for "the teacher". Students are run with `student_sampler` on their own grid, unless
+    their objective or their stage's `samplers` says otherwise. `guidance` is the scale of the
+    teacher's classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
     """
 
     enabled: bool = True
@@ -226,7 +229,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole run."""
+    """A whole run. Settings of `data` that are None are left to the source."""
 
     name: str
     stages: Mapping[str, StageSettings]
@@ -236,6 +239,10 @@ class Settings:
     schedule: ScheduleSettings = ScheduleSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    def __post_init__(self) -> None:
+        given = {key: value for key, value in self.data.items() if value is not None}
+        object.__setattr__(self, "data", given)
 
 
 def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "config") -> T:  # type: ignore[assignment]

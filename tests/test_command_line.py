@@ -127,12 +127,16 @@ def test_doctor_tells_what_this_machine_has_and_writes_nothing(tmp_path, flags, 
 @pytest.mark.slow
 def test_print_config_prints_what_a_run_would_use_and_a_config_file_can_hold(tmp_path):
     flags = ["--config.seed=3", "--config.stages.teacher.ema=(0.5, 0.9)"]
+    flags += ["--config.data.name=folder", "--config.data.path=mine", "--config.data.image_size=32"]
+    flags += ["--config.data.test_fraction=0", "--config.data.flip=False"]
     done = command(tmp_path, [f"--config={DIGITS}:smoke", *flags, "--print_config"])
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
     printed = parse(json.loads(done.stdout), Settings)
     assert (printed.name, printed.seed) == ("sfddm_digits-smoke", 3)
     assert printed.stages["teacher"].ema == (0.5, 0.9)
+    data = {"name": "folder", "path": "mine", "image_size": 32, "test_fraction": 0, "flip": False}
+    assert printed.data == data
     source = f"from ml_collections import ConfigDict\n\nTEXT = {done.stdout!r}\n"
     source += "def get_config():\n    import json\n    return ConfigDict(json.loads(TEXT))\n"
     (tmp_path / "printed.py").write_text(source)

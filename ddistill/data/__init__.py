@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "random_flip",
     "read_ahead",
+    "setting_types",
     "to_unit",
 ]
 
@@ -81,9 +83,26 @@ def defaults(name: str) -> dict[str, Any]:
     return dataclasses.asdict(SOURCES[name][0]())
 
 
+def setting_types() -> dict[str, type]:
+    """Every setting that a source has, the name apart, with its type."""
+    hints = [typing.get_type_hints(cls) for cls, *_ in SOURCES.values()]
+    # What may also be None ("flip") is a switch.
+    found = {key: bool if kind is Any else kind for own in hints for key, kind in own.items()}
+    del found["name"]
+    return found
+
+
 def _source(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
     plain = to_plain(settings)
     if not isinstance(plain, dict) or "name" not in plain:
         raise ConfigError(f"data.name is missing. Allowed: {', '.join(sorted(SOURCES))}.")
-    check_choice("data.name", plain["name"], SOURCES)
-    return SOURCES[plain["name"]]
+    name = plain["name"]
+    check_choice("data.name", name, SOURCES)
+    for key in plain:
+        having = [n for n in SOURCES if key in defaults(n)]
+        if having and name not in having:
+            raise ConfigError(
+                f"data.{key} is a setting of data.name={' or '.join(map(repr, having))}, and "
+                f"data.name is {name!r}. Known there: {', '.join(sorted(defaults(name)))}."
+            )
+    return SOURCES[name]

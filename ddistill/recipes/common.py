@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from ddistill import networks
+from ddistill.data import setting_types
 from ddistill.errors import ConfigError, check_choice
 from ddistill.interop.sources import READERS, read_source
 from ddistill.objectives import hyperparameters
@@ -16,12 +18,17 @@ from ddistill.settings import OptimizerSettings, ScheduleSettings, Settings, Sta
 def to_config(settings: Settings, variant: str = "") -> ConfigDict:
     """The settings as an `ml_collections.ConfigDict`, which command-line flags can override.
 
+    Settings of data that the experiment leaves open, those of other sources among them, are there
+    as None, so that `--config.data.name=folder --config.data.path=FOLDER` works with any of them.
+
     A `variant` that names a network of another project, such as "diffusers:FOLDER", makes that the
     experiment's teacher, see `with_teacher`.
     """
     if _names_teacher(variant):
         settings = with_teacher(settings, variant)
-    return ConfigDict(dataclasses.asdict(settings))
+    plain = dataclasses.asdict(settings)
+    left_open = {key: placeholder(kind) for key, kind in setting_types().items()}
+    return ConfigDict({**plain, "data": {**left_open, **plain["data"]}})
 
 
 def objective(name: str, **changes: Any) -> dict[str, Any]:
