@@ -1,0 +1,158 @@
+"""How images are decoded: formats, colours, orientation, size."""
+
+import numpy as np
+import pytest
+from pictures import load, only, picture, save
+from PIL import Image
+
+from ddistill.errors import DataError
+
+GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "webp", "PNG"])
+def test_lossless_formats_give_their_pixels(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    save(tmp_path / "x" / f"a.{suffix}", picture(3), **options)
+    np.testing.assert_array_equal(only(tmp_path / "x"), picture(3))
+
+
+def test_formats_mix_in_one_folder(tmp_path):
+    root = tmp_path / "x"
+    for i, suffix in enumerate(["jpg", "jpeg", "png", "gif", "webp", "bmp"]):
+        save(root / f"{i}.{suffix}", picture(5))
+    dataset = load(root)
+    assert dataset.images.shape == (6, 16, 16, 3)
+    error = np.abs(dataset.images.astype(int) - picture(5)).mean(axis=(1, 2, 3))
+    # GIF keeps 256 colours; JPEG and WebP lose a little.
+    assert (error < 4).all()
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (40, 200)]
+    (tmp_path / "x").mkdir()
+    frames[0].save(tmp_path / "x" / "a.gif", save_all=True, append_images=frames[1:])
+    assert (only(tmp_path / "x") == 40).all()
+
+
+def test_grey_becomes_rgb_and_rgb_becomes_grey(tmp_path):
+    grey = GRADIENT.astype(np.uint8)
+    save(tmp_path / "grey" / "a.png", grey)
+    rgb = only(tmp_path / "grey", channels=3)
+    np.testing.assert_array_equal(rgb, np.repeat(grey[..., None], 3, -1))
+    assert only(tmp_path / "grey", channels=1).shape == (16, 16, 1)
+
+    save(tmp_path / "green" / "a.png", np.full((4, 4, 3), (0, 100, 0), np.uint8))
+    luma = only(tmp_path / "green", channels=1)
+    assert luma.shape == (4, 4, 1)
+    assert (np.abs(luma.astype(float) - 58.7) < 1).all()
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    values = np.array([[0, 128, 257, 257 * 100], [65535, 257 * 200 + 128, 32768, 1]], np.uint16)
+    save(tmp_path / "x" / "a.png", Image.fromarray(values))
+    expected = np.round(values / 257).astype(np.uint8)
+    np.testing.assert_array_equal(only(tmp_path / "x", channels=1)[..., 0], expected)
+    np.testing.assert_array_equal(only(tmp_path / "x", channels=3)[..., 1], expected)
+
+
+@pytest.mark.parametrize("dtype, word", [(np.float32, "float"), (np.int32, "integer")])
+def test_values_without_a_fixed_range_are_refused(tmp_path, dtype, word):
+    save(tmp_path / "x" / "a.tif", Image.fromarray((GRADIENT * 1000).astype(dtype)))
+    with pytest.raises(DataError, match=rf"a\.tif cannot be read: 32-bit {word} values"):
+        load(tmp_path / "x")
+
+
+def test_a_palette_is_looked_up_before_grey(tmp_path):
+    image = Image.fromarray(np.zeros((4, 4), np.uint8), "P")
+    image.putpalette([250, 250, 250] + [0] * 765)
+    save(tmp_path / "x" / "a.png", image)
+    assert (only(tmp_path / "x", channels=1) == 250).all()
+
+
+def test_transparent_parts_are_white(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    save(tmp_path / "rgba" / "a.png", pixels)
+    out = only(tmp_path / "rgba")
+    assert (out[:2] == 0).all()
+    assert (out[2:] == 255).all()
+
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([10, 20, 30, 0, 0, 0])
+    save(tmp_path / "palette" / "a.png", palette, transparency=1)
+    np.testing.assert_array_equal(only(tmp_path / "palette")[0], [[10, 20, 30], [255] * 3])
+
+
+@pytest.mark.parametrize("mode", ["1", "CMYK", "LA", "HSV", "YCbCr"])
+def test_other_colour_modes_are_converted(tmp_path, mode):
+    suffix = {"1": "png", "LA": "png"}.get(mode, "tif" if mode != "HSV" else "png")
+    white = Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode)
+    if mode == "HSV":
+        white = white.convert("RGB")
+    save(tmp_path / "x" / f"a.{suffix}", white)
+    assert (only(tmp_path / "x") > 250).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    """Against the definition: where row 0 and column 0 of the stored image are to be seen."""
+    seen = np.zeros((8, 12, 3), np.uint8)
+    seen[:4, :6], seen[:4, 6:], seen[4:, :6] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    stored = {
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: seen.transpose(1, 0, 2),
+        6: seen.transpose(1, 0, 2)[::-1],
+        7: seen.transpose(1, 0, 2)[::-1, ::-1],
+        8: seen.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(tmp_path / "x" / "a.png", np.ascontiguousarray(stored), exif=exif)
+    np.testing.assert_array_equal(only(tmp_path / "x"), seen)
+
+
+def test_a_damaged_exif_block_is_passed_over(tmp_path):
+    save(tmp_path / "x" / "a.jpg", picture(1), exif=b"Exif\x00\x00garbage garbage")
+    assert only(tmp_path / "x").shape == (16, 16, 3)
+
+
+def test_the_centre_square_is_cut_out_and_resized(tmp_path):
+    pixels = np.zeros((8, 20, 3), np.uint8)
+    pixels[:, 6:14] = 200
+    save(tmp_path / "x" / "a.png", pixels)
+    assert (only(tmp_path / "x", image_size=8) == 200).all()
+    small = only(tmp_path / "x", image_size=4)
+    assert small.shape == (4, 4, 3)
+    assert (small == 200).all()
+    assert only(tmp_path / "x", image_size=32).shape == (32, 32, 3)
+
+
+def test_reducing_averages_instead_of_picking(tmp_path):
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    save(tmp_path / "x" / "a.png", stripes)
+    inner = only(tmp_path / "x", image_size=8)[:, 1:-1]
+    assert (np.abs(inner.astype(int) - 127) < 6).all()
+
+
+def test_large_jpegs_are_reduced_to_nearly_the_same_as_large_pngs(tmp_path):
+    """The JPEG decoder's own halving stays above twice the side wanted."""
+    side = 512
+    wave = 127 + 100 * np.sin(np.arange(side) / 40)[:, None] * np.cos(np.arange(side) / 30)
+    pixels = np.repeat(wave[..., None], 3, -1).astype(np.uint8)
+    save(tmp_path / "jpg" / "a.jpg", pixels, quality=95)
+    save(tmp_path / "png" / "a.png", pixels)
+    jpg, png = (only(tmp_path / k, image_size=32).astype(int) for k in ("jpg", "png"))
+    assert np.abs(jpg - png).max() < 4
+
+
+# Splits.

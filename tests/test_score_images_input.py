@@ -1,0 +1,150 @@
+"""python -m ddistill.evaluate: what is refused, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+from inception_cases import pictures
+from PIL import Image
+from scored import DIM, Notes, make_sets, options, run, save_folder, tiny_detector
+
+from ddistill import evaluate as cli
+from ddistill.errors import DataError
+from ddistill.evaluate import Options, evaluate, main
+from ddistill.evaluation.scoring import chosen_metrics
+from ddistill.training.interrupt import StopRequest
+
+
+@pytest.fixture
+def sets(tmp_path):
+    return make_sets(tmp_path)
+
+
+# -------------------------------------------------------------------------------------- bad files
+
+
+def spoil(folder, what):
+    """Puts `bad` or `bad.npz` there."""
+    eye = {"mu": np.zeros(DIM), "sigma": np.eye(DIM)}
+    arrays = {
+        "keys": {"mean": np.zeros(3)},
+        "wide": {"mu": np.zeros(2023), "sigma": np.eye(2023)},
+        "unlike": {"mu": np.zeros(DIM), "sigma": np.eye(DIM + 1)},
+        "nan": {**eye, "mu": np.full(DIM, np.nan)},
+        "nchw": {"arr_0": np.zeros((4, 3, 8, 8), np.uint8)},
+        "scale": {"images": np.full((4, 8, 8, 3), 200.0, np.float32)},
+        "ints": {"arr_0": np.zeros((4, 8, 8, 3), np.int64)},
+        "diverged": {"images": np.full((4, 8, 8, 3), np.inf, np.float32)},
+        "cut": {"arr_0": np.zeros((4, 8, 8, 3), np.uint8)},
+        "pickle": {"arr_0": np.array([{}], dtype=object)},
+    }
+    if what in arrays:
+        np.savez(folder / "bad.npz", **arrays[what])
+    if what == "cut":
+        path = folder / "bad.npz"
+        path.write_bytes(path.read_bytes()[:-100])
+    if what == "empty":
+        (folder / "bad").mkdir()
+        (folder / "bad" / "notes.txt").write_text("no image")
+    if what == "mixed":
+        save_folder(folder / "bad", pictures(2, 8))
+        Image.fromarray(pictures(1, 9)[0]).save(folder / "bad" / "large.png")
+    if what == "broken":
+        save_folder(folder / "bad", pictures(2, 8))
+        path = folder / "bad" / "0001.png"
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("keys", r"bad\.npz holds the arrays mean\. A reference has 'mu' and 'sigma'"),
+        ("wide", r"bad\.npz has 2023 features, and .*/2048 has 6: it was made with another"),
+        ("unlike", r"mu has the shape \(6,\) and sigma \(7, 7\)"),
+        ("nan", "mu or sigma holds values that are not finite"),
+        ("cut", r"bad\.npz cannot be read as an npz file .* damaged or cut off"),
+        ("pickle", "the array 'arr_0' cannot be read"),
+        ("missing", r"bad\.npz does not exist"),
+    ],
+)
+def test_bad_references(sets, what, message):
+    folder, *_ = sets
+    spoil(folder, what)
+    with pytest.raises(DataError, match=message):
+        run(options(folder, "bad.npz"))
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("keys", r"bad\.npz holds the arrays mean, and no images. Files of images have 'arr_0'"),
+        ("nchw", r"'arr_0' has the shape \(4, 3, 8, 8\), not \[N, H, W, 1 or 3\]"),
+        ("scale", r"values from 200 to 200. Floats have to be in \[-1, 1\]; save .* as uint8"),
+        ("ints", r"'arr_0' \(int64\) must be uint8, or float"),
+        ("diverged", "not finite; the sampler has diverged"),
+        ("empty", r"the path .*bad holds no images, only other files \(1 .txt\)"),
+        ("mixed", r"large\.png is 9x9x3, the first image is 8x8x3. Set --image_size"),
+        ("broken", r"0001\.png cannot be read: .* Repair or remove it"),
+    ],
+)
+def test_bad_samples(sets, what, message):
+    folder, *_ = sets
+    spoil(folder, what)
+    path = "bad.npz" if (folder / "bad.npz").exists() else "bad"
+    with pytest.raises(DataError, match=message):
+        run(options(folder, path=path))
+
+
+# --------------------------------------------------------------------------------------- the flags
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["fake"], "--reference is missing"),
+        (["nowhere", "--reference=real.npz"], "nowhere does not exist"),
+        (["fake", "--reference=train"], "is no finished run: it has no evaluation.json"),
+        (["fake", "--reference=real.npz", "--metrics=fid,kidd"], "'kidd' is not known. Did you"),
+        (["fake", "--reference=real.npz", "--save_reference=x"], "x must end in .npz"),
+        (["fake", "--reference=real.npz", "--batch=0"], "--batch=0 must be 1 or more"),
+        (["fake", "--reference=real.npz", "--neighbours=0"], "--neighbours=0 must be 1"),
+        (["fake", "--reference=real.npz", "--weights=none.pth"], "none.pth: the path does not"),
+    ],
+)  # fmt: skip
+def test_flags_that_cannot_be(sets, monkeypatch, flags, message):
+    monkeypatch.chdir(sets[0])
+    with pytest.raises(SystemExit, match=message):
+        main(flags)
+
+
+def test_the_command(sets, monkeypatch, capsys):
+    folder, *_ = sets
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli, "load_inception", lambda path, other: (path, other))
+    asked = []
+
+    def detector(weights, batch, feature, logits):
+        asked.append((weights, batch, feature, logits))
+        return tiny_detector()
+
+    monkeypatch.setattr(cli, "inception_detector", detector)
+    main(["fake", "--reference=real.npz", "--metrics=fid", "--weights=w.pth", "--batch=5"])
+    assert asked == [(("w.pth", False), 5, "2048", False)]
+    text = capsys.readouterr().out
+    assert "fid_proxy" in text
+    command = json.loads((folder / "fake.scores" / "scores.json").read_text())["command"]
+    assert command.startswith("python -m ddistill.evaluate fake --reference=real.npz")
+
+
+def test_chosen_metrics():
+    assert chosen_metrics("") == ()
+    assert chosen_metrics("kid, fid") == ("kid", "fid")
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="whose evaluation is not finished"):
+        evaluate(
+            Options(str(tmp_path), "x.npz"), tiny_detector(), Notes(), StopRequest(), "command"
+        )
