@@ -116,6 +116,8 @@ class StageSettings:
     taken over.
     `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
     kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
+    `hand_on` is "last", or "best": instead of the last step's, the checkpoint of the lowest loss,
+    or of the lowest `proxy` where the objective measures one.
     `students` makes it a stage of many; `batch_size` is then that of each.
     `shared` puts the stage into the cache that runs with the same settings share. `method` (of
     `METHODS` in evaluation/vocabulary.py) and `variant` name the rows it leaves in results.json; a
@@ -142,6 +144,7 @@ class StageSettings:
     accumulate: int = 1
     ema: tuple[float, ...] = (0.999,)
     ema_warmup: bool = True
+    hand_on: str = "last"
     conditional: bool = False
     students: StudentsSettings = StudentsSettings()
     shared: bool = False

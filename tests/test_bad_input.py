@@ -85,6 +85,11 @@ SPELLING = {
         "config.stages.student.optimizer.schedule='cosinus'",
         "'cosine'",
     ),
+    "hand_on": (
+        {"stages.teacher.hand_on": "bst"},
+        "config.stages.teacher.hand_on='bst'",
+        "'best'",
+    ),
     "prediction": (
         {"stages.teacher.prediction": "epps"},
         "config.stages.teacher.prediction='epps'",
@@ -405,8 +410,8 @@ def test_a_checkpoint_of_another_network_is_refused(compiled, tmp_path, monkeypa
 def test_a_lost_final_checkpoint_is_told(compiled, tmp_path):
     """The stage says that it is complete, but its weights are gone."""
     folder = occupy(tiny_settings(), tmp_path / "run", "teacher")
-    write_json(folder / "complete.json", {"steps": 40})
+    write_json(folder / "complete.json", {"steps": 40, "handed_on": 40})
     before = len(compiled)
-    with pytest.raises(CheckpointError, match=r"final checkpoint \(step 40\) of stage 'teacher'"):
+    with pytest.raises(CheckpointError, match="at step 40, which stage 'teacher' hands on"):
         main.run(config(), tmp_path / "run", tmp_path / "shared", "student", "the command")
     assert len(compiled) == before

@@ -265,6 +265,10 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, 4, 5, 6, losses=(4.0, 5.0, 6.0))
     assert checkpoints.steps() == [2, 5, 6]
+    assert checkpoints.best() == 2
+    state, record = checkpoints.restore(make_state(0), checkpoints.best())
+    assert (int(state.step), record["loss"]) == (2, 1.0)
+    assert checkpoints.restore(make_state(0), 4) is None
     checkpoints.close()
     assert kept(tmp_path) == ([2, 5, 6], [2, 5, 6])
     state, record = restored(tmp_path)

@@ -1,5 +1,6 @@
-"""Two processes on one stage, and stops that arrive at any moment."""
+"""Two processes on one stage, stops that arrive at any moment, and what a stage hands on."""
 
+import dataclasses
 import fcntl
 import json
 import threading
@@ -7,14 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import LateStop, Notes, one_stage, plans_of, saved_state, saved_steps
+from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state, saved_steps
 
 from ddistill import data
 from ddistill.errors import TrainingError
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.pipeline import run_stages
 from ddistill.training.programs import Programs
+from ddistill.training.weights import Networks, load_state, load_weights
 
 
 def in_background(workdir: Path, stop: StopRequest):
@@ -91,3 +94,31 @@ def test_a_stop_is_no_error_of_training(tmp_path):
     with pytest.raises(Interrupted, match="the evaluation"):
         LateStop(1).check("the evaluation")
     StopRequest().check("anywhere")
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_best_checkpoint_is_handed_on(tmp_path, monkeypatch, stops):
+    """And kept, also where a stop comes between."""
+    save, losses = Checkpoints.save, {10: 3.0, 20: 1.0, 30: 2.0, 40: 4.0}
+
+    def made_up(self, step, state, record, loss):
+        save(self, step, state, record, losses.get(step, 5.0))
+
+    monkeypatch.setattr(Checkpoints, "save", made_up)
+    settings = one_stage(checkpoint_every=10, keep=1)
+    stage = dataclasses.replace(settings.stages["teacher"], hand_on="best")
+    settings = dataclasses.replace(settings, stages={"teacher": stage})
+    plan, notes = plans_of(settings, tmp_path / "run")["teacher"], Notes()
+    images, networks = data.load(settings.data, "train"), Networks()
+    if stops:
+        with pytest.raises(Interrupted):
+            run_stages([plan], settings, images, notes, LateStop(36))
+    run_stages([plan], settings, images, notes, StopRequest(), networks=networks)
+    assert "teacher: the best checkpoint, of step 20, is handed on" in notes.said
+    assert (plan.manifest()["steps"], plan.manifest()["handed_on"]) == (40, 20)
+    assert saved_steps(plan) == [20, 40]
+    wanted = saved_state(plan, 20)
+    assert differences(load_state(plan).params, wanted.params) == []
+    average = wanted.ema[plan.ema_key()]
+    for found in (networks.weights(plan), load_weights(plan)):
+        assert differences(found.params, average) == []

@@ -93,32 +93,40 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def best(self) -> int | None:
+        """The step of the checkpoint with the lowest loss; the newest of equals."""
+        known = [(self._losses[s], -s) for s in self.steps() if self._losses.get(s) is not None]
+        return -min(known)[1] if known else None
+
+    def restore(
+        self, like: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest readable checkpoint as (state, record), or None if there is none at all.
 
         Args:
           like: a state of the same structure, shapes and dtypes. Where its arrays lie is where the
-          checkpoint's will, however they lay when it was written.
+            checkpoint's will, however they lay when it was written.
+          step: the one checkpoint to read, instead of the newest.
 
         Raises:
           CheckpointError: the checkpoint belongs to another network, or none can be read.
         """
         # Another host's view of a shared folder may lag behind.
-        steps = from_first(self.steps)
+        steps = from_first(lambda: [s for s in self.steps() if step in (None, s)])
         abstract = jax.tree.map(_abstract, like)
-        for step in reversed(steps):
-            if from_first(lambda step=step: self._is_damaged(step)):
-                self._set_aside(step, "its files are not the ones that were written")
+        for one in reversed(steps):
+            if from_first(lambda one=one: self._is_damaged(one)):
+                self._set_aside(one, "its files are not the ones that were written")
                 continue
-            check_same_structure(self._saved_structure(step), abstract, self._path(step))
-            found, reason = self._read(step, abstract)
+            check_same_structure(self._saved_structure(one), abstract, self._path(one))
+            found, reason = self._read(one, abstract)
             if not agree(found is None):
                 return found
-            self._set_aside(step, reason or "another host could not read it")
+            self._set_aside(one, reason or "another host could not read it")
         damaged = from_first(
             lambda: sorted(int(x.name) for x in (self.folder / "damaged").glob("*"))
         )
-        if damaged:
+        if damaged and step is None:
             raise CheckpointError(
                 f"None of the checkpoints {damaged} in {self.folder} can be read. They were moved "
                 f"to {self.folder / 'damaged'}; delete that folder and run again to start this "

@@ -36,6 +36,7 @@ def check_numbers(stage: StageSettings, path: str) -> None:
         if not 0.0 <= rate < 1.0:
             raise ConfigError(f"{path}.ema={stage.ema}: every rate must be in [0, 1).")
     check_choice(f"{path}.prediction", stage.prediction, PREDICTIONS)
+    check_choice(f"{path}.hand_on", stage.hand_on, ("last", "best"))
     if stage.steps:
         check_optimizer(stage.optimizer, stage.steps, f"{path}.optimizer")
 

@@ -27,13 +27,14 @@ from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
 from ddistill.training.step import Frozen
 from ddistill.training.turns import advance, join_state, split, split_state
-from ddistill.training.watch import Watch
+from ddistill.training.watch import Watch, overflow
 from ddistill.training.weights import (
     Start,
     abstract_state,
     handed_on,
     initial_state,
     memory_budget,
+    state_at,
 )
 
 # On several hosts: how long a signal may wait until all processes know of it.
@@ -109,6 +110,7 @@ class StageRun:
             if plan.settings.steps not in self.checkpoints.steps():
                 self._save(plan.settings.steps, state)
             self.checkpoints.wait()
+            state = self._chosen(state)
             together = True
         except Interrupted:
             together = True
@@ -119,6 +121,14 @@ class StageRun:
             if together:  # else other hosts may be elsewhere, and closing would wait for them
                 self.checkpoints.close()
         return self._finish(state), handed_on(state, plan.ema_key())
+
+    def _chosen(self, state: TrainState) -> TrainState:
+        """The state that the stage hands on: the last step's, which is given, or the best one."""
+        best = from_first(self.checkpoints.best) if self.plan.settings.hand_on == "best" else None
+        if best in (None, int(state.step)):
+            return state
+        self.reporter.say(f"{self.plan.name}: the best checkpoint, of step {best}, is handed on")
+        return state_at(self.checkpoints, self.plan, best, self.layout)
 
     def _open(self, start: Start | None) -> tuple[TrainState, int]:
         # Shapes are enough to restore: what does not fit is found before anything compiles.
@@ -309,27 +319,10 @@ class StageRun:
 
     def _check_parameters(self, step: int, state: TrainState) -> None:
         """Keeps an update that has just overflowed, which no metric has seen yet, off the disk."""
-        where = self._overflow(state)
+        where, student = overflow(state.params, self.plan.stacked)
+        where += "" if student is None else f" ({self._who(student)})"
         if agree(bool(where)):
             raise self._diverged(step, f"{where or 'a parameter on another host'} is not finite")
-
-    def _overflow(self, state: TrainState) -> str:
-        """Names the first parameter on this process's devices that is not finite, if there is."""
-        for name, tree in state.params.items():
-            for path, x in jax.tree_util.tree_leaves_with_path(tree):
-                for shard in x.addressable_shards:
-                    if shard.replica_id:  # looked at where it is the first
-                        continue
-                    finite = np.isfinite(np.asarray(shard.data))
-                    if finite.all():
-                        continue
-                    where = f"parameter {jax.tree_util.keystr(path)} of the {name}"
-                    if self.plan.stacked:
-                        own = finite.reshape(len(finite), -1).all(axis=1)
-                        first = shard.index[0].start or 0
-                        where += f" ({self._who(first + np.argmin(own))})"
-                    return where
-        return ""
 
     def _save(self, step: int, state: TrainState) -> None:
         self._check_parameters(step, state)
@@ -367,6 +360,7 @@ class StageRun:
             "compile_seconds": self.clock.compile,
             "data_wait_seconds": self.clock.wait,
             "final_loss": self.loss,
+            "handed_on": int(state.step),
         }
         if is_first():
             write_json(self.plan.manifest_path, manifest)

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from ddistill.training.stages import StagePlan
 
 # A fatal alarm that stays for as many steps as this many log intervals have stops the stage.
@@ -93,3 +96,29 @@ class Watch:
             label = f" ({member.label})" if member.label else ""
             students.append((f" of student {k}{label}", own))
         return students
+
+
+def overflow(params: Mapping[str, Any], stacked: bool) -> tuple[str, int | None]:
+    """The first parameter on this process's devices that is not finite, and whose it is.
+
+    Args:
+      params: by network.
+      stacked: whether they are those of many students, `[K, ...]`.
+
+    Returns:
+      What it is called, "" if all are finite, and of many students the one that has it.
+    """
+    for name, tree in params.items():
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            for shard in x.addressable_shards:
+                if shard.replica_id:  # looked at where it is the first
+                    continue
+                finite = np.isfinite(np.asarray(shard.data))
+                if finite.all():
+                    continue
+                where = f"parameter {jax.tree_util.keystr(path)} of the {name}"
+                if not stacked:
+                    return where, None
+                own = finite.reshape(len(finite), -1).all(axis=1)
+                return where, (shard.index[0].start or 0) + int(np.argmin(own))
+    return "", None

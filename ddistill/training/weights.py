@@ -170,7 +170,7 @@ def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
 
 
 def load_state(plan: StagePlan) -> TrainState:
-    """The final state of a complete stage, strictly loaded.
+    """The state that a complete stage hands on, strictly loaded.
 
     Raises:
       CheckpointError: the stage is not complete or its checkpoint is missing or of another kind.
@@ -179,13 +179,21 @@ def load_state(plan: StagePlan) -> TrainState:
     if manifest is None:
         raise incomplete(plan)
     checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
-    found = checkpoints.restore(abstract_state(plan))
+    state = state_at(checkpoints, plan, manifest["handed_on"])
     checkpoints.close()
-    if found is None or int(found[0].step) != manifest["steps"]:
+    return state
+
+
+def state_at(
+    checkpoints: Checkpoints, plan: StagePlan, step: int, layout: Layout | None = None
+) -> TrainState:
+    """The state in the checkpoint that a stage hands on; errors as of `load_state`."""
+    found = checkpoints.restore(abstract_state(plan, layout), step)
+    if found is None:
         raise CheckpointError(
-            f"The final checkpoint (step {manifest['steps']}) of stage '{plan.name}' in "
-            f"{plan.folder} cannot be read. Delete {plan.manifest_path.name} there and run again "
-            "to train on from the newest checkpoint that can."
+            f"The checkpoint at step {step}, which stage '{plan.name}' hands on, in {plan.folder} "
+            f"cannot be read. Delete {plan.manifest_path.name} there and run again to train on "
+            "from the newest checkpoint that can."
         )
     return found[0]
 
