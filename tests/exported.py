@@ -129,4 +129,5 @@ def pretend(plan: StagePlan, seed: int = 0) -> None:
     checkpoints.save(plan.settings.steps, jax.tree.map(jnp.asarray, state), record, 0.0)
     checkpoints.wait()
     checkpoints.close()
-    write_json(plan.manifest_path, {"digest": plan.digest, "steps": plan.settings.steps})
+    steps = plan.settings.steps
+    write_json(plan.manifest_path, {"digest": plan.digest, "steps": steps, "handed_on": steps})

@@ -200,7 +200,8 @@ def pretend(plan, seed):
     checkpoints.save(plan.settings.steps, state, {}, 1.0)
     checkpoints.wait()
     checkpoints.close()
-    write_json(plan.manifest_path, {"stage": plan.name, "steps": plan.settings.steps})
+    steps = plan.settings.steps
+    write_json(plan.manifest_path, {"stage": plan.name, "steps": steps, "handed_on": steps})
     return state
 
 
