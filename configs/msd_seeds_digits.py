@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/msd_seeds_digits.py
 Hardware:  two CPU cores.
-Score:     not measured yet.
+Score:     see docs/results.md.
 
 Ten students of all classes from one teacher, which differ in their seed alone, as one stage; the
 settings are those of `msd_digits` (DMD, arXiv 2311.18828).

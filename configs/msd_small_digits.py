@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/msd_small_digits.py
 Hardware:  two CPU cores.
-Score:     not measured yet.
+Score:     see docs/results.md.
 
 K = 1, 2, 5 students of half the teacher's width, begun from one that has learnt the teacher's
 predictions (TSM, arXiv 2410.23274); in the rows "fresh", K = 1, 2, from nothing.
