@@ -9,6 +9,7 @@ digests written next to them once a checkpoint is complete.
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,16 @@ class _NewestAndBest:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         steps = [x.step for x in checkpoints]
-        known = [(self.losses[s], s) for s in steps if self.losses.get(s) is not None]
-        kept = {*sorted(steps)[-self.newest :], *(s for _, s in sorted(known)[:1])}
+        kept = {*sorted(steps)[-self.newest :], _best(self.losses, steps)}
         return [s in kept for s in steps]
+
+
+def _best(losses: Mapping[int, float | None], steps: Sequence[int]) -> int | None:
+    """The step of the lowest loss that is known, the first of equals."""
+    known = [
+        (loss, s) for s in steps if (loss := losses.get(s)) is not None and not math.isnan(loss)
+    ]
+    return min(known)[1] if known else None
 
 
 def _read_loss(seal: Path) -> float | None:
@@ -94,9 +102,8 @@ class Checkpoints:
         )
 
     def best(self) -> int | None:
-        """The step of the checkpoint with the lowest loss; the newest of equals."""
-        known = [(self._losses[s], -s) for s in self.steps() if self._losses.get(s) is not None]
-        return -min(known)[1] if known else None
+        """The step of the checkpoint with the lowest loss, or None where no loss is known."""
+        return _best(self._losses, self.steps())
 
     def restore(
         self, like: TrainState, step: int | None = None

@@ -115,13 +115,13 @@ def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:
       ConfigError: it learns from such students, or the first that diverges is to stop it.
     """
     s = plan.settings
-    source = s.resume or s.init_source
+    source = s.init_source
     taught_by = by_name[s.teacher].frozen() if s.teacher else []
     frozen = by_name[source].frozen() if source else []
     if taught_by or (frozen and s.students.on_divergence != "freeze"):
-        bad, remedy = (s.teacher, "") if taught_by else (source, ", or")
+        bad, remedy = (s.teacher, "") if taught_by else (source, ", or give ")
         if remedy:
-            remedy += f" give '{plan.name}' students.on_divergence='freeze' to leave it out"
+            remedy += f"'{plan.name}' students.on_divergence='freeze' to leave it out"
         raise ConfigError(
             f"Stage '{plan.name}' needs stage '{bad}', whose student "
             f"{in_words(taught_by or frozen)} diverged and is frozen. Lower the learning rate of "
