@@ -196,6 +196,7 @@ def test_random_flip_mirrors_about_half_by_the_key_of_each_image():
     "given, parts",
     [
         ({}, ["data.name is missing", "digits, folder, tfds"]),
+        ({"name": None}, ["data.name is missing", "digits, folder, tfds"]),
         ({"name": "digit"}, ["data.name='digit'", "Did you mean 'digits'?"]),
         ({"name": "digits", "flipp": True}, ["data.flipp", "Did you mean 'flip'?"]),
         ({"name": "digits", "flip": "maybe"}, ["data.flip='maybe'", "True, False, or None"]),

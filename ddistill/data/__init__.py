@@ -44,7 +44,7 @@ def load(settings: Mapping[str, Any], split: str) -> Dataset:
 
     Args:
       settings: `name` ("digits", "folder" or "tfds") and the settings of that source:
-        `DigitsSettings`, `FolderSettings` or `TfdsSettings`.
+        `DigitsSettings`, `FolderSettings` or `TfdsSettings`. None stands for the default.
       split: "train" or "test".
 
     Raises:
@@ -53,8 +53,8 @@ def load(settings: Mapping[str, Any], split: str) -> Dataset:
         do.
     """
     check_choice("split", split, SPLITS)
-    cls, loader, _, _ = _source(settings)
-    return loader(parse(settings, cls, "data"), split)
+    (_, loader, _, _), own = _source(settings)
+    return loader(own, split)
 
 
 def count(settings: Mapping[str, Any], split: str) -> int:
@@ -64,15 +64,15 @@ def count(settings: Mapping[str, Any], split: str) -> int:
       ConfigError, DataError: as `load`, for what is seen without opening images.
     """
     check_choice("split", split, SPLITS)
-    cls, _, counter, _ = _source(settings)
-    return counter(parse(settings, cls, "data"), split)
+    (_, _, counter, _), own = _source(settings)
+    return counter(own, split)
 
 
 def describe(settings: Mapping[str, Any]) -> str:
     """One line on what of these data this machine has; trouble is told and not raised."""
     try:
-        cls, _, _, describer = _source(settings)
-        return describer(parse(settings, cls, "data"))
+        (_, _, _, describer), own = _source(settings)
+        return describer(own)
     except (ConfigError, DataError, OSError) as error:
         return f"NOT READY: {error}"
 
@@ -92,9 +92,11 @@ def setting_types() -> dict[str, type]:
     return found
 
 
-def _source(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
-    plain = to_plain(settings)
-    if not isinstance(plain, dict) or "name" not in plain:
+def _source(settings: Mapping[str, Any]) -> tuple[tuple[Any, Any, Any, Any], Any]:
+    """The source of these settings, and the settings as its dataclass."""
+    given = to_plain(settings)
+    plain = {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else {}
+    if "name" not in plain:
         raise ConfigError(f"data.name is missing. Allowed: {', '.join(sorted(SOURCES))}.")
     name = plain["name"]
     check_choice("data.name", name, SOURCES)
@@ -105,4 +107,4 @@ def _source(settings: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
                 f"data.{key} is a setting of data.name={' or '.join(map(repr, having))}, and "
                 f"data.name is {name!r}. Known there: {', '.join(sorted(defaults(name)))}."
             )
-    return SOURCES[name]
+    return SOURCES[name], parse(plain, SOURCES[name][0], "data")
