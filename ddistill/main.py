@@ -280,7 +280,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags with config errors as one line each instead of tracebacks."""
     path = _config_file(argv)
     if path is not None and not Path(path).is_file():
-        _fail(f"The config file {path} does not exist.", USAGE_ERROR)
+        there = sorted(file.name for file in Path(path).parent.glob("*.py"))
+        close = nearest(Path(path).name, there)
+        _fail(f"The config file {path} does not exist.{close}", USAGE_ERROR)
     try:
         return flags.FLAGS(argv)
     except Exception as error:
@@ -315,7 +317,9 @@ def _flag_trouble(error: Exception, argv: list[str], path: str) -> str:
     if places:
         reason = f"{type(error).__name__}: {error}"
         return f"The config file {path} fails: {reason} (line {places[-1].lineno})"
-    text = " ".join(text.strip("'\"").replace("\\n", " ").split())
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]  # a message that was quoted as the key of a KeyError
+    text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
     given = [a for a in argv if a.lstrip("-").startswith("config.")]
     if given and isinstance(error, (AttributeError, KeyError)):
         return f"{' '.join(given)}: unknown setting {text}"

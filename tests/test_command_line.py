@@ -43,7 +43,12 @@ COMMANDS = {
         ["--config=config.py:text"],
         ["The config file config.py fails: ValueError", "'text'", 'File "config.py", line 8'],
     ),
-    "no file": (["--config=confg.py"], ["confg.py does not exist"]),
+    "no file": (["--config=confg.py"], ["confg.py does not exist. Did you mean 'config.py'?"]),
+    "no such stage setting": (
+        [f"--config={DIGITS}", "--config.stages.teacher.stepz=5"],
+        ["stepz=5: unknown setting 'stepz'", '"steps"'],
+    ),
+    "no number": ([f"--config={DIGITS}", "--config.seed=x"], ["with base 10: 'x'"]),
     "no file, other spelling": (["--config", "confg.py:smoke"], ["confg.py does not exist"]),
     "no config": ([], ["--config=FILE is missing"]),
     "variant": ([f"--config={DIGITS}:smok"], ["Variant ':smok' is not known", "':smoke'"]),
