@@ -135,8 +135,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
         hosts.from_first(lambda: write_noted(workdir / SOURCES, noted))
     hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
-    if dataset.skipped:
-        reporter.say(f"data: {dataset.skipped} unreadable images were skipped")
+    reporter.say("\n".join(data.summary(dataset)))
     networks = Networks()
     with StopRequest() as stop:
         try:

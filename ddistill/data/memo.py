@@ -4,32 +4,40 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+# Of what is remembered; goes up when images are decoded otherwise.
+VERSION = 2
 
 
 class Memo:
-    """A list of whole numbers that belongs to `key`; losing it costs time and nothing else.
+    """Facts that belong to `key`; losing them costs time and nothing else.
 
-    It lies in $XDG_CACHE_HOME/ddistill, or ~/.cache/ddistill.
+    They lie in $XDG_CACHE_HOME/ddistill, or ~/.cache/ddistill. `key` has to name everything that
+    the facts depend on: of files their paths, sizes and both times of change, because tools that
+    copy files give them the first of these times too.
     """
 
     def __init__(self, key: str):
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        text = f"{VERSION} {key}"
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         self.path = Path(home) / "ddistill" / f"{digest[:32]}.json"
 
-    def recall(self) -> list[int] | None:
-        """The numbers, or None when they are not known."""
+    def recall(self) -> dict[str, Any] | None:
+        """The facts, or None when they are not known."""
         try:
-            return json.loads(self.path.read_text())["numbers"]
-        except (OSError, ValueError, KeyError, TypeError):
+            facts = json.loads(self.path.read_text())
+        except (OSError, ValueError):
             return None
+        return facts if isinstance(facts, dict) else None
 
-    def remember(self, numbers: list[int]) -> None:
-        """Writes the numbers; a folder that cannot be written is no reason to stop."""
+    def remember(self, facts: dict[str, Any]) -> None:
+        """Writes the facts; a folder that cannot be written is no reason to stop."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({"numbers": numbers}))
+            partial.write_text(json.dumps(facts))
             partial.replace(self.path)
         except OSError:
             return
