@@ -3,9 +3,10 @@
 import io
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from ddistill.data.samples import (
     check_range,
@@ -75,7 +76,9 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
         TIFF).
     """
     try:
-        with _open(source) as image:
+        # From memory: Pillow maps some uncompressed files and then turns TIFFs wrongly.
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             if spec.size:
                 # Lets the JPEG decoder halve large photographs, down to twice the side wanted.
                 image.draft(None, (2 * spec.size, 2 * spec.size))
@@ -83,7 +86,7 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
             # Every pixel is read before the orientation is: PNG keeps its EXIF block at the end.
             image.load()
             colour = transparent_colour(image)
-            low = _low_bytes(source) if colour is not None and stored == "RGB;16B" else None
+            low = _low_bytes(content) if colour is not None and stored == "RGB;16B" else None
             transparent = None if colour is None else is_colour(image, stored, colour, low)
             converted = _turned(_convert(image, spec.channels, transparent), _orientation(image))
     # Pillow's decoders raise whatever the damage leads to: OSError, SyntaxError, struct.error, ...
@@ -95,13 +98,9 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
     return pixels[..., None] if spec.channels == 1 else pixels
 
 
-def _open(source: str | os.PathLike | bytes) -> ImageFile.ImageFile:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-
-
-def _low_bytes(source: str | os.PathLike | bytes) -> np.ndarray:
+def _low_bytes(content: bytes) -> np.ndarray:
     """The low bytes [H, W, 3] of an RGB PNG of 16 bits; Pillow's own mode keeps the high ones."""
-    with _open(source) as image:
+    with Image.open(io.BytesIO(content)) as image:
         # Read as if they were little-endian, the second byte of each value is the high one.
         image.tile = [tile._replace(args="RGB;16L") for tile in image.tile[:1]]
         image.load()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddistill.data.layout import Layout, find_layout
-from ddistill.data.names import TRAIN, natural_key, printable, text_of
+from ddistill.data.names import TRAIN, in_order, printable, text_of
 from ddistill.data.scan import File
 from ddistill.errors import ConfigError, DataError
 
@@ -204,4 +204,4 @@ def _folders(root: Path, files: list[File]) -> tuple[str, ...]:
             f"all lie directly in {root.name}: move the images, or the folder "
             f"'{printable(inside.label)}'."
         )
-    return tuple(sorted(labels, key=natural_key))
+    return in_order(labels)

@@ -3,6 +3,8 @@
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
+from fractions import Fraction
 
 # The words of Hugging Face's imagefolder, which reads them in the same way.
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -12,6 +14,8 @@ SPLIT_WORDS = {
     TEST: ("test", "testing", "eval", "evaluation"),
 }
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+
+_NUMBER = re.compile("[+-]?[0-9]+([.][0-9]+)?")
 
 # Thumbnails, bins and snapshots that file servers and desktops put among a user's files, in lower
 # case. Names that begin with a dot (.thumbnails, .Trash-1000, .AppleDouble) are hidden anyway.
@@ -47,6 +51,14 @@ def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
     parts = re.split("([0-9]+)", name)
     # Text and digits alternate, so that numbers are compared with numbers alone.
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in their order: by value if all are numbers, else by `natural_key`."""
+    listed = sorted(names, key=natural_key)
+    if all(_NUMBER.fullmatch(name) for name in listed):
+        listed.sort(key=Fraction)
+    return tuple(listed)
 
 
 def split_of(name: str) -> str:
