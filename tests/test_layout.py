@@ -116,6 +116,7 @@ def test_other_words_with_the_letters_of_a_split_are_no_splits(tmp_path):
 def test_a_flat_test_folder_beside_classes_is_that_of_a_competition(tmp_path):
     root = fill(tmp_path / "set", "train/cat/0.png", "train/dog/0.png", "test/1.png", "test/2.png")
     assert load(root).class_names == ("cat", "dog")
+    assert "cannot be used" in load(root).reading.split
     parts = ("holds images without class folders", "has the classes cat, dog", "not known")
     refused(root, *parts, f"data.path={root / 'train'}", split="test")
     described = data.describe({"name": "folder", "path": str(root)})

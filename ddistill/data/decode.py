@@ -82,7 +82,7 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
             if spec.size:
                 # Lets the JPEG decoder halve large photographs, down to twice the side wanted.
                 image.draft(None, (2 * spec.size, 2 * spec.size))
-            stored = str(image.tile[0].args) if image.tile else ""
+            stored = str(image.tile[0][3]) if image.tile else ""
             # Every pixel is read before the orientation is: PNG keeps its EXIF block at the end.
             image.load()
             colour = transparent_colour(image)
@@ -101,8 +101,9 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
 def _low_bytes(content: bytes) -> np.ndarray:
     """The low bytes [H, W, 3] of an RGB PNG of 16 bits; Pillow's own mode keeps the high ones."""
     with Image.open(io.BytesIO(content)) as image:
+        codec, extents, offset, _ = image.tile[0]
         # Read as if they were little-endian, the second byte of each value is the high one.
-        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile[:1]]
+        image.tile = [(codec, extents, offset, "RGB;16L")]  # type: ignore[list-item]
         image.load()
         return np.asarray(image)
 

@@ -73,9 +73,12 @@ def list_split(
         f"by folder: {len(train.files)} training images in {layout.train}, {len(test.files)} test "
         f"images in {layout.test}{_unused(layout)}"
     )
+    trouble = _other_classes(train, test)
     if split == TRAIN:
-        return train._replace(how=how)
-    _check_same_classes(train, test)
+        unusable = f"; these cannot be used: {trouble}" if trouble else ""
+        return train._replace(how=how + unusable)
+    if trouble:
+        raise DataError(trouble)
     return Listing(test.root, test.files, train.folders, how)
 
 
@@ -162,28 +165,29 @@ def _inside(root: Path, found: list[File], name: str) -> Listing:
     return Listing(root / folder, files, _folders(root / folder, files), "")
 
 
-def _check_same_classes(train: Listing, test: Listing) -> None:
-    """Raises `DataError` unless the test images are of classes that are trained."""
+def _other_classes(train: Listing, test: Listing) -> str:
+    """Why the test images are not of the classes that are trained; "" if they are."""
     if train.folders == test.folders == ("",):
-        return
+        return ""
     hold_out = f"Or set data.path={train.root} to hold out data.test_fraction of its images."
     if test.folders == ("",):
-        raise DataError(
+        return (
             f"{test.root} holds images without class folders, as test sets of competitions do, and "
             f"{train.root} has the classes {_some(train.classes)}: the classes of the test images "
             f"are not known. Sort them into folders of these classes. {hold_out}"
         )
     if train.folders == ("",):
-        raise DataError(
+        return (
             f"{test.root} has the class folders {_some(test.classes)}, and {train.root} has none. "
             f"Give both the same ones, or none. {hold_out}"
         )
     unknown = sorted(set(test.folders) - set(train.folders))
-    if unknown:
-        raise DataError(
-            f"{test.root} has the class '{printable(unknown[0])}', which {train.root} has not. "
-            f"Classes there: {_some(train.classes)}. {hold_out}"
-        )
+    if not unknown:
+        return ""
+    return (
+        f"{test.root} has the class '{printable(unknown[0])}', which {train.root} has not. "
+        f"Classes there: {_some(train.classes)}. {hold_out}"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ SPLIT_WORDS = {
 }
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
+_FIRST_WORD = re.compile("[^a-z]*([a-z]+)")
 _NUMBER = re.compile("[+-]?[0-9]+([.][0-9]+)?")
 
 # Thumbnails, bins and snapshots that file servers and desktops put among a user's files, in lower
@@ -74,8 +75,9 @@ def split_in(name: str) -> str:
 
 def split_before(name: str) -> str:
     """The split that the first word of a name means ("test_0001.png"), or ""."""
-    words = _words(name)
-    return _SPLIT_OF.get(words[0], "") if words else ""
+    # Of every file of a set, so that the rest of a name is not looked at.
+    first = _FIRST_WORD.match(name.lower())
+    return _SPLIT_OF.get(first[1], "") if first else ""
 
 
 def is_hidden(name: str) -> bool:
