@@ -265,7 +265,7 @@ def test_the_block_at_the_start_of_a_run_tells_what_was_read(tmp_path):
     text = "\n".join(data.summary(load(root, **settings)))
     for part in (
         "set: 6 training images of 2x2, RGB",
-        "classes   3 in this order: 0 1, 1 2, 2 10 (2 to 2 images each)",
+        "classes   3 in this order: 0: 1, 1: 2, 2: 10 (2 to 2 images each)",
         "split     by the hash of each name: 7 training images, 0 test images",
         "mirrored  no: the default; data.flip=True",
         "left out  1 train images that cannot be read; 1 .heic",
@@ -283,9 +283,9 @@ def test_the_block_of_many_classes_and_of_one_without_images():
     images, labels = np.zeros((99, 2, 2, 1), np.uint8), np.arange(99, dtype=np.int32)
     lines = data.summary(data.Dataset("made", images, labels, 100, names))
     assert len(lines) == 6
-    assert "0 class\\n0, 1 class\\n1, " in lines[1]
-    assert "..., 97 class\\n97, 98 class\\n98, 99 class\\n99 (0 to 1 images each)" in lines[1]
-    assert "WITHOUT A TRAINING IMAGE: 99 class\\n99" in lines[-1]
+    assert "0: class\\n0, 1: class\\n1, " in lines[1]
+    assert "..., 97: class\\n97, 98: class\\n98, 99: class\\n99 (0 to 1 images each)" in lines[1]
+    assert "WITHOUT A TRAINING IMAGE: 99: class\\n99" in lines[-1]
     assert not any("\n" in line for line in lines)
 
 

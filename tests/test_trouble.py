@@ -99,6 +99,7 @@ def test_it_stops_there_again(exploded):
     plan, (_, _, first) = exploded
     status, out, err = launch(one_stage(EXPLODING), plan.folder.parent.parent)
     assert "going on from the checkpoint at step 17" in out
+    assert out.startswith("\n".join(data.summary(data.load({"name": "digits"}, "train"))))
     assert (status, err) == (main.RUN_ERROR, first)
     assert saved_steps(plan) == [17]
 

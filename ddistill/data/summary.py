@@ -25,7 +25,7 @@ def summary(dataset: Dataset) -> list[str]:
     ]
     missing = np.setdiff1d(np.arange(dataset.num_classes), dataset.labels)
     if len(missing):
-        named = [f"{c} {dataset.class_names[c]}" for c in missing]
+        named = [f"{c}: {dataset.class_names[c]}" for c in missing]
         lines.append(("", f"WITHOUT A TRAINING IMAGE: {_some(named)}"))
     return [f"{title:<10}{printable(text)}" for title, text in lines]
 
@@ -34,7 +34,7 @@ def _classes(dataset: Dataset) -> str:
     if dataset.num_classes == 1:
         return f"one ({dataset.class_names[0]}), which is to say no labels"
     counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
-    named = [f"{i} {name}" for i, name in enumerate(dataset.class_names)]
+    named = [f"{i}: {name}" for i, name in enumerate(dataset.class_names)]
     spread = f"{counts.min()} to {counts.max()} images each"
     return f"{dataset.num_classes} in this order: {_some(named)} ({spread})"
 
