@@ -104,6 +104,8 @@ def check(options: Options) -> None:
     if is_run(path):
         if not options.reference:
             raise ConfigError(f"{path} is a run: give the --reference that its samples meet.")
+        if options.range:
+            raise ConfigError(f"--range={options.range}: samples of a run are in [-1, 1]; omit it.")
     elif options.reference in SPLITS and not Path(options.reference).exists():
         raise ConfigError(
             f"--reference={options.reference} means the data set of a run, and {path} is no "

@@ -10,7 +10,7 @@ from PIL import Image
 from scored import DIM, Notes, make_sets, options, project, run, save_folder, tiny_detector
 
 from ddistill import evaluate as cli
-from ddistill.errors import DataError
+from ddistill.errors import ConfigError, DataError
 from ddistill.evaluate import Options, evaluate, main
 from ddistill.evaluation.scoring import chosen_metrics
 from ddistill.training.interrupt import StopRequest
@@ -186,6 +186,18 @@ def test_two_sets_in_different_units(sets):
     (bright,), _ = run(options(folder, path="dark.npz", range="0,1"))
     (grey,), _ = run(options(folder, path="dark.npz", range="-1,1"))
     assert bright.scores["fid_proxy"] != grey.scores["fid_proxy"]  # kept features are not mixed up
+
+
+def test_a_range_that_means_nothing_is_refused(sets, tmp_path):
+    folder, *_ = sets
+    with pytest.raises(DataError, match="--range=0,1 is for arrays; the files in .*fake say their"):
+        run(options(folder, range="0,1"))
+    save_folder(folder / "a.b", pictures(3, 8))
+    with pytest.raises(DataError, match="--reference_range=0,1 is for arrays"):
+        run(options(folder, "a.b", reference_range="0,1"))
+    (folder / "evaluation.json").write_text("{}")
+    with pytest.raises(ConfigError, match="--range=0,1: samples of a run are in"):
+        run(options(folder, path=".", range="0,1"))
 
 
 def test_chosen_metrics():

@@ -96,6 +96,8 @@ def open_image_set(
         return _as_images(path, Origin(f"{path}: the array", flag), _load(path), values)
     if path.is_file():
         raise DataError(f"{path} is a file; give a folder of images, or an npz or npy file.")
+    if values:
+        raise DataError(f"{flag}={values} is for arrays; the files in {path} say their own range.")
     return _folder(path, image_size)
 
 

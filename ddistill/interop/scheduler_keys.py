@@ -85,7 +85,7 @@ SAMPLER_KEYS = frozenset(
         # These change the levels of flow matching alone; `use_flow_sigmas` is refused.
         *("flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"),
         # Of versions before 0.3.
-        "tensor_format",
+        *("tensor_format", "timestep_values"),
     )
 )
 FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
