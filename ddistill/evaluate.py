@@ -1,11 +1,11 @@
 """python -m ddistill.evaluate PATH --reference=REFERENCE: FID, inception score, KID, precision.
 
-PATH is a folder of images, an npz file of images (arr_0, or images), or the folder of a finished
-run, of which every call's samples are scored. REFERENCE is a folder or npz file of images, an npz
-file of statistics (EDM's, ADM's, or ours by --save_reference), or for a run `train` or `test`: the
-data set that it was trained on. The weights of FID's network are read from --weights; nothing is
-downloaded. Scores go to OUT/scores.json; features are kept in OUT/features, so that the same
-command goes on where a stopped one was.
+PATH is a folder of images, an npz file of images (arr_0, or images), an npy file of images, or the
+folder of a finished run, of which every call's samples are scored. REFERENCE is a folder or file of
+images, a file of statistics (EDM's, EDM2's, ADM's, or ours by --save_reference), or for a run
+`train` or `test`: the data set that it was trained on. The weights of FID's network are read from
+--weights; nothing is downloaded. Scores go to OUT/scores.json; features are kept in OUT/features,
+so that the same command goes on where a stopped one was.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from ddistill.evaluation.detector import FEATURES, Detector, inception_detector
 from ddistill.evaluation.image_sets import ImageSet, dataset_images, open_image_set
 from ddistill.evaluation.inception_metrics import METRICS, MetricSettings
 from ddistill.evaluation.machine import command_string, machine_string
+from ddistill.evaluation.pixel_ranges import RANGES, check_range
 from ddistill.evaluation.protocol import write_text
 from ddistill.evaluation.reference_sets import (
     Extraction,
@@ -53,6 +54,8 @@ class Options:
       metrics: of `METRICS`; empty for those that the reference allows.
       settings: of the metrics.
       image_size: side that images of folders are brought to; 0 keeps their size.
+      range, reference_range: the range of values of PATH's and REFERENCE's arrays that are not
+        uint8, one of `pixel_ranges.RANGES`; "" decides by the spread of the values.
     """
 
     path: str
@@ -62,6 +65,8 @@ class Options:
     metrics: tuple[str, ...] = ()
     settings: MetricSettings = dataclasses.field(default_factory=MetricSettings)
     image_size: int = 0
+    range: str = ""
+    reference_range: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,6 +104,8 @@ def check(options: Options) -> None:
     if is_run(path):
         if not options.reference:
             raise ConfigError(f"{path} is a run: give the --reference that its samples meet.")
+        if options.range:
+            raise ConfigError(f"--range={options.range}: samples of a run are in [-1, 1]; omit it.")
     elif options.reference in SPLITS and not Path(options.reference).exists():
         raise ConfigError(
             f"--reference={options.reference} means the data set of a run, and {path} is no "
@@ -139,7 +146,7 @@ def evaluate(
     if options.reference:
         reference = _reference(options, path, extraction, single)
     else:
-        images = open_image_set(path, options.image_size)
+        images = open_image_set(path, options.image_size, options.range)
         reference = reference_of_images(images, extraction, single)
     if options.save_reference:
         target = Path(options.save_reference).expanduser()
@@ -180,7 +187,7 @@ def _reference(options: Options, path: Path, extraction: Extraction, single: boo
     if name in SPLITS and is_run(path):
         dataset = data.load(_config(path)["data"], name)
         return reference_of_images(dataset_images(dataset, name), extraction, single)
-    return open_reference(name, extraction, single, options.image_size)
+    return open_reference(name, extraction, single, options.image_size, options.reference_range)
 
 
 def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, str, str]]:
@@ -188,7 +195,7 @@ def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, str, str]
     if not options.reference:
         return
     if not is_run(path):
-        yield open_image_set(path, options.image_size), "", ""
+        yield open_image_set(path, options.image_size, options.range), "", ""
         return
     for call in read_calls(path / "evaluation.json"):
         images = open_image_set(path / "samples" / f"{call.key}.npz")
@@ -232,6 +239,8 @@ def _options(given: argparse.Namespace) -> Options:
         metrics=chosen_metrics(given.metrics),
         settings=MetricSettings(**{name: getattr(given, name) for name in names}),
         image_size=given.image_size,
+        range=check_range("--range", given.range),
+        reference_range=check_range("--reference_range", given.reference_range),
     )
 
 
@@ -251,6 +260,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--feature", default="2048", choices=FEATURES, help="features of the network")
     add("--batch", type=int, default=64, help="images a call, over all devices (default: 64)")
     add("--image_size", type=int, default=0, help="bring images of folders to this side")
+    ranges = f"one of {' | '.join(RANGES)} (default: as the values are spread)"
+    add("--range", default="", help=f"values of PATH's array that is not uint8: {ranges}")
+    add("--reference_range", default="", help="the same for REFERENCE's")
     for field in fields(MetricSettings):
         add(f"--{field.name}", type=int, default=field.default, help=f"default: {field.default}")
     return parser

@@ -8,6 +8,7 @@ import pytest
 from ddistill.diffusion import from_eps
 from ddistill.errors import ConfigError
 from ddistill.interop.ddim import read_schedule, write_scheduler
+from ddistill.interop.scheduler_keys import PROCESS_KEYS, SAMPLER_KEYS, SCHEDULERS
 from ddistill.samplers import get_sampler
 from ddistill.schedules import karras, make_grid, make_schedule, subsequence
 
@@ -45,6 +46,83 @@ def test_tables_are_diffusers(name):
     # Theirs is a running product in float32.
     np.testing.assert_allclose(np.square(table.alpha[1:], dtype=np.float64), abar, rtol=3e-5)
     np.testing.assert_array_equal(table.time[1:], np.arange(T))
+
+
+# Configs that leave the defaults of the class to speak.
+SILENT = {
+    "nothing": {},
+    "no ends": {"beta_schedule": "scaled_linear", "num_train_timesteps": 50},
+    "no first beta": {"beta_end": 0.03, "num_train_timesteps": 50},
+    "no last beta": {"beta_start": 2e-3, "num_train_timesteps": 50},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 50},
+}
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_defaults_are_those_of_the_class(name):
+    diffusers = pytest.importorskip("diffusers")
+    their_class = getattr(diffusers, name)
+    for case, config in SILENT.items():
+        theirs = their_class.from_config(config)
+        made, prediction = read_schedule({"_class_name": name, **config}, "x")
+        table = make_schedule(made["name"], made["steps"], **made["options"])
+        abar = theirs.alphas_cumprod.numpy().astype(np.float64)
+        ours = np.square(table.alpha[1:], dtype=np.float64)
+        np.testing.assert_allclose(ours, abar, rtol=1e-4, err_msg=case)
+        assert (prediction, theirs.config.prediction_type) == ("eps", "epsilon")
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_key_that_the_class_writes_is_known(name):
+    diffusers = pytest.importorskip("diffusers")
+    config = dict(getattr(diffusers, name)(num_train_timesteps=20).config)
+    keys = {key for key in config if not key.startswith("_")}
+    assert keys <= PROCESS_KEYS | SAMPLER_KEYS
+    made, prediction = read_schedule({"_class_name": name, **config}, "x")
+    assert (made["steps"], prediction) == (20, "eps")
+
+
+def test_the_default_betas_differ_by_class():
+    first = {"DDPMScheduler": (1e-4, 0.02), "HeunDiscreteScheduler": (0.00085, 0.012)}
+    for name, (start, end) in first.items():
+        options = read_schedule({"_class_name": name}, "x")[0]["options"]
+        assert options == {"start": start, "end": end}
+        options = read_schedule({"_class_name": name, "beta_end": 0.5}, "x")[0]["options"]
+        assert options == {"start": start, "end": 0.5}
+
+
+@pytest.mark.parametrize(
+    "config, prediction",
+    [
+        ({"predict_epsilon": False}, "x0"),
+        ({"predict_epsilon": True}, "eps"),
+        ({"predict_epsilon": False, "prediction_type": "sample"}, "x0"),
+        ({"predict_epsilon": True, "prediction_type": "epsilon"}, "eps"),
+        ({"prediction_type": "v_prediction"}, "v"),
+    ],
+)
+def test_what_the_network_predicts(config, prediction):
+    assert read_schedule({"_class_name": "DDPMScheduler", **config}, "x")[1] == prediction
+
+
+def test_options_of_the_sampler_change_nothing():
+    plain = ours(SCHEDULES["linear"])
+    sampling = {
+        "clip_sample": False,
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "use_karras_sigmas": True,
+        "thresholding": True,
+        "variance_type": "fixed_large",
+        "_diffusers_version": "0.1.1",
+    }
+    again = ours({**SCHEDULES["linear"], **sampling})
+    np.testing.assert_array_equal(again[0].alpha, plain[0].alpha)
+    assert again[1] == plain[1]
 
 
 def test_tables_begin_with_the_first_beta():
@@ -167,6 +245,32 @@ def test_what_is_written_is_read_again():
         ({"trained_betas": ["a"]}, "trained_betas must be a list of numbers"),
         ({"beta_start": None}, "beta_start=None must be a number"),
         ({"num_train_timesteps": None}, "num_train_timesteps=None must be an integer above 0"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "it is for flow matching"),
+        ({"_class_name": "LCMScheduler"}, "_class_name='LCMScheduler' .* consistency models"),
+        ({"_class_name": ["DDPMScheduler"]}, "_class_name=.'DDPMScheduler'. is not known"),
+        ({"_class_name": None}, "_class_name=None is not known"),
+        ({"beta_stard": 0.001}, "beta_stard=0.001 is not an option .* Did you mean 'beta_start'"),
+        ({"snr_shift_scale": 3.0}, "snr_shift_scale=3.0 is not an option of a scheduler"),
+        ({"beta_start": "0.001"}, "beta_start='0.001' must be a number"),
+        ({"beta_start": True}, "beta_start=True must be a number"),
+        ({"beta_start": float("nan")}, "beta_start=nan must be above 0 and below 1"),
+        ({"beta_end": 20}, "beta_end=20 must be above 0 and below 1"),
+        ({"beta_schedule": None}, "beta_schedule=None is not known"),
+        ({"prediction_type": None}, "prediction_type=None is not known"),
+        ({"num_train_timesteps": 1000.0}, "num_train_timesteps=1000.0 must be an integer"),
+        ({"trained_betas": [0.1] * 199 + [0]}, r"trained_betas\[199\]=0 must be above 0"),
+        ({"rescale_betas_zero_snr": "false"}, "rescale_betas_zero_snr='false' must be true or"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas=True is flow matching"),
+        ({"variance_type": "learned_range"}, "'learned_range' is not supported. The network also"),
+        ({"variance_type": "large"}, "variance_type='large' is not supported. Allowed: None, fix"),
+        ({"timestep_type": "continuous"}, "timestep_type='continuous' is not supported"),
+        ({"predict_epsilon": "no"}, "predict_epsilon='no' must be true or false"),
+        (
+            {"predict_epsilon": False, "prediction_type": "epsilon"},
+            "predict_epsilon=False and prediction_type='epsilon' contradict",
+        ),
+        ({"beta_schedule": "linear"}, "beta_start is missing, and _class_name too"),
+        ({"beta_start": 0.1, "beta_end": 0.2}, "beta_schedule is missing, and _class_name too"),
     ],
 )
 def test_what_cannot_be_read_is_named(config, message):

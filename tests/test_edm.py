@@ -200,7 +200,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, words):
         ({}, {"outer": "VPPrecond"}, ["VPPrecond", "variance-preserving", "EDMPrecond"]),
         ({}, {"outer": "VEPrecond"}, ["VEPrecond", "variance-exploding"]),
         ({}, {"outer": "iDDPMPrecond"}, ["iDDPMPrecond", "variances"]),
-        ({}, {"outer": "Precond"}, ["Precond", "not one that is known"]),
+        ({}, {"outer": "Precond"}, ["Precond", "EDM2's, whose network is not one that is known"]),
         ({}, {"state": {"sigma_data": 1.0}}, ["sigma_data is 1.0", "0.5"]),
     ],
 )
@@ -283,8 +283,10 @@ def test_missing_cut_and_other_files(tmp_path):
     with pytest.raises(ConfigError, match=r"gone\.pkl does not exist"):
         read_teacher(tmp_path / "gone.pkl")
     for content, words in (
-        (b"", "not a pickle"),
-        (b"<html>", "not a pickle; it begins with b'<htm'"),
+        (b"", r"a\.pkl is empty \(0 bytes\)"),
+        (b"<html>", r"a\.pkl is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer .* run 'git"),
+        (b"\x89HDF", r"not a pickle; it begins with b'\\x89HDF'"),
         (b"PK\x03\x04", "network-snapshot"),
         (pickled([1, 2], 4), "holds a list"),
         (pickled({"net": 1}, 4), "no network 'ema'; it holds 'net'"),
@@ -293,6 +295,17 @@ def test_missing_cut_and_other_files(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=words):
             read_teacher(path)
+
+
+def test_folders_and_npz_files_in_place_of_a_pickle(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder; .* there is no .pkl file in it"):
+        read_teacher(tmp_path)
+    (tmp_path / "snapshot.pkl").touch()
+    with pytest.raises(ConfigError, match=r"is a folder; .* give one of snapshot\.pkl"):
+        read_teacher(tmp_path)
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(2), sigma=np.eye(2))
+    with pytest.raises(ConfigError, match="is an npz file, .* statistics go to ddistill.evaluate"):
+        read_teacher(tmp_path / "ref.npz")
 
 
 def test_networks_without_their_options_are_refused(tmp_path):

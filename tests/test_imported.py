@@ -29,6 +29,7 @@ from ddistill.training.pipeline import starting_point
 from ddistill.training.stages import SOURCES, plan_stages
 from ddistill.training.weights import Networks, initial_state
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 16,
@@ -95,6 +96,33 @@ def test_a_pipelines_folders_are_the_same_model(folder, tmp_path):
     ):
         shutil.move(folder / name, folder / part / name)
     assert read_teacher(folder).digest == whole.digest
+
+
+def test_the_average_of_a_training_script(folder):
+    """unet/ and unet_ema/ of a checkpoint, the latter in two files and in float64."""
+    plain = read_teacher(folder)
+    for part in ("unet", "unet_ema"):
+        (folder / part).mkdir()
+        shutil.copy(folder / "config.json", folder / part)
+        shutil.copy(folder / WEIGHTS, folder / part)
+    edit(folder / "unet_ema" / "config.json", decay=0.9999, optimization_step=500, inv_gamma=1.0)
+    tensors = read_tensors(folder / "unet_ema" / WEIGHTS)
+    doubled = {name: 2 * x.astype(np.float64) for name, x in tensors.items()}
+    (folder / "unet_ema" / WEIGHTS).unlink()
+    names = sorted(doubled)
+    table = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}
+    for file in set(table.values()):
+        kept = {name: doubled[name] for name in names if table[name] == file}
+        write_tensors(folder / "unet_ema" / file, kept)
+    index = folder / "unet_ema" / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": table}))
+    averaged = read_teacher(folder)
+    assert averaged.source == f"diffusers:{folder} (the average, unet_ema)"
+    assert averaged.digest != plain.digest
+    for a, b in zip(jax.tree.leaves(averaged.params), jax.tree.leaves(plain.params)):
+        assert a.dtype == np.float32
+        np.testing.assert_array_equal(a, 2 * b)
+    assert read_teacher(folder / "unet").digest == plain.digest
 
 
 def test_training_goes_on_from_what_was_read(folder, tmp_path):

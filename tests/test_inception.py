@@ -283,6 +283,12 @@ def test_files_that_torch_wrote(tmp_path, state, params, zipped):
         load_inception(path, other=True)
 
 
+def test_a_pointer_is_no_damaged_file(tmp_path):
+    (tmp_path / "w.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"w\.pth: the file is a git-lfs pointer .* SHA-256"):
+        load_inception(tmp_path / "w.pth")
+
+
 def test_a_missing_file_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("DDISTILL_INCEPTION", raising=False)

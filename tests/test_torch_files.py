@@ -1,8 +1,10 @@
 """Torch's files without torch: what is read, what is refused, and that nothing in them is run."""
 
 import collections
+import json
 import os
 import pickle
+import struct
 import zipfile
 
 import ml_dtypes
@@ -12,6 +14,7 @@ from pickling import MACHINE, MAGIC, Named, Storage, legacy, pickled, tensor, zi
 
 from ddistill.errors import ConfigError
 from ddistill.interop.pickles import rebuild_tensor
+from ddistill.interop.tensors import full_precision, read_tensors
 from ddistill.interop.torch_files import read_torch
 
 
@@ -214,12 +217,114 @@ def test_missing_files_and_folders(tmp_path):
         read_torch(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs", b"\x89HDF\r\n\x1a\n", b"{}"])
-def test_files_of_another_kind(tmp_path, content):
-    path = tmp_path / "a.pt"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", r"is empty \(0 bytes\): a copy or download did not finish"),
+        (POINTER, "is a git-lfs pointer and not the file itself; run 'git lfs pull'"),
+        (b"\xef\xbb\xbf\n <!DOCTYPE html>\n<html>", r"is a web page \(HTML\)"),
+        (b"<?xml version='1.0'?><Error/>", "is an XML message of a server"),
+        (b"\x89HDF\r\n\x1a\n", "not a file that torch.save wrote; it begins with"),
+        (b"{}", "not a file that torch.save wrote; it begins with"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.pt", "a.bin"])
+def test_files_of_another_kind(tmp_path, content, message, name):
+    path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match="not a file that torch.save wrote"):
-        read_torch(path)
+    for read in (read_torch, read_tensors):
+        with pytest.raises(ConfigError, match=f"{name} (is )?{message}"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (POINTER, "is a git-lfs pointer"),
+        (b"<html>", "is a web page"),
+        (b"\0" * 100, "is no whole safetensors file"),
+    ],
+)
+def test_safetensors_files_of_another_kind(tmp_path, content, message):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_tensors(path)
+    with pytest.raises(ConfigError, match="is a folder; a file of weights is needed"):
+        read_tensors(tmp_path)
+
+
+def safetensors(kind, size, count):
+    """A file of one tensor `w` of `count` zeros, each of `size` bits."""
+    length = count * size // 8
+    entry = {"w": {"dtype": kind, "shape": [count], "data_offsets": [0, length]}}
+    header = json.dumps(entry).encode()
+    return struct.pack("<Q", len(header)) + header + b"\0" * length
+
+
+def test_every_type_of_a_safetensors_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for kind, size, ours in (
+        ("F64", 64, np.float64),
+        ("BF16", 16, ml_dtypes.bfloat16),
+        ("F8_E4M3", 8, ml_dtypes.float8_e4m3fn),
+        ("F8_E5M2", 8, ml_dtypes.float8_e5m2),
+        ("I64", 64, np.int64),
+        ("BOOL", 8, np.bool_),
+    ):
+        path.write_bytes(safetensors(kind, size, 4))
+        assert read_tensors(path)["w"].dtype == ours
+    path.write_bytes(safetensors("F4", 4, 4))
+    with pytest.raises(ConfigError, match="'w' is of the type F4, which cannot be read. Save it"):
+        read_tensors(path)
+
+
+def test_what_weights_may_be():
+    ones = np.ones(2)
+    for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
+        made = full_precision("w", ones.astype(kind))
+        assert made.dtype == np.float32
+        np.testing.assert_array_equal(made, ones)
+    for kind, message in (
+        (ml_dtypes.float8_e4m3fn, "w is float8_e4m3fn; .* Floats of 8 bits have lost most digits"),
+        (np.int64, "w is int64; float32, float16 or bfloat16 is needed"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            full_precision("w", ones.astype(kind))
+    for value in (np.nan, 1e300):
+        with pytest.raises(ConfigError, match="w holds values that are not finite"):
+            full_precision("w", value * ones)
+
+
+def test_the_format_is_told_by_the_content(tmp_path):
+    storage = Storage("torch.FloatStorage", "0", np.arange(3, dtype=np.float32))
+    zipped(tmp_path / "a.safetensors", {"w": tensor(storage, 0, (3,), (1,))}, [storage])
+    np.testing.assert_array_equal(read_tensors(tmp_path / "a.safetensors")["w"], [0, 1, 2])
+    (tmp_path / "a.bin").write_bytes(safetensors("F32", 32, 3))
+    np.testing.assert_array_equal(read_tensors(tmp_path / "a.bin")["w"], [0, 0, 0])
+
+
+def test_state_dicts_inside_of_dictionaries(tmp_path):
+    storage = Storage("torch.FloatStorage", "0", np.zeros(3, np.float32))
+    weights = {"w": tensor(storage, 0, (3,), (1,))}
+    path = tmp_path / "a.bin"
+    for content, message in (
+        (
+            {"epoch": 3, "ema": weights, "model": weights, "optimizer": {"lr": 0.1}},
+            r"a dictionary with the keys 'epoch', 'ema', 'model', 'optimizer'; there are tensors "
+            r"under 'model', 'ema'. Save one of them alone: .*\['model'\]",
+        ),
+        ({"state_dict": weights}, r"there are tensors under 'state_dict'\. Save"),
+        ({**weights, "epoch": 3}, "'epoch' is a int. Its keys: 'w', 'epoch'"),
+        ({**weights, 5: weights}, "there are tensors under 5"),
+        ([weights], "holds a list, no state dict"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_tensors(zipped(path, content, [storage]))
 
 
 def test_files_that_were_cut_short(tmp_path):
@@ -241,6 +346,16 @@ def test_zips_of_another_kind(tmp_path):
         read_torch(bomb)
     with pytest.raises(ConfigError, match="TorchScript"):
         read_torch(zipped(tmp_path / "script.pt", {}, **{"constants.pkl": ""}))
+    # torch.jit.save compresses the program.
+    with zipfile.ZipFile(tmp_path / "jit.pt", "w") as archive:
+        archive.writestr("net/data.pkl", pickled({}))
+        archive.writestr("net/code/net.py", "pass" * 99, zipfile.ZIP_DEFLATED)
+        archive.writestr("net/constants.pkl", pickled(()))
+    with pytest.raises(ConfigError, match=r"TorchScript program, .*torch.jit.load\(FILE\)"):
+        read_torch(tmp_path / "jit.pt")
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2), sigma=np.eye(2))
+    with pytest.raises(ConfigError, match="is an npz file with the arrays mu, sigma, not weights"):
+        read_torch(tmp_path / "stats.npz")
     with pytest.raises(ConfigError, match="big-endian"):
         read_torch(zipped(tmp_path / "big.pt", {}, byteorder="big"))
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
@@ -329,6 +444,15 @@ def test_files_that_torch_wrote(tmp_path, new_format):
     for ours, theirs in zip(found.pop("numpy"), numbers):
         np.testing.assert_array_equal(ours, theirs)
     same(found, everything, torch)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_that_torch_wrote_are_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match="a.pt is a TorchScript program, not weights"):
+        read_torch(tmp_path / "a.pt")
 
 
 @pytest.mark.parity

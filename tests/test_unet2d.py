@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from ddistill.errors import ConfigError
-from ddistill.interop.unet2d import read_options, write_options
+from ddistill.interop.unet2d import AVERAGE_NOTES, read_options, write_options
 from ddistill.interop.unet2d_weights import leaves, to_params, to_tensors
 from ddistill.networks.unet import UNet
 
@@ -210,12 +210,47 @@ def theirs(config, tensors, z, time, labels):
         ({"num_class_embeds": "a"}, "num_class_embeds='a' must be an integer above 0, or null"),
         ({"sample_size": [8]}, r"sample_size=.8. must be an integer above 0, or .height, width."),
         ({"norm_eps": "x"}, "norm_eps='x' must be a number"),
+        ({"norm_eps": 0}, r"norm_eps=0 must be a number in \(0, 1\)"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan must be a number in"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be a number in \[0, 1\)"),
+        ({"dropout": "0.1"}, "dropout='0.1' must be a number in"),
+        ({"freq_shift": True}, "freq_shift=True is not supported. Allowed: 0, 1"),
+        ({"center_input_sample": 0}, "center_input_sample=0 is not supported"),
+        ({"sample_size": "32"}, "sample_size='32' must be an integer above 0"),
+        ({"sample_size": 32.0}, "sample_size=32.0 must be an integer above 0"),
+        ({"in_channels": True}, "in_channels=True must be an integer above 0"),
+        ({"_class_name": None}, "_class_name is None; only UNet2DModel"),
+        ({"decya": 0.999}, "decya=0.999 is not an option of UNet2DModel"),
         ({"dropuot": 0.1}, "dropuot=0.1 is not an option .* Did you mean 'dropout'"),
     ],
 )
 def test_settings_that_our_network_does_not_have_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         read_options({**CIFAR, **changes}, "config.json")
+
+
+def test_notes_of_an_average_change_nothing():
+    """What diffusers' EMAModel adds to the config.json of `unet_ema`."""
+    notes = {
+        "decay": 0.9999,
+        "min_decay": 0.0,
+        "optimization_step": 500,
+        "update_after_step": 0,
+        "use_ema_warmup": True,
+        "inv_gamma": 1.0,
+        "power": 0.75,
+        "_diffusers_version": "0.42.1",
+        "_use_default_values": ["dropout"],
+    }
+    assert ours({**CIFAR, **notes}) == ours(CIFAR)
+
+
+@pytest.mark.parity
+def test_the_notes_are_those_of_diffusers():
+    training = pytest.importorskip("diffusers.training_utils")
+    torch = pytest.importorskip("torch")
+    written = set(training.EMAModel([torch.zeros(1)]).state_dict()) - {"shadow_params"}
+    assert written <= AVERAGE_NOTES
 
 
 def damaged(change):

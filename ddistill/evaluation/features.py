@@ -171,6 +171,8 @@ def _network_input(block: np.ndarray, quantise: bool, pixels: bool = False) -> n
         return block
     if block.dtype == np.uint8:
         return block.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    if block.dtype.kind in "biuc":
+        raise ValueError(f"Images are {block.dtype}; uint8 or floats in [-1, 1] are needed.")
     if not np.isfinite(block).all():
         raise ValueError("Images hold values that are not finite; the sampler has diverged.")
     return block.astype(np.float32)

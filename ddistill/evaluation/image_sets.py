@@ -1,4 +1,4 @@
-"""Images that are to be scored: folders of files and npz files, as uint8."""
+"""Images that are to be scored: folders of files, npz and npy files, as uint8."""
 
 import hashlib
 import os
@@ -16,6 +16,8 @@ from ddistill.data.memo import Memo
 from ddistill.data.scan import digest, scan
 from ddistill.errors import DataError
 from ddistill.evaluation.images import quantise
+from ddistill.evaluation.pixel_ranges import RANGES, Origin, to_pixels
+from ddistill.interop.file_kinds import why_unusable
 from ddistill.interop.tensors import file_digest
 
 # Larger folders (MiB as uint8) are decoded batch by batch.
@@ -33,12 +35,15 @@ class ImageSet:
       images: `len` and `[indices]` give uint8 arrays.
       digest: of their content, the same on every machine.
       resize: what was done to their size before any network saw them.
+      values: what an array held and how it was read, "float32 read as [0, 1]" for example; "" for
+        uint8.
     """
 
     name: str
     images: Any
     digest: str
     resize: str = "none"
+    values: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -66,22 +71,33 @@ class Part:
         return self.images[np.asarray(indices) + self.start]
 
 
-def open_image_set(path: str | os.PathLike, image_size: int = 0) -> ImageSet:
-    """Opens a folder of images (all sub-folders included) or an npz file of images.
+def open_image_set(
+    path: str | os.PathLike, image_size: int = 0, values: str = "", flag: str = "--range"
+) -> ImageSet:
+    """Opens a folder of images (all sub-folders included), or an npz or npy file of images.
 
     Args:
-      path: folder, or npz file with one of `IMAGE_KEYS`.
+      path: folder, npz file with one of `IMAGE_KEYS`, or npy file.
       image_size: side that images of a folder are brought to; 0 keeps their size, which then has
-        to be the same for all. npz files are taken as they are.
+        to be the same for all. Arrays are taken as they are.
+      values: the range of an array that is not uint8, one of `pixel_ranges.RANGES`; "" decides by
+        the spread of its values.
+      flag: what states `values`, for messages.
 
     Raises:
-      DataError: nothing there, no images, images that cannot be read or of unlike sizes, or an npz
-        file without images.
+      DataError: nothing there, no images, images that cannot be read or of unlike sizes, a file
+        without images, or an array whose range or axes are not clear.
     """
     path = Path(path).expanduser()
     if path.suffix == ".npz":
         with open_npz(path) as file:
-            return images_of_npz(path, file)
+            return images_of_npz(path, file, values, flag)
+    if path.suffix == ".npy":
+        return _as_images(path, Origin(f"{path}: the array", flag), _load(path), values)
+    if path.is_file():
+        raise DataError(f"{path} is a file; give a folder of images, or an npz or npy file.")
+    if values:
+        raise DataError(f"{flag}={values} is for arrays; the files in {path} say their own range.")
     return _folder(path, image_size)
 
 
@@ -113,18 +129,28 @@ def open_npz(path: Path) -> Any:
     Raises:
       DataError: the file is missing, cut off or no npz file.
     """
+    file = _load(path)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise DataError(
+            f"{path} holds one array and no npz archive. Save it with np.savez, or name it .npy."
+        )
+    return file
+
+
+def _load(path: Path) -> Any:
+    """What `np.load` gives for a file, without pickles."""
     if not path.is_file():
-        raise DataError(f"{path} does not exist. Give a folder of images or an npz file.")
+        what = "is a folder whose name ends as a file's" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {what}. Give a folder of images or an npz file.")
+    if reason := why_unusable(path):
+        raise DataError(f"{path} {reason}.")
     try:
-        file = np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path} cannot be read as an npz file ({error}): it is damaged or cut off. Copy it "
-            "again."
+            f"{path} cannot be read as an {path.suffix[1:]} file ({error}): it is damaged or cut "
+            "off. Copy it again."
         ) from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} holds one array and no npz archive. Save it with np.savez.")
-    return file
 
 
 def array_of(path: Path, file: Any, key: str) -> np.ndarray:
@@ -139,42 +165,66 @@ def array_of(path: Path, file: Any, key: str) -> np.ndarray:
         raise DataError(f"{path}: the array '{key}' cannot be read ({error}).") from error
 
 
-def images_of_npz(path: Path, file: Any) -> ImageSet:
-    """The images of an open npz file.
+def images_of_npz(path: Path, file: Any, values: str = "", flag: str = "--range") -> ImageSet:
+    """The images of an open npz file; `values` and `flag` as for `open_image_set`.
 
     Raises:
-      DataError: no images in it, or images of another form than uint8, or float in [-1, 1].
+      DataError: no images in it, two arrays of images, or one whose range or axes are not clear.
     """
     keys = [key for key in IMAGE_KEYS if key in file.files]
     if not keys:
         raise DataError(
             f"{path} holds the arrays {', '.join(file.files) or 'none'}, and no images. Files of "
             f"images have '{IMAGE_KEYS[0]}' (ADM's) or '{IMAGE_KEYS[1]}' (samples of our runs): "
-            "[N, H, W, 3], uint8, or float in [-1, 1]. Files of statistics (mu, sigma) can only be "
-            "a --reference."
+            "[N, H, W, 3], uint8, or other numbers of a clear range. Files of statistics (mu, "
+            "sigma) can only be a --reference."
         )
-    pixels = array_of(path, file, keys[0])
-    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or not len(pixels):
-        raise DataError(f"{path}: '{keys[0]}' has the shape {pixels.shape}, not [N, H, W, 1 or 3].")
-    if pixels.dtype != np.uint8:
-        _check_floats(path, keys[0], pixels)
-        pixels = quantise(pixels)
-    return ImageSet(path.name, pixels, file_digest(path))
-
-
-def _check_floats(path: Path, key: str, pixels: np.ndarray) -> None:
-    """Samplers may leave [-1, 1] a little; values beyond 8 are on another scale."""
-    where = f"{path}: '{key}' ({pixels.dtype})"
-    if not np.issubdtype(pixels.dtype, np.floating):
-        raise DataError(f"{where} must be uint8, or float in [-1, 1].")
-    if not np.isfinite(pixels).all():
-        raise DataError(f"{where} holds values that are not finite; the sampler has diverged.")
-    low, high = float(pixels.min()), float(pixels.max())
-    if max(-low, high) > 8 or low >= 0:
+    if len(keys) > 1:
         raise DataError(
-            f"{where} has values from {low:.3g} to {high:.3g}. Floats have to be in [-1, 1]; save "
-            "images of values 0 to 255 as uint8."
+            f"{path} holds '{keys[0]}' and '{keys[1]}', and either could be the images. Keep one."
         )
+    array, origin = array_of(path, file, keys[0]), Origin(f"{path}: '{keys[0]}'", flag)
+    if keys[0] == "images" and "digest" in file.files and not values:
+        return _own_samples(path, origin, array)
+    return _as_images(path, origin, array, values)
+
+
+def _own_samples(path: Path, origin: Origin, array: np.ndarray) -> ImageSet:
+    """Samples that a run has kept: in [-1, 1], but of any spread if the student is a poor one."""
+    _check_axes(origin.where, array.shape)
+    try:
+        return ImageSet(path.name, quantise(array), file_digest(path))
+    except ValueError as error:
+        raise DataError(f"{origin.where}: {error}") from None
+
+
+def _as_images(path: Path, origin: Origin, array: np.ndarray, values: str) -> ImageSet:
+    _check_axes(origin.where, array.shape)
+    pixels, name = to_pixels(array, origin, values)
+    digest, text = file_digest(path), ""
+    if name:
+        low, high = RANGES[name]
+        text = f"{array.dtype} read as [{low:g}, {high:g}]"
+    # Features that are kept belong to the range that the file was read in; the first was [-1, 1].
+    if name not in ("", "-1,1"):
+        digest = digest_of(f"{digest} {name}")
+    return ImageSet(path.name, pixels, digest, values=text)
+
+
+def _check_axes(where: str, shape: tuple[int, ...]) -> None:
+    """Raises `DataError` unless an array is [N, H, W, 1 or 3] and nothing else."""
+    if len(shape) == 4 and shape[-1] in (1, 3) and shape[1] not in (1, 3) and 0 not in shape:
+        return
+    advice = ""
+    if len(shape) == 4 and shape[1] in (1, 3):
+        advice = "Channels come last: if they are axis 1, save x.transpose(0, 2, 3, 1)."
+    elif len(shape) == 4 and shape[-1] in (2, 4):
+        advice = "Lay transparent images over a background and save 1 or 3 channels."
+    elif len(shape) == 3 and shape[-1] in (1, 3):
+        advice = "Of a single image save x[None], of grey images x[..., None]."
+    elif len(shape) == 3:
+        advice = "Of grey images save x[..., None]."
+    raise DataError(f"{where} has the shape {shape}, not [N, H, W, 1 or 3]. {advice}".rstrip())
 
 
 def _folder(root: Path, image_size: int) -> ImageSet:

@@ -90,11 +90,15 @@ def quantise(images: np.ndarray) -> np.ndarray:
     uint8 images pass. x / 127.5 - 1 undoes it up to the rounding.
 
     Raises:
-      ValueError: values that are not finite.
+      ValueError: integers other than uint8, or values that are not finite.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
+    if images.dtype.kind in "biuc":
+        raise ValueError(f"Images are {images.dtype}; uint8 or floats in [-1, 1] are needed.")
+    if images.dtype.itemsize < 4:
+        images = images.astype(np.float32)  # half precision has too few digits for the product
     if not np.isfinite(images).all():
         raise ValueError("Images hold values that are not finite; the sampler has diverged.")
     return np.clip(np.clip(images, -1, 1) * 127.5 + 128, 0, 255).astype(np.uint8)

@@ -1,9 +1,9 @@
 """What samples are scored against: images, or statistics that others or we have written.
 
-npz files of statistics hold `mu` and `sigma` (EDM's), with `mu_s` and `sigma_s` beside them, which
-belong to another score, and often the images themselves as `arr_0` (ADM's). Ours hold `mu`, `sigma`
-and what they are of, so that features of another network are refused, and the features themselves
-where scores need them.
+npz files of statistics hold `mu` and `sigma` (EDM's; EDM2's are pickles), with `mu_s` and `sigma_s`
+beside them, which belong to another score, and often the images themselves as `arr_0` (ADM's). Ours
+hold `mu`, `sigma` and what they are of, so that features of another network are refused, and the
+features themselves where scores need them.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddistill.errors import DataError
+from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.detector import Detector
 from ddistill.evaluation.feature_store import FeatureStore, store_features
 from ddistill.evaluation.image_sets import (
@@ -24,10 +24,13 @@ from ddistill.evaluation.image_sets import (
     open_image_set,
     open_npz,
 )
+from ddistill.interop.edm_pickles import read_objects
 from ddistill.interop.tensors import file_digest
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
 
+# What states the range of a reference's values.
+_FLAG = "--reference_range"
 _LABELS = ("name", "count", "images", "resize", "size", "detector", "detector_sha256")
 
 
@@ -77,19 +80,26 @@ class Extraction:
 
     def __call__(self, images: ImageSet) -> FeatureStore:
         """The features of a set of images, as far as they are not there already."""
+        if images.values:
+            self.reporter.say(f"{images.name}: {images.values}")
         return store_features(self.detector, images, self.folder, self.reporter, self.stop)
 
 
 def open_reference(
-    path: str | os.PathLike, extraction: Extraction, features: bool = True, image_size: int = 0
+    path: str | os.PathLike,
+    extraction: Extraction,
+    features: bool = True,
+    image_size: int = 0,
+    values: str = "",
 ) -> ReferenceSet:
     """Opens statistics, or images, whose statistics are then computed.
 
     Args:
-      path: npz file of statistics or images, or folder of images.
+      path: npz file of statistics or images, EDM2's pickle of statistics, npy file of images, or
+        folder of images.
       extraction: how features are made where there are only images.
       features: whether single features are needed beside mean and covariance.
-      image_size: as for `open_image_set`.
+      image_size, values: as for `open_image_set`.
 
     Raises:
       DataError: see `open_image_set`; statistics of another network or another number of features,
@@ -97,18 +107,21 @@ def open_reference(
       Interrupted: a stop was asked for.
     """
     path = Path(path).expanduser()
+    if path.suffix in (".pkl", ".pickle"):
+        return _of_pickle(path, extraction.detector)
     if path.suffix != ".npz":
-        return reference_of_images(open_image_set(path, image_size), extraction, features)
+        images = open_image_set(path, image_size, values, _FLAG)
+        return reference_of_images(images, extraction, features)
     with open_npz(path) as file:
         if {"mu", "sigma"} <= set(file.files):
-            return _statistics(path, file, extraction, features)
+            return _statistics(path, file, extraction, features, values)
         if not set(IMAGE_KEYS) & set(file.files):
             raise DataError(
                 f"{path} holds the arrays {', '.join(file.files) or 'none'}. A reference has 'mu' "
                 "and 'sigma' (EDM's and ADM's statistics, or ours), or images as 'arr_0' or "
                 "'images'."
             )
-        images = images_of_npz(path, file)
+        images = images_of_npz(path, file, values, _FLAG)
     return reference_of_images(images, extraction, features)
 
 
@@ -166,7 +179,33 @@ def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> 
         raise
 
 
-def _statistics(path: Path, file: Any, extraction: Extraction, features: bool) -> ReferenceSet:
+def _of_pickle(path: Path, detector: Detector) -> ReferenceSet:
+    """The statistics in one of EDM2's pickles: of several networks by name, FID's as "fid"."""
+    try:
+        found = read_objects(path)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    fid = found.get("fid", found)
+    if not isinstance(fid, dict) or not {"mu", "sigma"} <= set(fid):
+        raise DataError(
+            f"{path} holds {', '.join(map(repr, found)) or 'nothing'}. A pickle of statistics has "
+            "'mu' and 'sigma', or 'fid' with both of them (EDM2's dataset-refs)."
+        )
+    mean, cov = (_numbers(path, key, fid[key]) for key in ("mu", "sigma"))
+    _check_statistics(path, mean, cov, detector)
+    return ReferenceSet(path.name, 0, file_digest(path), mean, cov)
+
+
+def _numbers(path: Path, key: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: '{key}' is a {type(value).__name__}, not an array.") from None
+
+
+def _statistics(
+    path: Path, file: Any, extraction: Extraction, features: bool, values: str
+) -> ReferenceSet:
     detector = extraction.detector
     # Others' files may have arrays of these names that mean something else.
     own = _LABELS if "detector" in file.files else ()
@@ -184,7 +223,7 @@ def _statistics(path: Path, file: Any, extraction: Extraction, features: bool) -
         _check_features(path, single, detector)
     elif features and "arr_0" in file.files:
         # Of ADM's reference files, whose statistics are of more images than are in them.
-        single = extraction(images_of_npz(path, file)).features()
+        single = extraction(images_of_npz(path, file, values, _FLAG)).features()
     return ReferenceSet(
         name=path.name,
         count=count,

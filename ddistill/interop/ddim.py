@@ -1,7 +1,8 @@
 """diffusers' scheduler configs and our schedules.
 
 Of a scheduler's config only the forward process is read: betas and what the network predicts. How
-it was sampled from (clipping, spacing, order) is a choice of the sampler.
+it was sampled from (clipping, spacing, order) is a choice of the sampler. Keys that are neither
+(`scheduler_keys`) are refused.
 """
 
 from collections.abc import Mapping
@@ -9,26 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ddistill.errors import ConfigError, check_choice
+from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.interop.scheduler_keys import (
+    BETA_SCHEDULE,
+    FIXED_VARIANCES,
+    OTHERS,
+    PREDICTION_TYPE,
+    PROCESS_KEYS,
+    SAMPLER_KEYS,
+    SCHEDULERS,
+    TIMESTEPS,
+)
 from ddistill.schedules import Schedule, betas
 
-# Schedulers of the variance-preserving process, whose configs hold betas.
-SCHEDULERS = (
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "UniPCMultistepScheduler",
-)
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _NAMED = {
     "linear": "linear_beta",
@@ -47,25 +41,85 @@ BETA_SCHEDULES = {
 def read_schedule(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
     """`ScheduleSettings` as a dictionary, and the prediction type, from a scheduler's config.
 
+    Where the config is silent, the defaults of its class hold. Keys that begin with "_" are
+    diffusers' own notes.
+
     Args:
       config: content of scheduler_config.json.
       where: the file's name, for messages.
 
     Raises:
-      ConfigError: a scheduler of another process, or an unknown beta schedule or prediction type.
+      ConfigError: a scheduler of another process, an unknown key, an unknown beta schedule or
+        prediction type, a value of the wrong type, or a missing key without a known default.
     """
-    check_choice(f"{where}: _class_name", config.get("_class_name", "DDPMScheduler"), SCHEDULERS)
+    _check_keys(config, where)
+    _check_process(config, where)
+    predicts = _prediction(config, where)
+    steps = config.get("num_train_timesteps", TIMESTEPS)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"{where}: num_train_timesteps={steps!r} must be an integer above 0.")
+    return _betas(config, steps, where), PREDICTIONS[predicts]
+
+
+def _check_keys(config: Mapping[str, Any], where: str) -> None:
+    name = config.get("_class_name", "DDPMScheduler")
+    if (process := OTHERS.get(str(name))) is not None:
+        raise ConfigError(
+            f"{where}: _class_name={name!r} is not known here: it is for {process}. Allowed: "
+            f"{', '.join(SCHEDULERS)}."
+        )
+    check_choice(f"{where}: _class_name", name, SCHEDULERS)
+    known = PROCESS_KEYS | SAMPLER_KEYS
+    for key, value in config.items():
+        if key not in known and not str(key).startswith("_"):
+            raise ConfigError(
+                f"{where}: {key}={value!r} is not an option of a scheduler that is known here."
+                f"{nearest(key, sorted(known))} If it changes how images are sampled and not the "
+                "noise levels, remove it."
+            )
+
+
+def _check_process(config: Mapping[str, Any], where: str) -> None:
+    """Refuses options that make another process, or another network."""
+    for key in ("rescale_betas_zero_snr", "use_flow_sigmas", "predict_epsilon"):
+        if not isinstance(config.get(key, False), bool):
+            raise ConfigError(f"{where}: {key}={config[key]!r} must be true or false.")
     if config.get("rescale_betas_zero_snr", False):
         raise ConfigError(
             f"{where}: rescale_betas_zero_snr=True ends in pure noise (alpha = 0), where neither "
             "eps nor x0 follows from the other; it is not supported."
         )
-    predicts = config.get("prediction_type", "epsilon")
+    if config.get("use_flow_sigmas", False):
+        raise ConfigError(
+            f"{where}: use_flow_sigmas=True is flow matching, whose levels are not variance "
+            "preserving; it is not supported."
+        )
+    variance = config.get("variance_type")
+    if variance not in FIXED_VARIANCES:
+        learned = " The network also predicts a variance." if "learned" in str(variance) else ""
+        raise ConfigError(
+            f"{where}: variance_type={variance!r} is not supported.{learned} Allowed: "
+            f"{', '.join(map(str, FIXED_VARIANCES))}."
+        )
+    if (kind := config.get("timestep_type", "discrete")) != "discrete":
+        raise ConfigError(
+            f"{where}: timestep_type={kind!r} is not supported: the network is told something else "
+            "than the number of the level. Allowed: discrete."
+        )
+
+
+def _prediction(config: Mapping[str, Any], where: str) -> str:
+    """diffusers' name of the prediction type; before 0.9 `predict_epsilon` said it."""
+    old = config.get("predict_epsilon")
+    silent = "sample" if old is False else PREDICTION_TYPE
+    predicts = config.get("prediction_type", silent)
     check_choice(f"{where}: prediction_type", predicts, PREDICTIONS)
-    steps = config.get("num_train_timesteps", 1000)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"{where}: num_train_timesteps={steps!r} must be an integer above 0.")
-    return _betas(config, steps, where), PREDICTIONS[predicts]
+    if old is not None and predicts != ("epsilon" if old else "sample"):
+        raise ConfigError(
+            f"{where}: predict_epsilon={old} and prediction_type={predicts!r} contradict each "
+            "other. Remove the one that is not true."
+        )
+    return predicts
 
 
 def _betas(config: Mapping[str, Any], steps: int, where: str) -> dict[str, Any]:
@@ -77,20 +131,40 @@ def _betas(config: Mapping[str, Any], steps: int, where: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{where}: {len(table)} trained_betas for num_train_timesteps={steps}."
             )
+        for i, value in enumerate(table):
+            _check_beta(f"trained_betas[{i}]", value, where)
         return {"name": "listed_beta", "steps": steps, "options": {"betas": tuple(table)}}
-    kind = config.get("beta_schedule", "linear")
+    for key in ("beta_start", "beta_end"):
+        if key in config:
+            _check_beta(key, config[key], where)
+    kind = _or_default(config, "beta_schedule", BETA_SCHEDULE, where)
     check_choice(f"{where}: beta_schedule", kind, [*_NAMED, COSINE])
     if kind == COSINE:
         return {"name": "cosine", "steps": steps, "options": {}}
-    ends = {"start": config.get("beta_start", 1e-4), "end": config.get("beta_end", 0.02)}
-    for end, value in ends.items():
-        if not _is_number(value):
-            raise ConfigError(f"{where}: beta_{end}={value!r} must be a number.")
+    silent = SCHEDULERS[config.get("_class_name", "DDPMScheduler")]
+    start = _or_default(config, "beta_start", silent.beta_start, where)
+    end = _or_default(config, "beta_end", silent.beta_end, where)
     return {
         "name": _NAMED[kind],
         "steps": steps,
-        "options": {key: float(value) for key, value in ends.items()},
+        "options": {"start": float(start), "end": float(end)},
     }
+
+
+def _or_default(config: Mapping[str, Any], key: str, default: Any, where: str) -> Any:
+    if key not in config and "_class_name" not in config:
+        raise ConfigError(
+            f"{where}: {key} is missing, and _class_name too; the default of {key} is not the same "
+            "in all schedulers. Write one of the two into the file."
+        )
+    return config.get(key, default)
+
+
+def _check_beta(key: str, value: Any, where: str) -> None:
+    if not _is_number(value):
+        raise ConfigError(f"{where}: {key}={value!r} must be a number.")
+    if not 0 < value < 1:
+        raise ConfigError(f"{where}: {key}={value!r} must be above 0 and below 1.")
 
 
 def _is_number(value: Any) -> bool:

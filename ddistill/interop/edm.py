@@ -54,6 +54,7 @@ _OTHER_PRECONDITIONING = {
     "VPPrecond": "score-SDE's variance-preserving one",
     "VEPrecond": "score-SDE's variance-exploding one",
     "iDDPMPrecond": "improved DDPM's, which also predicts variances",
+    "Precond": "EDM2's, whose network is not one that is known here",
 }
 
 
@@ -67,7 +68,11 @@ def read_teacher(path: Path) -> Imported:
       ConfigError: the file is missing, damaged, names code, holds another kind of network or an
         option that is not supported, or its tensors are not those of its network.
     """
-    path = Path(path)
+    given, path = path, Path(path).expanduser()
+    if path.is_dir():
+        there = [file.name for file in sorted(path.glob("*.pkl"))]
+        named = f"give one of {', '.join(there[:5])}" if there else "there is no .pkl file in it"
+        raise ConfigError(f"{path} is a folder; one of EDM's network pickles is needed: {named}.")
     found = read_objects(path)
     net = found.get("ema")
     if not isinstance(net, Record):
@@ -90,7 +95,7 @@ def read_teacher(path: Path) -> Imported:
         image_shape=image_shape,
         num_classes=network["num_classes"],
         digest=_digest(path),
-        source=f"edm:{path}",
+        source=f"edm:{given}",
         licence=LICENCE,
     )
 

@@ -128,6 +128,11 @@ def read_objects(path: Path) -> dict[str, Any]:
     source = str(path)
     with open_file(path) as file:
         start = file.read(len(ZIP))
+        if start == ZIP and path.suffix == ".npz":
+            raise ConfigError(
+                f"{source} is an npz file, of statistics or images, and no pickle. A network is in "
+                "a network-snapshot-*.pkl; statistics go to ddistill.evaluate --reference."
+            )
         if start == ZIP:
             raise ConfigError(
                 f"{source} is a file of torch.save, such as EDM's training-state-*.pt. Give the "

@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from ddistill import networks
 from ddistill.errors import ConfigError
+from ddistill.interop.tensors import full_precision
 
 _BLOCK = {
     "norm1": "norm0",
@@ -37,8 +38,8 @@ def place(
 
     Args:
       network: ours, by name and options.
-      tensors: by their names in an `EDMPrecond`, "model.enc.32x32_conv.weight" for example. Types
-        of less or more precision become float32.
+      tensors: by their names in an `EDMPrecond`, "model.enc.32x32_conv.weight" for example. float16
+        and float64 become float32.
       image_shape: of the images of the network.
 
     Raises:
@@ -145,9 +146,7 @@ def _convert(
         raise ConfigError(
             f"'{name}' has the shape {tensor.shape}, but {expected} follows from its options."
         )
-    value = np.asarray(tensor, np.float32)
-    if not np.all(np.isfinite(value)):
-        raise ConfigError(f"'{name}' has values that are not finite.")
+    value = full_precision(f"'{name}'", tensor)
     if "qkv" in path:
         # EDM puts query, key and value of a channel next to one another; we put all queries first.
         rest = value.shape[1:]

@@ -19,7 +19,7 @@ class Imported:
       image_shape: (height, width, channels) of the images that it was trained on.
       num_classes: 0 for an unconditional network.
       digest: SHA-256 of the file or files, in hexadecimal.
-      source: where it comes from, as the user wrote it.
+      source: where it comes from, as the user wrote it, and which of several networks it is.
       licence: that of the weights, as far as it is known.
     """
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ddistill.errors import CheckpointError, DataError
+from ddistill.interop.file_kinds import why_unusable
 from ddistill.interop.tensors import file_digest
 from ddistill.interop.torch_files import read_torch
 from ddistill.networks.inception import shapes
@@ -65,6 +66,8 @@ def load_inception(path: str | os.PathLike = "", other: bool = False) -> Incepti
     if not file.is_file():
         state = "is a folder" if file.is_dir() else "does not exist"
         raise DataError(f"The Inception weights {file}: the path {state}. {_advice()}")
+    if reason := why_unusable(file):
+        raise DataError(f"The Inception weights {file}: the file {reason}. {_advice()}")
     found = file_digest(file)
     if found != SHA256 and not other:
         raise DataError(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddistill.errors import ConfigError
+from ddistill.interop.file_kinds import why_unusable
 from ddistill.interop.pickles import DAMAGE, StrictUnpickler, damaged
 
 ZIP = b"PK\x03\x04"
@@ -53,12 +54,15 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
     """The file, opened to be read.
 
     Raises:
-      ConfigError: there is no such file, or it cannot be read.
+      ConfigError: there is no such file, it cannot be read, or it is empty, a git-lfs pointer or a
+        web page.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "does not exist or is not a file"
         raise ConfigError(f"{path} {what}; a file of weights is needed.")
     try:
+        if reason := why_unusable(path):
+            raise ConfigError(f"{path} {reason}.")
         with path.open("rb") as file:
             yield file
     except OSError as error:
@@ -91,6 +95,7 @@ class _ZipReader:
     def __init__(self, archive: zipfile.ZipFile, source: str, size: int):
         self._archive, self._source = archive, source
         self._members = {info.filename: info for info in archive.infolist()}
+        self._check_kind()
         # torch compresses nothing. A member that is larger than what the file can hold is a bomb.
         if any(m.compress_type != zipfile.ZIP_STORED for m in self._members.values()):
             raise ConfigError(f"{source} is a compressed zip archive, which torch does not write.")
@@ -104,13 +109,23 @@ class _ZipReader:
             raise ConfigError(f"{source} is a zip archive, but not one that torch.save wrote.")
         self._root = roots[0]
 
+    def _check_kind(self) -> None:
+        """Names the other archives that weights are often taken for."""
+        inner = {name.partition("/")[2] for name in self._members}
+        if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+            raise ConfigError(
+                f"{self._source} is a TorchScript program, not weights. Save its state_dict: "
+                "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
+            )
+        if self._members and all(name.endswith(".npy") for name in self._members):
+            names = ", ".join(name.removesuffix(".npy") for name in list(self._members)[:5])
+            raise ConfigError(
+                f"{self._source} is an npz file with the arrays {names}, not weights that "
+                "torch.save wrote."
+            )
+
     def read(self) -> Any:
         """The object."""
-        if f"{self._root}constants.pkl" in self._members:
-            raise ConfigError(
-                f"{self._source} is a TorchScript program, not weights. Save the state_dict of the "
-                "module instead."
-            )
         if self._text("byteorder") not in ("", "little"):
             raise ConfigError(f"{self._source} was written on a big-endian machine; not supported.")
         pickled = io.BytesIO(self._archive.read(f"{self._root}data.pkl"))

@@ -52,6 +52,16 @@ DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": None,
 }
 
+# What diffusers' training scripts note in the config.json of an averaged network (`unet_ema/`).
+AVERAGE_NOTES = frozenset(
+    (
+        *("decay", "min_decay", "inv_gamma", "power"),
+        *("optimization_step", "update_after_step", "use_ema_warmup"),
+        # Of versions before 0.11.
+        *("collected_params", "temp_stored_params"),
+    )
+)
+
 # Options that our U-Net has in one form only, and the values that stand for it.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
@@ -74,7 +84,8 @@ def read_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
     `num_classes` counts every row of the class table, see `to_params`.
 
     Args:
-      config: the file's content; keys that begin with "_" are diffusers' own notes.
+      config: the file's content; keys that begin with "_" are diffusers' own notes, and
+        `AVERAGE_NOTES` say how an average was taken.
       where: the file's name, for messages.
 
     Raises:
@@ -85,7 +96,8 @@ def read_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
         raise ConfigError(
             f"{where}: _class_name is {config['_class_name']!r}; only UNet2DModel can be read."
         )
-    c = {**DEFAULTS, **{k: v for k, v in config.items() if not k.startswith("_")}}
+    notes = {k for k in config if k.startswith("_") or k in AVERAGE_NOTES}
+    c = {**DEFAULTS, **{k: v for k, v in config.items() if k not in notes}}
     for key in c:
         if key not in DEFAULTS:
             raise ConfigError(
@@ -94,7 +106,8 @@ def read_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
             )
     _check_types(c, where)
     for key, allowed in _FIXED.items():
-        if c[key] not in allowed:
+        # True is 1 in Python, and not in a config.
+        if (type(c[key]) is bool, c[key]) not in [(type(a) is bool, a) for a in allowed]:
             raise ConfigError(
                 f"{where}: {key}={c[key]!r} is not supported. Allowed: "
                 f"{', '.join(repr(a) for a in allowed)}."
@@ -140,6 +153,10 @@ def _whole(x: Any, least: int = 1) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= least
 
 
+def _number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
 def _check_types(c: Mapping[str, Any], where: str) -> None:
     """Raises `ConfigError` for a value of another type than its key has."""
     whole = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
@@ -166,10 +183,8 @@ def _check_types(c: Mapping[str, Any], where: str) -> None:
             c[size] is None or _whole(c[size]) or (listed(c[size], _whole) and len(c[size]) == 2),
             "an integer above 0, or [height, width]",
         ),
-        *(
-            (key, isinstance(c[key], (int, float)) and not isinstance(c[key], bool), "a number")
-            for key in ("dropout", "norm_eps")
-        ),
+        ("dropout", _number(c["dropout"]) and 0 <= c["dropout"] < 1, "a number in [0, 1)"),
+        ("norm_eps", _number(c["norm_eps"]) and 0 < c["norm_eps"] < 1, "a number in (0, 1)"),
         *(
             (key, isinstance(c[key], bool), "true or false")
             for key in ("add_attention", "flip_sin_to_cos")

@@ -10,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from ddistill.errors import ConfigError, nearest
+from ddistill.interop.tensors import full_precision
 from ddistill.networks.unet import UNet
 
 
@@ -112,8 +113,9 @@ def to_params(
 ) -> dict[str, Any]:
     """Our parameters from a `UNet2DModel`'s tensors, as float32.
 
-    float16 and bfloat16 become float32, which loses nothing. A class table of as many rows as
-    `net` has classes gets a row of zeros for the null class, which diffusers does not have.
+    float16 and bfloat16 become float32, which loses nothing; float64 is rounded. A class table of
+    as many rows as `net` has classes gets a row of zeros for the null class, which diffusers does
+    not have.
 
     Args:
       net: what `read_options` describes.
@@ -122,7 +124,8 @@ def to_params(
       where: the file's name, for messages.
 
     Raises:
-      ConfigError: a tensor is missing, left over, of another shape, or not of floating point.
+      ConfigError: a tensor is missing, left over, of another shape, not of floating point, of 8
+        bits, or not finite.
     """
     flat: dict[tuple[str, ...], np.ndarray] = {}
     used: set[str] = set()
@@ -142,8 +145,6 @@ def to_params(
                     f"{where}: {name} has shape {part.shape}; the config.json beside it asks for "
                     f"{theirs}."
                 )
-            if not np.isfinite(part).all():
-                raise ConfigError(f"{where}: {name} holds values that are not finite.")
         made = np.concatenate([_FROM[leaf.kind](x) for x in parts], axis=-1)
         flat[leaf.path] = np.ascontiguousarray(made, np.float32)
     left = sorted(set(tensors) - used)
@@ -161,10 +162,7 @@ def _take(name: str, tensors: Mapping[str, np.ndarray], where: str) -> np.ndarra
             f"{where}: the tensor {name!r} is missing.{nearest(name, tensors)} "
             "Are weights and config.json of one model?"
         )
-    x = np.asarray(tensors[name])
-    if x.dtype.name not in ("float32", "float16", "bfloat16"):
-        raise ConfigError(f"{where}: {name} is {x.dtype}; float32, float16 or bfloat16 is needed.")
-    return x
+    return full_precision(f"{where}: {name}", np.asarray(tensors[name]))
 
 
 def _some(names: list[str]) -> str:

@@ -98,7 +98,8 @@ def _run_one(
         manifest, weights = run.run(guided(plan, teacher), start, classifier, pairs)
         networks.add(plan, weights)
         if not s.steps:
-            reporter.say(f"{plan.name}: {manifest['parameters']:,} parameters from {s.source}")
+            source = plan.imported.source if plan.imported else s.source
+            reporter.say(f"{plan.name}: {manifest['parameters']:,} parameters from {source}")
             return manifest
         reporter.say(
             f"{plan.name}: {manifest['steps']} steps in {manifest['train_seconds']:.0f} s "

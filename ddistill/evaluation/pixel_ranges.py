@@ -1,0 +1,180 @@
+"""The range of the values of images: stated by the user, or decided by how the values are spread.
+
+A few values never decide: samplers and filters leave their range a little. Where two ranges are
+possible nothing is decided, and the error names the flag that states the range.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddistill.errors import ConfigError, DataError
+from ddistill.evaluation.images import quantise
+
+RANGES: dict[str, tuple[float, float]] = {
+    "0,1": (0.0, 1.0),
+    "-1,1": (-1.0, 1.0),
+    "0,255": (0.0, 255.0),
+    "0,65535": (0.0, 65535.0),
+}
+# Values that the spread is read off, drawn at random from larger arrays.
+_LOOKED_AT = 1 << 20
+# A share of values that says something, and the largest one that may be stray.
+_SOME, _STRAY = 0.01, 0.005
+# Share of values that may lie beyond a quarter of the range, for samplers that are not clipped.
+_BEYOND = 0.1
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an array is from, for messages.
+
+    Attributes:
+      where: file and array.
+      flag: what states its range.
+    """
+
+    where: str
+    flag: str = "--range"
+
+
+def check_range(flag: str, stated: str) -> str:
+    """The name of a range in `RANGES`, from what a user wrote: "[0, 1]" is "0,1"; "" is kept.
+
+    Raises:
+      ConfigError: it is none of them.
+    """
+    name = "".join(stated.split()).strip("[]()")
+    if name and name not in RANGES:
+        raise ConfigError(f"{flag}={stated!r} is not known. Allowed: {', '.join(RANGES)}.")
+    return name
+
+
+def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.ndarray, str]:
+    """Images as uint8, and the range that their values were read in.
+
+    uint8 arrays are in [0, 255] and pass. In [-1, 1] x becomes floor(x * 127.5 + 128), as in EDM's
+    FID; in a range that begins at 0 the nearest of 256 levels. Values beyond the range are clipped.
+
+    Args:
+      array: of any shape; integers, floats or bool (False is black).
+      origin: for messages.
+      stated: one of `RANGES`; "" decides by the spread of the values.
+
+    Returns:
+      The images, and one of `RANGES`, or "" where the type of the array decided.
+
+    Raises:
+      DataError: values that are no numbers or not finite, a range that the values contradict, or
+        none stated where several are possible.
+    """
+    text = f"{origin.where} ({array.dtype})"
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255), ""
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{text} must hold numbers: uint8, other integers, or floats.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{text} holds values that are not finite; the sampler has diverged.")
+    if array.dtype == np.uint8 and (array.max(initial=0) != 1 or stated == "0,255"):
+        return array, ""
+    values = _some_of(array)
+    if stated:
+        _check_stated(values, text, origin.flag, stated)
+    name = stated or ("" if array.min() == array.max() else decide(values))
+    if not name:
+        raise DataError(
+            f"{text} has values from {array.min():.3g} to {array.max():.3g}, {_share(values < 0)} "
+            f"below 0, which fit several ranges or none. Give {origin.flag}= with one of "
+            f"{'; '.join(RANGES)}, or save images of values 0 to 255 as uint8."
+        )
+    return _blockwise(array, name), name
+
+
+def decide(values: np.ndarray) -> str:
+    """The one of `RANGES` that the spread of some values allows; "" for several or none.
+
+    * Multiples of 1/255 within [-1, 1]: [0, 1] where odd and even ones occur; [-1, 1] where all
+      are odd, which uint8 values become by x / 127.5 - 1.
+    * [-1, 1]: dark pixels lie near -1, and few values beyond 1.25.
+    * [0, 1]: nearly nothing below -0.1 or above 1.25, with dark and bright pixels in it.
+    * [0, 255] and [0, 65535]: the same on their scale; bright pixels suffice.
+    """
+    x = values.astype(np.float64)
+    if values.dtype.kind == "f":
+        return _of_levels(x) or _of_floats(x)
+    return _of_whole_numbers(x)
+
+
+def _of_levels(x: np.ndarray) -> str:
+    level = x[np.abs(x) <= 1] * 255
+    whole = np.rint(level)
+    on = np.abs(level - whole) < 0.1
+    if on.sum() < (1 - _STRAY) * x.size or np.unique(whole[on]).size < 8:
+        return ""
+    odd = np.mean(whole[on] % 2)
+    if odd > 1 - _STRAY:
+        return "-1,1"
+    return "0,1" if 0.05 < odd < 0.95 and np.mean(x < -0.02) <= _STRAY else ""
+
+
+def _of_floats(x: np.ndarray) -> str:
+    if np.mean(x < -0.75) >= _SOME and np.mean(np.abs(x) > 1.25) <= _BEYOND:
+        return "-1,1"
+    dark, bright = np.mean(x < 0.25) >= _SOME, np.mean(x > 0.5) >= _SOME
+    # Nothing but zeros and ones is black and white in [0, 1], and black alone in [0, 255].
+    if dark and bright and _within(x, 1) and np.any(x % 1 != 0):
+        return "0,1"
+    return _bright_enough(x, 255)
+
+
+def _of_whole_numbers(x: np.ndarray) -> str:
+    return _bright_enough(x, 255) or _bright_enough(x, 65535)
+
+
+def _bright_enough(x: np.ndarray, top: int) -> str:
+    return f"0,{top}" if _within(x, top) and np.mean(x > top / 2) >= _SOME else ""
+
+
+def _within(x: np.ndarray, top: float) -> bool:
+    """Whether values lie in [0, top] but for small errors and stray ones."""
+    return bool(np.mean(x < -0.1 * top) <= _STRAY and np.mean(x > 1.25 * top) <= _STRAY)
+
+
+def _check_stated(values: np.ndarray, text: str, flag: str, stated: str) -> None:
+    low, high = RANGES[stated]
+    margin = (high - low) / 8
+    outside = (values < low - margin) | (values > high + margin)
+    if outside.mean() > _BEYOND:
+        raise DataError(
+            f"{text} has values from {values.min():.3g} to {values.max():.3g}; {_share(outside)} "
+            f"lie outside of {flag}={stated}."
+        )
+
+
+def _share(chosen: np.ndarray) -> str:
+    share = float(chosen.mean())
+    return "none" if not share else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+
+
+def _some_of(array: np.ndarray) -> np.ndarray:
+    flat = array.reshape(-1)
+    if flat.size <= _LOOKED_AT:
+        return flat
+    return flat[np.random.default_rng(0).integers(0, flat.size, _LOOKED_AT)]
+
+
+def _blockwise(array: np.ndarray, name: str) -> np.ndarray:
+    top = RANGES[name][1]
+
+    def nearest(x: np.ndarray) -> np.ndarray:
+        return np.floor(np.clip(x.astype(np.float64) * (255 / top), 0, 255) + 0.5).astype(np.uint8)
+
+    def floored(x: np.ndarray) -> np.ndarray:
+        return quantise(x if x.dtype.kind == "f" else x.astype(np.float32))
+
+    convert = floored if name == "-1,1" else nearest
+    made = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), _BLOCK):
+        made[start : start + _BLOCK] = convert(array[start : start + _BLOCK])
+    return made

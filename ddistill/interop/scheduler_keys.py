@@ -1,0 +1,91 @@
+"""The keys of diffusers' scheduler configs: which of them say what the network was trained on.
+
+Compared with the signatures of diffusers 0.42 by `tests/test_diffusers_schedulers.py`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a scheduler class takes where its config is silent.
+
+    Attributes:
+      beta_start, beta_end: the first and the last beta.
+    """
+
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+
+_DDPM, _LATENT = Defaults(), Defaults(0.00085, 0.012)
+# Classes of the variance-preserving process with betas. The other defaults are equal in all of
+# them: `TIMESTEPS`, `BETA_SCHEDULE` and `PREDICTION_TYPE`.
+SCHEDULERS: dict[str, Defaults] = {
+    "DDIMInverseScheduler": _DDPM,
+    "DDIMParallelScheduler": _DDPM,
+    "DDIMScheduler": _DDPM,
+    "DDPMParallelScheduler": _DDPM,
+    "DDPMScheduler": _DDPM,
+    "DEISMultistepScheduler": _DDPM,
+    "DPMSolverMultistepInverseScheduler": _DDPM,
+    "DPMSolverMultistepScheduler": _DDPM,
+    "DPMSolverSinglestepScheduler": _DDPM,
+    "EulerAncestralDiscreteScheduler": _DDPM,
+    "EulerDiscreteScheduler": _DDPM,
+    "HeunDiscreteScheduler": _LATENT,
+    "KDPM2AncestralDiscreteScheduler": _LATENT,
+    "KDPM2DiscreteScheduler": _LATENT,
+    "LMSDiscreteScheduler": _DDPM,
+    "PNDMScheduler": _DDPM,
+    "SASolverScheduler": _DDPM,
+    "UniPCMultistepScheduler": _DDPM,
+}
+TIMESTEPS, BETA_SCHEDULE, PREDICTION_TYPE = 1000, "linear", "epsilon"
+
+# Classes of other processes and other networks.
+_FLOW = "flow matching, whose levels are not variance preserving"
+_CONSISTENCY = "consistency models, whose output is mixed with the input before it is an image"
+_KARRAS = "EDM's levels, whose network is told ln(sigma) / 4 and scaled by sigma"
+OTHERS: dict[str, str] = {
+    "CMStochasticIterativeScheduler": _CONSISTENCY,
+    "EDMDPMSolverMultistepScheduler": _KARRAS,
+    "EDMEulerScheduler": _KARRAS,
+    "FlowMapEulerDiscreteScheduler": _FLOW,
+    "FlowMatchEulerDiscreteScheduler": _FLOW,
+    "FlowMatchHeunDiscreteScheduler": _FLOW,
+    "FlowMatchLCMScheduler": _FLOW,
+    "KarrasVeScheduler": "variance-exploding levels",
+    "LCMScheduler": _CONSISTENCY,
+    "SCMScheduler": _CONSISTENCY,
+    "ScoreSdeVeScheduler": "variance-exploding levels",
+    "ScoreSdeVpScheduler": "a process in continuous time",
+    "TCDScheduler": _CONSISTENCY,
+    "UnCLIPScheduler": "networks that predict a variance too",
+}
+
+# Keys that say what the network was trained on. All of them are read.
+PROCESS_KEYS = frozenset(
+    (
+        *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+        *("prediction_type", "predict_epsilon", "rescale_betas_zero_snr"),
+        *("variance_type", "timestep_type", "use_flow_sigmas"),
+    )
+)
+# Keys that say how the network was sampled from, which is not taken over.
+SAMPLER_KEYS = frozenset(
+    (
+        *("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio"),
+        *("sample_max_value", "set_alpha_to_one", "set_alpha_to_zero", "skip_prk_steps"),
+        *("steps_offset", "timestep_spacing", "interpolation_type", "final_sigmas_type"),
+        *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
+        *("sigma_min", "sigma_max", "lambda_min_clipped", "euler_at_final", "lower_order_final"),
+        *("algorithm_type", "solver_order", "solver_type", "solver_p", "disable_corrector"),
+        *("predict_x0", "predictor_order", "corrector_order", "tau_func"),
+        # These change the levels of flow matching alone; `use_flow_sigmas` is refused.
+        *("flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"),
+        # Of versions before 0.3.
+        *("tensor_format", "timestep_values"),
+    )
+)
+FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")

@@ -1,0 +1,222 @@
+"""In what range arrays of images are read, and what is refused."""
+
+import numpy as np
+import pytest
+from inception_cases import pictures
+
+from ddistill.errors import ConfigError, DataError
+from ddistill.evaluation.image_sets import open_image_set
+from ddistill.evaluation.images import quantise
+from ddistill.evaluation.pixel_ranges import Origin, check_range, to_pixels
+
+BYTES = pictures(20, 8)
+ORIGIN = Origin("x.npz: 'arr_0'")
+RNG = np.random.default_rng(0)
+
+
+def with_one(values, one):
+    """The same with one other value."""
+    values = np.array(values)
+    values[0, 0, 0, 0] = one
+    return values
+
+
+def blurred(low, high, excess):
+    """Values of a resampling filter: `BYTES` in [low, high], with some of them a little outside."""
+    values = low + BYTES / 255 * (high - low)
+    return values + RNG.uniform(-excess, excess, values.shape) * (high - low)
+
+
+# Arrays, the range they are read in, and how far a pixel may be from `BYTES`.
+CLEAR = {
+    "[0, 1]": (BYTES / 255, "0,1", 0),
+    "[0, 1], one value a little below": (with_one(BYTES / 255, -0.004), "0,1", 0),
+    "[0, 1], one value far below": (with_one(BYTES / 255, -1.0), "0,1", 0),
+    "[0, 1], one value far above": (with_one(BYTES / 255, 200.0), "0,1", 0),
+    "[0, 1] after a filter": (blurred(0, 1, 0.03), "0,1", 8),
+    "[0, 1], half precision": ((BYTES / 255).astype(np.float16), "0,1", 0),
+    "[0, 1], single precision": ((BYTES / 255).astype(np.float32), "0,1", 0),
+    "[-1, 1]": (BYTES / 127.5 - 1, "-1,1", 0),
+    "[-1, 1], half precision": ((BYTES / 127.5 - 1).astype(np.float16), "-1,1", 0),
+    "[-1, 1], one value far above": (with_one(BYTES / 127.5 - 1, 255.0), "-1,1", 0),
+    "[-1, 1] of a sampler that does not clip": (blurred(-1, 1, 0.05), "-1,1", 13),
+    "[0, 255]": (BYTES.astype(np.float32), "0,255", 0),
+    "[0, 255], half precision": (BYTES.astype(np.float16), "0,255", 0),
+    "[0, 255], one value a little below": (with_one(BYTES * 1.0, -3.0), "0,255", 0),
+    "[0, 255] after a filter": (blurred(0, 255, 0.03), "0,255", 9),
+    "int64": (BYTES.astype(np.int64), "0,255", 0),
+    "int16": (BYTES.astype(np.int16), "0,255", 0),
+    "int16 after a filter": (with_one(BYTES.astype(np.int16), -4), "0,255", 0),
+    "uint16": (BYTES.astype(np.uint16), "0,255", 0),
+    "16 bits": (BYTES.astype(np.uint16) * 257, "0,65535", 0),
+    "big endian": ((BYTES / 255).astype(">f4"), "0,1", 0),
+}
+
+
+@pytest.mark.parametrize("name", CLEAR)
+def test_ranges_that_are_clear(name):
+    array, wanted, most = CLEAR[name]
+    pixels, found = to_pixels(array, ORIGIN)
+    assert found == wanted
+    assert pixels.dtype == np.uint8
+    off = np.abs(pixels.astype(int) - BYTES)
+    off[0, 0, 0, 0] = 0  # where one value is another one
+    assert off.max() <= most
+
+
+def test_quantised_images_show_their_range_where_nothing_else_does():
+    """No dark pixel, or none but dark ones: the steps between values tell."""
+    light, dark = BYTES // 4 + 180, BYTES // 4
+    for pixels in (light, dark):
+        for array, wanted in ((pixels / 255, "0,1"), (pixels / 127.5 - 1, "-1,1")):
+            made, found = to_pixels(array.astype(np.float32), ORIGIN)
+            assert found == wanted
+            np.testing.assert_array_equal(made, pixels)
+
+
+def test_dark_images_without_steps():
+    dark = -1 + RNG.uniform(0, 0.1, BYTES.shape)
+    pixels, found = to_pixels(dark, ORIGIN)
+    assert found == "-1,1"
+    assert pixels.max() <= 13
+
+
+def test_types_that_say_their_range():
+    np.testing.assert_array_equal(to_pixels(BYTES > 99, ORIGIN)[0], (BYTES > 99) * np.uint8(255))
+    assert to_pixels(BYTES, ORIGIN) == (BYTES, "")
+    black = np.zeros((2, 8, 8, 3), np.uint8)
+    assert to_pixels(black, ORIGIN) == (black, "")
+
+
+AMBIGUOUS = {
+    "light, without steps": RNG.uniform(0.4, 1, BYTES.shape),
+    "dark [0, 1] or grey [-1, 1]": RNG.uniform(0, 0.3, BYTES.shape),
+    "dark [0, 255]": (BYTES // 50).astype(np.float32),
+    "black [0, 255], or black and white": (BYTES > 99).astype(np.float32),
+    "dark int64": (BYTES // 50).astype(np.int64),
+    "uint8 of zeros and ones": (BYTES > 99).astype(np.uint8),
+    "12 bits": BYTES.astype(np.uint16) * 16,
+    "percent": BYTES / 2.55,
+    "[-0.5, 0.5]": BYTES / 255 - 0.5,
+    "[-0.5, 0.5] after a filter": blurred(-0.5, 0.5, 0.03),
+    "of mean 0 and deviation 1": (BYTES - BYTES.mean()) / BYTES.std(),
+    "[-128, 127]": (BYTES.astype(np.int16) - 128),
+    "int8": (BYTES.astype(np.int16) - 128).astype(np.int8),
+    "one grey": np.full(BYTES.shape, 0.5),
+    "all 0": np.zeros(BYTES.shape, np.float32),
+    "all -1": np.full(BYTES.shape, -1.0),
+    "all 200": np.full(BYTES.shape, 200.0),
+    "noise of another scale": 50 * RNG.standard_normal(BYTES.shape),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_ranges_that_are_not_clear_are_refused(name):
+    with pytest.raises(DataError, match=r"x\.npz: 'arr_0' .* has values from .* Give --range="):
+        to_pixels(AMBIGUOUS[name], ORIGIN)
+
+
+def test_a_range_that_is_stated():
+    dark = RNG.uniform(0, 0.3, BYTES.shape)
+    for stated, white in (("0,1", 77), ("-1,1", 166), ("0,255", 0)):
+        pixels, found = to_pixels(dark, ORIGIN, stated)
+        assert found == stated
+        assert abs(int(pixels.max()) - white) <= 1
+    np.testing.assert_array_equal(
+        to_pixels((BYTES > 99).astype(np.uint8), ORIGIN, "0,1")[0], (BYTES > 99) * np.uint8(255)
+    )
+    ones = (BYTES > 99).astype(np.uint8)
+    assert to_pixels(ones, ORIGIN, "0,255") == (ones, "")
+    # The type of bytes says more than a flag that may be meant for floats.
+    assert to_pixels(BYTES, ORIGIN, "-1,1") == (BYTES, "")
+
+
+@pytest.mark.parametrize(
+    "array, stated",
+    [
+        (BYTES / 127.5 - 1, "0,1"),
+        (BYTES * 1.0, "0,1"),
+        (BYTES * 1.0, "-1,1"),
+        (BYTES.astype(np.uint16) * 257, "0,255"),
+    ],
+)
+def test_a_stated_range_that_the_values_contradict(array, stated):
+    with pytest.raises(DataError, match=f"% lie outside of --range={stated}"):
+        to_pixels(array, ORIGIN, stated)
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (with_one(BYTES / 255, np.nan), "not finite; the sampler has diverged"),
+        (with_one(BYTES / 127.5 - 1, np.inf), "not finite; the sampler has diverged"),
+        (BYTES.astype(np.complex64), r"\(complex64\) must hold numbers"),
+        (BYTES.astype("U3"), r"must hold numbers"),
+    ],
+)
+@pytest.mark.parametrize("stated", ["", "0,1"])
+def test_values_that_are_no_pixels(array, message, stated):
+    with pytest.raises(DataError, match=message):
+        to_pixels(array, ORIGIN, stated)
+
+
+def test_how_ranges_are_written():
+    for text in ("0,1", "[0, 1]", " 0 , 1 "):
+        assert check_range("--range", text) == "0,1"
+    assert check_range("--range", "") == ""
+    with pytest.raises(ConfigError, match=r"--range='0,100' is not known. Allowed: 0,1, -1,1"):
+        check_range("--range", "0,100")
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    "shape, advice",
+    [
+        ((4, 3, 8, 8), r"save x.transpose\(0, 2, 3, 1\)"),
+        ((4, 1, 8, 8), r"save x.transpose\(0, 2, 3, 1\)"),
+        ((4, 3, 8, 3), r"save x.transpose\(0, 2, 3, 1\)"),
+        ((4, 3, 3, 3), r"save x.transpose\(0, 2, 3, 1\)"),
+        ((4, 8, 8), r"save x\[..., None\]"),
+        ((8, 8, 3), r"single image save x\[None\], of grey images x\[..., None\]"),
+        ((4, 8, 8, 4), "Lay transparent images over a background"),
+        ((8, 8, 3, 40), r"not \[N, H, W, 1 or 3\]\."),
+        ((0, 8, 8, 3), r"not \[N, H, W, 1 or 3\]\."),
+        ((6,), r"not \[N, H, W, 1 or 3\]\."),
+    ],
+)
+def test_axes_are_not_guessed(tmp_path, shape, advice):
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(DataError, match=rf"x\.npy: the array has the shape .*{advice}"):
+        open_image_set(tmp_path / "x.npy")
+
+
+def test_files_and_what_is_said_of_them(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=BYTES / 255, arr_1=np.arange(20))
+    np.save(tmp_path / "x.npy", BYTES / 255)
+    for name in ("x.npz", "x.npy"):
+        made = open_image_set(tmp_path / name)
+        np.testing.assert_array_equal(made.images, BYTES)
+        assert made.values == "float64 read as [0, 1]"
+    # Kept features are found by the digest, and belong to the range that was used.
+    other = open_image_set(tmp_path / "x.npy", values="0,255")
+    assert other.digest != made.digest
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"x\.png is a file; give a folder of images"):
+        open_image_set(tmp_path / "x.png")
+
+
+def test_samples_of_our_runs_are_in_minus_one_to_one(tmp_path):
+    """A student that has learnt nothing gives images whose spread says nothing."""
+    flat = np.full((3, 8, 8, 1), 0.25, np.float32)
+    np.savez(tmp_path / "student.npz", images=flat, digest="x", ms_per_image=1.0)
+    assert set(np.unique(open_image_set(tmp_path / "student.npz").images)) == {159}
+
+
+def test_quantise_takes_floats_and_bytes_alone():
+    for kind in (np.int64, bool, np.uint16):
+        with pytest.raises(ValueError, match="uint8 or floats in .-1, 1. are needed"):
+            quantise(BYTES.astype(kind))
+    half = (BYTES / 127.5 - 1).astype(np.float16)
+    np.testing.assert_array_equal(quantise(half), BYTES)
