@@ -24,7 +24,6 @@ from ddistill.evaluation.detector import FEATURES, Detector, inception_detector
 from ddistill.evaluation.image_sets import ImageSet, dataset_images, open_image_set
 from ddistill.evaluation.inception_metrics import METRICS, MetricSettings
 from ddistill.evaluation.machine import command_string, machine_string
-from ddistill.evaluation.protocol import write_text
 from ddistill.evaluation.reference_sets import (
     Extraction,
     ReferenceSet,
@@ -34,6 +33,7 @@ from ddistill.evaluation.reference_sets import (
 )
 from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
+from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check(options: Options) -> None:
     """Raises `ConfigError` or `DataError` for what can be seen to be wrong before any work."""
-    path = Path(options.path).expanduser()
+    path = expand(options.path)
     if not path.exists():
         raise DataError(f"{path} does not exist. Give a folder of images, an npz file, or a run.")
     if not options.reference and not options.save_reference:
@@ -132,8 +132,8 @@ def evaluate(
       Interrupted: a stop was asked for; what was computed is found again.
     """
     check(options)
-    path = Path(options.path).expanduser()
-    out = Path(options.out).expanduser() if options.out else default_out(path)
+    path = expand(options.path)
+    out = expand(options.out) if options.out else default_out(path)
     extraction = Extraction(detector, out / "features", reporter, stop)
     single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
     if options.reference:
@@ -142,7 +142,7 @@ def evaluate(
         images = open_image_set(path, options.image_size)
         reference = reference_of_images(images, extraction, single)
     if options.save_reference:
-        target = Path(options.save_reference).expanduser()
+        target = expand(options.save_reference)
         write_reference(target, reference, detector)
         reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
     found: list[SetScores] = []
@@ -202,9 +202,11 @@ def _origin(call: CallRecord) -> str:
 
 def _config(run: Path) -> dict:
     try:
-        return json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{run / 'config.json'} cannot be read: {error}.") from error
+        return read_object(run / "config.json", ("data",))
+    except (OSError, DamagedFile) as error:
+        raise DataError(
+            f"{run / 'config.json'} cannot be read: {error}. Give the run's command again."
+        ) from error
 
 
 def _write(path: Path, found: Sequence[SetScores], command: str) -> None:

@@ -103,9 +103,9 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.evaluation.checks import check_real_images
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.interop.sources import write_noted
+    from ddistill.runtime.files import write_json
     from ddistill.settings import Settings, parse
     from ddistill.training import hosts
-    from ddistill.training.checkpoints import write_json
     from ddistill.training.folders import check_folders
     from ddistill.training.interrupt import Interrupted, StopRequest
     from ddistill.training.partitioning import note_groups

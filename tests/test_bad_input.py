@@ -15,7 +15,8 @@ from runs import UNET, config, plans_of, snapshot, tiny_settings
 
 from ddistill import main
 from ddistill.errors import CheckpointError, ConfigError
-from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.runtime.files import write_json
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.folders import check_folders
 from ddistill.training.state import create_state
 

@@ -14,6 +14,7 @@ from ddistill.data.images import Source, open_images
 from ddistill.data.listing import Listing, check_fraction, digest, list_split, scan
 from ddistill.data.memo import Memo
 from ddistill.errors import ConfigError, DataError, check_choice
+from ddistill.runtime.files import expand
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def describe_folder(settings: FolderSettings) -> str:
 def _root(settings: FolderSettings) -> Path:
     if not settings.path:
         raise ConfigError("data.path is missing: set --config.data.path=FOLDER_OF_IMAGES.")
-    return Path(settings.path).expanduser()
+    return expand(settings.path)
 
 
 def _source(listing: Listing, spec: ImageSpec) -> Source:

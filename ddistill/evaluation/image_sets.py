@@ -17,6 +17,7 @@ from ddistill.data.memo import Memo
 from ddistill.errors import DataError
 from ddistill.evaluation.images import quantise
 from ddistill.interop.tensors import file_digest
+from ddistill.runtime.files import expand
 
 # Larger folders (MiB as uint8) are decoded batch by batch.
 IN_MEMORY_MB = 1024.0
@@ -78,7 +79,7 @@ def open_image_set(path: str | os.PathLike, image_size: int = 0) -> ImageSet:
       DataError: nothing there, no images, images that cannot be read or of unlike sizes, or an npz
         file without images.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.suffix == ".npz":
         with open_npz(path) as file:
             return images_of_npz(path, file)

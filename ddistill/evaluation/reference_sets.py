@@ -25,6 +25,7 @@ from ddistill.evaluation.image_sets import (
     open_npz,
 )
 from ddistill.interop.tensors import file_digest
+from ddistill.runtime.files import expand, write_arrays
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
 
@@ -96,7 +97,7 @@ def open_reference(
         or such that cannot be a mean and a covariance.
       Interrupted: a stop was asked for.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.suffix != ".npz":
         return reference_of_images(open_image_set(path, image_size), extraction, features)
     with open_npz(path) as file:
@@ -155,15 +156,7 @@ def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> 
     }
     if reference.features is not None:
         arrays["features"] = reference.features
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_arrays(path, **arrays)
 
 
 def _statistics(path: Path, file: Any, extraction: Extraction, features: bool) -> ReferenceSet:

@@ -16,6 +16,7 @@ from ddistill.interop.tensors import file_digest, read_tensors
 from ddistill.interop.unet2d import read_options
 from ddistill.interop.unet2d_weights import to_params
 from ddistill.networks.unet import UNet
+from ddistill.runtime.files import expand
 
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
@@ -35,7 +36,7 @@ def read_teacher(folder: Path) -> Imported:
     Raises:
       ConfigError: a file is missing or damaged, or something in it is not supported.
     """
-    folder = folder.expanduser()
+    folder = expand(folder)
     if not folder.is_dir():
         raise ConfigError(
             f"{folder} is not a folder. Put config.json, one of {', '.join(WEIGHTS)} and "

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ddistill.errors import ConfigError
 from ddistill.interop.torch_files import read_torch
+from ddistill.runtime.files import write_bytes
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -41,7 +42,9 @@ def write_tensors(
     """Writes a .safetensors file; `metadata` is text by name."""
     whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     # diffusers and transformers look for the format's name.
-    save_file(whole, path, {"format": "pt", **{k: str(v) for k, v in (metadata or {}).items()}})
+    named = {"format": "pt", **{k: str(v) for k, v in (metadata or {}).items()}}
+    # The library's own way to write a file makes one that other users cannot read.
+    write_bytes(path, save(whole, named))
 
 
 def file_digest(*paths: Path) -> str:

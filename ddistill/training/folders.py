@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ddistill.errors import CheckpointError
+from ddistill.runtime.files import write_json
 from ddistill.settings import to_plain
-from ddistill.training.checkpoints import write_json
 from ddistill.training.hosts import agree, from_first
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter

@@ -14,8 +14,9 @@ from ddistill.data import Dataset
 from ddistill.errors import TrainingError
 from ddistill.networks.weights import Weights
 from ddistill.objectives.process import Pairs
+from ddistill.runtime.files import write_json
 from ddistill.settings import TrainingSettings, to_plain
-from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.feed import Feed, spans
 from ddistill.training.hosts import agree, from_first, is_first, several, wait
 from ddistill.training.interrupt import Interrupted, StopRequest

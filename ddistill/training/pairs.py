@@ -6,10 +6,7 @@ stopped goes on behind the last one.
 """
 
 import hashlib
-import json
-import os
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,9 @@ import numpy as np
 from ddistill.errors import CheckpointError, TrainingError
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.process import Pairs
+from ddistill.runtime.files import read_arrays, read_object_or_none, write_arrays, write_json
 from ddistill.samplers import get_sampler, nfe
 from ddistill.students import in_groups
-from ddistill.training.checkpoints import write_json
 from ddistill.training.hosts import from_first, is_first
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
@@ -179,33 +176,24 @@ def _hash(path: Path) -> str:
 
 
 def _write(path: Path, pairs: Pairs, digest: str, seconds: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        np.savez(file, digest=_seal(path, pairs, digest), **vars(pairs))
-        file.flush()
-        os.fsync(file.fileno())
     # Beside the shard, which is the same file whenever and wherever it is made.
     write_json(path.with_suffix(".json"), {"seconds": seconds})
-    os.replace(temporary, path)
+    write_arrays(path, digest=_seal(path, pairs, digest), **vars(pairs))
 
 
 def _seconds(path: Path) -> float:
     """What making a shard took; 0 where nobody has noted it."""
-    try:
-        return float(json.loads(path.with_suffix(".json").read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
+    noted = (read_object_or_none(path.with_suffix(".json")) or {}).get("seconds")
+    return float(noted) if isinstance(noted, (int, float)) else 0.0
 
 
 def _read(path: Path, digest: str) -> Pairs | None:
     """A shard, or None where it is missing, damaged or of another stage or place."""
-    try:
-        with np.load(path) as file:
-            pairs = Pairs(file["noise"], file["label"], file["image"])
-            return pairs if str(file["digest"]) == _seal(path, pairs, digest) else None
-    except (KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile):
+    found = read_arrays(path, ("noise", "label", "image", "digest"))
+    if found is None:
         return None
+    pairs = Pairs(found["noise"], found["label"], found["image"])
+    return pairs if str(found["digest"]) == _seal(path, pairs, digest) else None
 
 
 def _seal(path: Path, pairs: Pairs, digest: str) -> str:

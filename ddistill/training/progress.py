@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ddistill.runtime.files import DamagedFile, parse_object, write_text
 from ddistill.training.hosts import is_first
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -108,11 +109,8 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self._stage = stage
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        # Beside the old file and then in its place: a full disk or a kill must not lose the rows.
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(self.path)
-        self._file = self.path.open("a")
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a", encoding="utf-8")
         self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -136,15 +134,17 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; a last line cut off by a kill is left out."""
+    """The whole lines of a metrics file; what a kill or a power cut damaged is left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = parse_object(line, path)
+        except DamagedFile:
             continue
+        if isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

@@ -26,6 +26,7 @@ from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, Process, make_objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.partitions import Partition
+from ddistill.runtime.files import read_object_or_none
 from ddistill.schedules import Schedule, make_schedule
 from ddistill.settings import MeshSettings, Settings, StageSettings, to_plain
 from ddistill.training.checks import (
@@ -117,10 +118,11 @@ class StagePlan:
         return self.folder / "complete.json"
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None while the stage is not complete."""
-        if not self.manifest_path.exists():
-            return None
-        return json.loads(self.manifest_path.read_text())
+        """The manifest, or None while the stage is not complete.
+
+        A damaged one is None too: training goes on at the last checkpoint, which writes it anew.
+        """
+        return read_object_or_none(self.manifest_path, ("steps",))
 
     def frozen(self) -> list[int]:
         """The students of a complete stage that diverged; none while it is not complete."""
