@@ -30,6 +30,7 @@ from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
 from ddistill.evaluation.protocol import read_rows
 from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import METHODS
+from ddistill.runtime.ending import one_line
 from ddistill.runtime.files import DamagedFile, read_arrays, read_object, write_bytes, write_text
 
 _FILES = ("config.json", "results.json", "evaluation.json")
@@ -37,6 +38,7 @@ _AGAIN = "Give the run's command again: it keeps what is trained and sampled and
 _PLOT, _SAMPLES = "scores_vs_nfe.png", "samples.png"
 
 
+@one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for runs that cannot be compared."""
     parser = argparse.ArgumentParser(
@@ -147,8 +149,8 @@ def load_images(source: Source) -> np.ndarray:
     found = read_arrays(path, ("images",))
     if found is None:
         raise ConfigError(
-            f"{path} is missing or damaged. Delete evaluation.json of {source.run.folder} and give "
-            "the run's command again: it samples what is missing."
+            f"{path} cannot be read (missing or damaged). Delete evaluation.json of "
+            f"{source.run.folder} and give the run's command again: it samples what is missing."
         )
     return found["images"]
 

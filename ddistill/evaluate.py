@@ -33,6 +33,7 @@ from ddistill.evaluation.reference_sets import (
 )
 from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
+from ddistill.runtime.ending import one_line, tell
 from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
@@ -64,11 +65,16 @@ class Options:
     image_size: int = 0
 
 
+@one_line()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; a message and exit status 1 for what cannot be scored, and after a stop."""
+    """Entry point; a message and exit status 1 for what cannot be scored.
+
+    After a stop the exit status is 130 (SIGINT) or 143 (another signal).
+    """
     given = _parser().parse_args(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = command_string(["evaluate", *arguments], "ddistill.evaluate")
+    stop = StopRequest()
     try:
         options = _options(given)
         check(options)
@@ -76,10 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         detector = inception_detector(
             weights, given.batch, given.feature, logits=_wants_logits(options)
         )
-        with StopRequest() as stop:
+        with stop:
             evaluate(options, detector, Reporter(), stop, command)
     except Interrupted as where:
-        sys.exit(f"Stopped in {where}; features so far are kept. To go on:\n  {command}")
+        by = stop.name or "request"
+        tell(f"Stopped by {by} in {where}; features so far are kept. To go on:\n  {command}")
+        sys.exit(stop.status)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -20,6 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
+from ddistill.runtime.ending import INTERRUPTED, tell
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, with ':smoke' for its quick variant."
@@ -52,9 +53,17 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXI
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs what the flags ask for; every expected error is one line and an exit status."""
+    """Runs what the flags ask for; every expected error is one line and an exit status.
+
+    The exit status of a run that a signal has stopped is 130 (SIGINT) or 143 (another signal).
+    """
+    status = 0
     try:
-        _main(argv)
+        status = _main(argv)
+    except KeyboardInterrupt:  # before the first stage or after the last
+        tell("Stopped by SIGINT; what is on disk is kept.")
+        _leave(INTERRUPTED)
+        status = INTERRUPTED
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -67,9 +76,11 @@ def main(argv: Sequence[str]) -> None:
             _leave(RUN_ERROR, error)
             raise
         _fail(text, RUN_ERROR)
+    if status:
+        sys.exit(status)
 
 
-def _main(argv: Sequence[str]) -> None:
+def _main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise ConfigError(f"Arguments without a flag: {' '.join(argv[1:])}.")
     config = _CONFIG.value
@@ -80,16 +91,16 @@ def _main(argv: Sequence[str]) -> None:
         from ddistill import doctor
 
         print("\n".join(doctor.report(None if config is None else config.data, workdir)))
-        return
+        return 0
     if config is None:
         raise ConfigError("--config=FILE is missing, for example --config=configs/sfddm_digits.py.")
     if _PRINT.value:
         print(json.dumps(_plain(config), indent=2))
-        return
-    run(config, workdir, _cache(workdir), _STAGE.value or "", _command())
+        return 0
+    return run(config, workdir, _cache(workdir), _STAGE.value or "", _command())
 
 
-def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> None:
+def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> int:
     """Runs the stages of a config and then the evaluation.
 
     Args:
@@ -98,6 +109,9 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
       cache: folder of shared stages.
       stage: one stage to run alone, "evaluate", or "" for everything.
       command: the command as the user gave it, for the results.
+
+    Returns:
+      The exit status: 0, or that of a run that a signal has stopped (`StopRequest.status`).
     """
     from ddistill import data
     from ddistill.evaluation.checks import check_real_images
@@ -138,7 +152,8 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     if dataset.skipped:
         reporter.say(f"data: {dataset.skipped} unreadable images were skipped")
     networks = Networks()
-    with StopRequest() as stop:
+    status = 0
+    with StopRequest(speaks=hosts.is_first()) as stop:
         try:
             if stage != "evaluate":
                 run_stages(plans, settings, dataset, reporter, stop, stage, networks)
@@ -148,11 +163,13 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
                 if hosts.is_first():
                     evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
         except Interrupted as where:
+            status = stop.status
             reporter.say(
                 f"Stopped by {stop.name or 'request'} in {where}; everything up to there is saved. "
                 f"To go on, give the same command again:\n  {command}"
             )
         hosts.leave()
+    return status
 
 
 def _prepare_jax(cache: Path) -> None:

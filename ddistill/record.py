@@ -16,9 +16,11 @@ from ddistill.evaluation.plots import score_figure
 from ddistill.evaluation.protocol import Row, read_rows, write_rows
 from ddistill.evaluation.report import slug
 from ddistill.evaluation.summary import experiments, score_plot
+from ddistill.runtime.ending import one_line
 from ddistill.runtime.files import read_text, write_bytes, write_text
 
 
+@one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for files that cannot be used."""
     parser = argparse.ArgumentParser(

@@ -123,7 +123,7 @@ def test_a_damaged_object_is_named_or_counts_as_missing(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(files.DamagedFile) as caught:
         files.read_object(path)
-    assert str(caught.value).startswith(f"{path} is damaged: ")
+    assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     assert files.read_object_or_none(path) is None
 

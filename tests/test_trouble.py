@@ -35,7 +35,7 @@ def launch(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
     """Runs settings as the command line would; returns exit status, stdout and stderr."""
 
     def start(argv):
-        main.run(to_config(wanted), workdir, workdir.parent / "shared", "", "the command")
+        return main.run(to_config(wanted), workdir, workdir.parent / "shared", "", "the command")
 
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:

@@ -24,11 +24,13 @@ from ddistill.data.tfds_files import (
     find,
 )
 from ddistill.errors import DataError
+from ddistill.runtime.ending import one_line
 from ddistill.runtime.files import write_json
 
 EXTRA = ("tensorflow", "importlib_resources")
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepares the set named on the command line; returns the exit status."""
     parser = argparse.ArgumentParser(

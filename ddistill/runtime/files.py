@@ -127,20 +127,21 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DamagedFile(f"{path} is damaged: it is not UTF-8 at byte {error.start}") from None
+        where = f"byte {error.start} is not UTF-8"
+        raise DamagedFile(f"{path}: not valid JSON or text: {where}") from None
 
 
 def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
     """The JSON object that `text`, the content of `path`, holds; raises `DamagedFile`."""
     if not text.strip("\0 \t\r\n"):
-        raise DamagedFile(f"{path} is damaged: it is empty")
+        raise DamagedFile(f"{path}: not valid JSON: the file is empty")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path} is damaged: it is no JSON ({error})") from None
+        raise DamagedFile(f"{path}: not valid JSON: {error}") from None
     if not isinstance(found, dict):
-        kind = "null" if found is None else f"a {type(found).__name__}"
-        raise DamagedFile(f"{path} is damaged: it holds {kind} where an object should be")
+        kind = "null" if found is None else type(found).__name__
+        raise DamagedFile(f"{path}: expected an object, got {kind}")
     return found
 
 
@@ -158,7 +159,7 @@ def read_object(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, 
     found = parse_object(read_text(path), path)
     for key in keys:
         if key not in found:
-            raise DamagedFile(f"{path} is damaged: key '{key}' is missing")
+            raise DamagedFile(f"{path}: key '{key}' is missing")
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,18 @@ class Clock:
     wait: float = 0.0
 
 
+class _Console(Console):
+    """A console that falls silent when its reader ends, as `tee` does at a Ctrl-C.
+
+    rich ends the program there, in the middle of a step and without a checkpoint.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Writes nothing from now on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Reporter:
     """Console output of a run: one bar on a terminal, a line now and then elsewhere.
 
@@ -38,7 +51,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(soft_wrap=True, highlight=False, quiet=not is_first())
+        self.console = console or _Console(soft_wrap=True, highlight=False, quiet=not is_first())
         self._progress: Progress | None = None
         self._task: Any = None
         self._last_line = 0.0
