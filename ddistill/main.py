@@ -149,8 +149,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> in
         hosts.from_first(lambda: write_noted(workdir / SOURCES, noted))
     hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
-    if dataset.skipped:
-        reporter.say(f"data: {dataset.skipped} unreadable images were skipped")
+    reporter.say("\n".join(data.summary(dataset)))
     networks = Networks()
     status = 0
     with StopRequest(speaks=hosts.is_first()) as stop:

@@ -1,10 +1,14 @@
 """How images are decoded: formats, colours, orientation, size."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from pictures import load, only, picture, save
 from PIL import Image
 
+from ddistill.data.decode import ImageSpec, decode
 from ddistill.errors import DataError
 
 GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16)
@@ -116,8 +120,13 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    save(tmp_path / "x" / "a.png", np.ascontiguousarray(stored), exif=exif)
-    np.testing.assert_array_equal(only(tmp_path / "x"), seen)
+    for name in ("png", "tif", "grey"):
+        pixels = np.ascontiguousarray(stored[..., 0] if name == "grey" else stored)
+        path = tmp_path / name / f"a.{'png' if name == 'png' else 'tif'}"
+        save(path, pixels, exif=exif)
+        expected = seen[..., :1] if name == "grey" else seen
+        channels = expected.shape[-1]
+        np.testing.assert_array_equal(only(path.parent, channels=channels), expected)
 
 
 def test_a_damaged_exif_block_is_passed_over(tmp_path):
@@ -155,4 +164,110 @@ def test_large_jpegs_are_reduced_to_nearly_the_same_as_large_pngs(tmp_path):
     assert np.abs(jpg - png).max() < 4
 
 
-# Splits.
+# Files that Pillow does not write, or reads without all that they say.
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    sealed = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + sealed
+
+
+def png(depth: int, colours: int, row: bytes, width: int, transparent: bytes) -> bytes:
+    """A PNG of one row, with a transparent colour; `colours` 0 is grey, 2 RGB, 3 a palette."""
+    header = struct.pack(">IIBBBBB", width, 1, depth, colours, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes([0, 0, 0, 10, 20, 30, 0, 0, 0])) if colours == 3 else b""
+    body = chunk(b"IHDR", header) + palette + chunk(b"tRNS", transparent)
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + body + pixels + chunk(b"IEND", b"")
+
+
+GREY = {
+    "1 bit, black": (1, bytes([0b01000000]), 2, 0, [255, 255]),
+    "1 bit, white": (1, bytes([0b10100000]), 3, 1, [255, 0, 255]),
+    "2 bits": (2, bytes([0b00011011]), 4, 1, [0, 255, 170, 255]),
+    "4 bits": (4, bytes([0x0F, 0x37]), 4, 3, [0, 255, 255, 119]),
+    "4 bits, what is above them does not count": (4, bytes([0x37]), 2, 0x153, [255, 119]),
+    "8 bits": (8, bytes([0, 3, 7]), 3, 3, [0, 255, 7]),
+    "16 bits, black": (16, struct.pack(">2H", 0, 40000), 2, 0, [255, 156]),
+    "16 bits, equal high bytes": (
+        16,
+        struct.pack(">3H", 512, 513, 514),
+        3,
+        513,
+        [2, 255, 2],
+    ),
+}
+
+
+@pytest.mark.parametrize("depth, row, width, colour, expected", GREY.values(), ids=GREY)
+def test_the_transparent_grey_of_a_png_is_white(depth, row, width, colour, expected):
+    content = png(depth, 0, row, width, struct.pack(">H", colour))
+    assert decode(content, ImageSpec(0, 1))[0, :, 0].tolist() == expected
+    assert decode(content, ImageSpec(0, 3))[0].tolist() == [[x] * 3 for x in expected]
+
+
+def test_the_transparent_colour_of_an_rgb_png_is_white(tmp_path):
+    white = [255, 255, 255]
+    eight = png(8, 2, bytes([0, 2, 3, 1, 2, 3]), 2, struct.pack(">3H", 1, 2, 3))
+    assert decode(eight, ImageSpec(0, 3))[0].tolist() == [[0, 2, 3], white]
+    values = struct.pack(">9H", 256, 512, 768, 256, 512, 769, 300, 512, 769)
+    sixteen = png(16, 2, values, 3, struct.pack(">3H", 256, 512, 769))
+    (tmp_path / "a.png").write_bytes(sixteen)
+    for source in (sixteen, tmp_path / "a.png"):
+        assert decode(source, ImageSpec(0, 3))[0].tolist() == [[1, 2, 3], white, [1, 2, 3]]
+    assert decode(sixteen, ImageSpec(0, 1))[0, :, 0].tolist() == [2, 255, 2]
+
+
+def test_each_colour_of_a_palette_has_its_own_transparency():
+    content = png(2, 3, bytes([0b00011000]), 3, bytes([255, 0, 128]))
+    expected = [[0] * 3, [255] * 3, [127] * 3]
+    assert decode(content, ImageSpec(0, 3))[0].tolist() == expected
+
+
+def test_sixteen_bits_with_alpha_are_laid_over_white(tmp_path):
+    row = struct.pack(">4H", 40000, 65535, 0, 0)
+    content = png(16, 4, row, 2, b"")
+    assert decode(content, ImageSpec(0, 1))[0, :, 0].tolist() == [156, 255]
+
+
+def tiff(bits: int, photometric: int, row: bytes, width: int, sample: int, order: str) -> bytes:
+    """An uncompressed grey TIFF of one row."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 277: 1, 278: 1, 339: sample}
+    tags = dict(sorted({**tags, 273: 8, 279: len(row)}.items()))
+    entries = [struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()]
+    count = struct.pack(f"{order}H", len(tags))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(row))
+    return head + row + count + b"".join(entries) + bytes(4)
+
+
+TIFFS = {
+    "16 bits": ((16, 1, struct.pack("<2H", 0, 40000), 2, 1, "<"), [0, 156]),
+    "16 bits, big-endian": ((16, 1, struct.pack(">2H", 0, 40000), 2, 1, ">"), [0, 156]),
+    "16 bits, 0 is white": ((16, 0, struct.pack("<2H", 0, 40000), 2, 1, "<"), [255, 99]),
+    "12 bits": ((12, 1, bytes([0xFF, 0xF8, 0x00]), 2, 1, "<"), [255, 128]),
+    "8 bits, 0 is white": ((8, 0, bytes([0, 200]), 2, 1, "<"), [255, 55]),
+}
+
+
+@pytest.mark.parametrize("parts, expected", TIFFS.values(), ids=TIFFS)
+def test_what_a_tiff_says_of_its_values_is_kept(parts, expected):
+    assert decode(tiff(*parts), ImageSpec(0, 1))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "bits, row, sample, word",
+    [
+        (16, struct.pack("<2h", 0, 200), 2, "signed"),
+        (8, bytes([0, 200]), 2, "signed"),
+        (32, struct.pack("<2I", 0, 200), 1, "32-bit integer"),
+    ],
+)
+def test_values_without_a_fixed_range_are_refused_whatever_they_are(bits, row, sample, word):
+    with pytest.raises(ValueError, match=f"{word} values have no fixed range"):
+        decode(tiff(bits, 1, row, 2, sample, "<"), ImageSpec(0, 1))
+
+
+@pytest.mark.parametrize("most, values", [(1023, ">2H"), (100, ">2B")])
+def test_the_maximum_of_a_pgm_is_white(most, values):
+    content = f"P5 2 1 {most}\n".encode() + struct.pack(values, 0, most)
+    assert decode(content, ImageSpec(0, 1))[0, :, 0].tolist() == [0, 255]

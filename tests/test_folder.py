@@ -102,13 +102,6 @@ def test_splits_without_classes(tmp_path):
     np.testing.assert_array_equal(test.images[0], picture(1))
 
 
-def test_train_beside_other_folders_is_a_class(tmp_path):
-    """CIFAR-100 has a class called "train"."""
-    for name in ("bus", "train"):
-        save(tmp_path / "set" / name / "0.png", picture(0))
-    assert load(tmp_path / "set").class_names == ("bus", "train")
-
-
 def test_a_class_that_is_only_in_the_test_folder_is_named(tmp_path):
     save(tmp_path / "set" / "train" / "a" / "0.png", picture(0))
     save(tmp_path / "set" / "test" / "b" / "0.png", picture(0))
@@ -340,18 +333,16 @@ def test_a_file_that_breaks_later_is_named(two_classes):
 # Mirroring, settings, description.
 
 
-@pytest.mark.parametrize(
-    "name, flip, expected",
-    [
-        ("pets", None, True),
-        ("my_mnist", None, False),
-        ("svhn", None, False),
-        ("pets", False, False),
-    ],
-)
-def test_natural_images_are_mirrored_and_characters_not(tmp_path, name, flip, expected):
-    save(tmp_path / name / "a.png", picture(0))
-    assert load(tmp_path / name, flip=flip).hflip is expected
+@pytest.mark.parametrize("flip, expected", [(None, False), (True, True), (False, False)])
+def test_folders_are_mirrored_where_the_config_says_so_whatever_they_are_called(
+    tmp_path, flip, expected
+):
+    for name in ("pets", "mnist/train", "cifar10"):
+        save(tmp_path / name / "a.png", picture(0))
+        dataset = load(tmp_path / name, flip=flip)
+        assert dataset.hflip is expected
+        assert dataset.identity["flip"] is expected
+        assert "data.flip=True" in dataset.reading.flip or flip is False
 
 
 def test_two_channels_are_refused(two_classes):

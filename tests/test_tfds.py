@@ -184,6 +184,59 @@ def test_a_set_without_test_split_is_split_by_index(tmp_path):
         load(tmp_path, "test", test_fraction=0.0)
 
 
+def test_a_split_by_index_leaves_every_class_a_training_image(tmp_path):
+    sparse = {"image": image_feature(), "label": tfds.features.ClassLabel(num_classes=9)}
+    example = lambda self, n: {"image": encoded(n), "label": n % 9}  # noqa: E731
+    make(tmp_path, features=sparse, example=example, SPLITS={"train": range(10)})
+    train, test = (load(tmp_path, s, test_fraction=0.8) for s in ("train", "test"))
+    assert set(train.labels.tolist()) == set(range(9))
+    assert sorted(numbers(train) + numbers(test)) == list(range(10))
+    settings = {"name": "tfds", "path": "tiny", "data_dir": str(tmp_path), "test_fraction": 0.8}
+    assert [data.count(settings, s) for s in ("train", "test")] == [len(train), len(test)]
+    assert f"{len(train)} training images, {len(test)} test images" in train.reading.split
+
+
+def test_splits_are_known_by_the_names_of_imagefolder(tmp_path):
+    parts = {"Training": range(4), "dev": range(20, 22), "eval": range(10, 13), "more": range(1)}
+    make(tmp_path, SPLITS=parts)
+    train, test = (load(tmp_path, s) for s in ("train", "test"))
+    assert sorted(numbers(train)) == [0, 1, 2, 3]
+    assert sorted(numbers(test)) == [10, 11, 12]
+    assert "not used: dev, more" in train.reading.split
+
+
+def changed(version):
+    """Turns the labels of a set by one in its shards, of which nothing else changes."""
+    from array_record.python import array_record_module
+
+    for shard in version.glob("*.array_record-*"):
+        reader = array_record_module.ArrayRecordReader(str(shard))
+        records = reader.read_all()
+        reader.close()
+        writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
+        for record in [*records[1:], records[0]]:
+            writer.write(record)
+        writer.close()
+
+
+@pytest.mark.parametrize("limit", [2048, 0], ids=["memory", "lazy"])
+def test_the_identity_is_the_content_and_not_what_the_metadata_say(
+    root, tmp_path, limit, monkeypatch
+):
+    monkeypatch.setattr(tfds_module, "WORTH_REMEMBERING", 1)
+    shutil.copytree(root / "tiny", tmp_path / "tiny")
+    first = load(root).identity
+    for same in ({}, {"workers": 1}, {"test_fraction": 0.5}, {"image_key": "image"}):
+        assert load(tmp_path, in_memory_limit_mb=limit, **same).identity == first
+    for other in ({"flip": True}, {"channels": 1}, {"image_size": 4}, {"label_key": "none"}):
+        assert load(tmp_path, in_memory_limit_mb=limit, **other).identity != first
+    assert load(tmp_path, "test", in_memory_limit_mb=limit).identity != first
+    changed(tmp_path / "tiny" / "1.2.0")
+    after = load(tmp_path, in_memory_limit_mb=limit)
+    assert numbers(after) != numbers(load(root))
+    assert after.identity != first
+
+
 def test_validation_stands_for_test(tmp_path):
     make(tmp_path, SPLITS={"train": range(4), "validation": range(10, 13)})
     assert sorted(numbers(load(tmp_path, "test"))) == [10, 11, 12]
@@ -213,9 +266,13 @@ def test_grey_sets_stay_grey_unless_asked(tmp_path):
     assert (colour.image_shape, colour.hflip) == ((4, 4, 3), True)
 
 
-def test_natural_images_are_mirrored_by_default(root):
-    assert load(root).hflip
-    assert not load(root, flip=False).hflip
+def test_sets_are_mirrored_as_their_recipes_say(root, tmp_path):
+    assert (load(root).hflip, load(root, flip=True).hflip) == (False, True)
+    make(tmp_path, name="cifar10", SPLITS={"train": range(4), "test": range(2)})
+    known = load(tmp_path, path="cifar10")
+    assert known.hflip
+    assert "DDPM" in known.reading.flip
+    assert not load(tmp_path, path="cifar10", flip=False).hflip
 
 
 def test_images_of_unlike_sizes_need_a_size(tmp_path):

@@ -14,6 +14,7 @@ from ddistill.data.batches import batch_indices, read_ahead
 from ddistill.data.dataset import SPLITS, Dataset
 from ddistill.data.digits import DigitsSettings, count_digits, describe_digits, load_digits
 from ddistill.data.folder import FolderSettings, count_folder, describe_folder, load_folder
+from ddistill.data.summary import summary
 from ddistill.data.tfds import TfdsSettings, count_tfds, describe_tfds, load_tfds
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.settings import parse, to_plain
@@ -28,6 +29,7 @@ __all__ = [
     "random_flip",
     "read_ahead",
     "setting_types",
+    "summary",
     "to_unit",
 ]
 

@@ -1,7 +1,8 @@
 """What every data source gives: images, labels and where they came from."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,23 @@ class ImageStore(Protocol):
     def __getitem__(self, indices: np.ndarray) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a source was read, in words; see `ddistill.data.summary`.
+
+    Attributes:
+      source: what was opened.
+      split: which images are for training and which for testing.
+      flip: why images are mirrored, or not.
+      left_out: what lies there and is not read.
+    """
+
+    source: str = ""
+    split: str = ""
+    flip: str = ""
+    left_out: tuple[str, ...] = ()
+
+
 # Compared by identity: two arrays have no single truth value.
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -32,8 +50,12 @@ class Dataset:
       num_classes: at least 1.
       class_names: one name a class.
       hflip: whether training mirrors images at random.
-      provenance: one line on the source, its split and its hash; part of what identifies a run.
+      provenance: one line on the source, its split and its hash, for reports.
       skipped: unreadable images that were left out.
+      identity: everything about the split that training on it depends on, and nothing else: hashes
+        of pixels and labels in their order, shape, number of classes, mirroring. Two sets with
+        equal ones are the same to a stage, wherever they lie and however they are read.
+      reading: how the source was read.
     """
 
     name: str
@@ -44,6 +66,8 @@ class Dataset:
     hflip: bool = False
     provenance: str = ""
     skipped: int = 0
+    identity: Mapping[str, str | int | bool] = field(default_factory=dict)
+    reading: Reading = Reading()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -73,6 +97,7 @@ class Dataset:
             "class_names": list(self.class_names),
             "hflip": self.hflip,
             "provenance": self.provenance,
+            "identity": dict(self.identity),
         }
 
 
@@ -87,4 +112,27 @@ def from_facts(facts: Mapping[str, Any]) -> Dataset:
         class_names=tuple(facts["class_names"]),
         hflip=facts["hflip"],
         provenance=facts["provenance"],
+        identity=facts.get("identity", {}),
     )
+
+
+def identify(
+    pixels: str, labels: np.ndarray, shape: Sequence[int], classes: int, flip: bool
+) -> dict[str, str | int | bool]:
+    """`Dataset.identity`.
+
+    Args:
+      pixels: hash of the images in their order, and whatever else decides their pixels.
+      labels: int [N].
+      shape: (H, W, C).
+      classes: number of classes.
+      flip: whether training mirrors.
+    """
+    return {
+        "pixels": pixels,
+        "labels": hashlib.sha256(np.asarray(labels, "<i4").tobytes()).hexdigest(),
+        "images": len(labels),
+        "image_shape": "x".join(str(n) for n in shape),
+        "classes": classes,
+        "flip": flip,
+    }

@@ -3,11 +3,17 @@
 import io
 import os
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ddistill.data.samples import (
+    check_range,
+    from_sixteen_bits,
+    is_colour,
+    transparent_colour,
+)
 from ddistill.errors import ConfigError
 
 # What a folder is searched for. Pillow reads more, but not all of that is pictures.
@@ -15,6 +21,8 @@ EXTENSIONS = (
     *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
+# Of `decode`: goes up when it gives other pixels. Part of what identifies a TFDS set.
+DECODING = 2
 ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
@@ -64,20 +72,23 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
       spec: the shape wanted.
 
     Raises:
-      ValueError: it is broken, no image, or one without a fixed range of values (32-bit TIFF).
+      ValueError: it is broken, no image, or one without a fixed range of values (32-bit or signed
+        TIFF).
     """
-    opened: IO[bytes] | str | os.PathLike = (
-        io.BytesIO(source) if isinstance(source, bytes) else source
-    )
     try:
-        with Image.open(opened) as image:
+        # From memory: Pillow maps some uncompressed files and then turns TIFFs wrongly.
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             if spec.size:
                 # Lets the JPEG decoder halve large photographs, down to twice the side wanted.
                 image.draft(None, (2 * spec.size, 2 * spec.size))
+            stored = str(image.tile[0].args) if image.tile else ""
             # Every pixel is read before the orientation is: PNG keeps its EXIF block at the end.
             image.load()
-            upright = _upright(image)
-            converted = _convert(upright, spec.channels)
+            colour = transparent_colour(image)
+            low = _low_bytes(content) if colour is not None and stored == "RGB;16B" else None
+            transparent = None if colour is None else is_colour(image, stored, colour, low)
+            converted = _turned(_convert(image, spec.channels, transparent), _orientation(image))
     # Pillow's decoders raise whatever the damage leads to: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(_reason(error)) from error
@@ -85,6 +96,15 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
         converted = _square(converted, spec.size)
     pixels = np.asarray(converted)
     return pixels[..., None] if spec.channels == 1 else pixels
+
+
+def _low_bytes(content: bytes) -> np.ndarray:
+    """The low bytes [H, W, 3] of an RGB PNG of 16 bits; Pillow's own mode keeps the high ones."""
+    with Image.open(io.BytesIO(content)) as image:
+        # Read as if they were little-endian, the second byte of each value is the high one.
+        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile[:1]]
+        image.load()
+        return np.asarray(image)
 
 
 def _reason(error: Exception) -> str:
@@ -95,24 +115,30 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turns the image as its EXIF orientation says; a damaged EXIF block is no reason to fail."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; a damaged EXIF block is no reason to fail."""
     try:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+        found = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:
-        return image
-    turns = _TURNS.get(orientation, ()) if isinstance(orientation, int) else ()
-    for turn in turns:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Turns the image as its EXIF orientation says."""
+    for turn in _TURNS.get(orientation, ()):
         image = image.transpose(turn)
     return image
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """To "L" or "RGB" with 8 bits."""
+def _convert(image: Image.Image, channels: int, transparent: np.ndarray | None) -> Image.Image:
+    """To "L" or "RGB" with 8 bits, pixels that are `transparent` [H, W] in white."""
+    if transparent is not None:
+        image.info.pop("transparency")
     if image.mode.startswith("I"):
-        image = _from_sixteen_bits(image)
-    elif image.mode == "F":
-        raise ValueError("32-bit float values have no fixed range; convert it to 8 or 16 bits")
+        image = from_sixteen_bits(image)
+    else:
+        check_range(image)
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -120,15 +146,12 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "P":
         # A palette entry is a colour; converting straight to grey would take it for a grey level.
         image = image.convert("RGB")
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise ValueError("32-bit integer values have no fixed range; convert it to 8 or 16 bits")
-    # 65535 = 255 * 257, so white stays white; half is added to round.
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    converted = image.convert("L" if channels == 1 else "RGB")
+    if transparent is None:
+        return converted
+    pixels = np.array(converted)
+    pixels[transparent] = 255
+    return Image.fromarray(pixels)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

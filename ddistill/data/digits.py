@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ddistill.data.dataset import Dataset
-from ddistill.data.flip import wants_flip
+from ddistill.data.dataset import Dataset, Reading, identify
+from ddistill.data.flip import decide_flip
 
 COUNT = 1797
 TEST_EVERY = 5
@@ -36,16 +36,25 @@ def load_digits(settings: DigitsSettings, split: str) -> Dataset:
     chosen = train if split == "train" else test
     images = levels[chosen].astype(np.float32)[..., None] / 8 - 1
     digest = hashlib.sha256(np.concatenate([levels[train], levels[test]]).tobytes()).hexdigest()
+    flip = decide_flip(settings.flip)
+    pixels = hashlib.sha256(images.astype("<f4").tobytes()).hexdigest()
     return Dataset(
         name="digits",
         images=images,
         labels=labels[chosen],
         num_classes=10,
         class_names=tuple("0123456789"),
-        hflip=wants_flip(settings.flip, "digits"),
+        hflip=flip.on,
         provenance=(
             f"scikit-learn digits 8x8, {split} split, {len(chosen)} of {len(labels)} images, "
             f"split sha256 {digest[:16]}"
+        ),
+        identity=identify(pixels, labels[chosen], images.shape[1:], 10, flip.on),
+        reading=Reading(
+            source="scikit-learn's digits",
+            split=f"every fifth scan of a class for testing: {len(train)} training images, "
+            f"{len(test)} test images",
+            flip=flip.why,
         ),
     )
 

@@ -1,25 +1,47 @@
-"""Whether mirrored images are still images of the set."""
+"""Whether training mirrors images: a setting, or the published recipe of a data set."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddistill.errors import ConfigError
 
-# Characters, digits and signs change their meaning in a mirror.
-_HANDED = ("mnist", "svhn", "omniglot", "digit", "letter", "character", "text", "traffic_sign")
+_DDPM = "the recipe of DDPM, arXiv 2006.11239, mirrors it"
+_ADM = "the recipe of ADM, arXiv 2105.05233, mirrors it"
+# By the name of a TFDS set. Whatever is not listed is not mirrored: letters, charts, scans and
+# instruments mean something else in a mirror, and no name tells all of them.
+RECIPES = {
+    "cifar10": _DDPM,
+    "celeb_a": _DDPM,
+    "celeb_a_hq": _DDPM,
+    "imagenet2012": _ADM,
+    "imagenet_resized": _ADM,
+    "downsampled_imagenet": _ADM,
+}
 
 
-def wants_flip(flip: Any, name: str) -> bool:
-    """Returns `flip` where it is set, else whether a set of this name can be mirrored.
+class Mirroring(NamedTuple):
+    """Whether images are mirrored at random while training, and why."""
+
+    on: bool
+    why: str
+
+
+def decide_flip(flip: Any, recipe: str = "") -> Mirroring:
+    """Returns `flip` where it is set, else whether the data set's own recipe mirrors.
 
     Args:
       flip: True, False, or None for the default of the set.
-      name: name of the set or of its folder.
+      recipe: why the set is mirrored by default; "" if it is not.
+
+    Raises:
+      ConfigError: `flip` is something else.
     """
     if flip is None:
-        return not any(word in name.lower() for word in _HANDED)
+        if recipe:
+            return Mirroring(True, f"{recipe}; data.flip=False switches it off")
+        return Mirroring(False, "the default; data.flip=True mirrors at random")
     if not isinstance(flip, bool):
         raise ConfigError(
             f"data.flip={flip!r} is not known. Allowed: True, False, or None for the default of "
             "the data set."
         )
-    return flip
+    return Mirroring(flip, f"data.flip={flip}")

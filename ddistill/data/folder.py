@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import __version__ as PILLOW
 
-from ddistill.data.dataset import Dataset
+from ddistill.data.dataset import Dataset, Reading, identify
 from ddistill.data.decode import ImageSpec, decode
-from ddistill.data.flip import wants_flip
+from ddistill.data.flip import decide_flip
 from ddistill.data.images import Source, open_images
-from ddistill.data.listing import Listing, check_fraction, digest, list_split, scan
+from ddistill.data.layout import READINGS
+from ddistill.data.listing import Listing, check_fraction, list_split
 from ddistill.data.memo import Memo
+from ddistill.data.names import TRAIN
+from ddistill.data.scan import Scan, digest, scan
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.runtime.files import expand
 
@@ -27,8 +31,12 @@ class FolderSettings:
       image_size: side of the centre square in pixels; 0 = the images' own size, if they share one.
       channels: 1 (grey) or 3 (RGB).
       on_bad_image: "error" names the first image that cannot be read; "skip" leaves all such out.
-      flip: mirror at random while training; None = yes, unless the folder's name says digits.
-      test_fraction: share of images for testing where there are no `train` and `test` folders.
+      flip: mirror at random while training; None = no.
+      splits: what sub-folders are. "folders": those with the names of splits (train, training;
+        test, testing, eval, evaluation; validation, valid, val, dev; in any case) are the splits,
+        and others are left out. "none": every sub-folder is a class. "auto": the one of the two
+        that it must be; where it may be both, that is an error.
+      test_fraction: share of images for testing where no sub-folder is for testing.
       in_memory_limit_mb: larger sets (MiB as uint8) are decoded when batches are made.
       workers: threads that decode; 0 = cores + 2.
     """
@@ -39,6 +47,7 @@ class FolderSettings:
     channels: int = 3
     on_bad_image: str = "error"
     flip: Any = None
+    splits: str = "auto"
     test_fraction: float = 0.1
     in_memory_limit_mb: float = 2048.0
     workers: int = 0
@@ -51,12 +60,12 @@ def load_folder(settings: FolderSettings, split: str) -> Dataset:
       ConfigError: a setting that cannot be.
       DataError: see `ddistill.data.listing.list_split` and `ddistill.data.images.open_images`.
     """
-    root = _root(settings)
-    spec = ImageSpec(settings.image_size, settings.channels)
-    check_choice("data.on_bad_image", settings.on_bad_image, ("error", "skip"))
-    check_fraction(settings.test_fraction)
-    listing = list_split(root, scan(root), split, settings.test_fraction)
-    key = f"{listing.root.resolve()} {split} {spec} {digest(listing.files, times=True)}"
+    root, spec = _checked_root(settings), ImageSpec(settings.image_size, settings.channels)
+    flip = decide_flip(settings.flip)
+    found = scan(root)
+    listing = _list(settings, root, found, split)
+    # Another release of Pillow may decode otherwise.
+    key = f"{listing.root.resolve()} {split} {spec} {digest(listing.files, times=True)} {PILLOW}"
     opened = open_images(
         _source(listing, spec),
         limit_mb=settings.in_memory_limit_mb,
@@ -65,19 +74,26 @@ def load_folder(settings: FolderSettings, split: str) -> Dataset:
         memo=Memo(key),
     )
     labels = np.asarray(listing.labels(), np.int32)[opened.kept]
-    name = root.resolve().name
+    if split == TRAIN:
+        _check_every_class(listing, labels)
+    shape, classes = opened.images.shape[1:], listing.classes
+    identity = identify(opened.digest, labels, shape, len(classes), flip.on)
+    bad = (f"{opened.skipped} {split} images that cannot be read",) if opened.skipped else ()
     return Dataset(
-        name=name,
+        name=root.resolve().name,
         images=opened.images,
         labels=labels,
-        num_classes=len(listing.classes),
-        class_names=listing.classes,
-        hflip=wants_flip(settings.flip, name),
+        num_classes=len(classes),
+        class_names=classes,
+        hflip=flip.on,
         provenance=(
-            f"folder {name}, {split} split, {len(labels)} images ({opened.skipped} skipped), "
-            f"{spec}, sha256 of paths and sizes {digest(listing.files)[:16]}"
+            f"folder of images, {split} split, {len(labels)} images ({opened.skipped} skipped), "
+            f"{spec}, sha256 of pixels {opened.digest[:16]}, of labels "
+            f"{str(identity['labels'])[:16]}, of paths and sizes {digest(listing.files)[:16]}"
         ),
         skipped=opened.skipped,
+        identity=identity,
+        reading=Reading(f"folder {root}", listing.how, flip.why, (*bad, *found.left_out())),
     )
 
 
@@ -87,27 +103,47 @@ def count_folder(settings: FolderSettings, split: str) -> int:
     Raises:
       DataError: see `ddistill.data.listing.list_split`.
     """
-    root = _root(settings)
-    check_fraction(settings.test_fraction)
-    return len(list_split(root, scan(root), split, settings.test_fraction).files)
+    root = _checked_root(settings)
+    return len(_list(settings, root, scan(root), split).files)
 
 
 def describe_folder(settings: FolderSettings) -> str:
     """One line: how many images of how many classes are there, without decoding them."""
-    root = _root(settings)
+    root = _checked_root(settings)
     found = scan(root)
-    train = list_split(root, found, "train", settings.test_fraction)
+    train = _list(settings, root, found, TRAIN)
     try:
-        test = len(list_split(root, found, "test", settings.test_fraction).files)
-    except DataError:
-        test = 0
+        test = f"{len(_list(settings, root, found, 'test').files)} test images"
+    except DataError as error:
+        test = f"0 test images ({error})" if settings.test_fraction else "0 test images"
+    left_out = "; ".join(found.left_out())
     return (
-        f"folder {root}: {len(train.files)} training and {test} test images, "
-        f"{len(train.classes)} classes"
+        f"folder {root}: {len(train.files)} training and {test}, {len(train.classes)} classes"
+        f"{f', not read: {left_out}' if left_out else ''}"
     )
 
 
-def _root(settings: FolderSettings) -> Path:
+def _list(settings: FolderSettings, root: Path, found: Scan, split: str) -> Listing:
+    return list_split(root, found.files, split, settings.test_fraction, settings.splits)
+
+
+def _check_every_class(listing: Listing, labels: np.ndarray) -> None:
+    """Raises `DataError` where no training image of a class can be read."""
+    missing = sorted(set(range(len(listing.classes))) - set(labels.tolist()))
+    if missing:
+        name = listing.classes[missing[0]]
+        raise DataError(
+            f"No training image of the class '{name}' in {listing.root} can be read, and "
+            f"{len(missing)} of {len(listing.classes)} classes are left without any. Repair the "
+            "images or remove their folders."
+        )
+
+
+def _checked_root(settings: FolderSettings) -> Path:
+    """The folder, after a look at the settings that need no look at it."""
+    check_choice("data.on_bad_image", settings.on_bad_image, ("error", "skip"))
+    check_choice("data.splits", settings.splits, READINGS)
+    check_fraction(settings.test_fraction)
     if not settings.path:
         raise ConfigError("data.path is missing: set --config.data.path=FOLDER_OF_IMAGES.")
     return expand(settings.path)

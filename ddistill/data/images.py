@@ -1,5 +1,6 @@
 """Many images, decoded by threads: kept in memory when they are few, else read when asked for."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,12 +39,28 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """Numbers of the images that cannot be read, and `Opened.digest` of the others."""
+
+    bad: list[int]
+    digest: str
+
+
+@dataclass(frozen=True)
 class Opened:
-    """`images` [len(kept), H, W, C], the numbers `kept` in the source, and how many are bad."""
+    """Images that are ready to be used.
+
+    Attributes:
+      images: [len(kept), H, W, C].
+      kept: their numbers in the source.
+      skipped: how many of the source cannot be read.
+      digest: SHA-256 of the pixels in their order; "" where they have not all been looked at.
+    """
 
     images: "np.ndarray | LazyImages"
     kept: np.ndarray
     skipped: int
+    digest: str = ""
 
 
 class LazyImages:
@@ -97,7 +114,8 @@ def open_images(
       skip: leave out images that cannot be read, instead of failing.
       workers: threads; 0 takes two more than there are cores.
       memo: where the outcome of checking a lazy set is remembered.
-      check: whether a lazy set is decoded once to find its bad images before it is used.
+      check: whether a lazy set is decoded once to find its bad images and its digest before it is
+        used.
 
     Raises:
       DataError: an image cannot be read (unless `skip`), none can, or shapes differ.
@@ -107,10 +125,9 @@ def open_images(
     source = Source(source.read, source.count, source.name, shape, source.title)
     if source.count * int(np.prod(shape)) <= limit_mb * 2**20:
         return _read_all(source, skip, workers)
-    bad = find_bad(source, skip, workers, memo) if check else []
-    kept = np.setdiff1d(np.arange(source.count), np.asarray(bad, np.int64))
-    _check_some_left(source, len(kept))
-    return Opened(LazyImages(source, kept, workers), kept, len(bad))
+    found = look_at_all(source, skip, workers, memo) if check else Checked([], "")
+    kept = _others(source, found.bad)
+    return Opened(LazyImages(source, kept, workers), kept, len(found.bad), found.digest)
 
 
 def read_checked(source: Source, number: int) -> np.ndarray:
@@ -128,25 +145,42 @@ class ShapeError(DataError):
     """Images of unlike sizes: a matter of settings and so never skipped."""
 
 
-def find_bad(source: Source, skip: bool, workers: int, memo: Memo | None) -> list[int]:
-    """Numbers of the images that cannot be read, from `memo` where it has them.
+def look_at_all(source: Source, skip: bool, workers: int, memo: Memo | None) -> Checked:
+    """Finds the images that cannot be read and the digest of the others, or takes both from `memo`.
 
     Training on a lazy set would otherwise meet its first broken file hours later, and leaving the
     file out then would make it another data set.
     """
     known = memo.recall() if memo else None
-    if known is not None and (skip or not known):
-        return known
+    if known is not None and {"bad", "digest"} <= known.keys() and (skip or not known["bad"]):
+        return Checked(known["bad"], known["digest"])
     if source.count >= WORTH_SAYING:
         logging.warning("Checking %d images of %s once.", source.count, source.title)
+    digests = _Digests(source.count)
 
     def check(numbers: Sequence[int]) -> list[int]:
-        return [n for n in numbers if _is_bad(source, n, skip)]
+        return [n for n in numbers if not _read(source, n, skip, digests)]
 
     bad = [n for found in _map_chunks(check, source.count, workers) for n in found]
+    found = Checked(bad, digests.of(_others(source, bad)))
     if memo:
-        memo.remember(bad)
-    return bad
+        memo.remember({"bad": found.bad, "digest": found.digest})
+    return found
+
+
+class _Digests:
+    """SHA-256 of each of `count` images, filled in by several threads."""
+
+    def __init__(self, count: int):
+        self._rows = np.zeros((count, 32), np.uint8)
+
+    def put(self, number: int, image: np.ndarray) -> None:
+        raw = hashlib.sha256(np.ascontiguousarray(image).data).digest()
+        self._rows[number] = np.frombuffer(raw, np.uint8)
+
+    def of(self, numbers: np.ndarray) -> str:
+        """SHA-256 of the images `numbers` in this order."""
+        return hashlib.sha256(self._rows[numbers].tobytes()).hexdigest()
 
 
 def usable_cores() -> int:
@@ -157,37 +191,47 @@ def usable_cores() -> int:
 def _read_all(source: Source, skip: bool, workers: int) -> Opened:
     assert source.shape is not None
     images = np.empty((source.count, *source.shape), np.uint8)
+    digests = _Digests(source.count)
 
     def fill(numbers: Sequence[int]) -> list[int]:
-        bad = []
-        for number in numbers:
-            try:
-                images[number] = read_checked(source, number)
-            except DataError as error:
-                if not skip or isinstance(error, ShapeError):
-                    raise
-                bad.append(number)
-        return bad
+        return [n for n in numbers if not _read(source, n, skip, digests, images)]
 
     bad = [n for found in _map_chunks(fill, source.count, workers) for n in found]
-    kept = np.setdiff1d(np.arange(source.count), np.asarray(bad, np.int64))
-    _check_some_left(source, len(kept))
+    kept = _others(source, bad)
     if bad:
         # In place: a second copy of the set may not fit.
         for place, number in enumerate(kept):
             images[place] = images[number]
         images = images[: len(kept)]
-    return Opened(images, kept, len(bad))
+    return Opened(images, kept, len(bad), digests.of(kept))
 
 
-def _is_bad(source: Source, number: int, skip: bool) -> bool:
+def _read(
+    source: Source,
+    number: int,
+    skip: bool,
+    digests: _Digests,
+    images: np.ndarray | None = None,
+) -> bool:
+    """Reads image `number`, into `images` if there are any; False where it is bad and skipped."""
     try:
-        read_checked(source, number)
+        image = read_checked(source, number)
     except DataError as error:
         if not skip or isinstance(error, ShapeError):
             raise
-        return True
-    return False
+        return False
+    digests.put(number, image)
+    if images is not None:
+        images[number] = image
+    return True
+
+
+def _others(source: Source, bad: Sequence[int]) -> np.ndarray:
+    """The numbers of the images that can be read, of which there must be some."""
+    kept = np.setdiff1d(np.arange(source.count), np.asarray(bad, np.int64))
+    if not len(kept):
+        raise _none_left(source)
+    return kept
 
 
 def _first_shape(source: Source, skip: bool) -> Shape:
@@ -200,13 +244,11 @@ def _first_shape(source: Source, skip: bool) -> Shape:
                 raise
             continue
         return height, width, channels
-    _check_some_left(source, 0)
-    raise AssertionError
+    raise _none_left(source)
 
 
-def _check_some_left(source: Source, count: int) -> None:
-    if not count:
-        raise DataError(f"None of the {source.count} images of {source.title} can be read.")
+def _none_left(source: Source) -> DataError:
+    return DataError(f"None of the {source.count} images of {source.title} can be read.")
 
 
 def _map_chunks(

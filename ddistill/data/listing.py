@@ -1,121 +1,109 @@
-"""Which image files a folder holds, of which classes, and which of them are for testing."""
+"""Which images of a folder are of which classes, and which of them are for testing."""
 
-import difflib
 import hashlib
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ddistill.data.decode import EXTENSIONS
+import numpy as np
+
+from ddistill.data.layout import Layout, find_layout
+from ddistill.data.names import TRAIN, in_order, printable, text_of
+from ddistill.data.scan import File
 from ddistill.errors import ConfigError, DataError
-
-TRAIN = "train"
-TESTS = ("test", "val", "valid", "validation")
-
-
-class File(NamedTuple):
-    """One image file: path relative to the folder, with "/", its bytes and time of change (ns)."""
-
-    path: str
-    size: int
-    changed: int
-
-    @property
-    def label(self) -> str:
-        """Name of the top sub-folder, which is the class; "" for a file directly in the folder."""
-        return self.path.partition("/")[0] if "/" in self.path else ""
 
 
 class Listing(NamedTuple):
-    """Files sorted by path, the folder that their paths start from, and the names of classes."""
+    """The files of one split.
+
+    Attributes:
+      root: the folder that their paths start from.
+      files: sorted by name.
+      folders: the sub-folders that are the classes, in their order; ("",) where there are none.
+      how: how the set was split, in words.
+    """
 
     root: Path
     files: list[File]
-    classes: tuple[str, ...]
+    folders: tuple[str, ...]
+    how: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; without sub-folders that of the folder itself."""
+        if self.folders == ("",):
+            return (printable(text_of(self.root.resolve().name)),)
+        return tuple(printable(name) for name in self.folders)
 
     def labels(self) -> list[int]:
         """Number of the class of every file."""
-        numbers = {name: i for i, name in enumerate(self.classes)}
+        numbers = {name: i for i, name in enumerate(self.folders)}
         return [numbers.get(f.label, 0) for f in self.files]
 
 
-def scan(root: Path) -> list[File]:
-    """The image files in a folder and below it, sorted by path; hidden ones are left out.
-
-    Raises:
-      DataError: the folder is missing, is no folder, or holds no images.
-    """
-    _check_folder(root)
-    others: Counter = Counter()
-    files = sorted(_below(root, "", others, ()))
-    if not files:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5))
-        holds = f"no images, only other files ({kinds})" if others else "no files"
-        raise DataError(
-            f"data.path={root} holds {holds}. Images that are read: {', '.join(EXTENSIONS)}."
-        )
-    return files
-
-
-def list_split(root: Path, found: list[File], split: str, test_fraction: float) -> Listing:
+def list_split(
+    root: Path, found: list[File], split: str, test_fraction: float, reading: str = "auto"
+) -> Listing:
     """The files of one split.
 
-    Sub-folders `train` and `test` (or `val`, `valid`, `validation`) are the splits where nothing
-    but them holds images. Otherwise, or where there is only `train`, a file is for testing when the
-    hash of its path falls into the first `test_fraction` of all hashes: files that are added later
-    move no other file.
+    Sub-folders that are splits (see `find_layout`) are taken as they are. Otherwise, or where there
+    is none for testing, a file is for testing when the hash of its path falls into the first
+    `test_fraction` of all hashes, unless its class had no training image then.
 
     Args:
       root: the folder.
-      found: what `scan` finds there.
+      found: the files that `scan` finds there.
       split: "train" or "test".
       test_fraction: share of files for testing, in [0, 1).
+      reading: `data.splits`.
 
     Raises:
-      DataError: images beside class folders, a split without images, or a class that is only in
-        the test split.
+      DataError: images beside class folders, a split without images, a class that is only in the
+        test split, or sub-folders that can be read in two ways.
     """
-    folders = {f.label for f in found}
-    if not folders <= {TRAIN, *TESTS}:
+    layout = find_layout(root, found, reading)
+    if layout is None:
         return _by_hash(root, found, split, test_fraction)
-    if TRAIN not in folders:
-        names = " and ".join(sorted(folders))
-        raise DataError(f"{root} has images in {names} but none in '{TRAIN}'.")
-    train = _inside(root, found, TRAIN)
-    tests = [name for name in TESTS if name in folders]
-    if not tests:
-        return _by_hash(train.root, train.files, split, test_fraction)
-    if len(tests) > 1 and TESTS[0] not in tests:
-        raise DataError(f"{root} has {' and '.join(tests)}; rename the one to test on to 'test'.")
+    train = _inside(root, found, layout.train)
+    if not layout.test:
+        listing = _by_hash(train.root, train.files, split, test_fraction)
+        return listing._replace(how=f"inside of {layout.train}: {listing.how}{_unused(layout)}")
+    test = _inside(root, found, layout.test)
+    how = (
+        f"by folder: {len(train.files)} training images in {layout.train}, {len(test.files)} test "
+        f"images in {layout.test}{_unused(layout)}"
+    )
     if split == TRAIN:
-        return train
-    test = _inside(root, found, tests[0])
-    if {f.label for f in train.files} == {f.label for f in test.files} == {""}:
-        return Listing(test.root, test.files, train.classes)
-    unknown = sorted(set(test.classes) - set(train.classes))
-    if unknown:
-        raise DataError(
-            f"{test.root} has the class '{unknown[0]}', which {train.root} has not. "
-            f"Classes there: {', '.join(train.classes[:10])}."
-        )
-    return Listing(test.root, test.files, train.classes)
+        return train._replace(how=how)
+    _check_same_classes(train, test)
+    return Listing(test.root, test.files, train.folders, how)
 
 
-def digest(files: Sequence[File], times: bool = False) -> str:
-    """SHA-256 of the paths and sizes of files, with `times` of when they changed too."""
-    text = hashlib.sha256()
-    for f in files:
-        line = f"{f.path}\0{f.size}\0{f.changed if times else ''}\n"
-        text.update(line.encode("utf-8", "surrogateescape"))
-    return text.hexdigest()
+def is_test(name: str, test_fraction: float) -> bool:
+    """Whether the hash of a name falls into the first `test_fraction` of all hashes."""
+    return _place(name) < test_fraction * 2**64
 
 
-def is_test(path: str, test_fraction: float) -> bool:
-    """Whether the hash of a path falls into the first `test_fraction` of all hashes."""
-    raw = hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(raw[:8], "big") < test_fraction * 2**64
+def held_out(
+    names: Sequence[str], labels: Sequence[int] | np.ndarray, test_fraction: float
+) -> np.ndarray:
+    """Which files are for testing, bool [N]: `is_test`, but never all files of a class.
+
+    The file of a class that stays is the one with the largest hash: it would be the last one to
+    be held out at a larger fraction.
+
+    Args:
+      names: [N] what is hashed.
+      labels: [N] classes.
+      test_fraction: share of files for testing, in [0, 1).
+    """
+    places = np.array([_place(name) for name in names], np.uint64)
+    numbers = np.asarray(labels)
+    for_test = np.array([int(place) < test_fraction * 2**64 for place in places], bool)
+    for label in np.setdiff1d(numbers, numbers[~for_test]):
+        own = np.flatnonzero(numbers == label)
+        for_test[own[np.argmax(places[own])]] = False
+    return for_test
 
 
 def check_fraction(test_fraction: float) -> None:
@@ -134,81 +122,86 @@ def empty_split(where: object, split: str, total: int, test_fraction: float) -> 
     )
 
 
+def by_hash_in_words(for_test: np.ndarray, test_fraction: float) -> str:
+    """How a set was split by the hashes of its names."""
+    tests = int(np.count_nonzero(for_test))
+    return (
+        f"by the hash of each name: {len(for_test) - tests} training images, {tests} test images "
+        f"(data.test_fraction={test_fraction:g})"
+    )
+
+
 def _by_hash(root: Path, files: list[File], split: str, test_fraction: float) -> Listing:
-    classes = _classes(root, files)
-    wanted = [f for f in files if is_test(f.path, test_fraction) == (split != TRAIN)]
+    listing = Listing(root, files, _folders(root, files), "")
+    for_test = held_out([f.name for f in files], listing.labels(), test_fraction)
+    wanted = [f for f, test in zip(files, for_test) if test == (split != TRAIN)]
     if not wanted:
         raise empty_split(root, split, len(files), test_fraction)
-    return Listing(root, wanted, classes)
+    return listing._replace(files=wanted, how=by_hash_in_words(for_test, test_fraction))
+
+
+def _place(name: str) -> int:
+    raw = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(raw[:8], "big")
+
+
+def _unused(layout: Layout) -> str:
+    if not layout.unused:
+        return ""
+    shown = ", ".join(printable(name) for name in layout.unused[:5])
+    more = f" and {len(layout.unused) - 5} more" if layout.unused[5:] else ""
+    return f"; not used: {shown}{more}"
 
 
 def _inside(root: Path, found: list[File], name: str) -> Listing:
     """The files of one sub-folder, with paths that start there."""
-    start = len(name) + 1
-    files = [f._replace(path=f.path[start:]) for f in found if f.label == name]
-    return Listing(root / name, files, _classes(root / name, files))
+    own = [f for f in found if f.label == name]
+    # As the host spells it, which is not always how `name` does.
+    folder = own[0].path.partition("/")[0]
+    files = [f._replace(name=f.name.partition("/")[2], path=f.path.partition("/")[2]) for f in own]
+    return Listing(root / folder, files, _folders(root / folder, files), "")
 
 
-def _classes(root: Path, files: list[File]) -> tuple[str, ...]:
-    """Names of the classes: the sub-folders, or the folder itself when it has none."""
+def _check_same_classes(train: Listing, test: Listing) -> None:
+    """Raises `DataError` unless the test images are of classes that are trained."""
+    if train.folders == test.folders == ("",):
+        return
+    hold_out = f"Or set data.path={train.root} to hold out data.test_fraction of its images."
+    if test.folders == ("",):
+        raise DataError(
+            f"{test.root} holds images without class folders, as test sets of competitions do, and "
+            f"{train.root} has the classes {_some(train.classes)}: the classes of the test images "
+            f"are not known. Sort them into folders of these classes. {hold_out}"
+        )
+    if train.folders == ("",):
+        raise DataError(
+            f"{test.root} has the class folders {_some(test.classes)}, and {train.root} has none. "
+            f"Give both the same ones, or none. {hold_out}"
+        )
+    unknown = sorted(set(test.folders) - set(train.folders))
+    if unknown:
+        raise DataError(
+            f"{test.root} has the class '{printable(unknown[0])}', which {train.root} has not. "
+            f"Classes there: {_some(train.classes)}. {hold_out}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
+
+
+def _folders(root: Path, files: list[File]) -> tuple[str, ...]:
+    """The sub-folders that are classes, numbers in natural order, or ("",) when there are none."""
     labels = {f.label for f in files}
     if labels == {""}:
-        return (root.resolve().name,)
+        return ("",)
     if "" in labels:
         loose = next(f for f in files if not f.label)
         inside = next(f for f in files if f.label)
         raise DataError(
-            f"{root} holds images ({loose.path}) and also folders of images ({inside.path}). "
-            "Either every image lies in the folder of its class, or all lie directly in "
-            f"{root.name}: move the images, or the folder '{inside.label}'."
+            f"{root} holds images ({printable(loose.name)}) and also folders of images "
+            f"({printable(inside.name)}). Either every image lies in the folder of its class, or "
+            f"all lie directly in {root.name}: move the images, or the folder "
+            f"'{printable(inside.label)}'."
         )
-    return tuple(sorted(labels))
-
-
-def _below(folder: Path, prefix: str, others: Counter, parents: tuple[str, ...]) -> Iterator[File]:
-    """Images anywhere below a folder; a link back to a parent is not followed."""
-    real = os.path.realpath(folder)
-    if real in parents:
-        return
-    for entry in _entries(folder):
-        path = prefix + entry.name
-        if entry.is_dir():
-            yield from _below(Path(entry.path), f"{path}/", others, (*parents, real))
-        elif entry.name.lower().endswith(EXTENSIONS):
-            yield _file(entry, path)
-        else:
-            others[Path(entry.name).suffix.lower() or "without suffix"] += 1
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as found:
-            return [e for e in found if not e.name.startswith((".", "__MACOSX"))]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror}.") from error
-
-
-def _file(entry: os.DirEntry, path: str) -> File:
-    try:
-        status = entry.stat()
-    except OSError:
-        # A dangling link; decoding it names it, or skips it.
-        return File(path, 0, 0)
-    return File(path, status.st_size, status.st_mtime_ns)
-
-
-def _check_folder(root: Path) -> None:
-    advice = "data.path is a folder of images, with a sub-folder for each class if there are any."
-    if root.is_dir():
-        return
-    if root.exists():
-        raise DataError(f"data.path={root} is a file. {advice} If it is an archive, unpack it.")
-    parent = root.parent
-    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    close = difflib.get_close_matches(root.name, names, n=1)
-    hint = f" Did you mean '{parent / close[0]}'?" if close else ""
-    where = "" if root.is_absolute() else f" in {Path.cwd()}"
-    raise DataError(
-        f"data.path={root} does not exist{where}.{hint} {advice} "
-        "Put them there, or set --config.data.path=FOLDER."
-    )
+    return in_order(labels)

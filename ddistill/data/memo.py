@@ -3,35 +3,36 @@
 import contextlib
 import hashlib
 import json
+from typing import Any
 
-from ddistill.runtime.files import DamagedFile, cache_home, read_object, write_text
+from ddistill.runtime.files import cache_home, read_object_or_none, write_text
+
+# Of what is remembered; goes up when images are decoded otherwise.
+VERSION = 2
 
 
 class Memo:
-    """A list of whole numbers that belongs to `key`; losing it costs time and nothing else.
+    """Facts that belong to `key`; losing them costs time and nothing else.
 
-    It lies in $XDG_CACHE_HOME/ddistill, or ~/.cache/ddistill; a user without a home has none.
+    They lie in $XDG_CACHE_HOME/ddistill, or ~/.cache/ddistill; a user without a home has none.
+    `key` has to name everything that the facts depend on: of files their paths, sizes and both
+    times of change, because tools that copy files give them the first of these times too.
     """
 
     def __init__(self, key: str):
         home = cache_home()
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        text = f"{VERSION} {key}"
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         self.path = home / "ddistill" / f"{digest[:32]}.json" if home else None
 
-    def recall(self) -> list[int] | None:
-        """The numbers, or None when they are not known."""
-        if self.path is None:
-            return None
-        try:
-            numbers = read_object(self.path)["numbers"]
-        except (OSError, DamagedFile, KeyError):
-            return None
-        whole = isinstance(numbers, list) and all(type(n) is int for n in numbers)
-        return numbers if whole else None
-
-    def remember(self, numbers: list[int]) -> None:
-        """Writes the numbers; a folder that cannot be written is no reason to stop."""
-        if self.path is None:
-            return
+    def recall(self) -> dict[str, Any] | None:
+        """The facts, or None when they are not known."""
         with contextlib.suppress(OSError):
-            write_text(self.path, json.dumps({"numbers": numbers}))
+            return read_object_or_none(self.path) if self.path is not None else None
+        return None
+
+    def remember(self, facts: dict[str, Any]) -> None:
+        """Writes the facts; a folder that cannot be written is no reason to stop."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                write_text(self.path, json.dumps(facts))

@@ -4,18 +4,20 @@ Sets are read from array_record files. Splits of our own are lists of indices an
 notation, which some formats take and ignore.
 """
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ddistill.data.dataset import Dataset
-from ddistill.data.decode import ImageSpec, decode
-from ddistill.data.flip import wants_flip
+from ddistill.data.dataset import SPLITS, Dataset, Reading, identify
+from ddistill.data.decode import DECODING, ImageSpec, decode
+from ddistill.data.flip import RECIPES, decide_flip
 from ddistill.data.images import Shape, Source, open_images, usable_cores
-from ddistill.data.listing import TESTS, check_fraction, empty_split, is_test
+from ddistill.data.listing import by_hash_in_words, check_fraction, empty_split, held_out
 from ddistill.data.memo import Memo
+from ddistill.data.names import SPLIT_WORDS, TEST, TRAIN, VALIDATION
 from ddistill.data.tfds_files import FORMAT, Prepared, check_format, check_shards, find
 from ddistill.errors import ConfigError, DataError, nearest
 
@@ -36,7 +38,8 @@ class TfdsSettings:
         "none" = use no classes.
       image_size: side of the centre square in pixels; 0 = the images' own size, if they share one.
       channels: 1 (grey) or 3 (RGB); 0 = as the set declares it.
-      flip: mirror at random while training; None = yes, unless the name says digits or the like.
+      flip: mirror at random while training; None = as the published recipe of the set does
+        (`ddistill.data.flip.RECIPES`), and no for all other sets.
       test_fraction: share of examples for testing where the set has no test or validation split.
       in_memory_limit_mb: larger sets (MiB as uint8) are decoded when batches are made.
       workers: threads that decode; 0 = cores + 2.
@@ -63,6 +66,40 @@ class _Keys:
     classes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Own:
+    """The set's own split that ours is taken from.
+
+    Attributes:
+      name: its name.
+      count: its examples.
+      shared: whether a share of its examples is held out, because no split is for testing.
+    """
+
+    name: str
+    count: int
+    shared: bool
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The examples of one of our splits.
+
+    Attributes:
+      records: of the set's own split.
+      numbers: int64 [N], which of them.
+      labels: int32 [N].
+      digest: SHA-256 of the encoded images in this order.
+      how: how the set was split, in words.
+    """
+
+    records: "_Records"
+    numbers: np.ndarray
+    labels: np.ndarray
+    digest: str
+    how: str
+
+
 def load_tfds(settings: TfdsSettings, split: str) -> Dataset:
     """Opens one split of a prepared TFDS set, in the order of its files.
 
@@ -73,35 +110,39 @@ def load_tfds(settings: TfdsSettings, split: str) -> Dataset:
     """
     check_fraction(settings.test_fraction)
     found = find(settings.path, settings.data_dir)
-    check_format(found)
-    check_shards(found, FORMAT)
-    builder = _builder(found)
-    keys = _keys(settings, builder.info.features, found.title)
+    name = str(found.info["name"])
+    flip = decide_flip(settings.flip, RECIPES.get(name, ""))
+    own = _own_split(found, split)
+    builder, keys = _open(settings, found)
     spec = ImageSpec(settings.image_size, settings.channels or _stored_channels(keys))
-    theirs, numbers = _split(found, split, settings.test_fraction)
     workers = settings.workers or usable_cores() + 2
-    records = _Records(builder, found, theirs, keys)
-    key = f"{found.folder} {found.changed} {theirs} {split} {keys.label} {settings.test_fraction}"
-    labels = records.labels(numbers, workers, Memo(key))
+    chosen = _choose_examples(builder, found, own, split, keys, settings, workers)
     opened = open_images(
-        _source(records, numbers, spec, keys),
+        _source(chosen.records, chosen.numbers, spec, keys),
         limit_mb=settings.in_memory_limit_mb,
         skip=False,
         workers=workers,
         check=False,
     )
+    shape = opened.images.shape[1:]
+    # Large sets are not decoded here, so that the encoded images and what is made of them stand for
+    # the pixels of all sets.
+    pixels = f"{chosen.digest} {spec}, decoding {DECODING}"
+    count = len(chosen.numbers)
     return Dataset(
-        name=str(found.info["name"]),
+        name=name,
         images=opened.images,
-        labels=labels,
+        labels=chosen.labels,
         num_classes=len(keys.classes),
         class_names=keys.classes,
-        hflip=wants_flip(settings.flip, str(found.info["name"])),
+        hflip=flip.on,
         provenance=(
-            f"TFDS {found.title}, {split} split ({len(numbers)} examples of '{theirs}'), {spec}, "
+            f"TFDS {found.title}, {split} split ({count} examples of '{own.name}'), {spec}, "
             f"image '{keys.image}', label '{keys.label or NO_LABELS}', "
-            f"sha256 of shards {found.digest[:16]}"
+            f"sha256 of encoded images {chosen.digest[:16]}"
         ),
+        identity=identify(pixels, chosen.labels, shape, len(keys.classes), flip.on),
+        reading=Reading(f"TFDS {found.title} in {found.folder}", chosen.how, flip.why),
     )
 
 
@@ -113,7 +154,12 @@ def count_tfds(settings: TfdsSettings, split: str) -> int:
     """
     check_fraction(settings.test_fraction)
     found = find(settings.path, settings.data_dir)
-    return len(_split(found, split, settings.test_fraction)[1])
+    own = _own_split(found, split)
+    if not own.shared:
+        return own.count
+    builder, keys = _open(settings, found)
+    workers = settings.workers or usable_cores() + 2
+    return len(_choose_examples(builder, found, own, split, keys, settings, workers).numbers)
 
 
 def describe_tfds(settings: TfdsSettings) -> str:
@@ -142,32 +188,25 @@ class _Records:
         """The encoded image of an example."""
         return self._example(number)[self._keys.image]
 
-    def labels(self, numbers: np.ndarray, workers: int, memo: Memo) -> np.ndarray:
-        """int32 labels of the examples `numbers`; zeros where the set has none.
+    def look_at_all(self, workers: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labels int32 [N], zeros where the set has none, and SHA-256 of images, uint8 [N, 32].
 
-        Reading them means reading every record, so they are remembered for large sets.
+        Reads every record.
         """
-        key = self._keys.label
-        if not key:
-            return np.zeros(len(numbers), np.int32)
+        labels = np.zeros(len(self), np.int32)
+        digests = np.zeros((len(self), 32), np.uint8)
 
-        def read(part: np.ndarray) -> list[int]:
-            return [int(self._example(int(n))[key]) for n in part]
+        def read(start: int) -> None:
+            for number in range(start, min(start + 1024, len(self))):
+                example = self._example(number)
+                if self._keys.label:
+                    labels[number] = int(example[self._keys.label])
+                digest = hashlib.sha256(example[self._keys.image]).digest()
+                digests[number] = np.frombuffer(digest, np.uint8)
 
-        known = memo.recall() or []
-        if len(known) != len(numbers):
-            parts = np.array_split(numbers, max(1, len(numbers) // 1024))
-            with ThreadPoolExecutor(workers, "ddistill-labels") as pool:
-                known = [x for part in pool.map(read, parts) for x in part]
-            if len(known) >= WORTH_REMEMBERING:
-                memo.remember(known)
-        labels = np.asarray(known, np.int32)
-        if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(self._keys.classes):
-            raise DataError(
-                f"{self.where} has examples without a class ('{key}' = {labels.min()}). Set "
-                f"data.label_key='{NO_LABELS}' to use it without classes."
-            )
-        return labels
+        with ThreadPoolExecutor(workers, "ddistill-records") as pool:
+            list(pool.map(read, range(0, len(self), 1024)))
+        return labels, digests
 
     def _example(self, number: int) -> Any:
         try:
@@ -180,6 +219,14 @@ class _Records:
             if example[key] is None:
                 raise DataError(f"Example {number} of {self.where} is damaged: no '{key}' in it.")
         return example
+
+
+def _open(settings: TfdsSettings, found: Prepared) -> tuple[Any, _Keys]:
+    """TFDS's reader of a set, and the features to read."""
+    check_format(found)
+    check_shards(found, FORMAT)
+    builder = _builder(found)
+    return builder, _keys(settings, builder.info.features, found.title)
 
 
 def _builder(found: Prepared) -> Any:
@@ -212,23 +259,77 @@ def _source(records: _Records, numbers: np.ndarray, spec: ImageSpec, keys: _Keys
     )
 
 
-def _split(found: Prepared, split: str, test_fraction: float) -> tuple[str, np.ndarray]:
-    """Name of the set's own split, and the examples of it that make up ours."""
+def _own_split(found: Prepared, split: str) -> _Own:
+    """The set's own split that `split` is taken from."""
     sizes = found.splits
-    tests = [name for name in TESTS if name in sizes]
-    if "train" in sizes and tests:
-        theirs = "train" if split == "train" else tests[0]
-        return theirs, np.arange(sizes[theirs])
-    if "train" not in sizes and len(sizes) != 1:
+    called = {name.lower(): name for name in reversed(sizes)}
+    own = {s: [called[w] for w in SPLIT_WORDS[s] if w in called] for s in SPLIT_WORDS}
+    tests = own[TEST] or own[VALIDATION]
+    if own[TRAIN] and tests:
+        name = own[TRAIN][0] if split == TRAIN else tests[0]
+        return _Own(name, sizes[name], False)
+    if not own[TRAIN] and len(sizes) != 1:
         raise DataError(
             f"TFDS set {found.title} has no split 'train'; it has {', '.join(sizes) or 'none'}."
         )
-    theirs = "train" if "train" in sizes else next(iter(sizes))
-    for_test = np.asarray([is_test(f"{theirs}/{i}", test_fraction) for i in range(sizes[theirs])])
-    numbers = np.flatnonzero(for_test if split == "test" else ~for_test)
-    if not len(numbers):
-        raise empty_split(found.title, split, sizes[theirs], test_fraction)
-    return theirs, numbers
+    name = own[TRAIN][0] if own[TRAIN] else next(iter(sizes))
+    return _Own(name, sizes[name], True)
+
+
+def _choose_examples(
+    builder: Any,
+    found: Prepared,
+    own: _Own,
+    split: str,
+    keys: _Keys,
+    settings: TfdsSettings,
+    workers: int,
+) -> _Chosen:
+    """The examples of a split, their labels and their digest, which are remembered for large sets.
+
+    Raises:
+      DataError: the split is left without images, or examples have no class.
+    """
+    records = _Records(builder, found, own.name, keys)
+    fraction = settings.test_fraction
+    memo = Memo(f"{found.folder} {found.changed} {own} {split} {keys} {fraction}")
+    labels, digest, digests = _recall(memo, own.count)
+    if not digest:
+        labels, digests = records.look_at_all(workers)
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(keys.classes):
+        raise DataError(
+            f"{records.where} has examples without a class ('{keys.label}' = {labels.min()}). Set "
+            f"data.label_key='{NO_LABELS}' to use it without classes."
+        )
+    numbers, how = np.arange(own.count), _own_splits_in_words(found)
+    if own.shared:
+        for_test = held_out([f"{own.name}/{i}" for i in range(own.count)], labels, fraction)
+        numbers = np.flatnonzero(for_test if split == TEST else ~for_test)
+        how = f"of '{own.name}' {by_hash_in_words(for_test, fraction)}"
+        if not len(numbers):
+            raise empty_split(found.title, split, own.count, fraction)
+    if not digest:
+        digest = hashlib.sha256(digests[numbers].tobytes()).hexdigest()
+        if own.count >= WORTH_REMEMBERING:
+            memo.remember({"labels": labels.tolist(), "digest": digest})
+    return _Chosen(records, numbers, labels[numbers], digest, how)
+
+
+def _recall(memo: Memo, count: int) -> tuple[np.ndarray, str, np.ndarray]:
+    """Labels [count] and digest of a split that are remembered; else an empty digest."""
+    known = memo.recall() or {}
+    if len(known.get("labels", ())) != count or not known.get("digest"):
+        known = {"labels": [0] * count, "digest": ""}
+    return np.asarray(known["labels"], np.int32), str(known["digest"]), np.zeros((0, 32), np.uint8)
+
+
+def _own_splits_in_words(found: Prepared) -> str:
+    train, test = (_own_split(found, split) for split in SPLITS)
+    unused = [name for name in found.splits if name not in (train.name, test.name)]
+    return (
+        f"by the set's own splits: {train.count} training images of '{train.name}', {test.count} "
+        f"test images of '{test.name}'{'; not used: ' if unused else ''}{', '.join(unused)}"
+    )
 
 
 def _keys(settings: TfdsSettings, features: Any, title: str) -> _Keys:

@@ -5,7 +5,6 @@ Looks at `dataset_info.json` alone, because importing tensorflow_datasets takes 
 
 import difflib
 import hashlib
-import json
 import os
 import shlex
 from pathlib import Path
@@ -60,16 +59,14 @@ class Prepared(NamedTuple):
         return self.folder / template.format(**names)
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the names, examples and bytes of all splits; the same on every machine."""
-        keys = ("name", "shardLengths", "numBytes")
-        rows = [[s.get(key) for key in keys] for s in self.info.get("splits", ())]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-    @property
     def changed(self) -> str:
-        """When the set was written last, of this copy."""
-        return f"{self.digest} {(self.folder / INFO).stat().st_mtime_ns}"
+        """SHA-256 of the sizes and times of all files of this copy, which is not its content."""
+        text = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            status = path.stat()
+            times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+            text.update(f"{path.name} {status.st_size} {times}\n".encode())
+        return text.hexdigest()
 
     @property
     def splits(self) -> dict[str, int]:

@@ -12,8 +12,8 @@ import numpy as np
 from ddistill.data import Dataset
 from ddistill.data.decode import ImageSpec, decode
 from ddistill.data.images import ShapeError, Source, open_images
-from ddistill.data.listing import digest, scan
 from ddistill.data.memo import Memo
+from ddistill.data.scan import digest, scan
 from ddistill.errors import DataError
 from ddistill.evaluation.images import quantise
 from ddistill.interop.tensors import file_digest
@@ -181,7 +181,7 @@ def _check_floats(path: Path, key: str, pixels: np.ndarray) -> None:
 def _folder(root: Path, image_size: int) -> ImageSet:
     try:
         spec = ImageSpec(image_size, 3)
-        files = scan(root)
+        files = scan(root).files
         listed = digest(files, times=True)
 
         def read(number: int) -> np.ndarray:

@@ -379,7 +379,7 @@ def stage_digest(
         "format": FORMAT,
         "name": name,
         "seed": settings.seed,
-        "data": {**to_plain(settings.data), "provenance": dataset.provenance},
+        "data": dict(dataset.identity),
         "schedule": dataclasses.asdict(settings.schedule),
         "stage": own,
         "sources": sources,

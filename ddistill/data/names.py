@@ -1,0 +1,100 @@
+"""What the names of files and folders mean: order, splits, and folders that are no classes."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from fractions import Fraction
+
+# The words of Hugging Face's imagefolder, which reads them in the same way.
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLIT_WORDS = {
+    TRAIN: ("train", "training"),
+    VALIDATION: ("validation", "valid", "val", "dev"),
+    TEST: ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+
+_NUMBER = re.compile("[+-]?[0-9]+([.][0-9]+)?")
+
+# Thumbnails, bins and snapshots that file servers and desktops put among a user's files, in lower
+# case. Names that begin with a dot (.thumbnails, .Trash-1000, .AppleDouble) are hidden anyway.
+_SYSTEM = frozenset(
+    (
+        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharesnap"),
+        *("#recycle", "#snapshot", "~snapshot"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),
+        *("__macosx", "network trash folder", "temporary items", "thedbcache"),
+        *("lost+found", "__pycache__"),
+    )
+)
+
+
+def text_of(path: str) -> str:
+    """A path as text that is the same on every host.
+
+    macOS hands out accents as letters of their own, and bytes that are no text in the host's
+    encoding are read as UTF-8.
+    """
+    if path.isascii():
+        return path
+    return unicodedata.normalize("NFC", os.fsencode(path).decode("utf-8", "surrogateescape"))
+
+
+def printable(text: str) -> str:
+    """`text` on one line, and free of what no file or terminal takes: such signs as escapes."""
+    return "".join(_escaped(sign) for sign in text)
+
+
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """Sorts "2" before "10", and "class_2" before "class_10"; other text by its code points."""
+    parts = re.split("([0-9]+)", name)
+    # Text and digits alternate, so that numbers are compared with numbers alone.
+    return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in their order: by value if all are numbers, else by `natural_key`."""
+    listed = sorted(names, key=natural_key)
+    if all(_NUMBER.fullmatch(name) for name in listed):
+        listed.sort(key=Fraction)
+    return tuple(listed)
+
+
+def split_of(name: str) -> str:
+    """The split of a folder that is called like one, in any case: a key of `SPLIT_WORDS`, or ""."""
+    return _SPLIT_OF.get(name.lower(), "")
+
+
+def split_in(name: str) -> str:
+    """The split that one word of a name means ("train2017", "seg_test", "my-Val"), or ""."""
+    found = [_SPLIT_OF[word] for word in _words(name) if word in _SPLIT_OF]
+    return found[0] if found else ""
+
+
+def split_before(name: str) -> str:
+    """The split that the first word of a name means ("test_0001.png"), or ""."""
+    words = _words(name)
+    return _SPLIT_OF.get(words[0], "") if words else ""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden by its name."""
+    return name.startswith(".")
+
+
+def is_system(name: str) -> bool:
+    """Whether a folder belongs to a file server or desktop and holds no images of the user's."""
+    return name.lower() in _SYSTEM or name.startswith("__MACOSX")
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split("[^a-z]+", name.lower()) if word]
+
+
+def _escaped(sign: str) -> str:
+    if unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp"):
+        # A lone surrogate stands for the byte that it was read from.
+        byte = ord(sign) - 0xDC00
+        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else sign.encode("unicode_escape").decode()
+    return sign
