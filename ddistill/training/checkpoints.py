@@ -96,8 +96,16 @@ class Checkpoints:
         """Steps that have a finished checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any], loss: float) -> None:
-        """Begins to write a checkpoint; errors of an earlier write surface here."""
+    def save(
+        self, step: int, state: TrainState, record: dict[str, Any], loss: float | None
+    ) -> None:
+        """Begins to write a checkpoint; errors of an earlier write surface here.
+
+        Args:
+          step, state: of the training.
+          record: what JSON can hold, kept beside the state.
+          loss: by which the best checkpoint is chosen; None for one that is not to be chosen.
+        """
         self.wait()
         self._losses[step] = loss
         self._manager.save(

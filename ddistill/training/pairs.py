@@ -7,7 +7,7 @@ stopped goes on behind the last one.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def read_pairs(plan: StagePlan) -> Pairs:
     if manifest is None:
         raise incomplete(plan)
     shards = []
-    for name, digest in manifest["shards"].items():
+    for name, digest in _listed(manifest, plan).items():
         path = _folder(plan) / name
         if not path.exists() or _hash(path) != digest:
             raise CheckpointError(
@@ -78,6 +78,17 @@ def read_pairs(plan: StagePlan) -> Pairs:
     return jax.tree.map(lambda *x: np.concatenate(x), *shards)
 
 
+def _listed(manifest: Mapping[str, Any], plan: StagePlan) -> dict[str, str]:
+    """The shards of a manifest, with their hashes."""
+    shards = manifest.get("shards")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(
+            f"{plan.manifest_path} is damaged: it lists no shards. Delete it and run again; the "
+            "pairs that are there are kept."
+        )
+    return shards
+
+
 def _try_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> str:
     """Makes the shards; returns where a stop was asked for, which every process has to be told."""
     try:
@@ -91,14 +102,16 @@ def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRe
     reporter.begin(plan.name, plan.settings.steps)
     try:
         for path, steps in _shards(plan):
-            if _read(path, plan.digest) is None:
+            made = _read(path, plan.digest)
+            # The shards of a stage that was stopped may be of another length, see `MakePairs`.
+            if made is None or len(made.label) != len(steps) * plan.settings.batch_size:
                 batches, begun = [], time.perf_counter()
                 for step in steps:
                     stop.check(f"stage '{plan.name}' at batch {step}")
                     batches.append(_batch(plan, teacher, step))
                     reporter.advance(step + 1, "")
-                made = jax.tree.map(lambda *x: np.concatenate(x), *batches)
-                _write(path, made, plan.digest, time.perf_counter() - begun)
+                whole = jax.tree.map(lambda *x: np.concatenate(x), *batches)
+                _write(path, whole, plan.digest, time.perf_counter() - begun)
     finally:
         reporter.end()
 
