@@ -4,7 +4,6 @@ The same command again goes on where the run stopped, and finds what is complete
 """
 
 import errno
-import hashlib
 import json
 import logging as python_logging
 import os
@@ -14,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -22,11 +21,16 @@ from ml_collections import config_flags
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
 from ddistill.runtime.ending import INTERRUPTED, tell
 
+if TYPE_CHECKING:
+    from ddistill.data import Dataset
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, with ':smoke' for its quick variant."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run. Default: runs/NAME, with a hash when settings are changed."
+    "workdir",
+    None,
+    "Folder of the run. Default: runs/NAME, with a hash of what is learnt otherwise.",
 )
 _CACHE = flags.DEFINE_string(
     "cache", None, "Folder of the stages that runs share. Default: 'shared' beside the workdir."
@@ -84,7 +88,8 @@ def _main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise ConfigError(f"Arguments without a flag: {' '.join(argv[1:])}.")
     config = _CONFIG.value
-    workdir = _workdir(config)
+    name = "unnamed" if config is None else str(config.get("name", "unnamed"))
+    workdir = Path(_WORKDIR.value or f"runs/{name}")
     _prepare_jax(_cache(workdir))
     _join_others()
     if _DOCTOR.value:
@@ -97,10 +102,22 @@ def _main(argv: Sequence[str]) -> int:
     if _PRINT.value:
         print(json.dumps(_plain(config), indent=2))
         return 0
-    return run(config, workdir, _cache(workdir), _STAGE.value or "", _command())
+    dataset = None
+    if not _WORKDIR.value:
+        from ddistill.workdir import default_workdir, read_base
+
+        workdir, dataset = default_workdir(config, read_base(_config_words(sys.argv) or ""))
+    return run(config, workdir, _cache(workdir), _STAGE.value or "", _command(), dataset)
 
 
-def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> int:
+def run(
+    config: Any,
+    workdir: Path,
+    cache: Path,
+    stage: str,
+    command: str,
+    dataset: "Dataset | None" = None,
+) -> int:
     """Runs the stages of a config and then the evaluation.
 
     Args:
@@ -109,6 +126,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> in
       cache: folder of shared stages.
       stage: one stage to run alone, "evaluate", or "" for everything.
       command: the command as the user gave it, for the results.
+      dataset: the training images, where they have been opened already.
 
     Returns:
       The exit status: 0, or that of a run that a signal has stopped (`StopRequest.status`).
@@ -129,7 +147,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> in
     from ddistill.training.weights import Networks
 
     settings = parse(config, Settings)
-    dataset = data.load(settings.data, "train")
+    dataset = data.load(settings.data, "train") if dataset is None else dataset
     plans = plan_stages(settings, dataset, workdir, cache)
     check_evaluation(settings, plans)
     check_real_images(settings, dataset)
@@ -216,27 +234,6 @@ def _quiet_libraries() -> None:
     sys.unraisablehook = unraisable
 
 
-def _workdir(config: Any) -> Path:
-    if _WORKDIR.value:
-        return Path(_WORKDIR.value)
-    name = "unnamed" if config is None else str(config.get("name", "unnamed"))
-    changes = sorted(_overrides(sys.argv[1:]))
-    if changes:
-        name += "-" + hashlib.sha256("\n".join(changes).encode()).hexdigest()[:8]
-    return Path("runs") / name
-
-
-def _overrides(arguments: list[str]) -> list[str]:
-    """The flags that change the config, as KEY=VALUE, also those given as two words."""
-    found = []
-    for word, following in zip(arguments, [*arguments[1:], ""]):
-        flag = word.lstrip("-")
-        if word.startswith("-") and flag.startswith("config."):
-            bare = "=" not in flag and following and not following.startswith("-")
-            found.append(f"{flag}={following}" if bare else flag)
-    return found
-
-
 def _cache(workdir: Path) -> Path:
     return Path(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
 
@@ -308,10 +305,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _config_file(argv: list[str]) -> str | None:
     """The file of `--config=FILE:VARIANT` or `--config FILE:VARIANT`."""
+    words = _config_words(argv)
+    return None if words is None else words.split(":")[0]
+
+
+def _config_words(argv: Sequence[str]) -> str | None:
+    """FILE:VARIANT, or None without such a flag."""
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
-            return (value if equals else (argv[i + 1 :] or [""])[0]).split(":")[0]
+            return value if equals else [*argv[i + 1 :], ""][0]
     return None
 
 
