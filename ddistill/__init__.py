@@ -5,7 +5,13 @@ import ddistill
 images = ddistill.load("runs/sfddm_digits").sample(16, seed=0, nfe=4)
 """
 
+import sys
 from typing import Any
+
+if sys.argv[:1] == ["-m"]:  # `python -m ddistill.PROGRAM`, whose imports take seconds
+    from ddistill.runtime.ending import answer_while_importing
+
+    answer_while_importing()
 
 
 def __getattr__(name: str) -> Any:

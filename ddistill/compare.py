@@ -10,7 +10,6 @@ samples.png. --nfe chooses the columns of the tables by NFE and the rows of the 
 import argparse
 import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,15 +27,18 @@ from ddistill.evaluation.images import Grid, grid_image
 from ddistill.evaluation.machine import command_string, portable
 from ddistill.evaluation.markdown import markdown
 from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
-from ddistill.evaluation.protocol import read_rows, write_text
+from ddistill.evaluation.protocol import read_rows
 from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import METHODS
+from ddistill.runtime.ending import one_line
+from ddistill.runtime.files import DamagedFile, read_arrays, read_object, write_bytes, write_text
 
 _FILES = ("config.json", "results.json", "evaluation.json")
 _AGAIN = "Give the run's command again: it keeps what is trained and sampled and makes the rest."
 _PLOT, _SAMPLES = "scores_vs_nfe.png", "samples.png"
 
 
+@one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for runs that cannot be compared."""
     parser = argparse.ArgumentParser(
@@ -93,7 +95,7 @@ def compare(
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _PLOT).write_bytes(pictures[0])
+    write_bytes(folder / _PLOT, pictures[0])
     grid_image([grid]).save(folder / _SAMPLES, optimize=True)
     content = json.dumps(tables.as_data(made, command), indent=1, allow_nan=False)
     write_text(folder / "compare.json", content + "\n")
@@ -144,24 +146,20 @@ def load_images(source: Source) -> np.ndarray:
       ConfigError: the file is missing or damaged.
     """
     path = Path(source.run.folder) / "samples" / f"{source.call.key}.npz"
-    try:
-        with np.load(path) as file:
-            return file["images"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    found = read_arrays(path, ("images",))
+    if found is None:
         raise ConfigError(
-            f"{path} cannot be read ({type(error).__name__}). Delete evaluation.json of "
+            f"{path} cannot be read (missing or damaged). Delete evaluation.json of "
             f"{source.run.folder} and give the run's command again: it samples what is missing."
-        ) from error
+        )
+    return found["images"]
 
 
 def _config(path: Path) -> Mapping[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object, got {type(content).__name__}.")
-    return content
+        return read_object(path)
+    except DamagedFile as error:
+        raise ConfigError(f"{error}. {_AGAIN}") from None
 
 
 def _counts(text: str) -> list[int]:

@@ -25,7 +25,6 @@ from ddistill.evaluation.image_sets import ImageSet, dataset_images, open_image_
 from ddistill.evaluation.inception_metrics import METRICS, MetricSettings
 from ddistill.evaluation.machine import command_string, machine_string
 from ddistill.evaluation.pixel_ranges import RANGES, check_range
-from ddistill.evaluation.protocol import write_text
 from ddistill.evaluation.reference_sets import (
     Extraction,
     ReferenceSet,
@@ -35,6 +34,8 @@ from ddistill.evaluation.reference_sets import (
 )
 from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
+from ddistill.runtime.ending import one_line, tell
+from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
 
@@ -69,11 +70,16 @@ class Options:
     reference_range: str = ""
 
 
+@one_line()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; a message and exit status 1 for what cannot be scored, and after a stop."""
+    """Entry point; a message and exit status 1 for what cannot be scored.
+
+    After a stop the exit status is 130 (SIGINT) or 143 (another signal).
+    """
     given = _parser().parse_args(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = command_string(["evaluate", *arguments], "ddistill.evaluate")
+    stop = StopRequest()
     try:
         options = _options(given)
         check(options)
@@ -81,17 +87,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         detector = inception_detector(
             weights, given.batch, given.feature, logits=_wants_logits(options)
         )
-        with StopRequest() as stop:
+        with stop:
             evaluate(options, detector, Reporter(), stop, command)
     except Interrupted as where:
-        sys.exit(f"Stopped in {where}; features so far are kept. To go on:\n  {command}")
+        by = stop.name or "request"
+        tell(f"Stopped by {by} in {where}; features so far are kept. To go on:\n  {command}")
+        sys.exit(stop.status)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 def check(options: Options) -> None:
     """Raises `ConfigError` or `DataError` for what can be seen to be wrong before any work."""
-    path = Path(options.path).expanduser()
+    path = expand(options.path)
     if not path.exists():
         raise DataError(f"{path} does not exist. Give a folder of images, an npz file, or a run.")
     if not options.reference and not options.save_reference:
@@ -139,8 +147,8 @@ def evaluate(
       Interrupted: a stop was asked for; what was computed is found again.
     """
     check(options)
-    path = Path(options.path).expanduser()
-    out = Path(options.out).expanduser() if options.out else default_out(path)
+    path = expand(options.path)
+    out = expand(options.out) if options.out else default_out(path)
     extraction = Extraction(detector, out / "features", reporter, stop)
     single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
     if options.reference:
@@ -149,7 +157,7 @@ def evaluate(
         images = open_image_set(path, options.image_size, options.range)
         reference = reference_of_images(images, extraction, single)
     if options.save_reference:
-        target = Path(options.save_reference).expanduser()
+        target = expand(options.save_reference)
         write_reference(target, reference, detector)
         reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
     found: list[SetScores] = []
@@ -209,9 +217,11 @@ def _origin(call: CallRecord) -> str:
 
 def _config(run: Path) -> dict:
     try:
-        return json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{run / 'config.json'} cannot be read: {error}.") from error
+        return read_object(run / "config.json", ("data",))
+    except (OSError, DamagedFile) as error:
+        raise DataError(
+            f"{run / 'config.json'} cannot be read: {error}. Give the run's command again."
+        ) from error
 
 
 def _write(path: Path, found: Sequence[SetScores], command: str) -> None:

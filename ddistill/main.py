@@ -4,7 +4,6 @@ The same command again goes on where the run stopped, and finds what is complete
 """
 
 import errno
-import hashlib
 import json
 import logging as python_logging
 import os
@@ -14,18 +13,24 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
+from ddistill.runtime.ending import INTERRUPTED, tell
+
+if TYPE_CHECKING:
+    from ddistill.data import Dataset
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, with ':smoke' for its quick variant."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run. Default: runs/NAME, with a hash when settings are changed."
+    "workdir",
+    None,
+    "Folder of the run. Default: runs/NAME, with a hash of what is learnt otherwise.",
 )
 _CACHE = flags.DEFINE_string(
     "cache", None, "Folder of the stages that runs share. Default: 'shared' beside the workdir."
@@ -52,9 +57,17 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXI
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs what the flags ask for; every expected error is one line and an exit status."""
+    """Runs what the flags ask for; every expected error is one line and an exit status.
+
+    The exit status of a run that a signal has stopped is 130 (SIGINT) or 143 (another signal).
+    """
+    status = 0
     try:
-        _main(argv)
+        status = _main(argv)
+    except KeyboardInterrupt:  # before the first stage or after the last
+        tell("Stopped by SIGINT; what is on disk is kept.")
+        _leave(INTERRUPTED)
+        status = INTERRUPTED
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -67,29 +80,44 @@ def main(argv: Sequence[str]) -> None:
             _leave(RUN_ERROR, error)
             raise
         _fail(text, RUN_ERROR)
+    if status:
+        sys.exit(status)
 
 
-def _main(argv: Sequence[str]) -> None:
+def _main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise ConfigError(f"Arguments without a flag: {' '.join(argv[1:])}.")
     config = _CONFIG.value
-    workdir = _workdir(config)
+    name = "unnamed" if config is None else str(config.get("name", "unnamed"))
+    workdir = Path(_WORKDIR.value or f"runs/{name}")
     _prepare_jax(_cache(workdir))
     _join_others()
     if _DOCTOR.value:
         from ddistill import doctor
 
         print("\n".join(doctor.report(None if config is None else config.data, workdir)))
-        return
+        return 0
     if config is None:
         raise ConfigError("--config=FILE is missing, for example --config=configs/sfddm_digits.py.")
     if _PRINT.value:
         print(json.dumps(_plain(config), indent=2))
-        return
-    run(config, workdir, _cache(workdir), _STAGE.value or "", _command())
+        return 0
+    dataset = None
+    if not _WORKDIR.value:
+        from ddistill.workdir import default_workdir, read_base
+
+        workdir, dataset = default_workdir(config, read_base(_config_words(sys.argv) or ""))
+    return run(config, workdir, _cache(workdir), _STAGE.value or "", _command(), dataset)
 
 
-def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> None:
+def run(
+    config: Any,
+    workdir: Path,
+    cache: Path,
+    stage: str,
+    command: str,
+    dataset: "Dataset | None" = None,
+) -> int:
     """Runs the stages of a config and then the evaluation.
 
     Args:
@@ -98,14 +126,18 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
       cache: folder of shared stages.
       stage: one stage to run alone, "evaluate", or "" for everything.
       command: the command as the user gave it, for the results.
+      dataset: the training images, where they have been opened already.
+
+    Returns:
+      The exit status: 0, or that of a run that a signal has stopped (`StopRequest.status`).
     """
     from ddistill import data
     from ddistill.evaluation.checks import check_real_images
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.interop.sources import write_noted
+    from ddistill.runtime.files import write_json
     from ddistill.settings import Settings, parse
     from ddistill.training import hosts
-    from ddistill.training.checkpoints import write_json
     from ddistill.training.folders import check_folders
     from ddistill.training.interrupt import Interrupted, StopRequest
     from ddistill.training.partitioning import note_groups
@@ -115,7 +147,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.training.weights import Networks
 
     settings = parse(config, Settings)
-    dataset = data.load(settings.data, "train")
+    dataset = data.load(settings.data, "train") if dataset is None else dataset
     plans = plan_stages(settings, dataset, workdir, cache)
     check_evaluation(settings, plans)
     check_real_images(settings, dataset)
@@ -137,7 +169,8 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     reporter = Reporter()
     reporter.say("\n".join(data.summary(dataset)))
     networks = Networks()
-    with StopRequest() as stop:
+    status = 0
+    with StopRequest(speaks=hosts.is_first()) as stop:
         try:
             if stage != "evaluate":
                 run_stages(plans, settings, dataset, reporter, stop, stage, networks)
@@ -147,11 +180,13 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
                 if hosts.is_first():
                     evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
         except Interrupted as where:
+            status = stop.status
             reporter.say(
                 f"Stopped by {stop.name or 'request'} in {where}; everything up to there is saved. "
                 f"To go on, give the same command again:\n  {command}"
             )
         hosts.leave()
+    return status
 
 
 def _prepare_jax(cache: Path) -> None:
@@ -197,27 +232,6 @@ def _quiet_libraries() -> None:
             sys.__unraisablehook__(hook)
 
     sys.unraisablehook = unraisable
-
-
-def _workdir(config: Any) -> Path:
-    if _WORKDIR.value:
-        return Path(_WORKDIR.value)
-    name = "unnamed" if config is None else str(config.get("name", "unnamed"))
-    changes = sorted(_overrides(sys.argv[1:]))
-    if changes:
-        name += "-" + hashlib.sha256("\n".join(changes).encode()).hexdigest()[:8]
-    return Path("runs") / name
-
-
-def _overrides(arguments: list[str]) -> list[str]:
-    """The flags that change the config, as KEY=VALUE, also those given as two words."""
-    found = []
-    for word, following in zip(arguments, [*arguments[1:], ""]):
-        flag = word.lstrip("-")
-        if word.startswith("-") and flag.startswith("config."):
-            bare = "=" not in flag and following and not following.startswith("-")
-            found.append(f"{flag}={following}" if bare else flag)
-    return found
 
 
 def _cache(workdir: Path) -> Path:
@@ -291,10 +305,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _config_file(argv: list[str]) -> str | None:
     """The file of `--config=FILE:VARIANT` or `--config FILE:VARIANT`."""
+    words = _config_words(argv)
+    return None if words is None else words.split(":")[0]
+
+
+def _config_words(argv: Sequence[str]) -> str | None:
+    """FILE:VARIANT, or None without such a flag."""
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
-            return (value if equals else (argv[i + 1 :] or [""])[0]).split(":")[0]
+            return value if equals else [*argv[i + 1 :], ""][0]
     return None
 
 

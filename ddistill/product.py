@@ -1,6 +1,5 @@
 """A finished run as a thing to use: opened from its folder, sampled from, without its data."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,11 +21,14 @@ from ddistill.evaluation.sampling import (
     teacher_call,
 )
 from ddistill.evaluation.students import without_frozen
+from ddistill.runtime.files import DamagedFile, read_object
 from ddistill.settings import Settings, parse
 from ddistill.training.folders import check_owner
 from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.state import stream_key
 from ddistill.training.weights import Networks
+
+_AGAIN = "Give the run's command again: it writes the file anew and trains nothing anew."
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
     folder = Path(folder)
     settings = parse(_read(folder / "config.json"), Settings)
     facts = _read(folder / "data.json")
-    dataset = from_facts(facts)
+    try:
+        dataset = from_facts(facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'data.json'} is damaged: {error!r}. {_AGAIN}") from None
     shared = Path(cache) if cache else folder.parent / "shared"
     plans = plan_stages(settings, dataset, folder, shared, reread=False)
     for plan in plans:
@@ -122,9 +127,9 @@ def _read(path: Path) -> Mapping[str, Any]:
             "command is given again, without training anew."
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        return read_object(path)
+    except DamagedFile as error:
+        raise CheckpointError(f"{error}. {_AGAIN}") from None
 
 
 @dataclass(frozen=True)

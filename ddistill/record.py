@@ -13,11 +13,14 @@ from pathlib import Path
 
 from ddistill.evaluation.markdown import merge_text, render
 from ddistill.evaluation.plots import score_figure
-from ddistill.evaluation.protocol import Row, read_rows, write_rows, write_text
+from ddistill.evaluation.protocol import Row, read_rows, write_rows
 from ddistill.evaluation.report import slug
 from ddistill.evaluation.summary import experiments, score_plot
+from ddistill.runtime.ending import one_line
+from ddistill.runtime.files import read_text, write_bytes, write_text
 
 
+@one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for files that cannot be used."""
     parser = argparse.ArgumentParser(
@@ -50,7 +53,7 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs") -> str:
     old = read_rows(store) if store.exists() else []
     new = [row for run in runs for row in read_rows(_results_file(Path(run)))]
     rows, added, replaced = merge(old, new)
-    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    before = read_text(page) if page.exists() else ""
     pictures = {f"{slug(' '.join(key))}.png": own for key, own in experiments(rows).items()}
     drawn = {name: own for name, own in pictures.items() if _worth_a_picture(own)}
     text = merge_text(before, render(rows, {name: f"results/{name}" for name in drawn}), str(page))
@@ -60,8 +63,7 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs") -> str:
     for name, own in drawn.items():
         path = docs / "results" / name
         if not path.exists() or any(row.identity in changed for row in own):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(score_figure(score_plot(own)))
+            write_bytes(path, score_figure(score_plot(own)))
     write_text(page, text)
     return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}"
 

@@ -116,8 +116,9 @@ class StageSettings:
     taken over.
     `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
     kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
-    `hand_on` is "last", or "best": instead of the last step's, the checkpoint of the lowest loss,
-    or of the lowest `proxy` where the objective measures one.
+    `hand_on` is "last", or "best": of the checkpoints at every `training.checkpoint_every` steps
+    and the last one, that of the lowest mean loss since the one before, or of the lowest `proxy`
+    where the objective measures one.
     `students` makes it a stage of many; `batch_size` is then that of each.
     `shared` puts the stage into the cache that runs with the same settings share. `method` (of
     `METHODS` in evaluation/vocabulary.py) and `variant` name the rows it leaves in results.json; a
@@ -189,6 +190,7 @@ class MeshSettings:
 class TrainingSettings:
     """How every stage is run; nothing here changes what is learnt.
 
+    With `hand_on="best"`, `checkpoint_every` says which weights there are to choose from.
     A fatal alarm ends a stage after the steps of three log intervals (`log_every`), also where
     students that diverge are frozen.
     `scan_steps`: train steps per dispatch (0 = 8 on accelerators, 1 on CPU, where convolutions in

@@ -354,13 +354,13 @@ host_start() {
   echo $! >build/launch/pid
 }
 
-# Python answers a SIGTERM by saving and exiting with 0, like a complete run: its words tell which.
+# Python answers SIGTERM by saving and exiting with 143, and SIGINT with 130. Before it is ready to
+# answer, SIGTERM ends it with 143 too.
 host_run() {
   local status=0
   trap : TERM # this shell stays to write down how the run ended
   "$@" || status=$?
-  if [ "$status" = 0 ] && grep --quiet '^Stopped by ' build/launch/log; then status=$STOPPED; fi
-  if [ "$status" = 143 ]; then status=$STOPPED; fi # SIGTERM before Python was ready to answer it
+  case "$status" in 130 | 143) status=$STOPPED ;; esac
   echo "$status" >build/launch/status
 }
 

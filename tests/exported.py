@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddistill import data
+from ddistill.runtime.files import write_json
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
@@ -20,7 +21,7 @@ from ddistill.settings import (
     TrainingSettings,
     to_plain,
 )
-from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.weights import abstract_state
 

@@ -8,11 +8,15 @@ import subprocess
 import time
 from pathlib import Path
 
+from ddistill.runtime import ending
+
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 TPU_VM, SBATCH, JOBSET = LAUNCH / "tpu_vm.sh", LAUNCH / "slurm.sbatch", LAUNCH / "gke_jobset.yaml"
 ENVIRONMENT = LAUNCH / "environment.sh"
 STOPPED = 75
+# Exit statuses of a run that was stopped by SIGINT and by SIGTERM.
+STATUSES = (ending.INTERRUPTED, ending.TERMINATED)
 # The last words of a run that was asked to stop.
 STOP = "Stopped by SIGTERM in stage 'teacher'; everything up to there is saved."
 
@@ -167,13 +171,14 @@ esac
 """
 # The Python of a host: host 0 does what the plan says, the others just end.
 PROGRAM = """
-stop() {{ echo {stop}; exit 0; }}
+stop() {{ echo {stop}; exit {status}; }}
 trap stop TERM
 host=${{HOME##*/}} word=end
 if [ $host = host0 ]; then read -r word _ <{folder}/plan; fi
 echo "$word on $host"
 case $word in
   stop | preempt) stop ;;
+  interrupt) exit 130 ;;
   fail) exit 1 ;;
   killed) kill -KILL $$ ;;
   early)
@@ -212,9 +217,8 @@ class Slice(Cluster):
         self.plan, self.queue, self.node = (folder / name for name in ("plan", "queue", "node"))
         place = shlex.quote(str(folder))
         self.add("gcloud", GCLOUD.format(folder=place, hosts=HOSTS))
-        self.program = self.add(
-            "program", PROGRAM.format(folder=place, stop=shlex.quote(STOP)), folder
-        )
+        words = {"stop": shlex.quote(STOP), "status": ending.TERMINATED}
+        self.program = self.add("program", PROGRAM.format(folder=place, **words), folder)
         # Of the host: pip and uv, of which the second makes the folder of the environment.
         host_bin = folder / "host-bin"
         self.add("python3", 'if [ "$3" = venv ]; then mkdir -p "${!#}/bin"; fi', host_bin)

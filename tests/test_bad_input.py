@@ -15,7 +15,8 @@ from runs import UNET, config, plans_of, snapshot, tiny_settings
 
 from ddistill import main
 from ddistill.errors import CheckpointError, ConfigError
-from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.runtime.files import write_json
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.folders import check_folders
 from ddistill.training.state import create_state
 
@@ -375,7 +376,25 @@ def test_a_folder_of_other_settings_is_refused_before_training(refused, tmp_path
 def test_a_folder_of_another_teacher_is_refused(refused, tmp_path):
     occupy(tiny_settings(), tmp_path / "run", "student")
     text = refused({"stages.teacher.steps": 20}, CheckpointError)
-    assert "data, schedule, seed or the stages before it have changed" in text
+    assert "of other settings: stage 'teacher': steps was 40 and is now 20. Choose" in text
+
+
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        ({"seed": 1}, "seed was 0 and is now 1."),
+        ({"schedule.steps": 32}, "schedule.steps was 16 and is now 32."),
+        ({"data.flip": True}, "data.flip was False and is now True."),
+        ({"stages.student.grid.steps": 4}, "grid.steps was 2 and is now 4."),
+        ({"stages.student.ema": (0.3,)}, "ema was [0.3, 0.99] and is now [0.3]."),
+        ({"stages.student.objective.substeps": 4}, "objective.substeps was 2 and is now 4."),
+    ],
+)
+def test_what_differs_is_told_with_both_values(refused, tmp_path, changes, part):
+    occupy(tiny_settings(), tmp_path / "run", "student")
+    assert f"of other settings: {part} Choose another --workdir" in refused(
+        changes, CheckpointError
+    )
 
 
 def test_labels_of_a_stage_may_change(tmp_path):

@@ -13,7 +13,7 @@ from absl import logging
 from runs import differences
 
 from ddistill.errors import CheckpointError
-from ddistill.training.checkpoints import Checkpoints, digests, write_json
+from ddistill.training.checkpoints import Checkpoints, digests
 from ddistill.training.state import TrainState, create_state
 
 RECORD = {
@@ -305,19 +305,3 @@ def test_digests_cover_names_and_contents(tmp_path):
     assert second != first
     (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
     assert digests(tmp_path) == {"a/y": second["a/x"]}
-
-
-def test_write_json_replaces_whole_files(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-    def full(self, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}

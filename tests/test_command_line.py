@@ -90,13 +90,6 @@ def test_the_command_line_answers_in_one_line(tmp_path, flags, parts):
     assert [x.name for x in tmp_path.iterdir()] == ["config.py"]
 
 
-def test_overrides_are_the_same_in_one_word_and_in_two():
-    one = main._overrides(["--config=x.py", "--config.seed=1", "-config.a.b=c", "--workdir=w"])
-    two = main._overrides(["--config", "x.py", "--config.seed", "1", "-config.a.b", "c"])
-    assert one == two == ["config.seed=1", "config.a.b=c"]
-    assert main._overrides(["--config.flag", "--config.seed=1"]) == ["config.flag", "config.seed=1"]
-
-
 # Flags beside --doctor, and the start of the line on the data.
 DOCTOR = {
     "no config": ([], "give --config=... to look for its data"),

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from ddistill.settings import ScheduleSettings, Settings, StageSettings, Student
 from ddistill.training.pipeline import starting_point
 from ddistill.training.stages import SOURCES, plan_stages
 from ddistill.training.weights import Networks, initial_state
+from ddistill.workdir import default_workdir, read_base
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = {
@@ -167,6 +170,49 @@ def test_a_finished_run_does_not_need_the_files_any_more(folder, tmp_path):
     plan = opened.run.plan("teacher")
     with pytest.raises(ConfigError, match="is not there any more, and the stage is not complete"):
         starting_point(plan, {}, Networks())
+
+
+CONFIG = """
+from exported import levels_run
+from ddistill.recipes import check_variant, to_config
+
+def get_config(variant=""):
+    check_variant(variant)
+    return to_config(levels_run(), variant)
+"""
+
+
+def test_a_run_with_another_teacher_has_a_folder_of_its_own(folder, tmp_path, monkeypatch):
+    """Of the teacher's content, wherever it lies; the plain run's folder would refuse it."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.py").write_text(CONFIG)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+
+    def workdir(*variant: str) -> Path:
+        words = ":".join(("config.py", *variant))
+        config = runpy.run_path("config.py")["get_config"](":".join(variant))
+        return default_workdir(config, read_base(words))[0]
+
+    assert workdir() == Path("runs/levels")
+    first = workdir("diffusers", str(folder))
+    assert re.fullmatch(r"runs/levels-[0-9a-f]{8}", str(first))
+    assert workdir("diffusers", f"{moved}/") == first
+    overridden = recipes.to_config(levels_run())
+    overridden.stages.teacher.source = f"diffusers:{folder}"
+    other = default_workdir(overridden, read_base("config.py"))[0]
+    assert other not in (Path("runs/levels"), first)  # its other settings are not the variant's
+    # A finished run is found again after its teacher's files have gone.
+    noted = {"teacher": (f"diffusers:{folder}", read_teacher(folder))}
+    write_noted(other / SOURCES, noted)
+    kept = folder.rename(tmp_path / "away")
+    assert default_workdir(overridden, read_base("config.py"))[0] == other
+    kept.rename(folder)
+    weights = moved / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert workdir("diffusers", str(moved)) != first
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import ENVIRONMENT, JOBSET, LAUNCH, ROOT, SBATCH, TPU_VM
+from launching import ENVIRONMENT, JOBSET, LAUNCH, ROOT, SBATCH, STATUSES, TPU_VM
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -50,8 +50,11 @@ def test_scripts_stop_at_the_first_error(script):
         assert os.access(script, os.X_OK)
 
 
-def test_the_words_by_which_the_scripts_know_a_stopped_run_are_those_of_the_program():
+def test_the_scripts_know_a_stopped_run_by_the_statuses_of_the_program():
+    one, other = STATUSES
+    for path in (TPU_VM, SBATCH):
+        assert f" {one} | {other})" in path.read_text()
+    # Where srun has killed the last tasks, the words of the first one tell.
     sources = [path.read_text() for path in (ROOT / "ddistill").rglob("*.py")]
     assert any(re.search(r"""say\(\s*f?["']Stopped by """, text) for text in sources)
-    for path in (TPU_VM, SBATCH, JOBSET):
-        assert "^Stopped by " in path.read_text()
+    assert "^Stopped by " in SBATCH.read_text()

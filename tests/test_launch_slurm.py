@@ -8,7 +8,9 @@ import signal
 import subprocess
 
 import pytest
-from launching import ARGS, ROOT, SBATCH, STOP, commands, one_line, wait_for
+from launching import ARGS, ROOT, SBATCH, STATUSES, STOP, commands, one_line, wait_for
+
+from ddistill.runtime import ending
 
 
 def directives() -> dict[str, str]:
@@ -87,35 +89,38 @@ def test_a_complete_slurm_job_is_not_requeued(slurm, tmp_path):
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["slurm_script"]
 
 
-def test_a_slurm_job_that_was_stopped_puts_itself_back(slurm):
-    done = slurm(f"step 10\n{STOP}", SLURM_RESTART_COUNT="99")
+@pytest.mark.parametrize("status", [*STATUSES, 128 + signal.SIGKILL])
+def test_a_slurm_job_that_was_stopped_puts_itself_back(slurm, status):
+    """srun ends with the status of a task that it has killed where that is the highest."""
+    done = slurm(f"step 10\n{STOP}", status, SLURM_RESTART_COUNT="99")
     assert done.returncode == 0, done.stderr
     assert STOP in done.stdout
     assert slurm.cluster.calls("scontrol") == [["scontrol", "requeue", "17"]]
 
 
 def test_a_slurm_job_that_was_stopped_before_it_could_answer_puts_itself_back(slurm):
-    done = slurm("", status=128 + signal.SIGTERM)
+    done = slurm("", ending.TERMINATED)
     assert done.returncode == 0, done.stderr
     assert slurm.cluster.calls("scontrol") == [["scontrol", "requeue", "17"]]
 
 
 def test_a_slurm_job_is_not_put_back_for_ever(slurm):
-    done = slurm(STOP, SLURM_RESTART_COUNT="100")
+    done = slurm(STOP, ending.TERMINATED, SLURM_RESTART_COUNT="100")
     assert done.returncode == 1
     assert "after 100 times" in one_line(done)
     assert slurm.cluster.calls("scontrol") == []
 
 
-def test_a_slurm_job_that_fails_is_not_put_back(slurm):
-    done = slurm(STOP, status=5)
-    assert done.returncode == 5
+@pytest.mark.parametrize("says, status", [(STOP, 5), ("", 1), ("", 128 + signal.SIGKILL)])
+def test_a_slurm_job_that_fails_is_not_put_back(slurm, says, status):
+    done = slurm(says, status)
+    assert done.returncode == status
     assert slurm.cluster.calls("scontrol") == []
 
 
 def test_a_slurm_job_that_is_cancelled_is_not_put_back(slurm):
     (slurm.cluster.bin / "sleep").unlink()
-    stop = f"stop() {{ echo {shlex.quote(STOP)}; exit 0; }}; trap stop TERM"
+    stop = f"stop() {{ echo {shlex.quote(STOP)}; exit 143; }}; trap stop TERM"
     slurm.cluster.add("srun", f"{stop}; echo started; while true; do sleep 0.02; done")
     out = slurm.cluster.folder / "out"
     with out.open("w") as file:

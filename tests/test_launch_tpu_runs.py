@@ -71,7 +71,7 @@ def test_the_run_goes_on_after_preemptions_on_a_new_tpu(tpu):
     assert len({tuple(words) for words in slice_.programs()}) == HOSTS  # the same command each time
 
 
-@pytest.mark.parametrize("word", ["stop", "early"])
+@pytest.mark.parametrize("word", ["stop", "early", "interrupt"])
 def test_the_run_goes_on_after_a_signal_without_a_new_tpu(tpu, word):
     slice_ = tpu(f"{word} end")
     done = slice_.run("auto", *ARGS)

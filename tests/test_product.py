@@ -8,7 +8,7 @@ import ddistill
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.evaluation.images import quantise
 from ddistill.evaluation.sampling import draw
-from ddistill.training.checkpoints import write_json
+from ddistill.runtime.files import write_json
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def ask_and_go_on(launcher: Launcher):
     shutil.copytree(
         launcher.root / "straight" / "shared", launcher.workdir("asked").parent / "shared"
     )
-    stopped = succeeded(launcher.run("asked", "student:23:sigterm"))
+    stopped = launcher.run("asked", "student:23:sigterm")
     plans = plans_of(tiny_settings(), launcher.workdir("asked"))
     left = saved_steps(plans["student"]), plans["student"].manifest()
     return plans, stopped, left, succeeded(launcher.run("asked"))
@@ -228,8 +228,10 @@ def ask_and_go_on(launcher: Launcher):
 
 def test_sigterm_saves_and_says_how_to_go_on(asked, launcher):
     plans, stopped, (steps, manifest), _ = asked
-    assert "Stopped by SIGTERM in stage 'student' at step 23" in stopped
-    command = stopped.split("give the same command again:")[1]
+    assert stopped.returncode == 143  # else `main && export` would go on
+    assert stopped.stderr == "SIGTERM: stopping after this step; Ctrl-C to stop now\n"
+    assert "Stopped by SIGTERM in stage 'student' at step 23" in stopped.stdout
+    command = stopped.stdout.split("give the same command again:")[1]
     assert f"--workdir={launcher.workdir('asked')}" in command
     assert steps == [17, 23]
     assert int(saved_state(plans["student"], 23).step) == 23

@@ -15,6 +15,7 @@ from test_resume import Launcher, rows, succeeded
 
 from ddistill import data
 from ddistill.errors import TrainingError
+from ddistill.runtime.files import write_json
 from ddistill.settings import (
     GridSettings,
     MeshSettings,
@@ -24,7 +25,7 @@ from ddistill.settings import (
 )
 from ddistill.students import take
 from ddistill.training import pairs as pairs_module
-from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
 from ddistill.training.pipeline import run_stages

@@ -253,7 +253,7 @@ def test_killed_while_writing(sets, monkeypatch):
         raise OSError("disk full")
 
     parts[1].unlink()
-    monkeypatch.setattr(feature_store.os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OSError, match="disk full"):
         run(options(folder), tiny_detector(apply=counted))
     left = list((folder / "fake.scores" / "features").rglob("*"))

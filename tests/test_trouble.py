@@ -35,7 +35,7 @@ def launch(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
     """Runs settings as the command line would; returns exit status, stdout and stderr."""
 
     def start(argv):
-        main.run(to_config(wanted), workdir, workdir.parent / "shared", "", "the command")
+        return main.run(to_config(wanted), workdir, workdir.parent / "shared", "", "the command")
 
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
@@ -256,12 +256,11 @@ def test_metrics_survive_a_full_disk(tmp_path, monkeypatch):
     log.close()
     before = (tmp_path / "metrics.jsonl").read_text()
 
-    def full(self, text):
-        self.open("w").close()  # opening a file to write it empties it
+    def full(number):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             MetricsLog(tmp_path, "s", 2, tensorboard=False)
     assert (tmp_path / "metrics.jsonl").read_text() == before

@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "random_flip",
     "read_ahead",
+    "read_settings",
     "setting_types",
     "summary",
     "to_unit",
@@ -83,6 +84,11 @@ def defaults(name: str) -> dict[str, Any]:
     """All settings of a source and their defaults."""
     check_choice("data.name", name, SOURCES)
     return dataclasses.asdict(SOURCES[name][0]())
+
+
+def read_settings(settings: Mapping[str, Any]) -> Any:
+    """The settings of a source as its dataclass, with defaults; errors as of `load`."""
+    return _source(settings)[1]
 
 
 def setting_types() -> dict[str, type]:

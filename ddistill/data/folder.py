@@ -18,6 +18,7 @@ from ddistill.data.memo import Memo
 from ddistill.data.names import TRAIN
 from ddistill.data.scan import Scan, digest, scan
 from ddistill.errors import ConfigError, DataError, check_choice
+from ddistill.runtime.files import expand
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _checked_root(settings: FolderSettings) -> Path:
     check_fraction(settings.test_fraction)
     if not settings.path:
         raise ConfigError("data.path is missing: set --config.data.path=FOLDER_OF_IMAGES.")
-    return Path(settings.path).expanduser()
+    return expand(settings.path)
 
 
 def _source(listing: Listing, spec: ImageSpec) -> Source:

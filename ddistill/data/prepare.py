@@ -7,7 +7,6 @@ and without TensorFlow.
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import struct
@@ -25,10 +24,13 @@ from ddistill.data.tfds_files import (
     find,
 )
 from ddistill.errors import DataError
+from ddistill.runtime.ending import one_line
+from ddistill.runtime.files import write_json
 
 EXTRA = ("tensorflow", "importlib_resources")
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepares the set named on the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -103,7 +105,7 @@ def convert(found: Prepared) -> None:
         for index, count in enumerate(split["shardLengths"]):
             source = found.shard(split, index, "tfrecord")
             _convert_shard(source, copy.shard(split, index, FORMAT), int(count))
-    (partial / INFO).write_text(json.dumps(copy.info, indent=2, sort_keys=True))
+    write_json(partial / INFO, copy.info)
     partial.rename(found.folder / FORMAT)
 
 

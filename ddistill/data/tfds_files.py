@@ -5,13 +5,13 @@ Looks at `dataset_info.json` alone, because importing tensorflow_datasets takes 
 
 import difflib
 import hashlib
-import json
 import os
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddistill.errors import ConfigError, DataError
+from ddistill.runtime.files import DamagedFile, expand, read_object
 
 INFO = "dataset_info.json"
 FORMAT = "array_record"
@@ -79,7 +79,10 @@ class Prepared(NamedTuple):
 
 def data_folder(data_dir: str) -> Path:
     """Where prepared sets lie: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DIR).expanduser()
+    try:
+        return expand(data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DIR)
+    except ConfigError as error:
+        raise ConfigError(f"{error} data.data_dir and $TFDS_DATA_DIR name the folder.") from None
 
 
 def find(path: str, data_dir: str) -> Prepared:
@@ -100,7 +103,7 @@ def find(path: str, data_dir: str) -> Prepared:
         )
     root = data_folder(data_dir)
     name, _, version = path.partition(":")
-    folder = Path(path).expanduser()
+    folder = expand(path)
     versions = _versions(folder) or _versions(root / name)
     if version:
         versions = [v for v in versions if v.name == version]
@@ -121,8 +124,8 @@ def read_info(folder: Path) -> dict[str, Any]:
       DataError: it cannot be read.
     """
     try:
-        return json.loads((folder / INFO).read_text())
-    except (OSError, ValueError) as error:
+        return read_object(folder / INFO)
+    except (OSError, DamagedFile) as error:
         raise DataError(f"{folder / INFO} cannot be read: {error}.") from error
 
 
@@ -180,7 +183,7 @@ def _missing(path: str, root: Path) -> str:
     close = difflib.get_close_matches(path, there, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     listed = f" Prepared there: {', '.join(there[:10])}." if there else ""
-    shown = "" if root == Path(DEFAULT_DIR).expanduser() else str(root)
+    shown = "" if root == Path(os.path.expanduser(DEFAULT_DIR)) else str(root)
     return (
         f"TFDS set '{path}' is not prepared in {root}.{hint}{listed} Prepare it once, with the "
         f"extra 'prepare' (pip install -e '.[prepare]'): {prepare_command(path, shown)}"

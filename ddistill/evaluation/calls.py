@@ -8,10 +8,9 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 from ddistill.errors import nearest
-from ddistill.evaluation.protocol import write_text
+from ddistill.runtime.files import DamagedFile, read_object, write_text
 
 ROLES = ("full", "teacher", "student")
 
@@ -74,12 +73,12 @@ def read_calls(path: str | os.PathLike) -> list[CallRecord]:
       ValueError: a file that is missing or of another form. The message names file and key.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_object(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("calls"), list):
+    except DamagedFile as error:
+        raise ValueError(f"{error}.") from None
+    if not isinstance(content.get("calls"), list):
         raise ValueError(f"{path}: key 'calls' with a list is missing.")
     return [_call(item, f"{path}: call {i}") for i, item in enumerate(content["calls"])]
 

@@ -37,6 +37,7 @@ from ddistill.evaluation.sampling import (
 )
 from ddistill.evaluation.students import without_frozen
 from ddistill.evaluation.vocabulary import METHODS
+from ddistill.runtime.files import read_object_or_none, write_text
 from ddistill.settings import Settings
 from ddistill.training.checks import check_scale
 from ddistill.training.interrupt import StopRequest
@@ -372,17 +373,20 @@ def _digest(settings: Settings, plans: list[StagePlan], calls: list[Call]) -> st
 
 
 def _is_done(workdir: Path, digest: str) -> bool:
-    marker = workdir / "evaluation.json"
-    if not all((workdir / f).exists() for f in ("results.json", "report.html")):
+    if not (workdir / "report.html").exists():
         return False
-    content = json.loads(marker.read_text()) if marker.exists() else {}
-    return "calls" in content and content["digest"] == digest
+    try:
+        read_rows(workdir / "results.json")
+    except ValueError:  # not there, or damaged: it is made again
+        return False
+    content = read_object_or_none(workdir / "evaluation.json") or {}
+    return "calls" in content and content.get("digest") == digest
 
 
 def _join_metrics(plans: list[StagePlan], workdir: Path) -> None:
     """One metrics.jsonl for the run, from those of its stages."""
     rows = [row for plan in plans for row in read_metrics(plan.folder / "metrics.jsonl")]
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    write_text(workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def _line(scored: Scored) -> str:

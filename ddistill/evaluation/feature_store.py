@@ -5,9 +5,7 @@ beside its place and then renamed, so one that is there is whole. Scores are alw
 the parts, in their order: whether and where an evaluation was stopped changes no digit.
 """
 
-import os
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from ddistill.evaluation.detector import Detector
 from ddistill.evaluation.features import feature_batches
 from ddistill.evaluation.frechet import Moments
 from ddistill.evaluation.image_sets import ImageSet, Part, digest_of
+from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
 
@@ -119,22 +118,12 @@ def _compute(
 
 
 def _write_part(path: Path, features: np.ndarray, logits: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, features=features, logits=logits)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_arrays(path, features=features, logits=logits)
 
 
 def _is_whole(path: Path, count: int, dim: int) -> bool:
     """Whether a part can be read; zip archives carry checksums of what they hold."""
-    try:
-        with np.load(path) as file:
-            return file["features"].shape == (count, dim) and len(file["logits"]) == count
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    found = read_arrays(path, ("features", "logits"))
+    if found is None or found["features"].shape != (count, dim):
         return False
+    return found["logits"].ndim == 2 and len(found["logits"]) == count

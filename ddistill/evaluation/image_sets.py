@@ -19,6 +19,7 @@ from ddistill.evaluation.images import quantise
 from ddistill.evaluation.pixel_ranges import RANGES, Origin, to_pixels
 from ddistill.interop.file_kinds import why_unusable
 from ddistill.interop.tensors import file_digest
+from ddistill.runtime.files import expand
 
 # Larger folders (MiB as uint8) are decoded batch by batch.
 IN_MEMORY_MB = 1024.0
@@ -88,7 +89,7 @@ def open_image_set(
       DataError: nothing there, no images, images that cannot be read or of unlike sizes, a file
         without images, or an array whose range or axes are not clear.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.suffix == ".npz":
         with open_npz(path) as file:
             return images_of_npz(path, file, values, flag)

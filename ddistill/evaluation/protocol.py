@@ -11,11 +11,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from ddistill.errors import nearest
 from ddistill.evaluation.vocabulary import check_name
+from ddistill.runtime.files import read_text, write_text
 
 _TOKEN = re.compile(r"[^\s=,;|`]+")
 _FID_FEATURES = "inception-2015-12-05"
@@ -287,7 +287,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
         or a value that is not allowed. The message names file, row and key.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be read ({error.strerror}). A finished run writes results.json into"
@@ -295,27 +295,11 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
         ) from error
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}.") from error
     if not isinstance(data, list):
         raise ValueError(f"{path}: expected a list of rows, got {type(data).__name__}.")
     return [_row(item, f"{path}: row {i}") for i, item in enumerate(data)]
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file atomically, by a temporary file beside it and a rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _row(item: object, where: str) -> Row:

@@ -26,6 +26,7 @@ from ddistill.evaluation.image_sets import (
 )
 from ddistill.interop.edm_pickles import read_objects
 from ddistill.interop.tensors import file_digest
+from ddistill.runtime.files import expand, write_arrays
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
 
@@ -106,7 +107,7 @@ def open_reference(
         or such that cannot be a mean and a covariance.
       Interrupted: a stop was asked for.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.suffix in (".pkl", ".pickle"):
         return _of_pickle(path, extraction.detector)
     if path.suffix != ".npz":
@@ -168,15 +169,7 @@ def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> 
     }
     if reference.features is not None:
         arrays["features"] = reference.features
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_arrays(path, **arrays)
 
 
 def _of_pickle(path: Path, detector: Detector) -> ReferenceSet:

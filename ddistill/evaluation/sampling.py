@@ -7,9 +7,7 @@ evaluation that was stopped goes on, and one that is repeated samples nothing.
 import dataclasses
 import hashlib
 import json
-import os
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 
 from ddistill.denoiser import with_guidance
 from ddistill.errors import ConfigError, check_choice
+from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.samplers import SAMPLERS, get_sampler, nfe
 from ddistill.schedules import Schedule, make_grid, subsequence
 from ddistill.settings import EvaluationSettings, Settings
@@ -381,18 +380,11 @@ def collect(
 
 
 def _write(path: Path, samples: Samples, digest: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        np.savez(file, digest=digest, **dataclasses.asdict(samples))
-    os.replace(temporary, path)
+    write_arrays(path, digest=digest, **dataclasses.asdict(samples))
 
 
 def _read(path: Path, digest: str) -> Samples | None:
-    try:
-        with np.load(path) as file:
-            if str(file["digest"]) != digest:
-                return None
-            return Samples(file["images"], float(file["ms_per_image"]))
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
-        return None  # not there, or cut off by a kill: it is drawn again
+    found = read_arrays(path, ("digest", "images", "ms_per_image"))
+    if found is None or str(found["digest"]) != digest:
+        return None  # not there, damaged or of other settings: it is drawn again
+    return Samples(found["images"], float(found["ms_per_image"]))

@@ -16,11 +16,13 @@ from ddistill.evaluation.protocol import read_rows
 from ddistill.export import diffusers, safetensors, stablehlo
 from ddistill.export.facts import Exported, rows_of
 from ddistill.product import Run, open_run
+from ddistill.runtime.ending import one_line
 from ddistill.training.stages import StagePlan
 
 FORMS = ("diffusers", "stablehlo", "safetensors")
 
 
+@one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; one line and exit status 1 for what cannot be exported."""
     parser = argparse.ArgumentParser(

@@ -24,6 +24,7 @@ from ddistill.interop.unet2d import write_options
 from ddistill.interop.unet2d_weights import to_tensors
 from ddistill.networks.layers import sinusoidal_embedding
 from ddistill.networks.unet import UNet
+from ddistill.runtime.files import write_text
 from ddistill.schedules import Schedule, make_schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
 
@@ -100,7 +101,7 @@ images = pipeline(
     batch_size=16, num_inference_steps={call.steps}, use_clipped_model_output=True
 ).images
 """
-    (out / "README.md").write_text(exported.card(how, "diffusers"), encoding="utf-8")
+    write_text(out / "README.md", exported.card(how, "diffusers"))
 
 
 def _scheduler(exported: Exported) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -164,7 +165,7 @@ from pipeline import Students
 
 images = Students(".")({labels})  # uint8, one image a row
 """
-    (out / "README.md").write_text(exported.card(how, "diffusers"), encoding="utf-8")
+    write_text(out / "README.md", exported.card(how, "diffusers"))
 
 
 def _tensors(net: UNet, shape: tuple[int, ...], params: Any):
@@ -186,5 +187,4 @@ def _version() -> dict[str, str]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

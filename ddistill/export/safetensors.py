@@ -8,6 +8,7 @@ import jax
 from ddistill.export.facts import Exported
 from ddistill.export.trees import flatten
 from ddistill.interop.tensors import write_tensors
+from ddistill.runtime.files import write_text
 
 
 def write(exported: Exported, out: Path) -> str:
@@ -23,11 +24,11 @@ def write(exported: Exported, out: Path) -> str:
     flat = flatten(jax.device_get(exported.denoiser.params))
     write_tensors(out / "weights.safetensors", flat)
     manifest = json.dumps(exported.manifest(), indent=2)
-    (out / "ddistill.json").write_text(manifest + "\n", encoding="utf-8")
+    write_text(out / "ddistill.json", manifest + "\n")
     example = """
 from safetensors.numpy import load_file
 
 weights = load_file("weights.safetensors")  # names as in ddistill's networks
 """
-    (out / "README.md").write_text(exported.card(example), encoding="utf-8")
+    write_text(out / "README.md", exported.card(example))
     return f"{sum(x.size for x in flat.values()):,} parameters"

@@ -21,6 +21,7 @@ from ddistill.export.facts import Exported
 from ddistill.export.trees import flatten, unflatten
 from ddistill.interop.tensors import write_tensors
 from ddistill.networks.convolution import suited
+from ddistill.runtime.files import write_bytes, write_text
 from ddistill.samplers import get_sampler
 from ddistill.students import RoutedDenoiser
 
@@ -63,8 +64,8 @@ def write(exported: Exported, out: Path, inside: bool = True) -> str:
         "weights_inside": inside,
         "arguments": _names(exported, inside),
     }
-    (out / "ddistill.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(exported.card(_example(exported, inside)), encoding="utf-8")
+    write_text(out / "ddistill.json", json.dumps(manifest, indent=2) + "\n")
+    write_text(out / "README.md", exported.card(_example(exported, inside)))
     return (
         f"{len(programs)} StableHLO program{'s' * (len(programs) > 1)} for {', '.join(PLATFORMS)}"
     )
@@ -86,7 +87,7 @@ def _write_one(exported: Exported, network: Any, out: Path, ending: str, inside:
         write_tensors(out / f"weights{ending}.safetensors", flat)
     with jax.default_matmul_precision("float32"):
         made = jax_export.export(jax.jit(run), platforms=PLATFORMS)(*arguments)
-    (out / f"sampler{ending}.stablehlo").write_bytes(bytes(made.serialize()))
+    write_bytes(out / f"sampler{ending}.stablehlo", bytes(made.serialize()))
 
 
 def _program(

@@ -18,6 +18,7 @@ from ddistill.interop.tensors import file_digest, read_tensors
 from ddistill.interop.unet2d import read_options
 from ddistill.interop.unet2d_weights import to_params
 from ddistill.networks.unet import UNet
+from ddistill.runtime.files import expand
 
 
 def read_teacher(folder: Path) -> Imported:
@@ -30,7 +31,7 @@ def read_teacher(folder: Path) -> Imported:
     Raises:
       ConfigError: a file is missing or damaged, or something in it is not supported.
     """
-    folder = folder.expanduser()
+    folder = expand(folder)
     model = find_model(folder)
     options, shape = read_options(model.config, str(model.network / "config.json"))
     if model.config.get("_null_class") is not None:

@@ -13,6 +13,7 @@ from ddistill.interop.edm_pickles import Record, read_objects
 from ddistill.interop.edm_weights import place
 from ddistill.interop.imported import Imported
 from ddistill.interop.torch_files import open_file
+from ddistill.runtime.files import expand
 
 LICENCE = (
     "CC BY-NC-SA 4.0 (EDM's code and its own weights: not for commercial use, and what is made of "
@@ -68,7 +69,7 @@ def read_teacher(path: Path) -> Imported:
       ConfigError: the file is missing, damaged, names code, holds another kind of network or an
         option that is not supported, or its tensors are not those of its network.
     """
-    given, path = path, Path(path).expanduser()
+    given, path = path, expand(path)
     if path.is_dir():
         there = [file.name for file in sorted(path.glob("*.pkl"))]
         named = f"give one of {', '.join(there[:5])}" if there else "there is no .pkl file in it"

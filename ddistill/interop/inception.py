@@ -20,6 +20,7 @@ from ddistill.interop.file_kinds import why_unusable
 from ddistill.interop.tensors import file_digest
 from ddistill.interop.torch_files import read_torch
 from ddistill.networks.inception import shapes
+from ddistill.runtime.files import cache_home, expand
 
 NAMES = (
     "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity's
@@ -62,7 +63,7 @@ def load_inception(path: str | os.PathLike = "", other: bool = False) -> Incepti
       ConfigError: the file is damaged, or not torch's.
       CheckpointError: the file does not hold exactly this network's tensors.
     """
-    file = Path(path).expanduser() if path else default_path()
+    file = expand(path) if path else default_path()
     if not file.is_file():
         state = "is a folder" if file.is_dir() else "does not exist"
         raise DataError(f"The Inception weights {file}: the path {state}. {_advice()}")
@@ -84,8 +85,14 @@ def load_inception(path: str | os.PathLike = "", other: bool = False) -> Incepti
 def default_path() -> Path:
     """$DDISTILL_INCEPTION, or the first of `NAMES` that lies in ~/.cache/ddistill."""
     if chosen := os.environ.get(VARIABLE):
-        return Path(chosen).expanduser()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddistill"
+        return expand(chosen)
+    cache = cache_home()
+    if cache is None:
+        raise DataError(
+            "The Inception weights: there is no home folder to look for them in. Give --weights, "
+            f"or set {VARIABLE} to the file or XDG_CACHE_HOME to the folder with ddistill/ in it."
+        )
+    home = cache / "ddistill"
     there = [home / name for name in NAMES if (home / name).is_file()]
     return (there or [home / NAMES[0]])[0]
 

@@ -1,12 +1,12 @@
 """Where a stage's weights can come from: "diffusers:FOLDER", "edm:FILE"."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.interop import diffusers, edm
 from ddistill.interop.imported import Imported, from_facts
+from ddistill.runtime.files import expand, read_object_or_none, write_json
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "diffusers": diffusers.read_teacher,
@@ -22,20 +22,21 @@ def write_noted(path: Path, sources: Mapping[str, tuple[str, Imported]]) -> None
       sources: by stage, the setting `source` and what it names.
     """
     noted = {stage: {"setting": s, "facts": found.facts()} for stage, (s, found) in sources.items()}
-    path.write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
+    write_json(path, noted)
 
 
 def read_noted(path: Path) -> dict[str, tuple[str, Imported]]:
-    """What `write_noted` wrote; nothing where there is no such file."""
-    if not path.exists():
+    """What `write_noted` wrote; nothing where there is no such file, or a damaged one."""
+    noted = read_object_or_none(path) or {}
+    try:
+        return {stage: (n["setting"], from_facts(n["facts"])) for stage, n in noted.items()}
+    except (TypeError, KeyError, AttributeError):
         return {}
-    noted = json.loads(path.read_text(encoding="utf-8"))
-    return {stage: (n["setting"], from_facts(n["facts"])) for stage, n in noted.items()}
 
 
 def is_there(source: str) -> bool:
     """Whether the files of a setting `source` exist."""
-    return Path(source.partition(":")[2]).expanduser().exists()
+    return expand(source.partition(":")[2]).exists()
 
 
 def read_source(source: str, key: str) -> Imported:

@@ -9,10 +9,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ddistill.errors import ConfigError
 from ddistill.interop.torch_files import parse_torch, read_bytes
+from ddistill.runtime.files import write_bytes
 
 # What safetensors calls its types of numbers.
 _DTYPES: dict[str, Any] = {
@@ -143,7 +144,9 @@ def write_tensors(
     """Writes a .safetensors file; `metadata` is text by name."""
     whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     # diffusers and transformers look for the format's name.
-    save_file(whole, path, {"format": "pt", **{k: str(v) for k, v in (metadata or {}).items()}})
+    named = {"format": "pt", **{k: str(v) for k, v in (metadata or {}).items()}}
+    # The library's own way to write a file makes one that other users cannot read.
+    write_bytes(path, save(whole, named))
 
 
 def file_digest(*paths: Path) -> str:

@@ -30,6 +30,10 @@ class MakePairs(Objective):
     clip: float = 0.0
     shard: int = 8
 
+    def without_effect(self) -> tuple[str, ...]:
+        """The pairs are the same in shards of any length."""
+        return ("shard",)
+
     def __post_init__(self):
         check_choice("objective.sampler", self.sampler, SAMPLERS)
         if not 0.0 <= self.clip < float("inf"):

@@ -8,7 +8,6 @@ digests written next to them once a checkpoint is complete.
 """
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ddistill.errors import CheckpointError
+from ddistill.runtime.files import read_object_or_none, sync_tree, write_json
 from ddistill.training.hosts import agree, from_first, wait
 from ddistill.training.state import TrainState
 
@@ -47,11 +47,9 @@ def _best(losses: Mapping[int, float | None], steps: Sequence[int]) -> int | Non
     return min(known)[1] if known else None
 
 
-def _read_loss(seal: Path) -> float | None:
-    try:
-        return json.loads(seal.read_text())["loss"]
-    except (json.JSONDecodeError, KeyError):
-        return None
+def _number(value: object) -> float | None:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if known else None  # type: ignore[arg-type]
 
 
 class Checkpoints:
@@ -77,7 +75,15 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
-        return {x.stem: _read_loss(x) for x in self._seal(0).parent.glob("*.json")}
+        return {x.name: self._read_loss(x.name) for x in self.folder.iterdir() if x.name.isdigit()}
+
+    def _read_loss(self, step: str) -> float | None:
+        """The loss that the seal notes or, where a kill came before the seal, the record."""
+        seal = read_object_or_none(self._seal(int(step)))
+        if seal is not None and "loss" in seal:
+            return _number(seal["loss"])
+        record = read_object_or_none(self.folder / step / "record" / "metadata")
+        return _number((record or {}).get("score"))
 
     def _open(self) -> ocp.CheckpointManager:
         handlers = {
@@ -90,8 +96,16 @@ class Checkpoints:
         """Steps that have a finished checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any], loss: float) -> None:
-        """Begins to write a checkpoint; errors of an earlier write surface here."""
+    def save(
+        self, step: int, state: TrainState, record: dict[str, Any], loss: float | None
+    ) -> None:
+        """Begins to write a checkpoint; errors of an earlier write surface here.
+
+        Args:
+          step, state: of the training.
+          record: what JSON can hold, kept beside the state.
+          loss: by which the best checkpoint is chosen; None for one that is not to be chosen.
+        """
         self.wait()
         self._losses[step] = loss
         self._manager.save(
@@ -153,6 +167,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types for a bad file
             reason = str(error).strip().splitlines() or [""]
             return None, f"{type(error).__name__}: {reason[0][:200]}"
+        if not isinstance(found["record"], dict):
+            return None, "its record is no object"
         return (found["state"], found["record"]), ""
 
     def _saved_structure(self, step: int) -> Any:
@@ -191,12 +207,13 @@ class Checkpoints:
         """Seals every complete checkpoint and drops the seals of those that are gone."""
         steps = set(self.steps())
         for step in steps:
-            if not self._seal(step).exists():
-                self._seal(step).parent.mkdir(exist_ok=True)
+            if read_object_or_none(self._seal(step), ("files",)) is None:
+                # What is sealed has to outlive a power cut, and the manifest rests on it.
+                sync_tree(self._path(step))
                 content = {"loss": self._losses.get(step), "files": digests(self._path(step))}
                 write_json(self._seal(step), content)
         for seal in self._seal(0).parent.glob("*.json"):
-            if int(seal.stem) not in steps:
+            if not seal.stem.isdigit() or int(seal.stem) not in steps:
                 seal.unlink()
 
     def _path(self, step: int) -> Path:
@@ -208,10 +225,8 @@ class Checkpoints:
 
     def _is_damaged(self, step: int) -> bool:
         """Whether the files differ from their digests; a checkpoint without any is not judged."""
-        try:
-            return json.loads(self._seal(step).read_text())["files"] != digests(self._path(step))
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
-            return False
+        seal = read_object_or_none(self._seal(step), ("files",))
+        return seal is not None and seal["files"] != digests(self._path(step))
 
     def close(self) -> None:
         """Waits and closes."""
@@ -223,13 +238,6 @@ def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under `folder`, by relative path."""
     files = sorted(x for x in folder.rglob("*") if x.is_file())
     return {str(x.relative_to(folder)): hashlib.sha256(x.read_bytes()).hexdigest() for x in files}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one and never a part."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ddistill.errors import CheckpointError
-from ddistill.settings import to_plain
-from ddistill.training.checkpoints import write_json
+from ddistill.runtime.files import DamagedFile, read_object, read_object_or_none, write_json
 from ddistill.training.hosts import agree, from_first
+from ddistill.training.identity import differences
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
-from ddistill.training.stages import LABELS, StagePlan, incomplete
+from ddistill.training.stages import StagePlan, incomplete
 
 _LOCK_POLL_SECONDS = 0.25
 
@@ -57,7 +57,7 @@ def _sign(plan: StagePlan) -> None:
     """Writes whose folder it is, unless that is written already; errors as `check_owner`."""
     check_owner(plan)
     record = plan.folder / "stage.json"
-    if not record.exists():
+    if read_object_or_none(record, ("digest",)) is None:
         write_json(record, _owner(plan))
 
 
@@ -85,41 +85,55 @@ def check_folders(plans: Sequence[StagePlan], only: str = "") -> None:
 
 
 def _owner(plan: StagePlan) -> dict[str, Any]:
-    ours = {"digest": plan.digest, "settings": to_plain(dataclasses.asdict(plan.settings))}
-    return json.loads(json.dumps(ours, default=str))
+    return {
+        "digest": plan.digest,
+        "identity": plan.identity,
+        "lineage": plan.lineage,
+        "settings": json.loads(json.dumps(dataclasses.asdict(plan.settings), default=str)),
+    }
 
 
 def check_owner(plan: StagePlan) -> None:
-    """Raises `CheckpointError` if the stage's folder belongs to a stage with other settings."""
-    record, ours = plan.folder / "stage.json", _owner(plan)
-    if not record.exists():
+    """Raises `CheckpointError` if the stage's folder belongs to a stage with other settings.
+
+    Where stage.json is damaged, the manifest and the checkpoints say whose folder it is.
+    """
+    theirs = _read_owner(plan)
+    if theirs is None or theirs["digest"] == plan.digest:
         return
-    theirs = json.loads(record.read_text())
-    if theirs["digest"] != plan.digest:
+    known, rest = theirs.get("identity"), theirs.get("lineage")
+    lines = []
+    if isinstance(known, dict) and isinstance(rest, dict):
+        lines = differences(known, plan.identity, rest, plan.lineage)
+    shown = "; ".join(lines[:4]) or "it was trained by another version of ddistill"
+    raise CheckpointError(
+        f"{plan.folder} holds stage '{plan.name}' of other settings: "
+        f"{shown}{f' and {len(lines) - 4} more' if len(lines) > 4 else ''}. "
+        "Choose another --workdir, or delete that folder to train it anew."
+    )
+
+
+def _read_owner(plan: StagePlan) -> dict[str, Any] | None:
+    """Whose the stage's folder is: an object with a digest, or None for nobody's.
+
+    Raises:
+      CheckpointError: nothing in it says whose it is.
+    """
+    try:
+        return read_object(plan.folder / "stage.json", ("digest",))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except DamagedFile as error:
+        damage = str(error)
+    records = sorted((plan.folder / "checkpoints").glob("[0-9]*/record/metadata"))
+    for path in (plan.manifest_path, *records):
+        found = read_object_or_none(path, ("digest",))
+        if found is not None:
+            return found
+    if records or (plan.folder / "pairs").exists():
         raise CheckpointError(
-            f"{plan.folder} holds stage '{plan.name}' of other settings: "
-            f"{_differences(theirs['settings'], ours['settings'])}. "
-            "Choose another --workdir, or delete that folder to train it anew."
+            f"{damage}. It says which settings the stage in that folder was trained with, and "
+            "nothing else there does. Delete the folder to train the stage anew, or choose another "
+            "--workdir."
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _differences(theirs: Any, ours: Any, path: str = "") -> str:
-    """The settings in which two records differ, at most four of them."""
-    lines: list[str] = []
-
-    def walk(a: Any, b: Any, at: str) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted(a.keys() | b.keys()):
-                walk(a.get(key), b.get(key), f"{at}.{key}" if at else key)
-        elif a != b and at not in LABELS:
-            lines.append(f"{at} was {_short(a)} and is now {_short(b)}")
-
-    walk(theirs, ours, path)
-    if not lines:
-        return "data, schedule, seed or the stages before it have changed"
-    return "; ".join(lines[:4]) + (f" and {len(lines) - 4} more" if len(lines) > 4 else "")
+    return None

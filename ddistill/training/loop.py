@@ -14,14 +14,16 @@ from ddistill.data import Dataset
 from ddistill.errors import TrainingError
 from ddistill.networks.weights import Weights
 from ddistill.objectives.process import Pairs
+from ddistill.runtime.files import write_json
 from ddistill.settings import TrainingSettings, to_plain
-from ddistill.training.checkpoints import Checkpoints, write_json
+from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.feed import Feed, spans
 from ddistill.training.hosts import agree, from_first, is_first, several, wait
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.optimizers import learning_rates, update_rule
 from ddistill.training.programs import Chunk, Programs, step_settings
 from ddistill.training.progress import Clock, Reporter, open_log
+from ddistill.training.scores import Score
 from ddistill.training.sharding import place, to_host
 from ddistill.training.stages import StagePlan
 from ddistill.training.state import TrainState, count_parameters, stream_key
@@ -74,9 +76,7 @@ class StageRun:
         self.layout = plan.layout(training.mesh)
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", training.keep)
         self.clock = Clock()
-        # The best checkpoint is kept by a proxy of quality, where a loss does not tell it.
-        self.loss = self.score = math.nan
-        self.seen: set[str] = set()
+        self.loss, self.score = math.nan, Score()
         self.frozen: set[int] = set()
         self.watch = Watch(plan, training.log_every, self._say, self._diverged)
         self._ask_every, self._unasked = 1, 0
@@ -139,8 +139,8 @@ class StageRun:
             return initial_state(self.plan, start, self.layout), 0
         state, record = found
         self.clock = Clock(**record["clock"])
-        self.loss, self.score = record["loss"], record["score"]
-        self.seen = set(record["seen"])
+        self.loss = record["loss"]
+        self.score.restore(record["scores"])
         self.watch.restore(record["watch"])
         step = int(state.step)
         self.reporter.say(f"{self.plan.name}: going on from the checkpoint at step {step}")
@@ -223,7 +223,9 @@ class StageRun:
         self.clock.wait += window.wait
         for (begin, count, _), metrics in zip(window.rows, rows):
             self._check_finite(begin, count, metrics)
-        values = self._means({k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, step)
+        every = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+        self.score.add(every)
+        values = self._means(every, step)
         dispatches = len(window.rows)
         self._ask_every = from_first(
             lambda: max(1, int(_SECONDS_BETWEEN_ASKING * dispatches / seconds))
@@ -231,15 +233,9 @@ class StageRun:
         done = sum(count for _, count, _ in window.rows)
         rate = done * self.plan.settings.batch_size * len(self.plan.members) / seconds
         self.loss = values.get("loss", self.loss)
-        # A log interval in which the student did not learn leaves its proxy as it was.
-        self.score = values.get("proxy", self.score if "proxy" in self.seen else self.loss)
-        self.seen |= values.keys()
-        extra = {
-            "images_per_second": rate,
-            "data_wait_share": min(1.0, window.wait / seconds),
-            "seconds": self.clock.train,
-            "compile_seconds": self.clock.compile,
-        }
+        share = {"data_wait_share": min(1.0, window.wait / seconds)}
+        spent = {"seconds": self.clock.train, "compile_seconds": self.clock.compile}
+        extra = {"images_per_second": rate, **share, **spent}
         self.log.write(step, {**values, **extra})
         self.watch(values, step)
         self.reporter.advance(
@@ -326,16 +322,19 @@ class StageRun:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._check_parameters(step, state)
+        # Not one that is there because the run was stopped: a run that is not has none there.
+        regular = step % self.training.checkpoint_every == 0 or step == self.plan.settings.steps
+        score = self.score.take() if regular else None
         record = {
             "clock": vars(self.clock),
             "loss": self.loss,
-            "score": self.score,
-            "seen": sorted(self.seen),
+            "score": score,
+            "scores": self.score.record(),
             "watch": self.watch.record(),
             "digest": self.plan.digest,
             "settings": to_plain(dataclasses.asdict(self.plan.settings)),
         }
-        self.checkpoints.save(step, state, record, self.score)
+        self.checkpoints.save(step, state, record, score)
 
     def _finish(self, state: TrainState) -> dict[str, Any]:
         settings = self.plan.settings

@@ -120,6 +120,28 @@ def update_rule(o: OptimizerSettings) -> tuple[Any, ...]:
     return (o.name, o.clip, o.weight_decay, o.b1, o.b2, o.eps, o.momentum)
 
 
+# By optimiser and by learning-rate schedule, the settings that it reads.
+_READ_BY_RULE: dict[str, tuple[str, ...]] = {
+    "adam": ("b1", "b2", "eps"),
+    "adamw": ("b1", "b2", "eps", "weight_decay"),
+    "radam": ("b1", "b2", "eps"),
+    "sgd": ("momentum", "weight_decay"),
+}
+_READ_BY_SCHEDULE: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "linear": ("final_scale",),
+    "cosine": ("final_scale",),
+    "step": ("milestones", "decay"),
+}
+
+
+def settings_used(o: OptimizerSettings) -> dict[str, Any]:
+    """The settings that a training depends on, without those that its optimiser does not read."""
+    always = ("name", "learning_rate", "schedule", "warmup", "clip")
+    read = (*always, *_READ_BY_RULE[o.name], *_READ_BY_SCHEDULE[o.schedule])
+    return {name: getattr(o, name) for name in read}
+
+
 def make_optimizer(o: OptimizerSettings) -> optax.GradientTransformation:
     """Builds the optimiser, at a learning rate of 1; clipping comes first.
 

@@ -6,11 +6,8 @@ stopped goes on behind the last one.
 """
 
 import hashlib
-import json
-import os
 import time
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,9 @@ import numpy as np
 from ddistill.errors import CheckpointError, TrainingError
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.process import Pairs
+from ddistill.runtime.files import read_arrays, read_object_or_none, write_arrays, write_json
 from ddistill.samplers import get_sampler, nfe
 from ddistill.students import in_groups
-from ddistill.training.checkpoints import write_json
 from ddistill.training.hosts import from_first, is_first
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
@@ -65,7 +62,7 @@ def read_pairs(plan: StagePlan) -> Pairs:
     if manifest is None:
         raise incomplete(plan)
     shards = []
-    for name, digest in manifest["shards"].items():
+    for name, digest in _listed(manifest, plan).items():
         path = _folder(plan) / name
         if not path.exists() or _hash(path) != digest:
             raise CheckpointError(
@@ -81,6 +78,17 @@ def read_pairs(plan: StagePlan) -> Pairs:
     return jax.tree.map(lambda *x: np.concatenate(x), *shards)
 
 
+def _listed(manifest: Mapping[str, Any], plan: StagePlan) -> dict[str, str]:
+    """The shards of a manifest, with their hashes."""
+    shards = manifest.get("shards")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(
+            f"{plan.manifest_path} is damaged: it lists no shards. Delete it and run again; the "
+            "pairs that are there are kept."
+        )
+    return shards
+
+
 def _try_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> str:
     """Makes the shards; returns where a stop was asked for, which every process has to be told."""
     try:
@@ -94,14 +102,16 @@ def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRe
     reporter.begin(plan.name, plan.settings.steps)
     try:
         for path, steps in _shards(plan):
-            if _read(path, plan.digest) is None:
+            made = _read(path, plan.digest)
+            # The shards of a stage that was stopped may be of another length, see `MakePairs`.
+            if made is None or len(made.label) != len(steps) * plan.settings.batch_size:
                 batches, begun = [], time.perf_counter()
                 for step in steps:
                     stop.check(f"stage '{plan.name}' at batch {step}")
                     batches.append(_batch(plan, teacher, step))
                     reporter.advance(step + 1, "")
-                made = jax.tree.map(lambda *x: np.concatenate(x), *batches)
-                _write(path, made, plan.digest, time.perf_counter() - begun)
+                whole = jax.tree.map(lambda *x: np.concatenate(x), *batches)
+                _write(path, whole, plan.digest, time.perf_counter() - begun)
     finally:
         reporter.end()
 
@@ -179,33 +189,24 @@ def _hash(path: Path) -> str:
 
 
 def _write(path: Path, pairs: Pairs, digest: str, seconds: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        np.savez(file, digest=_seal(path, pairs, digest), **vars(pairs))
-        file.flush()
-        os.fsync(file.fileno())
     # Beside the shard, which is the same file whenever and wherever it is made.
     write_json(path.with_suffix(".json"), {"seconds": seconds})
-    os.replace(temporary, path)
+    write_arrays(path, digest=_seal(path, pairs, digest), **vars(pairs))
 
 
 def _seconds(path: Path) -> float:
     """What making a shard took; 0 where nobody has noted it."""
-    try:
-        return float(json.loads(path.with_suffix(".json").read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
+    noted = (read_object_or_none(path.with_suffix(".json")) or {}).get("seconds")
+    return float(noted) if isinstance(noted, (int, float)) else 0.0
 
 
 def _read(path: Path, digest: str) -> Pairs | None:
     """A shard, or None where it is missing, damaged or of another stage or place."""
-    try:
-        with np.load(path) as file:
-            pairs = Pairs(file["noise"], file["label"], file["image"])
-            return pairs if str(file["digest"]) == _seal(path, pairs, digest) else None
-    except (KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile):
+    found = read_arrays(path, ("noise", "label", "image", "digest"))
+    if found is None:
         return None
+    pairs = Pairs(found["noise"], found["label"], found["image"])
+    return pairs if str(found["digest"]) == _seal(path, pairs, digest) else None
 
 
 def _seal(path: Path, pairs: Pairs, digest: str) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ddistill.partitions import (
     condition_partition,
     timestep_partition,
 )
+from ddistill.runtime.files import expand
 from ddistill.schedules import Schedule
 from ddistill.settings import StageSettings, StudentsSettings
 
@@ -251,7 +251,7 @@ def check_every_class(
 
 def _embeddings(path: str) -> np.ndarray:
     try:
-        return np.load(Path(path).expanduser(), allow_pickle=False)
+        return np.load(expand(path), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"students.embeddings={path!r} cannot be read as a .npy file: {error}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ddistill.runtime.files import DamagedFile, parse_object, write_text
 from ddistill.training.hosts import is_first
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -30,6 +32,18 @@ class Clock:
     wait: float = 0.0
 
 
+class _Console(Console):
+    """A console that falls silent when its reader ends, as `tee` does at a Ctrl-C.
+
+    rich ends the program there, in the middle of a step and without a checkpoint.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Writes nothing from now on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Reporter:
     """Console output of a run: one bar on a terminal, a line now and then elsewhere.
 
@@ -37,7 +51,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(soft_wrap=True, highlight=False, quiet=not is_first())
+        self.console = console or _Console(soft_wrap=True, highlight=False, quiet=not is_first())
         self._progress: Progress | None = None
         self._task: Any = None
         self._last_line = 0.0
@@ -108,11 +122,8 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self._stage = stage
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        # Beside the old file and then in its place: a full disk or a kill must not lose the rows.
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(self.path)
-        self._file = self.path.open("a")
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a", encoding="utf-8")
         self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -136,15 +147,17 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; a last line cut off by a kill is left out."""
+    """The whole lines of a metrics file; what a kill or a power cut damaged is left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = parse_object(line, path)
+        except DamagedFile:
             continue
+        if isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

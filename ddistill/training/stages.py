@@ -1,14 +1,12 @@
 """Stages: a run's trainings, checked before anything compiles, each with a folder and a manifest.
 
-A stage is identified by a hash of everything that its result depends on: data, schedule, seed, its
-settings and the hashes of the stages that it starts or learns from. Shared stages (a teacher, a
-classifier) live in a cache under that hash; the others in the run's own folder, where a stage of
-another hash is refused and not overwritten.
+A stage is identified by a hash of everything that its result depends on (`training.identity`):
+data, schedule, seed, its settings and the hashes of the stages that it starts or learns from.
+Shared stages (a teacher, a classifier) live in a cache under that hash; the others in the run's own
+folder, where a stage of another hash is refused and not overwritten.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,9 @@ from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, Process, make_objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.partitions import Partition
+from ddistill.runtime.files import read_object_or_none
 from ddistill.schedules import Schedule, make_schedule
-from ddistill.settings import MeshSettings, Settings, StageSettings, to_plain
+from ddistill.settings import MeshSettings, Settings, StageSettings
 from ddistill.training.checks import (
     check_classes,
     check_classifier,
@@ -40,15 +39,12 @@ from ddistill.training.checks import (
     check_resume,
     check_sources,
 )
+from ddistill.training.identity import digest_of, make_identity
 from ddistill.training.members import Member, Table, plan_members
 from ddistill.training.pair_checks import check_pairs
 from ddistill.training.partitioning import check_every_class, check_same_shares, list_groups
 from ddistill.training.sharding import Layout, plan_layout
 from ddistill.training.source_checks import check_imported
-
-FORMAT = 3
-# Settings that name or place a stage without changing what it learns.
-LABELS = ("method", "variant", "shared", "samplers")
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,9 @@ class StagePlan:
     Attributes:
       name: its key in `config.stages`.
       settings: its settings.
-      digest: hash of everything that the result depends on.
+      identity: everything that the result depends on.
+      lineage: by name, the identities of the stages that it rests on, however far back.
+      digest: the hash of its identity.
       folder: where checkpoints, metrics and the manifest lie.
       objective: the method, prepared for this grid.
       modules: networks by name: the student and whatever else the objective trains.
@@ -71,6 +69,8 @@ class StagePlan:
 
     name: str
     settings: StageSettings
+    identity: Mapping[str, Any]
+    lineage: Mapping[str, Mapping[str, Any]]
     digest: str
     folder: Path
     objective: Objective
@@ -117,10 +117,11 @@ class StagePlan:
         return self.folder / "complete.json"
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None while the stage is not complete."""
-        if not self.manifest_path.exists():
-            return None
-        return json.loads(self.manifest_path.read_text())
+        """The manifest, or None while the stage is not complete.
+
+        A damaged one is None too: training goes on at the last checkpoint, which writes it anew.
+        """
+        return read_object_or_none(self.manifest_path, ("steps",))
 
     def frozen(self) -> list[int]:
         """The students of a complete stage that diverged; none while it is not complete."""
@@ -250,11 +251,15 @@ def _plan(
     check_classes(prepared, student, stage, dataset.num_classes, path)
     check_every_class(prepared, members, dataset, path)
     content = imported.digest if imported else ""
-    digest = stage_digest(name, stage, prepared, settings, dataset, earlier, content)
+    sources = {other: earlier[other].digest for other in stage.sources}
+    identity = make_identity(name, stage, prepared, settings, dataset, sources, content)
+    digest = digest_of(identity)
     folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
     return StagePlan(
         name=name,
         settings=stage,
+        identity=identity,
+        lineage=_lineage(stage, earlier),
         digest=digest,
         folder=folder,
         objective=prepared,
@@ -265,6 +270,15 @@ def _plan(
         seed=settings.seed,
         imported=imported,
     )
+
+
+def _lineage(
+    stage: StageSettings, earlier: Mapping[str, StagePlan]
+) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for plan in (earlier[name] for name in stage.sources):
+        found |= {**plan.lineage, plan.name: plan.identity}
+    return found
 
 
 def _prepare_features(
@@ -347,43 +361,6 @@ def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
             f"{path}.name is missing. Allowed: {', '.join(sorted(networks.NETWORKS))}."
         )
     return networks.build(str(options.pop("name")), **options)
-
-
-def stage_digest(
-    name: str,
-    stage: StageSettings,
-    objective: Objective,
-    settings: Settings,
-    dataset: Dataset,
-    earlier: Mapping[str, StagePlan],
-    source: str = "",
-) -> str:
-    """SHA-256 of everything that the stage's result depends on.
-
-    `source` is the hash of the files that it starts from, which may lie anywhere.
-    """
-    # The classifier's name is among the sources; a stage without one has nothing to say about it.
-    own = {k: v for k, v in dataclasses.asdict(stage).items() if k not in (*LABELS, "classifier")}
-    idle = objective.without_effect()
-    own.pop("source")
-    if source:
-        own["source"] = source
-    own["objective"] = {k: v for k, v in own["objective"].items() if k not in idle}
-    students = {k: v for k, v in own.pop("students").items() if k != "mapping"}
-    if stage.students.count:
-        own["students"] = students
-    sources = {s: earlier[s].digest for s in stage.sources}
-    content = {
-        "format": FORMAT,
-        "name": name,
-        "seed": settings.seed,
-        "data": dict(dataset.identity),
-        "schedule": dataclasses.asdict(settings.schedule),
-        "stage": own,
-        "sources": sources,
-    }
-    text = json.dumps(to_plain(content), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def incomplete(plan: StagePlan) -> CheckpointError:

@@ -1,0 +1,1 @@
+"""What the programs need of the machine that they run on: files and how a program ends."""

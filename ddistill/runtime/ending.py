@@ -1,0 +1,58 @@
+"""How programs end that are interrupted: one line, and the exit status that shells expect.
+
+Imports nothing that takes long, because a user may press Ctrl-C while the rest is imported.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+# 128 and the number of the signal, as shells have it.
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+def tell(text: str) -> None:
+    """Writes a line to stderr at once, past all buffers; safe in a signal handler."""
+    begin = "\n" if os.isatty(2) else ""  # below "^C" and a progress bar
+    with contextlib.suppress(OSError):
+        os.write(2, f"{begin}{text}\n".encode())
+
+
+def leave_now(status: int) -> None:
+    """Ends the process from any thread, with what is on disk as it is."""
+    with contextlib.suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+    os._exit(status)
+
+
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGINT for programs that have nothing to save yet.
+
+    A KeyboardInterrupt would not do: raised while a library of C++ imports Python modules, it ends
+    the process with a core dump.
+    """
+    del number, frame
+    tell("Stopped by SIGINT.")
+    leave_now(INTERRUPTED)
+
+
+def answer_while_importing() -> None:
+    """Makes a line and exit status 130 of a Ctrl-C from here on, unless SIGINT is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave_at_once)
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """The same for a program that works: what it has begun to write is cleared away first."""
+    if signal.getsignal(signal.SIGINT) is leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell("Stopped by SIGINT.")
+        raise SystemExit(INTERRUPTED) from None

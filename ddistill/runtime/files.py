@@ -1,0 +1,212 @@
+"""Files that a power cut or a kill leaves whole: one way to write them, one way to read them.
+
+A file is written under another name, brought to the disk and renamed, so that a reader finds the
+old content or the new one. Files that are damaged all the same (by an older program, a full disk, a
+network file system) raise `DamagedFile`, or read as None where the caller makes them again.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ddistill.errors import ConfigError
+
+# Numbers by which file systems say that they cannot sync a folder; many network ones cannot.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+# What reading a damaged npz archive raises, by the place of the damage.
+_DAMAGED_ARRAYS = (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
+
+class DamagedFile(ValueError):
+    """A file that is there and does not hold what it should; the message names it and says why."""
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` where the block ends without an error.
+
+    Folders on the way are made. File and folder are on the disk when the block has ended. The mode
+    of the file is that of any new file: 0666 less the umask.
+
+    Raises:
+      OSError: the disk is full, the folder cannot be written; `path` is then as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Process numbers repeat on other hosts and in containers, so that chance is added.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a whole file; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file as UTF-8 with the line ends that `text` has; see `replacing`.
+
+    What UTF-8 cannot hold, such as parts of file names in another encoding, is written as escapes.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file with sorted keys; see `replacing`."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_arrays(path: str | os.PathLike, **arrays: Any) -> None:
+    """Writes an npz archive; see `replacing`."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+def sync_tree(folder: Path) -> None:
+    """Brings every file and folder below `folder`, which others have written, to the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(place) / name)
+        _sync(Path(place))
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk as far as the file system can."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(opened)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+      OSError: it cannot be read.
+      DamagedFile: it is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} is not UTF-8"
+        raise DamagedFile(f"{path}: not valid JSON or text: {where}") from None
+
+
+def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object that `text`, the content of `path`, holds; raises `DamagedFile`."""
+    if not text.strip("\0 \t\r\n"):
+        raise DamagedFile(f"{path}: not valid JSON: the file is empty")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        kind = "null" if found is None else type(found).__name__
+        raise DamagedFile(f"{path}: expected an object, got {kind}")
+    return found
+
+
+def read_object(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+      path: the file.
+      keys: that the object has to have.
+
+    Raises:
+      OSError: the file cannot be read, because it is not there or for another reason.
+      DamagedFile: it is empty, cut off, not UTF-8, no JSON, no object, or lacks a key.
+    """
+    found = parse_object(read_text(path), path)
+    for key in keys:
+        if key not in found:
+            raise DamagedFile(f"{path}: key '{key}' is missing")
+    return found
+
+
+def read_object_or_none(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, Any] | None:
+    """As `read_object`, and None where the file is missing or damaged.
+
+    Raises:
+      OSError: the file is there and cannot be read, for example because of its mode.
+    """
+    try:
+        return read_object(path, keys)
+    except (FileNotFoundError, NotADirectoryError, DamagedFile):
+        return None
+
+
+def read_arrays(path: str | os.PathLike, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
+    """Arrays of an npz archive by name; None where it is missing or damaged or lacks one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except _DAMAGED_ARRAYS:
+        return None
+
+
+def cache_home() -> Path | None:
+    """The user's cache folder: $XDG_CACHE_HOME, or ~/.cache; None for a user without a home.
+
+    Containers that run under an arbitrary user number have neither HOME nor a passwd entry.
+    """
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
+
+
+def expand(path: str | os.PathLike) -> Path:
+    """A path with `~` at its beginning replaced by the home folder.
+
+    Raises:
+      ConfigError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path}: no home folder stands behind '{Path(path).parts[0]}'. Set HOME, or give the "
+            "whole path."
+        ) from None

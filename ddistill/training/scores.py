@@ -1,0 +1,62 @@
+"""By what the best checkpoint of a stage is chosen: the same however a run logs and is stopped."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# The proxy of quality comes first, where an objective measures one.
+_CHOSEN_BY = ("proxy", "loss")
+
+
+class Score:
+    """The mean of the proxy, or of the loss, over the steps since the last regular checkpoint.
+
+    Steps are added one by one, so that the mean does not depend on how often metrics are brought to
+    the host. A mean over no step at all, of a proxy that is measured in some updates, is the last
+    one that there was.
+    """
+
+    def __init__(self) -> None:
+        self._sums = {name: (0.0, 0) for name in _CHOSEN_BY}
+        # Of the metrics that the objective has.
+        self._last: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, np.ndarray]) -> None:
+        """Adds steps.
+
+        Args:
+          metrics: `[S]`, or `[S, K]` of many students; `ran/NAME` says at which steps NAME was
+            measured, and `diverged` which students have stopped learning (their step, or 0).
+        """
+        for name in _CHOSEN_BY:
+            if name not in metrics:
+                continue
+            self._last.setdefault(name, math.nan)
+            values = metrics[name]
+            used = np.ones(values.shape, bool)
+            for key, wanted in ((f"ran/{name}", True), ("diverged", False)):
+                if key in metrics:
+                    used &= (metrics[key] > 0) == wanted
+            total, count = self._sums[name]
+            for row, chosen in zip(values.astype(np.float64), used):
+                total, count = total + float(np.sum(row[chosen])), count + int(np.sum(chosen))
+            self._sums[name] = total, count
+
+    def take(self) -> float:
+        """The score of the steps so far, NaN where none was measured; the next steps begin anew."""
+        for name, (total, count) in self._sums.items():
+            if count:
+                self._last[name] = total / count
+            self._sums[name] = 0.0, 0
+        return next((self._last[name] for name in _CHOSEN_BY if name in self._last), math.nan)
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"sums": {k: list(v) for k, v in self._sums.items()}, "last": dict(self._last)}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Goes on from a `record`."""
+        self._sums = {name: (total, count) for name, (total, count) in record["sums"].items()}
+        self._last = dict(record["last"])

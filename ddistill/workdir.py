@@ -1,0 +1,140 @@
+"""The folder that a run is given where its user names none: runs/NAME, or runs/NAME-HASH.
+
+The hash is that of the settings in which the run differs from its config file, as far as they are
+learnt from; of data and of other projects' files it is their content. So the same training is found
+again with another log, on other paths or with other workers, and another one gets another folder.
+"""
+
+import hashlib
+import json
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddistill import data
+from ddistill.data import Dataset
+from ddistill.errors import ConfigError, DataError
+from ddistill.interop.sources import READERS, is_there, read_noted, read_source
+from ddistill.interop.tensors import file_digest
+from ddistill.runtime.files import expand
+from ddistill.settings import Settings, parse
+from ddistill.training.identity import FIELDS, Kind, learnt
+from ddistill.training.stages import SOURCES
+
+ROOT = Path("runs")
+
+
+def read_base(given: str) -> Any:
+    """The config of a file as it is without flags.
+
+    Args:
+      given: "FILE" or "FILE:VARIANT". A variant that names another project's teacher changes what
+        is learnt and is left out.
+
+    Returns:
+      None where there is no such config to compare with.
+    """
+    path, colon, variant = given.partition(":")
+    named = colon and variant.partition(":")[0] not in READERS
+    try:
+        return runpy.run_path(path)["get_config"](*([variant] if named else []))
+    # A file of the user's, which has worked once, with this variant and flags.
+    except Exception:
+        return None
+
+
+def default_workdir(config: Any, base: Any) -> tuple[Path, Dataset | None]:
+    """The folder of a run, and its training images where these had to be opened for that.
+
+    Args:
+      config: the run's, as `ddistill.settings.parse` takes it.
+      base: that of its file without flags, or None.
+
+    Raises:
+      ConfigError, DataError: as `parse`, `data.load`.
+    """
+    settings = parse(config, Settings)
+    usual = parse(base, Settings) if base is not None else None
+    changes = _changes(_learnt(settings), _learnt(usual) if usual else {})
+    changes |= _changed_files(settings, usual)
+    dataset = None
+    if usual is None or _read_differently(settings, usual):
+        dataset = data.load(settings.data, "train")
+        if usual is None or dict(dataset.identity) != _identity(usual):
+            changes["data"] = dict(dataset.identity)
+    if not changes:
+        return ROOT / settings.name, dataset
+    text = json.dumps(changes, sort_keys=True, default=str)
+    return ROOT / f"{settings.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}", dataset
+
+
+def _learnt(settings: Settings) -> dict[str, Any]:
+    """By dotted name, what the stages of the pipeline learn from."""
+    found = learnt(settings)
+    found.pop("data")
+    found["stages"] = {n: s for n, s in found["stages"].items() if n in settings.pipeline}
+    return _flat(found, "")
+
+
+def _flat(value: Any, at: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {at: value}
+    inner = [_flat(v, f"{at}.{k}" if at else k) for k, v in value.items()]
+    return {key: value for found in inner for key, value in found.items()}
+
+
+def _changes(ours: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ours.keys() | usual.keys()
+    return {key: ours.get(key) for key in keys if ours.get(key) != usual.get(key)}
+
+
+def _changed_files(settings: Settings, usual: Settings | None) -> dict[str, str]:
+    """The content of the files that stages start from or are grouped by, where others are named."""
+    found = {}
+    for name in settings.pipeline:
+        stage = settings.stages.get(name)
+        before = usual.stages.get(name) if usual else None
+        if stage is None:  # which planning will tell
+            continue
+        if stage.source and (before is None or stage.source != before.source):
+            found[f"stages.{name}.source"] = _source_digest(settings, name, stage.source)
+        table = stage.students.embeddings
+        if table and (before is None or table != before.students.embeddings):
+            path = expand(table)
+            found[f"stages.{name}.students.embeddings"] = (
+                file_digest(path) if path.is_file() else table
+            )
+    return found
+
+
+def _source_digest(settings: Settings, name: str, source: str) -> str:
+    """The hash of what a stage starts from, also where only a finished run still knows it."""
+    if ":" in source and is_there(source):
+        return read_source(source, f"config.stages.{name}.source").digest
+    for folder in sorted(ROOT.glob(f"{settings.name}-*")):
+        setting, imported = read_noted(folder / SOURCES).get(name, ("", None))
+        if setting == source and imported is not None:
+            return imported.digest
+    return source
+
+
+def _read_differently(settings: Settings, usual: Settings) -> bool:
+    """Whether settings of data differ that may change what is read."""
+    ours, theirs = data.read_settings(settings.data), data.read_settings(usual.data)
+    if type(ours) is not type(theirs):
+        return True
+    kinds = FIELDS[type(ours)]
+    return any(
+        getattr(ours, name) != getattr(theirs, name)
+        for name, kind in kinds.items()
+        if kind is not Kind.RUN
+    )
+
+
+def _identity(usual: Settings) -> dict[str, Any] | None:
+    """What the config file's own data are; None where this machine does not have them."""
+    try:
+        return dict(data.load(usual.data, "train").identity)
+    except (ConfigError, DataError, OSError):
+        return None
