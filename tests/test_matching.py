@@ -261,6 +261,52 @@ def setup(which, conditional=False):
     )
 
 
+def test_the_score_difference_is_weighed_by_ratios_normalised_per_noise_level():
+    """On by default: a ratio that depends on the noise level alone weighs nothing."""
+
+    class Level:
+        """A discriminator who sees nothing but how noisy images are."""
+
+        def __call__(self, features):
+            return jnp.log(features["mid"])
+
+    class Noting:
+        def with_features(self, taps):
+            def call(z, level, cond=None, *, key=None):
+                return GaussianDenoiser()(z, level), {"mid": level.sigma[:, None]}
+
+            return call
+
+        def __call__(self, z, level, cond=None):
+            return GaussianDenoiser()(z, level)
+
+    networks = {"student": Linear(jnp.float32(0.0), jnp.float32(1.0)), "teacher": Noting()}
+    networks |= {"fake": GaussianDenoiser(0.5, 1.0), "discriminator": Level()}
+    shown, data = process(), batch(32)
+
+    def score(**hyper):
+        made = objective("dmd2", features_of="teacher", **hyper)
+        asked = made._asked(networks["student"], data, shown)
+        image = jnp.zeros((32, *IMAGE)) + 0.1
+        value = made._judgements(networks, image, asked, data, shown)[1][0]
+        return np.sqrt(np.asarray(value))
+
+    plain = score()
+    weights = {bins: score(divergence="kl", ratio_bins=bins) / plain for bins in (0, 1, 10, 64)}
+    np.testing.assert_allclose(weights[64], 1.0, rtol=1e-4)
+    assert weights[0].max() > 1.3
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-4)
+    assert np.abs(weights[10] - 1.0).max() < np.abs(weights[0] - 1.0).max() / 2
+    np.testing.assert_array_equal(score(divergence="kl") / plain, weights[10])
+
+
+def test_bins_of_a_ratio_that_weighs_nothing_are_no_part_of_a_stages_digest():
+    assert objective("dmd2").without_effect() == ("ratio_bins",)
+    kl = objective("dmd2", divergence="kl")
+    assert kl.without_effect() == ()
+    assert kl.needs_whole_batch, "its means are over the batch"
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("which", METHODS)
 def test_no_gradient_leaks_into_what_is_not_trained(which, conditional):
@@ -405,6 +451,9 @@ def test_rollout_is_the_students_own_way_down():
         ({"lowest": 0.9, "highest": 0.1}, "shares"),
         ({"divergence": "kl", "gan_weight": 0.0}, "discriminator"),
         ({"divergence": "lk"}, "kl"),
+        ({"ratio_bins": 5}, "ratio_bins=5 has no effect"),
+        ({"divergence": "kl", "ratio_bins": -1}, "ratio_bins=-1 must be an integer: 0"),
+        ({"divergence": "kl", "ratio_bins": 2.5}, "ratio_bins=2.5 must be an integer"),
         ({"alternate": True, "student_every": 1}, "pause"),
         ({"features": ()}, "feature tap"),
         ({"floor": -1.0}, ">= 0"),

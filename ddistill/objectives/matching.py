@@ -16,9 +16,12 @@ from jaxtyping import Array, Float, Key
 from ddistill.denoiser import Denoiser, GuidedDenoiser
 from ddistill.diffusion import Prediction, add_noise
 from ddistill.objectives.adversarial import (
+    density_ratio,
     discriminator_loss,
     divergence_weights,
     generator_loss,
+    mean_of_bins,
+    noise_bins,
     smoothness,
 )
 from ddistill.objectives.base import (
@@ -107,7 +110,8 @@ class Matching(MatchingSettings):
         Teacher and fake denoiser see the same noisy images, each once.
         """
         index_keys, noise_keys = streams(streams(batch.keys, 3)[1], 2)
-        level = process.teacher.at(uniform_index(index_keys, *self._compared()))
+        index = uniform_index(index_keys, *self._compared())
+        level = process.teacher.at(index)
         noise = normal(noise_keys, image)
         terms, answers, logits = [], {}, None
         if self.gan_weight:
@@ -136,7 +140,7 @@ class Matching(MatchingSettings):
                 image, answers["fake"].x0, answers["teacher"].x0, self.floor
             )
             if logits is not None:
-                h = divergence_weights(self.divergence, logits)
+                h = self._divergence_weights(logits, index, process)
                 gradient = gradient * h.reshape(-1, *(1,) * (image.ndim - 1))
             value = 0.5 * self.score_weight * mean_per_example(jnp.square(gradient))
             gradient = self.score_weight * gradient / gradient[0].size
@@ -146,6 +150,16 @@ class Matching(MatchingSettings):
             }
             terms.append((value, gradient, metrics))
         return terms
+
+    def _divergence_weights(
+        self, logits: Array, index: Array, process: Process
+    ) -> Float[Array, " B"]:
+        """The weights h of the score difference, of ratios that are compared per noise level."""
+        mean = None
+        if self.divergence != "rkl" and self.ratio_bins:
+            bins = noise_bins(index, process.teacher, self.top, self.ratio_bins)
+            mean = mean_of_bins(density_ratio(logits), bins, self.ratio_bins)
+        return divergence_weights(self.divergence, logits, mean)
 
     def _compared(self) -> tuple[int, int]:
         """The first and the last level at which scores are compared."""

@@ -49,7 +49,11 @@ class MatchingSettings(Objective):
       features: the taps.
       smooth_weight, smooth_step: weight of the approximate R1 penalty on real images, and the
         standard deviation of the change.
-      divergence: whose gradient the score difference is turned into by the discriminator's ratio.
+      divergence: whose gradient the score difference is turned into by the discriminator's ratio
+        (f-distill, arXiv 2502.15681).
+      ratio_bins: the ratio is divided by its mean over the batch's examples of the same noise
+        level before it weighs anything; levels are sorted into so many bins, see `noise_bins`. 10
+        as in f-distill's release, where the means are those of the batch alone; 0 is off.
       student_every: the student learns at steps divisible by this, the others at every step.
       alternate: whether the others pause when the student learns.
       backward: what students of several steps are asked, see `ddistill.objectives.generator`.
@@ -74,6 +78,7 @@ class MatchingSettings(Objective):
     smooth_weight: float = 0.0
     smooth_step: float = 0.1
     divergence: str = "rkl"
+    ratio_bins: int = 10
     student_every: int = 1
     alternate: bool = False
     backward: str = "none"
@@ -122,6 +127,10 @@ class MatchingSettings(Objective):
     def needs_whole_batch(self) -> bool:
         """A divergence's weights are relative to the batch."""
         return self.divergence != "rkl"
+
+    def without_effect(self) -> tuple[str, ...]:
+        """The bins of a ratio that weighs nothing."""
+        return ("ratio_bins",) if self.divergence == "rkl" else ()
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The fake denoiser and the discriminator, as far as they are used."""
@@ -213,6 +222,11 @@ def _check_idle(o: MatchingSettings) -> None:
                 raise ConfigError(
                     f"objective.{name}={getattr(o, name)!r} has no effect: objective.{weight} is 0."
                 )
+    if o.divergence == "rkl" and o.ratio_bins != usual["ratio_bins"]:
+        raise ConfigError(
+            f"objective.ratio_bins={o.ratio_bins} has no effect: the weights of "
+            "objective.divergence='rkl' are 1 whatever the ratio is."
+        )
     if o.fake_weight != usual["fake_weight"] and "fake" not in o.networks():
         raise ConfigError(
             f"objective.fake_weight={o.fake_weight!r} has no effect: no fake denoiser is trained "
@@ -243,6 +257,10 @@ def _check(o: MatchingSettings) -> None:
         raise ConfigError(
             f"objective.divergence={o.divergence!r} weighs the score difference by a "
             "discriminator's ratio: it needs score_weight and gan_weight above 0."
+        )
+    if isinstance(o.ratio_bins, bool) or o.ratio_bins != int(o.ratio_bins) or o.ratio_bins < 0:
+        raise ConfigError(
+            f"objective.ratio_bins={o.ratio_bins!r} must be an integer: 0 (off) or more."
         )
     _check_idle(o)
     if o.gan_weight and not o.discriminator_weight:
