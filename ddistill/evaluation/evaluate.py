@@ -350,7 +350,7 @@ def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) ->
         reference=re.sub(r"[\s=,;|`:]+", "_", f"{scorer.data}/train") if scorer else "none",
         reference_n=scorer.real_count if scorer else 1,
         samples=e.samples if call is not None or scorer is None else scorer.floor_count,
-        sampler=call.sampler if call is not None else "none",
+        sampler=call.sampler_name if call is not None else "none",
         nfe=call.nfe if call is not None else 0,
         ema=ema,
         clip=(e.clip or None) if call is not None else None,

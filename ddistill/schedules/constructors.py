@@ -1,10 +1,11 @@
 """Schedules by name, computed in float64: 1 - abar loses all its digits in float32."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.schedules.levels import Schedule
@@ -190,6 +191,45 @@ def karras(
     sigma = np.concatenate([[0.0], noisy])
     time = np.log(np.concatenate([noisy[:1], noisy])) / 4.0
     return Schedule(np.ones(T + 1, dtype), sigma.astype(dtype), time.astype(dtype))
+
+
+def edm_sampling(
+    name: str, options: Mapping[str, Any], known: Schedule, steps: int, key: str
+) -> tuple[Schedule, Int[np.ndarray, " N_1"]]:
+    """The levels on which EDM samples in N steps (arXiv 2206.00364 eq. 5), whatever table there is.
+
+    A network that is told c_noise knows every sigma between the ends of its table. Rows of a long
+    table at even distances are other levels: they leave out sigma_min.
+
+    Args:
+      name, options: constructor and options of the run's schedule.
+      known: the levels of the network, `[T+1]`.
+      steps: N.
+      key: dotted name of the setting that asks for these levels, for messages.
+
+    Returns:
+      The levels, `[N+1]`, and the rows of `known` nearest to them.
+
+    Raises:
+      ConfigError: the schedule is not "karras", the network is told something else than c_noise, or
+        N is below 1.
+    """
+    if name != "karras":
+        raise ConfigError(
+            f"{key}='edm' samples on EDM's own sigmas, which schedule.name='karras' alone has; the "
+            f"run's is {name!r}. Set {key}='trailing'."
+        )
+    levels = karras(steps, **options)
+    sigma = np.asarray(known.sigma[1:], np.float64)
+    told = np.allclose(known.time[1:], np.log(sigma) / 4.0, atol=1e-5)
+    if not told or not np.isclose(sigma[-1], levels.sigma[-1], rtol=1e-6):
+        raise ConfigError(
+            f"{key}='edm' asks the network at sigmas between the rows of its table, but it is not "
+            "told c_noise or does not know sigma_max: its stage has a grid of its own. Set "
+            f"{key}='trailing'."
+        )
+    apart = np.abs(np.log(sigma)[:, None] - np.log(levels.sigma[1:]))
+    return levels, np.append(0, apart.argmin(axis=0) + 1)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -232,7 +232,8 @@ def _plan(
         raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
     check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))
     above = earlier[stage.teacher] if stage.teacher else None
-    table = Table(above.levels, above.indices) if above else Table.whole(schedule)
+    made = settings.schedule
+    table = Table(above.levels, above.indices, made) if above else Table.whole(schedule, made)
     members, partition = plan_members(
         stage, table, schedule.num_steps + 1, settings.seed, objective, dataset, f"{path}.students"
     )
