@@ -108,6 +108,7 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     from ddistill.training.checkpoints import write_json
     from ddistill.training.folders import check_folders
     from ddistill.training.interrupt import Interrupted, StopRequest
+    from ddistill.training.level_checks import notes
     from ddistill.training.partitioning import note_groups
     from ddistill.training.pipeline import run_stages
     from ddistill.training.progress import Reporter
@@ -137,6 +138,8 @@ def run(config: Any, workdir: Path, cache: Path, stage: str, command: str) -> No
     reporter = Reporter()
     if dataset.skipped:
         reporter.say(f"data: {dataset.skipped} unreadable images were skipped")
+    for note in notes(plans, settings, dataset):
+        reporter.say(f"note: {note}")
     networks = Networks()
     with StopRequest() as stop:
         try:

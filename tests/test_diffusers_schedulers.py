@@ -9,7 +9,7 @@ from ddistill.diffusion import from_eps
 from ddistill.errors import ConfigError
 from ddistill.interop.ddim import read_schedule, write_scheduler
 from ddistill.samplers import get_sampler
-from ddistill.schedules import karras, make_grid, make_schedule, subsequence
+from ddistill.schedules import build_schedule, karras, make_grid, make_schedule, subsequence
 
 T = 200
 SCHEDULES = {
@@ -23,7 +23,7 @@ SCHEDULES = {
 
 def ours(config):
     made, prediction = read_schedule({"num_train_timesteps": T, **config}, "scheduler_config.json")
-    return make_schedule(made["name"], made["steps"], **made["options"]), prediction
+    return build_schedule(made["name"], made["steps"], **made["options"]), prediction
 
 
 def eps_of(z, time):

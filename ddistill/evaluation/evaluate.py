@@ -120,6 +120,11 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     check_scale(e.guidance, e.teacher, "config.evaluation", teachers)
     if not 0 <= e.clip < math.inf:
         raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
+    if 0 < e.clip < 1:
+        raise ConfigError(
+            f"config.evaluation.clip={e.clip} cuts into images, whose pixels are in [-1, 1] with "
+            "every schedule. Set 1 or above, or 0 (off)."
+        )
     if e.noise_seed < 0:
         raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:

@@ -7,6 +7,7 @@ computed in float64 and stored in float32, because 1 - abar loses all its digits
 
 from ddistill.schedules.constructors import (
     SCHEDULES,
+    build_schedule,
     cosine,
     cosine_log_snr,
     edm_sampling,
@@ -19,6 +20,7 @@ from ddistill.schedules.constructors import (
     scaled_linear_beta,
     sigmoid_beta,
 )
+from ddistill.schedules.ending import NOISE, last_log_snr
 from ddistill.schedules.grids import (
     SPACINGS,
     check_grid,
@@ -31,11 +33,13 @@ from ddistill.schedules.grids import (
 from ddistill.schedules.levels import Level, Schedule, betas, log_snr, snr
 
 __all__ = [
+    "NOISE",
     "SCHEDULES",
     "SPACINGS",
     "Level",
     "Schedule",
     "betas",
+    "build_schedule",
     "check_grid",
     "cosine",
     "cosine_log_snr",
@@ -43,6 +47,7 @@ __all__ = [
     "from_alphas_cumprod",
     "index_time",
     "karras",
+    "last_log_snr",
     "linear_beta",
     "listed_beta",
     "log_snr",

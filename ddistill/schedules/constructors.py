@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.schedules.ending import check_ends_in_noise
 from ddistill.schedules.levels import Schedule
 
 
@@ -90,10 +91,12 @@ def cosine_log_snr(
     if not bound > 0:
         raise ConfigError(f"schedule option bound={bound} must be above 0.")
     b = np.arctan(np.exp(-bound / 2.0))
-    a = np.arctan(np.exp(bound / 2.0)) - b
-    angle = a * np.arange(T + 1, dtype=np.float64) / T + b
-    # With log-SNR = -2 log tan(angle): alpha = cos(angle), sigma = sin(angle).
-    alpha, sigma = np.cos(angle), np.sin(angle)
+    a = np.pi / 2.0 - 2.0 * b
+    u = np.arange(T + 1, dtype=np.float64) / T
+    angle = a * u + b
+    # With log-SNR = -2 log tan(angle): sigma = sin(angle), and alpha = cos(angle), here the sine of
+    # the other angle: close to pi / 2 a cosine has no digits.
+    alpha, sigma = np.sin(a * (1.0 - u) + b), np.sin(angle)
     if clean:
         alpha[0], sigma[0] = 1.0, 0.0
     time = 1000.0 * angle / (np.pi / 2.0)
@@ -245,12 +248,26 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def make_schedule(name: str, T: int, **options: Any) -> Schedule:
-    """A schedule by its constructor's name.
+    """A schedule by its constructor's name, which ends in noise.
 
     Args:
       name: one of `SCHEDULES`.
       T: number of steps.
       **options: the constructor's own, as in its signature.
+
+    Raises:
+      ConfigError: an unknown name or option, a value that cannot work, or a last level above
+        `ddistill.schedules.ending.NOISE`; the message names values that end in noise.
+    """
+    schedule = build_schedule(name, T, **options)
+    check_ends_in_noise(
+        schedule, lambda **changes: build_schedule(name, T, **changes), name, options
+    )
+    return schedule
+
+
+def build_schedule(name: str, T: int, **options: Any) -> Schedule:
+    """The same for a network that is trained already, on levels that end wherever they do.
 
     Raises:
       ConfigError: an unknown name or option, or a value that cannot work.
