@@ -133,8 +133,8 @@ def test_ratios_are_normalised_as_f_distills_release_does(name, table):
     # Ratios that grow with the noise, some of them out of the range that is kept.
     logits = np.float32(rng.normal(size=(64, 3)) + 6.0 * (index[:, None] / 1000 - 0.5))
     bins = noise_bins(jnp.asarray(index), table, 1000, 10)
-    mean = mean_of_bins(density_ratio(jnp.asarray(logits)), bins, 10)
-    found = divergence_weights(name, jnp.asarray(logits), mean)
+    mean = mean_of_bins(density_ratio(jnp.asarray(logits)), bins, jnp.ones(10))
+    found = divergence_weights(name, jnp.asarray(logits), mean[bins])
     sigma = table.sigma.astype(np.float64)
     t, low, high = (index, 1, 1000) if table.alpha[-1] < 1 else (sigma[index], 0.002, 80.0)
     wanted = released_weights(name, logits.astype(np.float64), t, low, high)
@@ -144,15 +144,27 @@ def test_ratios_are_normalised_as_f_distills_release_does(name, table):
 
 
 def test_bins_are_equal_in_sigma_on_edms_levels_and_in_index_on_others():
-    """And an empty bin harms nobody."""
     index = jnp.asarray([1, 700, 800, 999, 1000])
     sigma = karras(1000).sigma[np.asarray(index)]
     np.testing.assert_array_equal(
         noise_bins(index, karras(1000), 1000, 10), np.minimum(sigma // 8.0, 9)
     )
     np.testing.assert_array_equal(noise_bins(index, cosine(1000), 1000, 10), [0, 6, 7, 9, 9])
-    means = mean_of_bins(jnp.asarray([1.0, 3.0, 5.0]), jnp.asarray([0, 0, 7]), 10)
-    np.testing.assert_allclose(means, [2.0, 2.0, 5.0], rtol=2e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_means_of_bins_are_kept_from_step_to_step_as_f_distills_release_does(rate):
+    """They begin at 1; a bin without examples stays as it was."""
+    rng = np.random.default_rng(5)
+    ours, theirs = jnp.ones(10), np.ones(10)
+    for _ in range(4):
+        values, bins = rng.uniform(0.1, 20.0, 12), rng.integers(0, 10, 12)
+        for b in set(bins):
+            own = values[bins == b]
+            theirs[b] = rate * theirs[b] + (1 - rate) * own.sum() / (len(own) + 1e-6)
+        ours = mean_of_bins(jnp.asarray(values, jnp.float32), jnp.asarray(bins), ours, rate)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert len(set(bins)) < 10
 
 
 @pytest.mark.usefixtures("full_compiler")

@@ -44,8 +44,8 @@ def divergence_weights(
     Args:
       name: one of `DIVERGENCES`.
       logits: of the generated images.
-      ratio_mean: what each image's ratio is divided by before h, such as `mean_of_bins`; None for
-        nothing.
+      ratio_mean: what each image's ratio is divided by before h, such as that of its
+        bin (`mean_of_bins`); None for nothing.
     """
     ratio = density_ratio(logits)
     if name == "rkl":
@@ -91,10 +91,20 @@ def noise_bins(index: Int[Array, " B"], levels: Schedule, top: int, count: int) 
 
 
 def mean_of_bins(
-    values: Float[Array, " B"], bins: Int[Array, " B"], count: int
-) -> Float[Array, " B"]:
-    """For each example, the mean of `values` over the batch's examples of the same bin."""
-    inside = (bins[:, None] == jnp.arange(count)).astype(values.dtype)
+    values: Float[Array, " B"],
+    bins: Int[Array, " B"],
+    before: Float[Array, " M"],
+    rate: float = 0.0,
+) -> Float[Array, " M"]:
+    """The mean of `values` in each bin, moved there from `before`.
+
+    Args:
+      values: `[B]`.
+      bins: `[B]`, of M.
+      before: `[M]`; a bin without examples keeps it.
+      rate: the share of it that the others keep; 0 for the batch's own means.
+    """
+    inside = (bins[:, None] == jnp.arange(len(before))).astype(values.dtype)
     total, examples = jnp.sum(inside * values[:, None], axis=0), jnp.sum(inside, axis=0)
-    means = total / (examples + MEAN_FLOOR)
-    return jnp.sum(inside * means, axis=1)
+    means = rate * before + (1.0 - rate) * total / (examples + MEAN_FLOOR)
+    return jnp.where(examples > 0, means, before)
