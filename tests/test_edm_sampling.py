@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,19 @@ def test_the_papers_recipes_make_pairs_and_measure_on_edms_levels(made, steps):
     # Those on digits are what their published tables were measured with.
     digits = recipes.digits_conditional("msd_digits", recipes.digits_msd((1,)))
     assert digits.stages["pairs"].grid.spacing == digits.evaluation.teacher_spacing == "trailing"
+
+
+@pytest.mark.parametrize(
+    ("levels", "spacing"), [({"name": "cosine", "steps": 99}, "trailing"), ({}, "edm")]
+)
+def test_a_teacher_of_other_levels_is_sampled_on_rows_of_its_table(monkeypatch, levels, spacing):
+    found = types.SimpleNamespace(
+        network={"name": "unet"}, prediction="eps", num_classes=10, schedule=levels
+    )
+    monkeypatch.setattr(recipes.common, "read_source", lambda *_: found)
+    wanted = recipes.with_teacher(recipes.msd_cifar((1,)), "diffusers:folder")
+    assert wanted.stages["pairs"].grid == GridSettings(steps=18, spacing=spacing)
+    assert wanted.evaluation.teacher_spacing == spacing
 
 
 def edm_sampler(net, sigmas, latents):
