@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from ddistill.errors import check_choice
-from ddistill.schedules import Level, log_snr, snr
+from ddistill.schedules import Level, snr
 
 KINDS = ("x0", "eps", "v", "edm")
 WEIGHTS = ("uniform", "snr", "truncated_snr", "min_snr", "edm")
@@ -170,10 +170,11 @@ def ddim_step(
     if noise is None:
         raise ValueError(f"ddim_step with eta={eta} needs noise.")
     # q^2 is the ratio of the two SNRs; sigma'^2 (1 - q^2) is the variance of q(z' | z, x0). In this
-    # form both scales are finite, and 0, where the next level is clean.
-    q = _scales(level, z)[0] * sigma / (alpha * _scales(level, z)[1])
-    removed = jnp.maximum(1.0 - q * q, 0.0)
-    kept = jnp.sqrt(jnp.maximum(1.0 - eta * eta * removed, 0.0))
+    # form both scales are finite, and 0, where the next level is clean. 1 - eta^2 (1 - q^2), with
+    # the 1 taken off first: with eta = 1 it is q^2, of which 1 - (1 - q^2) leaves nothing.
+    q, lost = (expand(x, z) for x in snr_step(level, next_level))
+    removed = jnp.maximum(lost * (1.0 + q), 0.0)
+    kept = jnp.sqrt(jnp.maximum((1.0 - eta) * (1.0 + eta) + (eta * q) ** 2, 0.0))
     mean = alpha * prediction.x0 + sigma * kept * prediction.eps
     return mean + eta * sigma * jnp.sqrt(removed) * noise
 
@@ -202,11 +203,34 @@ def multistep_x0(
       before, here, there: `[]` or `[B]`; where `before` is `here` there was no former step, and
         there as well as into a clean level, where h is infinite, x0 stays as it is.
     """
-    middle = log_snr(here)
-    h_before, h = middle - log_snr(before), log_snr(there) - middle
+    h_before, h = _log_step(before, here), _log_step(here, there)
     second_order = (h_before > 0) & jnp.isfinite(h)
     factor = jnp.where(second_order, h / (2.0 * jnp.where(second_order, h_before, 1.0)), 0.0)
     return x0 + expand(factor, x0) * (x0 - previous)
+
+
+def snr_step(level: Level, next_level: Level) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """q = (alpha sigma') / (alpha' sigma), the root of the ratio of two levels' SNRs, and 1 - q.
+
+    Both have their digits in float32 wherever the step leads: q down to 0 at a clean level, and
+    1 - q between neighbours of a long table, where subtracting q from 1 would leave few.
+
+    Args:
+      level, next_level: `[]` or `[B]`; from noisy to less noisy, `level.sigma` above 0.
+    """
+    alpha, sigma, to_alpha, to_sigma = (
+        jnp.asarray(x) for x in (level.alpha, level.sigma, next_level.alpha, next_level.sigma)
+    )
+    # Differences of close numbers are exact, unlike the difference of their rounded products.
+    lost = ((to_alpha - alpha) * sigma + alpha * (sigma - to_sigma)) / (to_alpha * sigma)
+    return (alpha / to_alpha) * (to_sigma / sigma), lost
+
+
+def _log_step(level: Level, next_level: Level) -> Float[Array, "*B"]:
+    """How much log(alpha / sigma) grows in a step; infinite into a clean level."""
+    q, lost = snr_step(level, next_level)
+    near = lost < 0.5
+    return -jnp.where(near, jnp.log1p(-jnp.where(near, lost, 0.0)), jnp.log(q))
 
 
 def rollout(
@@ -266,10 +290,11 @@ def one_step_target(x0s: Sequence[Array], levels: Sequence[Level]) -> Float[Arra
 def fold_weight(first: Level, here: Level, there: Level) -> Float[Array, "*B"]:
     """Weight in [0, 1] of the prediction at `here` when a walk from `first` goes on to `there`:
 
-    w = (alpha_there - sigma_there rho_here) / (alpha_there - sigma_there rho_first).
+    w = (alpha_there - sigma_there rho_here) / (alpha_there - sigma_there rho_first),
+
+    which is the ratio of what `snr_step` calls 1 - q for the two steps to `there`.
     """
-    rho_first, rho_here = first.alpha / first.sigma, here.alpha / here.sigma
-    return (there.alpha - there.sigma * rho_here) / (there.alpha - there.sigma * rho_first)
+    return snr_step(here, there)[1] / snr_step(first, there)[1]
 
 
 # ------------------------------------------------------------------------------------ weights

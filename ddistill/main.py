@@ -140,6 +140,7 @@ def run(
     from ddistill.training import hosts
     from ddistill.training.folders import check_folders
     from ddistill.training.interrupt import Interrupted, StopRequest
+    from ddistill.training.level_checks import notes
     from ddistill.training.partitioning import note_groups
     from ddistill.training.pipeline import run_stages
     from ddistill.training.progress import Reporter
@@ -168,6 +169,8 @@ def run(
     hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
     reporter.say("\n".join(data.summary(dataset)))
+    for note in notes(plans, settings, dataset):
+        reporter.say(f"note: {note}")
     networks = Networks()
     status = 0
     with StopRequest(speaks=hosts.is_first()) as stop:

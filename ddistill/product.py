@@ -87,7 +87,7 @@ class Run:
         if found:
             return found[0] if stage == teacher and nfe is None else found[-1]
         if stage == teacher and nfe is not None:
-            return teacher_call(self.settings.evaluation, self.plan(teacher), nfe)
+            return teacher_call(self.settings, self.plan(teacher), nfe)
         there = ", ".join(f"{c.nfe} ({c.key})" for c in known)
         more = f" The teacher takes any number: stage={teacher!r}." if not stage else ""
         raise ConfigError(f"nfe={nfe}: the students of this run have {there}.{more}")

@@ -31,8 +31,10 @@ class GridSettings:
     """Which of the teacher's levels a stage uses, and what time its network is told.
 
     `steps` = 0 takes every level. `explicit` lists indices 0 = phi_0 < ... < phi_N of the levels
-    that the stage's teacher knows and overrides `steps` and `spacing`. `time` is "mapped" (the
-    teacher's own time at that level) or "index" (0 .. N-1, as SFDDM's released code has it).
+    that the stage's teacher knows and overrides `steps` and `spacing`. The `spacing` "edm" is for
+    stages of pairs on the schedule "karras": the sigmas on which EDM's sampler runs in so many
+    steps, which need not be rows of the table. `time` is "mapped" (the teacher's own time at that
+    level) or "index" (0 .. N-1, as SFDDM's released code has it).
     """
 
     steps: int = 0
@@ -211,9 +213,11 @@ class EvaluationSettings:
 
     `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
     counts it is run with; `full_sampler` with `full_steps` steps (0 = all levels) is the call that
-    stands for "the teacher". Students are run with `student_sampler` on their own grid, unless
-    their objective or their stage's `samplers` says otherwise. `guidance` is the scale of the
-    teacher's classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
+    stands for "the teacher". Both run on rows of the teacher's table at even distances
+    (`teacher_spacing` "trailing"), or, with the schedule "karras", on EDM's own sigmas for that
+    many steps ("edm"). Students are run with `student_sampler` on their own grid, unless their
+    objective or their stage's `samplers` says otherwise. `guidance` is the scale of the teacher's
+    classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
     """
 
     enabled: bool = True
@@ -223,6 +227,7 @@ class EvaluationSettings:
     batch_size: int = 256
     noise_seed: int = 1234
     teacher_samplers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    teacher_spacing: str = "trailing"
     full_sampler: str = "ddim"
     full_steps: int = 0
     student_sampler: str = "ddim"

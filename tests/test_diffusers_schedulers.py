@@ -10,7 +10,7 @@ from ddistill.errors import ConfigError
 from ddistill.interop.ddim import read_schedule, write_scheduler
 from ddistill.interop.scheduler_keys import PROCESS_KEYS, SAMPLER_KEYS, SCHEDULERS
 from ddistill.samplers import get_sampler
-from ddistill.schedules import karras, make_grid, make_schedule, subsequence
+from ddistill.schedules import build_schedule, karras, make_grid, make_schedule, subsequence
 
 T = 200
 SCHEDULES = {
@@ -24,7 +24,7 @@ SCHEDULES = {
 
 def ours(config):
     made, prediction = read_schedule({"num_train_timesteps": T, **config}, "scheduler_config.json")
-    return make_schedule(made["name"], made["steps"], **made["options"]), prediction
+    return build_schedule(made["name"], made["steps"], **made["options"]), prediction
 
 
 def eps_of(z, time):
@@ -159,17 +159,21 @@ def test_ddim_walks_the_same_way(name, eta, clip):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("steps", [10, T])
-def test_ddpm_walks_the_same_way(steps):
+@pytest.mark.parametrize("clip", [None, 0.7])
+@pytest.mark.parametrize("steps", [3, 10, T])
+@pytest.mark.parametrize("name", ["linear", "squaredcos_cap_v2"])
+def test_ddpm_walks_the_same_way(name, steps, clip):
+    """The cosine's last level has alpha = 2e-4 and q = 7e-6 in a step of three."""
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.DDPMScheduler(
         num_train_timesteps=T,
         timestep_spacing="trailing",
         variance_type="fixed_small",
-        clip_sample=False,
-        **SCHEDULES["linear"],
+        clip_sample=clip is not None,
+        clip_sample_range=clip or 1.0,
+        **SCHEDULES[name],
     )
-    compare(theirs, "linear", steps, "ddpm", {}, {})
+    compare(theirs, name, steps, "ddpm", {"clip": clip}, {}, rederives=False)
 
 
 @pytest.mark.parity
@@ -186,7 +190,7 @@ def test_dpm_solver_pp_walks_the_same_way(steps):
     compare(theirs, "linear", steps, "dpm_solver_pp", {}, {})
 
 
-def compare(theirs, name, steps, sampler, options, their_options):
+def compare(theirs, name, steps, sampler, options, their_options, rederives=True):
     """Runs both from one noise, with one noise a step, and compares every state."""
     torch = pytest.importorskip("torch")
     table, _ = ours(SCHEDULES[name])
@@ -207,7 +211,7 @@ def compare(theirs, name, steps, sampler, options, their_options):
     module.randn_tensor = lambda *_, **__: next(drawn)
     theirs.set_timesteps(steps)
     # Ours re-derives eps from a clipped x0.
-    if options.get("clip"):
+    if options.get("clip") and rederives:
         their_options = {**their_options, "use_clipped_model_output": True}
     try:
         state = torch.from_numpy(z).double()

@@ -22,18 +22,22 @@ from ddistill.diffusion import (
     from_eps,
     from_x0,
     input_scale,
+    multistep_x0,
     one_step_target,
     output_of,
     posterior_step,
     rollout,
+    snr_step,
 )
 from ddistill.errors import ConfigError
 from ddistill.schedules import (
     Level,
     betas,
     cosine,
+    cosine_log_snr,
     from_alphas_cumprod,
     karras,
+    linear_beta,
     sigmoid_beta,
     snr,
     subsequence,
@@ -295,6 +299,57 @@ def test_eta_keeps_the_marginal():
         kept = (center - there.alpha * x0) / eps
         np.testing.assert_allclose(kept**2 + spread**2, there.sigma**2, rtol=1e-9)
         assert np.all(spread > 0)
+
+
+FLOAT32 = [cosine(1000), linear_beta(1000), cosine_log_snr(8192), karras(256), cosine(8)]
+
+
+@pytest.mark.parametrize("table", FLOAT32, ids=["cosine", "linear", "log_snr", "karras", "short"])
+def test_steps_between_levels_keep_their_digits_in_float32(table):
+    """Between neighbours 1 - q is 1e-3 and less; in steps from the top q is 1e-5 and less."""
+    a, s = (np.asarray(x, np.float64) for x in (table.alpha, table.sigma))
+    T = table.num_steps
+    i = np.concatenate([np.arange(3, T + 1), np.full(T - 2, T)])
+    j = np.concatenate([np.arange(2, T), np.arange(2, T)])
+    here, there = (table.at(jnp.asarray(k)) for k in (i, j))
+    q, lost = snr_step(here, there)
+    exact = (a[i] * s[j]) / (a[j] * s[i])
+    np.testing.assert_allclose(q, exact, rtol=4e-7)
+    np.testing.assert_allclose(lost, 1.0 - exact, rtol=1e-6)
+    # Weights of a walk: from the first level over `here` to the one below.
+    first, below = table.at(jnp.asarray(i)), table.at(jnp.asarray(j - 1))
+    towards = [1.0 - a[k] * s[j - 1] / (a[j - 1] * s[k]) for k in (j, i)]
+    np.testing.assert_allclose(fold_weight(first, there, below), towards[0] / towards[1], rtol=2e-6)
+    # DPM-Solver++'s factor is the ratio of two steps in log-SNR.
+    x0, previous = jnp.ones((len(i), 1)), jnp.zeros((len(i), 1))
+    found = multistep_x0(x0, previous, first, there, below)[:, 0] - 1.0
+    rho = np.log(a[1:] / s[1:])
+    before, after = rho[j - 1] - rho[i - 1], rho[j - 2] - rho[j - 1]
+    np.testing.assert_allclose(1.0 + found, 1.0 + after / (2 * before), rtol=2e-6)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("step", [(1000, 999), (1000, 700), (1000, 2), (500, 499), (3, 2), (1, 0)])
+def test_ancestral_steps_have_the_scales_of_float64(step, eta):
+    """Of the predicted noise q remains with eta = 1, however small; of the drawn one 1 - q^2."""
+    table = cosine(1000)
+    here, there = (table.at(i) for i in step)
+    ones = np.ones((1, 1, 1, 1), np.float32)
+    kept = ddim_step(Prediction(0 * ones, ones), ones, here, there, eta, 0 * ones).item()
+    drawn = ddim_step(Prediction(0 * ones, 0 * ones), ones, here, there, eta, ones).item()
+    a, s = (np.asarray(x, np.float64)[list(step)] for x in (table.alpha, table.sigma))
+    q = a[0] * s[1] / (a[1] * s[0])
+    removed = (1 - q) * (1 + q)
+    np.testing.assert_allclose(drawn, eta * s[1] * np.sqrt(removed), rtol=1e-6)
+    np.testing.assert_allclose(
+        kept, s[1] * np.sqrt((1 - eta) * (1 + eta) + (eta * q) ** 2), rtol=1e-6
+    )
+
+
+def test_betas_are_those_that_a_float32_table_was_made_of():
+    beta = np.linspace(1e-4, 0.02, 1000)
+    np.testing.assert_allclose(betas(linear_beta(1000)), beta, rtol=5e-5)
+    np.testing.assert_array_equal(betas(karras(10)), 0.0)
 
 
 def test_noise_is_needed_with_eta():

@@ -13,12 +13,15 @@ from flax import struct
 from gaussian import GaussianDenoiser
 
 from ddistill.errors import ConfigError
+from ddistill.networks.weights import Weights
 from ddistill.objectives import OBJECTIVES, make_objective
 from ddistill.objectives.generator import attach, question
 from ddistill.objectives.matching import score_difference
 from ddistill.objectives.process import Batch, Pairs, make_process
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine, karras, make_grid, subsequence
+from ddistill.training.state import new_state
+from ddistill.training.step import Frozen, StepSettings, make_step
 
 IMAGE = (1, 1, 2)
 
@@ -219,8 +222,6 @@ def trained(name, steps=1, conditional=False, **hyper):
 
 
 def bound(made, modules, params, module=None):
-    from ddistill.networks.weights import Weights
-
     networks = {n: made.bind(n, modules[n], Weights(p), "v") for n, p in params.items()}
     networks["teacher"] = tiny.tiny_denoiser(9, module=module or modules["student"])
     return networks
@@ -259,6 +260,91 @@ def setup(which, conditional=False):
         shown,
         batch(6, image=tiny.IMAGE, conditional=conditional, pairs=pairs),
     )
+
+
+def test_the_score_difference_is_weighed_by_ratios_normalised_per_noise_level():
+    """On by default: a ratio that depends on the noise level alone weighs nothing."""
+
+    class Level:
+        """A discriminator who sees nothing but how noisy images are."""
+
+        def __call__(self, features):
+            return jnp.log(features["mid"])
+
+    class Noting:
+        def with_features(self, taps):
+            def call(z, level, cond=None, *, key=None):
+                return GaussianDenoiser()(z, level), {"mid": level.sigma[:, None]}
+
+            return call
+
+        def __call__(self, z, level, cond=None):
+            return GaussianDenoiser()(z, level)
+
+    networks = {"student": Linear(jnp.float32(0.0), jnp.float32(1.0)), "teacher": Noting()}
+    networks |= {"fake": GaussianDenoiser(0.5, 1.0), "discriminator": Level()}
+    shown, data = process(), batch(32)
+
+    def score(**hyper):
+        made = objective("dmd2", features_of="teacher", **hyper)
+
+        @jax.jit
+        def value(data):
+            asked = made._asked(networks["student"], data, shown)
+            image = jnp.zeros((32, *IMAGE)) + 0.1
+            return made._judgements(networks, image, asked, data, shown)[0][1][0]
+
+        return np.sqrt(np.asarray(value(data)))
+
+    plain = score()
+    weights = {bins: score(divergence="kl", ratio_bins=bins) / plain for bins in (0, 1, 10, 64)}
+    np.testing.assert_allclose(weights[64], 1.0, rtol=1e-4)
+    assert weights[0].max() > 1.3
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-4)
+    assert np.abs(weights[10] - 1.0).max() < np.abs(weights[0] - 1.0).max() / 2
+    np.testing.assert_array_equal(score(divergence="kl") / plain, weights[10])
+
+
+def test_means_of_ratios_go_from_step_to_step_with_the_discriminators_weights():
+    """Whether the student's update is due or not: a step's state has the form of the last one's."""
+    made, modules, params = trained("dmd2", divergence="kl", ratio_ema=0.5)
+    shapes = made.init_inputs("discriminator", tiny.IMAGE, False)
+    drawn = jax.jit(modules["discriminator"].init)(jax.random.key(0), *shapes)
+    statistics = {"discriminator": drawn["batch_stats"]}
+    shown, data = process(), batch(6, image=tiny.IMAGE)
+    networks = bound(made, modules, params)
+
+    @jax.jit
+    def renewed(before):
+        weights = Weights(params["discriminator"], before)
+        judge = made.bind("discriminator", modules["discriminator"], weights, "v")
+        aside = made.student_loss({**networks, "discriminator": judge}, data, shown)[2]
+        return aside.statistics["discriminator"]
+
+    found, before = [], statistics["discriminator"]
+    for _ in range(2):
+        before = renewed(before)
+        found.append(np.asarray(before["ratio_mean"]))
+    seen = found[0] != 1.0
+    assert 0 < seen.sum() < 10
+    # From 1 half of the way to the batch's means, and half of the rest.
+    np.testing.assert_allclose((found[1] - found[0])[seen], (found[0] - 1.0)[seen] / 2, rtol=1e-4)
+
+    optimizers = {name: optax.sgd(1.0) for name in params}
+    step = make_step(StepSettings(made, modules, "v", optimizers))
+    state = new_state(params, optimizers, (), statistics)
+    frozen = Frozen(networks["teacher"], shown)
+    after, _ = jax.eval_shape(step, state, frozen, data.image, data.label, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    # Where only the batch's own means count there is nothing to keep.
+    assert not trained("dmd2", divergence="kl")[1]["discriminator"].ratio_bins
+
+
+def test_bins_of_a_ratio_that_weighs_nothing_are_no_part_of_a_stages_digest():
+    assert objective("dmd2").without_effect() == ("ratio_bins", "ratio_ema")
+    kl = objective("dmd2", divergence="kl")
+    assert kl.without_effect() == ()
+    assert kl.needs_whole_batch, "its means are over the batch"
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -405,6 +491,12 @@ def test_rollout_is_the_students_own_way_down():
         ({"lowest": 0.9, "highest": 0.1}, "shares"),
         ({"divergence": "kl", "gan_weight": 0.0}, "discriminator"),
         ({"divergence": "lk"}, "kl"),
+        ({"ratio_bins": 5}, "ratio_bins=5 has no effect"),
+        ({"ratio_ema": 0.5}, "ratio_ema=0.5 has no effect: the weights of"),
+        ({"divergence": "js", "ratio_bins": 0, "ratio_ema": 0.5}, "ratio_bins is 0"),
+        ({"divergence": "js", "ratio_ema": 1.0}, r"ratio_ema=1.0 must be in \[0, 1\)"),
+        ({"divergence": "kl", "ratio_bins": -1}, "ratio_bins=-1 must be an integer: 0"),
+        ({"divergence": "kl", "ratio_bins": 2.5}, "ratio_bins=2.5 must be an integer"),
         ({"alternate": True, "student_every": 1}, "pause"),
         ({"features": ()}, "feature tap"),
         ({"floor": -1.0}, ">= 0"),

@@ -17,9 +17,12 @@ from ddistill.networks.discriminator import Discriminator
 from ddistill.objectives import make_objective
 from ddistill.objectives.adversarial import (
     DIVERGENCES,
+    density_ratio,
     discriminator_loss,
     divergence_weights,
     generator_loss,
+    mean_of_bins,
+    noise_bins,
 )
 from ddistill.objectives.denoising import WEIGHTS
 from ddistill.objectives.draws import LAWS, draw_index, draw_level, normal, streams
@@ -27,7 +30,7 @@ from ddistill.objectives.generator import image_health
 from ddistill.objectives.health import matching_alarms
 from ddistill.objectives.process import make_process
 from ddistill.objectives.regression import REGRESSIONS, regression_distance
-from ddistill.schedules import karras, make_grid
+from ddistill.schedules import cosine, karras, make_grid
 
 
 def arrays(*shapes, seed=0):
@@ -80,7 +83,7 @@ def test_divergence_weights(name):
         np.testing.assert_array_equal(h, 1.0)
     else:
         slope = np.corrcoef(np.asarray(h), r)[0, 1]
-        assert (slope > 0) == (name != "softened_rkl")
+        assert (slope > 0) == (name not in ("softened_rkl", "neyman"))
 
 
 def test_the_weights_are_of_the_second_derivative():
@@ -92,7 +95,9 @@ def test_the_weights_are_of_the_second_derivative():
         "softened_rkl": lambda r: (r + 1) * np.log((r + 1) / r / 2),
         "squared_hellinger": lambda r: 1 - np.sqrt(r),
         "jeffreys": lambda r: (r - 1) * np.log(r),
+        "neyman": lambda r: (r - 1) ** 2 / r,
     }
+    assert functions.keys() == set(DIVERGENCES)
     logits = np.linspace(-2, 2, 9)
     r, d = np.exp(logits), 1e-3
     for name, f in functions.items():
@@ -100,6 +105,66 @@ def test_the_weights_are_of_the_second_derivative():
         wanted = r**2 * second
         found = divergence_weights(name, jnp.asarray(logits[:, None], jnp.float32))
         np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-3, err_msg=name)
+
+
+def released_weights(name, logits, t, low, high, count=10):
+    """f-distill's weights as its release has them, one example at a time in float64."""
+    ratios = [min(max(np.exp(row.mean()), 0.1), 20.0) for row in logits]
+    bins = [min(max(int((x - low) // ((high - low) / count)), 0), count - 1) for x in t]
+    by_bin = {b: [r for r, own in zip(ratios, bins) if own == b] for b in bins}
+    means = {b: sum(values) / (len(values) + 1e-6) for b, values in by_bin.items()}
+    h = {
+        "kl": lambda r: r,
+        "js": lambda r: 1 - 1 / (1 + r),
+        "softened_rkl": lambda r: 1 / (1 + r),
+        "squared_hellinger": np.sqrt,
+        "jeffreys": lambda r: 1 + r,
+        "neyman": lambda r: 1 / r,
+    }[name]
+    weights = np.array([h(r / (means[b] + 1e-6)) for r, b in zip(ratios, bins)])
+    return weights / (weights.mean() + 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in DIVERGENCES if name != "rkl"])
+@pytest.mark.parametrize("table", [karras(1000), cosine(1000)], ids=["karras", "cosine"])
+def test_ratios_are_normalised_as_f_distills_release_does(name, table):
+    rng = np.random.default_rng(3)
+    index = rng.integers(20, 981, 64)
+    # Ratios that grow with the noise, some of them out of the range that is kept.
+    logits = np.float32(rng.normal(size=(64, 3)) + 6.0 * (index[:, None] / 1000 - 0.5))
+    bins = noise_bins(jnp.asarray(index), table, 1000, 10)
+    mean = mean_of_bins(density_ratio(jnp.asarray(logits)), bins, jnp.ones(10))
+    found = divergence_weights(name, jnp.asarray(logits), mean[bins])
+    sigma = table.sigma.astype(np.float64)
+    t, low, high = (index, 1, 1000) if table.alpha[-1] < 1 else (sigma[index], 0.002, 80.0)
+    wanted = released_weights(name, logits.astype(np.float64), t, low, high)
+    np.testing.assert_allclose(found, wanted, rtol=2e-5)
+    without = divergence_weights(name, jnp.asarray(logits))
+    assert np.abs(np.asarray(without) - wanted).max() > 0.05
+
+
+def test_bins_are_equal_in_sigma_on_edms_levels_and_in_index_on_others():
+    index = jnp.asarray([1, 700, 800, 999, 1000])
+    sigma = karras(1000).sigma[np.asarray(index)]
+    np.testing.assert_array_equal(
+        noise_bins(index, karras(1000), 1000, 10), np.minimum(sigma // 8.0, 9)
+    )
+    np.testing.assert_array_equal(noise_bins(index, cosine(1000), 1000, 10), [0, 6, 7, 9, 9])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_means_of_bins_are_kept_from_step_to_step_as_f_distills_release_does(rate):
+    """They begin at 1; a bin without examples stays as it was."""
+    rng = np.random.default_rng(5)
+    ours, theirs = jnp.ones(10), np.ones(10)
+    for _ in range(4):
+        values, bins = rng.uniform(0.1, 20.0, 12), rng.integers(0, 10, 12)
+        for b in set(bins):
+            own = values[bins == b]
+            theirs[b] = rate * theirs[b] + (1 - rate) * own.sum() / (len(own) + 1e-6)
+        ours = mean_of_bins(jnp.asarray(values, jnp.float32), jnp.asarray(bins), ours, rate)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert len(set(bins)) < 10
 
 
 @pytest.mark.usefixtures("full_compiler")

@@ -338,8 +338,8 @@ WRONG = {
         ["config.stages.dm.pairs='pairs'", "the teacher 'other'", "Make pairs of 'teacher'"],
     ),
     "of another level": (
-        chain(pairs={**PAIRS, "grid": {"explicit": [0, 4, 8, 12]}}, dm=DMD),
-        ["config.stages.dm.pairs='pairs'", "level 12", "level 16", "grid"],
+        chain(pairs={**PAIRS, "grid": {"explicit": [0, 4, 8, 15]}}, dm=DMD),
+        ["config.stages.dm.pairs='pairs'", "level 15", "level 16", "grid"],
     ),
     "too few to filter": (
         chain(

@@ -325,7 +325,11 @@ def test_logistic_betas_pass_the_middle_between_their_ends():
 
 @pytest.mark.parametrize(
     "name, options",
-    [("cosine", {"clean": False, "s": 0.01}), ("karras", {"rho": 5.0}), ("linear_beta", {})],
+    [
+        ("cosine", {"clean": False, "s": 0.01}),
+        ("karras", {"rho": 5.0}),
+        ("linear_beta", {"end": 0.9}),
+    ],
 )
 def test_make_schedule_calls_the_constructor(name, options):
     made, direct = make_schedule(name, 12, **options), SCHEDULES[name](12, **options)

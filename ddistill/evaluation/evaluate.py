@@ -121,6 +121,11 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     check_scale(e.guidance, e.teacher, "config.evaluation", teachers)
     if not 0 <= e.clip < math.inf:
         raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
+    if 0 < e.clip < 1:
+        raise ConfigError(
+            f"config.evaluation.clip={e.clip} cuts into images, whose pixels are in [-1, 1] with "
+            "every schedule. Set 1 or above, or 0 (off)."
+        )
     if e.noise_seed < 0:
         raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:
@@ -351,7 +356,7 @@ def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) ->
         reference=re.sub(r"[\s=,;|`:]+", "_", f"{scorer.data}/train") if scorer else "none",
         reference_n=scorer.real_count if scorer else 1,
         samples=e.samples if call is not None or scorer is None else scorer.floor_count,
-        sampler=call.sampler if call is not None else "none",
+        sampler=call.sampler_name if call is not None else "none",
         nfe=call.nfe if call is not None else 0,
         ema=ema,
         clip=(e.clip or None) if call is not None else None,

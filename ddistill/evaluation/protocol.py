@@ -34,7 +34,7 @@ class Protocol:
       reference: reference set and split, for example "digits/train".
       reference_n: images in it.
       samples: generated images that were scored.
-      sampler: "ddim", "heun", ...; "none" for real data.
+      sampler: "ddim", "heun", ..., "heun-edm" on EDM's own sigmas; "none" for real data.
       nfe: network evaluations an image; 0 for real data.
       ema: rate of the weight average that was sampled; None for the raw weights.
       clip: limit of clipped x0 predictions; None for no clipping.

@@ -20,7 +20,7 @@ from ddistill.denoiser import with_guidance
 from ddistill.errors import ConfigError, check_choice
 from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.samplers import SAMPLERS, get_sampler, nfe
-from ddistill.schedules import Schedule, make_grid, subsequence
+from ddistill.schedules import Schedule, edm_sampling, make_grid, subsequence
 from ddistill.settings import EvaluationSettings, Settings
 from ddistill.students import in_groups
 from ddistill.training.interrupt import StopRequest
@@ -43,13 +43,14 @@ class Call:
       plan: the stage whose network is sampled.
       method: method name of the rows.
       sampler: name in `SAMPLERS`.
-      grid: `[N+1]` rows of the run's schedule.
+      grid: `[N+1]` rows of the run's schedule; with `spacing` "edm" the rows nearest to its levels.
       levels: `[N+1]`, the levels that the sampler visits, with the times that this network is told.
       role: "full" (the teacher at its full steps), "teacher" or "student".
       series: for people: what it has in common with the same students at other step counts.
       variant: sets its rows apart from those of other calls of the method.
       student: which student of a sweep; None where the stage is one network.
       guidance: scale of classifier-free guidance; 1 for none.
+      spacing: where the levels are from: "trailing" rows of the table, or "edm".
     """
 
     key: str
@@ -64,6 +65,12 @@ class Call:
     variant: str = ""
     student: int | None = None
     guidance: float = 1.0
+    spacing: str = "trailing"
+
+    @property
+    def sampler_name(self) -> str:
+        """The sampler, and its levels where they are not rows of the table: "heun", "heun-edm"."""
+        return self.sampler + ("-edm" if self.spacing == "edm" else "")
 
     @property
     def steps(self) -> int:
@@ -113,12 +120,13 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
     check_choice("config.evaluation.student_sampler", e.student_sampler, SAMPLERS)
     teacher = by_name[e.teacher]
     full_steps = e.full_steps or teacher.levels.num_steps
-    calls = [_teacher_call(teacher, e, e.full_sampler, full_steps, "full")]
+    check_choice("config.evaluation.teacher_spacing", e.teacher_spacing, TEACHER_SPACINGS)
+    calls = [_teacher_call(teacher, settings, e.full_sampler, full_steps, "full")]
     for sampler, counts in e.teacher_samplers.items():
         check_choice("config.evaluation.teacher_samplers", sampler, SAMPLERS)
         for steps in counts:
             if (sampler, steps) != (e.full_sampler, full_steps):
-                calls.append(_teacher_call(teacher, e, sampler, steps, "teacher"))
+                calls.append(_teacher_call(teacher, settings, sampler, steps, "teacher"))
     for plan in plans:
         if plan.settings.method and distillation(plan, e.teacher, plans):
             calls += _student_calls(plan, e.student_sampler)
@@ -139,11 +147,16 @@ SAMPLER_LABELS = {
 }
 
 
-def _teacher_call(
-    plan: StagePlan, e: EvaluationSettings, sampler: str, steps: int, role: str
-) -> Call:
+TEACHER_SPACINGS = ("trailing", "edm")
+
+
+def _teacher_call(plan: StagePlan, settings: Settings, sampler: str, steps: int, role: str) -> Call:
+    e, made = settings.evaluation, settings.schedule
     grid = _sampler_grid(plan.levels, sampler, steps, "the teacher")
     levels = subsequence(plan.levels, grid)
+    if e.teacher_spacing == "edm":
+        key = "config.evaluation.teacher_spacing"
+        levels, grid = edm_sampling(made.name, made.options, plan.levels, steps, key)
     label = f"teacher {SAMPLER_LABELS.get(sampler, sampler)}, {_count(steps)}"
     return Call(
         f"teacher_{sampler}_{steps}",
@@ -155,15 +168,17 @@ def _teacher_call(
         levels,
         role,
         guidance=e.guidance,
+        spacing=e.teacher_spacing,
     )
 
 
-def teacher_call(e: EvaluationSettings, plan: StagePlan, count: int) -> Call:
+def teacher_call(settings: Settings, plan: StagePlan, count: int) -> Call:
     """The teacher at any number of network evaluations, with the sampler of its full steps.
 
     Raises:
       ConfigError: that sampler does not come out at `count`, or the teacher has too few levels.
     """
+    e = settings.evaluation
     each = count if e.guidance == 1.0 else count / 2
     steps = (each + 1) / 2 if e.full_sampler == "heun" else each
     if steps != int(steps):
@@ -173,7 +188,7 @@ def teacher_call(e: EvaluationSettings, plan: StagePlan, count: int) -> Call:
             + (" with guidance (twice as many)" if e.guidance != 1.0 else "")
             + " cannot have that number."
         )
-    return _teacher_call(plan, e, e.full_sampler, int(steps), "teacher")
+    return _teacher_call(plan, settings, e.full_sampler, int(steps), "teacher")
 
 
 def _sampler_grid(levels: Schedule, sampler: str, steps: int, whose: str) -> np.ndarray:
@@ -336,6 +351,8 @@ def call_digest(call: Call, settings: EvaluationSettings) -> str:
     }
     if call.student is not None:
         content["student"] = call.student
+    if call.spacing != "trailing":
+        content["sigma"] = [float(x) for x in call.levels.sigma]
     if call.guidance != 1.0:
         content["guidance"] = call.guidance
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

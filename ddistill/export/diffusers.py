@@ -25,7 +25,7 @@ from ddistill.interop.unet2d_weights import to_tensors
 from ddistill.networks.layers import sinusoidal_embedding
 from ddistill.networks.unet import UNet
 from ddistill.runtime.files import write_text
-from ddistill.schedules import Schedule, make_schedule, uniform_grid
+from ddistill.schedules import Schedule, build_schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
 
 # The oldest release that reads what is written here.
@@ -127,7 +127,7 @@ def _scheduler(exported: Exported) -> tuple[dict[str, Any], np.ndarray | None]:
 
 
 def _whole(s: ScheduleSettings) -> Schedule:
-    return make_schedule(s.name, s.steps, **s.options)
+    return build_schedule(s.name, s.steps, **s.options)
 
 
 def _named(s: ScheduleSettings) -> dict[str, Any]:

@@ -29,16 +29,21 @@ class Discriminator(nn.Module):
       norm_groups: of the norms after halvings, at most; the greatest common divisor with the
         channels is used.
       conv_impl: of its convolutions, see `ddistill.networks.convolution`.
+      ratio_bins: above 0 the statistic `ratio_mean` `[ratio_bins]` is kept with its weights, 1 at
+        first; losses read and renew it, and no head sees it.
     """
 
     taps: tuple[str, ...] = ()
     width: int = 0
     norm_groups: int = 32
     conv_impl: str = "auto"
+    ratio_bins: int = 0
 
     @nn.compact
     def __call__(self, features: Mapping[str, Float[Array, "B H W C"]]) -> Float[Array, "B N"]:
         """Logits in float32, one column for each tap."""
+        if self.ratio_bins:
+            self.variable("batch_stats", "ratio_mean", jnp.ones, (self.ratio_bins,))
         return jnp.concatenate([self._head(tap, features[tap]) for tap in self.taps], axis=-1)
 
     def _head(self, tap: str, h: Float[Array, "B H W C"]) -> Float[Array, "B 1"]:

@@ -36,7 +36,7 @@ class Aside:
     """What a loss may return as a third value.
 
     Attributes:
-      statistics: by name, the new batch statistics of trained networks that have such.
+      statistics: by name, the new batch statistics of networks that have such.
       made: arrays `[B, ...]` that later updates of the same step find in `Batch.made`, so that what
         one update has computed no other computes again.
     """

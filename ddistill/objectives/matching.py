@@ -16,9 +16,12 @@ from jaxtyping import Array, Float, Key
 from ddistill.denoiser import Denoiser, GuidedDenoiser
 from ddistill.diffusion import Prediction, add_noise
 from ddistill.objectives.adversarial import (
+    density_ratio,
     discriminator_loss,
     divergence_weights,
     generator_loss,
+    mean_of_bins,
+    noise_bins,
     smoothness,
 )
 from ddistill.objectives.base import (
@@ -81,7 +84,8 @@ class Matching(MatchingSettings):
         fixed = jax.lax.stop_gradient(image)
         values = jnp.zeros(image.shape[:1])
         metrics = image_health(fixed, batch.image, networks.get("classifier"))
-        for value, gradient, found in self._judgements(networks, fixed, asked, batch, process):
+        terms, statistics = self._judgements(networks, fixed, asked, batch, process)
+        for value, gradient, found in terms:
             values = values + attach(value, image, gradient)
             metrics |= found
         if self.regression_weight:
@@ -97,19 +101,24 @@ class Matching(MatchingSettings):
                 "regression": jnp.mean(distance),
                 "image_grad_regression": root_mean_square(gradient),
             }
-        return values, metrics, Aside(made=_made(fixed, asked))
+        kept = {"discriminator": statistics} if statistics else {}
+        return values, metrics, Aside(statistics=kept, made=_made(fixed, asked))
 
     def _judgements(
         self, networks: Networks, image: Array, asked: Question, batch: Batch, process: Process
-    ) -> list[tuple[Array, Array, Metrics]]:
+    ) -> tuple[list[tuple[Array, Array, Metrics]], dict[str, Array]]:
         """(value per example, gradient at the image, metrics) of the judges of generated images.
+
+        Also the discriminator's new statistics, where it keeps such.
 
         Teacher and fake denoiser see the same noisy images, each once.
         """
         index_keys, noise_keys = streams(streams(batch.keys, 3)[1], 2)
-        level = process.teacher.at(uniform_index(index_keys, *self._compared()))
+        index = uniform_index(index_keys, *self._compared())
+        level = process.teacher.at(index)
         noise = normal(noise_keys, image)
         terms, answers, logits = [], {}, None
+        statistics: dict[str, Array] = {}
         if self.gan_weight:
 
             def verdict(x):
@@ -136,7 +145,7 @@ class Matching(MatchingSettings):
                 image, answers["fake"].x0, answers["teacher"].x0, self.floor
             )
             if logits is not None:
-                h = divergence_weights(self.divergence, logits)
+                h, statistics = self._divergence_weights(networks, logits, index, process)
                 gradient = gradient * h.reshape(-1, *(1,) * (image.ndim - 1))
             value = 0.5 * self.score_weight * mean_per_example(jnp.square(gradient))
             gradient = self.score_weight * gradient / gradient[0].size
@@ -145,7 +154,23 @@ class Matching(MatchingSettings):
                 "image_grad_score": root_mean_square(gradient),
             }
             terms.append((value, gradient, metrics))
-        return terms
+        return terms, statistics
+
+    def _divergence_weights(
+        self, networks: Networks, logits: Array, index: Array, process: Process
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """The weights h of the score difference, of ratios that are compared per noise level.
+
+        Also the discriminator's new statistics, where it keeps such.
+        """
+        if self.divergence == "rkl" or not self.ratio_bins:
+            return divergence_weights(self.divergence, logits), {}
+        bins = noise_bins(index, process.teacher, self.top, self.ratio_bins)
+        ones = jnp.ones(self.ratio_bins)
+        before = networks["discriminator"].ratio_mean if self.ratio_ema else ones
+        means = mean_of_bins(density_ratio(logits), bins, before, self.ratio_ema)
+        h = divergence_weights(self.divergence, logits, means[bins])
+        return h, {"ratio_mean": means} if self.ratio_ema else {}
 
     def _compared(self) -> tuple[int, int]:
         """The first and the last level at which scores are compared."""

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.discriminator import Discriminator
@@ -21,6 +21,27 @@ from ddistill.objectives.regression import REGRESSIONS
 
 FAKE_WEIGHTS = ("edm", "uniform", "snr", "truncated_snr", "min_snr")
 FEATURES_OF = ("fake", "teacher")
+
+
+@dataclass(frozen=True)
+class BoundDiscriminator:
+    """The discriminator with its weights: a function of {tap: features}.
+
+    Attributes:
+      module, weights: of the network.
+    """
+
+    module: nn.Module
+    weights: Weights
+
+    def __call__(self, features: Mapping[str, Array]) -> Float[Array, "B N"]:
+        """Logits."""
+        return self.module.apply(self.weights.variables(), features)  # type: ignore[return-value]
+
+    @property
+    def ratio_mean(self) -> Float[Array, " M"]:
+        """The running means of ratios by noise level, of a discriminator that keeps them."""
+        return self.weights.statistics["ratio_mean"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +70,13 @@ class MatchingSettings(Objective):
       features: the taps.
       smooth_weight, smooth_step: weight of the approximate R1 penalty on real images, and the
         standard deviation of the change.
-      divergence: whose gradient the score difference is turned into by the discriminator's ratio.
+      divergence: whose gradient the score difference is turned into by the discriminator's ratio
+        (f-distill, arXiv 2502.15681).
+      ratio_bins: the ratio is divided by its mean over the batch's examples of the same noise
+        level before it weighs anything; levels are sorted into so many bins, see `noise_bins`. 10
+        as in f-distill's release; 0 is off.
+      ratio_ema: what remains in a step of the means of the steps before, where bins are seen again.
+        0 as in the release's CIFAR-10: those of the batch alone. Its 64-pixel ImageNet has 0.5.
       student_every: the student learns at steps divisible by this, the others at every step.
       alternate: whether the others pause when the student learns.
       backward: what students of several steps are asked, see `ddistill.objectives.generator`.
@@ -74,6 +101,8 @@ class MatchingSettings(Objective):
     smooth_weight: float = 0.0
     smooth_step: float = 0.1
     divergence: str = "rkl"
+    ratio_bins: int = 10
+    ratio_ema: float = 0.0
     student_every: int = 1
     alternate: bool = False
     backward: str = "none"
@@ -123,13 +152,19 @@ class MatchingSettings(Objective):
         """A divergence's weights are relative to the batch."""
         return self.divergence != "rkl"
 
+    def without_effect(self) -> tuple[str, ...]:
+        """The bins of a ratio that weighs nothing."""
+        return ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
+
     def networks(self) -> Mapping[str, nn.Module]:
         """The fake denoiser and the discriminator, as far as they are used."""
         found: dict[str, nn.Module] = {}
         if self.score_weight or (self.gan_weight and self.features_of == "fake"):
             found["fake"] = self.fake  # type: ignore[assignment]
         if self.gan_weight:
-            found["discriminator"] = Discriminator(self.features)
+            found["discriminator"] = Discriminator(
+                self.features, ratio_bins=self.ratio_bins if self.ratio_ema else 0
+            )
         return found
 
     def starts(self) -> tuple[str, ...]:
@@ -168,9 +203,9 @@ class MatchingSettings(Objective):
         return self.replace(shapes=tuple(teacher.items()))  # type: ignore[return-value]
 
     def bind(self, name: str, module: nn.Module, weights: Weights, prediction: str) -> Any:
-        """Joins module and weights; the discriminator is a function of {tap: features}."""
+        """Joins module and weights; see `BoundDiscriminator`."""
         if name == "discriminator":
-            return partial(module.apply, weights.variables())
+            return BoundDiscriminator(module, weights)
         return super().bind(
             name, module, weights, self.fake_prediction if name == "fake" else prediction
         )
@@ -213,6 +248,16 @@ def _check_idle(o: MatchingSettings) -> None:
                 raise ConfigError(
                     f"objective.{name}={getattr(o, name)!r} has no effect: objective.{weight} is 0."
                 )
+    for name in ("ratio_bins", "ratio_ema") if o.divergence == "rkl" else ():
+        if getattr(o, name) != usual[name]:
+            raise ConfigError(
+                f"objective.{name}={getattr(o, name)} has no effect: the weights of "
+                "objective.divergence='rkl' are 1 whatever the ratio is."
+            )
+    if o.ratio_ema and not o.ratio_bins:
+        raise ConfigError(
+            f"objective.ratio_ema={o.ratio_ema} has no effect: objective.ratio_bins is 0."
+        )
     if o.fake_weight != usual["fake_weight"] and "fake" not in o.networks():
         raise ConfigError(
             f"objective.fake_weight={o.fake_weight!r} has no effect: no fake denoiser is trained "
@@ -244,6 +289,12 @@ def _check(o: MatchingSettings) -> None:
             f"objective.divergence={o.divergence!r} weighs the score difference by a "
             "discriminator's ratio: it needs score_weight and gan_weight above 0."
         )
+    if isinstance(o.ratio_bins, bool) or o.ratio_bins != int(o.ratio_bins) or o.ratio_bins < 0:
+        raise ConfigError(
+            f"objective.ratio_bins={o.ratio_bins!r} must be an integer: 0 (off) or more."
+        )
+    if not 0.0 <= o.ratio_ema < 1.0:
+        raise ConfigError(f"objective.ratio_ema={o.ratio_ema} must be in [0, 1).")
     _check_idle(o)
     if o.gan_weight and not o.discriminator_weight:
         raise ConfigError(

@@ -38,6 +38,11 @@ class MakePairs(Objective):
         check_choice("objective.sampler", self.sampler, SAMPLERS)
         if not 0.0 <= self.clip < float("inf"):
             raise ConfigError(f"objective.clip={self.clip} must be 0 (off) or above.")
+        if 0 < self.clip < 1:
+            raise ConfigError(
+                f"objective.clip={self.clip} cuts into images, whose pixels are in [-1, 1]. Set 1 "
+                "or above, or 0 (off)."
+            )
         if self.shard < 1:
             raise ConfigError(f"objective.shard={self.shard} must be 1 or more.")
 

@@ -130,7 +130,11 @@ def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Set
         # EDM's files settle the kind of the levels and not their number.
         own = {"steps": schedule.steps, "options": {}}
         schedule = ScheduleSettings(**{**own, **found.schedule})
+    stages = {**settings.stages, stage: teacher}
     e = settings.evaluation
+    if schedule.name != "karras":  # no other table is EDM's
+        e = dataclasses.replace(e, teacher_spacing="trailing")
+        stages = {name: _on_its_table(own) for name, own in stages.items()}
     samplers = {
         name: tuple(count for count in counts if count <= schedule.steps)
         for name, counts in e.teacher_samplers.items()
@@ -139,6 +143,13 @@ def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Set
     return dataclasses.replace(
         settings,
         schedule=schedule,
-        stages={**settings.stages, stage: teacher},
+        stages=stages,
         evaluation=dataclasses.replace(e, teacher_samplers=samplers, full_steps=full),
     )
+
+
+def _on_its_table(stage: StageSettings) -> StageSettings:
+    """The stage, its levels rows of the table and not EDM's own."""
+    if stage.grid.spacing != "edm":
+        return stage
+    return dataclasses.replace(stage, grid=dataclasses.replace(stage.grid, spacing="trailing"))

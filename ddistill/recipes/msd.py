@@ -14,7 +14,13 @@ from ddistill.settings import (
 
 
 def pairs_stage(
-    pairs: int, batch_size: int, steps: int, *, sampler: str = "heun", **changes: Any
+    pairs: int,
+    batch_size: int,
+    steps: int,
+    *,
+    sampler: str = "heun",
+    spacing: str = "trailing",
+    **changes: Any,
 ) -> StageSettings:
     """A set of (noise, label, image of the stage "teacher"), which all students share.
 
@@ -23,12 +29,13 @@ def pairs_stage(
       batch_size: how many are made at once.
       steps: of the sampler.
       sampler: a deterministic one.
+      spacing: of its levels, "edm" for EDM's own sigmas.
       **changes: further settings of the stage.
     """
     return StageSettings(
         objective=objective("pairs", sampler=sampler),
         teacher="teacher",
-        grid=GridSettings(steps=steps, spacing="trailing"),
+        grid=GridSettings(steps=steps, spacing=spacing),
         steps=pairs // batch_size,
         batch_size=batch_size,
         **changes,

@@ -74,7 +74,7 @@ def msd_cifar(
     stages = {
         "classifier": scorer_stage(),
         "teacher": edm_teacher(network("unet", dropout=0.13, **EDM_CIFAR), 390_000, 512, 1e-3),
-        "pairs": pairs_stage(100_000, 500, 18),
+        "pairs": pairs_stage(100_000, 500, 18, spacing="edm"),
     }
     for count in counts:
         stages |= msd(
@@ -109,7 +109,7 @@ def msd_imagenet64(size: str = "", count: int = 4) -> Settings:
     )
     stages = {
         "teacher": edm_teacher(network("unet", dropout=0.1, **ADM_64), 610_000, 4096, 1e-4),
-        "pairs": pairs_stage(25_000, 100, 256),
+        "pairs": pairs_stage(25_000, 100, 256, spacing="edm"),
     }
     changes: dict[str, Any] = {}
     if size:
@@ -149,6 +149,7 @@ def _settings(
             samples=10_000 if classifier else 256,
             batch_size=250 if classifier else 64,
             teacher_samplers={"heun": (18,)},
+            teacher_spacing="edm",
             full_sampler="heun",
             full_steps=18 if classifier else 256,
         ),

@@ -7,8 +7,10 @@ computed in float64 and stored in float32, because 1 - abar loses all its digits
 
 from ddistill.schedules.constructors import (
     SCHEDULES,
+    build_schedule,
     cosine,
     cosine_log_snr,
+    edm_sampling,
     from_alphas_cumprod,
     karras,
     linear_beta,
@@ -18,6 +20,7 @@ from ddistill.schedules.constructors import (
     scaled_linear_beta,
     sigmoid_beta,
 )
+from ddistill.schedules.ending import NOISE, last_log_snr
 from ddistill.schedules.grids import (
     SPACINGS,
     check_grid,
@@ -30,17 +33,21 @@ from ddistill.schedules.grids import (
 from ddistill.schedules.levels import Level, Schedule, betas, log_snr, snr
 
 __all__ = [
+    "NOISE",
     "SCHEDULES",
     "SPACINGS",
     "Level",
     "Schedule",
     "betas",
+    "build_schedule",
     "check_grid",
     "cosine",
     "cosine_log_snr",
+    "edm_sampling",
     "from_alphas_cumprod",
     "index_time",
     "karras",
+    "last_log_snr",
     "linear_beta",
     "listed_beta",
     "log_snr",

@@ -1,12 +1,14 @@
 """Schedules by name, computed in float64: 1 - abar loses all its digits in float32."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.schedules.ending import check_ends_in_noise
 from ddistill.schedules.levels import Schedule
 
 
@@ -89,10 +91,12 @@ def cosine_log_snr(
     if not bound > 0:
         raise ConfigError(f"schedule option bound={bound} must be above 0.")
     b = np.arctan(np.exp(-bound / 2.0))
-    a = np.arctan(np.exp(bound / 2.0)) - b
-    angle = a * np.arange(T + 1, dtype=np.float64) / T + b
-    # With log-SNR = -2 log tan(angle): alpha = cos(angle), sigma = sin(angle).
-    alpha, sigma = np.cos(angle), np.sin(angle)
+    a = np.pi / 2.0 - 2.0 * b
+    u = np.arange(T + 1, dtype=np.float64) / T
+    angle = a * u + b
+    # With log-SNR = -2 log tan(angle): sigma = sin(angle), and alpha = cos(angle), here the sine of
+    # the other angle: close to pi / 2 a cosine has no digits.
+    alpha, sigma = np.sin(a * (1.0 - u) + b), np.sin(angle)
     if clean:
         alpha[0], sigma[0] = 1.0, 0.0
     time = 1000.0 * angle / (np.pi / 2.0)
@@ -192,6 +196,45 @@ def karras(
     return Schedule(np.ones(T + 1, dtype), sigma.astype(dtype), time.astype(dtype))
 
 
+def edm_sampling(
+    name: str, options: Mapping[str, Any], known: Schedule, steps: int, key: str
+) -> tuple[Schedule, Int[np.ndarray, " N_1"]]:
+    """The levels on which EDM samples in N steps (arXiv 2206.00364 eq. 5), whatever table there is.
+
+    A network that is told c_noise knows every sigma between the ends of its table. Rows of a long
+    table at even distances are other levels: they leave out sigma_min.
+
+    Args:
+      name, options: constructor and options of the run's schedule.
+      known: the levels of the network, `[T+1]`.
+      steps: N.
+      key: dotted name of the setting that asks for these levels, for messages.
+
+    Returns:
+      The levels, `[N+1]`, and the rows of `known` nearest to them.
+
+    Raises:
+      ConfigError: the schedule is not "karras", the network is told something else than c_noise, or
+        N is below 1.
+    """
+    if name != "karras":
+        raise ConfigError(
+            f"{key}='edm' samples on EDM's own sigmas, which schedule.name='karras' alone has; the "
+            f"run's is {name!r}. Set {key}='trailing'."
+        )
+    levels = karras(steps, **options)
+    sigma = np.asarray(known.sigma[1:], np.float64)
+    told = np.allclose(known.time[1:], np.log(sigma) / 4.0, atol=1e-5)
+    if not told or not np.isclose(sigma[-1], levels.sigma[-1], rtol=1e-6):
+        raise ConfigError(
+            f"{key}='edm' asks the network at sigmas between the rows of its table, but it is not "
+            "told c_noise or does not know sigma_max: its stage has a grid of its own. Set "
+            f"{key}='trailing'."
+        )
+    apart = np.abs(np.log(sigma)[:, None] - np.log(levels.sigma[1:]))
+    return levels, np.append(0, apart.argmin(axis=0) + 1)
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
     "cosine_log_snr": cosine_log_snr,
@@ -205,12 +248,26 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def make_schedule(name: str, T: int, **options: Any) -> Schedule:
-    """A schedule by its constructor's name.
+    """A schedule by its constructor's name, which ends in noise.
 
     Args:
       name: one of `SCHEDULES`.
       T: number of steps.
       **options: the constructor's own, as in its signature.
+
+    Raises:
+      ConfigError: an unknown name or option, a value that cannot work, or a last level above
+        `ddistill.schedules.ending.NOISE`; the message names values that end in noise.
+    """
+    schedule = build_schedule(name, T, **options)
+    check_ends_in_noise(
+        schedule, lambda **changes: build_schedule(name, T, **changes), name, options
+    )
+    return schedule
+
+
+def build_schedule(name: str, T: int, **options: Any) -> Schedule:
+    """The same for a network that is trained already, on levels that end wherever they do.
 
     Raises:
       ConfigError: an unknown name or option, or a value that cannot work.

@@ -73,6 +73,11 @@ def make_grid(
     """
     if explicit is not None:
         return check_grid(explicit, schedule.num_steps)
+    if spacing == "edm":
+        raise ConfigError(
+            "grid.spacing='edm' are EDM's own sigmas, for stages of pairs, which sample; levels of "
+            f"other stages are rows of the table. Allowed: {', '.join(SPACINGS)}."
+        )
     check_choice("grid.spacing", spacing, SPACINGS)
     if spacing == "log_snr":
         return log_snr_grid(schedule, steps)

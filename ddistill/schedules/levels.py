@@ -71,7 +71,11 @@ def log_snr(level: Level | Schedule) -> Float[Array, "*B"]:
 def betas(schedule: Schedule) -> Float[np.ndarray, " T"]:
     """Noise added by each forward step, `1 - (alpha_i / alpha_{i-1})^2` for i = 1 .. T, float64.
 
-    On a subsequence these are SFDDM's beta' (arXiv 2405.14961), each in [0, 1).
+    On a subsequence these are SFDDM's beta' (arXiv 2405.14961), each in [0, 1). Near the clean end
+    of a variance-preserving table they are read off sigma, which has more digits there in float32.
     """
-    alpha = np.asarray(schedule.alpha, np.float64)
-    return 1.0 - np.square(alpha[1:] / alpha[:-1])
+    alpha, sigma = (np.asarray(x, np.float64) for x in (schedule.alpha, schedule.sigma))
+    before, after = np.square(alpha[:-1]), np.square(alpha[1:])
+    by_sigma = (np.square(sigma[1:]) - np.square(sigma[:-1])) / before
+    preserving = np.abs(after + np.square(sigma[1:]) - 1.0) < 1e-6
+    return np.where(preserving & (after > 0.5), by_sigma, 1.0 - after / before)

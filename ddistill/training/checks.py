@@ -11,7 +11,7 @@ from ddistill import networks
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
 from ddistill.objectives.base import FeatureShapes
-from ddistill.settings import StageSettings, to_plain
+from ddistill.settings import Settings, StageSettings, to_plain
 from ddistill.training.optimizers import check_optimizer, update_rule
 
 if TYPE_CHECKING:
@@ -35,10 +35,38 @@ def check_numbers(stage: StageSettings, path: str) -> None:
     for rate in stage.ema:
         if not 0.0 <= rate < 1.0:
             raise ConfigError(f"{path}.ema={stage.ema}: every rate must be in [0, 1).")
+    _check_average(stage, path)
     check_choice(f"{path}.prediction", stage.prediction, PREDICTIONS)
     check_choice(f"{path}.hand_on", stage.hand_on, ("last", "best"))
     if stage.steps:
         check_optimizer(stage.optimizer, stage.steps, f"{path}.optimizer")
+
+
+def _check_average(stage: StageSettings, path: str) -> None:
+    """Raises `ConfigError` where what a stage hands on is mostly what it started from.
+
+    A stage that goes on from another one takes over its average, which has learnt.
+    """
+    if not stage.ema or stage.ema_warmup or stage.resume or not stage.steps:
+        return
+    share = stage.ema[0] ** stage.steps
+    if share > 0.5:
+        raise ConfigError(
+            f"{path}.ema={stage.ema} with ema_warmup=False: after {stage.steps} steps {share:.0%} "
+            "of the average, which the stage hands on, are its first weights. Set ema_warmup=True, "
+            f"or a rate of {0.5 ** (10 / stage.steps):.3g} or below."
+        )
+
+
+def check_best(name: str, settings: Settings) -> None:
+    """Raises `ConfigError` where the best checkpoint of a stage can only be its last."""
+    stage, every = settings.stages.get(name), settings.training.checkpoint_every
+    if stage and stage.hand_on == "best" and 0 < stage.steps <= every:
+        raise ConfigError(
+            f"config.stages.{name}.hand_on='best' chooses among checkpoints, but with "
+            f"config.training.checkpoint_every={every} there is one in {stage.steps} steps. Set it "
+            f"below {stage.steps}, or hand_on='last'."
+        )
 
 
 def check_sources(stage: StageSettings, path: str, earlier: "Mapping[str, StagePlan]") -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.feed import Feed, spans
 from ddistill.training.hosts import agree, from_first, is_first, several, wait
 from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.metrics_buffer import MetricsBuffer
 from ddistill.training.optimizers import learning_rates, update_rule
 from ddistill.training.programs import Chunk, Programs, step_settings
 from ddistill.training.progress import Clock, Reporter, open_log
@@ -41,19 +41,6 @@ from ddistill.training.weights import (
 
 # On several hosts: how long a signal may wait until all processes know of it.
 _SECONDS_BETWEEN_ASKING = 3.0
-
-
-@dataclass
-class Window:
-    """Metrics of the steps since the last log line; they stay on the device until it is written."""
-
-    rows: list[tuple[int, int, dict[str, jax.Array]]] = field(default_factory=list)
-    since: float = field(default_factory=time.perf_counter)
-    wait: float = 0.0
-
-    def add(self, step: int, count: int, metrics: dict[str, jax.Array]) -> None:
-        """Adds the metrics of `count` steps, of which the first ends at `step` + 1."""
-        self.rows.append((step, count, metrics))
 
 
 class StageRun:
@@ -178,15 +165,14 @@ class StageRun:
         steps = _Steps(self, feed, frozen)
         turns = split_state(self.layout, state)
         del state  # its buffers are the turns' or are not needed
-        window = Window()
+        window = MetricsBuffer()
         cuts = spans(step, settings.steps, self.scan, (every.log_every, every.checkpoint_every))
         asked = time.perf_counter()
         for step, count, images, picks in feed.batches(cuts):
             window.wait += time.perf_counter() - asked
             turns, metrics, took = steps(turns, step, count, images, picks)
             self.clock.compile += took
-            window.since += took
-            window.add(step, count, metrics)
+            window.add(step, count, metrics, took)
             step += count
             # Asked once: a signal between two looks would end the stage without its checkpoint.
             stopping = self._is_asked_to_stop()
@@ -215,10 +201,10 @@ class StageRun:
         self._unasked = 0
         return agree(bool(self.stop))
 
-    def _flush(self, window: Window, step: int) -> Window:
+    def _flush(self, window: MetricsBuffer, step: int) -> MetricsBuffer:
         """Brings the window's metrics to the host, checks them and writes their means."""
         rows = to_host([metrics for _, _, metrics in window.rows])
-        seconds = max(1e-9, time.perf_counter() - window.since)
+        seconds = window.seconds()
         self.clock.train += seconds
         self.clock.wait += window.wait
         for (begin, count, _), metrics in zip(window.rows, rows):
@@ -230,20 +216,21 @@ class StageRun:
         self._ask_every = from_first(
             lambda: max(1, int(_SECONDS_BETWEEN_ASKING * dispatches / seconds))
         )
-        done = sum(count for _, count, _ in window.rows)
-        rate = done * self.plan.settings.batch_size * len(self.plan.members) / seconds
+        images = window.timed * self.plan.settings.batch_size * len(self.plan.members)
+        rate = {"images_per_second": images / seconds} if images else {}
         self.loss = values.get("loss", self.loss)
         share = {"data_wait_share": min(1.0, window.wait / seconds)}
         spent = {"seconds": self.clock.train, "compile_seconds": self.clock.compile}
-        extra = {"images_per_second": rate, **share, **spent}
+        extra = {**rate, **share, **spent}
         self.log.write(step, {**values, **extra})
         self.watch(values, step)
         self.reporter.advance(
             step,
-            f"loss {self.loss:.4g}  {rate:.0f} images/s  data wait {extra['data_wait_share']:.0%}"
-            f"  compiled in {self.clock.compile:.0f} s",
+            f"loss {self.loss:.4g}"
+            + "".join(f"  {value:.{0 if value > 10 else 1}f} images/s" for value in rate.values())
+            + f"  data wait {share['data_wait_share']:.0%}",
         )
-        return Window()
+        return MetricsBuffer()
 
     def _means(self, metrics: dict[str, np.ndarray], step: int) -> dict[str, float]:
         """Means over the steps of a window, over the students that learn, and of each student.
@@ -390,10 +377,15 @@ class _Steps:
         now = {name: rates[step : step + count] for name, rates in self._rates.items()}
         rates = split(run.layout, now, axis=1)
         chunk, frozen, keys = self._chunks[count], self._frozen, self._keys
+        if new:
+            run._say("compiling the train step")
         begun = time.perf_counter()
         turns, metrics = advance(
             run.layout, chunk, turns, frozen, images, labels, picks, keys, rates
         )
-        if new:
-            jax.block_until_ready(turns)
-        return turns, metrics, time.perf_counter() - begun if new else 0.0
+        if not new:
+            return turns, metrics, 0.0
+        jax.block_until_ready(turns)
+        seconds = time.perf_counter() - begun
+        run._say(f"compiled in {seconds:.1f} s")
+        return turns, metrics, seconds

@@ -10,8 +10,8 @@ from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import Objective, Process, make_process
 from ddistill.objectives.process import student_levels
 from ddistill.partitions import Partition, level_ranges
-from ddistill.schedules import Schedule, make_grid
-from ddistill.settings import OptimizerSettings, StageSettings, StudentsSettings
+from ddistill.schedules import Schedule, edm_sampling, make_grid
+from ddistill.settings import OptimizerSettings, ScheduleSettings, StageSettings, StudentsSettings
 from ddistill.training.optimizers import check_optimizer
 from ddistill.training.partitioning import BY_CLASS, BY_LEVEL, check_students, plan_partition
 
@@ -27,15 +27,17 @@ class Table:
     Attributes:
       levels: its teacher's, or the run's schedule.
       indices: their rows in the run's schedule.
+      schedule: what the run's schedule is made by.
     """
 
     levels: Schedule
     indices: np.ndarray
+    schedule: ScheduleSettings
 
     @classmethod
-    def whole(cls, schedule: Schedule) -> "Table":
+    def whole(cls, levels: Schedule, schedule: ScheduleSettings) -> "Table":
         """All levels of the run's schedule."""
-        return cls(schedule, np.arange(schedule.num_steps + 1))
+        return cls(levels, np.arange(levels.num_steps + 1), schedule)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Member:
     Attributes:
       label: what a sweep sets it apart by, such as "grid_steps=4"; "" without one.
       levels: `[N+1]`, what it is sampled on, with the times it is told.
-      indices: `[N+1]`, their rows in the run's schedule.
+      indices: `[N+1]`, their rows in the run's schedule; with grid.spacing="edm" the rows nearest
+        to them.
       process: the same as tables, with the levels that it is trained on.
       objective: the method, prepared for these levels.
       seed: of its random streams and its batches.
@@ -97,6 +100,8 @@ def plan_members(
     _check_levels(stage.students, objective, path)
     swept = _swept(stage, seed, objective, path)
     whole = _Share(classes=tuple(range(dataset.num_classes)) if stage.conditional else None)
+    if stage.grid.spacing == "edm" and objective.makes_pairs and not stage.grid.explicit:
+        return (_edm_member(swept[0], table, rows, dataset.num_classes, whole, path),), None
     members = tuple(_member(one, table, rows, dataset.num_classes, whole) for one in swept)
     if stage.students.partition == "none":
         return members, None
@@ -202,6 +207,20 @@ def _member(one: _Swept, table: Table, rows: int, num_classes: int, share: _Shar
         optimizer=one.stage.optimizer,
         classes=share.classes if students.partition in BY_CLASS else None,
     )
+
+
+def _edm_member(
+    one: _Swept, table: Table, rows: int, num_classes: int, share: _Share, path: str
+) -> Member:
+    """What makes pairs on EDM's own levels, which need not be rows of the table."""
+    key = f"{path.removesuffix('students')}grid.spacing"
+    steps = one.stage.grid.steps or table.levels.num_steps
+    made = table.schedule
+    levels, nearest_rows = edm_sampling(made.name, made.options, table.levels, steps, key)
+    grid = dataclasses.replace(one.stage.grid, spacing="trailing", steps=1)
+    plain = dataclasses.replace(one, stage=dataclasses.replace(one.stage, grid=grid))
+    member = _member(plain, table, rows, num_classes, share)
+    return dataclasses.replace(member, levels=levels, indices=table.indices[nearest_rows])
 
 
 def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:

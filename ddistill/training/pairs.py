@@ -174,6 +174,7 @@ def _manifest(plan: StagePlan) -> dict[str, Any]:
             "guidance": s.guidance,
             "sampler": objective.sampler,
             "levels": plan.indices.tolist(),
+            "sigma": [float(x) for x in plan.levels.sigma],
             "seed": plan.seed,
         },
         "shards": {path.name: _hash(path) for path, _ in _shards(plan)},

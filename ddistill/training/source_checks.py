@@ -9,7 +9,7 @@ import numpy as np
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError
 from ddistill.interop.imported import Imported
-from ddistill.schedules import Schedule, make_schedule
+from ddistill.schedules import Schedule, build_schedule
 from ddistill.settings import StageSettings
 from ddistill.training.checks import in_full
 
@@ -63,7 +63,7 @@ def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:
         # A network of all levels wants to be told c_noise, which only `karras` does.
         fits = not s or np.allclose(schedule.time[1:], np.log(schedule.sigma[1:]) / 4)
     else:
-        theirs = make_schedule(s["name"], s["steps"], **s["options"])
+        theirs = build_schedule(s["name"], s["steps"], **s["options"])
         wanted = f"name={s['name']!r}, steps={s['steps']}, options={_short(s['options'])}"
         fits = len(theirs.alpha) == len(schedule.alpha) and all(
             np.array_equal(a, b) for a, b in zip(jax.tree.leaves(theirs), jax.tree.leaves(schedule))

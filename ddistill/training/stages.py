@@ -25,9 +25,10 @@ from ddistill.objectives import Objective, Process, make_objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.partitions import Partition
 from ddistill.runtime.files import read_object_or_none
-from ddistill.schedules import Schedule, make_schedule
+from ddistill.schedules import Schedule, build_schedule, make_schedule
 from ddistill.settings import MeshSettings, Settings, StageSettings
 from ddistill.training.checks import (
+    check_best,
     check_classes,
     check_classifier,
     check_copied,
@@ -40,6 +41,7 @@ from ddistill.training.checks import (
     check_sources,
 )
 from ddistill.training.identity import digest_of, make_identity
+from ddistill.training.level_checks import check_levels
 from ddistill.training.members import Member, Table, plan_members
 from ddistill.training.pair_checks import check_pairs
 from ddistill.training.partitioning import check_every_class, check_same_shares, list_groups
@@ -192,13 +194,20 @@ def _check_training(settings: Settings) -> None:
         value = getattr(settings.training, key)
         if value < low:
             raise ConfigError(f"config.training.{key}={value} must be {low} or more.")
+    for name in settings.pipeline:
+        check_best(name, settings)
     if settings.seed < 0:
         raise ConfigError(f"config.seed={settings.seed} must be 0 or more.")
 
 
 def _schedule(settings: Settings) -> Schedule:
+    """The run's levels; those of a diffusers teacher are what it was trained on, noise or not."""
     s = settings.schedule
-    return make_schedule(s.name, s.steps, **s.options)
+    sources = [
+        settings.stages[name].source for name in settings.pipeline if name in settings.stages
+    ]
+    theirs = any(source.startswith("diffusers:") for source in sources)
+    return (build_schedule if theirs else make_schedule)(s.name, s.steps, **s.options)
 
 
 def _plan(
@@ -233,10 +242,12 @@ def _plan(
         raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
     check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))
     above = earlier[stage.teacher] if stage.teacher else None
-    table = Table(above.levels, above.indices) if above else Table.whole(schedule)
+    made = settings.schedule
+    table = Table(above.levels, above.indices, made) if above else Table.whole(schedule, made)
     members, partition = plan_members(
         stage, table, schedule.num_steps + 1, settings.seed, objective, dataset, f"{path}.students"
     )
+    check_levels(stage, objective, members, table, path)
     check_same_shares(stage, members[0].levels, partition, dataset.num_classes, path, earlier)
     student, shape = build_module(stage.network, f"{path}.network"), dataset.image_shape
     prepared = members[0].objective
