@@ -371,7 +371,10 @@ def _digest(settings: Settings, plans: list[StagePlan], calls: list[Call]) -> st
         "format": FORMAT,
         "name": settings.name,
         "stages": [plan.digest for plan in plans],
-        "calls": [[c.key, c.label, call_digest(c, settings.evaluation)] for c in calls],
+        "calls": [
+            [c.key, c.label, c.method, c.variant, call_digest(c, settings.evaluation)]
+            for c in calls
+        ],
         "evaluation": repr(settings.evaluation),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
