@@ -28,7 +28,7 @@ import optax
 from timing import Variant, jaxpr_flops, machine, measure, print_table
 
 from ddistill import networks
-from ddistill.compilation import compiler_options
+from ddistill.compilation import compiler_options, is_wide
 from ddistill.training.sharding import (
     data_mesh,
     over_data,
@@ -90,7 +90,7 @@ def jax_variant(
         step,
         donate_argnums=0,
         out_shardings=replicated(mesh),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(wide=is_wide(params)),
     )
     start = time.perf_counter()
     compiled = jitted.lower(state, x, t).compile()
@@ -111,7 +111,7 @@ def jax_forward(name: str, spec: dict[str, Any], batch: int, **options: Any) -> 
     params = replicate(mesh, jax.jit(module.init)(jax.random.key(0), x[:1], t[:1])["params"])
     apply = jax.jit(
         lambda params, x, t: module.apply({"params": params}, x, t),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(wide=is_wide(params)),
     )
     start = time.perf_counter()
     compiled = apply.lower(params, x, t).compile()

@@ -1,22 +1,60 @@
 """How programs are compiled on this platform."""
 
+import functools
 from typing import Any
 
 import jax
 
+# XLA's CPU compiler hands operations to a library by kind; docs/benchmarks.md has the measurements.
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+_REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
+_CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+# Convolutions of this many channels, in and out, are faster without that library.
+_WIDE = 128
 
-def compiler_options(platform: str = "") -> dict[str, Any] | None:
+
+def compiler_options(platform: str = "", wide: bool = False) -> dict[str, Any] | None:
     """Options for `jax.jit(..., compiler_options=...)`; None for the platform's own.
 
     On CPU, LLVM's expensive passes take a good part of the time to compile a U-Net's train step and
-    gain nothing measurable afterwards: convolutions and matrix products are library calls.
+    gain nothing measurable afterwards: convolutions and matrix products are library calls. Which
+    library is called is chosen by the width of the networks.
 
     Args:
       platform: what is compiled for: "cpu", "gpu" or "tpu"; "" for jax's default.
+      wide: whether the program's networks are, see `is_wide`.
     """
     if (platform or jax.default_backend()) != "cpu":
         return None
-    return {"xla_llvm_disable_expensive_passes": True}
+    return {"xla_llvm_disable_expensive_passes": True, **library_options(wide)}
+
+
+def is_wide(weights: Any) -> bool:
+    """Whether most of the weights of convolutions are in kernels of 128 channels and more.
+
+    Args:
+      weights: pytree of arrays or shapes; kernels are `[..., k, k, C, D]` with k above 1.
+    """
+    shapes = [x.shape[-4:] for x in jax.tree.leaves(weights) if len(getattr(x, "shape", ())) >= 4]
+    kernels = [s for s in shapes if s[0] == s[1] > 1]
+    wide = [s for s in kernels if min(s[2:]) >= _WIDE]
+    return 2 * sum(map(_size, wide)) > sum(map(_size, kernels))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return shape[0] * shape[1] * shape[2] * shape[3]
+
+
+def library_options(wide: bool) -> dict[str, Any]:
+    """Which operations of a network XLA's CPU compiler hands to its library.
+
+    Reductions always: without it, the sums over pixels of group norms take up to eight times as
+    long. Convolutions of narrow networks. Matrix products never.
+
+    Returns:
+      Options of `jax.jit`; none where this version of XLA does not know them.
+    """
+    return _known_options(_REDUCTIONS if wide else f"{_REDUCTIONS},{_CONVOLUTIONS}") or {}
 
 
 def initialiser_options() -> dict[str, Any] | None:
@@ -29,16 +67,22 @@ def initialiser_options() -> dict[str, Any] | None:
 def forward_options(platform: str = "") -> dict[str, Any] | None:
     """Options for large convolutional networks that only run forward, such as Inception.
 
-    XLA's CPU compiler hands convolutions to a library which takes up to four times as long as its
-    own code where the image is large and not padded; benchmarks/inception.py measures it. Versions
-    of XLA that do not know the option are left alone.
+    The library takes up to four times as long as XLA's own code where the image is large and not
+    padded; benchmarks/inception.py measures it. Versions of XLA that do not know the option are
+    left alone.
 
     Args:
       platform: what is compiled for: "cpu", "gpu" or "tpu"; "" for jax's default.
     """
     if (platform or jax.default_backend()) != "cpu":
         return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    return _known_options("")
+
+
+@functools.cache
+def _known_options(kinds: str) -> dict[str, Any] | None:
+    """The option that names the library's kinds of operations, if XLA knows it and them."""
+    options = {_LIBRARY: kinds}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -11,7 +11,7 @@ parameters never compile again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from ddistill.compilation import compiler_options, is_wide
 from ddistill.diffusion import (
     Prediction,
     add_noise,
@@ -316,9 +317,13 @@ def _need_key(key: Any, what: str) -> None:
 
 
 def _default_loop(noise: Any) -> str:
-    concrete = isinstance(noise, jax.Array) and not isinstance(noise, jax.core.Tracer)
-    platform = next(iter(noise.devices())).platform if concrete else jax.default_backend()
-    return "dispatch" if platform == "cpu" else "scan"
+    return "dispatch" if _platform(noise) == "cpu" else "scan"
+
+
+def _platform(x: Any) -> str:
+    """Where an array lies: "cpu", "gpu" or "tpu"; jax's default while tracing."""
+    concrete = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    return next(iter(x.devices())).platform if concrete else jax.default_backend()
 
 
 def _steps(schedule: Schedule, key: Any) -> Step:
@@ -340,12 +345,22 @@ def _advance(denoiser, cond, z, memory, step: Step, rule: Rule, clip, options):
     return rule(denoise, z, memory, step, **dict(options))
 
 
-_jitted_advance = jax.jit(_advance, static_argnames=("rule", "clip", "options"))
+def _jitted_advance(denoiser: Any, z: Array) -> Callable[..., Any]:
+    """`_advance` as it is compiled for networks of this width, where `z` lies."""
+    if isinstance(z, jax.core.Tracer):  # options belong to the outermost program
+        return _compiled_advance(None)
+    return _compiled_advance((_platform(z), is_wide(denoiser)))
 
 
-def _dispatch(
-    denoiser, cond, z, memory, steps, *, rule, last, clip, options, trajectory, do=_jitted_advance
-):
+@cache
+def _compiled_advance(kind: tuple[str, bool] | None) -> Callable[..., Any]:
+    static = ("rule", "clip", "options")
+    options = compiler_options(*kind) if kind else None
+    return jax.jit(_advance, static_argnames=static, compiler_options=options)
+
+
+def _dispatch(denoiser, cond, z, memory, steps, *, rule, last, clip, options, trajectory, do=None):
+    do = do or _jitted_advance(denoiser, z)
     states = []
     for i in range(count := len(steps.here.alpha)):
         step = jax.tree.map(lambda t, i=i: t[i], steps)

@@ -1,5 +1,6 @@
 """Fixtures that several test files share: what compiles, and how quickly."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_compiler(tmp_path_factory) -> Iterator[None]:
-    """Compiling is most of the tests: little optimisation, and every program only once."""
-    set_cache(str(tmp_path_factory.mktemp("xla")), 0.0)
+    """Compiling is most of the tests: little optimisation, and every program only once.
+
+    Processes of pytest-xdist share their programs. A file that another one is writing is damaged
+    for jax, which then compiles.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    set_cache(str(shared / "xla"), 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

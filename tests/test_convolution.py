@@ -22,6 +22,38 @@ def test_convolutions_agree(size, stride, shape):
         np.testing.assert_allclose(conv.apply(params, x), xla.apply(params, x), atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["auto", "matmul", "ungrouped"])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (1, 3, 1, 3)])
+def test_a_doubled_image_is_convolved_in_quarters(impl, shape):
+    """Values and gradients are those of the convolution of the doubled image."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    plain, quarters = (Conv(4, impl=i, upsampled=True) for i in ("xla", impl))
+    params = plain.init(jax.random.key(1), x)
+
+    def both(conv):
+        def loss(params, x):
+            y = conv.apply(params, x)
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+    expected = both(plain)
+    assert expected[0][1].shape == (shape[0], 2 * shape[1], 2 * shape[2], 4)
+    for a, b in zip(jax.tree.leaves(both(quarters)), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_quarters_take_four_ninths_of_the_operations():
+    x, params = jnp.zeros((2, 8, 8, 16)), {}
+    count = {}
+    for impl in ("xla", "auto"):
+        conv = Conv(16, impl=impl, upsampled=True)
+        params = params or conv.init(jax.random.key(0), x)
+        compiled = jax.jit(conv.apply).lower(params, x).compile()
+        count[impl] = compiled.cost_analysis()["flops"]
+    assert count["auto"] / count["xla"] == pytest.approx(4 / 9, rel=0.15)
+
+
 def operands(size=3, dtype=jnp.float32):
     x = jax.random.normal(jax.random.key(0), (K, 2, 8, 6, 4), dtype)
     kernel = jax.random.normal(jax.random.key(1), (K, size, size, 4, 5), dtype)

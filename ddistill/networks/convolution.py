@@ -32,6 +32,7 @@ class Conv(nn.Module):
       dtype: compute dtype.
       impl: "xla", "matmul", "ungrouped" or "auto"; same results, other speed.
       symmetric: pad `size // 2` on every side, as PyTorch's networks do.
+      upsampled: double the image first, see `upsample`; for size 3 and stride 1.
     """
 
     features: int
@@ -41,10 +42,11 @@ class Conv(nn.Module):
     dtype: str = "float32"
     impl: str = "auto"
     symmetric: bool = False
+    upsampled: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Returns the convolved image of shape `[B, H/stride, W/stride, features]`."""
+        """Returns `[B, H/stride, W/stride, features]`, or twice the size where it is upsampled."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
@@ -52,6 +54,9 @@ class Conv(nn.Module):
         impl = "matmul" if self.size == 1 else conv_impl(self.impl, shape)
         convolve = {"matmul": matmul_conv, "ungrouped": ungrouped_conv, "xla": xla_conv}[impl]
         pads = ((self.size // 2, self.size // 2),) * 2 if self.symmetric else None
+        if self.upsampled and self.impl != "xla" and jax.default_backend() == "cpu":
+            return upsampled_conv(convolve, x, kernel) + bias
+        x = upsample(x) if self.upsampled else x
         return convolve(x, kernel, self.stride, pads) + bias
 
 
@@ -101,6 +106,37 @@ def matmul_conv(
     ]
     patches = jnp.concatenate(shifted, axis=-1) if size > 1 else shifted[0]
     return jnp.einsum("bhwc,cd->bhwd", patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Every pixel twice in both directions (nearest neighbour)."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def upsampled_conv(
+    convolve: Callable[..., Array], x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"]
+) -> Float[Array, "B h w D"]:
+    """`convolve(upsample(x), kernel)` with 4/9 of the operations.
+
+    In the doubled image, a 3x3 window covers 2x2 different pixels only. So the pixels of an even
+    (or odd) row and column are a convolution of `x` with a 2x2 kernel, whose entries are sums of
+    `kernel`'s.
+    """
+
+    def folded(k: Array, odd: int) -> Array:
+        """The two rows of `k` that a pixel in an even or odd row needs."""
+        return jnp.stack([k[0] + k[1], k[2]] if odd else [k[0], k[1] + k[2]])
+
+    def quarter(row: int, column: int) -> Array:
+        k = jnp.swapaxes(folded(kernel, row), 0, 1)
+        k = jnp.swapaxes(folded(k, column), 0, 1)
+        return convolve(x, k, 1, ((1 - row, row), (1 - column, column)))
+
+    y = jnp.stack([jnp.stack([quarter(i, j) for j in (0, 1)], axis=3) for i in (0, 1)], axis=2)
+    batch, height, width = x.shape[:3]
+    return y.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
 
 
 def ungrouped_conv(

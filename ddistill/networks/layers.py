@@ -135,10 +135,3 @@ def downsample(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     """Mean over 2 x 2 pixels."""
     batch, height, width, channels = x.shape
     return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
-
-
-def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """Every pixel twice in both directions (nearest neighbour)."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)

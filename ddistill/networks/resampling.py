@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddistill.networks.layers import downsample, upsample
+from ddistill.networks.convolution import upsample
+from ddistill.networks.layers import downsample
 
 # [1, 1] is the mean of 2 x 2 pixels and nearest neighbour; [1, 3, 3, 1] is smoother (NCSN++).
 FILTERS = ((1, 1), (1, 3, 3, 1))

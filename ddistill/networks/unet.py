@@ -12,13 +12,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.networks.convolution import CONV_IMPLS, Conv, glorot, zeros
+from ddistill.networks.convolution import CONV_IMPLS, Conv, glorot, upsample, zeros
 from ddistill.networks.layers import (
     Attention,
     GroupNorm,
     downsample,
     sinusoidal_embedding,
-    upsample,
 )
 
 RESAMPLE = ("conv", "resblock")
@@ -81,8 +80,9 @@ class ResBlock(nn.Module):
         c, d = self.config, self.features
         resize = {"": lambda v: v, "up": upsample, "down": downsample}[self.resample]
         conditioned = c.time_conditioning == "scale_shift"
-        h = resize(c.norm("norm1")(x, silu=True))
-        h = c.conv(d, "conv1")(h)
+        h = c.norm("norm1")(x, silu=True)
+        h = downsample(h) if self.resample == "down" else h
+        h = c.conv(d, "conv1", upsampled=self.resample == "up")(h)
         time = nn.Dense(
             2 * d if conditioned else d, dtype=c.dtype, kernel_init=glorot, name="time"
         )(embedding)
@@ -228,7 +228,7 @@ class UNet(nn.Module):
             return config.block(features, name, way)(h, emb, train)
         if way == "down":
             return config.conv(features, name, stride=2, symmetric=self.symmetric)(h)
-        return config.conv(features, name)(upsample(h))
+        return config.conv(features, name, upsampled=True)(h)
 
     def _embedding(self, time: Array, cond: Array | None) -> Float[Array, "B E"]:
         """SiLU of the time and class embedding, `[B, 4 * channels]`; every block projects it."""

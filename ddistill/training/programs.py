@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddistill.compilation import compiler_options
+from ddistill.compilation import compiler_options, is_wide
 from ddistill.mapping import lift, shard
 from ddistill.networks.convolution import suited
 from ddistill.training.sharding import Layout, constrain, over_data
@@ -76,7 +76,7 @@ class Chunk:
                 self._steps,
                 donate_argnums=0,
                 out_shardings=(stays, self._layout.of_metrics()),
-                compiler_options=compiler_options(self._layout.platform),
+                compiler_options=compiler_options(self._layout.platform, is_wide(state.params)),
             )
         return self._jitted
 
