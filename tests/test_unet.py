@@ -9,13 +9,12 @@ import pytest
 
 from ddistill.errors import ConfigError
 from ddistill.networks import build
-from ddistill.networks.convolution import Conv
+from ddistill.networks.convolution import Conv, upsample
 from ddistill.networks.layers import (
     Attention,
     GroupNorm,
     downsample,
     sinusoidal_embedding,
-    upsample,
 )
 
 TINY = {
