@@ -30,7 +30,7 @@ from ddistill.evaluation.markdown import markdown
 from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
 from ddistill.evaluation.protocol import read_rows, write_text
 from ddistill.evaluation.summary import Table
-from ddistill.evaluation.vocabulary import METHODS
+from ddistill.evaluation.vocabulary import DISTANCES, METHODS
 
 _FILES = ("config.json", "results.json", "evaluation.json")
 _AGAIN = "Give the run's command again: it keeps what is trained and sampled and makes the rest."
@@ -129,7 +129,7 @@ def load_run(folder: str | Path) -> FinishedRun:
     except ValueError as error:
         raise ConfigError(f"{error} {_AGAIN}") from error
     rows = read_rows(path / "results.json")
-    if not calls or not any(row.metric in tables.DISTANCES and row.nfe for row in rows):
+    if not calls or not any(row.metric in DISTANCES and row.nfe for row in rows):
         raise ConfigError(
             f"{folder} has no scores: its config.evaluation.classifier is ''. Name the stage that "
             "scores there and give the run's command again."

@@ -32,10 +32,12 @@ def make_run(
     base = dataclasses.replace(base, **(protocol or {}))
     floor = dataclasses.replace(base, samples=5, sampler="none", ema=None, clip=None)
     common = {"data": "digits", "seed": seed, "command": f"run {name}", "machine": "a machine"}
-    common |= {k: v for k, v in changes.items() if k in common}
+    known = (*common, "tuned_on", "warnings")
+    common |= {k: v for k, v in changes.items() if k in known}
     rows = [
         Row(name, "real", common["data"], 0, 0, 0, seed, metric, value, floor.string(), 0.0, 0,
-            common["command"], common["machine"])
+            common["command"], common["machine"], None, None,
+            common.get("tuned_on", ()), common.get("warnings", ""))
         for metric, value in (("fd", 0.5), ("precision", 0.9), ("recall", 0.8))
     ]  # fmt: skip
     calls = []
