@@ -27,6 +27,7 @@ from ddistill.evaluation.drawing import DARK, LIGHT
 from ddistill.evaluation.images import Grid, grid_image
 from ddistill.evaluation.machine import command_string, portable
 from ddistill.evaluation.markdown import markdown
+from ddistill.evaluation.notes import warning_notes
 from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
 from ddistill.evaluation.protocol import read_rows, write_text
 from ddistill.evaluation.summary import Table
@@ -183,8 +184,10 @@ def _html(
     grid: Grid,
 ) -> str:
     title = _title(made)
+    warnings = warning_notes(row for run in made.runs for row in run.rows)
     parts = [
-        page.header(title, _lead(made), made.notes, command),
+        page.header(title, _lead(made), [n for n in made.notes if n not in warnings], command),
+        page.warnings(warnings),
         page.tiles(tables.tiles(made, counts)),
         page.figure(plot.title, plot.caption, *pictures, alt=panels_alt(plot)),
         *(page.table(block) for block in blocks),

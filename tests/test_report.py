@@ -348,7 +348,7 @@ def test_score_table_marks_the_best_and_names_variants_apart():
         "SFDDM": ["4", "2.00 ± 0.00", dash, dash, "5"],
         "SFDDM, random init": ["4", "2.50 [2.30, 2.70]", dash, dash, dash],
         "O2MKD, 4 students": ["4", "2.50 [2.30, 2.70]", dash, dash, dash],
-        "real data (floor)": [dash, "0.100 [-0.100, 0.300]", dash, dash, dash],
+        "real data (floor)": [dash, "0.10 [-0.10, 0.30]", dash, dash, dash],
     }
     assert {(table.rows[i][0], table.columns[j]) for i, j in table.best} == {("SFDDM", "FD")}
     assert table.roles == ["teacher", "student", "student", "student", "real"]
@@ -379,8 +379,9 @@ def test_ties_are_not_bold():
     assert _best(one, ("cfd", [(0, 2.0, 0.3)])) == []
     assert _best(one, ("cfd", [(0, 3.0, 0.3)]), ("sfddm", [(0, 2.1, 0.3)])) == []
     assert _best(one) == []
-    times = [("pd", [(0, 2.0, None)]), ("cfd", [(0, 2.01, None)])]
-    assert _best(*times, metric="ms_per_image") == ["PD"]  # a measurement, not an estimate
+    exact = [("pd", [(0, 2.0, None)]), ("cfd", [(0, 2.01, None)])]
+    assert _best(*exact, metric="psnr_to_teacher") == ["CFD"]  # of the same noise
+    assert _best(*exact, metric="ms_per_image") == []
 
 
 def test_over_the_same_seeds_differences_are_compared():

@@ -24,6 +24,7 @@ from ddistill.evaluation.summary import (
     range_of,
     score_label,
     show,
+    tied,
 )
 from ddistill.evaluation.vocabulary import DISTANCES, METRICS, main_distance
 
@@ -284,13 +285,16 @@ def tiles(comparison: Comparison, counts: Sequence[int]) -> list[tuple[str, str,
         student = _best(comparison, metric, nfe, "student")
         teacher = _best(comparison, metric, nfe, "teacher")
         if student:
-            name, text = student
+            name, text, ties = student
             note = f"{teacher[0]}: {teacher[1]}" if teacher else ""
-            found.append((text, f"best student {METRICS[metric].label} at NFE {nfe}: {name}", note))
+            kind = f"best student {METRICS[metric].label} at NFE {nfe}"
+            kind += f", a tie with {ties} other{'s' if ties > 1 else ''}" if ties else ""
+            found.append((text, f"{kind}: {name}", note))
     return found[:4]
 
 
-def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str, str] | None:
+def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str, str, int] | None:
+    """Label and score of the best of a role, and how many of the role tie with it."""
     own: dict[Entry, Stat] = {
         entry: cells[nfe, metric]
         for entry, cells in comparison.scores.items()
@@ -299,7 +303,8 @@ def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str
     if not own:
         return None
     entry = min(own, key=lambda e: own[e].mean)
-    return comparison.names[entry], show(metric, own[entry], spread=False)
+    ties = sum(tied(own[entry], own[other], metric) for other in own if other != entry)
+    return comparison.names[entry], show(metric, own[entry], spread=False), ties
 
 
 def protocols(comparison: Comparison) -> tuple[str, list[tuple[str, str]]]:

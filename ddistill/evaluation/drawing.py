@@ -126,11 +126,12 @@ def draw_line(axes: Axes, line: Line, index: int, theme: Theme):
 
 def draw_floor(
     axes: Axes, floor: float, ends: tuple[float, float] | None, label: str, theme: Theme
-) -> Artist:
+) -> Artist | None:
     """Draws what real images score, with its interval as a band, and returns the line.
 
     A floor far below all lines is no reason to press them into the top of a logarithmic axis: it is
-    named at the lower edge then. Limits of the axis must not change afterwards, but for margins.
+    named at the lower edge then, and there is no line. Limits of the axis must not change
+    afterwards, but for margins.
     """
     low, high = axes.get_ylim()
     logarithmic = axes.get_yscale() == "log"
@@ -146,10 +147,12 @@ def draw_floor(
         axes.set_ylim(low, high)
     text = f"{label}: {floor:.3g}"
     if ends is not None and ends[1] > ends[0]:
-        text += f" [{ends[0]:.2g}, {ends[1]:.2g}]"
-    line = axes.axhline(
-        low if below else floor, color=theme.ink, lw=0 if below else 1.1, ls=(0, (1, 2)), zorder=1
-    )
+        places = max(0, 1 - math.floor(math.log10((ends[1] - ends[0]) / 2)))
+        value, first, last = (f"{number:.{places}f}" for number in (floor, *ends))
+        text = f"{label}: {value} [{first}, {last}]"
+    line = None
+    if not below:
+        line = axes.axhline(floor, color=theme.ink, lw=1.1, ls=(0, (1, 2)), zorder=1)
     axes.annotate(
         f"{text}, below this axis" if below else text,
         # On the right, because few-step students are on the left.

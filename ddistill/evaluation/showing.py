@@ -144,11 +144,14 @@ def _highlights(scored: "list[Scored]") -> list[Highlight]:
     def text(s: "Scored") -> str:
         return show_stat(name, _stat(s.scores[name]))
 
-    tiles = [tile(full, f"the teacher, {text(full)}")]
+    def ends(s: "Scored") -> str:
+        return text(s).partition(" ")[2]
+
+    tiles = [tile(full, f"{ends(full)}, the teacher".lstrip(", "))]
     for s in _students(scored)[:3]:
         same = [t for t in scored if t.call.role == "teacher" and t.call.nfe == s.call.nfe]
-        note = f"{text(s)}; {same[0].call.label}: {text(same[0])}" if same else text(s)
-        tiles.append(tile(s, note))
+        other = f"{same[0].call.label}: {text(same[0])}" if same else ""
+        tiles.append(tile(s, "; ".join(part for part in (ends(s), other) if part)))
     return tiles
 
 

@@ -255,13 +255,24 @@ def show(metric: str, stat: Stat | None, spread: bool = True) -> str:
     if metric == "parameters":
         return count(stat.mean)
     text = number(metric, stat.mean)
-    if not spread or (stat.spread is None and stat.low is None):
+    if not spread:
         return text
-    if stat.spread is None:
-        ends = (_like(text, end) for end in (stat.low, stat.high) if end is not None)
-        return f"{text} [{', '.join(ends)}]"
-    # The spread is given to the last place of the mean: more digits would claim too much.
-    return f"{text} ± {_like(text, stat.spread)}"
+    if stat.spread is not None:
+        # The spread is given to the last place of the mean: more digits would claim too much.
+        return f"{text} ± {_like(text, stat.spread)}"
+    if stat.low is None or stat.high is None:
+        return text
+    text = _rounded(text, stat)
+    return f"{text} [{_like(text, stat.low)}, {_like(text, stat.high)}]"
+
+
+def _rounded(text: str, stat: Stat) -> str:
+    """`text` in no more places than tell the interval's half-width in two digits, but in two."""
+    width = stat.half_width
+    if not width or "e" in text:
+        return text
+    places = max(2, 1 - math.floor(math.log10(width)))
+    return f"{stat.mean:,.{places}f}" if places < len(text.partition(".")[2]) else text
 
 
 def _like(text: str, value: float) -> str:
@@ -346,7 +357,7 @@ def tied(a: Stat, b: Stat, metric: str) -> bool:
 
     Over the same seeds it is that of Student's t of the differences of each seed. Otherwise both
     half-widths are added as squares, which is too wide for samples of the same noise. Scores of
-    samples without interval are always tied; measurements that have none are compared as they are.
+    samples, and times, are tied without an interval; other numbers are compared as they are.
     """
     if a.mean == b.mean:
         return True

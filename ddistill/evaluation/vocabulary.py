@@ -35,7 +35,8 @@ class Metric:
       label: column heading.
       better: "lower", "higher" or "" where neither is better.
       form: format of a value, a `format` specification.
-      sampled: whether it varies with the samples, so that it needs an interval to be compared.
+      sampled: whether it varies from one measurement to the next, so that it needs an interval to
+        be compared.
     """
 
     label: str
@@ -75,7 +76,7 @@ METRICS: dict[str, Metric] = {
     "class_tv": Metric("class TV", "lower", ".3f", sampled=True),
     "psnr_to_teacher": Metric("PSNR to teacher, dB", "higher", ".1f"),
     "mse_to_teacher": Metric("MSE to teacher", "lower"),
-    "ms_per_image": Metric("ms/image", "lower"),
+    "ms_per_image": Metric("ms/image", "lower", sampled=True),
     "parameters": Metric("parameters", "", ",.0f"),
 }
 
