@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddistill.evaluation.markdown import merge_text, render
-from ddistill.evaluation.notes import fresh_rows, listed
+from ddistill.evaluation.notes import comparable_rows, fresh_rows, listed, resampled
 from ddistill.evaluation.plots import score_figure
 from ddistill.evaluation.protocol import Row, read_rows, write_rows, write_text
 from ddistill.evaluation.report import slug
@@ -70,7 +70,7 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
         raise ValueError(f"--seeds={listed(seeds)}: the record has none of them, but {known}.")
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     pictures = {
-        f"{slug(' '.join(key))}.png": fresh_rows(own, seeds)
+        f"{slug(' '.join(key))}.png": comparable_rows(fresh_rows(own, seeds))[0]
         for key, own in experiments(rows).items()
     }
     drawn = {name: own for name, own in pictures.items() if _worth_a_picture(own)}
@@ -94,9 +94,9 @@ def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
     Rows of a run that was scored again go too where the earlier version measured what it no longer
     does, such as a floor of another number of images than the samples.
     """
-    again = {_run_of(row) for row in new if _resampled(row)}
+    again = {_run_of(row) for row in new if resampled(row)}
     known = {row.identity for row in old}
-    table = {row.identity: row for row in old if _resampled(row) or _run_of(row) not in again}
+    table = {row.identity: row for row in old if resampled(row) or _run_of(row) not in again}
     for row in new:
         table[row.identity] = row
     touched = {row.identity for row in new}
@@ -110,11 +110,6 @@ def _results_file(run: Path) -> Path:
 
 def _run_of(row: Row) -> tuple[str, str, int]:
     return row.experiment.partition("/")[0], row.data, row.seed
-
-
-def _resampled(row: Row) -> bool:
-    """Whether a row is of a protocol that says how it was resampled."""
-    return any(part.startswith("subset_seed=") for part in row.protocol.split())
 
 
 def _worth_a_picture(rows: Sequence[Row]) -> bool:

@@ -165,6 +165,18 @@ def test_tables_show_fresh_seeds_and_say_so(tmp_path):
             main(["--docs", docs, "--seeds", seeds])
 
 
+def test_a_floor_of_another_count_is_left_out_of_what_an_earlier_version_scored(tmp_path):
+    floor = _row("real", 0, 0.5)
+    far = dataclasses.replace(floor, protocol=floor.protocol.replace("samples=20", "samples=7"))
+    text = render([*ROWS[1:], far])
+    assert "real data" not in text
+    assert "its floor is of another number of images and left out" in text
+    assert "real data" in render([*ROWS[1:], floor])
+    new = [_scored_anew(row) for row in [*ROWS[1:], far]]
+    assert "real data" in render(new)  # taken at the count of the samples
+    assert "earlier version" not in render(new)
+
+
 def test_warnings_stand_above_the_tables_of_their_runs():
     text = render([*ROWS, _row("pd", value=1.0, seed=2, warnings="The classifier is weak.")])
     assert "Warning, exp, seed 2: The classifier is weak." in text

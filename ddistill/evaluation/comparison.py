@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ddistill.evaluation.calls import CallRecord
-from ddistill.evaluation.notes import tuning_notes, warning_notes
+from ddistill.evaluation.notes import EARLIER, tuning_notes, warning_notes
 from ddistill.evaluation.protocol import Protocol, Row
 from ddistill.evaluation.summary import Entry, Scores, Stat, aggregate, entry_of, labels, stat_of
 from ddistill.evaluation.vocabulary import METHODS
@@ -132,6 +132,7 @@ def compare(runs: Sequence[FinishedRun]) -> Comparison:
         full=tuple(sorted(full)),
         notes=(
             *warning_notes(row for run in runs for row in run.rows),
+            *_earlier_notes(runs),
             *_seed_notes(rows, names),
             *tuning_notes(row for run in runs for row in run.rows),
             *_teacher_notes(rows, names),
@@ -257,6 +258,12 @@ def _cost(sources: Mapping[int, Source]) -> dict[str, Stat]:
         name: stat_of({seed: [float(getattr(s.call, name))] for seed, s in sources.items()})
         for name in _COSTS
     }
+
+
+def _earlier_notes(runs: Sequence[FinishedRun]) -> list[str]:
+    if all(run.protocol.count is not None for run in runs):
+        return []
+    return [EARLIER.format(more="; its floor may be of another number of images than the samples")]
 
 
 def _seed_notes(rows: Iterable[Row], names: Mapping[Entry, str]) -> list[str]:

@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from ddistill.evaluation.notes import fresh_rows, listed, tuning_notes, warning_notes
+from ddistill.evaluation.notes import (
+    comparable_rows,
+    fresh_rows,
+    listed,
+    tuning_notes,
+    warning_notes,
+)
 from ddistill.evaluation.protocol import Row, summarise
 from ddistill.evaluation.published import Published, published
 from ddistill.evaluation.report import slug
@@ -76,9 +82,10 @@ def render(
         " protocol, which stands below each table."
     ]
     for (experiment, data), own in experiments(rows).items():
-        shown = fresh_rows(own, seeds)
+        fresh = fresh_rows(own, seeds)
+        shown, earlier = comparable_rows(fresh)
         if shown:
-            notes = [*warning_notes(shown), *_seed_notes(own, shown)]
+            notes = [*warning_notes(shown), *earlier, *_seed_notes(own, fresh)]
             parts += _section(experiment, data, shown, notes, pictures or {})
     return "\n\n".join(parts)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from ddistill.evaluation.protocol import Row
+from ddistill.evaluation.vocabulary import METHODS, METRICS
 
 
 def warning_notes(rows: Iterable[Row]) -> list[str]:
@@ -35,6 +36,40 @@ def tuning_notes(rows: Iterable[Row]) -> list[str]:
         f"{', '.join(names)}: settings tuned on seed{_s(on)} {on}; these seeds: {of}."
         for (on, of), names in said.items()
     ]
+
+
+EARLIER = (
+    "Scored by an earlier version, without intervals{more}: give the command of the run again with "
+    "--stage=evaluate, which scores its samples anew."
+)
+
+
+def resampled(row: Row) -> bool:
+    """Whether a row is of a protocol that says how it was resampled."""
+    return any(part.startswith("subset_seed=") for part in row.protocol.split())
+
+
+def comparable_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Rows without floors of another number of images than the samples, and what to say of it.
+
+    Floors of an earlier version were the scores of all test images, whatever the number of samples.
+    """
+    if all(resampled(row) for row in rows if METRICS[row.metric].sampled):
+        return list(rows), []
+    counts = {_count(row) for row in rows if METHODS[row.method].role != "real"}
+    kept = [
+        row
+        for row in rows
+        if METHODS[row.method].role != "real" or resampled(row) or counts <= {_count(row)}
+    ]
+    more = (
+        "; its floor is of another number of images and left out" if len(kept) < len(rows) else ""
+    )
+    return kept, [EARLIER.format(more=more)]
+
+
+def _count(row: Row) -> str:
+    return next((p for p in row.protocol.split() if p.startswith("samples=")), "")
 
 
 def fresh_rows(rows: Sequence[Row], seeds: Sequence[int] = ()) -> list[Row]:
