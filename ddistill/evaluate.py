@@ -146,7 +146,7 @@ def evaluate(
         write_reference(target, reference, detector)
         reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
     found: list[SetScores] = []
-    for images, label, origin in _samples(options, path):
+    for images, call in _samples(options, path):
         store = extraction(images)
         made = score_set(
             images,
@@ -155,8 +155,9 @@ def evaluate(
             detector,
             options.settings,
             options.metrics,
-            label=label,
-            origin=origin,
+            label=call.label if call else "",
+            origin=_origin(call) if call else "",
+            classes=call.classes if call else 0,
         )
         found.append(made)
         for line in made.lines():
@@ -183,16 +184,16 @@ def _reference(options: Options, path: Path, extraction: Extraction, single: boo
     return open_reference(name, extraction, single, options.image_size)
 
 
-def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, str, str]]:
-    """Images, what to call them, and how they were made; nothing where there is no reference."""
+def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, CallRecord | None]]:
+    """Images, and the call of a run that made them; nothing where there is no reference."""
     if not options.reference:
         return
     if not is_run(path):
-        yield open_image_set(path, options.image_size), "", ""
+        yield open_image_set(path, options.image_size), None
         return
     for call in read_calls(path / "evaluation.json"):
         images = open_image_set(path / "samples" / f"{call.key}.npz")
-        yield dataclasses.replace(images, name=call.key), call.label, _origin(call)
+        yield dataclasses.replace(images, name=call.key), call
 
 
 def _origin(call: CallRecord) -> str:

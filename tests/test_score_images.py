@@ -337,15 +337,16 @@ def test_a_run_against_its_own_data(tmp_path):
         np.savez(folder / "samples" / f"{key}.npz", images=images.astype(np.float32), digest="x")
         calls.append(
             CallRecord(
-                key, f"label {i}", "ddim", "", 4, 8, "teacher", protocol.string(), 0, 1, 0, 0, 0.0
+                key, f"label {i}", "ddim", "", 4, 8, "teacher", protocol.string(),
+                5 * i, 1, 0, 0, 0.0,
             )
-        )
+        )  # fmt: skip
     write_calls(folder / "evaluation.json", "x", calls)
     made, _ = run(options(tmp_path, "train", path="run"))
     assert [s.key for s in made] == ["teacher_ddim_4", "student"]
     assert [s.label for s in made] == ["label 0", "label 1"]
     assert "reference=digits-train:" in made[0].protocol
     end = "sampler=ddim nfe=4 ema=0.999 clip=1 noise_seed=3 guidance=1.5"
-    assert all(s.protocol.endswith(end) for s in made)
+    assert [s.protocol.partition(end)[2] for s in made] == ["", " strata=yes"]
     content = json.loads((folder / "inception" / "scores.json").read_text())
     assert len(content["scores"]) == 2

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.detector import GENUINE, Detector
 from ddistill.evaluation.feature_store import FeatureStore
@@ -85,6 +87,7 @@ def score_set(
     metrics: Sequence[str] = (),
     label: str = "",
     origin: str = "",
+    classes: int = 0,
 ) -> SetScores:
     """Scores the features of samples.
 
@@ -97,6 +100,7 @@ def score_set(
       metrics: those of `METRICS` that are wanted; empty for all that can be had.
       label: for people.
       origin: parts of a protocol that say how the samples were made.
+      classes: number of classes that the samples were made for in turn; 0 for independent samples.
 
     Raises:
       ConfigError: a metric was asked for that the reference or the number of samples does not
@@ -108,7 +112,8 @@ def score_set(
             raise ConfigError(f"--metrics={name}: {reasons[name]}.")
     wanted = [m for m in METRICS if m in (metrics or METRICS) and m not in reasons]
     notes = tuple(f"no {m}: {reasons[m]}" for m in METRICS if m in reasons and not metrics)
-    scores = _values(store, reference, settings, wanted)
+    strata = np.arange(store.count) % classes if classes else None
+    scores = _values(store, reference, settings, wanted, strata)
     proxy = store.count < FULL_COUNT
     names = _names(detector, proxy)
     return SetScores(
@@ -122,7 +127,8 @@ def score_set(
             for name, score in scores.items()
             if score.low is not None and score.high is not None
         },
-        protocol=_protocol(images, reference, detector, settings, wanted, origin),
+        protocol=_protocol(images, reference, detector, settings, wanted, origin)
+        + (" strata=yes" if classes else ""),
         notes=notes,
     )
 
@@ -150,11 +156,15 @@ def _impossible(
 
 
 def _values(
-    store: FeatureStore, reference: ReferenceSet, s: MetricSettings, wanted: Sequence[str]
+    store: FeatureStore,
+    reference: ReferenceSet,
+    s: MetricSettings,
+    wanted: Sequence[str],
+    strata: np.ndarray | None,
 ) -> dict[str, Estimate]:
     scores: dict[str, Estimate] = {}
     if "fid" in wanted:
-        scores |= _distance(store, reference, s)
+        scores |= _distance(store, reference, s, strata)
     if "is" in wanted:
         scores |= _pair("is", inception_score(store.logits(), s.is_splits, s.seed))
     if {"kid", "prc"} & set(wanted):
@@ -165,12 +175,12 @@ def _values(
             scores |= _pair("kid", kernel_distance(fake, real, *sizes))
         if "prc" in wanted:
             balls = RealBalls.of(real, s.neighbours, s.density_neighbours)
-            scores |= neighbour_estimates(balls, fake, None, s.resampling)
+            scores |= neighbour_estimates(balls, fake, None, s.resampling, strata)
     return scores
 
 
 def _distance(
-    store: FeatureStore, reference: ReferenceSet, s: MetricSettings
+    store: FeatureStore, reference: ReferenceSet, s: MetricSettings, strata: np.ndarray | None
 ) -> dict[str, Estimate]:
     """The distance as papers report it, and extrapolated; from moments where nothing else needs
     single features."""
@@ -179,7 +189,7 @@ def _distance(
         value = frechet_distance(reference.mean, reference.cov, own.mean, own.covariance)
         return {"fid": Estimate(value)}
     target = Target.of(reference.mean, reference.cov)
-    found = frechet_estimates(target, store.features(), s.resampling)
+    found = frechet_estimates(target, store.features(), s.resampling, strata)
     names = {"fd": "fid", "fd_infinity": "fid_infinity"}
     return {names[name]: score for name, score in found.items()}
 

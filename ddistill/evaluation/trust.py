@@ -56,7 +56,7 @@ def _few(scorer: "Scorer", samples: int) -> list[str]:
 
 
 def _far(scorer: "Scorer", teacher: "Scored") -> str:
-    name = "fd_infinity" if "fd_infinity" in scorer.floor else "fd"
+    name = "fd_infinity"
     if name not in teacher.scores or name not in scorer.floor:
         return ""
     value, floor = teacher.scores[name].value, scorer.floor[name].value
@@ -64,8 +64,8 @@ def _far(scorer: "Scorer", teacher: "Scored") -> str:
     if value - floor <= bound:
         return ""
     return (
-        f"The teacher is far from the data: its FD is {value:.3g}, that of the test images "
-        f"{floor:.3g}, and the difference is above {FARTHEST_TEACHER:.0%} of the variance of the "
-        f"real features ({bound:.3g}). What its students score says little about their method. "
-        "Train it for longer."
+        f"The teacher is far from the data: its FD\N{INFINITY} is {value:.3g}, that of the test "
+        f"images {floor:.3g}, and the difference is above {FARTHEST_TEACHER:.0%} of the variance "
+        f"of the real features ({bound:.3g}). What its students score says little about their "
+        "method. Train it for longer."
     )
