@@ -26,10 +26,11 @@ from ddistill.evaluation.drawing import DARK, LIGHT
 from ddistill.evaluation.images import Grid, grid_image
 from ddistill.evaluation.machine import command_string, portable
 from ddistill.evaluation.markdown import markdown
+from ddistill.evaluation.notes import warning_notes
 from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
 from ddistill.evaluation.protocol import read_rows
 from ddistill.evaluation.summary import Table
-from ddistill.evaluation.vocabulary import METHODS
+from ddistill.evaluation.vocabulary import DISTANCES, METHODS
 from ddistill.runtime.ending import one_line
 from ddistill.runtime.files import DamagedFile, read_arrays, read_object, write_bytes, write_text
 
@@ -131,7 +132,7 @@ def load_run(folder: str | Path) -> FinishedRun:
     except ValueError as error:
         raise ConfigError(f"{error} {_AGAIN}") from error
     rows = read_rows(path / "results.json")
-    if not calls or not any(row.metric in tables.DISTANCES and row.nfe for row in rows):
+    if not calls or not any(row.metric in DISTANCES and row.nfe for row in rows):
         raise ConfigError(
             f"{folder} has no scores: its config.evaluation.classifier is ''. Name the stage that "
             "scores there and give the run's command again."
@@ -181,8 +182,10 @@ def _html(
     grid: Grid,
 ) -> str:
     title = _title(made)
+    warnings = warning_notes(row for run in made.runs for row in run.rows)
     parts = [
-        page.header(title, _lead(made), made.notes, command),
+        page.header(title, _lead(made), [n for n in made.notes if n not in warnings], command),
+        page.warnings(warnings),
         page.tiles(tables.tiles(made, counts)),
         page.figure(plot.title, plot.caption, *pictures, alt=panels_alt(plot)),
         *(page.table(block) for block in blocks),

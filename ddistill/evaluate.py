@@ -161,7 +161,7 @@ def evaluate(
         write_reference(target, reference, detector)
         reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
     found: list[SetScores] = []
-    for images, label, origin in _samples(options, path):
+    for images, call in _samples(options, path):
         store = extraction(images)
         made = score_set(
             images,
@@ -170,8 +170,9 @@ def evaluate(
             detector,
             options.settings,
             options.metrics,
-            label=label,
-            origin=origin,
+            label=call.label if call else "",
+            origin=_origin(call) if call else "",
+            classes=call.classes if call else 0,
         )
         found.append(made)
         for line in made.lines():
@@ -198,16 +199,16 @@ def _reference(options: Options, path: Path, extraction: Extraction, single: boo
     return open_reference(name, extraction, single, options.image_size, options.reference_range)
 
 
-def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, str, str]]:
-    """Images, what to call them, and how they were made; nothing where there is no reference."""
+def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, CallRecord | None]]:
+    """Images, and the call of a run that made them; nothing where there is no reference."""
     if not options.reference:
         return
     if not is_run(path):
-        yield open_image_set(path, options.image_size, options.range), "", ""
+        yield open_image_set(path, options.image_size, options.range), None
         return
     for call in read_calls(path / "evaluation.json"):
         images = open_image_set(path / "samples" / f"{call.key}.npz")
-        yield dataclasses.replace(images, name=call.key), call.label, _origin(call)
+        yield dataclasses.replace(images, name=call.key), call
 
 
 def _origin(call: CallRecord) -> str:

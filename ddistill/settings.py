@@ -218,6 +218,8 @@ class EvaluationSettings:
     many steps ("edm"). Students are run with `student_sampler` on their own grid, unless their
     objective or their stage's `samplers` says otherwise. `guidance` is the scale of the teacher's
     classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
+    `tuned_on` lists the seeds on which the settings were chosen: tables say so, and show other
+    seeds where there are any. It changes nothing that is trained or sampled.
     """
 
     enabled: bool = True
@@ -235,6 +237,7 @@ class EvaluationSettings:
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6
+    tuned_on: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from ddistill.evaluation.calls import CallRecord, write_calls
 from ddistill.evaluation.checks import NEIGHBOURS, check_rows
 from ddistill.evaluation.features import (
     Reference,
+    Sampling,
     extract,
+    fixed_strata,
     params_hash,
     reference,
     score,
@@ -27,16 +29,19 @@ from ddistill.evaluation.features import (
 from ddistill.evaluation.images import psnr
 from ddistill.evaluation.machine import command_string, machine_string
 from ddistill.evaluation.protocol import Protocol, Row, read_rows, rows_from_scores, write_rows
+from ddistill.evaluation.resampling import USUAL, Estimate, Resampling
 from ddistill.evaluation.sampling import (
     Call,
     Samples,
     call_digest,
     collect,
+    conditions,
     experiment_of,
     planned_calls,
 )
 from ddistill.evaluation.students import without_frozen
-from ddistill.evaluation.vocabulary import METHODS
+from ddistill.evaluation.trust import warnings_of
+from ddistill.evaluation.vocabulary import METHODS, METRICS, main_distance
 from ddistill.runtime.files import read_object_or_none, write_text
 from ddistill.settings import Settings
 from ddistill.training.checks import check_scale
@@ -46,7 +51,7 @@ from ddistill.training.progress import Reporter, read_metrics
 from ddistill.training.stages import StagePlan
 from ddistill.training.weights import Networks
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,13 @@ class Scored:
     Attributes:
       call: what was sampled.
       samples: the images and their cost.
-      scores: value by metric.
+      scores: value and interval by metric.
       classes: `[N]` class that the classifier sees in each sample.
     """
 
     call: Call
     samples: Samples
-    scores: dict[str, float]
+    scores: dict[str, Estimate]
     classes: np.ndarray
 
 
@@ -77,8 +82,12 @@ class Scorer:
       digest: hash of its weights.
       real: features of the training images.
       real_count: their number.
-      floor: scores of the test images against them.
+      floor: scores of the test images against them, those alone that do not depend on the number
+        of images or are taken at `count`.
       floor_count: number of test images.
+      floor_strata: whether the test images have fixed numbers for each class.
+      count: images at which recall and the like are taken, of samples and of test images.
+      resampling: number of subsets and seed.
       accuracy: the classifier's accuracy on the test images.
       others: accuracy of the run's other classifiers, those that students are compared in.
       batch: images a call.
@@ -90,8 +99,11 @@ class Scorer:
     digest: str
     real: Reference
     real_count: int
-    floor: dict[str, float]
+    floor: dict[str, Estimate]
     floor_count: int
+    floor_strata: bool
+    count: int
+    resampling: Resampling
     accuracy: float
     others: Mapping[str, float]
     batch: int
@@ -128,6 +140,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         )
     if e.noise_seed < 0:
         raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
+    if any(seed < 0 for seed in e.tuned_on):
+        raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:
         raise ConfigError(
             f"config.evaluation.samples={e.samples}: precision and recall look at {NEIGHBOURS} "
@@ -197,12 +211,15 @@ def evaluate(
     scored = [score_call(scorer, call, samples[call.key], full) for call in calls]
     for s in scored:
         reporter.say(_line(s))
-    rows = make_rows(settings, plans, dataset, scorer, scored)
+    warnings = warnings_of(scorer, scored[0]) if scorer else []
+    for text in warnings:
+        reporter.say(f"warning: {text}")
+    rows = make_rows(settings, plans, dataset, scorer, scored, warnings)
     write_rows(workdir / "results.json", rows)
     _join_metrics(plans, workdir)
     from ddistill.evaluation.showing import show
 
-    show(settings, plans, dataset, networks, scorer, scored, workdir, command)
+    show(settings, plans, dataset, networks, scorer, scored, workdir, command, warnings)
     records = [_record(settings, plans, scorer, s) for s in scored]
     write_calls(workdir / "evaluation.json", digest, records)
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
@@ -221,6 +238,14 @@ def make_scorer(
     _, train_features = extract(apply, dataset, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
     real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)
+    samples = settings.evaluation.samples
+    shares = real.histogram if real.histogram is not None else np.zeros(0)
+    strata = fixed_strata(np.asarray(test.labels), shares)
+    count = min(samples, len(test), real.max_neighbours)
+    resampling = USUAL.suited(train_features.shape[1])
+    floor = score(real, features, logits, sampling=Sampling(count, strata, resampling))
+    if len(test) != samples:
+        del floor["fd"]  # of another number of images than the samples', and not comparable
     others = {
         p.name: accuracy(extract(jax.jit(networks(p).__call__), test, batch)[0], test)
         for p in plans
@@ -233,8 +258,11 @@ def make_scorer(
         digest=params_hash(classifier.weights),
         real=real,
         real_count=len(dataset),
-        floor=score(real, features, logits),
+        floor=floor,
         floor_count=len(test),
+        floor_strata=strata is not None,
+        count=count,
+        resampling=resampling,
         accuracy=accuracy(logits, test),
         others=others,
         batch=batch,
@@ -248,15 +276,18 @@ def accuracy(logits: np.ndarray, dataset: Dataset) -> float:
 
 def score_call(scorer: Scorer | None, call: Call, samples: Samples, full: np.ndarray) -> Scored:
     """Scores one call; `full` are the full teacher's images from the same noise."""
-    scores: dict[str, float] = {}
+    scores: dict[str, Estimate] = {}
     classes = np.zeros(len(samples.images), np.int64)
     if scorer is not None:
         logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
-        scores = score(scorer.real, features, logits)
+        strata = conditions(call, 0, len(samples.images))
+        sampling = Sampling(scorer.count, strata, scorer.resampling)
+        scores = score(scorer.real, features, logits, sampling=sampling)
         classes = logits.argmax(axis=1)
     if call.role != "full":
-        scores["psnr_to_teacher"] = psnr(np.clip(samples.images, -1, 1), np.clip(full, -1, 1))
-    scores["ms_per_image"] = samples.ms_per_image
+        ratio = psnr(np.clip(samples.images, -1, 1), np.clip(full, -1, 1))
+        scores["psnr_to_teacher"] = Estimate(ratio)
+    scores["ms_per_image"] = Estimate(samples.ms_per_image)
     return Scored(call, samples, scores, classes)
 
 
@@ -266,8 +297,9 @@ def make_rows(
     dataset: Dataset,
     scorer: Scorer | None,
     scored: list[Scored],
+    warnings: Sequence[str] = (),
 ) -> list[Row]:
-    """The rows of results.json: the floor, then every call.
+    """The rows of results.json: the floor, then every call; each says the run's warnings.
 
     What a student cost counts every stage between the teacher and it.
     """
@@ -276,12 +308,14 @@ def make_rows(
         "seed": settings.seed,
         "command": command_string(),
         "machine": machine_string(),
+        "tuned_on": settings.evaluation.tuned_on,
+        "warnings": " ".join(warnings),
     }
     floor = (
         []
         if scorer is None
         else rows_from_scores(
-            {**scorer.floor, "accuracy": scorer.accuracy},
+            {**scorer.floor, "accuracy": Estimate(scorer.accuracy)},
             experiment=settings.name,
             method="real",
             nfe=0,
@@ -363,7 +397,20 @@ def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) ->
         noise_seed=e.noise_seed,
         quantised=True,
         guidance=None if call is None or call.guidance == 1.0 else call.guidance,
+        **(_resampled(scorer, call) if scorer else {}),
     )
+
+
+def _resampled(scorer: Scorer, call: Call | None) -> dict[str, Any]:
+    """Parts of the protocol that say how scores were resampled."""
+    return {
+        "floor": scorer.floor_count,
+        "count": scorer.count,
+        "subsets": scorer.resampling.subsets,
+        "splits": scorer.resampling.splits,
+        "subset_seed": scorer.resampling.seed,
+        "strata": scorer.floor_strata if call is None else conditions(call, 0, 1) is not None,
+    }
 
 
 def _digest(settings: Settings, plans: list[StagePlan], calls: list[Call]) -> str:
@@ -400,6 +447,18 @@ def _join_metrics(plans: list[StagePlan], workdir: Path) -> None:
 def _line(scored: Scored) -> str:
     s = scored.scores
     quality = "not scored"
-    if "fd" in s:
-        quality = f"FD {s['fd']:8.2f}  precision {s['precision']:.3f}  recall {s['recall']:.3f}"
-    return f"{scored.call.label:<32} {quality}  {s['ms_per_image']:.2f} ms/image"
+    distance = main_distance(s)
+    if distance is not None:
+        parts = (
+            f"{METRICS[distance].label} {_ranged(s[distance], '8.2f')}",
+            *(f"{name} {_ranged(s[name], '.3f')}" for name in ("precision", "recall")),
+        )
+        quality = "  ".join(parts)
+    return f"{scored.call.label:<32} {quality}  {s['ms_per_image'].value:.2f} ms/image"
+
+
+def _ranged(score: Estimate, form: str) -> str:
+    text = format(score.value, form)
+    if score.low is None or score.high is None:
+        return text
+    return f"{text} ({format(score.low, form).strip()} to {format(score.high, form).strip()})"

@@ -48,6 +48,8 @@ code, pre { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, mono
 .caption { max-width: 78ch; margin: 0 0 14px; color: var(--muted); font-size: 14.5px; }
 section { margin: 0 0 18px; padding: 22px 24px; border: 1px solid var(--rule);
   border-radius: 12px; background: var(--card); }
+.warning { border-color: var(--accent); border-left-width: 5px; background: var(--tint); }
+.warning ul { margin: 6px 0 0; padding-left: 20px; max-width: 84ch; }
 .tiles { display: grid; gap: 14px; margin: 0 0 18px;
   grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
 .tile { padding: 16px 20px; border: 1px solid var(--rule); border-radius: 12px;
@@ -118,6 +120,17 @@ def header(title: str, subtitle: str, notes: Sequence[str], command: str) -> str
     if command:
         parts.append(f"<pre>{escape(command)}</pre>")
     return "\n".join(parts) + "\n</header>"
+
+
+def warnings(texts: Sequence[str]) -> str:
+    """Why the numbers below may mean little."""
+    if not texts:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return (
+        '<section class="warning" role="alert"><h2>Read these scores with care</h2>'
+        f"<ul>{items}</ul></section>"
+    )
 
 
 def tiles(items: Sequence[tuple[str, str, str]]) -> str:
@@ -231,10 +244,12 @@ def _section(title: str, caption: str, body: str) -> str:
 
 
 def _cell(text: str, best: bool) -> str:
-    value, sign, spread = text.partition(" ± ")
+    value, sign, rest = text.partition(" ")
+    spread = rest if sign and rest.startswith(("± ", "[")) else ""
+    value = value if spread else text
     html = f"<b>{escape(value)}</b>" if best else escape(value)
-    if sign:
-        html += f' <span class="pm">± {escape(spread)}</span>'
+    if spread:
+        html += f' <span class="pm">{escape(spread)}</span>'
     return f"<td>{html}</td>"
 
 

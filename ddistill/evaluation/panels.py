@@ -14,6 +14,7 @@ from ddistill.evaluation.drawing import (
     Line,
     Theme,
     apart,
+    draw_floor,
     draw_line,
     new_figure,
     nfe_axis,
@@ -36,6 +37,7 @@ class Panel:
       better: "lower" or "higher".
       lines: one a sampler; lines of one label look alike in all panels.
       floor: score of real test images, drawn as a dotted line; None for none.
+      floor_range: its interval or spread, (low, high).
       logarithmic: axis of the score; a linear one starts where the scores do.
     """
 
@@ -43,6 +45,7 @@ class Panel:
     better: str
     lines: Sequence[Line]
     floor: float | None = None
+    floor_range: tuple[float, float] | None = None
     logarithmic: bool = False
 
 
@@ -164,21 +167,9 @@ def _draw(
 
 def _floor(axes: Axes, panel: Panel, label: str, theme: Theme) -> Artist | None:
     """Draws the floor line with its value and sets the axis of the score; None without a floor."""
-    floor, line = panel.floor, None
-    if floor is not None and (floor > 0 or not panel.logarithmic):
-        line = axes.axhline(floor, color=theme.ink, lw=1.1, ls=(0, (1, 2)), zorder=1)
-        axes.annotate(
-            f"{label}: {floor:.3g}",
-            (0.995, floor),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-            color=theme.ink,
-            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
-            zorder=1.5,
-        )
+    line = None
+    if panel.floor is not None:
+        line = draw_floor(axes, panel.floor, panel.floor_range, label, theme)
     low, high = axes.get_ylim()
     if panel.logarithmic:
         axes.set_ylim(low / 1.15, high * 1.15)

@@ -16,6 +16,7 @@ from ddistill.evaluation.drawing import (
     Line,
     Theme,
     apart,
+    draw_floor,
     draw_line,
     new_figure,
     nfe_axis,
@@ -32,7 +33,8 @@ class ScorePlot:
 
     Attributes:
       lines: at least one.
-      floor: score of real data against real data, drawn as a line that nothing goes below.
+      floor: score of real data against real data, drawn as a line.
+      floor_range: its interval or spread, (low, high).
       floor_label: what the floor is.
       ylabel: name of the score, for example `Protocol.label`.
       title: heading.
@@ -41,6 +43,7 @@ class ScorePlot:
 
     lines: Sequence[Line]
     floor: float | None = None
+    floor_range: tuple[float, float] | None = None
     floor_label: str = "real data"
     ylabel: str = "FD"
     title: str = "Quality against network evaluations"
@@ -102,21 +105,8 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
         ticks = sorted({n for line in plot.lines for n in line.nfe if n > 0})
         nfe_axis(axes, ticks)
         value_axis(axes)
-        if plot.floor is not None and plot.floor > 0:
-            axes.axhline(plot.floor, color=theme.ink, lw=1, ls=(0, (1, 2)), zorder=1)
-            axes.annotate(
-                f"{plot.floor_label}: {plot.floor:.3g}",
-                # On the right, because few-step students are on the left.
-                (0.995, plot.floor),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="right",
-                fontsize=9,
-                color=theme.ink,
-                bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
-                zorder=1.5,
-            )
+        if plot.floor is not None:
+            draw_floor(axes, plot.floor, plot.floor_range, plot.floor_label, theme)
         low, high = axes.get_ylim()
         axes.set_ylim(low / 1.15, high * 1.1)
         axes.set_xlabel("network evaluations an image (NFE)")

@@ -47,6 +47,7 @@ class Report:
       title: heading.
       subtitle: one or two sentences: what was distilled into what, on which data.
       command: what to type to make it again.
+      warnings: why the scores may mean little; shown before all of them.
       highlights: at most about four tiles.
       grids: samples from the same noise, a row a sampler.
       plot: FD against NFE.
@@ -63,6 +64,7 @@ class Report:
     title: str
     subtitle: str = ""
     command: str = ""
+    warnings: Sequence[str] = ()
     highlights: Sequence[Highlight] = ()
     grids: Sequence[Grid] = ()
     plot: ScorePlot | None = None
@@ -94,6 +96,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     parts = [
         page.header(report.title, report.subtitle, report.notes, report.command),
+        page.warnings(report.warnings),
         page.tiles([(h.value, h.label, h.note) for h in report.highlights]),
     ]
     if report.grids:
