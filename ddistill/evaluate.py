@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ddistill import data
+from ddistill.command_line import Parser, expected_errors
 from ddistill.data.dataset import SPLITS
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.calls import CallRecord, read_calls
@@ -34,6 +35,7 @@ from ddistill.evaluation.reference_sets import (
 )
 from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
+from ddistill.text import printable
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
 
@@ -66,22 +68,22 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for what cannot be scored, and after a stop."""
-    given = _parser().parse_args(argv)
+    given = _parser().parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = command_string(["evaluate", *arguments], "ddistill.evaluate")
-    try:
+    with expected_errors(RuntimeError):
         options = _options(given)
         check(options)
         weights = load_inception(given.weights, other=given.other_weights)
         detector = inception_detector(
             weights, given.batch, given.feature, logits=_wants_logits(options)
         )
-        with StopRequest() as stop:
-            evaluate(options, detector, Reporter(), stop, command)
-    except Interrupted as where:
-        sys.exit(f"Stopped in {where}; features so far are kept. To go on:\n  {command}")
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+        try:
+            with StopRequest() as stop:
+                evaluate(options, detector, Reporter(), stop, command)
+        except Interrupted as where:
+            text = f"Stopped in {where}; features so far are kept. To go on:\n  {command}"
+            sys.exit(printable(text, keep="\n"))
 
 
 def check(options: Options) -> None:
@@ -235,10 +237,10 @@ def _options(given: argparse.Namespace) -> Options:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.evaluate",
-        description="FID, inception score, KID, precision and recall of images or of a run.",
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m ddistill.evaluate",
+        "FID, inception score, KID, precision and recall of images or of a run.",
     )
     add = parser.add_argument
     add("path", metavar="PATH", help="folder or npz file of images, or folder of a finished run")

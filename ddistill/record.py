@@ -6,31 +6,30 @@ it: what stands between the markers is generated, what stands outside is kept. W
 results.md is written.
 """
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from ddistill.evaluation.markdown import merge_text, render
+from ddistill.command_line import Parser, expected_errors
+from ddistill.evaluation.markdown import merge_text, picture_names, render
 from ddistill.evaluation.plots import score_figure
 from ddistill.evaluation.protocol import Row, read_rows, write_rows, write_text
-from ddistill.evaluation.report import slug
+from ddistill.evaluation.report import Attempts
 from ddistill.evaluation.summary import experiments, score_plot
+from ddistill.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for files that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.record",
-        description="Adds the results of runs to docs/results.json and rewrites docs/results.md.",
+    parser = Parser(
+        "python -m ddistill.record",
+        "Adds the results of runs to docs/results.json and rewrites docs/results.md.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or results.json")
     parser.add_argument("--docs", default="docs", help="folder of the record (default: docs)")
-    options = parser.parse_args(argv)
-    try:
-        print(record(options.runs, options.docs))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    options = parser.parse_all(argv)
+    with expected_errors():
+        print(printable(record(options.runs, options.docs)))
 
 
 def record(runs: Iterable[str | Path], docs: str | Path = "docs") -> str:
@@ -50,20 +49,30 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs") -> str:
     old = read_rows(store) if store.exists() else []
     new = [row for run in runs for row in read_rows(_results_file(Path(run)))]
     rows, added, replaced = merge(old, new)
-    before = page.read_text(encoding="utf-8") if page.exists() else ""
-    pictures = {f"{slug(' '.join(key))}.png": own for key, own in experiments(rows).items()}
-    drawn = {name: own for name, own in pictures.items() if _worth_a_picture(own)}
-    text = merge_text(before, render(rows, {name: f"results/{name}" for name in drawn}), str(page))
+    before = _text(page) if page.exists() else ""
+    found = experiments(rows)
+    names = picture_names(found)
+    shown = {names[key]: own for key, own in found.items() if _worth_a_picture(own)}
+    attempt = Attempts()
+    changed = {row.identity for row in new}
+    drawn: dict[str, bytes | None] = {}
+    for name, own in shown.items():
+        if not (docs / "results" / name).exists() or any(r.identity in changed for r in own):
+            drawn[name] = attempt(name, partial(_picture, own))
+    links = {name: f"results/{name}" for name in shown if drawn.get(name, b"") is not None}
+    text = merge_text(before, render(rows, links), str(page))
 
     write_rows(store, rows)
-    changed = {row.identity for row in new} if new else set()
-    for name, own in drawn.items():
+    for name, picture in drawn.items():
         path = docs / "results" / name
-        if not path.exists() or any(row.identity in changed for row in own):
+        if picture is None:
+            path.unlink(missing_ok=True)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(score_figure(score_plot(own)))
+            path.write_bytes(picture)
     write_text(page, text)
-    return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}"
+    missing = "".join(f"; {name} is not drawn ({why})" for name, why in attempt.failed)
+    return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}{missing}"
 
 
 def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
@@ -79,6 +88,17 @@ def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
 
 def _results_file(run: Path) -> Path:
     return run / "results.json" if run.is_dir() else run
+
+
+def _picture(rows: Sequence[Row]) -> bytes:
+    return score_figure(score_plot(rows))
+
+
+def _text(page: Path) -> str:
+    try:
+        return page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{page}: not UTF-8 text: {error}.") from error
 
 
 def _worth_a_picture(rows: Sequence[Row]) -> bool:

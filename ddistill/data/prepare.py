@@ -5,7 +5,6 @@ it needs the extra `prepare`. A set that is already there as tfrecord is convert
 and without TensorFlow.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddistill.command_line import Parser
 from ddistill.data.tfds_files import (
     FORMAT,
     INFO,
@@ -25,15 +25,14 @@ from ddistill.data.tfds_files import (
     find,
 )
 from ddistill.errors import DataError
+from ddistill.text import one_line, printable
 
 EXTRA = ("tensorflow", "importlib_resources")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepares the set named on the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.data.prepare", description=(__doc__ or "").split("\n\n")[1]
-    )
+    parser = Parser("python -m ddistill.data.prepare", (__doc__ or "").split("\n\n")[1])
     parser.add_argument(
         "name", metavar="NAME", help="a TFDS set, such as cifar10 or name/config, or its folder"
     )
@@ -42,16 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="",
         help="where prepared sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_all(arguments)
     try:
         found = prepare(given.name, given.data_dir)
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     counts = ", ".join(f"{n} {split}" for split, n in found.splits.items())
-    print(f"{found.title} is ready in {found.folder}: {counts} examples.")
+    print(printable(f"{found.title} is ready in {found.folder}: {counts} examples."))
     where = f" and data.data_dir='{given.data_dir}'" if given.data_dir else ""
-    print(f"Use it with data.name='tfds', data.path='{given.name}'{where}.")
+    print(printable(f"Use it with data.name='tfds', data.path='{given.name}'{where}."))
     return 0
 
 

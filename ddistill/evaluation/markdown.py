@@ -1,10 +1,9 @@
 """The generated part of docs/results.md: tables of all recorded rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ddistill.evaluation.protocol import Row, summarise
 from ddistill.evaluation.published import Published, published
-from ddistill.evaluation.report import slug
 from ddistill.evaluation.summary import (
     NOTHING,
     Entry,
@@ -19,6 +18,8 @@ from ddistill.evaluation.summary import (
     show,
 )
 from ddistill.evaluation.vocabulary import METRICS
+from ddistill.text import code_span, file_names
+from ddistill.text import markdown as escaped
 
 BEGIN = "<!-- generated:begin (python -m ddistill.record; do not edit between the markers) -->"
 END = "<!-- generated:end -->"
@@ -54,7 +55,7 @@ def render(rows: Sequence[Row], pictures: Mapping[str, str] | None = None) -> st
 
     Args:
       rows: any rows.
-      pictures: file name `slug("EXPERIMENT DATA").png` -> link, for the sections that have one.
+      pictures: name by `picture_names` -> link, for the sections that have one.
     """
     if not rows:
         return "No results yet: `python -m ddistill.record runs/NAME` adds those of a run."
@@ -62,18 +63,25 @@ def render(rows: Sequence[Row], pictures: Mapping[str, str] | None = None) -> st
         "Mean ± standard deviation over training seeds, number of seeds in brackets. A number"
         " compares only with numbers of the same protocol, which stands below each table."
     ]
-    for (experiment, data), own in experiments(rows).items():
-        parts += _section(experiment, data, own, pictures or {})
+    found = experiments(rows)
+    names = picture_names(found)
+    for key, own in found.items():
+        parts += _section(*key, own, (pictures or {}).get(names[key], ""))
     return "\n\n".join(parts)
 
 
-def _section(
-    experiment: str, data: str, rows: Sequence[Row], pictures: Mapping[str, str]
-) -> list[str]:
-    parts = [f"## {experiment}, {data}"]
-    picture = pictures.get(f"{slug(f'{experiment} {data}')}.png")
+def picture_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """File names of the pictures of (experiment, data set), all of them different."""
+    texts = {key: "\0".join(key) for key in keys}
+    names = file_names(texts.values())
+    return {key: f"{names[text]}.png" for key, text in texts.items()}
+
+
+def _section(experiment: str, data: str, rows: Sequence[Row], picture: str) -> list[str]:
+    title = f"{escaped(experiment)}, {escaped(data)}"
+    parts = [f"## {title}"]
     if picture:
-        parts.append(f"![FD against network evaluations: {experiment}, {data}]({picture})")
+        parts.append(f"![FD against network evaluations: {title}]({picture})")
     metrics = {row.metric for row in rows}
     main = next((m for m in ("fid", "fd") if m in metrics), min(metrics))
     matrix, sources = _matrix(rows, main, data)
@@ -126,26 +134,22 @@ def _provenance(rows: Sequence[Row]) -> str:
     ordered = sorted(rows, key=entry_of)
     shared, own = summarise((names[entry_of(row)], row.protocol) for row in ordered)
     lines = [f"- protocol: `{shared}`"] if shared else []
-    lines += [f"- protocol, {label}: `{text}`" for label, text in own]
-    lines += [f"- command: `{text}`" for text in sorted({row.command for row in rows})]
-    lines += [f"- machine: {text}" for text in sorted({row.machine for row in rows})]
+    lines += [f"- protocol, {escaped(label)}: `{text}`" for label, text in own]
+    lines += [f"- command: {code_span(text)}" for text in sorted({row.command for row in rows})]
+    lines += [f"- machine: {escaped(text)}" for text in sorted({row.machine for row in rows})]
     return "\n".join(lines)
 
 
 def markdown(table: Table) -> str:
     """A table in GitHub's markdown: first column left, numbers right, best values bold."""
     lines = [
-        "| " + " | ".join(_escape(c) for c in table.columns) + " |",
+        "| " + " | ".join(escaped(c) for c in table.columns) + " |",
         "|:--" + "|--:" * (len(table.columns) - 1) + "|",
     ]
     for i, row in enumerate(table.rows):
         cells = [
-            f"**{_escape(text)}**" if (i, j) in table.best else _escape(text)
+            f"**{escaped(text)}**" if (i, j) in table.best else escaped(text)
             for j, text in enumerate(row)
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -16,6 +16,7 @@ from typing import Any
 
 from ddistill.errors import nearest
 from ddistill.evaluation.vocabulary import check_name
+from ddistill.text import name_of
 
 _TOKEN = re.compile(r"[^\s=,;|`]+")
 _FID_FEATURES = "inception-2015-12-05"
@@ -218,7 +219,11 @@ class Row:
 
 
 def rows_from_scores(scores: Mapping[str, float], **common: Any) -> list[Row]:
-    """One row a metric: `common` holds all keys of `Row` but metric and value."""
+    """One row a metric: `common` holds all keys of `Row` but metric and value.
+
+    Texts of `common` become `printable`, because a row of other text cannot be written.
+    """
+    common = {k: name_of(v) if isinstance(v, str) else v for k, v in common.items()}
     return [Row(metric=name, value=float(value), **common) for name, value in scores.items()]
 
 
@@ -293,6 +298,8 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             f"{path}: cannot be read ({error.strerror}). A finished run writes results.json into"
             " its folder; give that folder."
         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}.") from error
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
@@ -308,7 +315,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        # Bytes of file names that are not UTF-8 are escaped, which in JSON is what they are.
+        with open(
+            temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
+        ) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

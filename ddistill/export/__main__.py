@@ -6,16 +6,17 @@ RUN is the folder of a finished run, OUT a folder that does not exist yet or is 
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddistill.errors import CheckpointError, ConfigError
+from ddistill.command_line import Parser, expected_errors
+from ddistill.errors import ConfigError
 from ddistill.evaluation.protocol import read_rows
 from ddistill.export import diffusers, safetensors, stablehlo
 from ddistill.export.facts import Exported, rows_of
 from ddistill.product import Run, open_run
+from ddistill.text import printable
 from ddistill.training.stages import StagePlan
 
 FORMS = ("diffusers", "stablehlo", "safetensors")
@@ -23,9 +24,7 @@ FORMS = ("diffusers", "stablehlo", "safetensors")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; one line and exit status 1 for what cannot be exported."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.export", description="Writes a student of a run for others."
-    )
+    parser = Parser("python -m ddistill.export", "Writes a student of a run for others.")
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("out", metavar="OUT", help="new folder")
     parser.add_argument("--to", required=True, choices=FORMS, help="the form")
@@ -36,11 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weights", choices=("inside", "beside"), default="inside", help="of a StableHLO program"
     )
-    options = parser.parse_args(argv)
-    try:
-        print(export(options))
-    except (ConfigError, CheckpointError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    options = parser.parse_all(argv)
+    with expected_errors():
+        print(printable(export(options)))
 
 
 def export(options: argparse.Namespace) -> str:
