@@ -19,11 +19,21 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ddistill.config_files import (
+    ConfigFileError,
+    ConfigFileParser,
+    overrides,
+    unknown_flag,
+    wrong_flag,
+)
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
+from ddistill.text import make_streams_safe, one_line, printable
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, with ':smoke' for its quick variant."
 )
+_CONFIG_FLAG = flags.FLAGS["config"]
+_CONFIG_FLAG.parser = ConfigFileParser()  # which answers mistakes in one line
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run. Default: runs/NAME, with a hash when settings are changed."
 )
@@ -46,6 +56,10 @@ _DOCTOR = flags.DEFINE_bool(
     "doctor", False, "Print versions, devices, data and disk of this machine and stop."
 )
 
+_FLAGS = [
+    *("config", "workdir", "cache", "stage", "print_config", "distributed", "coordinator"),
+    *("processes", "process_id", "doctor", "help"),
+]
 USAGE_ERROR = 2
 RUN_ERROR = 1
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -71,7 +85,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise ConfigError(f"Arguments without a flag: {' '.join(argv[1:])}.")
+        raise ConfigError(
+            f"Arguments without a flag: {' '.join(argv[1:])}. Flags begin with --, as in "
+            "--config=FILE."
+        )
     config = _CONFIG.value
     workdir = _workdir(config)
     _prepare_jax(_cache(workdir))
@@ -79,11 +96,15 @@ def _main(argv: Sequence[str]) -> None:
     if _DOCTOR.value:
         from ddistill import doctor
 
-        print("\n".join(doctor.report(None if config is None else config.data, workdir)))
+        lines = doctor.report(None if config is None else config.get("data", {}), workdir)
+        print("\n".join(map(printable, lines)))
         return
     if config is None:
         raise ConfigError("--config=FILE is missing, for example --config=configs/sfddm_digits.py.")
     if _PRINT.value:
+        from ddistill.settings import Settings, parse
+
+        parse(config, Settings)
         print(json.dumps(_plain(config), indent=2))
         return
     run(config, workdir, _cache(workdir), _STAGE.value or "", _command())
@@ -204,21 +225,11 @@ def _workdir(config: Any) -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value)
     name = "unnamed" if config is None else str(config.get("name", "unnamed"))
-    changes = sorted(_overrides(sys.argv[1:]))
+    changes = sorted(overrides(sys.argv[1:]))
     if changes:
-        name += "-" + hashlib.sha256("\n".join(changes).encode()).hexdigest()[:8]
+        text = "\n".join(changes).encode("utf-8", "surrogateescape")
+        name += "-" + hashlib.sha256(text).hexdigest()[:8]
     return Path("runs") / name
-
-
-def _overrides(arguments: list[str]) -> list[str]:
-    """The flags that change the config, as KEY=VALUE, also those given as two words."""
-    found = []
-    for word, following in zip(arguments, [*arguments[1:], ""]):
-        flag = word.lstrip("-")
-        if word.startswith("-") and flag.startswith("config."):
-            bare = "=" not in flag and following and not following.startswith("-")
-            found.append(f"{flag}={following}" if bare else flag)
-    return found
 
 
 def _cache(workdir: Path) -> Path:
@@ -259,7 +270,7 @@ def _disk_trouble(error: BaseException | None) -> str | None:
 
 
 def _fail(text: str, status: int) -> None:
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {one_line(text)}", file=sys.stderr)
     _leave(status)
     sys.exit(status)
 
@@ -278,54 +289,20 @@ def _leave(status: int, error: Exception | None = None) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags with config errors as one line each instead of tracebacks."""
-    path = _config_file(argv)
-    if path is not None and not Path(path).is_file():
-        there = sorted(file.name for file in Path(path).parent.glob("*.py"))
-        close = nearest(Path(path).name, there)
-        _fail(f"The config file {path} does not exist.{close}", USAGE_ERROR)
+    make_streams_safe()
     try:
         return flags.FLAGS(argv)
-    except Exception as error:
-        _fail(_flag_trouble(error, argv, path or ""), USAGE_ERROR)
+    except ConfigFileError as error:
+        _fail(str(error), USAGE_ERROR)
+    except flags.UnrecognizedFlagError as error:
+        value = str(error.flagvalue or "").partition("=")[2]
+        text = unknown_flag(str(error.flagname), value, _FLAGS, _CONFIG_FLAG.value)
+        _fail(text, USAGE_ERROR)
+    except flags.IllegalFlagValueError as error:
+        _fail(wrong_flag(error), USAGE_ERROR)
+    except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
+        _fail(str(error.args[0] if error.args else error), USAGE_ERROR)
     return []
-
-
-def _config_file(argv: list[str]) -> str | None:
-    """The file of `--config=FILE:VARIANT` or `--config FILE:VARIANT`."""
-    for i, argument in enumerate(argv[1:], 1):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return (value if equals else (argv[i + 1 :] or [""])[0]).split(":")[0]
-    return None
-
-
-def _flag_trouble(error: Exception, argv: list[str], path: str) -> str:
-    """One line for what is wrong with the command line or with the config file.
-
-    Raises:
-      Exception: `error` itself, if it is neither.
-    """
-    text = str(error.args[0] if error.args else error)
-    if "Error whilst parsing config file" in text:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        kind, _, reason = lines[-1].partition(": ")
-        if kind.endswith("ConfigError"):
-            return reason
-        place = [line for line in lines if line.startswith(f'File "{path}"')][-1:]
-        return f"The config file {path} fails: {lines[-1]} ({', '.join(place)})"
-    places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    if places:
-        reason = f"{type(error).__name__}: {error}"
-        return f"The config file {path} fails: {reason} (line {places[-1].lineno})"
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]  # a message that was quoted as the key of a KeyError
-    text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
-    given = [a for a in argv if a.lstrip("-").startswith("config.")]
-    if given and isinstance(error, (AttributeError, KeyError)):
-        return f"{' '.join(given)}: unknown setting {text}"
-    if isinstance(error, (flags.Error, ValueError, TypeError)):
-        return text
-    raise error
 
 
 if __name__ == "__main__":
