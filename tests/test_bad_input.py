@@ -145,9 +145,12 @@ def test_scores_need_a_classifier_among_the_stages(refused):
 @pytest.mark.parametrize(
     "changes, parts",
     [
-        ({"seed": "zero"}, ["config.seed='zero'", "a int is needed"]),
-        ({"seed": True}, ["config.seed=True", "a int is needed"]),
-        ({"stages.teacher.steps": 2.5}, ["config.stages.teacher.steps=2.5", "a int is needed"]),
+        ({"seed": "zero"}, ["config.seed='zero'", "a whole number is needed"]),
+        ({"seed": True}, ["config.seed=True", "a whole number is needed"]),
+        (
+            {"stages.teacher.steps": 2.5},
+            ["config.stages.teacher.steps=2.5", "a whole number is needed"],
+        ),
         ({"stages": 3}, ["config.stages=3 should be a group of settings"]),
         ({"name": ...}, ["config.name is missing and has no default"]),
         ({"stages.teacher.objective": {}}, ["teacher.objective.name is missing", "denoising"]),

@@ -16,7 +16,7 @@ from typing import Any
 
 from ddistill.errors import nearest
 from ddistill.evaluation.vocabulary import check_name
-from ddistill.text import name_of
+from ddistill.text import printable
 
 _TOKEN = re.compile(r"[^\s=,;|`]+")
 _FID_FEATURES = "inception-2015-12-05"
@@ -223,7 +223,7 @@ def rows_from_scores(scores: Mapping[str, float], **common: Any) -> list[Row]:
 
     Texts of `common` become `printable`, because a row of other text cannot be written.
     """
-    common = {k: name_of(v) if isinstance(v, str) else v for k, v in common.items()}
+    common = {k: printable(v) if isinstance(v, str) else v for k, v in common.items()}
     return [Row(metric=name, value=float(value), **common) for name, value in scores.items()]
 
 

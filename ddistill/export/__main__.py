@@ -72,7 +72,7 @@ def collect(run: Run, stage: str = "", nfe: int | None = None, licence: str = ""
     results = run.folder / "results.json"
     return Exported(
         call=call,
-        network=run.networks(call.plan, call.student),
+        network=run.network(call),
         settings=run.settings,
         data=run.data["name"],
         num_classes=run.data["num_classes"],

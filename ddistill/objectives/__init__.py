@@ -80,6 +80,8 @@ def make_objective(settings: Mapping[str, Any], path: str = "objective") -> Obje
                 f"Known: {', '.join(sorted(known))}."
             )
     hints = typing.get_type_hints(OBJECTIVES[name])
-    return OBJECTIVES[name](
-        **{k: convert(to_plain(v), hints[k], f"{path}.{k}") for k, v in options.items()}
-    )
+    values = {k: convert(to_plain(v), hints[k], f"{path}.{k}") for k, v in options.items()}
+    try:
+        return OBJECTIVES[name](**values)
+    except ConfigError as error:  # which begins with "objective", not knowing the stage
+        raise ConfigError(f"{path}{str(error).removeprefix('objective')}") from None

@@ -232,7 +232,7 @@ def _check(o: MatchingSettings) -> None:
     if not (o.score_weight or o.gan_weight):
         raise ConfigError(
             "objective: score_weight and gan_weight are both 0; set one above 0. Regression on "
-            "pairs alone is the objective 'o2mkd' on a grid of one step."
+            "pairs (regression_weight) is a term beside one of them and no method by itself."
         )
     if not 0.0 <= o.lowest <= o.highest <= 1.0:
         raise ConfigError(

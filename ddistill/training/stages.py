@@ -34,6 +34,7 @@ from ddistill.training.checks import (
     check_copied,
     check_earlier,
     check_guidance,
+    check_name,
     check_network,
     check_numbers,
     check_optimizers,
@@ -157,6 +158,7 @@ def plan_stages(
     Raises:
       ConfigError: anything that cannot work; nothing has been compiled or written by then.
     """
+    check_name("config.name", settings.name)
     _check_training(settings)
     schedule = _schedule(settings)
     plans: dict[str, StagePlan] = {}
@@ -164,6 +166,7 @@ def plan_stages(
     noted = read_noted(workdir / SOURCES)
     for name in settings.pipeline:
         check_choice("config.pipeline", name, settings.stages)
+        check_name("config.stages", name, folder=True)
         if name in plans:
             raise ConfigError(f"config.pipeline names '{name}' twice.")
         imported = _imported(name, settings.stages[name].source, noted, reread)
@@ -212,6 +215,8 @@ def _plan(
     imported: Imported | None,
 ) -> StagePlan:
     path = f"config.stages.{name}"
+    if settings.stages[name].network and "name" not in settings.stages[name].network:
+        raise _nameless(f"{path}.network")
     stage = resolve(settings.stages[name], path, earlier, imported)
     stage = list_groups(stage, dataset, settings.seed, path)
     check_numbers(stage, path)
@@ -343,10 +348,13 @@ def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
     """Builds the network that settings describe by name and options."""
     options = dict(described)
     if "name" not in options:
-        raise ConfigError(
-            f"{path}.name is missing. Allowed: {', '.join(sorted(networks.NETWORKS))}."
-        )
+        raise _nameless(path)
     return networks.build(str(options.pop("name")), **options)
+
+
+def _nameless(path: str) -> ConfigError:
+    allowed = ", ".join(sorted(networks.NETWORKS))
+    return ConfigError(f"{path}.name is missing. Allowed: {allowed}.")
 
 
 def stage_digest(
