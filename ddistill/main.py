@@ -27,7 +27,7 @@ from ddistill.config_files import (
     wrong_flag,
 )
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
-from ddistill.text import make_streams_safe, one_line, printable
+from ddistill.text import is_utf8, make_streams_safe, one_line, printable
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, with ':smoke' for its quick variant."
@@ -91,6 +91,7 @@ def _main(argv: Sequence[str]) -> None:
         )
     config = _CONFIG.value
     workdir = _workdir(config)
+    _check_paths(workdir, _cache(workdir))
     _prepare_jax(_cache(workdir))
     _join_others()
     if _DOCTOR.value:
@@ -230,6 +231,15 @@ def _workdir(config: Any) -> Path:
         text = "\n".join(changes).encode("utf-8", "surrogateescape")
         name += "-" + hashlib.sha256(text).hexdigest()[:8]
     return Path("runs") / name
+
+
+def _check_paths(workdir: Path, cache: Path) -> None:
+    for flag, path in (("--workdir", workdir), ("--cache", cache)):
+        if not is_utf8(path.absolute()):
+            raise ConfigError(
+                f"{flag}={path}: {path.absolute()} is not UTF-8, and checkpoints are written to "
+                f"folders of UTF-8 names alone. Give another {flag}, or rename the folder."
+            )
 
 
 def _cache(workdir: Path) -> Path:

@@ -25,6 +25,7 @@ from ddistill.evaluation.sampling import (
 from ddistill.evaluation.students import without_frozen
 from ddistill.settings import Settings, parse
 from ddistill.students import RoutedDenoiser
+from ddistill.text import is_utf8
 from ddistill.training.folders import check_owner
 from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.state import stream_key
@@ -126,10 +127,16 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
       ConfigError: its settings do not work any more.
     """
     folder = Path(folder)
+    shared = Path(cache) if cache else folder.parent / "shared"
+    for path in (folder, shared):
+        if not is_utf8(path.absolute()):
+            raise CheckpointError(
+                f"{path.absolute()} is not UTF-8, and checkpoints are read from folders of UTF-8 "
+                "names alone. Rename the folder."
+            )
     settings = parse(_read(folder / "config.json"), Settings)
     facts = _read(folder / "data.json")
     dataset = from_facts(facts)
-    shared = Path(cache) if cache else folder.parent / "shared"
     plans = plan_stages(settings, dataset, folder, shared, reread=False)
     for plan in plans:
         check_owner(plan)

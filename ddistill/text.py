@@ -115,6 +115,15 @@ def file_names(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def is_utf8(path: object) -> bool:
+    """Whether the text of a path is UTF-8; paths of other bytes are no names for checkpoints."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def make_streams_safe() -> None:
     """Lets stdout and stderr escape what their encoding cannot hold instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):

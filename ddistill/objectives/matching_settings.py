@@ -248,7 +248,8 @@ def _check(o: MatchingSettings) -> None:
     if o.gan_weight and not o.discriminator_weight:
         raise ConfigError(
             "objective.discriminator_weight=0 leaves the discriminator as it was drawn, and "
-            f"objective.gan_weight={o.gan_weight} makes the student follow it. Set both or neither."
+            f"objective.gan_weight={o.gan_weight} makes the student follow it. Set "
+            "discriminator_weight above 0, or gan_weight=0 and leave discriminator_weight out."
         )
     if o.student_every < 1 or (o.alternate and o.student_every == 1):
         raise ConfigError(

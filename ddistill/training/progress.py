@@ -70,7 +70,7 @@ class Reporter:
     def advance(self, done: int, text: str) -> None:
         """Moves the bar to `done`; `text` stands at its end."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, text=text)
+            self._progress.update(self._task, completed=done, text=printable(text))
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(f"{self._title}: step {done} of {self._total}  {text}")

@@ -228,10 +228,12 @@ def _plan(
     check_pairs(stage, objective, path, earlier)
     check_guidance(stage, path, earlier)
     if objective.needs_whole_batch and stage.accumulate > 1:
+        dropped = {"gamma": "gamma=1", "divergence": "divergence='rkl'"}
+        ways = [f"objective.{value}" for key, value in dropped.items() if hasattr(objective, key)]
         raise ConfigError(
             f"{path}.accumulate={stage.accumulate}, but the objective needs a mean over the whole "
             "batch at once (the classifier's diversity, or a divergence's weights): set "
-            "accumulate=1, or objective.gamma=1 or objective.divergence='rkl' to drop it."
+            f"accumulate=1, or {' or '.join(ways)} to drop it."
         )
     if objective.needs_teacher and not stage.teacher:
         raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
