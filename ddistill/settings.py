@@ -331,5 +331,5 @@ def _scalar(value: Any, hint: type, path: str) -> Any:
 
 def kind_of(cls: type) -> str:
     """A type of settings in words."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+    words = {int: "a whole number", float: "a number", str: "text", bool: "a truth value"}
     return words.get(cls, f"a {cls.__name__}")

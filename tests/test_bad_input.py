@@ -264,7 +264,7 @@ def test_levels_beyond_those_of_a_teacher_that_is_a_student(refused, grid):
         ({"substeps": "2"}, "substeps='2' is text; a whole number is needed"),
         ({"substeps": None}, "substeps=None"),
         ({"feature_weight": "x"}, "feature_weight='x' is text; a number is needed"),
-        ({"lookback": 1}, "lookback=1 is a whole number; True or False is needed"),
+        ({"lookback": 1}, "lookback=1 is a whole number; a truth value is needed"),
         ({"tap": 3}, "tap=3 is a whole number; text is needed"),
         ({"substeps": 9.5}, "substeps=9.5 is a number; a whole number is needed"),
         ({"hidden_weight": -1.0}, "hidden_weight=-1.0"),

@@ -215,18 +215,20 @@ def _grid(stage: StageSettings, table: Table, rows: int, path: str) -> np.ndarra
       ConfigError: as `make_grid`, with the name of the stage and of what it picks from.
     """
     g, T = stage.grid, table.levels.num_steps
+    swept = "grid_steps" in stage.students.sweep
+    whose = f"{path}.students.sweep.grid_steps: " if swept else f"{path}."
     highest = max(g.explicit) if g.explicit else g.steps
     if rows - 1 > T and highest > T:
         asked = f"explicit={g.explicit}" if g.explicit else f"steps={g.steps}"
         raise ConfigError(
-            f"{path}.grid.{asked} goes beyond the {T} levels of its teacher '{stage.teacher}', "
+            f"{whose}grid.{asked} goes beyond the {T} levels of its teacher '{stage.teacher}', "
             f"which has fewer than config.schedule. Allowed: 1 to {T}; for more, name a teacher of "
             f"more levels, or give '{stage.teacher}' more (config.stages.{stage.teacher}.grid)."
         )
     try:
         return make_grid(table.levels, g.steps or T, g.spacing, explicit=g.explicit or None)
     except ConfigError as error:  # which begins with "grid", not knowing the stage
-        raise ConfigError(f"{path}.{error}") from None
+        raise ConfigError(f"{whose}{error}") from None
 
 
 def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:
