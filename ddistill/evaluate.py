@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ddistill import data
+from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.dataset import SPLITS
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.calls import CallRecord, read_calls
@@ -34,7 +35,7 @@ from ddistill.evaluation.reference_sets import (
 )
 from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
-from ddistill.runtime.ending import one_line, tell
+from ddistill.runtime.ending import tell
 from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
@@ -70,13 +71,13 @@ class Options:
     reference_range: str = ""
 
 
-@one_line()
+@one_line_ending(RuntimeError)
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for what cannot be scored.
 
     After a stop the exit status is 130 (SIGINT) or 143 (another signal).
     """
-    given = _parser().parse_args(argv)
+    given = _parser().parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = command_string(["evaluate", *arguments], "ddistill.evaluate")
     stop = StopRequest()
@@ -93,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         by = stop.name or "request"
         tell(f"Stopped by {by} in {where}; features so far are kept. To go on:\n  {command}")
         sys.exit(stop.status)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def check(options: Options) -> None:
@@ -255,10 +254,10 @@ def _options(given: argparse.Namespace) -> Options:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.evaluate",
-        description="FID, inception score, KID, precision and recall of images or of a run.",
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m ddistill.evaluate",
+        "FID, inception score, KID, precision and recall of images or of a run.",
     )
     add = parser.add_argument
     add("path", metavar="PATH", help="folder or npz file of images, or folder of a finished run")

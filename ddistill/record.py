@@ -9,28 +9,28 @@ Tables and pictures show the seeds on which an experiment's settings were not tu
 (config.evaluation.tuned_on), where there are any, and say so; --seeds=3,4 chooses others.
 """
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from ddistill.evaluation.markdown import merge_text, render
+from ddistill.command_line import Parser, one_line_ending
+from ddistill.evaluation.markdown import merge_text, picture_names, render
 from ddistill.evaluation.notes import comparable_rows, fresh_rows, listed, resampled
 from ddistill.evaluation.plots import score_figure
 from ddistill.evaluation.protocol import Row, read_rows, write_rows
-from ddistill.evaluation.report import slug
+from ddistill.evaluation.report import Attempts
 from ddistill.evaluation.summary import experiments, score_plot
 from ddistill.evaluation.vocabulary import main_distance
-from ddistill.runtime.ending import one_line
 from ddistill.runtime.files import read_text, write_bytes, write_text
+from ddistill.text import printable
 
 
-@one_line()
+@one_line_ending()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for files that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.record",
-        description="Adds the results of runs to docs/results.json and rewrites docs/results.md.",
+    parser = Parser(
+        "python -m ddistill.record",
+        "Adds the results of runs to docs/results.json and rewrites docs/results.md.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or results.json")
     parser.add_argument("--docs", default="docs", help="folder of the record (default: docs)")
@@ -39,11 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="",
         help="seeds that tables and pictures show (default: those that settings were not tuned on)",
     )
-    options = parser.parse_args(argv)
-    try:
-        print(record(options.runs, options.docs, _seeds(options.seeds)))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    options = parser.parse_all(argv)
+    print(printable(record(options.runs, options.docs, _seeds(options.seeds))))
 
 
 def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequence[int] = ()) -> str:
@@ -72,22 +69,30 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
         known = listed({row.seed for row in rows})
         raise ValueError(f"--seeds={listed(seeds)}: the record has none of them, but {known}.")
     before = read_text(page) if page.exists() else ""
-    pictures = {
-        f"{slug(' '.join(key))}.png": comparable_rows(fresh_rows(own, seeds))[0]
-        for key, own in experiments(rows).items()
-    }
-    drawn = {name: own for name, own in pictures.items() if _worth_a_picture(own)}
-    links = {name: f"results/{name}" for name in drawn}
+    found = experiments(rows)
+    names = picture_names(found)
+    fresh = {names[key]: comparable_rows(fresh_rows(own, seeds))[0] for key, own in found.items()}
+    shown = {name: own for name, own in fresh.items() if _worth_a_picture(own)}
+    attempt = Attempts()
+    changed = {row.identity for row in new}
+    drawn: dict[str, bytes | None] = {}
+    for name, own in shown.items():
+        there = (docs / "results" / name).exists()
+        if seeds or not there or any(row.identity in changed for row in own):
+            drawn[name] = attempt(name, partial(_picture, own))
+    links = {name: f"results/{name}" for name in shown if drawn.get(name, b"") is not None}
     text = merge_text(before, render(rows, links, seeds), str(page))
 
     write_rows(store, rows)
-    changed = {row.identity for row in new} if new else set()
-    for name, own in drawn.items():
+    for name, picture in drawn.items():
         path = docs / "results" / name
-        if seeds or not path.exists() or any(row.identity in changed for row in own):
-            write_bytes(path, score_figure(score_plot(own)))
+        if picture is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_bytes(path, picture)
     write_text(page, text)
-    return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}"
+    missing = "".join(f"; {name} is not drawn ({why})" for name, why in attempt.failed)
+    return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}{missing}"
 
 
 def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
@@ -112,6 +117,10 @@ def _results_file(run: Path) -> Path:
 
 def _run_of(row: Row) -> tuple[str, str, int]:
     return row.experiment.partition("/")[0], row.data, row.seed
+
+
+def _picture(rows: Sequence[Row]) -> bytes:
+    return score_figure(score_plot(rows))
 
 
 def _worth_a_picture(rows: Sequence[Row]) -> bool:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from evaluated import Run, Telling, images
 from runs import LateStop, Notes, one_stage, plans_of, snapshot, tiny_settings
 
 from ddistill import data
-from ddistill.evaluation import sampling
-from ddistill.evaluation.calls import write_calls
+from ddistill.evaluation import sampling, showing
+from ddistill.evaluation.calls import read_calls, write_calls
 from ddistill.evaluation.evaluate import check_evaluation
 from ddistill.evaluation.features import params_hash
 from ddistill.evaluation.frechet import frechet_distance, moments
@@ -37,6 +38,8 @@ from ddistill.training.weights import Networks, load_network
 UPDATES, BATCH = 3, 7
 # As a folder may be called; a protocol holds neither spaces nor "=" nor ":".
 NAME, WORD = "my digits: a=b", "my_digits_a_b"
+# As classes may be called: matplotlib's formulas, markup, bytes that are not UTF-8.
+CLASSES = ("$x^$", os.fsdecode(b"caf\xe9"), "<b>", "a|b", "[/]", "", "\n", "_c", "é", "猫")
 TEACHERS = ["teacher_ddim_16", "teacher_ddim_4", "teacher_ddim_2", "teacher_dpm_solver_pp_4"]
 STUDENTS = ["pd_n4", "pd_n2", "own_n4"]
 # Rows of the run's table of 16 steps, noisiest first, clean end left out.
@@ -89,7 +92,7 @@ def run(tmp_path_factory) -> Run:
     check_evaluation(settings, plans)
     train = data.load(settings.data, "train")
     run_stages(plans, settings, train, Notes(), StopRequest())
-    return Run(settings, plans, dataclasses.replace(train, name=NAME))
+    return Run(settings, plans, dataclasses.replace(train, name=NAME, class_names=CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +340,42 @@ def test_the_report_shows_every_call_and_names_the_data(done):
     for label in ("teacher DDIM, 16 steps", "teacher DPM-Solver++, 4 steps", "PD, 4 steps"):
         assert label in text
     assert "PD (own index), 4 steps" in text
+
+
+def test_pictures_that_fail_lose_no_result_and_are_named(run, done, unfinished, monkeypatch):
+    def broken(*args):
+        raise ValueError("no\npicture")
+
+    for name in ("_strip", "_grid", "_classes", "students_table"):
+        monkeypatch.setattr(showing, name, broken)
+    (unfinished / "strip.png").unlink()
+    rows, said, _ = run.evaluate(unfinished, report=True)
+    assert read_rows(unfinished / "results.json") == rows
+    assert len(read_calls(unfinished / "evaluation.json")) == len(TEACHERS) + len(STUDENTS)
+    text = (unfinished / "report.html").read_text()
+    assert text.count("Not drawn: ValueError: no picture") == 4
+    assert "PD (own index), 4 steps" in text
+    assert not (unfinished / "strip.png").exists()
+    told = [line for line in said if line.endswith("could not be drawn: ValueError: no picture")]
+    assert len(told) == 4
+    assert said[-1].startswith("evaluation: done")
+
+
+def test_a_report_that_ends_the_run_leaves_the_results(run, unfinished, monkeypatch):
+    """And the page of an earlier evaluation does not pass for that of this one."""
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(showing, "write_report", broken)
+    for name in ("_strip", "_grid", "_classes", "_plot", "students_table"):
+        monkeypatch.setattr(showing, name, lambda *args: None)
+    (unfinished / "results.json").unlink()
+    with pytest.raises(ZeroDivisionError):
+        run.evaluate(unfinished, report=True)
+    assert read_rows(unfinished / "results.json")
+    assert read_calls(unfinished / "evaluation.json")
+    assert not (unfinished / "report.html").exists()
 
 
 # -------------------------------------------------------------------------- again, and after harm

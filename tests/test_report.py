@@ -35,9 +35,10 @@ from ddistill.evaluation.plots import (
     smooth,
 )
 from ddistill.evaluation.protocol import Protocol, Row
-from ddistill.evaluation.report import Highlight, Report, flatten, slug, write_report
+from ddistill.evaluation.report import Highlight, Report, flatten, write_report
 from ddistill.evaluation.summary import Table, score_plot, score_table
 from ddistill.evaluation.vocabulary import METRICS
+from ddistill.text import file_name
 
 LABELS = ("teacher DDIM, 256 steps", "teacher DDIM, 4 steps", "student <4> steps & more")
 HALF = GAP // 2
@@ -430,12 +431,12 @@ def test_psnr_uses_the_peak_of_the_range():
         psnr(x, x[:1])
 
 
-def test_flatten_and_slug():
+def test_flatten_and_file_name():
     assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": None}) == {
         "a.b": "1", "a.c.d": "(2, 3)", "e": "None",
     }  # fmt: skip
-    assert slug("Teacher DDIM, 4 steps!") == "teacher_ddim_4_steps"
-    assert slug("../..") == "untitled"
+    assert file_name("Teacher DDIM, 4 steps!") == "teacher_ddim_4_steps"
+    assert file_name("../..") == "untitled"
 
 
 @pytest.mark.parametrize("students", [1, 2, 8, 16])

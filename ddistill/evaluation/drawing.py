@@ -18,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ddistill.evaluation.images import drawable
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -145,6 +147,7 @@ def draw_floor(
             color=theme.ink, alpha=0.08, lw=0, zorder=0.5,
         )  # fmt: skip
         axes.set_ylim(low, high)
+    label = drawable(label)
     text = f"{label}: {floor:.3g}"
     if ends is not None and ends[1] > ends[0]:
         places = max(0, 1 - math.floor(math.log10((ends[1] - ends[0]) / 2)))
@@ -171,14 +174,14 @@ def draw_floor(
 
 def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
     """Plain powers of two on a logarithmic axis from the first of `ticks` to the last."""
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     if not ticks:
         return
     # Powers of two even where a sampler (Heun: 2N - 1) lies between them: few, evenly spaced.
     low, high = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
     kept = [2.0**i for i in range(low, high + 1)] if high - low <= 14 else [ticks[0], ticks[-1]]
     axes.xaxis.set_major_locator(FixedLocator(kept))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
 
 
@@ -202,8 +205,11 @@ def _plain(value: float, _: int | None = None) -> str:
 
 
 def wrapped(label: str) -> str:
-    """A label of the legend in lines of at most 25 characters."""
-    return "\n".join(textwrap.wrap(label, 25)) or label
+    """A label of the legend, drawable, in lines of at most 25 characters."""
+    label = drawable(label)
+    text = "\n".join(textwrap.wrap(label, 25)) or label
+    # matplotlib before 3.10 leaves labels that begin with "_" out of a legend.
+    return f" {text}" if text.startswith("_") else text
 
 
 def new_figure(width: float, height: float, theme: Theme) -> Figure:
@@ -219,6 +225,8 @@ def styled(theme: Theme):
         {
             "font.family": "DejaVu Sans",
             "font.size": 9.5,
+            # Users' names are no formulas.
+            "text.parse_math": False,
             "text.color": theme.ink,
             "axes.facecolor": theme.paper,
             "axes.edgecolor": theme.muted,

@@ -215,13 +215,17 @@ def evaluate(
     for text in warnings:
         reporter.say(f"warning: {text}")
     rows = make_rows(settings, plans, dataset, scorer, scored, warnings)
+    # Results first: whatever becomes of the pictures, the numbers are on disk and can be compared.
+    (workdir / "report.html").unlink(missing_ok=True)
     write_rows(workdir / "results.json", rows)
     _join_metrics(plans, workdir)
-    from ddistill.evaluation.showing import show
-
-    show(settings, plans, dataset, networks, scorer, scored, workdir, command, warnings)
     records = [_record(settings, plans, scorer, s) for s in scored]
     write_calls(workdir / "evaluation.json", digest, records)
+    from ddistill.evaluation.showing import show
+
+    show(
+        settings, plans, dataset, networks, scorer, scored, workdir, command, warnings, reporter.say
+    )
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
     return rows
 

@@ -1,6 +1,6 @@
 """The generated part of docs/results.md: tables of all recorded rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ddistill.evaluation.notes import (
     comparable_rows,
@@ -11,7 +11,6 @@ from ddistill.evaluation.notes import (
 )
 from ddistill.evaluation.protocol import Row, summarise
 from ddistill.evaluation.published import Published, published
-from ddistill.evaluation.report import slug
 from ddistill.evaluation.summary import (
     BOLD_RULE,
     NOTHING,
@@ -28,6 +27,8 @@ from ddistill.evaluation.summary import (
     show,
 )
 from ddistill.evaluation.vocabulary import METRICS, main_distance
+from ddistill.text import code_span, file_names
+from ddistill.text import markdown as escaped
 
 BEGIN = "<!-- generated:begin (python -m ddistill.record; do not edit between the markers) -->"
 END = "<!-- generated:end -->"
@@ -69,7 +70,7 @@ def render(
 
     Args:
       rows: any rows.
-      pictures: file name `slug("EXPERIMENT DATA").png` -> link, for the sections that have one.
+      pictures: name by `picture_names` -> link, for the sections that have one.
       seeds: those to show, whatever settings were tuned on; empty for the fresh ones.
     """
     if not rows:
@@ -81,13 +82,22 @@ def render(
         f" protocol, and larger. {BOLD_RULE} A number compares only with numbers of the same"
         " protocol, which stands below each table."
     ]
-    for (experiment, data), own in experiments(rows).items():
+    found = experiments(rows)
+    names = picture_names(found)
+    for key, own in found.items():
         fresh = fresh_rows(own, seeds)
         shown, earlier = comparable_rows(fresh)
         if shown:
             notes = [*warning_notes(shown), *earlier, *_seed_notes(own, fresh)]
-            parts += _section(experiment, data, shown, notes, pictures or {})
+            parts += _section(*key, shown, notes, (pictures or {}).get(names[key], ""))
     return "\n\n".join(parts)
+
+
+def picture_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """File names of the pictures of (experiment, data set), all of them different."""
+    texts = {key: "\0".join(key) for key in keys}
+    names = file_names(texts.values())
+    return {key: f"{names[text]}.png" for key, text in texts.items()}
 
 
 def _seed_notes(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
@@ -105,16 +115,12 @@ def _seed_notes(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
 
 
 def _section(
-    experiment: str,
-    data: str,
-    rows: Sequence[Row],
-    notes: Sequence[str],
-    pictures: Mapping[str, str],
+    experiment: str, data: str, rows: Sequence[Row], notes: Sequence[str], picture: str
 ) -> list[str]:
-    parts = [f"## {experiment}, {data}", *notes]
-    picture = pictures.get(f"{slug(f'{experiment} {data}')}.png")
+    title = f"{escaped(experiment)}, {escaped(data)}"
+    parts = [f"## {title}", *map(escaped, notes)]
     if picture:
-        parts.append(f"![FD against network evaluations: {experiment}, {data}]({picture})")
+        parts.append(f"![FD against network evaluations: {title}]({picture})")
     metrics = {row.metric for row in rows}
     main = main_distance(metrics) or min(metrics)
     matrix, sources = _matrix(rows, main, data)
@@ -172,26 +178,22 @@ def _provenance(rows: Sequence[Row]) -> str:
     ordered = sorted(rows, key=entry_of)
     shared, own = summarise((names[entry_of(row)], row.protocol) for row in ordered)
     lines = [f"- protocol: `{shared}`"] if shared else []
-    lines += [f"- protocol, {label}: `{text}`" for label, text in own]
-    lines += [f"- command: `{text}`" for text in sorted({row.command for row in rows})]
-    lines += [f"- machine: {text}" for text in sorted({row.machine for row in rows})]
+    lines += [f"- protocol, {escaped(label)}: `{text}`" for label, text in own]
+    lines += [f"- command: {code_span(text)}" for text in sorted({row.command for row in rows})]
+    lines += [f"- machine: {escaped(text)}" for text in sorted({row.machine for row in rows})]
     return "\n".join(lines)
 
 
 def markdown(table: Table) -> str:
     """A table in GitHub's markdown: first column left, numbers right, best values bold."""
     lines = [
-        "| " + " | ".join(_escape(c) for c in table.columns) + " |",
+        "| " + " | ".join(escaped(c) for c in table.columns) + " |",
         "|:--" + "|--:" * (len(table.columns) - 1) + "|",
     ]
     for i, row in enumerate(table.rows):
         cells = [
-            f"**{_escape(text)}**" if (i, j) in table.best else _escape(text)
+            f"**{escaped(text)}**" if (i, j) in table.best else escaped(text)
             for j, text in enumerate(row)
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -5,9 +5,9 @@ plots come in a light and a dark version, of which the browser shows the one tha
 """
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from ddistill.evaluation.images import (
 )
 from ddistill.evaluation.plots import ScorePlot
 from ddistill.evaluation.summary import Table
+from ddistill.text import printable
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #ffffff; --ink: #1f2430;
@@ -96,6 +97,11 @@ summary { cursor: pointer; } summary h2 { display: inline; }
   .rows .label { min-width: 0; max-width: 110px; font-size: 12.5px; } .rows { gap: 0 8px; } }
 @media print { body { background: #fff; } section, .tile { break-inside: avoid; } }
 """
+
+
+def escape(text: object) -> str:
+    """Text for a page, between tags and in attributes alike."""
+    return html.escape(printable(text))
 
 
 def document(title: str, parts: Sequence[str]) -> str:
@@ -226,6 +232,11 @@ def facts(title: str, items: Mapping[str, str], folded: bool = False) -> str:
     return _section(title, "", f"<dl>{pairs}</dl>")
 
 
+def failure(title: str, text: str) -> str:
+    """What stands in place of a part that could not be made."""
+    return _section(title, "", f"<p>Not drawn: {escape(text)}</p>")
+
+
 def plot_alt(plot: ScorePlot) -> str:
     """The plot in words, for those who do not see it."""
     lines = "; ".join(
@@ -247,10 +258,10 @@ def _cell(text: str, best: bool) -> str:
     value, sign, rest = text.partition(" ")
     spread = rest if sign and rest.startswith(("± ", "[")) else ""
     value = value if spread else text
-    html = f"<b>{escape(value)}</b>" if best else escape(value)
+    cell = f"<b>{escape(value)}</b>" if best else escape(value)
     if spread:
-        html += f' <span class="pm">{escape(spread)}</span>'
-    return f"<td>{html}</td>"
+        cell += f' <span class="pm">{escape(spread)}</span>'
+    return f"<td>{cell}</td>"
 
 
 def _image(image: Image.Image, alt: str) -> str:

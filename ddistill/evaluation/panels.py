@@ -23,6 +23,7 @@ from ddistill.evaluation.drawing import (
     value_axis,
     wrapped,
 )
+from ddistill.evaluation.images import drawable
 
 _MOST = 3  # panels that fit
 _MARK = 6  # points: smaller than in a single plot, because a panel is
@@ -89,7 +90,7 @@ def panels_figure(plot: PanelPlot, theme: Theme = LIGHT) -> bytes:
         texts = [wrapped(label) for label in labels]
         if "" in handles:
             labels.append("")
-            texts.append(plot.floor_label)
+            texts.append(drawable(plot.floor_label))
         figure.legend(
             [handles[label] for label in labels],
             texts,
@@ -159,7 +160,8 @@ def _draw(
             handles[line.label].set(markersize=_MARK)
     ticks = sorted({n for line in panel.lines for n in line.nfe if n > 0})
     nfe_axis(axes, ticks)
-    axes.set_title(f"{panel.title}, {panel.better} is better", loc="left", fontsize=10.5, pad=8)
+    title = f"{drawable(panel.title)}, {panel.better} is better"
+    axes.set_title(title, loc="left", fontsize=10.5, pad=8)
     axes.set_xlabel("network evaluations an image (NFE)")
     axes.grid(True, axis="y", which="major")
     return handles

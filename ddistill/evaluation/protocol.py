@@ -17,6 +17,7 @@ from ddistill.errors import nearest
 from ddistill.evaluation.resampling import Estimate
 from ddistill.evaluation.vocabulary import check_name
 from ddistill.runtime.files import read_text, write_text
+from ddistill.text import printable
 
 _TOKEN = re.compile(r"[^\s=,;|`]+")
 _FID_FEATURES = "inception-2015-12-05"
@@ -273,7 +274,11 @@ class Row:
 
 
 def rows_from_scores(scores: Mapping[str, float | Estimate], **common: Any) -> list[Row]:
-    """One row a metric: `common` holds all keys of `Row` but metric, value and interval."""
+    """One row a metric: `common` holds all keys of `Row` but metric, value and interval.
+
+    Texts of `common` become `printable`, because a row of other text cannot be written.
+    """
+    common = {k: printable(v) if isinstance(v, str) else v for k, v in common.items()}
     rows = []
     for name, score in scores.items():
         own = score if isinstance(score, Estimate) else Estimate(float(score))
@@ -352,6 +357,8 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             f"{path}: cannot be read ({error.strerror}). A finished run writes results.json into"
             " its folder; give that folder."
         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}.") from error
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

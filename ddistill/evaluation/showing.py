@@ -1,6 +1,6 @@
 """The report of a run, from its scored samples: which pictures, tables and sentences it has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from ddistill.evaluation.machine import machine_string
 from ddistill.evaluation.notes import listed
 from ddistill.evaluation.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
-from ddistill.evaluation.report import Highlight, Report, write_report
+from ddistill.evaluation.report import Attempts, Highlight, Report, write_report
 from ddistill.evaluation.resampling import Estimate
 from ddistill.evaluation.sampling import Call, draw
 from ddistill.evaluation.students import students_table
@@ -53,8 +53,11 @@ def show(
     workdir: Path,
     command: str,
     warnings: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes report.html and its pictures and returns its path.
+
+    A part that cannot be made is replaced by the reason.
 
     Args:
       settings: the run's settings.
@@ -66,8 +69,20 @@ def show(
       workdir: the run's folder.
       command: what to type to make it again.
       warnings: why the scores may mean little.
+      say: is told of every part that could not be made.
     """
-    health = students_table(plans, networks, dataset, settings.evaluation)
+    attempt = Attempts()
+    health = attempt(
+        "Students", lambda: students_table(plans, networks, dataset, settings.evaluation)
+    )
+    samples = attempt("Samples", lambda: [_grid(settings, dataset, scored)])
+    panels = attempt("Panels", lambda: panel_grids(plans, networks, settings.evaluation))
+    strip = attempt("From noise to image", lambda: _strip(settings, networks, scored))
+    curves = attempt("Training", lambda: _curves(plans))
+    plot = classes = None
+    if scorer:
+        plot = attempt("Quality against network evaluations", lambda: _plot(scorer, scored))
+        classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
     tables = [
         *([_scores(scorer, scored)] if scorer else []),
         *([health] if health else []),
@@ -79,21 +94,19 @@ def show(
         command=command,
         warnings=warnings,
         highlights=_highlights(scored) if scorer else [],
-        grids=[
-            _grid(settings, dataset, scored),
-            *panel_grids(plans, networks, settings.evaluation),
-        ],
-        plot=_plot(scorer, scored) if scorer else None,
+        grids=[*(samples or []), *(panels or [])],
+        plot=plot,
         tables=tables,
-        strip=_strip(settings, networks, scored),
-        classes=_classes(dataset, scorer, scored) if scorer else None,
-        curves=_curves(plans),
+        strip=strip,
+        classes=classes,
+        curves=curves or [],
         config=to_plain(_as_dict(settings)),
         protocols=_protocols(settings, scorer, scored),
         provenance=_provenance(settings, dataset, scorer),
         notes=[*_notes(plans), *_tuned(settings)],
+        failed=attempt.failed,
     )
-    return write_report(workdir, report)
+    return write_report(workdir, report, say=say)
 
 
 def _as_dict(settings: Settings) -> dict:
