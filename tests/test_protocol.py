@@ -17,7 +17,6 @@ from ddistill.evaluation.protocol import (
     summarise,
     variant,
     write_rows,
-    write_text,
 )
 from ddistill.evaluation.resampling import Estimate
 
@@ -260,20 +259,6 @@ def test_write_refuses_two_rows_of_one_identity_and_leaves_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"results.json: two rows.*4.25 and 9"):
         write_rows(path, [ROW, dataclasses.replace(ROW, value=9.0, machine="other")])
     assert read_rows(path) == [ROW]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("ddistill.evaluation.protocol.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_identity_ignores_the_detector_hash_and_keeps_the_variant():

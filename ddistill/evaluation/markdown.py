@@ -1,5 +1,6 @@
 """The generated part of docs/results.md: tables of all recorded rows."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ddistill.evaluation.notes import (
@@ -32,6 +33,7 @@ from ddistill.text import markdown as escaped
 
 BEGIN = "<!-- generated:begin (python -m ddistill.record; do not edit between the markers) -->"
 END = "<!-- generated:end -->"
+_INTERVAL = re.compile(r"[-+.,\de]+ \[[-+.,\de]+, [-+.,\de]+\]( \(\d+\))?")
 _BEGIN_KEY, _END_KEY = "<!-- generated:begin", "<!-- generated:end"
 _TITLE = "# Results\n\n"
 
@@ -192,8 +194,13 @@ def markdown(table: Table) -> str:
     ]
     for i, row in enumerate(table.rows):
         cells = [
-            f"**{escaped(text)}**" if (i, j) in table.best else escaped(text)
+            f"**{_text_cell(text)}**" if (i, j) in table.best else _text_cell(text)
             for j, text in enumerate(row)
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _text_cell(text: str) -> str:
+    # Intervals stay readable in the file itself; they have no link in them.
+    return text if _INTERVAL.fullmatch(text) else escaped(text)

@@ -357,8 +357,6 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             f"{path}: cannot be read ({error.strerror}). A finished run writes results.json into"
             " its folder; give that folder."
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}.") from error
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
