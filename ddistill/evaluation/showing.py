@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from ddistill.evaluation.precision_recall import class_histogram
 from ddistill.evaluation.report import Attempts, Highlight, Report, write_report
 from ddistill.evaluation.resampling import Estimate
 from ddistill.evaluation.sampling import Call, draw
+from ddistill.evaluation.scorer import Scored, Scorer, protocol_of
 from ddistill.evaluation.students import students_table
 from ddistill.evaluation.summary import Stat, Table, line_of, number, range_of
 from ddistill.evaluation.summary import show as show_stat
@@ -25,9 +25,6 @@ from ddistill.settings import Settings, to_plain
 from ddistill.training.progress import read_metrics
 from ddistill.training.stages import StagePlan
 from ddistill.training.weights import Networks
-
-if TYPE_CHECKING:
-    from ddistill.evaluation.evaluate import Scored, Scorer
 
 _COLUMNS = (
     "fd_infinity",
@@ -48,8 +45,8 @@ def show(
     plans: list[StagePlan],
     dataset: Dataset,
     networks: Networks,
-    scorer: "Scorer | None",
-    scored: "list[Scored]",
+    scorer: Scorer | None,
+    scored: list[Scored],
     workdir: Path,
     command: str,
     warnings: Sequence[str] = (),
@@ -115,11 +112,11 @@ def _as_dict(settings: Settings) -> dict:
     return dataclasses.asdict(settings)
 
 
-def _students(scored: "list[Scored]") -> "list[Scored]":
+def _students(scored: list[Scored]) -> list[Scored]:
     return [s for s in scored if s.call.role == "student"]
 
 
-def _subtitle(dataset: Dataset, scored: "list[Scored]") -> str:
+def _subtitle(dataset: Dataset, scored: list[Scored]) -> str:
     full, students = scored[0].call, _students(scored)
     counts = ", ".join(dict.fromkeys(str(s.call.nfe) for s in students))
     methods = ", ".join(dict.fromkeys(METHODS[s.call.method].label for s in students))
@@ -145,19 +142,19 @@ def _tuned(settings: Settings) -> list[str]:
     return [f"Settings tuned on {seeds}; this run has seed {settings.seed}, {fresh}."]
 
 
-def _highlights(scored: "list[Scored]") -> list[Highlight]:
+def _highlights(scored: list[Scored]) -> list[Highlight]:
     full, name = scored[0], main_distance(scored[0].scores)
     if name is None:
         return []
     label = METRICS[name].label
 
-    def tile(s: "Scored", note: str) -> Highlight:
+    def tile(s: Scored, note: str) -> Highlight:
         return Highlight(number(name, s.scores[name].value), f"{label} of {s.call.label}", note)
 
-    def text(s: "Scored") -> str:
+    def text(s: Scored) -> str:
         return show_stat(name, _stat(s.scores[name]))
 
-    def ends(s: "Scored") -> str:
+    def ends(s: Scored) -> str:
         return text(s).partition(" ")[2]
 
     tiles = [tile(full, f"{ends(full)}, the teacher".lstrip(", "))]
@@ -168,7 +165,7 @@ def _highlights(scored: "list[Scored]") -> list[Highlight]:
     return tiles
 
 
-def _grid(settings: Settings, dataset: Dataset, scored: "list[Scored]") -> Grid:
+def _grid(settings: Settings, dataset: Dataset, scored: list[Scored]) -> Grid:
     """Full teacher, then for every student's step count the teacher's DDIM and the student."""
     n = settings.evaluation.grid_images
     students = _students(scored)
@@ -186,14 +183,14 @@ def _grid(settings: Settings, dataset: Dataset, scored: "list[Scored]") -> Grid:
     )
 
 
-def _row(scored: "Scored", count: int) -> ImageRow:
+def _row(scored: Scored, count: int) -> ImageRow:
     images = np.clip(scored.samples.images[:count], -1, 1)
     name = main_distance(scored.scores)
     note = f"{METRICS[name].label} {number(name, scored.scores[name].value)}" if name else ""
     return ImageRow(scored.call.label, images, note)
 
 
-def _plot(scorer: "Scorer", scored: "list[Scored]") -> ScorePlot | None:
+def _plot(scorer: Scorer, scored: list[Scored]) -> ScorePlot | None:
     metric = main_distance(scored[0].scores)
     if metric is None:
         return None
@@ -226,7 +223,7 @@ def _stat(score: Estimate) -> Stat:
     return Stat(score.value, None, 1, score.low, score.high)
 
 
-def _scores(scorer: "Scorer", scored: "list[Scored]") -> Table:
+def _scores(scorer: Scorer, scored: list[Scored]) -> Table:
     columns = ["sampler", "NFE", *(METRICS[c].label for c in _COLUMNS)]
     rows, roles = [], []
     for s in scored:
@@ -254,7 +251,7 @@ def _cells(scores: Mapping[str, Estimate]) -> list[str]:
     ]
 
 
-def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
+def _costs(plans: list[StagePlan], scored: list[Scored]) -> Table:
     sampled: dict[str, list[Scored]] = {}
     for s in scored:
         sampled.setdefault(s.call.plan.name, []).append(s)
@@ -302,7 +299,7 @@ def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
     )
 
 
-def _strip(settings: Settings, networks: Networks, scored: "list[Scored]") -> Strip:
+def _strip(settings: Settings, networks: Networks, scored: list[Scored]) -> Strip:
     """The full teacher, the teacher at a student's step count, and the students."""
     students = [s.call for s in _students(scored) if s.call.steps > 1] or [
         s.call for s in _students(scored)
@@ -329,7 +326,7 @@ def _trajectory(settings: Settings, networks: Networks, call: Call) -> Trajector
     return Trajectory(call.label, np.asarray(frames), levels)
 
 
-def _classes(dataset: Dataset, scorer: "Scorer", scored: "list[Scored]") -> ClassChart:
+def _classes(dataset: Dataset, scorer: Scorer, scored: list[Scored]) -> ClassChart:
     chosen = [scored[0], *_students(scored)]
     return ClassChart(
         list(dataset.class_names),
@@ -349,13 +346,11 @@ def _curves(plans: list[StagePlan]) -> list[Curve]:
     return curves
 
 
-def _protocols(settings: Settings, scorer: "Scorer | None", scored: "list[Scored]"):
-    from ddistill.evaluation.evaluate import protocol_of
-
+def _protocols(settings: Settings, scorer: Scorer | None, scored: list[Scored]):
     return [(s.call.label, protocol_of(settings, scorer, s.call).string()) for s in scored]
 
 
-def _provenance(settings: Settings, dataset: Dataset, scorer: "Scorer | None") -> dict[str, object]:
+def _provenance(settings: Settings, dataset: Dataset, scorer: Scorer | None) -> dict[str, object]:
     facts: dict[str, object] = {
         "machine": machine_string(),
         "jax": jax.__version__,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddistill.evaluation.evaluate import Scored, Scorer
+    from ddistill.evaluation.scorer import Scored, Scorer
 
 # A classifier that is right less often has features in which noise can look like images. Many
 # classes are harder to tell apart.
