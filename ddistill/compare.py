@@ -7,7 +7,6 @@ file that needs nothing else), compare.md, compare.json, and the pictures scores
 samples.png. --nfe chooses the columns of the tables by NFE and the rows of the samples.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddistill.command_line import Parser, one_line_ending
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation import comparison as joined
 from ddistill.evaluation import comparison_tables as tables
@@ -26,25 +26,32 @@ from ddistill.evaluation.drawing import DARK, LIGHT
 from ddistill.evaluation.images import Grid, grid_image
 from ddistill.evaluation.machine import command_string, portable
 from ddistill.evaluation.markdown import markdown
+from ddistill.evaluation.notes import warning_notes
 from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
 from ddistill.evaluation.protocol import read_rows
+from ddistill.evaluation.report import Attempts
 from ddistill.evaluation.summary import Table
-from ddistill.evaluation.vocabulary import METHODS
-from ddistill.runtime.ending import one_line
-from ddistill.runtime.files import DamagedFile, read_arrays, read_object, write_bytes, write_text
+from ddistill.evaluation.vocabulary import DISTANCES, METHODS
+from ddistill.runtime.files import (
+    DamagedFile,
+    read_arrays,
+    read_object,
+    replacing,
+    write_bytes,
+    write_text,
+)
+from ddistill.text import code_span, printable
+from ddistill.text import markdown as escaped
 
 _FILES = ("config.json", "results.json", "evaluation.json")
 _AGAIN = "Give the run's command again: it keeps what is trained and sampled and makes the rest."
 _PLOT, _SAMPLES = "scores_vs_nfe.png", "samples.png"
 
 
-@one_line()
+@one_line_ending()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for runs that cannot be compared."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.compare",
-        description="One table, plot and page of several finished runs.",
-    )
+    parser = Parser("python -m ddistill.compare", "One table, plot and page of several runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--out", default="comparison", help="folder to write (default: comparison)")
     parser.add_argument(
@@ -52,13 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="1,2,4,8",
         help="network evaluations an image, the columns of the tables (default: 1,2,4,8)",
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = command_string(["compare", *arguments], "ddistill.compare")
-    try:
-        print(compare(options.runs, options.out, _counts(options.nfe), command))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    print(printable(compare(options.runs, options.out, _counts(options.nfe), command)))
 
 
 def compare(
@@ -91,18 +95,32 @@ def compare(
     blocks = [tables.matrix(made, metric, counts) for metric in tables.main_metrics(made)]
     blocks += tables.score_tables(made)
     plot, grid = tables.panel_plot(made), tables.sample_grid(made, counts, load_images)
-    pictures = panels_figure(plot, LIGHT), panels_figure(plot, DARK)
+    attempt = Attempts()
+    pictures = attempt(plot.title, lambda: (panels_figure(plot, LIGHT), panels_figure(plot, DARK)))
+    if pictures is None:
+        figure = page.failure(*attempt.failed[-1])
+    else:
+        figure = page.figure(plot.title, plot.caption, *pictures, alt=panels_alt(plot))
+    samples = attempt(grid.title, lambda: (grid_image([grid]), page.grid(grid)))
+    images = page.failure(*attempt.failed[-1]) if samples is None else samples[1]
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / _PLOT, pictures[0])
-    grid_image([grid]).save(folder / _SAMPLES, optimize=True)
+    for name, drawn in ((_PLOT, pictures), (_SAMPLES, samples)):
+        if drawn is None:
+            (folder / name).unlink(missing_ok=True)
+    if pictures is not None:
+        write_bytes(folder / _PLOT, pictures[0])
+    if samples is not None:
+        with replacing(folder / _SAMPLES) as file:
+            samples[0].save(file, "PNG", optimize=True)
     content = json.dumps(tables.as_data(made, command), indent=1, allow_nan=False)
     write_text(folder / "compare.json", content + "\n")
     write_text(folder / "compare.md", _markdown(made, command, blocks, plot, grid))
     path = folder / "compare.html"
-    write_text(path, _html(made, command, counts, blocks, plot, pictures, grid))
-    return f"{path}: {_count(found, 'run')}, {_count(made.names, 'method')}"
+    write_text(path, _html(made, command, counts, blocks, figure, images))
+    missing = "".join(f"; '{title}' is not drawn ({why})" for title, why in attempt.failed)
+    return f"{path}: {_count(found, 'run')}, {_count(made.names, 'method')}{missing}"
 
 
 def load_run(folder: str | Path) -> FinishedRun:
@@ -131,7 +149,7 @@ def load_run(folder: str | Path) -> FinishedRun:
     except ValueError as error:
         raise ConfigError(f"{error} {_AGAIN}") from error
     rows = read_rows(path / "results.json")
-    if not calls or not any(row.metric in tables.DISTANCES and row.nfe for row in rows):
+    if not calls or not any(row.metric in DISTANCES and row.nfe for row in rows):
         raise ConfigError(
             f"{folder} has no scores: its config.evaluation.classifier is ''. Name the stage that "
             "scores there and give the run's command again."
@@ -176,17 +194,18 @@ def _html(
     command: str,
     counts: Sequence[int],
     blocks: Sequence[Table],
-    plot: PanelPlot,
-    pictures: tuple[bytes, bytes],
-    grid: Grid,
+    figure: str,
+    images: str,
 ) -> str:
     title = _title(made)
+    warnings = warning_notes(row for run in made.runs for row in run.rows)
     parts = [
-        page.header(title, _lead(made), made.notes, command),
+        page.header(title, _lead(made), [n for n in made.notes if n not in warnings], command),
+        page.warnings(warnings),
         page.tiles(tables.tiles(made, counts)),
-        page.figure(plot.title, plot.caption, *pictures, alt=panels_alt(plot)),
+        figure,
         *(page.table(block) for block in blocks),
-        page.grid(grid),
+        images,
         page.protocol(*tables.protocols(made)),
         page.facts("Runs", _runs(made)),
         page.facts("Machines", _machines(made)),
@@ -197,15 +216,15 @@ def _html(
 def _markdown(
     made: Comparison, command: str, blocks: Sequence[Table], plot: PanelPlot, grid: Grid
 ) -> str:
-    parts = [f"# {_title(made)}", _lead(made), *made.notes]
-    parts += [f"    {command}"] if command else []
+    parts = [f"# {escaped(_title(made))}", escaped(_lead(made)), *map(escaped, made.notes)]
+    parts += [f"    {printable(command)}"] if command else []
     parts += [f"## {plot.title}", f"![{plot.title}]({_PLOT})", plot.caption]
     for block in blocks:
         parts += [f"## {block.title}", markdown(block), block.caption]
     parts += [f"## {grid.title}", f"![{grid.title}]({_SAMPLES})", grid.caption]
     shared, own = tables.protocols(made)
     lines = [f"- all: `{shared}`"] if shared else []
-    lines += [f"- {label}: `{text}`" for label, text in own]
+    lines += [f"- {escaped(label)}: {code_span(text)}" for label, text in own]
     for heading, items in (("Protocol", lines), ("Runs", _bullets(_runs(made)))):
         parts += [f"## {heading}", "\n".join(items)]
     parts += ["## Machines", "\n".join(_bullets(_machines(made)))]
@@ -213,7 +232,7 @@ def _markdown(
 
 
 def _bullets(items: Mapping[str, str]) -> list[str]:
-    return [f"- {key}: {text}" for key, text in items.items()]
+    return [f"- {escaped(key)}: {escaped(text)}" for key, text in items.items()]
 
 
 def _title(made: Comparison) -> str:

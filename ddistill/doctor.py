@@ -1,9 +1,13 @@
-"""`--doctor`: what this machine has, for a user who wonders and for bug reports."""
+"""`python -m ddistill.doctor [--config=FILE]`: what this machine has, for users and bug reports.
+
+It is the same as `python -m ddistill.main --doctor`.
+"""
 
 import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,3 +99,17 @@ def _data(data: Mapping[str, Any] | None) -> list[str]:
     found = describe(data)
     text = found if isinstance(found, str) else "; ".join(found)
     return [f"{'data':<18}{text}"]
+
+
+def main() -> None:
+    """`python -m ddistill.doctor FLAG...` is `python -m ddistill.main --doctor FLAG...`."""
+    from absl import app
+
+    from ddistill import main as command
+
+    sys.argv.insert(1, "--doctor")
+    app.run(command.main, flags_parser=command._parse_flags)
+
+
+if __name__ == "__main__":
+    main()

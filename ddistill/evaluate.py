@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ddistill import data
+from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.dataset import SPLITS
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.calls import CallRecord, read_calls
@@ -34,7 +35,7 @@ from ddistill.evaluation.reference_sets import (
 )
 from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
-from ddistill.runtime.ending import one_line, tell
+from ddistill.runtime.ending import tell
 from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
@@ -70,13 +71,13 @@ class Options:
     reference_range: str = ""
 
 
-@one_line()
+@one_line_ending(RuntimeError)
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for what cannot be scored.
 
     After a stop the exit status is 130 (SIGINT) or 143 (another signal).
     """
-    given = _parser().parse_args(argv)
+    given = _parser().parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = command_string(["evaluate", *arguments], "ddistill.evaluate")
     stop = StopRequest()
@@ -93,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         by = stop.name or "request"
         tell(f"Stopped by {by} in {where}; features so far are kept. To go on:\n  {command}")
         sys.exit(stop.status)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def check(options: Options) -> None:
@@ -161,7 +160,7 @@ def evaluate(
         write_reference(target, reference, detector)
         reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
     found: list[SetScores] = []
-    for images, label, origin in _samples(options, path):
+    for images, call in _samples(options, path):
         store = extraction(images)
         made = score_set(
             images,
@@ -170,8 +169,9 @@ def evaluate(
             detector,
             options.settings,
             options.metrics,
-            label=label,
-            origin=origin,
+            label=call.label if call else "",
+            origin=_origin(call) if call else "",
+            classes=call.classes if call else 0,
         )
         found.append(made)
         for line in made.lines():
@@ -198,16 +198,16 @@ def _reference(options: Options, path: Path, extraction: Extraction, single: boo
     return open_reference(name, extraction, single, options.image_size, options.reference_range)
 
 
-def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, str, str]]:
-    """Images, what to call them, and how they were made; nothing where there is no reference."""
+def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, CallRecord | None]]:
+    """Images, and the call of a run that made them; nothing where there is no reference."""
     if not options.reference:
         return
     if not is_run(path):
-        yield open_image_set(path, options.image_size, options.range), "", ""
+        yield open_image_set(path, options.image_size, options.range), None
         return
     for call in read_calls(path / "evaluation.json"):
         images = open_image_set(path / "samples" / f"{call.key}.npz")
-        yield dataclasses.replace(images, name=call.key), call.label, _origin(call)
+        yield dataclasses.replace(images, name=call.key), call
 
 
 def _origin(call: CallRecord) -> str:
@@ -254,10 +254,10 @@ def _options(given: argparse.Namespace) -> Options:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.evaluate",
-        description="FID, inception score, KID, precision and recall of images or of a run.",
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m ddistill.evaluate",
+        "FID, inception score, KID, precision and recall of images or of a run.",
     )
     add = parser.add_argument
     add("path", metavar="PATH", help="folder or npz file of images, or folder of a finished run")

@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ddistill.config_files import (
+    ConfigFileError,
+    ConfigFileParser,
+    unknown_flag,
+    wrong_flag,
+)
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
 from ddistill.runtime.ending import INTERRUPTED, tell
+from ddistill.text import is_utf8, make_streams_safe, one_line, printable
 
 if TYPE_CHECKING:
     from ddistill.data import Dataset
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, with ':smoke' for its quick variant."
 )
+_CONFIG_FLAG = flags.FLAGS["config"]
+_CONFIG_FILE = ConfigFileParser()  # which answers mistakes in one line
+_CONFIG_FLAG.parser = _CONFIG_FILE
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -51,6 +61,10 @@ _DOCTOR = flags.DEFINE_bool(
     "doctor", False, "Print versions, devices, data and disk of this machine and stop."
 )
 
+_FLAGS = [
+    *("config", "workdir", "cache", "stage", "print_config", "distributed", "coordinator"),
+    *("processes", "process_id", "doctor", "help"),
+]
 USAGE_ERROR = 2
 RUN_ERROR = 1
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -86,27 +100,35 @@ def main(argv: Sequence[str]) -> None:
 
 def _main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
-        raise ConfigError(f"Arguments without a flag: {' '.join(argv[1:])}.")
+        raise ConfigError(
+            f"Arguments without a flag: {' '.join(argv[1:])}. Flags begin with --, as in "
+            "--config=FILE."
+        )
     config = _CONFIG.value
     name = "unnamed" if config is None else str(config.get("name", "unnamed"))
     workdir = Path(_WORKDIR.value or f"runs/{name}")
+    _check_paths(workdir, _cache(workdir))
     _prepare_jax(_cache(workdir))
     _join_others()
     if _DOCTOR.value:
         from ddistill import doctor
 
-        print("\n".join(doctor.report(None if config is None else config.data, workdir)))
+        lines = doctor.report(None if config is None else config.get("data", {}), workdir)
+        print("\n".join(map(printable, lines)))
         return 0
     if config is None:
         raise ConfigError("--config=FILE is missing, for example --config=configs/sfddm_digits.py.")
     if _PRINT.value:
+        from ddistill.settings import Settings, parse
+
+        parse(config, Settings)
         print(json.dumps(_plain(config), indent=2))
         return 0
     dataset = None
     if not _WORKDIR.value:
         from ddistill.workdir import default_workdir, read_base
 
-        workdir, dataset = default_workdir(config, read_base(_config_words(sys.argv) or ""))
+        workdir, dataset = default_workdir(config, read_base(_CONFIG_FILE.given))
     return run(config, workdir, _cache(workdir), _STAGE.value or "", _command(), dataset)
 
 
@@ -237,6 +259,15 @@ def _quiet_libraries() -> None:
     sys.unraisablehook = unraisable
 
 
+def _check_paths(workdir: Path, cache: Path) -> None:
+    for flag, path in (("--workdir", workdir), ("--cache", cache)):
+        if not is_utf8(path.absolute()):
+            raise ConfigError(
+                f"{flag}={path}: {path.absolute()} is not UTF-8, and checkpoints are written to "
+                f"folders of UTF-8 names alone. Give another {flag}, or rename the folder."
+            )
+
+
 def _cache(workdir: Path) -> Path:
     return Path(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
 
@@ -275,7 +306,7 @@ def _disk_trouble(error: BaseException | None) -> str | None:
 
 
 def _fail(text: str, status: int) -> None:
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {one_line(text)}", file=sys.stderr)
     _leave(status)
     sys.exit(status)
 
@@ -294,60 +325,20 @@ def _leave(status: int, error: Exception | None = None) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags with config errors as one line each instead of tracebacks."""
-    path = _config_file(argv)
-    if path is not None and not Path(path).is_file():
-        there = sorted(file.name for file in Path(path).parent.glob("*.py"))
-        close = nearest(Path(path).name, there)
-        _fail(f"The config file {path} does not exist.{close}", USAGE_ERROR)
+    make_streams_safe()
     try:
         return flags.FLAGS(argv)
-    except Exception as error:
-        _fail(_flag_trouble(error, argv, path or ""), USAGE_ERROR)
+    except ConfigFileError as error:
+        _fail(str(error), USAGE_ERROR)
+    except flags.UnrecognizedFlagError as error:
+        value = str(error.flagvalue or "").partition("=")[2]
+        text = unknown_flag(str(error.flagname), value, _FLAGS, _CONFIG_FLAG.value)
+        _fail(text, USAGE_ERROR)
+    except flags.IllegalFlagValueError as error:
+        _fail(wrong_flag(error), USAGE_ERROR)
+    except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
+        _fail(str(error.args[0] if error.args else error), USAGE_ERROR)
     return []
-
-
-def _config_file(argv: list[str]) -> str | None:
-    """The file of `--config=FILE:VARIANT` or `--config FILE:VARIANT`."""
-    words = _config_words(argv)
-    return None if words is None else words.split(":")[0]
-
-
-def _config_words(argv: Sequence[str]) -> str | None:
-    """FILE:VARIANT, or None without such a flag."""
-    for i, argument in enumerate(argv[1:], 1):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return value if equals else [*argv[i + 1 :], ""][0]
-    return None
-
-
-def _flag_trouble(error: Exception, argv: list[str], path: str) -> str:
-    """One line for what is wrong with the command line or with the config file.
-
-    Raises:
-      Exception: `error` itself, if it is neither.
-    """
-    text = str(error.args[0] if error.args else error)
-    if "Error whilst parsing config file" in text:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        kind, _, reason = lines[-1].partition(": ")
-        if kind.endswith("ConfigError"):
-            return reason
-        place = [line for line in lines if line.startswith(f'File "{path}"')][-1:]
-        return f"The config file {path} fails: {lines[-1]} ({', '.join(place)})"
-    places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    if places:
-        reason = f"{type(error).__name__}: {error}"
-        return f"The config file {path} fails: {reason} (line {places[-1].lineno})"
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        text = text[1:-1]  # a message that was quoted as the key of a KeyError
-    text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
-    given = [a for a in argv if a.lstrip("-").startswith("config.")]
-    if given and isinstance(error, (AttributeError, KeyError)):
-        return f"{' '.join(given)}: unknown setting {text}"
-    if isinstance(error, (flags.Error, ValueError, TypeError)):
-        return text
-    raise error
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ddistill.data.dataset import from_facts
+from ddistill.denoiser import Denoiser
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.evaluation.images import quantise
 from ddistill.evaluation.sampling import (
@@ -23,6 +24,8 @@ from ddistill.evaluation.sampling import (
 from ddistill.evaluation.students import without_frozen
 from ddistill.runtime.files import DamagedFile, read_object
 from ddistill.settings import Settings, parse
+from ddistill.students import RoutedDenoiser
+from ddistill.text import is_utf8
 from ddistill.training.folders import check_owner
 from ddistill.training.stages import StagePlan, plan_stages
 from ddistill.training.state import stream_key
@@ -53,6 +56,27 @@ class Run:
     def calls(self) -> tuple[Call, ...]:
         """Every way in which the run's evaluation samples, but of students that have diverged."""
         return tuple(without_frozen(planned_calls(self.settings, list(self.plans)))[0])
+
+    def network(self, call: Call) -> Denoiser | RoutedDenoiser:
+        """The network that a call samples.
+
+        Raises:
+          CheckpointError: its stage is not there; the message says what to copy.
+        """
+        plan = call.plan
+        if plan.manifest() is not None:
+            return self.networks(plan, call.student)
+        if plan.settings.shared:
+            raise CheckpointError(
+                f"Stage '{plan.name}' of {self.folder} is shared between runs, and it is not in "
+                f"{plan.folder.parent}. If the run was moved, copy the folder {plan.folder.name} "
+                "there from 'shared' beside the place where it was trained, or name that folder of "
+                "shared stages: cache=FOLDER of ddistill.load, --cache=FOLDER of ddistill.export."
+            )
+        raise CheckpointError(
+            f"Stage '{plan.name}' of {self.folder} is not complete, or its folder {plan.folder} "
+            "was not copied. Copy it, or give the run's command again."
+        )
 
     def plan(self, name: str) -> StagePlan:
         """The stage of a name, which there is."""
@@ -105,13 +129,19 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
       ConfigError: its settings do not work any more.
     """
     folder = Path(folder)
+    shared = Path(cache) if cache else folder.parent / "shared"
+    for path in (folder, shared):
+        if not is_utf8(path.absolute()):
+            raise CheckpointError(
+                f"{path.absolute()} is not UTF-8, and checkpoints are read from folders of UTF-8 "
+                "names alone. Rename the folder."
+            )
     settings = parse(_read(folder / "config.json"), Settings)
     facts = _read(folder / "data.json")
     try:
         dataset = from_facts(facts)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'data.json'} is damaged: {error!r}. {_AGAIN}") from None
-    shared = Path(cache) if cache else folder.parent / "shared"
     plans = plan_stages(settings, dataset, folder, shared, reread=False)
     for plan in plans:
         check_owner(plan)
@@ -186,7 +216,7 @@ class Product:
             if value < lowest:
                 raise ConfigError(f"{name}={value} must be {lowest} or more.")
         classes = _labels(call, labels, n)
-        network = self.run.networks(call.plan, call.student)
+        network = self.run.network(call)
         settings = replace(self.run.settings.evaluation, noise_seed=seed)
         size = min(n, batch_size)
         images = []

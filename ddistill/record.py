@@ -1,77 +1,109 @@
-"""python -m ddistill.record RUN... [--docs docs]: adds the results of runs to the record.
+"""python -m ddistill.record RUN... [--docs docs] [--seeds 3,4]: adds runs' results to the record.
 
 A RUN is the folder of a finished run, or its results.json. Its rows join docs/results.json, where
 a row that measures the same thing anew replaces the old one, and docs/results.md is written from
 it: what stands between the markers is generated, what stands outside is kept. Without a RUN only
 results.md is written.
+
+Tables and pictures show the seeds on which an experiment's settings were not tuned
+(config.evaluation.tuned_on), where there are any, and say so; --seeds=3,4 chooses others.
 """
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from ddistill.evaluation.markdown import merge_text, render
+from ddistill.command_line import Parser, one_line_ending
+from ddistill.evaluation.markdown import merge_text, picture_names, render
+from ddistill.evaluation.notes import comparable_rows, fresh_rows, listed, resampled
 from ddistill.evaluation.plots import score_figure
 from ddistill.evaluation.protocol import Row, read_rows, write_rows
-from ddistill.evaluation.report import slug
+from ddistill.evaluation.report import Attempts
 from ddistill.evaluation.summary import experiments, score_plot
-from ddistill.runtime.ending import one_line
+from ddistill.evaluation.vocabulary import main_distance
 from ddistill.runtime.files import read_text, write_bytes, write_text
+from ddistill.text import printable
 
 
-@one_line()
+@one_line_ending()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a message and exit status 1 for files that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.record",
-        description="Adds the results of runs to docs/results.json and rewrites docs/results.md.",
+    parser = Parser(
+        "python -m ddistill.record",
+        "Adds the results of runs to docs/results.json and rewrites docs/results.md.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or results.json")
     parser.add_argument("--docs", default="docs", help="folder of the record (default: docs)")
-    options = parser.parse_args(argv)
-    try:
-        print(record(options.runs, options.docs))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    parser.add_argument(
+        "--seeds",
+        default="",
+        help="seeds that tables and pictures show (default: those that settings were not tuned on)",
+    )
+    options = parser.parse_all(argv)
+    print(printable(record(options.runs, options.docs, _seeds(options.seeds))))
 
 
-def record(runs: Iterable[str | Path], docs: str | Path = "docs") -> str:
+def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequence[int] = ()) -> str:
     """Merges the rows of `runs` into the record in `docs` and writes it anew.
 
-    All files are read and checked before any is written.
+    All files are read and checked before any is written. The record keeps the rows of all seeds.
+
+    Args:
+      runs: folders of runs, or their results.json.
+      docs: folder of the record.
+      seeds: those that tables and pictures show; empty for those that settings were not tuned on.
 
     Returns:
       One line that says what changed.
 
     Raises:
-      ValueError: a file that is missing or not as `protocol.read_rows` wants it, or a results.md
-        with damaged markers. The message names the file.
+      ValueError: a file that is missing or not as `protocol.read_rows` wants it, a results.md
+        with damaged markers, or `seeds` that no row has. The message names the file.
     """
     docs = Path(docs)
     store, page = docs / "results.json", docs / "results.md"
     old = read_rows(store) if store.exists() else []
     new = [row for run in runs for row in read_rows(_results_file(Path(run)))]
     rows, added, replaced = merge(old, new)
+    if seeds and not any(row.seed in seeds for row in rows):
+        known = listed({row.seed for row in rows})
+        raise ValueError(f"--seeds={listed(seeds)}: the record has none of them, but {known}.")
     before = read_text(page) if page.exists() else ""
-    pictures = {f"{slug(' '.join(key))}.png": own for key, own in experiments(rows).items()}
-    drawn = {name: own for name, own in pictures.items() if _worth_a_picture(own)}
-    text = merge_text(before, render(rows, {name: f"results/{name}" for name in drawn}), str(page))
+    found = experiments(rows)
+    names = picture_names(found)
+    fresh = {names[key]: comparable_rows(fresh_rows(own, seeds))[0] for key, own in found.items()}
+    shown = {name: own for name, own in fresh.items() if _worth_a_picture(own)}
+    attempt = Attempts()
+    changed = {row.identity for row in new}
+    drawn: dict[str, bytes | None] = {}
+    for name, own in shown.items():
+        there = (docs / "results" / name).exists()
+        if seeds or not there or any(row.identity in changed for row in own):
+            drawn[name] = attempt(name, partial(_picture, own))
+    links = {name: f"results/{name}" for name in shown if drawn.get(name, b"") is not None}
+    text = merge_text(before, render(rows, links, seeds), str(page))
 
     write_rows(store, rows)
-    changed = {row.identity for row in new} if new else set()
-    for name, own in drawn.items():
+    for name, picture in drawn.items():
         path = docs / "results" / name
-        if not path.exists() or any(row.identity in changed for row in own):
-            write_bytes(path, score_figure(score_plot(own)))
+        if picture is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_bytes(path, picture)
     write_text(page, text)
-    return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}"
+    missing = "".join(f"; {name} is not drawn ({why})" for name, why in attempt.failed)
+    return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}{missing}"
 
 
 def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
-    """Rows of both, the last of each identity, in a fixed order; how many are new and replaced."""
-    table = {row.identity: row for row in old}
-    known = set(table)
+    """Rows of both, the last of each identity, in a fixed order; how many are new and replaced.
+
+    Rows of a run that was scored again go too where the earlier version measured what it no longer
+    does, such as a floor of another number of images than the samples.
+    """
+    again = {_run_of(row) for row in new if resampled(row)}
+    known = {row.identity for row in old}
+    table = {row.identity: row for row in old if resampled(row) or _run_of(row) not in again}
     for row in new:
         table[row.identity] = row
     touched = {row.identity for row in new}
@@ -83,9 +115,25 @@ def _results_file(run: Path) -> Path:
     return run / "results.json" if run.is_dir() else run
 
 
+def _run_of(row: Row) -> tuple[str, str, int]:
+    return row.experiment.partition("/")[0], row.data, row.seed
+
+
+def _picture(rows: Sequence[Row]) -> bytes:
+    return score_figure(score_plot(rows))
+
+
 def _worth_a_picture(rows: Sequence[Row]) -> bool:
-    points = {(row.method, row.nfe) for row in rows if row.metric == "fd" and row.nfe > 0}
+    main = main_distance({row.metric for row in rows})
+    points = {(row.method, row.nfe) for row in rows if row.metric == main and row.nfe > 0}
     return len(points) > 1
+
+
+def _seeds(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--seeds={text!r} must be seeds with commas between, as in 3,4,5.")
+    return sorted({int(part) for part in parts})
 
 
 if __name__ == "__main__":

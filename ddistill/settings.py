@@ -218,6 +218,8 @@ class EvaluationSettings:
     many steps ("edm"). Students are run with `student_sampler` on their own grid, unless their
     objective or their stage's `samplers` says otherwise. `guidance` is the scale of the teacher's
     classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
+    `tuned_on` lists the seeds on which the settings were chosen: tables say so, and show other
+    seeds where there are any. It changes nothing that is trained or sampled.
     """
 
     enabled: bool = True
@@ -235,6 +237,7 @@ class EvaluationSettings:
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6
+    tuned_on: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -278,7 +281,7 @@ def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "confi
                 f"Known in {path}: {', '.join(sorted(fields))}."
             )
     hints = typing.get_type_hints(cls)
-    values = {name: _convert(value, hints[name], f"{path}.{name}") for name, value in plain.items()}
+    values = {name: convert(value, hints[name], f"{path}.{name}") for name, value in plain.items()}
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -297,8 +300,17 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def _convert(value: Any, hint: Any, path: str) -> Any:
-    """Checks `value` against a type hint of this file and converts nested groups."""
+def convert(value: Any, hint: Any, path: str) -> Any:
+    """Checks a value of a setting against its type and converts nested groups.
+
+    Args:
+      value: as `to_plain` gives it.
+      hint: annotation of a field: a dataclass, a mapping, a tuple, `Any`, or a scalar's type.
+      path: dotted name of the setting, for messages.
+
+    Raises:
+      ConfigError: as `parse`.
+    """
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else parse(value, hint, path)  # type: ignore[arg-type]
@@ -306,11 +318,11 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}={value!r} should be a group of settings.")
         inner = typing.get_args(hint)[1]
-        return {k: _convert(v, inner, f"{path}.{k}") for k, v in value.items()}
+        return {k: convert(v, inner, f"{path}.{k}") for k, v in value.items()}
     if origin is tuple:
         inner = typing.get_args(hint)[0]
         items = value if isinstance(value, tuple) else (value,)
-        return tuple(_convert(v, inner, f"{path}[{i}]") for i, v in enumerate(items))
+        return tuple(convert(v, inner, f"{path}[{i}]") for i, v in enumerate(items))
     if hint is Any or isinstance(hint, types.GenericAlias):
         return value
     return _scalar(value, hint, path)
@@ -323,7 +335,11 @@ def _scalar(value: Any, hint: type, path: str) -> Any:
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if wrong_bool or not isinstance(value, hint):
-        raise ConfigError(
-            f"{path}={value!r} is a {type(value).__name__}; a {hint.__name__} is needed."
-        )
+        raise ConfigError(f"{path}={value!r} is {kind_of(type(value))}; {kind_of(hint)} is needed.")
     return value
+
+
+def kind_of(cls: type) -> str:
+    """A type of settings in words."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "a truth value"}
+    return words.get(cls, f"a {cls.__name__}")

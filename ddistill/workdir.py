@@ -7,12 +7,12 @@ again with another log, on other paths or with other workers, and another one ge
 
 import hashlib
 import json
-import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddistill import data
+from ddistill.config_files import ConfigFileError, load_config
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError
 from ddistill.interop.sources import READERS, is_there, read_noted, read_source
@@ -38,9 +38,8 @@ def read_base(given: str) -> Any:
     path, colon, variant = given.partition(":")
     named = colon and variant.partition(":")[0] not in READERS
     try:
-        return runpy.run_path(path)["get_config"](*([variant] if named else []))
-    # A file of the user's, which has worked once, with this variant and flags.
-    except Exception:
+        return load_config(given if named else path)
+    except ConfigFileError:
         return None
 
 

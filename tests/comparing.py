@@ -12,6 +12,7 @@ from ddistill.evaluation.comparable import check_runs
 from ddistill.evaluation.protocol import Protocol, Row, write_rows
 
 COUNT, SHAPE = 18, (8, 8, 1)
+RESAMPLED = {"floor": 5, "count": 5, "subsets": 9, "splits": 2, "subset_seed": 0}
 FULL = ("ddim", 16, "")
 FEW = ("ddim", 4, "")
 DASH = "\N{EN DASH}"
@@ -29,13 +30,15 @@ def make_run(
     """Writes a finished run: `fds` has the FD of every (method, nfe, variant)."""
     fds = fds or {FULL: 1.0 + seed, FEW: 8.0 + seed, ("sfddm", 4, ""): 3.0 + seed}
     base = Protocol("net", f"h{seed}", "digits/train", 10, COUNT, "ddim", 0, 0.9, 1.0, 7, True)
-    base = dataclasses.replace(base, **(protocol or {}))
+    base = dataclasses.replace(base, **{**RESAMPLED, **(protocol or {})})
     floor = dataclasses.replace(base, samples=5, sampler="none", ema=None, clip=None)
     common = {"data": "digits", "seed": seed, "command": f"run {name}", "machine": "a machine"}
-    common |= {k: v for k, v in changes.items() if k in common}
+    known = (*common, "tuned_on", "warnings")
+    common |= {k: v for k, v in changes.items() if k in known}
     rows = [
         Row(name, "real", common["data"], 0, 0, 0, seed, metric, value, floor.string(), 0.0, 0,
-            common["command"], common["machine"])
+            common["command"], common["machine"], None, None,
+            common.get("tuned_on", ()), common.get("warnings", ""))
         for metric, value in (("fd", 0.5), ("precision", 0.9), ("recall", 0.8))
     ]  # fmt: skip
     calls = []

@@ -54,7 +54,9 @@ def settings(name: str, schedule: ScheduleSettings, stages: dict[str, StageSetti
 
 def levels_run() -> Settings:
     """A teacher on 16 levels; students on 4 of them, on 3 uneven ones, and two that share all."""
-    teacher = StageSettings({"name": "denoising"}, network=UNET, prediction="eps", **COMMON)
+    teacher = StageSettings(
+        {"name": "denoising"}, network=UNET, prediction="eps", shared=True, **COMMON
+    )
     student = {"teacher": "teacher", "init": "teacher", "method": "sfddm", **COMMON}
     sfddm = {"name": "sfddm", "substeps": 1}
     return settings(

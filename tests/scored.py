@@ -60,7 +60,7 @@ def make_sets(folder):
 
 def options(folder, reference="real.npz", path="fake", **changes):
     reference = str(folder / reference) if reference and "." in reference else reference
-    return Options(str(folder / path), reference, settings=SMALL, **changes)
+    return Options(str(folder / path), reference, **{"settings": SMALL, **changes})
 
 
 def run(chosen, detector=None, stop=None, command=""):

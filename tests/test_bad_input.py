@@ -146,9 +146,12 @@ def test_scores_need_a_classifier_among_the_stages(refused):
 @pytest.mark.parametrize(
     "changes, parts",
     [
-        ({"seed": "zero"}, ["config.seed='zero'", "a int is needed"]),
-        ({"seed": True}, ["config.seed=True", "a int is needed"]),
-        ({"stages.teacher.steps": 2.5}, ["config.stages.teacher.steps=2.5", "a int is needed"]),
+        ({"seed": "zero"}, ["config.seed='zero'", "a whole number is needed"]),
+        ({"seed": True}, ["config.seed=True", "a whole number is needed"]),
+        (
+            {"stages.teacher.steps": 2.5},
+            ["config.stages.teacher.steps=2.5", "a whole number is needed"],
+        ),
         ({"stages": 3}, ["config.stages=3 should be a group of settings"]),
         ({"name": ...}, ["config.name is missing and has no default"]),
         ({"stages.teacher.objective": {}}, ["teacher.objective.name is missing", "denoising"]),
@@ -232,6 +235,53 @@ def test_evaluation_numbers(refused, changes, parts):
     text = refused({f"evaluation.{k}": v for k, v in evaluation.items()})
     for part in parts:
         assert part in text
+
+
+def second_student(**grid):
+    """Changes that add a student of the student, which has 2 levels of the teacher's 16."""
+    student = config()["stages"]["student"]
+    second = {**student, "teacher": "student", "init": "fresh", "grid": {**student["grid"], **grid}}
+    second = {**second, "objective": {"name": "sfddm", "substeps": 1}}
+    return {"stages.second": second, "pipeline": ("teacher", "student", "second")}
+
+
+@pytest.mark.parametrize(
+    "grid", [{"steps": 3}, {"explicit": (0, 1, 3)}], ids=lambda grid: next(iter(grid))
+)
+def test_levels_beyond_those_of_a_teacher_that_is_a_student(refused, grid):
+    """`schedule.steps` would change nothing here."""
+    text = refused(second_student(**grid))
+    key, value = next(iter(grid.items()))
+    assert f"config.stages.second.grid.{key}={value} goes beyond the 2 levels" in text
+    assert "its teacher 'student'" in text
+    assert "Allowed: 1 to 2" in text
+    assert "config.stages.student.grid" in text
+    assert "schedule.steps" not in text
+
+
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        ({"substeps": "2"}, "substeps='2' is text; a whole number is needed"),
+        ({"substeps": None}, "substeps=None"),
+        ({"feature_weight": "x"}, "feature_weight='x' is text; a number is needed"),
+        ({"lookback": 1}, "lookback=1 is a whole number; a truth value is needed"),
+        ({"tap": 3}, "tap=3 is a whole number; text is needed"),
+        ({"substeps": 9.5}, "substeps=9.5 is a number; a whole number is needed"),
+        ({"hidden_weight": -1.0}, "hidden_weight=-1.0"),
+    ],
+)
+def test_hyperparameters_of_a_wrong_type_name_stage_and_type(refused, changes, part):
+    objective = {"name": "sfddm", "substeps": 2, **changes}
+    assert f"config.stages.student.objective.{part}" in refused(
+        {"stages.student.objective": objective}
+    )
+
+
+def test_networks_that_cannot_be_built_name_the_stage(refused):
+    text = refused({"stages.teacher.network": {"name": "tiny", "num_classes": 10, "width": -1}})
+    assert "config.stages.teacher.network (" in text
+    assert "cannot be built for images of shape (8, 8, 1)" in text
 
 
 # --------------------------------------------------------------------- stages and where they start

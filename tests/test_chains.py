@@ -119,7 +119,7 @@ def test_a_chain_may_start_from_a_student_of_another_method(tmp_path):
     ("stage", "changes", "parts"),
     [
         ("pd_n4", {"grid": {"steps": 6}}, ["teacher level in the middle", "grid.steps=8"]),
-        ("rcfd_n2", {"grid": {"steps": 5}}, ["grid.steps=5", "4 steps"]),
+        ("rcfd_n2", {"grid": {"steps": 5}}, ["grid.steps=5", "4 levels"]),
         ("rcfd_n2", {"classifier": ""}, ["rcfd_n2.classifier is empty", "Allowed: classifier"]),
         ("rcfd_n2", {"classifier": "clasifier"}, ["'clasifier'", "Did you mean 'classifier'?"]),
         ("pd_n4", {"classifier": "teacher"}, ["classifier='teacher'", "Allowed: classifier"]),

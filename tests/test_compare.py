@@ -6,7 +6,18 @@ import re
 
 import numpy as np
 import pytest
-from comparing import DASH, FEW, FULL, SHAPE, compared, fds_of, make_run, run_config, stat_of
+from comparing import (
+    DASH,
+    FEW,
+    FULL,
+    RESAMPLED,
+    SHAPE,
+    compared,
+    fds_of,
+    make_run,
+    run_config,
+    stat_of,
+)
 
 from ddistill.compare import compare, load_images
 from ddistill.errors import ConfigError
@@ -121,6 +132,24 @@ def test_variants_keep_their_rows_and_costs_apart(tmp_path):
     sources = {made.names[e]: found[0].call.key for (e, _), found in made.sources.items()}
     assert sources["SFDDM, k=2: no past"] == "sfddm_4k=2: no past"
     assert sources["SFDDM"] == "sfddm_4"
+
+
+def test_warnings_and_seeds_of_tuned_settings_are_said(tmp_path):
+    a = [make_run(tmp_path / f"a{s}", "one", s, tuned_on=(0,)) for s in (0, 1)]
+    b = make_run(tmp_path / "b", "two", 1, warnings="The classifier is weak.")
+    notes = compared(*a, b).notes
+    assert notes[0] == "Warning, two, seed 1: The classifier is weak."
+    assert "one: settings tuned on seed 0; these seeds: 0, 1." in notes
+
+
+def test_runs_scored_by_an_earlier_version_name_the_way_out(tmp_path):
+    a = make_run(tmp_path / "a", "one")
+    b = make_run(tmp_path / "b", "two", protocol=dict.fromkeys(RESAMPLED))
+    assert compared(b).notes[0].startswith("Scored by an earlier version, without intervals; its")
+    with pytest.raises(
+        ConfigError, match=r"b was scored by an earlier version: .*--stage=evaluate"
+    ):
+        compared(a, b)
 
 
 def test_seeds_that_differ_are_said(tmp_path):
@@ -263,7 +292,7 @@ def test_nfe_chooses_the_columns_and_the_full_teacher_stays(tmp_path):
         ["teacher DDIM, NFE 16 (reference)", "1.00", "1.00"],
         ["real data (floor)", "0.500", "0.500"],
     ]
-    assert table.best == {(1, 1)}  # nothing is best alone
+    assert table.best == frozenset()  # without intervals nobody can say
     full = comparison_tables.matrix(made, "fd", [8, 16])
     assert [row[0] for row in full.rows] == ["teacher DDIM", "PD", "real data (floor)"]
     with pytest.raises(ConfigError, match=r"--nfe=1,32: .* Measured: 2, 4, 8, 16\."):

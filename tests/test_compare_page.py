@@ -75,7 +75,10 @@ def test_json_has_every_number(written):
     assert (got["method"], got["variant"], got["role"]) == ("sfddm", "", "student")
     assert scores["PD", 2, "fd"]["spread"] is None
     costs = {(c["method"], c["nfe"]): c for c in data["costs"]}
-    assert costs["pd", 2]["updates"] == {"mean": 200.0, "spread": None}
+    assert costs["pd", 2]["updates"] == {
+        "mean": 200.0, "spread": None, "low": None, "high": None,
+    }  # fmt: skip
+
     assert costs["sfddm", 4]["seconds"]["mean"] == 42.0
     assert costs["ddim", 16]["teacher_calls"]["mean"] == 0.0
     assert [(s["run"], s["experiment"], s["seed"]) for s in data["sources"]] == [
@@ -117,9 +120,9 @@ def test_command_line(tmp_path, capsys):
     "line",
     [
         Line("one", [1], [3.0]),
-        Line("zeros", [1, 2], [0.0, 0.0], [0.1, 0.0]),
+        Line("zeros", [1, 2], [0.0, 0.0], [(-0.1, 0.1), (0.0, 0.0)]),
         Line("nothing", [], []),
-        Line("wide", [1, 1024], [1e-4, 1e4], [1.0, 1.0], "teacher"),
+        Line("wide", [1, 1024], [1e-4, 1e4], [(-1.0, 1.0), (9e3, 2e4)], "teacher"),
     ],
 )
 def test_panels_take_hard_data(count, line):

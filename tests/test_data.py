@@ -207,7 +207,10 @@ def test_random_flip_mirrors_about_half_by_the_key_of_each_image():
         ({"name": "folder"}, ["data.path is missing"]),
         ({"name": "folder", "path": "x", "channels": 2}, ["data.channels=2", "1 (grey) or 3"]),
         ({"name": "folder", "path": "x", "image_size": -1}, ["data.image_size=-1"]),
-        ({"name": "folder", "path": "x", "image_size": "big"}, ["data.image_size='big'", "int"]),
+        (
+            {"name": "folder", "path": "x", "image_size": "big"},
+            ["data.image_size='big'", "a whole number"],
+        ),
         ({"name": "folder", "path": "x", "test_fraction": 1.0}, ["data.test_fraction=1.0"]),
         ({"name": "folder", "path": "x", "on_bad_image": "skp"}, ["Did you mean 'skip'?"]),
         ({"name": "tfds"}, ["data.path is missing", "cifar10"]),

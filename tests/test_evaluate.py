@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from evaluated import Run, Telling, images
 from runs import LateStop, Notes, one_stage, plans_of, snapshot, tiny_settings
 
 from ddistill import data
-from ddistill.evaluation import sampling
+from ddistill.evaluation import sampling, showing
+from ddistill.evaluation.calls import read_calls, write_calls
 from ddistill.evaluation.evaluate import check_evaluation
 from ddistill.evaluation.features import params_hash
 from ddistill.evaluation.frechet import frechet_distance, moments
+from ddistill.evaluation.precision_recall import precision_recall
 from ddistill.evaluation.protocol import Protocol, Row, read_rows
+from ddistill.evaluation.resampling import subset
 from ddistill.recipes import progressive
 from ddistill.schedules import make_schedule
 from ddistill.settings import (
@@ -34,6 +38,8 @@ from ddistill.training.weights import Networks, load_network
 UPDATES, BATCH = 3, 7
 # As a folder may be called; a protocol holds neither spaces nor "=" nor ":".
 NAME, WORD = "my digits: a=b", "my_digits_a_b"
+# As classes may be called: matplotlib's formulas, markup, bytes that are not UTF-8.
+CLASSES = ("$x^$", os.fsdecode(b"caf\xe9"), "<b>", "a|b", "[/]", "", "\n", "_c", "é", "猫")
 TEACHERS = ["teacher_ddim_16", "teacher_ddim_4", "teacher_ddim_2", "teacher_dpm_solver_pp_4"]
 STUDENTS = ["pd_n4", "pd_n2", "own_n4"]
 # Rows of the run's table of 16 steps, noisiest first, clean end left out.
@@ -45,7 +51,7 @@ LEVELS = {
     "pd_n2": (16, 8),
     "own_n4": (16, 12, 8, 4),
 }
-SCORES = {"fd", "precision", "recall", "density", "coverage", "class_tv"}
+SCORES = {"fd", "fd_infinity", "precision", "recall", "density", "coverage", "class_tv"}
 ALWAYS = {"ms_per_image", "psnr_to_teacher"}
 
 
@@ -76,6 +82,7 @@ def run(tmp_path_factory) -> Run:
         teacher_samplers={"ddim": (4, 2), "dpm_solver_pp": (4,)},
         grid_images=4,
         strip_images=2,
+        tuned_on=(0, 3),
     )
     settings = dataclasses.replace(
         tiny_settings(), stages=stages, pipeline=tuple(stages), evaluation=evaluation
@@ -85,7 +92,7 @@ def run(tmp_path_factory) -> Run:
     check_evaluation(settings, plans)
     train = data.load(settings.data, "train")
     run_stages(plans, settings, train, Notes(), StopRequest())
-    return Run(settings, plans, dataclasses.replace(train, name=NAME))
+    return Run(settings, plans, dataclasses.replace(train, name=NAME, class_names=CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +206,8 @@ def test_one_row_a_metric_and_call(run, done):
     for row in rows:
         found[row.experiment, row.method, row.nfe, row.students].append(row.metric)
     wanted = {
-        ("tiny", "real", 0, 0): SCORES | {"accuracy"},
+        # The distance of 360 test images does not compare with that of 16 samples.
+        ("tiny", "real", 0, 0): SCORES - {"fd"} | {"accuracy"},
         ("tiny", "ddim", 16, 0): SCORES | {"ms_per_image"},
         ("tiny", "ddim", 4, 0): SCORES | ALWAYS,
         ("tiny", "ddim", 2, 0): SCORES | ALWAYS,
@@ -253,7 +261,49 @@ def test_protocols_name_what_a_number_was_measured_with(run, done):
             clip=None if real else 1.0,
             noise_seed=1234,
             quantised=True,
+            floor=360,
+            count=16,
+            subsets=100,
+            splits=8,
+            subset_seed=2020,
+            strata=True,  # samples of all classes in turn, and a split made by class
         )
+
+
+def test_scores_have_intervals_and_say_why_they_mean_little(run, done):
+    folder, rows, _ = done
+    for row in rows:
+        exact = row.metric in ("accuracy", *ALWAYS)
+        assert (row.low is None) == (row.high is None) == exact
+        assert row.tuned_on == (0, 3)
+    (warnings,) = {row.warnings for row in rows}
+    accuracy = next(row.value for row in rows if row.metric == "accuracy")
+    assert accuracy < 0.8
+    assert f"right on {accuracy:.1%} of the test images, below 80%" in warnings
+    page = (folder / "report.html").read_text()
+    assert page.index("below 80%") < page.index("FD\N{INFINITY} of teacher DDIM")
+    assert "Settings tuned on seeds 0, 3; this run has seed 0, one of them." in page
+
+
+def test_the_floor_is_taken_at_the_count_of_the_samples(run, done):
+    """Recall and coverage of 16 test images at a time, as of 16 samples; precision of all."""
+    _, rows, _ = done
+    network = load_network(next(p for p in run.plans if p.name == "classifier"))
+    test = data.load(run.settings.data, "test")
+    real, floor = (
+        np.asarray(network(data.to_unit(images))[1]) for images in (run.train.images, test.images)
+    )
+    value = {row.metric: row for row in rows if row.method == "real"}
+    rng = np.random.default_rng(0)
+    recalls = [
+        precision_recall(real, floor[subset(rng, 360, 16, test.labels)])["recall"]
+        for _ in range(60)
+    ]
+    spread = np.std(recalls) / np.sqrt(60) + np.std(recalls) / np.sqrt(100)
+    assert value["recall"].value == pytest.approx(np.mean(recalls), abs=4 * spread)
+    whole = precision_recall(real, floor)
+    assert value["precision"].value == pytest.approx(whole["precision"], abs=1e-6)
+    assert whole["coverage"] > 2 * value["coverage"].value
 
 
 def test_the_scores_are_those_of_the_images_on_disk(run, done):
@@ -273,9 +323,6 @@ def test_the_scores_are_those_of_the_images_on_disk(run, done):
         return next(r.value for r in rows if (r.metric, r.experiment, r.method, r.nfe) == wanted)
 
     real = moments(features(run.train.images))
-    test = data.load(run.settings.data, "test").images
-    floor = frechet_distance(*real, *moments(features(test)))
-    assert value("fd") == pytest.approx(floor, rel=1e-3, abs=1e-6)
     full = np.clip(images(folder, "teacher_ddim_16"), -1, 1)
     for key, call in run.calls().items():
         ours = images(folder, key)
@@ -293,6 +340,42 @@ def test_the_report_shows_every_call_and_names_the_data(done):
     for label in ("teacher DDIM, 16 steps", "teacher DPM-Solver++, 4 steps", "PD, 4 steps"):
         assert label in text
     assert "PD (own index), 4 steps" in text
+
+
+def test_pictures_that_fail_lose_no_result_and_are_named(run, done, unfinished, monkeypatch):
+    def broken(*args):
+        raise ValueError("no\npicture")
+
+    for name in ("_strip", "_grid", "_classes", "students_table"):
+        monkeypatch.setattr(showing, name, broken)
+    (unfinished / "strip.png").unlink()
+    rows, said, _ = run.evaluate(unfinished, report=True)
+    assert read_rows(unfinished / "results.json") == rows
+    assert len(read_calls(unfinished / "evaluation.json")) == len(TEACHERS) + len(STUDENTS)
+    text = (unfinished / "report.html").read_text()
+    assert text.count("Not drawn: ValueError: no picture") == 4
+    assert "PD (own index), 4 steps" in text
+    assert not (unfinished / "strip.png").exists()
+    told = [line for line in said if line.endswith("could not be drawn: ValueError: no picture")]
+    assert len(told) == 4
+    assert said[-1].startswith("evaluation: done")
+
+
+def test_a_report_that_ends_the_run_leaves_the_results(run, unfinished, monkeypatch):
+    """And the page of an earlier evaluation does not pass for that of this one."""
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(showing, "write_report", broken)
+    for name in ("_strip", "_grid", "_classes", "_plot", "students_table"):
+        monkeypatch.setattr(showing, name, lambda *args: None)
+    (unfinished / "results.json").unlink()
+    with pytest.raises(ZeroDivisionError):
+        run.evaluate(unfinished, report=True)
+    assert read_rows(unfinished / "results.json")
+    assert read_calls(unfinished / "evaluation.json")
+    assert not (unfinished / "report.html").exists()
 
 
 # -------------------------------------------------------------------------- again, and after harm
@@ -356,6 +439,14 @@ def test_other_noise_or_another_number_draws_all_again(run, done, unfinished, ch
         for key in (*TEACHERS, *STUDENTS):
             moved = np.abs(images(unfinished, key) - images(done[0], key)).max(axis=(1, 2, 3))
             assert moved.min() > 1e-3
+
+
+def test_an_evaluation_of_an_earlier_version_is_scored_anew_without_sampling(run, unfinished):
+    write_calls(unfinished / "evaluation.json", "of another version", [])
+    rows, said, drawn = run.evaluate(unfinished)
+    assert drawn == []
+    assert rows == read_rows(unfinished / "results.json")
+    assert any(line.startswith("warning: The classifier") for line in said)
 
 
 def test_a_complete_evaluation_of_other_settings_is_not_taken_for_this_one(run, done, tmp_path):

@@ -25,6 +25,7 @@ from ddistill.interop.tensors import read_tensors
 from ddistill.product import open_run
 from ddistill.schedules import make_schedule, subsequence
 from ddistill.settings import ScheduleSettings
+from ddistill.text import markdown, printable
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,21 @@ def test_model_cards_say_what_it_is(export):
         "predicts edm",
     ):
         assert text in card, text
+
+
+@pytest.mark.parametrize(
+    "name", ["caf\udce9", "a: b\n--- #", "\U0001f600", '"q" \\', "$x^$ `c` <b>", "{{j}} %"]
+)
+def test_model_cards_hold_names_of_any_kind(runs, name):
+    """Front matter that is not YAML makes a hub refuse the card."""
+    exported = collect(open_run(runs["levels"]), nfe=4, licence=name)
+    settings = dataclasses.replace(exported.settings, name=name)
+    card = dataclasses.replace(exported, settings=settings, data=name).card("pass")
+    card.encode()
+    front, body = card.split("\n---\n", 1)
+    assert yaml.safe_load(front)["license"] == printable(name)
+    assert body.startswith(f"# {markdown(name)}: SFDDM")
+    assert f"* Data: {markdown(name)}, images" in body
 
 
 def test_a_card_has_the_scores_of_its_own_student(runs):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from ddistill.evaluation.features import (
+    Sampling,
     extract,
     feature_batches,
+    fixed_strata,
     params_hash,
     reference,
     score,
@@ -103,25 +105,49 @@ def test_score_of_real_against_itself_and_of_noise():
     real = reference(features, labels, 3)
     logits = np.eye(3)[labels]
     itself = score(real, features, logits, labels)
-    assert itself["fd"] == pytest.approx(0, abs=1e-9)
-    assert itself["precision"] == itself["recall"] == itself["coverage"] == 1
-    assert itself["class_tv"] == 0
-    assert itself["accuracy"] == 1
+    assert itself["fd"].value == pytest.approx(0, abs=1e-9)
+    assert {itself[m].value for m in ("precision", "recall", "coverage", "accuracy")} == {1}
+    assert itself["class_tv"].value == 0
     away = score(real, features + 100, np.eye(3)[np.zeros(90, int)])
-    assert away["fd"] == pytest.approx(5 * 100**2, rel=1e-6)
-    assert away["coverage"] == 0
-    assert away["class_tv"] == pytest.approx(2 / 3)
+    assert away["fd"].value == pytest.approx(5 * 100**2, rel=1e-6)
+    assert away["coverage"].value == 0
+    assert away["class_tv"].value == pytest.approx(2 / 3)
     assert "accuracy" not in away
     assert set(score(reference(features), features)) == {
-        "fd", "precision", "recall", "density", "coverage",
+        "fd", "fd_infinity", "precision", "recall", "density", "coverage",
     }  # fmt: skip
+    for name, score_of in itself.items():
+        assert (score_of.low is None) == (name == "accuracy")
+
+
+def test_class_shares_are_taken_at_the_equal_count():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(400, 2)), np.arange(400) % 4
+    real = reference(features, labels, 4)
+    logits = np.eye(4)[rng.integers(0, 4, 400)]
+    whole = score(real, features, logits)["class_tv"].value
+    part = score(real, features, logits, sampling=Sampling(count=25))["class_tv"].value
+    # The expected distance of 25 draws is four times that of 400, as 1 / sqrt(N) has it.
+    assert part > 2 * whole
+    balanced = score(
+        real, features, np.eye(4)[labels], sampling=Sampling(count=100, strata=labels)
+    )["class_tv"]
+    assert balanced.value == balanced.high == 0.0
+
+
+def test_classes_are_fixed_where_their_numbers_are_those_of_the_reference():
+    shares = np.array([0.5, 0.25, 0.25])
+    labels = np.repeat([0, 1, 2], [10, 5, 6])
+    np.testing.assert_array_equal(fixed_strata(labels, shares), labels)
+    assert fixed_strata(np.repeat([0, 1, 2], [10, 3, 8]), shares) is None
+    assert fixed_strata(labels, np.zeros(0)) is None
 
 
 def test_neighbour_scores_thin_sorted_sets_evenly():
     rng = np.random.default_rng(1)
     modes = np.repeat([[0.0, 0.0], [100.0, 0.0]], 50, axis=0)  # sorted by class
-    real = reference(modes + rng.normal(size=(100, 2)))
-    thin = score(real, modes + rng.normal(size=(100, 2)), max_neighbours=40)
-    assert thin["recall"] > 0.6  # the first 40 alone would miss the second class
-    one_mode = score(real, rng.normal(size=(100, 2)), max_neighbours=40)
-    assert one_mode["coverage"] <= 0.5
+    real = reference(modes + rng.normal(size=(100, 2)), max_neighbours=40)
+    thin = score(real, modes + rng.normal(size=(100, 2)))
+    assert thin["recall"].value > 0.6  # the first 40 alone would miss the second class
+    one_mode = score(real, rng.normal(size=(100, 2)))
+    assert one_mode["coverage"].value <= 0.5

@@ -8,8 +8,9 @@ from pictures import load, picture, save
 
 from ddistill import data
 from ddistill.data.listing import held_out, is_test
-from ddistill.data.names import natural_key, printable, split_in, split_of, text_of
+from ddistill.data.names import natural_key, split_in, split_of, text_of
 from ddistill.errors import ConfigError, DataError
+from ddistill.text import printable
 
 
 @pytest.fixture(autouse=True)

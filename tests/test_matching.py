@@ -487,7 +487,10 @@ def test_rollout_is_the_students_own_way_down():
 @pytest.mark.parametrize(
     ("hyper", "words"),
     [
-        ({"score_weight": 0.0, "gan_weight": 0.0}, "both 0"),
+        (
+            {"score_weight": 0.0, "gan_weight": 0.0},
+            r"both 0; set one above 0. Regression on pairs \(regression_weight\) is a term beside",
+        ),
         ({"lowest": 0.9, "highest": 0.1}, "shares"),
         ({"divergence": "kl", "gan_weight": 0.0}, "discriminator"),
         ({"divergence": "lk"}, "kl"),

@@ -1,5 +1,7 @@
 """`ddistill.load(RUN).sample(...)`, and runs of imported teachers."""
 
+import shutil
+
 import numpy as np
 import pytest
 from exported import classes_run, levels_run, run
@@ -8,6 +10,7 @@ import ddistill
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.evaluation.images import quantise
 from ddistill.evaluation.sampling import draw
+from ddistill.export.__main__ import main as export
 from ddistill.runtime.files import write_json
 
 
@@ -110,3 +113,27 @@ def test_wrong_folders_are_named(levels, tmp_path):
             ddistill.load(levels)
     finally:
         (plan.folder / "stage.json").unlink()
+
+
+def test_a_run_that_was_moved_without_its_shared_stages_says_what_to_copy(levels, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(levels, moved)
+    found = ddistill.load(moved)
+    assert found.run.network(found.run.call(nfe=4)) is not None  # a student needs no teacher
+    teacher = found.run.call("teacher")
+    name = teacher.plan.folder.name
+    with pytest.raises(CheckpointError, match=f"copy the folder {name} there.* cache=FOLDER"):
+        found.run.network(teacher)
+    with pytest.raises(SystemExit, match=f"error: .*copy the folder {name} .*--cache=FOLDER"):
+        export(["--to=safetensors", "--stage=teacher", str(moved), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    there = ddistill.load(moved, "teacher", cache=levels.parent / "shared")
+    assert there.run.network(there.run.call("teacher")) is not None
+    shutil.rmtree(moved / "stages" / "even")
+    with pytest.raises(CheckpointError, match="Stage 'even' of .* was not copied"):
+        found.run.network(found.run.call(nfe=4))
+
+
+def test_folders_that_checkpoints_cannot_be_read_from_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not UTF-8.*Rename the folder"):
+        ddistill.load(tmp_path / "caf\udce9")

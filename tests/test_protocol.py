@@ -17,8 +17,8 @@ from ddistill.evaluation.protocol import (
     summarise,
     variant,
     write_rows,
-    write_text,
 )
+from ddistill.evaluation.resampling import Estimate
 
 PROTOCOL = Protocol(
     features="digits_classifier",
@@ -32,6 +32,9 @@ PROTOCOL = Protocol(
     clip=1.0,
     noise_seed=0,
     quantised=True,
+)
+RESAMPLED = dataclasses.replace(
+    PROTOCOL, floor=360, count=300, subsets=100, splits=8, subset_seed=2020
 )
 ROW = Row(
     experiment="sfddm_digits",
@@ -68,6 +71,8 @@ def test_protocol_string_is_what_users_read():
         {},
         {"ema": None, "clip": None, "quantised": False, "guidance": 1.5},
         {"ema": 0.999943, "sampler": "none", "nfe": 0, "noise_seed": 7},
+        {"floor": 360, "count": 360, "subsets": 100, "splits": 8, "subset_seed": 0, "strata": True},
+        {"floor": 360, "count": 360, "subsets": 0, "splits": 0, "subset_seed": 0},
     ],
 )
 def test_protocol_round_trip(changes):
@@ -79,11 +84,12 @@ def test_any_change_of_protocol_changes_its_string():
     others = {
         "features": "x", "features_hash": "y", "reference": "z", "reference_n": 2, "samples": 3,
         "sampler": "heun", "nfe": 7, "ema": 0.99, "clip": None, "noise_seed": 1,
-        "quantised": False, "guidance": 2.0,
+        "quantised": False, "guidance": 2.0, "floor": 1, "count": 1, "subsets": 1, "splits": 1,
+        "subset_seed": 1, "strata": True,
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(Protocol)}
-    strings = {dataclasses.replace(PROTOCOL, **{k: v}).string() for k, v in others.items()}
-    assert len(strings | {PROTOCOL.string()}) == len(others) + 1
+    strings = {dataclasses.replace(RESAMPLED, **{k: v}).string() for k, v in others.items()}
+    assert len(strings | {RESAMPLED.string(), PROTOCOL.string()}) == len(others) + 2
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,7 @@ def test_any_change_of_protocol_changes_its_string():
         ({"nfe": True}, "protocol.nfe=True"),
         ({"ema": math.nan}, "protocol.ema=nan"),
         ({"quantised": 1}, "protocol.quantised=1"),
+        ({"floor": 360}, r"protocol.floor, count, .*must be integers of at least 0, or all None"),
     ],
 )
 def test_protocol_errors(changes, message):
@@ -105,7 +112,9 @@ def test_protocol_errors(changes, message):
 
 def test_parse_names_what_is_wrong():
     with pytest.raises(ValueError, match=r"missing: \['clip'\]"):
-        Protocol.parse(PROTOCOL.string().replace(" clip=1", ""))
+        Protocol.parse(RESAMPLED.string().replace(" clip=1", ""))
+    with pytest.raises(ValueError, match="strata='maybe' must be yes or no"):
+        Protocol.parse(RESAMPLED.string().replace("strata=no", "strata=maybe"))
     with pytest.raises(ValueError, match=r"unknown: \['sampled'\]"):
         Protocol.parse(PROTOCOL.string().replace("samples=", "sampled="))
 
@@ -120,6 +129,42 @@ def test_only_the_inception_graph_and_50k_samples_make_a_fid():
 def test_row_keys_are_the_contract(tmp_path):
     write_rows(tmp_path / "results.json", [ROW])
     assert list(json.loads((tmp_path / "results.json").read_text())[0]) == KEYS.split()
+
+
+def test_the_protocol_says_how_scores_were_resampled():
+    assert RESAMPLED.string() == PROTOCOL.string() + (
+        " floor=360 count=300 subsets=100 splits=8 subset_seed=2020 strata=no"
+    )
+
+
+def test_rows_with_interval_tuning_and_warning_round_trip(tmp_path):
+    path = tmp_path / "results.json"
+    rich = dataclasses.replace(ROW, low=4.0, high=4.5, tuned_on=(0, 1), warnings="Weak.", seed=1)
+    write_rows(path, [ROW, rich])
+    assert read_rows(path) == [ROW, rich]
+    plain, full = json.loads(path.read_text())
+    assert list(plain) == KEYS.split()  # what says nothing is not written
+    assert list(full) == [*KEYS.split(), "low", "high", "tuned_on", "warnings"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"low": 4.0}, "low=4.0, high=None must be an interval"),
+        ({"low": 4.5, "high": 5.0}, "with value=4.25 in it"),
+        ({"low": math.nan, "high": 5.0}, "low=nan"),
+        ({"tuned_on": (-1,)}, r"tuned_on=\(-1,\) must be seeds"),
+        ({"warnings": "a\nb"}, "one line of text"),
+    ],
+)
+def test_additions_of_rows_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(ROW, **changes)
+
+
+def test_scoring_anew_with_other_subsets_measures_the_same():
+    again = dataclasses.replace(ROW, protocol=RESAMPLED.string())
+    assert again.identity == ROW.identity
 
 
 def test_rows_round_trip(tmp_path):
@@ -138,9 +183,12 @@ def test_rows_round_trip(tmp_path):
 
 def test_rows_from_scores_fills_in_the_common_keys():
     common = dataclasses.asdict(ROW)
-    del common["metric"], common["value"]
-    rows = rows_from_scores({"fd": 1, "precision": 0.5}, **common)
-    assert [(r.metric, r.value) for r in rows] == [("fd", 1.0), ("precision", 0.5)]
+    for key in ("metric", "value", "low", "high"):
+        del common[key]
+    rows = rows_from_scores({"fd": 1, "precision": Estimate(0.5, 0.4, 0.6)}, **common)
+    assert [(r.metric, r.value, r.low, r.high) for r in rows] == [
+        ("fd", 1.0, None, None), ("precision", 0.5, 0.4, 0.6),
+    ]  # fmt: skip
     assert dataclasses.replace(rows[0], value=4.25) == ROW
 
 
@@ -211,20 +259,6 @@ def test_write_refuses_two_rows_of_one_identity_and_leaves_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"results.json: two rows.*4.25 and 9"):
         write_rows(path, [ROW, dataclasses.replace(ROW, value=9.0, machine="other")])
     assert read_rows(path) == [ROW]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("ddistill.evaluation.protocol.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_identity_ignores_the_detector_hash_and_keeps_the_variant():

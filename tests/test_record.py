@@ -88,7 +88,7 @@ def test_first_record_makes_both_files(tmp_path):
 
 def test_details_hold_the_other_metrics_and_costs():
     _, cells = _table(render(ROWS), "sampler")
-    assert cells["SFDDM"][:2] == ["8", "**1.25**"]  # the last line of this name
+    assert cells["SFDDM"][:2] == ["8", "1.25"]  # the last line of this name
     assert "0.750" in render(ROWS)
     assert "| 60 | 1,000 |" in render(ROWS)
 
@@ -120,6 +120,75 @@ def test_the_same_measurement_replaces_and_others_stay():
     assert sorted(r.value for r in rows) == [2.0, 5.0, 7.0]
     assert merge(rows, [])[0] == rows
     assert merge(rows[::-1], [])[0] == rows
+
+
+def _scored_anew(row, **changes):
+    protocol = dataclasses.replace(
+        Protocol.parse(row.protocol), floor=5, count=5, subsets=9, splits=2, subset_seed=0
+    )
+    return dataclasses.replace(row, protocol=protocol.string(), **changes)
+
+
+def test_scoring_a_run_again_replaces_what_the_earlier_version_measured():
+    old = [_row("real", 0, 0.5), _row(value=1.0), _row(value=2.0, seed=1)]
+    new = [_scored_anew(_row(value=1.0), low=0.9, high=1.2)]
+    rows, added, replaced = merge(old, new)
+    # The floor of seed 0 is of another count; seed 1 is another run.
+    assert sorted(rows, key=lambda r: r.seed) == [*new, old[2]]
+    assert (added, replaced) == (0, 1)
+    assert merge(rows, new)[0] == rows
+
+
+def test_tables_show_fresh_seeds_and_say_so(tmp_path):
+    rows = [
+        dataclasses.replace(r, tuned_on=(0,))
+        for r in [*(_row(value=v, seed=s) for s, v in enumerate((1.0, 2.0, 4.0))), _row(nfe=8)]
+    ]
+    text = render(rows)
+    assert _table(text, "method")[1]["SFDDM"][0] == "3.00 ± 1.41 (2)"
+    assert "These seeds: 1, 2. Left out: seed 0, on which settings were tuned" in text
+    only = render([r for r in rows if r.seed == 0])
+    assert _table(only, "method")[1]["SFDDM"][0] == "1.00 (1)"
+    assert "exp: settings tuned on seed 0; these seeds: 0." in only
+    chosen = render(rows, seeds=(0, 1))
+    assert _table(chosen, "method")[1]["SFDDM"][0] == "1.50 ± 0.71 (2)"
+    assert "Left out: seed 2 (rows" in chosen
+    run, docs = _run(tmp_path / "run", rows), str(tmp_path / "docs")
+    main([str(run), "--docs", docs, "--seeds", "2"])
+    assert "4.00 (1)" in (tmp_path / "docs" / "results.md").read_text()
+    assert len(read_rows(tmp_path / "docs" / "results.json")) == 4  # the record keeps all
+    for seeds, message in (
+        ("7", "the record has none of them, but 0, 1, 2"),
+        ("x", "must be seeds"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["--docs", docs, "--seeds", seeds])
+
+
+def test_a_floor_of_another_count_is_left_out_of_what_an_earlier_version_scored(tmp_path):
+    floor = _row("real", 0, 0.5)
+    far = dataclasses.replace(floor, protocol=floor.protocol.replace("samples=20", "samples=7"))
+    text = render([*ROWS[1:], far])
+    assert "real data" not in text
+    assert "its floor is of another number of images and left out" in text
+    assert "real data" in render([*ROWS[1:], floor])
+    new = [_scored_anew(row) for row in [*ROWS[1:], far]]
+    assert "real data" in render(new)  # taken at the count of the samples
+    assert "earlier version" not in render(new)
+
+
+def test_warnings_stand_above_the_tables_of_their_runs():
+    text = render([*ROWS, _row("pd", value=1.0, seed=2, warnings="The classifier is weak.")])
+    assert "Warning, exp, seed 2: The classifier is weak." in text
+    assert text.index("Warning") < text.index("| method")
+
+
+def test_intervals_of_one_seed_and_ties_in_the_table():
+    near = [_row("pd", value=2.0, low=1.8, high=2.2), _row("cfd", value=2.1, low=1.9, high=2.3)]
+    _, cells = _table(render(near), "method")
+    assert cells["PD"][0] == "2.00 [1.80, 2.20] (1)"
+    far = [near[0], _row("cfd", value=3.0, low=2.8, high=3.2)]
+    assert _table(render(far), "method")[1]["PD"][0] == "**2.00 [1.80, 2.20] (1)**"
 
 
 def test_prose_is_kept(tmp_path):

@@ -35,8 +35,10 @@ from ddistill.evaluation.plots import (
     smooth,
 )
 from ddistill.evaluation.protocol import Protocol, Row
-from ddistill.evaluation.report import Highlight, Report, flatten, slug, write_report
+from ddistill.evaluation.report import Highlight, Report, flatten, write_report
 from ddistill.evaluation.summary import Table, score_plot, score_table
+from ddistill.evaluation.vocabulary import METRICS
+from ddistill.text import file_name
 
 LABELS = ("teacher DDIM, 256 steps", "teacher DDIM, 4 steps", "student <4> steps & more")
 HALF = GAP // 2
@@ -86,6 +88,7 @@ def report():
         protocols=[("teacher", rows[0].protocol), ("student", rows[-1].protocol)],
         provenance={"machine": "a machine"},
         notes=["A note."],
+        warnings=["The classifier is <weak>."],
     )
 
 
@@ -277,7 +280,8 @@ def _size(png):
         ScorePlot([Line("one point", [1], [3.0])]),
         ScorePlot([Line("zero is left out", [1, 2], [0.0, 3.0])], floor=0.0),
         ScorePlot([Line("flat", [1, 2, 4], [2.0, 2.0, 2.0], role="teacher")], floor=1.9),
-        ScorePlot([Line("wide", [1, 1024], [1e-4, 1e4], [1.0, 1.0])], floor=1e-5),
+        ScorePlot([Line("wide", [1, 1024], [1e-4, 1e4], [(-1.0, 1.0), (9e3, 2e4)])], floor=1e-5),
+        ScorePlot([Line("floor below", [1, 2], [5.0, 3.0])], floor=-0.1, floor_range=(-0.3, 0.1)),
         ScorePlot([Line("nothing", [], [])]),
     ],
 )
@@ -316,7 +320,14 @@ def test_score_plot_means_spreads_and_floor():
     teacher, student = plot.lines
     assert (teacher.label, teacher.role, list(teacher.nfe)) == ("teacher DDIM", "teacher", [2, 8])
     assert list(student.value) == [2.0]
-    assert list(student.spread) == [1.0]  # sample standard deviation of 1, 2, 3
+    assert student.ranges == [(1.0, 3.0)]  # 1 is the sample standard deviation of 1, 2, 3
+    assert teacher.ranges == ()
+    intervals = [_row(value=2.0, low=1.5, high=2.75), _row("real", 0, value=0.5, low=0.25, high=1)]
+    plot = score_plot(intervals)
+    assert plot.lines[0].ranges == [(1.5, 2.75)]
+    assert plot.floor_range == (0.25, 1)
+    both = [*intervals, _row(metric="fd_infinity", value=1.0)]
+    assert (score_plot(both).ylabel, score_plot(both).floor) == ("FD\N{INFINITY} (net)", None)
     with pytest.raises(ValueError, match="No row has metric 'fid'"):
         score_plot(rows, "fid")
 
@@ -326,19 +337,62 @@ def test_score_table_marks_the_best_and_names_variants_apart():
     rows += [_row("sfddm", 4, value=2.0, seed=s, students=1, teacher_calls=5) for s in (0, 1)]
     rows += [_row("sfddm", 4, value=2.5, students=1, experiment="exp/random_init")]
     rows += [_row("o2mkd", 4, value=2.5, students=4), _row("real", 0, value=0.1)]
+    rows = [
+        r if r.seed else dataclasses.replace(r, low=r.value - 0.2, high=r.value + 0.2) for r in rows
+    ]
     table = score_table(rows)
     assert list(table.columns) == ["sampler", "NFE", "FD", "recall", "training, s", "teacher calls"]
     cells = {row[0]: list(row[1:]) for row in table.rows}
     dash = "\N{EN DASH}"
     assert cells == {
-        "teacher DDIM": ["4", "3.00", "0.900", dash, dash],
+        "teacher DDIM": ["4", "3.00 [2.80, 3.20]", "0.900", dash, dash],
         "SFDDM": ["4", "2.00 ± 0.00", dash, dash, "5"],
-        "SFDDM, random init": ["4", "2.50", dash, dash, dash],
-        "O2MKD, 4 students": ["4", "2.50", dash, dash, dash],
-        "real data (floor)": [dash, "0.100", dash, dash, dash],
+        "SFDDM, random init": ["4", "2.50 [2.30, 2.70]", dash, dash, dash],
+        "O2MKD, 4 students": ["4", "2.50 [2.30, 2.70]", dash, dash, dash],
+        "real data (floor)": [dash, "0.10 [-0.10, 0.30]", dash, dash, dash],
     }
     assert {(table.rows[i][0], table.columns[j]) for i, j in table.best} == {("SFDDM", "FD")}
     assert table.roles == ["teacher", "student", "student", "student", "real"]
+
+
+def test_warnings_stand_before_all_scores(folder):
+    page = (folder / "report.html").read_text()
+    assert page.index("The classifier is &lt;weak&gt;.") < page.index("FD of the student")
+
+
+def _best(*lines, metric="fd"):
+    """Methods that are bold, of (method, [(seed, value, half-width or None)])."""
+    rows = [
+        _row(method, metric=metric, value=v, seed=s, low=w and v - w, high=w and v + w)
+        for method, found in lines
+        for s, v, w in found
+    ]
+    table = score_table(rows)
+    column = list(table.columns).index(METRICS[metric].label)
+    return [table.rows[i][0] for i, j in table.best if j == column]
+
+
+def test_ties_are_not_bold():
+    one = ("pd", [(0, 2.0, 0.3)])
+    assert _best(one, ("cfd", [(0, 2.5, 0.3)])) == ["PD"]
+    assert _best(one, ("cfd", [(0, 2.4, 0.3)])) == []  # 0.42 is half of the difference's interval
+    assert _best(one, ("cfd", [(0, 2.5, None)])) == []  # of an earlier version: nobody can say
+    assert _best(one, ("cfd", [(0, 2.0, 0.3)])) == []
+    assert _best(one, ("cfd", [(0, 3.0, 0.3)]), ("sfddm", [(0, 2.1, 0.3)])) == []
+    assert _best(one) == []
+    exact = [("pd", [(0, 2.0, None)]), ("cfd", [(0, 2.01, None)])]
+    assert _best(*exact, metric="psnr_to_teacher") == ["CFD"]  # of the same noise
+    assert _best(*exact, metric="ms_per_image") == []
+
+
+def test_over_the_same_seeds_differences_are_compared():
+    pd = ("pd", [(3, 1.0, 0.5), (4, 2.0, 0.5), (5, 3.0, 0.5)])
+    shifted = ("cfd", [(3, 1.21, 0.5), (4, 2.2, 0.5), (5, 3.19, 0.5)])
+    assert _best(pd, shifted) == ["PD"]  # 0.2 in every seed, whatever the spread between them
+    assert _best(pd, ("cfd", [(3, 1.0, 0.5), (4, 2.7, 0.5), (5, 2.9, 0.5)])) == []
+    # Of other seeds the spreads decide: t(2) * 1 / sqrt(3) is 2.48 for each.
+    assert _best(pd, ("cfd", [(0, 4.0, 0.5), (1, 5.0, 0.5), (2, 6.0, 0.5)])) == []
+    assert _best(pd, ("cfd", [(0, 5.0, 0.5), (1, 6.0, 0.5), (2, 7.0, 0.5)])) == ["PD"]
 
 
 def test_table_rows_must_fit():
@@ -377,12 +431,12 @@ def test_psnr_uses_the_peak_of_the_range():
         psnr(x, x[:1])
 
 
-def test_flatten_and_slug():
+def test_flatten_and_file_name():
     assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": None}) == {
         "a.b": "1", "a.c.d": "(2, 3)", "e": "None",
     }  # fmt: skip
-    assert slug("Teacher DDIM, 4 steps!") == "teacher_ddim_4_steps"
-    assert slug("../..") == "untitled"
+    assert file_name("Teacher DDIM, 4 steps!") == "teacher_ddim_4_steps"
+    assert file_name("../..") == "untitled"
 
 
 @pytest.mark.parametrize("students", [1, 2, 8, 16])

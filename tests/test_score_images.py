@@ -19,7 +19,7 @@ from ddistill.evaluation.calls import CallRecord, write_calls
 from ddistill.evaluation.detector import inception_detector
 from ddistill.evaluation.frechet import frechet
 from ddistill.evaluation.image_sets import dataset_images, open_image_set
-from ddistill.evaluation.inception_metrics import inception_score, kernel_distance
+from ddistill.evaluation.inception_metrics import MetricSettings, inception_score, kernel_distance
 from ddistill.evaluation.precision_recall import precision_recall
 from ddistill.evaluation.protocol import Protocol
 from ddistill.interop.inception import InceptionWeights, from_state_dict
@@ -38,7 +38,11 @@ def test_a_folder_against_an_npz_file(sets):
     (made,), said = run(options(folder), command="the command")
     (f, logits), (r, _) = project(fake), project(real)
     neighbours = precision_recall(r, f)
-    assert made.scores == pytest.approx(
+    scores = dict(made.scores)
+    assert scores.pop("fid_proxy_infinity") < scores["fid_proxy"]
+    assert made.intervals.keys() == {"fid_proxy", "fid_proxy_infinity", *neighbours}
+    assert any(line.startswith("  fid_proxy ") and line.endswith("]") for line in said)
+    assert scores == pytest.approx(
         {
             "fid_proxy": frechet(f, r),
             "is": inception_score(logits, 2)[0],
@@ -88,7 +92,15 @@ def test_enough_samples_are_no_proxy(sets, monkeypatch):
     folder, *_ = sets
     monkeypatch.setattr("ddistill.evaluation.scoring.FULL_COUNT", 37)
     (made,), said = run(options(folder, metrics=("fid",)))
-    assert list(made.scores) == ["fid"]
+    assert list(made.scores) == ["fid", "fid_infinity"]
+    assert made.intervals["fid"][0] < made.scores["fid"] < made.intervals["fid"][1]
+    (plain,), _ = run(
+        options(folder, metrics=("fid",), settings=MetricSettings(subsets=0, splits=0))
+    )
+    assert plain.scores == {"fid": pytest.approx(made.scores["fid"], rel=1e-6)}
+    assert not plain.intervals
+    assert "subsets=20 splits=1" in made.protocol
+    assert "subsets=0 splits=0" in plain.protocol
     assert said[0] == "fake: 37 samples"
 
 
@@ -325,15 +337,16 @@ def test_a_run_against_its_own_data(tmp_path):
         np.savez(folder / "samples" / f"{key}.npz", images=images.astype(np.float32), digest="x")
         calls.append(
             CallRecord(
-                key, f"label {i}", "ddim", "", 4, 8, "teacher", protocol.string(), 0, 1, 0, 0, 0.0
+                key, f"label {i}", "ddim", "", 4, 8, "teacher", protocol.string(),
+                5 * i, 1, 0, 0, 0.0,
             )
-        )
+        )  # fmt: skip
     write_calls(folder / "evaluation.json", "x", calls)
     made, _ = run(options(tmp_path, "train", path="run"))
     assert [s.key for s in made] == ["teacher_ddim_4", "student"]
     assert [s.label for s in made] == ["label 0", "label 1"]
     assert "reference=digits-train:" in made[0].protocol
     end = "sampler=ddim nfe=4 ema=0.999 clip=1 noise_seed=3 guidance=1.5"
-    assert all(s.protocol.endswith(end) for s in made)
+    assert [s.protocol.partition(end)[2] for s in made] == ["", " strata=yes"]
     content = json.loads((folder / "inception" / "scores.json").read_text())
     assert len(content["scores"]) == 2

@@ -73,6 +73,7 @@ VALUES: dict[str, Any] = {
     "full_sampler": "heun",
     "student_sampler": "heun",
     "teacher_samplers": {"ddim": (2,)},
+    "tuned_on": (0,),
 }
 
 

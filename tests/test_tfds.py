@@ -23,6 +23,15 @@ from ddistill.errors import ConfigError, DataError
 TRAIN, TEST = 14, 5
 
 
+def prepared(*words: str) -> str:
+    """Runs ddistill.data.prepare; returns "" where it succeeds, and what it ends with otherwise."""
+    try:
+        prepare_module.main(words)
+    except SystemExit as end:
+        return str(end.code)
+    return ""
+
+
 def pixels(number: int, channels: int = 3, side: int = 8) -> np.ndarray:
     out = np.random.default_rng(number).integers(0, 256, (side, side, channels)).astype(np.uint8)
     out[0, 0] = number
@@ -359,7 +368,7 @@ def test_the_command_for_a_tfrecord_set_makes_it_readable(root, tmp_path, capsys
         {"name": "tfds", "path": "tiny", "data_dir": str(tmp_path / "my sets")}
     )
     command = re.search(r"python -m ddistill\.data\.prepare (.*)", str(error.value))
-    assert prepare_module.main(shlex.split(command[1])) == 0
+    assert prepared(*shlex.split(command[1])) == ""
     assert "14 train, 5 test examples" in capsys.readouterr().out
 
     for split in ("train", "test"):
@@ -368,11 +377,11 @@ def test_the_command_for_a_tfrecord_set_makes_it_readable(root, tmp_path, capsys
         np.testing.assert_array_equal(ours.labels, theirs.labels)
     assert sorted(p.name for p in version.iterdir()) == sorted([*before, "array_record"])
     assert json.loads((version / "dataset_info.json").read_text())["fileFormat"] == "tfrecord"
-    assert prepare_module.main(["tiny", f"--data_dir={tmp_path / 'my sets'}"]) == 0
+    assert prepared("tiny", f"--data_dir={tmp_path / 'my sets'}") == ""
 
 
 @pytest.mark.parametrize("kind", ["cut", "short", "gone", "garbage"])
-def test_a_damaged_tfrecord_shard_is_named_and_leaves_nothing_behind(root, tmp_path, kind, capsys):
+def test_a_damaged_tfrecord_shard_is_named_and_leaves_nothing_behind(root, tmp_path, kind):
     shutil.copytree(root / "tiny", tmp_path / "tiny")
     version = to_tfrecord(tmp_path / "tiny" / "1.2.0")
     shard = version / "tiny-train.tfrecord-00000-of-00001"
@@ -386,25 +395,23 @@ def test_a_damaged_tfrecord_shard_is_named_and_leaves_nothing_behind(root, tmp_p
         shard.write_bytes(b"\xff" * 100)
     else:
         shard.unlink()
-    assert prepare_module.main(["tiny", f"--data_dir={tmp_path}"]) == 1
-    message = capsys.readouterr().err
+    message = prepared("tiny", f"--data_dir={tmp_path}")
     assert shard.name in message
     assert message.startswith("error: ")
     assert not (version / "array_record").exists()
     if kind != "gone":
         shard.write_bytes(content)
-        assert prepare_module.main(["tiny", f"--data_dir={tmp_path}"]) == 0
+        assert prepared("tiny", f"--data_dir={tmp_path}") == ""
         assert len(load(tmp_path)) == TRAIN
 
 
-def test_formats_that_are_not_converted_say_so(root, tmp_path, capsys):
+def test_formats_that_are_not_converted_say_so(root, tmp_path):
     shutil.copytree(root / "tiny", tmp_path / "tiny")
     info = tmp_path / "tiny" / "1.2.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "parquet"))
     with pytest.raises(DataError, match="stored as parquet"):
         load(tmp_path)
-    assert prepare_module.main(["tiny", f"--data_dir={tmp_path}"]) == 1
-    assert "another folder: --data_dir=FOLDER" in capsys.readouterr().err
+    assert "another folder: --data_dir=FOLDER" in prepared("tiny", f"--data_dir={tmp_path}")
 
 
 def test_a_missing_shard_is_named_with_the_command(root, tmp_path):
@@ -444,10 +451,9 @@ def test_an_image_that_is_none_is_named_by_number(tmp_path):
 # Preparing.
 
 
-def test_preparing_without_the_extra_names_it(tmp_path, monkeypatch, capsys):
+def test_preparing_without_the_extra_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert prepare_module.main(["mnist", f"--data_dir={tmp_path}"]) == 1
-    message = capsys.readouterr().err
+    message = prepared("mnist", f"--data_dir={tmp_path}")
     assert message.startswith("error: Preparing 'mnist' needs tensorflow")
     assert "pip install -e '.[prepare]'" in message
     assert not any(tmp_path.iterdir())
@@ -458,30 +464,29 @@ def test_preparing_runs_tfds_once_the_extra_is_there(tmp_path, monkeypatch, caps
     cls = type("Tiny", (Base,), {"FEATURES": {"image": image_feature()}}, skip_registration=True)
     monkeypatch.setattr(cls, "example", lambda self, n: {"image": encoded(n)})
     monkeypatch.setattr(tfds, "builder", lambda name, **options: cls(**options))
-    assert prepare_module.main(["tiny", f"--data_dir={tmp_path}"]) == 0
+    assert prepared("tiny", f"--data_dir={tmp_path}") == ""
     assert f"data.path='tiny' and data.data_dir='{tmp_path}'" in capsys.readouterr().out
     assert sorted(numbers(load(tmp_path))) == list(range(TRAIN))
 
 
-def test_a_name_that_tfds_does_not_know_and_a_failure_are_one_line(tmp_path, monkeypatch, capsys):
+def test_a_name_that_tfds_does_not_know_and_a_failure_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "EXTRA", ())
-    assert prepare_module.main(["no_such_set_at_all", f"--data_dir={tmp_path}"]) == 1
-    assert "TFDS does not open 'no_such_set_at_all'" in capsys.readouterr().err
+    assert "TFDS does not open 'no_such_set_at_all'" in prepared(
+        "no_such_set_at_all", f"--data_dir={tmp_path}"
+    )
 
     class Offline:
         def download_and_prepare(self):
             raise ConnectionError("no route to host\nmore")
 
     monkeypatch.setattr(tfds, "builder", lambda name, **options: Offline())
-    assert prepare_module.main(["tiny", f"--data_dir={tmp_path}"]) == 1
-    message = capsys.readouterr().err
+    message = prepared("tiny", f"--data_dir={tmp_path}")
     assert "ConnectionError: no route to host." in message
     assert "the same command goes on" in message
 
 
-def test_a_folder_that_is_not_there_is_not_taken_for_a_name(tmp_path, capsys):
-    assert prepare_module.main([str(tmp_path / "away")]) == 1
-    assert "away' is not prepared" in capsys.readouterr().err
+def test_a_folder_that_is_not_there_is_not_taken_for_a_name(tmp_path):
+    assert "away' is not prepared" in prepared(str(tmp_path / "away"))
 
 
 def test_describe_says_what_is_prepared(root):

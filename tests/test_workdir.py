@@ -88,12 +88,20 @@ def test_images_that_were_opened_are_handed_on():
     assert opened.hflip
 
 
+def test_settings_in_any_bytes_have_a_folder():
+    one, other = (
+        workdir({"stages.student.students.embeddings": name}) for name in ("caf\udce9", "caf\udce8")
+    )
+    assert one != other
+    assert one.encode().startswith(b"runs/tiny-")
+
+
 def test_the_config_without_flags(tmp_path):
     file = tmp_path / "config.py"
     file.write_text("def get_config(variant='plain'): return {'name': variant}\n")
-    assert read_base(str(file)) == {"name": "plain"}
-    assert read_base(f"{file}:smoke") == {"name": "smoke"}
-    assert read_base(f"{file}:diffusers:/a:b") == read_base(f"{file}:edm:x") == {"name": "plain"}
+    assert read_base(str(file)).name == "plain"
+    assert read_base(f"{file}:smoke").name == "smoke"
+    assert read_base(f"{file}:diffusers:/a:b").name == read_base(f"{file}:edm:x").name == "plain"
     file.write_text("def get_config(needed): return {}\n")
     assert read_base(str(file)) is None
     # Without anything to compare with, everything counts.

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ddistill.text import name_of, printable
+
 SPLITS = ("train", "test")
 
 
@@ -43,7 +45,8 @@ class Dataset:
     """One split of a data set.
 
     Attributes:
-      name: "digits", or the name of the folder or of the TFDS set.
+      name: "digits", or the name of the folder or of the TFDS set, escaped where it cannot be shown
+        (`ddistill.text.printable`); so are `class_names` and `provenance`.
       images: `np.ndarray` [N, H, W, C], uint8 in 0..255 or float32 in [-1, 1]; or a store that
         decodes on demand (uint8). Use `take` where it can be either.
       labels: int32 [N], 0 .. num_classes - 1.
@@ -68,6 +71,12 @@ class Dataset:
     skipped: int = 0
     identity: Mapping[str, str | int | bool] = field(default_factory=dict)
     reading: Reading = Reading()
+
+    def __post_init__(self) -> None:
+        # Folders may be called anything; a run writes these names into its records and pictures.
+        object.__setattr__(self, "name", name_of(self.name))
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
+        object.__setattr__(self, "provenance", printable(self.provenance))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -9,13 +9,13 @@ from ddistill.data.names import (
     TEST,
     TRAIN,
     VALIDATION,
-    printable,
     split_before,
     split_in,
     split_of,
 )
 from ddistill.data.scan import File
 from ddistill.errors import DataError
+from ddistill.text import printable
 
 # How `data.splits` tells to read sub-folders; "auto" takes the one reading there is.
 READINGS = ("auto", "folders", "none")

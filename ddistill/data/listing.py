@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ddistill.data.layout import Layout, find_layout
-from ddistill.data.names import TRAIN, in_order, printable, text_of
+from ddistill.data.names import TRAIN, in_order, text_of
 from ddistill.data.scan import File
 from ddistill.errors import ConfigError, DataError
+from ddistill.text import printable
 
 
 class Listing(NamedTuple):

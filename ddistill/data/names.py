@@ -42,11 +42,6 @@ def text_of(path: str) -> str:
     return unicodedata.normalize("NFC", os.fsencode(path).decode("utf-8", "surrogateescape"))
 
 
-def printable(text: str) -> str:
-    """`text` on one line, and free of what no file or terminal takes: such signs as escapes."""
-    return "".join(_escaped(sign) for sign in text)
-
-
 def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
     """Sorts "2" before "10", and "class_2" before "class_10"; other text by its code points."""
     parts = re.split("([0-9]+)", name)
@@ -92,11 +87,3 @@ def is_system(name: str) -> bool:
 
 def _words(name: str) -> list[str]:
     return [word for word in re.split("[^a-z]+", name.lower()) if word]
-
-
-def _escaped(sign: str) -> str:
-    if unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp"):
-        # A lone surrogate stands for the byte that it was read from.
-        byte = ord(sign) - 0xDC00
-        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else sign.encode("unicode_escape").decode()
-    return sign

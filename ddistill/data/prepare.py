@@ -5,16 +5,15 @@ it needs the extra `prepare`. A set that is already there as tfrecord is convert
 and without TensorFlow.
 """
 
-import argparse
 import importlib.util
 import os
 import shutil
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.tfds_files import (
     FORMAT,
     INFO,
@@ -24,18 +23,16 @@ from ddistill.data.tfds_files import (
     find,
 )
 from ddistill.errors import DataError
-from ddistill.runtime.ending import one_line
 from ddistill.runtime.files import write_json
+from ddistill.text import printable
 
 EXTRA = ("tensorflow", "importlib_resources")
 
 
-@one_line()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepares the set named on the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.data.prepare", description=(__doc__ or "").split("\n\n")[1]
-    )
+@one_line_ending()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepares the set named on the command line; a message and exit status 1 where it cannot."""
+    parser = Parser("python -m ddistill.data.prepare", (__doc__ or "").split("\n\n")[1])
     parser.add_argument(
         "name", metavar="NAME", help="a TFDS set, such as cifar10 or name/config, or its folder"
     )
@@ -44,17 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="",
         help="where prepared sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
     )
-    given = parser.parse_args(arguments)
-    try:
-        found = prepare(given.name, given.data_dir)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    given = parser.parse_all(arguments)
+    found = prepare(given.name, given.data_dir)
     counts = ", ".join(f"{n} {split}" for split, n in found.splits.items())
-    print(f"{found.title} is ready in {found.folder}: {counts} examples.")
+    print(printable(f"{found.title} is ready in {found.folder}: {counts} examples."))
     where = f" and data.data_dir='{given.data_dir}'" if given.data_dir else ""
-    print(f"Use it with data.name='tfds', data.path='{given.name}'{where}.")
-    return 0
+    print(printable(f"Use it with data.name='tfds', data.path='{given.name}'{where}."))
 
 
 def prepare(name: str, data_dir: str = "") -> Prepared:
@@ -185,4 +177,4 @@ def _first_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddistill.data.decode import EXTENSIONS
-from ddistill.data.names import is_hidden, is_system, printable, text_of
+from ddistill.data.names import is_hidden, is_system, text_of
 from ddistill.errors import DataError
+from ddistill.text import printable
 
 # Endings and folders that a message lists before it counts the rest.
 SHOWN = 8

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddistill.data.dataset import Dataset
-from ddistill.data.names import printable
+from ddistill.text import printable
 
 # Classes that are listed one by one, and how many of the first and last ones of more classes.
 _ALL, _FIRST, _LAST = 24, 12, 3

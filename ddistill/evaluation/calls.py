@@ -1,7 +1,7 @@
 """evaluation.json: what an evaluation sampled, by which network, and what that network cost.
 
-The file is written last and so says that the evaluation is finished. `ddistill.compare` reads from
-it which samples belong to which rows of results.json.
+The file is written after results.json and says that sampling and scoring are finished; report.html
+follows. `ddistill.compare` reads from it which samples belong to which rows of results.json.
 """
 
 import json

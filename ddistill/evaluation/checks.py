@@ -11,7 +11,7 @@ NEIGHBOURS = 5
 
 
 def check_rows(calls: list[Call]) -> None:
-    """Raises `ConfigError` if two calls would leave rows that cannot be told apart."""
+    """Raises `ConfigError` if two calls would leave rows or samples that cannot be told apart."""
     seen: dict[tuple, Call] = {}
     for call in calls:
         s, student = call.plan.settings, call.role == "student"
@@ -30,6 +30,15 @@ def check_rows(calls: list[Call]) -> None:
             f"({call.method}), variant and number of steps ({call.steps}). Give one of them "
             "another variant, any short text."
         )
+    files: dict[str, Call] = {}
+    for call in calls:  # samples lie in files of these names
+        other = files.setdefault(call.key, call)
+        if other is not call:
+            raise ConfigError(
+                f"The samples of '{other.label}' (stage '{other.plan.name}') and of '{call.label}' "
+                f"(stage '{call.plan.name}') would share the file '{call.key}'. Rename one of the "
+                "stages."
+            )
 
 
 def check_real_images(settings: Settings, dataset: Dataset) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison import FinishedRun
+from ddistill.evaluation.protocol import RESAMPLED
 from ddistill.evaluation.report import flatten
 
 # Parts of the protocol that all numbers of a comparison share, and the setting behind each.
@@ -15,6 +16,11 @@ _SHARED = {
     "noise_seed": "config.evaluation.noise_seed",
     "clip": "config.evaluation.clip",
     "quantised": "",
+    "floor": "config.data",
+    "count": "config.evaluation.samples",
+    "subsets": "",
+    "splits": "",
+    "subset_seed": "",
 }
 # What runs of one experiment have in common: they differ in nothing but the seed.
 _RECIPE = ("schedule", "stages")
@@ -41,6 +47,13 @@ def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
         ours, theirs = getattr(a.protocol, key), getattr(b.protocol, key)
         if ours != theirs:
             advice = f"Evaluate both with one value of {setting}." if setting else ""
+            if (ours is None or theirs is None) and key in RESAMPLED:
+                # Scored by an earlier version, without intervals; its samples are still there.
+                old = b if theirs is None else a
+                advice = (
+                    f"{old.folder} was scored by an earlier version: give its command again with "
+                    "--stage=evaluate, which scores its samples anew."
+                )
             raise _refusal(a, b, f"protocol.{key}", ours, theirs, advice)
     labels = [max(call.classes for call in run.calls) for run in (a, b)]
     if labels[0] != labels[1]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ddistill.evaluation.calls import CallRecord
+from ddistill.evaluation.notes import EARLIER, tuning_notes, warning_notes
 from ddistill.evaluation.protocol import Protocol, Row
 from ddistill.evaluation.summary import Entry, Scores, Stat, aggregate, entry_of, labels, stat_of
 from ddistill.evaluation.vocabulary import METHODS
@@ -84,7 +85,8 @@ class Comparison:
       costs: (entry, nfe) -> parameters, teacher_calls, updates, seconds -> statistics over seeds.
       sources: (entry, nfe) -> where its samples are, by seed.
       full: the teachers at their full steps: what students are held against.
-      notes: what a reader must know: seeds that differ, teachers that differ.
+      notes: what a reader must know: scores that mean little, seeds that differ or that settings
+        were tuned on, teachers that differ.
     """
 
     runs: tuple[FinishedRun, ...]
@@ -128,7 +130,14 @@ def compare(runs: Sequence[FinishedRun]) -> Comparison:
         costs={point: _cost(found) for point, found in sources.items()},
         sources=sources,
         full=tuple(sorted(full)),
-        notes=(*_seed_notes(rows, names), *_teacher_notes(rows, names), *_feature_notes(runs)),
+        notes=(
+            *warning_notes(row for run in runs for row in run.rows),
+            *_earlier_notes(runs),
+            *_seed_notes(rows, names),
+            *tuning_notes(row for run in runs for row in run.rows),
+            *_teacher_notes(rows, names),
+            *_feature_notes(runs),
+        ),
     )
 
 
@@ -213,6 +222,8 @@ def _once(rows: Iterable[Row]) -> list[Row]:
         table.setdefault((entry_of(row), row.nfe, row.metric, row.seed), []).append(row)
     return [
         replace(same[0], value=math.fsum(row.value for row in same) / len(same))
+        if same[0].metric == _TIMED
+        else same[0]
         for same in table.values()
     ]
 
@@ -247,6 +258,12 @@ def _cost(sources: Mapping[int, Source]) -> dict[str, Stat]:
         name: stat_of({seed: [float(getattr(s.call, name))] for seed, s in sources.items()})
         for name in _COSTS
     }
+
+
+def _earlier_notes(runs: Sequence[FinishedRun]) -> list[str]:
+    if all(run.protocol.count is not None for run in runs):
+        return []
+    return [EARLIER.format(more="; its floor may be of another number of images than the samples")]
 
 
 def _seed_notes(rows: Iterable[Row], names: Mapping[Entry, str]) -> list[str]:

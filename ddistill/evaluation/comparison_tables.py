@@ -7,12 +7,12 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison import Comparison, Point, Source
-from ddistill.evaluation.drawing import Line
 from ddistill.evaluation.images import Grid, ImageRow
 from ddistill.evaluation.machine import portable
 from ddistill.evaluation.panels import Panel, PanelPlot
 from ddistill.evaluation.protocol import Protocol, summarise, variant
 from ddistill.evaluation.summary import (
+    BOLD_RULE,
     NOTHING,
     Entry,
     Stat,
@@ -20,12 +20,14 @@ from ddistill.evaluation.summary import (
     best_lines,
     count,
     entry_of,
+    line_of,
+    range_of,
     score_label,
     show,
+    tied,
 )
-from ddistill.evaluation.vocabulary import METRICS
+from ddistill.evaluation.vocabulary import DISTANCES, METRICS, main_distance
 
-DISTANCES = ("fid", "fd")
 _MAIN = (*DISTANCES, "precision", "recall")
 _COST_HEADS = ("teacher calls", "student updates", "training, s")
 _COSTS = ("teacher_calls", "updates", "seconds")
@@ -35,8 +37,11 @@ _SHOWN_IMAGES = 16
 def main_metrics(comparison: Comparison) -> list[str]:
     """The distance that was measured, precision and recall, as far as there are any."""
     measured = {metric for cells in comparison.scores.values() for _, metric in cells}
-    distances = [m for m in DISTANCES if m in measured][:1]
-    return [*distances, *(m for m in ("precision", "recall") if m in measured)]
+    distance = main_distance(measured)
+    return [
+        *([distance] if distance else []),
+        *(m for m in ("precision", "recall") if m in measured),
+    ]
 
 
 def chosen_nfe(comparison: Comparison, wanted: Sequence[int]) -> list[int]:
@@ -76,8 +81,8 @@ def matrix(comparison: Comparison, metric: str, counts: Sequence[int]) -> Table:
         ["method", *(f"NFE {nfe}" for nfe in counts)],
         rows,
         title=f"{m.label[:1].upper()}{m.label[1:]} by network evaluations an image (NFE)",
-        caption=f"{_what(comparison)} {m.better.capitalize()} is better, the best of a column is "
-        "bold. The last lines are what to hold a column against, whatever its NFE.",
+        caption=f"{_what(comparison)} {m.better.capitalize()} is better. {BOLD_RULE} The last "
+        "lines are what to hold a column against, whatever its NFE.",
         roles=roles,
         best=best,
     )
@@ -175,14 +180,16 @@ def panel_plot(comparison: Comparison) -> PanelPlot:
     return PanelPlot(
         [_panel(comparison, metric) for metric in main_metrics(comparison)],
         caption=f"{_what(comparison)} The dotted line is what {_floor_count(comparison)}real test "
-        "images score against the training images; few images give a larger distance than many.",
+        f"images score against the training images{_floor_rule(comparison)}.",
     )
 
 
 def _what(comparison: Comparison) -> str:
     """What the numbers are, for captions."""
     seeds = {run.seed for run in comparison.runs}
-    return "Mean ± standard deviation over seeds." if len(seeds) > 1 else "Of one training seed."
+    if len(seeds) > 1:
+        return "Mean ± standard deviation over seeds."
+    return "Of one training seed; in brackets the 95 % interval over other samples."
 
 
 def _floor_count(comparison: Comparison) -> str:
@@ -192,24 +199,36 @@ def _floor_count(comparison: Comparison) -> str:
     return f"{sizes.pop()} " if len(sizes) == 1 else ""
 
 
+def _floor_rule(comparison: Comparison) -> str:
+    """How the floor is made comparable with samples, or that it is not."""
+    protocol = comparison.runs[0].protocol
+    if protocol.count is None:
+        return "; few images give a larger distance than many"
+    return (
+        f": FD\N{INFINITY} is extrapolated to infinitely many images, recall is taken at "
+        f"{protocol.count} images of both"
+    )
+
+
 def _panel(comparison: Comparison, metric: str) -> Panel:
     lines, floor = [], None
     for entry, cells in comparison.scores.items():
         own = {nfe: stat for (nfe, m), stat in cells.items() if m == metric}
         if entry.role == "real":
-            floor = own[0].mean if own else None
-            continue
-        spread = [s.spread or 0.0 for s in own.values()]
-        means = [s.mean for s in own.values()]
-        lines.append(
-            Line(
-                comparison.names[entry], list(own), means, spread if any(spread) else (), entry.role
-            )
-        )
+            floor = own.get(0)
+        else:
+            lines.append(line_of(comparison.names[entry], own, entry.role))
     row = next(r for r in comparison.rows if r.metric == metric)
     distance = metric in DISTANCES
     title = score_label(row, metric) if distance else METRICS[metric].label
-    return Panel(title, METRICS[metric].better, lines, floor, logarithmic=distance)
+    return Panel(
+        title,
+        METRICS[metric].better,
+        lines,
+        None if floor is None else floor.mean,
+        None if floor is None else range_of(floor),
+        logarithmic=distance,
+    )
 
 
 def sample_grid(
@@ -244,7 +263,7 @@ def sample_grid(
 
 def _row(source: Source, label: str, load: Callable[[Source], np.ndarray]) -> ImageRow:
     images = np.clip(load(source)[:_SHOWN_IMAGES], -1.0, 1.0)
-    metric = next((m for m in DISTANCES if m in source.scores), "")
+    metric = main_distance(source.scores) or ""
     note = f"{METRICS[metric].label} {source.scores[metric]:.2f}" if metric else ""
     return ImageRow(label, images, note)
 
@@ -266,13 +285,16 @@ def tiles(comparison: Comparison, counts: Sequence[int]) -> list[tuple[str, str,
         student = _best(comparison, metric, nfe, "student")
         teacher = _best(comparison, metric, nfe, "teacher")
         if student:
-            name, text = student
+            name, text, ties = student
             note = f"{teacher[0]}: {teacher[1]}" if teacher else ""
-            found.append((text, f"best student {METRICS[metric].label} at NFE {nfe}: {name}", note))
+            kind = f"best student {METRICS[metric].label} at NFE {nfe}"
+            kind += f", a tie with {ties} other{'s' if ties > 1 else ''}" if ties else ""
+            found.append((text, f"{kind}: {name}", note))
     return found[:4]
 
 
-def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str, str] | None:
+def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str, str, int] | None:
+    """Label and score of the best of a role, and how many of the role tie with it."""
     own: dict[Entry, Stat] = {
         entry: cells[nfe, metric]
         for entry, cells in comparison.scores.items()
@@ -281,7 +303,8 @@ def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str
     if not own:
         return None
     entry = min(own, key=lambda e: own[e].mean)
-    return comparison.names[entry], show(metric, own[entry], spread=False)
+    ties = sum(tied(own[entry], own[other], metric) for other in own if other != entry)
+    return comparison.names[entry], show(metric, own[entry], spread=False), ties
 
 
 def protocols(comparison: Comparison) -> tuple[str, list[tuple[str, str]]]:
@@ -336,4 +359,4 @@ def _key(comparison: Comparison, point: Point) -> dict[str, Any]:
 
 
 def _stat(stat: Stat) -> dict[str, float | None]:
-    return {"mean": stat.mean, "spread": stat.spread}
+    return {"mean": stat.mean, "spread": stat.spread, "low": stat.low, "high": stat.high}

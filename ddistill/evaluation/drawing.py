@@ -12,10 +12,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ddistill.evaluation.images import drawable
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,14 @@ class Line:
       label: in the legend.
       nfe: [n] network evaluations an image, 1 or more.
       value: [n] score, above 0 (points at 0 cannot lie on a logarithmic axis and are left out).
-      spread: [n] standard deviation over seeds, or empty.
+      ranges: [n] ends (low, high) of error bars, or empty.
       role: "teacher" (muted line) or "student" (coloured, marked points).
     """
 
     label: str
     nfe: Sequence[float]
     value: Sequence[float]
-    spread: Sequence[float] = ()
+    ranges: Sequence[tuple[float, float]] = ()
     role: str = "student"
 
 
@@ -89,12 +92,12 @@ def draw_line(axes: Axes, line: Line, index: int, theme: Theme):
     """
     teacher = line.role == "teacher"
     points = sorted(
-        (n, v, line.spread[i] if line.spread else 0.0)
+        (n, v, *(line.ranges[i] if line.ranges else (v, v)))
         for i, (n, v) in enumerate(zip(line.nfe, line.value, strict=True))
         if n > 0 and (v > 0 or axes.get_yscale() != "log")
     )
-    x, y, spread = (
-        np.array(column, np.float64) for column in (zip(*points) if points else ((),) * 3)
+    x, y, low, high = (
+        np.array(column, np.float64) for column in (zip(*points) if points else ((),) * 4)
     )
     palette = theme.teachers if teacher else theme.students
     color = palette[index % len(palette)]
@@ -113,25 +116,72 @@ def draw_line(axes: Axes, line: Line, index: int, theme: Theme):
         style |= {"mfc": theme.paper, "mec": color} if hollow else {"mec": theme.paper}
         style |= {"mew": 1.6 if hollow else 1.2}
     (handle,) = axes.plot(x, y, color=color, label=line.label, **style)
-    if spread.any():
-        low = np.minimum(spread, 0.9 * y)  # an error bar through zero has no place on a log axis
+    if (high > low).any():
+        # An error bar through zero has no place on a log axis.
+        below = np.minimum(y - low, 0.9 * y) if axes.get_yscale() == "log" else y - low
         axes.errorbar(
-            x, y, yerr=[low, spread], fmt="none", ecolor=color, elinewidth=1.2, capsize=2.5,
-            alpha=0.8, zorder=3,
+            x, y, yerr=[np.maximum(below, 0), np.maximum(high - y, 0)], fmt="none", ecolor=color,
+            elinewidth=1.2, capsize=2.5, alpha=0.8, zorder=3,
         )  # fmt: skip
     return handle
 
 
+def draw_floor(
+    axes: Axes, floor: float, ends: tuple[float, float] | None, label: str, theme: Theme
+) -> Artist | None:
+    """Draws what real images score, with its interval as a band, and returns the line.
+
+    A floor far below all lines is no reason to press them into the top of a logarithmic axis: it is
+    named at the lower edge then, and there is no line. Limits of the axis must not change
+    afterwards, but for margins.
+    """
+    low, high = axes.get_ylim()
+    logarithmic = axes.get_yscale() == "log"
+    below = logarithmic and floor < low / 2
+    if not below:
+        low, high = min(low, floor), max(high, floor)
+    axes.set_ylim(low, high)
+    if ends is not None and ends[1] > low and ends[1] > ends[0]:
+        axes.axhspan(
+            max(ends[0], low / 2 if logarithmic else ends[0]), min(ends[1], high),
+            color=theme.ink, alpha=0.08, lw=0, zorder=0.5,
+        )  # fmt: skip
+        axes.set_ylim(low, high)
+    label = drawable(label)
+    text = f"{label}: {floor:.3g}"
+    if ends is not None and ends[1] > ends[0]:
+        places = max(0, 1 - math.floor(math.log10((ends[1] - ends[0]) / 2)))
+        value, first, last = (f"{number:.{places}f}" for number in (floor, *ends))
+        text = f"{label}: {value} [{first}, {last}]"
+    line = None
+    if not below:
+        line = axes.axhline(floor, color=theme.ink, lw=1.1, ls=(0, (1, 2)), zorder=1)
+    axes.annotate(
+        f"{text}, below this axis" if below else text,
+        # On the right, because few-step students are on the left.
+        (0.995, low if below else floor),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8.5,
+        color=theme.ink,
+        bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+        zorder=1.5,
+    )
+    return line
+
+
 def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
     """Plain powers of two on a logarithmic axis from the first of `ticks` to the last."""
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     if not ticks:
         return
     # Powers of two even where a sampler (Heun: 2N - 1) lies between them: few, evenly spaced.
     low, high = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
     kept = [2.0**i for i in range(low, high + 1)] if high - low <= 14 else [ticks[0], ticks[-1]]
     axes.xaxis.set_major_locator(FixedLocator(kept))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
 
 
@@ -155,8 +205,11 @@ def _plain(value: float, _: int | None = None) -> str:
 
 
 def wrapped(label: str) -> str:
-    """A label of the legend in lines of at most 25 characters."""
-    return "\n".join(textwrap.wrap(label, 25)) or label
+    """A label of the legend, drawable, in lines of at most 25 characters."""
+    label = drawable(label)
+    text = "\n".join(textwrap.wrap(label, 25)) or label
+    # matplotlib before 3.10 leaves labels that begin with "_" out of a legend.
+    return f" {text}" if text.startswith("_") else text
 
 
 def new_figure(width: float, height: float, theme: Theme) -> Figure:
@@ -172,6 +225,8 @@ def styled(theme: Theme):
         {
             "font.family": "DejaVu Sans",
             "font.size": 9.5,
+            # Users' names are no formulas.
+            "text.parse_math": False,
             "text.color": theme.ink,
             "axes.facecolor": theme.paper,
             "axes.edgecolor": theme.muted,

@@ -3,30 +3,17 @@
 import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from ddistill import data
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, check_choice
 from ddistill.evaluation.calls import CallRecord, write_calls
 from ddistill.evaluation.checks import NEIGHBOURS, check_rows
-from ddistill.evaluation.features import (
-    Reference,
-    extract,
-    params_hash,
-    reference,
-    score,
-)
-from ddistill.evaluation.images import psnr
 from ddistill.evaluation.machine import command_string, machine_string
-from ddistill.evaluation.protocol import Protocol, Row, read_rows, rows_from_scores, write_rows
+from ddistill.evaluation.protocol import Row, read_rows, rows_from_scores, write_rows
+from ddistill.evaluation.resampling import Estimate
 from ddistill.evaluation.sampling import (
     Call,
     Samples,
@@ -35,8 +22,10 @@ from ddistill.evaluation.sampling import (
     experiment_of,
     planned_calls,
 )
+from ddistill.evaluation.scorer import Scored, Scorer, make_scorer, protocol_of, score_call
 from ddistill.evaluation.students import without_frozen
-from ddistill.evaluation.vocabulary import METHODS
+from ddistill.evaluation.trust import warnings_of
+from ddistill.evaluation.vocabulary import METHODS, METRICS, main_distance
 from ddistill.runtime.files import read_object_or_none, write_text
 from ddistill.settings import Settings
 from ddistill.training.checks import check_scale
@@ -46,55 +35,7 @@ from ddistill.training.progress import Reporter, read_metrics
 from ddistill.training.stages import StagePlan
 from ddistill.training.weights import Networks
 
-FORMAT = 2
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A call with its samples and scores.
-
-    Attributes:
-      call: what was sampled.
-      samples: the images and their cost.
-      scores: value by metric.
-      classes: `[N]` class that the classifier sees in each sample.
-    """
-
-    call: Call
-    samples: Samples
-    scores: dict[str, float]
-    classes: np.ndarray
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """The feature network and the real images' features.
-
-    Attributes:
-      apply: jitted images -> (logits, features).
-      name: name of the feature network.
-      data: name of the data set.
-      digest: hash of its weights.
-      real: features of the training images.
-      real_count: their number.
-      floor: scores of the test images against them.
-      floor_count: number of test images.
-      accuracy: the classifier's accuracy on the test images.
-      others: accuracy of the run's other classifiers, those that students are compared in.
-      batch: images a call.
-    """
-
-    apply: Any
-    name: str
-    data: str
-    digest: str
-    real: Reference
-    real_count: int
-    floor: dict[str, float]
-    floor_count: int
-    accuracy: float
-    others: Mapping[str, float]
-    batch: int
+FORMAT = 3
 
 
 def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
@@ -128,6 +69,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         )
     if e.noise_seed < 0:
         raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
+    if any(seed < 0 for seed in e.tuned_on):
+        raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:
         raise ConfigError(
             f"config.evaluation.samples={e.samples}: precision and recall look at {NEIGHBOURS} "
@@ -197,67 +140,23 @@ def evaluate(
     scored = [score_call(scorer, call, samples[call.key], full) for call in calls]
     for s in scored:
         reporter.say(_line(s))
-    rows = make_rows(settings, plans, dataset, scorer, scored)
+    warnings = warnings_of(scorer, scored[0]) if scorer else []
+    for text in warnings:
+        reporter.say(f"warning: {text}")
+    rows = make_rows(settings, plans, dataset, scorer, scored, warnings)
+    # Results first: whatever becomes of the pictures, the numbers are on disk and can be compared.
+    (workdir / "report.html").unlink(missing_ok=True)
     write_rows(workdir / "results.json", rows)
     _join_metrics(plans, workdir)
-    from ddistill.evaluation.showing import show
-
-    show(settings, plans, dataset, networks, scorer, scored, workdir, command)
     records = [_record(settings, plans, scorer, s) for s in scored]
     write_calls(workdir / "evaluation.json", digest, records)
+    from ddistill.evaluation.showing import show
+
+    show(
+        settings, plans, dataset, networks, scorer, scored, workdir, command, warnings, reporter.say
+    )
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
     return rows
-
-
-def make_scorer(
-    settings: Settings, plans: list[StagePlan], dataset: Dataset, networks: Networks
-) -> Scorer:
-    """Features of the real images, and the floor: test images scored as if they were samples."""
-    plan = next(p for p in plans if p.name == settings.evaluation.classifier)
-    classifier = networks(plan)
-    batch = settings.evaluation.batch_size
-    apply = jax.jit(lambda images: classifier(images))
-    test = data.load(settings.data, "test")
-    _, train_features = extract(apply, dataset, batch, quantise=True)
-    logits, features = extract(apply, test, batch, quantise=True)
-    real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)
-    others = {
-        p.name: accuracy(extract(jax.jit(networks(p).__call__), test, batch)[0], test)
-        for p in plans
-        if p.objective.trains_classifier and p is not plan
-    }
-    return Scorer(
-        apply=apply,
-        name=str(plan.settings.network["name"]),
-        data=dataset.name,
-        digest=params_hash(classifier.weights),
-        real=real,
-        real_count=len(dataset),
-        floor=score(real, features, logits),
-        floor_count=len(test),
-        accuracy=accuracy(logits, test),
-        others=others,
-        batch=batch,
-    )
-
-
-def accuracy(logits: np.ndarray, dataset: Dataset) -> float:
-    """Share of the images whose class has the greatest logit."""
-    return float((logits.argmax(axis=1) == np.asarray(dataset.labels)).mean())
-
-
-def score_call(scorer: Scorer | None, call: Call, samples: Samples, full: np.ndarray) -> Scored:
-    """Scores one call; `full` are the full teacher's images from the same noise."""
-    scores: dict[str, float] = {}
-    classes = np.zeros(len(samples.images), np.int64)
-    if scorer is not None:
-        logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
-        scores = score(scorer.real, features, logits)
-        classes = logits.argmax(axis=1)
-    if call.role != "full":
-        scores["psnr_to_teacher"] = psnr(np.clip(samples.images, -1, 1), np.clip(full, -1, 1))
-    scores["ms_per_image"] = samples.ms_per_image
-    return Scored(call, samples, scores, classes)
 
 
 def make_rows(
@@ -266,8 +165,9 @@ def make_rows(
     dataset: Dataset,
     scorer: Scorer | None,
     scored: list[Scored],
+    warnings: Sequence[str] = (),
 ) -> list[Row]:
-    """The rows of results.json: the floor, then every call.
+    """The rows of results.json: the floor, then every call; each says the run's warnings.
 
     What a student cost counts every stage between the teacher and it.
     """
@@ -276,12 +176,14 @@ def make_rows(
         "seed": settings.seed,
         "command": command_string(),
         "machine": machine_string(),
+        "tuned_on": settings.evaluation.tuned_on,
+        "warnings": " ".join(warnings),
     }
     floor = (
         []
         if scorer is None
         else rows_from_scores(
-            {**scorer.floor, "accuracy": scorer.accuracy},
+            {**scorer.floor, "accuracy": Estimate(scorer.accuracy)},
             experiment=settings.name,
             method="real",
             nfe=0,
@@ -345,27 +247,6 @@ def _record(
     )
 
 
-def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) -> Protocol:
-    """The protocol of a call's numbers, or of the floor's where `call` is None."""
-    e = settings.evaluation
-    ema = call.plan.settings.ema[0] if call is not None and call.plan.settings.ema else None
-    return Protocol(
-        features=scorer.name if scorer else "none",
-        features_hash=scorer.digest if scorer else "none",
-        # A folder's name may hold what a protocol may not.
-        reference=re.sub(r"[\s=,;|`:]+", "_", f"{scorer.data}/train") if scorer else "none",
-        reference_n=scorer.real_count if scorer else 1,
-        samples=e.samples if call is not None or scorer is None else scorer.floor_count,
-        sampler=call.sampler_name if call is not None else "none",
-        nfe=call.nfe if call is not None else 0,
-        ema=ema,
-        clip=(e.clip or None) if call is not None else None,
-        noise_seed=e.noise_seed,
-        quantised=True,
-        guidance=None if call is None or call.guidance == 1.0 else call.guidance,
-    )
-
-
 def _digest(settings: Settings, plans: list[StagePlan], calls: list[Call]) -> str:
     content = {
         "format": FORMAT,
@@ -400,6 +281,18 @@ def _join_metrics(plans: list[StagePlan], workdir: Path) -> None:
 def _line(scored: Scored) -> str:
     s = scored.scores
     quality = "not scored"
-    if "fd" in s:
-        quality = f"FD {s['fd']:8.2f}  precision {s['precision']:.3f}  recall {s['recall']:.3f}"
-    return f"{scored.call.label:<32} {quality}  {s['ms_per_image']:.2f} ms/image"
+    distance = main_distance(s)
+    if distance is not None:
+        parts = (
+            f"{METRICS[distance].label} {_ranged(s[distance], '8.2f')}",
+            *(f"{name} {_ranged(s[name], '.3f')}" for name in ("precision", "recall")),
+        )
+        quality = "  ".join(parts)
+    return f"{scored.call.label:<32} {quality}  {s['ms_per_image'].value:.2f} ms/image"
+
+
+def _ranged(score: Estimate, form: str) -> str:
+    text = format(score.value, form)
+    if score.low is None or score.high is None:
+        return text
+    return f"{text} ({format(score.low, form).strip()} to {format(score.high, form).strip()})"

@@ -5,6 +5,7 @@ The functions here know no network. `apply` is any jitted function of images
 axis `batch`, for example (logits, features) of a classifier.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,13 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddistill.evaluation.frechet import frechet_distance, moments
+from ddistill.evaluation.frechet import moments
+from ddistill.evaluation.frechet_estimates import Target, frechet_estimates
 from ddistill.evaluation.images import quantise as to_uint8
-from ddistill.evaluation.precision_recall import (
-    class_histogram,
-    precision_recall,
-    total_variation,
-)
+from ddistill.evaluation.neighbour_estimates import RealBalls, neighbour_estimates
+from ddistill.evaluation.precision_recall import class_histogram, total_variation
+from ddistill.evaluation.resampling import USUAL, Estimate, Resampling, draw_subsets
 
 
 def feature_batches(
@@ -99,24 +99,56 @@ class Reference:
 
     Attributes:
       features: [N, D].
-      mean: [D] float64.
-      cov: [D, D] float64.
+      target: their Gaussian, float64.
       histogram: [K] share of the classes among the real images; None without classes.
+      max_neighbours: precision and the like, whose time grows with N * M, use at most so many
+        images of each set, evenly spaced (a set sorted by class keeps all its classes).
     """
 
     features: np.ndarray
-    mean: np.ndarray
-    cov: np.ndarray
+    target: Target
     histogram: np.ndarray | None = None
+    max_neighbours: int = 10_000
+
+    @functools.cached_property
+    def balls(self) -> RealBalls:
+        """The balls round the real images, with k = 3 and 5."""
+        return RealBalls.of(self.features[_thin(len(self.features), self.max_neighbours)])
+
+    @property
+    def variance(self) -> float:
+        """Sum of the features' variances: the distance of a generator of one mean image."""
+        return float(np.trace(self.target.cov))
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """How the samples of a score were drawn, and how they are resampled.
+
+    Attributes:
+      count: samples at which recall, coverage and class shares are taken; None for all.
+      strata: [M] classes with a fixed number of samples each; None for independent samples.
+      resampling: number of subsets and seed.
+    """
+
+    count: int | None = None
+    strata: np.ndarray | None = None
+    resampling: Resampling = USUAL
+
+
+ALL_SAMPLES = Sampling()
 
 
 def reference(
-    features: np.ndarray, labels: np.ndarray | None = None, num_classes: int = 0
+    features: np.ndarray,
+    labels: np.ndarray | None = None,
+    num_classes: int = 0,
+    max_neighbours: int = 10_000,
 ) -> Reference:
     """Reference statistics of real features [N, D]; labels [N] give the class histogram."""
-    mean, cov = moments(features)
     histogram = None if labels is None else class_histogram(labels, num_classes)
-    return Reference(np.asarray(features), mean, cov, histogram)
+    target = Target.of(*moments(features))
+    return Reference(np.asarray(features), target, histogram, max_neighbours)
 
 
 def score(
@@ -124,12 +156,9 @@ def score(
     features: np.ndarray,
     logits: np.ndarray | None = None,
     labels: np.ndarray | None = None,
-    *,
-    k: int = 3,
-    k_density: int = 5,
-    max_neighbours: int = 10_000,
-) -> dict[str, float]:
-    """Scores samples against real images, as metric -> value.
+    sampling: Sampling = ALL_SAMPLES,
+) -> dict[str, Estimate]:
+    """Scores samples against real images, as metric -> estimate.
 
     Args:
       real: reference statistics.
@@ -137,31 +166,56 @@ def score(
       logits: [M, K] class logits of the samples; they add "class_tv", the total variation
         between the classes of the samples and of the real images.
       labels: [M] classes that the samples were asked for; with logits they add "accuracy".
-      k: neighbour for precision and recall.
-      k_density: neighbour for density and coverage.
-      max_neighbours: precision and the like, whose time grows with N * M, use at most so many
-        images of each set, evenly spaced (a set sorted by class keeps all its classes).
+      sampling: count, classes and resampling.
 
     Returns:
-      "fd", "precision", "recall", "density", "coverage" and what logits and labels add.
+      "fd", "fd_infinity" (from 4 samples on), "precision", "recall", "density", "coverage" and
+      what logits and labels add.
     """
-    scores = {"fd": frechet_distance(real.mean, real.cov, *moments(features))}
-    scores |= precision_recall(
-        _thin(real.features, max_neighbours), _thin(features, max_neighbours), k, k_density
+    resampling, strata = sampling.resampling, sampling.strata
+    scores = frechet_estimates(real.target, features, resampling, strata)
+    rows = _thin(len(features), real.max_neighbours)
+    scores |= neighbour_estimates(
+        real.balls,
+        features[rows],
+        min(sampling.count or len(rows), len(rows)),
+        resampling,
+        None if strata is None else strata[rows],
     )
     if logits is not None:
         if real.histogram is not None:
-            histogram = class_histogram(logits, real.histogram.size)
-            scores["class_tv"] = total_variation(histogram, real.histogram)
+            scores["class_tv"] = _class_distance(np.asarray(logits), real.histogram, sampling)
         if labels is not None:
-            scores["accuracy"] = float((np.asarray(logits).argmax(axis=1) == labels).mean())
+            right = float((np.asarray(logits).argmax(axis=1) == labels).mean())
+            scores["accuracy"] = Estimate(right)
     return scores
 
 
-def _thin(features: np.ndarray, count: int) -> np.ndarray:
-    if len(features) <= count:
-        return features
-    return features[np.arange(count) * len(features) // count]
+def fixed_strata(labels: np.ndarray, shares: np.ndarray) -> np.ndarray | None:
+    """Labels [N] if their classes have fixed numbers of images, otherwise None.
+
+    Numbers count as fixed if each is within one image of the reference's shares [K], as in a split
+    made class by class; independent draws miss that by the root of the number of images.
+    """
+    counts = np.bincount(labels, minlength=len(shares))
+    if len(counts) != len(shares) or np.abs(counts - shares * len(labels)).max() > 1:
+        return None
+    return np.asarray(labels)
+
+
+def _class_distance(logits: np.ndarray, histogram: np.ndarray, sampling: Sampling) -> Estimate:
+    """Total variation at the equal count: it is the larger, the fewer samples there are."""
+    count = min(sampling.count or len(logits), len(logits))
+    subsets = draw_subsets(len(logits), count, 1, sampling.resampling, sampling.strata)
+    classes = np.eye(len(histogram))[logits.argmax(axis=1)]
+    shares = subsets.masks @ classes / subsets.masks.sum(axis=1, keepdims=True)
+    found = subsets.estimate(np.array([total_variation(s, histogram) for s in shares]), 0.0, 1.0)
+    return found if sampling.resampling.subsets else Estimate(found.value)
+
+
+def _thin(found: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `found` images, evenly spaced."""
+    return np.arange(min(found, most)) * found // min(found, most)
 
 
 def _network_input(block: np.ndarray, quantise: bool, pixels: bool = False) -> np.ndarray:

@@ -102,8 +102,8 @@ def frechet_distance(
     mean2, cov2 = _checked_gaussian(mean2, cov2, "second")
     if mean1.shape != mean2.shape:
         raise ValueError(f"The two sets have {mean1.size} and {mean2.size} features.")
-    root = _symmetric_root(cov1, "first")
-    _symmetric_root(cov2, "second")  # same check of the second matrix: never score a non-covariance
+    root = symmetric_root(cov1, "first")
+    symmetric_root(cov2, "second")  # same check of the second matrix: never score a non-covariance
     inner = root @ cov2 @ root
     eigenvalues = np.linalg.eigvalsh((inner + inner.T) / 2)
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()
@@ -117,7 +117,12 @@ def frechet(features1: np.ndarray, features2: np.ndarray) -> float:
     return frechet_distance(*moments(features1), *moments(features2))
 
 
-def _symmetric_root(cov: np.ndarray, which: str) -> np.ndarray:
+def symmetric_root(cov: np.ndarray, which: str) -> np.ndarray:
+    """The symmetric root [D, D] of a covariance; `which` names it in the message.
+
+    Raises:
+      ValueError: an eigenvalue clearly below zero.
+    """
     values, vectors = np.linalg.eigh(cov)
     # Rounding (of a matrix stored in float32, at worst) leaves a little below zero; more than
     # that is no covariance at all.

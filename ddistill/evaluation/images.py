@@ -4,6 +4,7 @@ Images are [N, H, W, C] with C = 1 or 3, uint8 or float in [-1, 1]. Enlargement 
 factor and nearest neighbour: what a pixel is stays visible, and nothing is smoothed away.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ddistill.text import printable, shortened
 
 GAP = 4  # pixels between cells: neighbours must never run into one another
 CELL = 48  # images smaller than this are enlarged to at least this many pixels
@@ -257,6 +260,26 @@ def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size)
 
 
+def drawable(text: str, most: int = 80) -> str:
+    """`printable` text of at most `most` characters, as the font of `load_font` can draw it.
+
+    Characters that the font lacks are escaped, because empty boxes all look alike.
+    """
+    known = _characters()
+    return shortened(
+        "".join(c if ord(c) in known else ascii(c)[1:-1] for c in printable(text)), most
+    )
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Code points of the regular and the bold font; joiners and variants draw nothing."""
+    from matplotlib.font_manager import get_font
+
+    fonts = (set(get_font(load_font(10, bold).path).get_charmap()) for bold in (False, True))
+    return frozenset.intersection(*map(frozenset, fonts))
+
+
 def _rgb(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
@@ -271,6 +294,14 @@ def _compose(
 ) -> Image.Image:
     """Draws blocks of (label, note, row image) with titles; rows start at one common edge."""
     label_font, note_font, title_font = load_font(15), load_font(12), load_font(18, bold=True)
+    blocks = [
+        (
+            drawable(title),
+            drawable(caption, 240),
+            [(drawable(a), drawable(b), row) for a, b, row in block],
+        )
+        for title, caption, block in blocks
+    ]
     lines = [line for _, _, block in blocks for line in block]
     left = 30 + math.ceil(
         max(max(label_font.getlength(a), note_font.getlength(b)) for a, b, _ in lines)

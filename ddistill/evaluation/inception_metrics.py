@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from ddistill.errors import ConfigError
+from ddistill.evaluation.resampling import Resampling
 
 METRICS = ("fid", "is", "kid", "prc")
 
@@ -28,6 +29,9 @@ class MetricSettings:
       neighbours: k of precision and recall.
       density_neighbours: k of density and coverage.
       seed: of the shuffle and of the subsets.
+      subsets: random subsets behind the intervals of recall and coverage; 0 for no intervals.
+      splits: splits into halves behind the distance's extrapolation to infinitely many images; 0
+        for none. At 2048 features each takes some seconds.
     """
 
     is_splits: int = 10
@@ -36,6 +40,8 @@ class MetricSettings:
     neighbours: int = 3
     density_neighbours: int = 5
     seed: int = 2020
+    subsets: int = 20
+    splits: int = 1
 
     def __post_init__(self) -> None:
         for name in ("is_splits", "kid_subsets", "neighbours", "density_neighbours"):
@@ -43,6 +49,16 @@ class MetricSettings:
                 raise ConfigError(f"--{name}={getattr(self, name)} must be 1 or more.")
         if self.kid_subset_size < 2:
             raise ConfigError(f"--kid_subset_size={self.kid_subset_size} must be 2 or more.")
+        if self.subsets < 0 or self.subsets == 1:
+            raise ConfigError(f"--subsets={self.subsets} must be 0 (no intervals), or 2 or more.")
+        for name in ("splits", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name}={getattr(self, name)} must be 0 or more.")
+
+    @property
+    def resampling(self) -> Resampling:
+        """How distances and neighbourhoods are resampled."""
+        return Resampling(self.subsets, self.splits, self.seed)
 
 
 def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> tuple[float, float]:

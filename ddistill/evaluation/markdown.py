@@ -1,27 +1,39 @@
 """The generated part of docs/results.md: tables of all recorded rows."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
+from ddistill.evaluation.notes import (
+    comparable_rows,
+    fresh_rows,
+    listed,
+    tuning_notes,
+    warning_notes,
+)
 from ddistill.evaluation.protocol import Row, summarise
 from ddistill.evaluation.published import Published, published
-from ddistill.evaluation.report import slug
 from ddistill.evaluation.summary import (
+    BOLD_RULE,
     NOTHING,
     Entry,
     Scores,
     Stat,
     Table,
     aggregate,
+    best_lines,
     entry_of,
     experiments,
     labels,
     score_table,
     show,
 )
-from ddistill.evaluation.vocabulary import METRICS
+from ddistill.evaluation.vocabulary import METRICS, main_distance
+from ddistill.text import code_span, file_names
+from ddistill.text import markdown as escaped
 
 BEGIN = "<!-- generated:begin (python -m ddistill.record; do not edit between the markers) -->"
 END = "<!-- generated:end -->"
+_INTERVAL = re.compile(r"[-+.,\de]+ \[[-+.,\de]+, [-+.,\de]+\]( \(\d+\))?")
 _BEGIN_KEY, _END_KEY = "<!-- generated:begin", "<!-- generated:end"
 _TITLE = "# Results\n\n"
 
@@ -49,33 +61,70 @@ def merge_text(before: str, generated: str, name: str) -> str:
     return before[:start] + block + before[close:]
 
 
-def render(rows: Sequence[Row], pictures: Mapping[str, str] | None = None) -> str:
+def render(
+    rows: Sequence[Row],
+    pictures: Mapping[str, str] | None = None,
+    seeds: Sequence[int] = (),
+) -> str:
     """Markdown of all rows: a section for each experiment and data set.
+
+    A section shows the seeds that its settings were not tuned on, where there are any.
 
     Args:
       rows: any rows.
-      pictures: file name `slug("EXPERIMENT DATA").png` -> link, for the sections that have one.
+      pictures: name by `picture_names` -> link, for the sections that have one.
+      seeds: those to show, whatever settings were tuned on; empty for the fresh ones.
     """
     if not rows:
         return "No results yet: `python -m ddistill.record runs/NAME` adds those of a run."
     parts = [
-        "Mean ± standard deviation over training seeds, number of seeds in brackets. A number"
-        " compares only with numbers of the same protocol, which stands below each table."
+        "Mean ± standard deviation over training seeds, number of seeds in round brackets; for one"
+        " seed, in square brackets, the 95 % interval over other samples. FD\N{INFINITY} is the"
+        " Frechet distance extrapolated to infinitely many samples; FD is that of the number in the"
+        f" protocol, and larger. {BOLD_RULE} A number compares only with numbers of the same"
+        " protocol, which stands below each table."
     ]
-    for (experiment, data), own in experiments(rows).items():
-        parts += _section(experiment, data, own, pictures or {})
+    found = experiments(rows)
+    names = picture_names(found)
+    for key, own in found.items():
+        fresh = fresh_rows(own, seeds)
+        shown, earlier = comparable_rows(fresh)
+        if shown:
+            notes = [*warning_notes(shown), *earlier, *_seed_notes(own, fresh)]
+            parts += _section(*key, shown, notes, (pictures or {}).get(names[key], ""))
     return "\n\n".join(parts)
 
 
+def picture_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """File names of the pictures of (experiment, data set), all of them different."""
+    texts = {key: "\0".join(key) for key in keys}
+    names = file_names(texts.values())
+    return {key: f"{names[text]}.png" for key, text in texts.items()}
+
+
+def _seed_notes(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
+    """On which seeds settings were tuned, and which seeds of the record are not shown."""
+    notes = tuning_notes(shown)
+    left_out = {row.seed for row in rows} - {row.seed for row in shown}
+    if left_out:
+        tuned = {seed for row in rows for seed in row.tuned_on}
+        why = ", on which settings were tuned" if left_out <= tuned else ""
+        kept = listed({row.seed for row in shown})
+        of = listed(left_out)
+        noun = "seeds" if len(left_out) > 1 else "seed"
+        notes = [f"These seeds: {kept}. Left out: {noun} {of}{why} (rows in results.json)."]
+    return notes
+
+
 def _section(
-    experiment: str, data: str, rows: Sequence[Row], pictures: Mapping[str, str]
+    experiment: str, data: str, rows: Sequence[Row], notes: Sequence[str], picture: str
 ) -> list[str]:
-    parts = [f"## {experiment}, {data}"]
-    picture = pictures.get(f"{slug(f'{experiment} {data}')}.png")
+    title = f"{escaped(experiment)}, {escaped(data)}"
+    parts = [f"## {title}", *map(escaped, notes)]
     if picture:
-        parts.append(f"![FD against network evaluations: {experiment}, {data}]({picture})")
+        parts.append(f"![FD against network evaluations: {title}]({picture})")
     metrics = {row.metric for row in rows}
-    main = next((m for m in ("fid", "fd") if m in metrics), min(metrics))
+    main = main_distance(metrics) or min(metrics)
     matrix, sources = _matrix(rows, main, data)
     parts.append(f"**{METRICS[main].label} by network evaluations an image (NFE)**")
     parts.append(markdown(matrix))
@@ -102,7 +151,12 @@ def _matrix(rows: Sequence[Row], metric: str, data: str) -> tuple[Table, str]:
         paper = ", ".join(f"{p.nfe}: {p.value:.2f}" for p in found) or NOTHING
         table.append([names[entry], *cells, paper])
     columns = ["method", *map(str, counts), "paper (NFE: FID)"]
-    return Table(columns, table), "; ".join(dict.fromkeys(sources))
+    best = frozenset(
+        (i, 1 + j)
+        for j, nfe in enumerate(counts)
+        for i in best_lines(scores, [(entry, nfe) for entry in scores], metric)
+    )
+    return Table(columns, table, best=best), "; ".join(dict.fromkeys(sources))
 
 
 def _cell(scores: Scores, entry: Entry, nfe: int, metric: str) -> str:
@@ -126,26 +180,27 @@ def _provenance(rows: Sequence[Row]) -> str:
     ordered = sorted(rows, key=entry_of)
     shared, own = summarise((names[entry_of(row)], row.protocol) for row in ordered)
     lines = [f"- protocol: `{shared}`"] if shared else []
-    lines += [f"- protocol, {label}: `{text}`" for label, text in own]
-    lines += [f"- command: `{text}`" for text in sorted({row.command for row in rows})]
-    lines += [f"- machine: {text}" for text in sorted({row.machine for row in rows})]
+    lines += [f"- protocol, {escaped(label)}: `{text}`" for label, text in own]
+    lines += [f"- command: {code_span(text)}" for text in sorted({row.command for row in rows})]
+    lines += [f"- machine: {escaped(text)}" for text in sorted({row.machine for row in rows})]
     return "\n".join(lines)
 
 
 def markdown(table: Table) -> str:
     """A table in GitHub's markdown: first column left, numbers right, best values bold."""
     lines = [
-        "| " + " | ".join(_escape(c) for c in table.columns) + " |",
+        "| " + " | ".join(escaped(c) for c in table.columns) + " |",
         "|:--" + "|--:" * (len(table.columns) - 1) + "|",
     ]
     for i, row in enumerate(table.rows):
         cells = [
-            f"**{_escape(text)}**" if (i, j) in table.best else _escape(text)
+            f"**{_text_cell(text)}**" if (i, j) in table.best else _text_cell(text)
             for j, text in enumerate(row)
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+def _text_cell(text: str) -> str:
+    # Intervals stay readable in the file itself; they have no link in them.
+    return text if _INTERVAL.fullmatch(text) else escaped(text)

@@ -5,9 +5,9 @@ plots come in a light and a dark version, of which the browser shows the one tha
 """
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from ddistill.evaluation.images import (
 )
 from ddistill.evaluation.plots import ScorePlot
 from ddistill.evaluation.summary import Table
+from ddistill.text import printable
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #f6f7f9; --card: #ffffff; --ink: #1f2430;
@@ -48,6 +49,8 @@ code, pre { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, mono
 .caption { max-width: 78ch; margin: 0 0 14px; color: var(--muted); font-size: 14.5px; }
 section { margin: 0 0 18px; padding: 22px 24px; border: 1px solid var(--rule);
   border-radius: 12px; background: var(--card); }
+.warning { border-color: var(--accent); border-left-width: 5px; background: var(--tint); }
+.warning ul { margin: 6px 0 0; padding-left: 20px; max-width: 84ch; }
 .tiles { display: grid; gap: 14px; margin: 0 0 18px;
   grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
 .tile { padding: 16px 20px; border: 1px solid var(--rule); border-radius: 12px;
@@ -96,6 +99,11 @@ summary { cursor: pointer; } summary h2 { display: inline; }
 """
 
 
+def escape(text: object) -> str:
+    """Text for a page, between tags and in attributes alike."""
+    return html.escape(printable(text))
+
+
 def document(title: str, parts: Sequence[str]) -> str:
     """The whole page."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -118,6 +126,17 @@ def header(title: str, subtitle: str, notes: Sequence[str], command: str) -> str
     if command:
         parts.append(f"<pre>{escape(command)}</pre>")
     return "\n".join(parts) + "\n</header>"
+
+
+def warnings(texts: Sequence[str]) -> str:
+    """Why the numbers below may mean little."""
+    if not texts:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return (
+        '<section class="warning" role="alert"><h2>Read these scores with care</h2>'
+        f"<ul>{items}</ul></section>"
+    )
 
 
 def tiles(items: Sequence[tuple[str, str, str]]) -> str:
@@ -213,6 +232,11 @@ def facts(title: str, items: Mapping[str, str], folded: bool = False) -> str:
     return _section(title, "", f"<dl>{pairs}</dl>")
 
 
+def failure(title: str, text: str) -> str:
+    """What stands in place of a part that could not be made."""
+    return _section(title, "", f"<p>Not drawn: {escape(text)}</p>")
+
+
 def plot_alt(plot: ScorePlot) -> str:
     """The plot in words, for those who do not see it."""
     lines = "; ".join(
@@ -231,11 +255,13 @@ def _section(title: str, caption: str, body: str) -> str:
 
 
 def _cell(text: str, best: bool) -> str:
-    value, sign, spread = text.partition(" ± ")
-    html = f"<b>{escape(value)}</b>" if best else escape(value)
-    if sign:
-        html += f' <span class="pm">± {escape(spread)}</span>'
-    return f"<td>{html}</td>"
+    value, sign, rest = text.partition(" ")
+    spread = rest if sign and rest.startswith(("± ", "[")) else ""
+    value = value if spread else text
+    cell = f"<b>{escape(value)}</b>" if best else escape(value)
+    if spread:
+        cell += f' <span class="pm">{escape(spread)}</span>'
+    return f"<td>{cell}</td>"
 
 
 def _image(image: Image.Image, alt: str) -> str:

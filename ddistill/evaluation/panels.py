@@ -14,6 +14,7 @@ from ddistill.evaluation.drawing import (
     Line,
     Theme,
     apart,
+    draw_floor,
     draw_line,
     new_figure,
     nfe_axis,
@@ -22,6 +23,7 @@ from ddistill.evaluation.drawing import (
     value_axis,
     wrapped,
 )
+from ddistill.evaluation.images import drawable
 
 _MOST = 3  # panels that fit
 _MARK = 6  # points: smaller than in a single plot, because a panel is
@@ -36,6 +38,7 @@ class Panel:
       better: "lower" or "higher".
       lines: one a sampler; lines of one label look alike in all panels.
       floor: score of real test images, drawn as a dotted line; None for none.
+      floor_range: its interval or spread, (low, high).
       logarithmic: axis of the score; a linear one starts where the scores do.
     """
 
@@ -43,6 +46,7 @@ class Panel:
     better: str
     lines: Sequence[Line]
     floor: float | None = None
+    floor_range: tuple[float, float] | None = None
     logarithmic: bool = False
 
 
@@ -86,7 +90,7 @@ def panels_figure(plot: PanelPlot, theme: Theme = LIGHT) -> bytes:
         texts = [wrapped(label) for label in labels]
         if "" in handles:
             labels.append("")
-            texts.append(plot.floor_label)
+            texts.append(drawable(plot.floor_label))
         figure.legend(
             [handles[label] for label in labels],
             texts,
@@ -156,7 +160,8 @@ def _draw(
             handles[line.label].set(markersize=_MARK)
     ticks = sorted({n for line in panel.lines for n in line.nfe if n > 0})
     nfe_axis(axes, ticks)
-    axes.set_title(f"{panel.title}, {panel.better} is better", loc="left", fontsize=10.5, pad=8)
+    title = f"{drawable(panel.title)}, {panel.better} is better"
+    axes.set_title(title, loc="left", fontsize=10.5, pad=8)
     axes.set_xlabel("network evaluations an image (NFE)")
     axes.grid(True, axis="y", which="major")
     return handles
@@ -164,21 +169,9 @@ def _draw(
 
 def _floor(axes: Axes, panel: Panel, label: str, theme: Theme) -> Artist | None:
     """Draws the floor line with its value and sets the axis of the score; None without a floor."""
-    floor, line = panel.floor, None
-    if floor is not None and (floor > 0 or not panel.logarithmic):
-        line = axes.axhline(floor, color=theme.ink, lw=1.1, ls=(0, (1, 2)), zorder=1)
-        axes.annotate(
-            f"{label}: {floor:.3g}",
-            (0.995, floor),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-            color=theme.ink,
-            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
-            zorder=1.5,
-        )
+    line = None
+    if panel.floor is not None:
+        line = draw_floor(axes, panel.floor, panel.floor_range, label, theme)
     low, high = axes.get_ylim()
     if panel.logarithmic:
         axes.set_ylim(low / 1.15, high * 1.15)

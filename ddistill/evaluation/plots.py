@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ddistill.evaluation.drawing import (
@@ -16,6 +19,7 @@ from ddistill.evaluation.drawing import (
     Line,
     Theme,
     apart,
+    draw_floor,
     draw_line,
     new_figure,
     nfe_axis,
@@ -24,6 +28,10 @@ from ddistill.evaluation.drawing import (
     value_axis,
     wrapped,
 )
+from ddistill.evaluation.images import drawable
+from ddistill.text import distinct
+
+_LONGEST_CLASS = 18  # characters of a class name that fit below the axes, tilted
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class ScorePlot:
 
     Attributes:
       lines: at least one.
-      floor: score of real data against real data, drawn as a line that nothing goes below.
+      floor: score of real data against real data, drawn as a line.
+      floor_range: its interval or spread, (low, high).
       floor_label: what the floor is.
       ylabel: name of the score, for example `Protocol.label`.
       title: heading.
@@ -41,6 +50,7 @@ class ScorePlot:
 
     lines: Sequence[Line]
     floor: float | None = None
+    floor_range: tuple[float, float] | None = None
     floor_label: str = "real data"
     ylabel: str = "FD"
     title: str = "Quality against network evaluations"
@@ -102,25 +112,12 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
         ticks = sorted({n for line in plot.lines for n in line.nfe if n > 0})
         nfe_axis(axes, ticks)
         value_axis(axes)
-        if plot.floor is not None and plot.floor > 0:
-            axes.axhline(plot.floor, color=theme.ink, lw=1, ls=(0, (1, 2)), zorder=1)
-            axes.annotate(
-                f"{plot.floor_label}: {plot.floor:.3g}",
-                # On the right, because few-step students are on the left.
-                (0.995, plot.floor),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="right",
-                fontsize=9,
-                color=theme.ink,
-                bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
-                zorder=1.5,
-            )
+        if plot.floor is not None:
+            draw_floor(axes, plot.floor, plot.floor_range, plot.floor_label, theme)
         low, high = axes.get_ylim()
         axes.set_ylim(low / 1.15, high * 1.1)
         axes.set_xlabel("network evaluations an image (NFE)")
-        axes.set_ylabel(f"{plot.ylabel}, lower is better")
+        axes.set_ylabel(f"{drawable(plot.ylabel)}, lower is better")
         axes.grid(True, axis="y", which="major")
         order = sorted(range(len(handles)), key=lambda i: plot.lines[i].role != "teacher")
         axes.legend(
@@ -148,16 +145,23 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
                 axes.set_visible(False)
                 continue
             own = [curve for curve in curves if curve.stage == stages[panel]]
-            for i, curve in enumerate(own):
+            lines = [
                 _draw_curve(axes, curve, theme.students[(1 + i) % len(theme.students)], len(own))
-            axes.set_title(stages[panel], loc="left", fontsize=11, fontweight="bold", pad=8)
+                for i, curve in enumerate(own)
+            ]
+            title = drawable(stages[panel], 40)
+            axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8)
             axes.set_xlabel("step")
             axes.set_ylabel("loss" if panel % columns == 0 else "")
             axes.grid(True, axis="y", which="major")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(_step_label(own)))
-            if any(curve.label for curve in own):
-                axes.legend(loc="upper right", fontsize=8.5, ncol=1 + (len(own) > 4))
+            named = [(line, c.label) for line, c in zip(lines, own) if c.label]
+            if named:
+                axes.legend(
+                    [line for line, _ in named], [drawable(label, 30) for _, label in named],
+                    loc="upper right", fontsize=8.5, ncol=1 + (len(own) > 4),
+                )  # fmt: skip
         figure.tight_layout(w_pad=1.6, h_pad=1.4)
         return png(figure)
 
@@ -171,12 +175,15 @@ def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
             raise ValueError(f"'{label}' has {len(shares)} shares for {count} classes.")
     with styled(theme):
         # Long names are tilted, and need room below the axes.
-        tilt = max(len(str(name)) for name in chart.names) * count > 80
+        names = distinct(drawable(name, _LONGEST_CLASS) for name in chart.names)
+        tilt = max(map(len, names), default=0) * count > 80
         room = 0.75 if tilt else 0.4
         figure = new_figure(9.2, 2.9 + room, theme)
         axes = figure.add_axes((0.075, room / (2.9 + room), 0.665, 2.75 / (2.9 + room)))
         x = np.arange(count)
-        axes.bar(x, real, width=0.84, color=theme.bars, label="real images", zorder=1)
+        handles: list[Artist | BarContainer] = [
+            axes.bar(x, real, width=0.84, color=theme.bars, zorder=1)
+        ]
         offsets = np.linspace(-0.27, 0.27, max(len(chart.samplers), 1))
         if len(chart.samplers) <= 1:
             offsets = np.zeros(1)
@@ -189,23 +196,19 @@ def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
             values = np.asarray(shares, np.float64) * 100
             at = x + offsets[i]
             axes.vlines(at, 0, values, color=color, lw=1.4, alpha=0.55, zorder=2)
-            axes.plot(
-                at, values, ls="", marker="s" if teacher else "o", ms=5.5, color=color,
-                label=label, zorder=3,
-            )  # fmt: skip
+            handles += axes.plot(
+                at, values, ls="", marker="s" if teacher else "o", ms=5.5, color=color, zorder=3
+            )
         axes.set_xticks(
-            x, [str(n) for n in chart.names], rotation=35 if tilt else 0,
+            x, names, rotation=35 if tilt else 0,
             ha="right" if tilt else "center",
         )  # fmt: skip
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(-0.6, count - 0.4)
         axes.set_ylabel("share of the samples, %")
         axes.grid(True, axis="y")
-        handles, names = axes.get_legend_handles_labels()
-        first = names.index("real images")
-        order = [first, *(i for i in range(len(names)) if i != first)]
         axes.legend(
-            [handles[i] for i in order], [wrapped(names[i]) for i in order],
+            handles, [wrapped(label) for label in ("real images", *chart.samplers)],
             loc="upper left", bbox_to_anchor=(1.02, 1.02), borderaxespad=0,
         )  # fmt: skip
         return png(figure)
@@ -226,7 +229,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
 
 
-def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> None:
+def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> Line2D:
     steps = np.asarray(curve.steps, np.float64)
     losses = np.asarray(curve.losses, np.float64)
     if len(steps) != len(losses):
@@ -236,11 +239,12 @@ def _draw_curve(axes: Axes, curve: Curve, color: str, siblings: int) -> None:
     mean = smooth(losses, max(1, len(losses) // 20, min(9, len(losses) // 4)))
     if siblings <= 4:
         axes.plot(steps, losses, color=color, lw=0.8, alpha=0.28)
-    axes.plot(steps, mean, color=color, lw=1.9, label=curve.label or None)
+    (line,) = axes.plot(steps, mean, color=color, lw=1.9)
     positive = losses[np.isfinite(losses)]
     if positive.size and positive.min() > 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log")
         value_axis(axes)
+    return line
 
 
 def _step_label(curves: Sequence[Curve]) -> Callable[[float, int | None], str]:

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 
 # Squared distances are compared with this relative slack, so that rounding never decides a tie
 # such as "the k-th neighbour lies on the ball that it defines".
-_SLACK = 1.0 + 1e-9
+SLACK = 1.0 + 1e-9
 # Up to this many entries distances are summed term by term, exact for equal points; beyond it the
 # expansion |a|^2 + |b|^2 - 2ab by matrix products is an order of magnitude faster.
 _EXACT_DIM = 256
@@ -44,7 +44,7 @@ def precision_recall(
     Raises:
       ValueError: shapes that do not fit, too few points for k, values that are not finite.
     """
-    real, fake = _checked(real, "real"), _checked(fake, "fake")
+    real, fake = checked_features(real, "real"), checked_features(fake, "fake")
     if real.shape[1] != fake.shape[1]:
         raise ValueError(f"Real features have {real.shape[1]} entries, fake {fake.shape[1]}.")
     centre = real.mean(axis=0)  # the product form of the distance is exact to |a|^2 * eps
@@ -57,11 +57,11 @@ def precision_recall(
     hits = 0
     covered = np.zeros(len(real), bool)
     for start in range(0, len(fake), block):
-        squares = _squared_distances(fake[start : start + block], real)
-        inside = squares <= real_radii[:, 0] * _SLACK
+        squares = squared_distances(fake[start : start + block], real)
+        inside = squares <= real_radii[:, 0] * SLACK
         fakes_inside += int(inside.any(axis=1).sum())
-        reals_inside |= (squares <= fake_radii[start : start + block, None] * _SLACK).any(axis=0)
-        inside_wide = squares <= real_radii[:, 1] * _SLACK
+        reals_inside |= (squares <= fake_radii[start : start + block, None] * SLACK).any(axis=0)
+        inside_wide = squares <= real_radii[:, 1] * SLACK
         hits += int(inside_wide.sum())
         covered |= inside_wide.any(axis=0)
     return {
@@ -90,7 +90,7 @@ def neighbour_radii(
         raise ValueError(f"block={block} must be at least 1.")
     radii = np.empty((len(points), len(ks)))
     for start in range(0, len(points), block):
-        squares = _squared_distances(points[start : start + block], points)
+        squares = squared_distances(points[start : start + block], points)
         rows = np.arange(len(squares))
         squares[rows, start + rows] = -1.0  # a point is not its own neighbour, a duplicate is
         squares.partition(sorted(set(ks)), axis=1)
@@ -140,7 +140,8 @@ def total_variation(histogram: np.ndarray, reference: np.ndarray | None = None) 
     return float(np.abs(histogram - reference).sum() / 2)
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances [N, M] of points [N, D] and [M, D], centred near 0; exact for copies."""
     if a.shape[1] <= _EXACT_DIM:
         return cdist(a, b, "sqeuclidean")
     norms = np.einsum("nd,nd->n", a, a)[:, None] + np.einsum("nd,nd->n", b, b)
@@ -150,7 +151,8 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return squares
 
 
-def _checked(features: np.ndarray, name: str) -> np.ndarray:
+def checked_features(features: np.ndarray, name: str) -> np.ndarray:
+    """Features as [N, D] float64; ValueError for another shape or values that are not finite."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2:
         raise ValueError(f"{name} features must have shape [N, D]; got {features.shape}.")

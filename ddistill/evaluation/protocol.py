@@ -10,15 +10,20 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from ddistill.errors import nearest
+from ddistill.evaluation.resampling import Estimate
 from ddistill.evaluation.vocabulary import check_name
 from ddistill.runtime.files import read_text, write_text
+from ddistill.text import printable
 
 _TOKEN = re.compile(r"[^\s=,;|`]+")
 _FID_FEATURES = "inception-2015-12-05"
+_RESAMPLING = ("floor", "count", "subsets", "splits", "subset_seed")
+# Parts that say how a number was resampled, not what it is of.
+RESAMPLED = (*_RESAMPLING, "strata")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class Protocol:
       noise_seed: seed of the noise bank.
       quantised: samples were rounded to uint8 before scoring.
       guidance: classifier-free guidance scale; None without.
+      floor: real test images behind the floor; None, as all that follows, for numbers without
+        equal counts and intervals (an earlier version).
+      count: samples at which recall, coverage and class shares are taken, for samples and floor
+        alike: means over subsets of that size.
+      subsets: random subsets behind these means and behind every 95 % interval.
+      splits: splits into halves behind "fd_infinity".
+      subset_seed: of all subsets and splits.
+      strata: whether samples have fixed numbers for each class, which subsets keep.
     """
 
     features: str
@@ -55,6 +68,12 @@ class Protocol:
     noise_seed: int
     quantised: bool
     guidance: float | None = None
+    floor: int | None = None
+    count: int | None = None
+    subsets: int | None = None
+    splits: int | None = None
+    subset_seed: int | None = None
+    strata: bool = False
 
     def __post_init__(self) -> None:
         for key in ("features", "features_hash", "reference", "sampler"):
@@ -71,6 +90,12 @@ class Protocol:
                 raise ValueError(
                     f"protocol.{key}={value!r} must be an integer of at least {least}."
                 )
+        resampled = [getattr(self, key) for key in _RESAMPLING]
+        if resampled != [None] * 5 and not all(_is_int(v) and v >= 0 for v in resampled):
+            raise ValueError(
+                f"protocol.{', '.join(_RESAMPLING)}={resampled!r} must be integers of at least 0, "
+                "or all None."
+            )
         for key in ("ema", "clip", "guidance"):
             value = getattr(self, key)
             if value is not None and not _is_finite(value):
@@ -84,7 +109,7 @@ class Protocol:
 
     def items(self) -> dict[str, str]:
         """The parts of the string, in order."""
-        return {
+        parts = {
             "features": f"{self.features}@{self.features_hash}",
             "reference": f"{self.reference}:{self.reference_n}",
             "samples": str(self.samples),
@@ -96,6 +121,10 @@ class Protocol:
             "uint8": "yes" if self.quantised else "no",
             "guidance": _optional(self.guidance),
         }
+        if self.count is None:
+            return parts
+        parts |= {key: str(getattr(self, key)) for key in _RESAMPLING}
+        return parts | {"strata": "yes" if self.strata else "no"}
 
     @classmethod
     def parse(cls, text: str) -> "Protocol":
@@ -105,7 +134,7 @@ class Protocol:
           ValueError: a part that is missing, unknown or malformed, naming it.
         """
         parts = dict(part.partition("=")[::2] for part in text.split())
-        if tuple(parts) != _PARTS:
+        if tuple(parts) not in (_OLD_PARTS, _PARTS):
             missing = [key for key in _PARTS if key not in parts]
             unknown = [key for key in parts if key not in _PARTS]
             raise ValueError(
@@ -113,8 +142,9 @@ class Protocol:
             )
         features, _, features_hash = parts["features"].partition("@")
         reference, _, reference_n = parts["reference"].partition(":")
-        if parts["uint8"] not in ("yes", "no"):
-            raise ValueError(f"uint8={parts['uint8']!r} must be yes or no in protocol {text!r}.")
+        for key in ("uint8", "strata"):
+            if parts.get(key, "no") not in ("yes", "no"):
+                raise ValueError(f"{key}={parts[key]!r} must be yes or no in protocol {text!r}.")
         return cls(
             features=features,
             features_hash=features_hash,
@@ -128,6 +158,8 @@ class Protocol:
             noise_seed=int(parts["noise_seed"]),
             quantised=parts["uint8"] == "yes",
             guidance=_number(parts["guidance"]),
+            **{key: int(parts[key]) for key in _RESAMPLING if key in parts},
+            strata=parts.get("strata") == "yes",
         )
 
     @property
@@ -162,6 +194,9 @@ class Row:
       teacher_calls: teacher forward passes (of one image each) that the distillation took.
       command: what to type to get it, without paths of a machine (`machine.command_string`).
       machine: processor, cores, accelerator (`machine.machine_string`).
+      low, high: 95 % interval of the value over other samples; None where there is none.
+      tuned_on: seeds on which the settings were chosen; numbers of other seeds are fresh.
+      warnings: why the run's scores may mean little, one line; "" for no reason.
     """
 
     experiment: str
@@ -178,9 +213,14 @@ class Row:
     teacher_calls: int
     command: str
     machine: str
+    low: float | None = None
+    high: float | None = None
+    tuned_on: tuple[int, ...] = ()
+    warnings: str = ""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        self._check_additions()
+        for field in fields(self)[:_REQUIRED]:
             value = getattr(self, field.name)
             if field.type is str:
                 if not isinstance(value, str) or not value.strip() or "\n" in value:
@@ -197,12 +237,28 @@ class Row:
         check_name("method", self.method)
         check_name("metric", self.metric)
 
+    def _check_additions(self) -> None:
+        object.__setattr__(self, "tuned_on", tuple(self.tuned_on))  # a list in JSON
+        if not all(_is_int(seed) and seed >= 0 for seed in self.tuned_on):
+            raise ValueError(f"tuned_on={self.tuned_on!r} must be seeds, integers of at least 0.")
+        if not isinstance(self.warnings, str) or "\n" in self.warnings:
+            raise ValueError(f"warnings={self.warnings!r} must be one line of text.")
+        ends = self.low, self.high
+        if ends != (None, None) and not (
+            _is_finite(self.low) and _is_finite(self.high) and self.low <= self.value <= self.high  # type: ignore[operator]
+        ):
+            raise ValueError(
+                f"low={self.low!r}, high={self.high!r} must be an interval with value={self.value} "
+                "in it, or both None."
+            )
+
     @property
     def identity(self) -> tuple:
         """What makes two rows the same measurement, so that the newer one replaces the older.
 
-        The hash of the feature network is left out: training it anew and measuring again must
-        replace the old numbers, not stand beside them.
+        The hash of the feature network and the resampling are left out: training the network anew,
+        or scoring with other subsets, and measuring again must replace the old numbers, not stand
+        beside them.
         """
         return (
             self.experiment,
@@ -213,13 +269,21 @@ class Row:
             self.nfe,
             self.metric,
             self.seed,
-            variant(self.protocol),
+            variant(self.protocol, drop=RESAMPLED),
         )
 
 
-def rows_from_scores(scores: Mapping[str, float], **common: Any) -> list[Row]:
-    """One row a metric: `common` holds all keys of `Row` but metric and value."""
-    return [Row(metric=name, value=float(value), **common) for name, value in scores.items()]
+def rows_from_scores(scores: Mapping[str, float | Estimate], **common: Any) -> list[Row]:
+    """One row a metric: `common` holds all keys of `Row` but metric, value and interval.
+
+    Texts of `common` become `printable`, because a row of other text cannot be written.
+    """
+    common = {k: printable(v) if isinstance(v, str) else v for k, v in common.items()}
+    rows = []
+    for name, score in scores.items():
+        own = score if isinstance(score, Estimate) else Estimate(float(score))
+        rows.append(Row(metric=name, value=own.value, low=own.low, high=own.high, **common))
+    return rows
 
 
 def variant(protocol: str, drop: Sequence[str] = ()) -> str:
@@ -275,7 +339,7 @@ def write_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
                 f" {seen[row.identity].value} and {row.value}."
             )
         seen[row.identity] = row
-    lines = [json.dumps(asdict(row), allow_nan=False, ensure_ascii=False) for row in rows]
+    lines = [json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) for row in rows]
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
 
 
@@ -306,7 +370,7 @@ def _row(item: object, where: str) -> Row:
     if not isinstance(item, dict):
         raise ValueError(f"{where}: expected an object, got {type(item).__name__}.")
     names = [field.name for field in fields(Row)]
-    for key in names:
+    for key in names[:_REQUIRED]:
         if key not in item:
             raise ValueError(f"{where}: key '{key}' is missing.")
     for key in item:
@@ -319,6 +383,12 @@ def _row(item: object, where: str) -> Row:
         return Row(**item)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """The row for JSON; additions that say nothing are left out."""
+    defaults = {field.name: field.default for field in fields(Row)}
+    return {key: value for key, value in asdict(row).items() if value != defaults[key]}
 
 
 def _short(row: Row) -> str:
@@ -348,4 +418,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_PARTS = tuple(Protocol("x", "x", "x", 1, 1, "x", 0, None, None, 0, True).items())
+_OLD = Protocol("x", "x", "x", 1, 1, "x", 0, None, None, 0, True)
+_OLD_PARTS = tuple(_OLD.items())
+_PARTS = tuple(replace(_OLD, floor=1, count=1, subsets=0, splits=0, subset_seed=0).items())
+_REQUIRED = sum(field.default is MISSING for field in fields(Row))

@@ -8,10 +8,10 @@ beside it as well: samples.png, fd_vs_nfe.png, strip.png, classes.png, curves.pn
 """
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -26,8 +26,13 @@ from ddistill.evaluation.plots import (
     curves_figure,
     score_figure,
 )
-from ddistill.evaluation.protocol import summarise, write_text
+from ddistill.evaluation.protocol import summarise
 from ddistill.evaluation.summary import Table
+from ddistill.runtime.files import replacing, write_bytes, write_text
+from ddistill.text import file_names, one_line
+from ddistill.training.interrupt import Interrupted
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Report:
       title: heading.
       subtitle: one or two sentences: what was distilled into what, on which data.
       command: what to type to make it again.
+      warnings: why the scores may mean little; shown before all of them.
       highlights: at most about four tiles.
       grids: samples from the same noise, a row a sampler.
       plot: FD against NFE.
@@ -58,11 +64,13 @@ class Report:
       protocols: (sampler, protocol string) of the numbers shown.
       provenance: further facts, for example machine, versions, data source.
       notes: paragraphs below the subtitle.
+      failed: (heading, error) of parts that could not be made (`Attempts`).
     """
 
     title: str
     subtitle: str = ""
     command: str = ""
+    warnings: Sequence[str] = ()
     highlights: Sequence[Highlight] = ()
     grids: Sequence[Grid] = ()
     plot: ScorePlot | None = None
@@ -74,54 +82,66 @@ class Report:
     protocols: Sequence[tuple[str, str]] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    failed: Sequence[tuple[str, str]] = ()
+
+
+class Attempts:
+    """Makes parts of a report; one that fails is noted, because it must not lose the results.
+
+    Attributes:
+      failed: heading and error of every part that could not be made.
+    """
+
+    def __init__(self) -> None:
+        self.failed: list[tuple[str, str]] = []
+
+    def __call__(self, title: str, make: Callable[[], T]) -> T | None:
+        """What `make` returns, or None where it fails.
+
+        Raises:
+          OSError: a disk that is full or cannot be written.
+          Interrupted: a stop was asked for.
+        """
+        try:
+            return make()
+        except (OSError, Interrupted):
+            raise
+        except Exception as error:
+            self.failed.append((title, f"{type(error).__name__}: {one_line(error)}"))
+            return None
 
 
 def write_report(
-    folder: str | os.PathLike, report: Report, *, separate_grids: bool = False
+    folder: str | os.PathLike,
+    report: Report,
+    *,
+    separate_grids: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes report.html and its pictures into `folder` and returns the path of the page.
+
+    A picture that cannot be drawn is replaced by the reason; the page is written all the same.
 
     Args:
       folder: made if it does not exist; files of an earlier report are replaced.
       report: what to show.
       separate_grids: also write every row of every grid alone, unlabelled, as
         images/GRID/ROW.png (`write_grids`).
-
-    Raises:
-      ValueError: rows, trajectories or classes that do not fit together, named.
+      say: is told of every part that could not be made.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    shared, own = summarise(report.protocols)
+    tiles = [(h.value, h.label, h.note) for h in report.highlights]
     parts = [
         page.header(report.title, report.subtitle, report.notes, report.command),
-        page.tiles([(h.value, h.label, h.note) for h in report.highlights]),
+        page.warnings(report.warnings),
     ]
-    if report.grids:
-        _save(folder / "samples.png", grid_image(report.grids))
-        parts += [page.grid(g) for g in report.grids]
-    if report.plot is not None:
-        pictures = score_figure(report.plot, LIGHT), score_figure(report.plot, DARK)
-        (folder / "fd_vs_nfe.png").write_bytes(pictures[0])
-        plot = report.plot
-        parts.append(page.figure(plot.title, plot.caption, *pictures, alt=page.plot_alt(plot)))
-    parts += [page.table(t) for t in report.tables]
-    if report.strip is not None:
-        _save(folder / "strip.png", strip_image(report.strip))
-        parts.append(page.strip(report.strip))
-    if report.classes is not None:
-        pictures = classes_figure(report.classes, LIGHT), classes_figure(report.classes, DARK)
-        (folder / "classes.png").write_bytes(pictures[0])
-        chart = report.classes
-        alt = "Share of each class among " + ", ".join(["real images", *chart.samplers])
-        parts.append(page.figure(chart.title, chart.caption, *pictures, alt=alt))
-    if report.curves:
-        pictures = curves_figure(report.curves, LIGHT), curves_figure(report.curves, DARK)
-        (folder / "curves.png").write_bytes(pictures[0])
-        stages = ", ".join(dict.fromkeys(c.stage for c in report.curves))
-        caption = "Loss at every logged step (faint) and its running mean."
-        parts.append(page.figure("Training", caption, *pictures, alt=f"Losses of {stages}"))
-    shared, own = summarise(report.protocols)
-    parts.append(page.protocol(shared, own))
+    attempt = Attempts()
+    parts += [page.tiles(tiles), *_pictures(folder, report, attempt), page.protocol(shared, own)]
+    for title, why in [*report.failed, *attempt.failed]:
+        if say is not None:
+            say(f"report: '{title}' could not be drawn: {why}")
     parts.append(page.facts("Provenance", flatten(report.provenance)))
     parts.append(page.facts("Configuration", flatten(report.config), folded=True))
     if separate_grids:
@@ -131,12 +151,71 @@ def write_report(
     return path
 
 
+def _pictures(folder: Path, report: Report, attempt: Attempts) -> list[str]:
+    """Pieces of the page: samples, plot, tables, strip, classes and curves, as far as given."""
+
+    def drawn(title: str, name: str, draw: Callable[[Path, T], list[str]], given: T) -> list[str]:
+        path = folder / name
+        made = attempt(title, lambda: draw(path, given))
+        if made is None:  # nor may the picture of an earlier report stay
+            path.unlink(missing_ok=True)
+        return [page.failure(*attempt.failed[-1])] if made is None else made
+
+    parts: list[str] = []
+    if report.grids:
+        parts += drawn("Samples", "samples.png", _samples, report.grids)
+    if report.plot is not None:
+        parts += drawn(report.plot.title, "fd_vs_nfe.png", _plot, report.plot)
+    parts += [page.table(t) for t in report.tables]
+    if report.strip is not None:
+        parts += drawn(report.strip.title, "strip.png", _strip, report.strip)
+    if report.classes is not None:
+        parts += drawn(report.classes.title, "classes.png", _classes, report.classes)
+    if report.curves:
+        parts += drawn("Training", "curves.png", _curves, report.curves)
+    return parts + [page.failure(*failed) for failed in report.failed]
+
+
+def _samples(path: Path, grids: Sequence[Grid]) -> list[str]:
+    parts = [page.grid(g) for g in grids]
+    _save(path, grid_image(grids))
+    return parts
+
+
+def _plot(path: Path, plot: ScorePlot) -> list[str]:
+    pictures = score_figure(plot, LIGHT), score_figure(plot, DARK)
+    write_bytes(path, pictures[0])
+    return [page.figure(plot.title, plot.caption, *pictures, alt=page.plot_alt(plot))]
+
+
+def _strip(path: Path, strip: Strip) -> list[str]:
+    _save(path, strip_image(strip))
+    return [page.strip(strip)]
+
+
+def _classes(path: Path, chart: ClassChart) -> list[str]:
+    pictures = classes_figure(chart, LIGHT), classes_figure(chart, DARK)
+    write_bytes(path, pictures[0])
+    alt = "Share of each class among " + ", ".join(["real images", *chart.samplers])
+    return [page.figure(chart.title, chart.caption, *pictures, alt=alt)]
+
+
+def _curves(path: Path, curves: Sequence[Curve]) -> list[str]:
+    pictures = curves_figure(curves, LIGHT), curves_figure(curves, DARK)
+    write_bytes(path, pictures[0])
+    stages = ", ".join(dict.fromkeys(c.stage for c in curves))
+    caption = "Loss at every logged step (faint) and its running mean."
+    return [page.figure("Training", caption, *pictures, alt=f"Losses of {stages}")]
+
+
 def write_grids(folder: str | os.PathLike, grids: Sequence[Grid]) -> list[Path]:
     """Writes every row of every grid as a sheet of images without labels: GRID/ROW.png."""
-    paths = []
+    paths: list[Path] = []
+    titles = file_names(grid.title for grid in grids)
     for grid in grids:
+        names = file_names(row.label for row in grid.rows)
         for row in grid.rows:
-            path = Path(folder) / slug(grid.title) / f"{slug(row.label)}.png"
+            path = Path(folder) / titles[grid.title] / f"{names[row.label]}.png"
             if path in paths:
                 raise ValueError(f"Two rows of grid '{grid.title}' are both called '{row.label}'.")
             _save(path, sheet(row.images))
@@ -155,11 +234,6 @@ def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def slug(text: str) -> str:
-    """`text` as a file name: lower case letters, digits and single underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "untitled"
-
-
 def _save(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, optimize=True)
+    with replacing(path) as file:
+        image.save(file, "PNG", optimize=True)

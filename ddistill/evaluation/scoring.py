@@ -1,13 +1,16 @@
 """One set of samples against one reference: which scores there are, their names and protocol."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.detector import GENUINE, Detector
 from ddistill.evaluation.feature_store import FeatureStore
 from ddistill.evaluation.frechet import frechet_distance
+from ddistill.evaluation.frechet_estimates import Target, frechet_estimates
 from ddistill.evaluation.image_sets import ImageSet
 from ddistill.evaluation.inception_metrics import (
     METRICS,
@@ -15,8 +18,9 @@ from ddistill.evaluation.inception_metrics import (
     inception_score,
     kernel_distance,
 )
-from ddistill.evaluation.precision_recall import precision_recall
+from ddistill.evaluation.neighbour_estimates import RealBalls, neighbour_estimates
 from ddistill.evaluation.reference_sets import ReferenceSet
+from ddistill.evaluation.resampling import Estimate
 
 # Fewer samples give a larger distance: papers score this many.
 FULL_COUNT = 50_000
@@ -32,6 +36,8 @@ class SetScores:
       samples: how many were scored.
       proxy: whether these are too few to stand beside papers.
       scores: value by name.
+      intervals: name -> 95 % interval (low, high) over other samples, for distance, precision,
+        recall, density and coverage.
       protocol: everything that the values depend on.
       notes: which scores were left out, and why.
     """
@@ -43,12 +49,16 @@ class SetScores:
     scores: dict[str, float]
     protocol: str
     notes: tuple[str, ...] = ()
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """For people: a heading and one line a score."""
         kind = f", proxy (papers: {FULL_COUNT} samples)" if self.proxy else ""
         lines = [f"{self.label}: {self.samples} samples{kind}"]
-        lines += [f"  {name:<22} {value:.6g}" for name, value in self.scores.items()]
+        for name, value in self.scores.items():
+            low, high = self.intervals.get(name, (value, value))
+            ends = f"  [{low:.6g}, {high:.6g}]" if name in self.intervals else ""
+            lines.append(f"  {name:<22} {value:.6g}{ends}")
         return [*lines, *(f"  {note}" for note in self.notes), f"  {self.protocol}"]
 
 
@@ -77,6 +87,7 @@ def score_set(
     metrics: Sequence[str] = (),
     label: str = "",
     origin: str = "",
+    classes: int = 0,
 ) -> SetScores:
     """Scores the features of samples.
 
@@ -89,6 +100,7 @@ def score_set(
       metrics: those of `METRICS` that are wanted; empty for all that can be had.
       label: for people.
       origin: parts of a protocol that say how the samples were made.
+      classes: number of classes that the samples were made for in turn; 0 for independent samples.
 
     Raises:
       ConfigError: a metric was asked for that the reference or the number of samples does not
@@ -100,7 +112,8 @@ def score_set(
             raise ConfigError(f"--metrics={name}: {reasons[name]}.")
     wanted = [m for m in METRICS if m in (metrics or METRICS) and m not in reasons]
     notes = tuple(f"no {m}: {reasons[m]}" for m in METRICS if m in reasons and not metrics)
-    scores = _values(store, reference, settings, wanted)
+    strata = np.arange(store.count) % classes if classes else None
+    scores = _values(store, reference, settings, wanted, strata)
     proxy = store.count < FULL_COUNT
     names = _names(detector, proxy)
     return SetScores(
@@ -108,8 +121,14 @@ def score_set(
         label=label or images.name,
         samples=store.count,
         proxy=proxy,
-        scores={names(name): value for name, value in scores.items()},
-        protocol=_protocol(images, reference, detector, settings, wanted, origin),
+        scores={names(name): score.value for name, score in scores.items()},
+        intervals={
+            names(name): (score.low, score.high)
+            for name, score in scores.items()
+            if score.low is not None and score.high is not None
+        },
+        protocol=_protocol(images, reference, detector, settings, wanted, origin)
+        + (" strata=yes" if classes else ""),
         notes=notes,
     )
 
@@ -137,23 +156,47 @@ def _impossible(
 
 
 def _values(
-    store: FeatureStore, reference: ReferenceSet, s: MetricSettings, wanted: Sequence[str]
-) -> dict[str, float]:
-    scores: dict[str, float] = {}
+    store: FeatureStore,
+    reference: ReferenceSet,
+    s: MetricSettings,
+    wanted: Sequence[str],
+    strata: np.ndarray | None,
+) -> dict[str, Estimate]:
+    scores: dict[str, Estimate] = {}
     if "fid" in wanted:
-        own = store.moments()
-        scores["fid"] = frechet_distance(reference.mean, reference.cov, own.mean, own.covariance)
+        scores |= _distance(store, reference, s, strata)
     if "is" in wanted:
-        scores["is"], scores["is_std"] = inception_score(store.logits(), s.is_splits, s.seed)
+        scores |= _pair("is", inception_score(store.logits(), s.is_splits, s.seed))
     if {"kid", "prc"} & set(wanted):
         assert reference.features is not None
         real, fake = reference.features, store.features()
         if "kid" in wanted:
             sizes = (s.kid_subsets, s.kid_subset_size, s.seed)
-            scores["kid"], scores["kid_std"] = kernel_distance(fake, real, *sizes)
+            scores |= _pair("kid", kernel_distance(fake, real, *sizes))
         if "prc" in wanted:
-            scores |= precision_recall(real, fake, s.neighbours, s.density_neighbours)
+            balls = RealBalls.of(real, s.neighbours, s.density_neighbours)
+            scores |= neighbour_estimates(balls, fake, None, s.resampling, strata)
     return scores
+
+
+def _distance(
+    store: FeatureStore, reference: ReferenceSet, s: MetricSettings, strata: np.ndarray | None
+) -> dict[str, Estimate]:
+    """The distance as papers report it, and extrapolated; from moments where nothing else needs
+    single features."""
+    if not s.subsets and not s.splits:
+        own = store.moments()
+        value = frechet_distance(reference.mean, reference.cov, own.mean, own.covariance)
+        return {"fid": Estimate(value)}
+    target = Target.of(reference.mean, reference.cov)
+    found = frechet_estimates(target, store.features(), s.resampling, strata)
+    names = {"fd": "fid", "fd_infinity": "fid_infinity"}
+    return {names[name]: score for name, score in found.items()}
+
+
+def _pair(name: str, found: tuple[float, float]) -> dict[str, Estimate]:
+    """Mean and standard deviation over parts, as two scores."""
+    return {name: Estimate(found[0]), f"{name}_std": Estimate(found[1])}
 
 
 def _names(detector: Detector, proxy: bool) -> Any:
@@ -164,7 +207,9 @@ def _names(detector: Detector, proxy: bool) -> Any:
     prefix = "" if detector.name == GENUINE else "unverified_"
 
     def name(score: str) -> str:
-        return distance if score == "fid" else f"{prefix}{score}"
+        if score in ("fid", "fid_infinity"):
+            return score.replace("fid", distance)
+        return f"{prefix}{score}"
 
     return name
 
@@ -193,7 +238,9 @@ def _protocol(
         "uint8=yes",
         *(settings[name] for name in wanted if name in settings),
         *([f"reference_features={len(single)}"] if single is not None else []),
-        *([f"metric_seed={s.seed}"] if {"is", "kid"} & set(wanted) else []),
+        *([f"subsets={s.subsets}"] if {"fid", "prc"} & set(wanted) else []),
+        *([f"splits={s.splits}"] if "fid" in wanted else []),
+        f"metric_seed={s.seed}",
     ]
     return " ".join([*parts, *([origin] if origin else [])])
 

@@ -1,32 +1,43 @@
 """The report of a run, from its scored samples: which pictures, tables and sentences it has."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from ddistill.data import Dataset
-from ddistill.evaluation.drawing import Line
 from ddistill.evaluation.images import Grid, ImageRow, Strip, Trajectory
 from ddistill.evaluation.inside import panel_grids
 from ddistill.evaluation.machine import machine_string
+from ddistill.evaluation.notes import listed
 from ddistill.evaluation.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.precision_recall import class_histogram
-from ddistill.evaluation.report import Highlight, Report, write_report
+from ddistill.evaluation.report import Attempts, Highlight, Report, write_report
+from ddistill.evaluation.resampling import Estimate
 from ddistill.evaluation.sampling import Call, draw
+from ddistill.evaluation.scorer import Scored, Scorer, protocol_of
 from ddistill.evaluation.students import students_table
-from ddistill.evaluation.summary import Table
-from ddistill.evaluation.vocabulary import METHODS, METRICS
+from ddistill.evaluation.summary import Stat, Table, line_of, number, range_of
+from ddistill.evaluation.summary import show as show_stat
+from ddistill.evaluation.vocabulary import METHODS, METRICS, main_distance
 from ddistill.settings import Settings, to_plain
 from ddistill.training.progress import read_metrics
 from ddistill.training.stages import StagePlan
 from ddistill.training.weights import Networks
 
-if TYPE_CHECKING:
-    from ddistill.evaluation.evaluate import Scored, Scorer
-
-_COLUMNS = ("fd", "precision", "recall", "density", "coverage", "class_tv", "psnr_to_teacher")
+_COLUMNS = (
+    "fd_infinity",
+    "fd",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "class_tv",
+    "psnr_to_teacher",
+)
+# Those shown with their intervals: with all of them a table would be too wide to read.
+_WITH_INTERVAL = ("fd_infinity", "fd", "precision", "recall")
 
 
 def show(
@@ -34,12 +45,16 @@ def show(
     plans: list[StagePlan],
     dataset: Dataset,
     networks: Networks,
-    scorer: "Scorer | None",
-    scored: "list[Scored]",
+    scorer: Scorer | None,
+    scored: list[Scored],
     workdir: Path,
     command: str,
+    warnings: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes report.html and its pictures and returns its path.
+
+    A part that cannot be made is replaced by the reason.
 
     Args:
       settings: the run's settings.
@@ -50,8 +65,21 @@ def show(
       scored: every call with samples and scores, the full teacher first.
       workdir: the run's folder.
       command: what to type to make it again.
+      warnings: why the scores may mean little.
+      say: is told of every part that could not be made.
     """
-    health = students_table(plans, networks, dataset, settings.evaluation)
+    attempt = Attempts()
+    health = attempt(
+        "Students", lambda: students_table(plans, networks, dataset, settings.evaluation)
+    )
+    samples = attempt("Samples", lambda: [_grid(settings, dataset, scored)])
+    panels = attempt("Panels", lambda: panel_grids(plans, networks, settings.evaluation))
+    strip = attempt("From noise to image", lambda: _strip(settings, networks, scored))
+    curves = attempt("Training", lambda: _curves(plans))
+    plot = classes = None
+    if scorer:
+        plot = attempt("Quality against network evaluations", lambda: _plot(scorer, scored))
+        classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
     tables = [
         *([_scores(scorer, scored)] if scorer else []),
         *([health] if health else []),
@@ -61,22 +89,21 @@ def show(
         title=settings.name,
         subtitle=_subtitle(dataset, scored),
         command=command,
+        warnings=warnings,
         highlights=_highlights(scored) if scorer else [],
-        grids=[
-            _grid(settings, dataset, scored),
-            *panel_grids(plans, networks, settings.evaluation),
-        ],
-        plot=_plot(scorer, scored) if scorer else None,
+        grids=[*(samples or []), *(panels or [])],
+        plot=plot,
         tables=tables,
-        strip=_strip(settings, networks, scored),
-        classes=_classes(dataset, scorer, scored) if scorer else None,
-        curves=_curves(plans),
+        strip=strip,
+        classes=classes,
+        curves=curves or [],
         config=to_plain(_as_dict(settings)),
         protocols=_protocols(settings, scorer, scored),
         provenance=_provenance(settings, dataset, scorer),
-        notes=_notes(plans),
+        notes=[*_notes(plans), *_tuned(settings)],
+        failed=attempt.failed,
     )
-    return write_report(workdir, report)
+    return write_report(workdir, report, say=say)
 
 
 def _as_dict(settings: Settings) -> dict:
@@ -85,11 +112,11 @@ def _as_dict(settings: Settings) -> dict:
     return dataclasses.asdict(settings)
 
 
-def _students(scored: "list[Scored]") -> "list[Scored]":
+def _students(scored: list[Scored]) -> list[Scored]:
     return [s for s in scored if s.call.role == "student"]
 
 
-def _subtitle(dataset: Dataset, scored: "list[Scored]") -> str:
+def _subtitle(dataset: Dataset, scored: list[Scored]) -> str:
     full, students = scored[0].call, _students(scored)
     counts = ", ".join(dict.fromkeys(str(s.call.nfe) for s in students))
     methods = ", ".join(dict.fromkeys(METHODS[s.call.method].label for s in students))
@@ -106,17 +133,39 @@ def _notes(plans: list[StagePlan]) -> list[str]:
     return ["Variants: " + ", ".join(f"{p.name} = {p.settings.variant}" for p in variants) + "."]
 
 
-def _highlights(scored: "list[Scored]") -> list[Highlight]:
-    full = scored[0]
-    tiles = [Highlight(f"{full.scores['fd']:.2f}", f"FD of {full.call.label}", "the teacher")]
+def _tuned(settings: Settings) -> list[str]:
+    tuned = settings.evaluation.tuned_on
+    if not tuned:
+        return []
+    fresh = "one of them" if settings.seed in tuned else "another one"
+    seeds = f"seed{'s' if len(tuned) > 1 else ''} {listed(tuned)}"
+    return [f"Settings tuned on {seeds}; this run has seed {settings.seed}, {fresh}."]
+
+
+def _highlights(scored: list[Scored]) -> list[Highlight]:
+    full, name = scored[0], main_distance(scored[0].scores)
+    if name is None:
+        return []
+    label = METRICS[name].label
+
+    def tile(s: Scored, note: str) -> Highlight:
+        return Highlight(number(name, s.scores[name].value), f"{label} of {s.call.label}", note)
+
+    def text(s: Scored) -> str:
+        return show_stat(name, _stat(s.scores[name]))
+
+    def ends(s: Scored) -> str:
+        return text(s).partition(" ")[2]
+
+    tiles = [tile(full, f"{ends(full)}, the teacher".lstrip(", "))]
     for s in _students(scored)[:3]:
         same = [t for t in scored if t.call.role == "teacher" and t.call.nfe == s.call.nfe]
-        note = f"{same[0].call.label}: {same[0].scores['fd']:.2f}" if same else ""
-        tiles.append(Highlight(f"{s.scores['fd']:.2f}", f"FD of {s.call.label}", note))
+        other = f"{same[0].call.label}: {text(same[0])}" if same else ""
+        tiles.append(tile(s, "; ".join(part for part in (ends(s), other) if part)))
     return tiles
 
 
-def _grid(settings: Settings, dataset: Dataset, scored: "list[Scored]") -> Grid:
+def _grid(settings: Settings, dataset: Dataset, scored: list[Scored]) -> Grid:
     """Full teacher, then for every student's step count the teacher's DDIM and the student."""
     n = settings.evaluation.grid_images
     students = _students(scored)
@@ -134,35 +183,47 @@ def _grid(settings: Settings, dataset: Dataset, scored: "list[Scored]") -> Grid:
     )
 
 
-def _row(scored: "Scored", count: int) -> ImageRow:
+def _row(scored: Scored, count: int) -> ImageRow:
     images = np.clip(scored.samples.images[:count], -1, 1)
-    note = f"FD {scored.scores['fd']:.2f}" if "fd" in scored.scores else ""
+    name = main_distance(scored.scores)
+    note = f"{METRICS[name].label} {number(name, scored.scores[name].value)}" if name else ""
     return ImageRow(scored.call.label, images, note)
 
 
-def _plot(scorer: "Scorer", scored: "list[Scored]") -> ScorePlot:
-    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+def _plot(scorer: Scorer, scored: list[Scored]) -> ScorePlot | None:
+    metric = main_distance(scored[0].scores)
+    if metric is None:
+        return None
+    lines: dict[tuple[str, str], dict[int, Stat]] = {}
     for s in scored:
         role = "student" if s.call.role == "student" else "teacher"
         name = METHODS[s.call.method].label if role == "teacher" else s.call.series
-        lines.setdefault((name, role), []).append((s.call.nfe, s.scores["fd"]))
-    drawn = []
-    for (name, role), points in lines.items():
-        points.sort()
-        drawn.append(Line(name, [p[0] for p in points], [p[1] for p in points], role=role))
+        lines.setdefault((name, role), {})[s.call.nfe] = _stat(s.scores[metric])
+    floor = scorer.floor.get(metric)
     return ScorePlot(
-        drawn,
-        floor=scorer.floor["fd"],
+        [line_of(name, dict(sorted(own.items())), role) for (name, role), own in lines.items()],
+        floor=None if floor is None else floor.value,
+        floor_range=None if floor is None else range_of(_stat(floor)),
         floor_label="real test images",
-        ylabel=f"FD ({scorer.name})",
-        caption=(
-            "Frechet distance to the training images, lower is better. The floor is the distance "
-            "of the test images, scored as if they had been sampled."
-        ),
+        ylabel=f"{METRICS[metric].label} ({scorer.name})",
+        caption=f"{_DISTANCES[metric]} Lower is better; bars are 95 % intervals over other "
+        "samples. The floor is the distance of the test images, scored as if they had been "
+        "sampled.",
     )
 
 
-def _scores(scorer: "Scorer", scored: "list[Scored]") -> Table:
+_DISTANCES = {
+    "fd_infinity": "Frechet distance to the training images, extrapolated to infinitely many "
+    "samples: distances of unequal numbers of samples do not compare.",
+    "fd": "Frechet distance of these samples to the training images.",
+}
+
+
+def _stat(score: Estimate) -> Stat:
+    return Stat(score.value, None, 1, score.low, score.high)
+
+
+def _scores(scorer: Scorer, scored: list[Scored]) -> Table:
     columns = ["sampler", "NFE", *(METRICS[c].label for c in _COLUMNS)]
     rows, roles = [], []
     for s in scored:
@@ -174,17 +235,23 @@ def _scores(scorer: "Scorer", scored: "list[Scored]") -> Table:
         columns,
         rows,
         title="Scores",
-        caption=f"Against {scorer.real_count} training images. The classifier whose features are "
-        f"compared is right on {scorer.accuracy:.1%} of the test images.",
+        caption=f"Against {scorer.real_count} training images; in brackets 95 % intervals over "
+        f"other samples. FD\N{INFINITY} is extrapolated to infinitely many samples; FD is that of "
+        "these samples, and larger. Recall, coverage and class TV depend on the number of images "
+        f"and are taken at {scorer.count} for samples and test images alike. The "
+        f"classifier whose features are compared is right on {scorer.accuracy:.1%} of the test "
+        "images.",
         roles=roles,
     )
 
 
-def _cells(scores: dict[str, float]) -> list[str]:
-    return [format(scores[c], METRICS[c].form) if c in scores else "" for c in _COLUMNS]
+def _cells(scores: Mapping[str, Estimate]) -> list[str]:
+    return [
+        show_stat(c, _stat(scores[c]), c in _WITH_INTERVAL) if c in scores else "" for c in _COLUMNS
+    ]
 
 
-def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
+def _costs(plans: list[StagePlan], scored: list[Scored]) -> Table:
     sampled: dict[str, list[Scored]] = {}
     for s in scored:
         sampled.setdefault(s.call.plan.name, []).append(s)
@@ -232,7 +299,7 @@ def _costs(plans: list[StagePlan], scored: "list[Scored]") -> Table:
     )
 
 
-def _strip(settings: Settings, networks: Networks, scored: "list[Scored]") -> Strip:
+def _strip(settings: Settings, networks: Networks, scored: list[Scored]) -> Strip:
     """The full teacher, the teacher at a student's step count, and the students."""
     students = [s.call for s in _students(scored) if s.call.steps > 1] or [
         s.call for s in _students(scored)
@@ -259,7 +326,7 @@ def _trajectory(settings: Settings, networks: Networks, call: Call) -> Trajector
     return Trajectory(call.label, np.asarray(frames), levels)
 
 
-def _classes(dataset: Dataset, scorer: "Scorer", scored: "list[Scored]") -> ClassChart:
+def _classes(dataset: Dataset, scorer: Scorer, scored: list[Scored]) -> ClassChart:
     chosen = [scored[0], *_students(scored)]
     return ClassChart(
         list(dataset.class_names),
@@ -279,13 +346,11 @@ def _curves(plans: list[StagePlan]) -> list[Curve]:
     return curves
 
 
-def _protocols(settings: Settings, scorer: "Scorer | None", scored: "list[Scored]"):
-    from ddistill.evaluation.evaluate import protocol_of
-
+def _protocols(settings: Settings, scorer: Scorer | None, scored: list[Scored]):
     return [(s.call.label, protocol_of(settings, scorer, s.call).string()) for s in scored]
 
 
-def _provenance(settings: Settings, dataset: Dataset, scorer: "Scorer | None") -> dict[str, object]:
+def _provenance(settings: Settings, dataset: Dataset, scorer: Scorer | None) -> dict[str, object]:
     facts: dict[str, object] = {
         "machine": machine_string(),
         "jax": jax.__version__,

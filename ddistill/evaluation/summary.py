@@ -7,23 +7,49 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scipy.special import stdtrit
+
 from ddistill.evaluation.drawing import Line
 from ddistill.evaluation.plots import ScorePlot
 from ddistill.evaluation.protocol import Protocol, Row, variant
-from ddistill.evaluation.vocabulary import METHODS, METRICS
+from ddistill.evaluation.vocabulary import DISTANCES, METHODS, METRICS, main_distance
 
 # Parts of a protocol that may differ between rows of one line of a table.
 _NOT_VARIANT = ("nfe", "noise_seed")
 NOTHING = "\N{EN DASH}"  # what a cell without a number holds
 
 
+BOLD_RULE = (
+    "Bold: the best of a column, where it differs from every other by more than the 95 % interval "
+    "of the difference; otherwise the best ones tie, and nothing is bold."
+)
+
+
 @dataclass(frozen=True)
 class Stat:
-    """Mean over seeds, sample standard deviation (None for one seed) and number of seeds."""
+    """A score over seeds.
+
+    Attributes:
+      mean: over seeds.
+      spread: sample standard deviation; None for one seed.
+      seeds: their number.
+      low, high: 95 % interval over other samples, of one seed; None for several, and without one.
+      values: (seed, value), in the order of seeds.
+    """
 
     mean: float
     spread: float | None
     seeds: int
+    low: float | None = None
+    high: float | None = None
+    values: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the 95 % interval: Student's t over seeds, or that of one seed's samples."""
+        if self.spread is not None:
+            return _quantile(self.seeds) * self.spread / math.sqrt(self.seeds)
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True, order=True)
@@ -102,14 +128,21 @@ def aggregate(rows: Iterable[Row]) -> Scores:
 
     Several noise banks of one seed are averaged first: the spread is that between trainings.
     """
-    values: dict[Entry, dict[tuple[int, str], dict[int, list[float]]]] = {}
+    cells: dict[Entry, dict[tuple[int, str], list[Row]]] = {}
     for row in rows:
-        cell = values.setdefault(entry_of(row), {}).setdefault((row.nfe, row.metric), {})
-        cell.setdefault(row.seed, []).append(row.value)
+        cells.setdefault(entry_of(row), {}).setdefault((row.nfe, row.metric), []).append(row)
     return {
-        entry: {key: stat_of(seeds) for key, seeds in sorted(values[entry].items())}
-        for entry in sorted(values)
+        entry: {key: _stat_of_rows(found) for key, found in sorted(cells[entry].items())}
+        for entry in sorted(cells)
     }
+
+
+def _stat_of_rows(rows: Sequence[Row]) -> Stat:
+    seeds: dict[int, list[float]] = {}
+    for row in rows:
+        seeds.setdefault(row.seed, []).append(row.value)
+    stat = stat_of(seeds)
+    return replace(stat, low=rows[0].low, high=rows[0].high) if len(rows) == 1 else stat
 
 
 def labels(entries: Iterable[Entry]) -> dict[Entry, str]:
@@ -134,12 +167,13 @@ def labels(entries: Iterable[Entry]) -> dict[Entry, str]:
 
 
 def score_table(
-    rows: Sequence[Row], title: str = "Scores", spread_of: Sequence[str] = ("fd", "fid")
+    rows: Sequence[Row], title: str = "Scores", spread_of: Sequence[str] = DISTANCES
 ) -> Table:
     """One line for each sampler and NFE, a column for each metric measured, cost at the end.
 
-    The best value of every column among all but real data is bold. The spread over seeds is
-    shown for the metrics in `spread_of`; for all of them a table would be too wide to read.
+    The best value of every column among all but real data is bold where it stands out
+    (`BOLD_RULE`). The spread over seeds, or one seed's interval, is shown for the metrics in
+    `spread_of`; for all of them a table would be too wide to read.
     """
     scores = aggregate(rows)
     names = labels(scores)
@@ -161,17 +195,18 @@ def score_table(
     return Table(columns, table, title, roles=[e.role for e, _ in lines], best=best)
 
 
-def score_plot(rows: Sequence[Row], metric: str = "fd", **kwargs: str) -> ScorePlot:
+def score_plot(rows: Sequence[Row], metric: str = "", **kwargs: str) -> ScorePlot:
     """`metric` against NFE, a line for each sampler; the row of method "real" is the floor.
 
     Args:
       rows: of one experiment and data set.
-      metric: lower is better.
+      metric: lower is better; "" for the distance that stands for the quality of samples.
       **kwargs: title, caption, floor_label, ylabel of `ScorePlot`.
 
     Raises:
       ValueError: no row of this metric.
     """
+    metric = metric or main_distance({row.metric for row in rows}) or DISTANCES[-1]
     rows = [row for row in rows if row.metric == metric]
     if not rows:
         raise ValueError(f"No row has metric '{metric}'; nothing to plot.")
@@ -180,36 +215,69 @@ def score_plot(rows: Sequence[Row], metric: str = "fd", **kwargs: str) -> ScoreP
     lines, floor = [], None
     for entry, cells in scores.items():
         if entry.role == "real":
-            floor = next(iter(cells.values())).mean
+            floor = next(iter(cells.values()))
             continue
-        stats = list(cells.items())
-        spread = [s.spread or 0.0 for _, s in stats] if any(s.spread for _, s in stats) else []
-        lines.append(
-            Line(
-                names[entry],
-                [k[0] for k, _ in stats],
-                [s.mean for _, s in stats],
-                spread,
-                entry.role,
-            )
-        )
+        lines.append(line_of(names[entry], {nfe: s for (nfe, _), s in cells.items()}, entry.role))
     kwargs.setdefault("ylabel", score_label(rows[0], metric))
-    return ScorePlot(lines, floor, **kwargs)
+    if floor is None:
+        return ScorePlot(lines, None, None, **kwargs)
+    return ScorePlot(lines, floor.mean, range_of(floor), **kwargs)
+
+
+def line_of(label: str, stats: Mapping[int, Stat], role: str) -> Line:
+    """A line of a plot from NFE -> statistics, with error bars as far as there are any."""
+    ranges = [range_of(stat) for stat in stats.values()]
+    return Line(
+        label,
+        list(stats),
+        [stat.mean for stat in stats.values()],
+        ranges if any(high > low for low, high in ranges) else (),
+        role,
+    )
+
+
+def range_of(stat: Stat) -> tuple[float, float]:
+    """Mean and standard deviation over seeds, or one seed's interval, as (low, high)."""
+    if stat.spread is not None:
+        return stat.mean - stat.spread, stat.mean + stat.spread
+    if stat.low is not None and stat.high is not None:
+        return stat.low, stat.high
+    return stat.mean, stat.mean
 
 
 def show(metric: str, stat: Stat | None, spread: bool = True) -> str:
-    """A statistic as text: "1.23", "1.23 ± 0.04" over seeds, a dash where nothing was measured."""
+    """A statistic as text, a dash where nothing was measured.
+
+    "1.23 ± 0.04" over seeds, "1.23 [1.15, 1.31]" for one seed with its interval, "1.23" without.
+    """
     if stat is None:
         return NOTHING
     if metric == "parameters":
         return count(stat.mean)
     text = number(metric, stat.mean)
-    if stat.spread is None or not spread:
+    if not spread:
         return text
-    # The spread is given to the last place of the mean: more digits would claim too much.
-    if "e" in text:
-        return f"{text} ± {stat.spread:.1e}"
-    return f"{text} ± {stat.spread:,.{len(text.partition('.')[2])}f}"
+    if stat.spread is not None:
+        # The spread is given to the last place of the mean: more digits would claim too much.
+        return f"{text} ± {_like(text, stat.spread)}"
+    if stat.low is None or stat.high is None:
+        return text
+    text = _rounded(text, stat)
+    return f"{text} [{_like(text, stat.low)}, {_like(text, stat.high)}]"
+
+
+def _rounded(text: str, stat: Stat) -> str:
+    """`text` in no more places than tell the interval's half-width in two digits, but in two."""
+    width = stat.half_width
+    if not width or "e" in text:
+        return text
+    places = max(2, 1 - math.floor(math.log10(width)))
+    return f"{stat.mean:,.{places}f}" if places < len(text.partition(".")[2]) else text
+
+
+def _like(text: str, value: float) -> str:
+    """`value` in as many places as `text`, another number."""
+    return f"{value:.1e}" if "e" in text else f"{value:,.{len(text.partition('.')[2])}f}"
 
 
 def number(metric: str, value: float) -> str:
@@ -232,12 +300,22 @@ def count(value: float) -> str:
 
 def stat_of(seeds: Mapping[int, Sequence[float]]) -> Stat:
     """Statistics over seeds of seed -> values, of which each seed gives its mean."""
-    means = [math.fsum(v) / len(v) for _, v in sorted(seeds.items())]
+    values = tuple((seed, math.fsum(v) / len(v)) for seed, v in sorted(seeds.items()))
+    means = [value for _, value in values]
     mean = math.fsum(means) / len(means)
     if len(means) < 2:
-        return Stat(mean, None, 1)
-    spread = math.sqrt(math.fsum((m - mean) ** 2 for m in means) / (len(means) - 1))
-    return Stat(mean, spread, len(means))
+        return Stat(mean, None, 1, values=values)
+    return Stat(mean, _deviation(means), len(means), values=values)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def _quantile(seeds: int) -> float:
+    """Two-sided 95 % quantile of Student's t for so many seeds."""
+    return float(stdtrit(seeds - 1, 0.975))
 
 
 def _costs(rows: Iterable[Row]) -> dict[tuple[Entry, int], tuple[float, float]]:
@@ -256,22 +334,50 @@ def _costs(rows: Iterable[Row]) -> dict[tuple[Entry, int], tuple[float, float]]:
 
 
 def best_lines(scores: Scores, lines: Sequence[tuple[Entry, int]], metric: str) -> list[int]:
-    """Indices of the lines, real data left out, whose mean of `metric` is best; none of one."""
+    """Index of the line with the best mean of `metric`, real data left out, if it stands out.
+
+    Empty where another line ties with it (`tied`), and where there is nothing to compare with.
+    """
     better = METRICS[metric].better
-    means = {
-        i: scores[entry][nfe, metric].mean
+    stats = {
+        i: scores[entry][nfe, metric]
         for i, (entry, nfe) in enumerate(lines)
         if entry.role != "real" and (nfe, metric) in scores[entry]
     }
-    if not better or len(means) < 2:
+    if not better or len(stats) < 2:
         return []
-    target = min(means.values()) if better == "lower" else max(means.values())
-    return [i for i, mean in means.items() if mean == target]
+    pick = min if better == "lower" else max
+    best = pick(stats, key=lambda i: stats[i].mean)
+    rest = [stat for i, stat in stats.items() if i != best]
+    return [] if any(tied(stats[best], stat, metric) for stat in rest) else [best]
+
+
+def tied(a: Stat, b: Stat, metric: str) -> bool:
+    """Whether two values may be equal: the 95 % interval of their difference holds 0.
+
+    Over the same seeds it is that of Student's t of the differences of each seed. Otherwise both
+    half-widths are added as squares, which is too wide for samples of the same noise. Scores of
+    samples, and times, are tied without an interval; other numbers are compared as they are.
+    """
+    if a.mean == b.mean:
+        return True
+    seeds = [seed for seed, _ in a.values]
+    if len(seeds) > 1 and seeds == [seed for seed, _ in b.values]:
+        apart = [x - y for (_, x), (_, y) in zip(a.values, b.values)]
+        width = _quantile(len(seeds)) * _deviation(apart) / math.sqrt(len(seeds))
+        return abs(a.mean - b.mean) <= width
+    widths = a.half_width, b.half_width
+    if widths[0] is None or widths[1] is None:
+        return METRICS[metric].sampled
+    return abs(a.mean - b.mean) <= math.hypot(widths[0], widths[1])
 
 
 def score_label(row: Row, metric: str) -> str:
     """Name of `metric` for an axis: that of a Frechet distance tells its features."""
     try:
-        return Protocol.parse(row.protocol).label if metric == "fd" else METRICS[metric].label
+        label = METRICS[metric].label
+        if metric not in ("fd", "fd_infinity"):
+            return label
+        return Protocol.parse(row.protocol).label.replace("FD", label, 1)
     except ValueError:
         return METRICS[metric].label

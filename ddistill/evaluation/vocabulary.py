@@ -5,6 +5,7 @@ silently become a row of its own. `register_method` and `register_metric` add to
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ddistill.errors import nearest
@@ -34,11 +35,14 @@ class Metric:
       label: column heading.
       better: "lower", "higher" or "" where neither is better.
       form: format of a value, a `format` specification.
+      sampled: whether it varies from one measurement to the next, so that it needs an interval to
+        be compared.
     """
 
     label: str
     better: str = ""
     form: str = ".3g"
+    sampled: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -61,19 +65,29 @@ METHODS: dict[str, Method] = {
 }
 
 METRICS: dict[str, Metric] = {
-    "fd": Metric("FD", "lower"),
-    "fid": Metric("FID", "lower"),
-    "precision": Metric("precision", "higher", ".3f"),
-    "recall": Metric("recall", "higher", ".3f"),
-    "density": Metric("density", "higher", ".3f"),
-    "coverage": Metric("coverage", "higher", ".3f"),
+    "fid": Metric("FID", "lower", sampled=True),
+    "fd_infinity": Metric("FD\N{INFINITY}", "lower", sampled=True),
+    "fd": Metric("FD", "lower", sampled=True),
+    "precision": Metric("precision", "higher", ".3f", sampled=True),
+    "recall": Metric("recall", "higher", ".3f", sampled=True),
+    "density": Metric("density", "higher", ".3f", sampled=True),
+    "coverage": Metric("coverage", "higher", ".3f", sampled=True),
     "accuracy": Metric("accuracy", "higher", ".3f"),
-    "class_tv": Metric("class TV", "lower", ".3f"),
+    "class_tv": Metric("class TV", "lower", ".3f", sampled=True),
     "psnr_to_teacher": Metric("PSNR to teacher, dB", "higher", ".1f"),
     "mse_to_teacher": Metric("MSE to teacher", "lower"),
-    "ms_per_image": Metric("ms/image", "lower"),
+    "ms_per_image": Metric("ms/image", "lower", sampled=True),
     "parameters": Metric("parameters", "", ",.0f"),
 }
+
+# Distances of which the first that was measured stands for the quality of samples. FD of N samples
+# comes last: it depends on N, which is not the floor's.
+DISTANCES = ("fid", "fd_infinity", "fd")
+
+
+def main_distance(metrics: Collection[str]) -> str | None:
+    """The first of `DISTANCES` among `metrics`; None for none."""
+    return next((name for name in DISTANCES if name in metrics), None)
 
 
 def register_method(name: str, label: str, role: str = "student") -> None:

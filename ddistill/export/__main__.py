@@ -6,28 +6,26 @@ RUN is the folder of a finished run, OUT a folder that does not exist yet or is 
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ddistill.errors import CheckpointError, ConfigError
+from ddistill.command_line import Parser, one_line_ending
+from ddistill.errors import ConfigError
 from ddistill.evaluation.protocol import read_rows
 from ddistill.export import diffusers, safetensors, stablehlo
 from ddistill.export.facts import Exported, rows_of
 from ddistill.product import Run, open_run
-from ddistill.runtime.ending import one_line
+from ddistill.text import printable
 from ddistill.training.stages import StagePlan
 
 FORMS = ("diffusers", "stablehlo", "safetensors")
 
 
-@one_line()
+@one_line_ending()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; one line and exit status 1 for what cannot be exported."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddistill.export", description="Writes a student of a run for others."
-    )
+    parser = Parser("python -m ddistill.export", "Writes a student of a run for others.")
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("out", metavar="OUT", help="new folder")
     parser.add_argument("--to", required=True, choices=FORMS, help="the form")
@@ -38,11 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weights", choices=("inside", "beside"), default="inside", help="of a StableHLO program"
     )
-    options = parser.parse_args(argv)
-    try:
-        print(export(options))
-    except (ConfigError, CheckpointError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    options = parser.parse_all(argv)
+    print(printable(export(options)))
 
 
 def export(options: argparse.Namespace) -> str:
@@ -77,7 +72,7 @@ def collect(run: Run, stage: str = "", nfe: int | None = None, licence: str = ""
     results = run.folder / "results.json"
     return Exported(
         call=call,
-        network=run.networks(call.plan, call.student),
+        network=run.network(call),
         settings=run.settings,
         data=run.data["name"],
         num_classes=run.data["num_classes"],

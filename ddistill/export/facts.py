@@ -16,6 +16,7 @@ from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.networks.unet import UNet
 from ddistill.settings import Settings
 from ddistill.students import RoutedDenoiser
+from ddistill.text import markdown, printable
 
 FORMAT = 1
 
@@ -133,21 +134,22 @@ class Exported:
         network = f"{s.network['name']}, " + ", ".join(f"{k}={v}" for k, v in options.items())
         lines = [
             "---",
-            # JSON's strings are YAML's too, whatever is in them.
-            f"license: {json.dumps(self.licence or 'unknown')}",
+            # JSON's strings are YAML's too, but for characters that JSON gives as two halves.
+            f"license: {json.dumps(printable(self.licence or 'unknown'), ensure_ascii=False)}",
             *([f"library_name: {library}"] if library else []),
             "tags: [diffusion, distillation, ddistill]",
             "---",
-            f"# {self.settings.name}: {call.label}",
+            f"# {markdown(self.settings.name)}: {markdown(call.label)}",
             "",
-            f"* Data: {self.data}, images of {' x '.join(map(str, call.plan.image_shape))} "
+            f"* Data: {markdown(self.data)}, "
+            f"images of {' x '.join(map(str, call.plan.image_shape))} "
             "(height, width, channels)" + (f", {self.num_classes} classes" * self.conditional),
             f"* Method: {s.method or 'none, this is the teacher'}"
             + (f", {call.students} students" if call.students > 1 else ""),
-            f"* Teacher: stage '{teacher}' of the run, {_source(self.settings, teacher)}",
-            f"* Network: {network}; predicts {self.denoiser.prediction}",
+            f"* Teacher: stage '{markdown(teacher)}' of the run, {_source(self.settings, teacher)}",
+            f"* Network: {markdown(network)}; predicts {self.denoiser.prediction}",
             f"* Network evaluations an image (NFE): {call.nfe}, with {call.sampler}",
-            f"* Licence: {self.licence or 'not stated; ask whoever trained the teacher'}",
+            "* Licence: " + markdown(self.licence or "not stated; ask whoever trained the teacher"),
             "",
             "## Scores",
             "",

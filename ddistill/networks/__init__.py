@@ -10,6 +10,7 @@ from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
 from ddistill.networks.dhariwal import DhariwalUNet, check_dhariwal
 from ddistill.networks.song import SongUNet, check_song
 from ddistill.networks.unet import UNet, check_fields
+from ddistill.settings import kind_of
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
@@ -85,7 +86,7 @@ def _convert(key: str, value: Any, default: Any) -> Any:
         return float(value)
     if type(value) is not type(default):
         raise ConfigError(
-            f"network.{key}={value!r} is a {type(value).__name__}; "
-            f"a {type(default).__name__} is needed."
+            f"network.{key}={value!r} is {kind_of(type(value))}; "
+            f"{kind_of(type(default))} is needed."
         )
     return value

@@ -1,6 +1,7 @@
 """Objectives: one file a method. A new method is added to `OBJECTIVES` and nowhere else."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ddistill.objectives.process import Batch, Process, make_process
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.objectives.tsm import TSM
+from ddistill.settings import convert, to_plain
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": Denoising,
@@ -44,7 +46,12 @@ __all__ = [
 
 
 def hyperparameters(name: str) -> dict[str, Any]:
-    """The hyperparameters of the objective `name` and their defaults."""
+    """The hyperparameters of the objective `name` and their defaults.
+
+    Raises:
+      ConfigError: there is no such objective.
+    """
+    check_choice("objective.name", name, OBJECTIVES)
     fields = dataclasses.fields(OBJECTIVES[name])
     return {f.name: f.default for f in fields if "filled_in" not in f.metadata}
 
@@ -57,8 +64,8 @@ def make_objective(settings: Mapping[str, Any], path: str = "objective") -> Obje
       path: dotted name of the settings, for messages.
 
     Raises:
-      ConfigError: an unknown name or hyperparameter, with the nearest match, or a value that the
-        objective refuses.
+      ConfigError: an unknown name or hyperparameter, with the nearest match, or a value of another
+        type or that the objective refuses.
     """
     options = dict(settings)
     if "name" not in options:
@@ -72,4 +79,9 @@ def make_objective(settings: Mapping[str, Any], path: str = "objective") -> Obje
                 f"{path}.{key} is not a setting of '{name}'.{nearest(key, known)} "
                 f"Known: {', '.join(sorted(known))}."
             )
-    return OBJECTIVES[name](**options)
+    hints = typing.get_type_hints(OBJECTIVES[name])
+    values = {k: convert(to_plain(v), hints[k], f"{path}.{k}") for k, v in options.items()}
+    try:
+        return OBJECTIVES[name](**values)
+    except ConfigError as error:  # which begins with "objective", not knowing the stage
+        raise ConfigError(f"{path}{str(error).removeprefix('objective')}") from None

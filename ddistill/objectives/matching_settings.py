@@ -277,7 +277,7 @@ def _check(o: MatchingSettings) -> None:
     if not (o.score_weight or o.gan_weight):
         raise ConfigError(
             "objective: score_weight and gan_weight are both 0; set one above 0. Regression on "
-            "pairs alone is the objective 'o2mkd' on a grid of one step."
+            "pairs (regression_weight) is a term beside one of them and no method by itself."
         )
     if not 0.0 <= o.lowest <= o.highest <= 1.0:
         raise ConfigError(
@@ -299,7 +299,8 @@ def _check(o: MatchingSettings) -> None:
     if o.gan_weight and not o.discriminator_weight:
         raise ConfigError(
             "objective.discriminator_weight=0 leaves the discriminator as it was drawn, and "
-            f"objective.gan_weight={o.gan_weight} makes the student follow it. Set both or neither."
+            f"objective.gan_weight={o.gan_weight} makes the student follow it. Set "
+            "discriminator_weight above 0, or gan_weight=0 and leave discriminator_weight out."
         )
     if o.student_every < 1 or (o.alternate and o.student_every == 1):
         raise ConfigError(

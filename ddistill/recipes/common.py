@@ -32,13 +32,27 @@ def to_config(settings: Settings, variant: str = "") -> ConfigDict:
 
 
 def objective(name: str, **changes: Any) -> dict[str, Any]:
-    """An objective's name and all of its hyperparameters, some of them changed."""
-    return {"name": name, **hyperparameters(name), **changes}
+    """An objective's name and all of its hyperparameters, some of them changed.
+
+    Raises:
+      ConfigError: there is no such objective or hyperparameter; with the nearest one.
+    """
+    usual = hyperparameters(name)
+    for key in changes:
+        check_choice(f"objective({name!r}): the hyperparameter", key, usual)
+    return {"name": name, **usual, **changes}
 
 
 def network(name: str, **changes: Any) -> dict[str, Any]:
-    """A network's name and all of its options, some of them changed."""
-    return {"name": name, **networks.defaults(name), **changes}
+    """A network's name and all of its options, some of them changed.
+
+    Raises:
+      ConfigError: there is no such network or option; with the nearest one.
+    """
+    usual = networks.defaults(name)
+    for key in changes:
+        check_choice(f"network({name!r}): the option", key, usual)
+    return {"name": name, **usual, **changes}
 
 
 def teacher_stage(

@@ -54,6 +54,7 @@ def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
             teacher_samplers={"ddim": (1, 2, 4, 8, 16, 32)},
             full_sampler="ddim",
             full_steps=256,
+            tuned_on=(0,),
         ),
     )
 

@@ -18,7 +18,7 @@ def tell(text: str) -> None:
     """Writes a line to stderr at once, past all buffers; safe in a signal handler."""
     begin = "\n" if os.isatty(2) else ""  # below "^C" and a progress bar
     with contextlib.suppress(OSError):
-        os.write(2, f"{begin}{text}\n".encode())
+        os.write(2, f"{begin}{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def leave_now(status: int) -> None:
@@ -47,7 +47,7 @@ def answer_while_importing() -> None:
 
 
 @contextlib.contextmanager
-def one_line() -> Iterator[None]:
+def answer_while_working() -> Iterator[None]:
     """The same for a program that works: what it has begun to write is cleared away first."""
     if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -127,8 +127,7 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        where = f"byte {error.start} is not UTF-8"
-        raise DamagedFile(f"{path}: not valid JSON or text: {where}") from None
+        raise DamagedFile(f"{path}: not UTF-8 text, at byte {error.start}") from None
 
 
 def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:

@@ -12,12 +12,33 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives import Objective
 from ddistill.objectives.base import FeatureShapes
 from ddistill.settings import Settings, StageSettings, to_plain
+from ddistill.text import name_of, one_line
 from ddistill.training.optimizers import check_optimizer, update_rule
 
 if TYPE_CHECKING:
     from ddistill.training.stages import StagePlan
 
+_LONGEST_NAME = 150  # file systems take 255 bytes, and a hash or a sampler's name is appended
 PREDICTIONS = ("x0", "eps", "v", "edm")
+
+
+def check_name(key: str, name: str, folder: bool = False) -> None:
+    """Raises `ConfigError` for a name that records, folders or file names cannot hold.
+
+    Args:
+      key: dotted name of the setting that has the name.
+      name: of a run or a stage.
+      folder: whether it has to be the name of one folder.
+    """
+    why = ""
+    if name_of(name) != name:
+        why = "is blank, begins or ends with a space, or has characters that cannot be shown"
+    elif name in (".", "..") or (folder and "/" in name):
+        why = "is no name of a folder"
+    elif len(name.encode()) > _LONGEST_NAME:
+        why = f"is longer than {_LONGEST_NAME} bytes"
+    if why:
+        raise ConfigError(f"{key}: the name {name!r} {why}. Use letters, digits, '_' and '-'.")
 
 
 def check_numbers(stage: StageSettings, path: str) -> None:
@@ -340,6 +361,12 @@ def check_network(
         )
     except ConfigError as error:
         raise ConfigError(f"{path}.network: {error}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:  # what jax says of odd sizes
+        described = ", ".join(f"{k}={v!r}" for k, v in stage.network.items())
+        raise ConfigError(
+            f"{path}.network ({described}) cannot be built for images of shape {shape}: "
+            f"{one_line(error)}"
+        ) from error
     if "batch_stats" in variables:
         _check_batch_norm(stage, path)
     first = out[0] if isinstance(out, tuple) else out

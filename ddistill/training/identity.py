@@ -96,7 +96,8 @@ FIELDS: dict[type, dict[str, Kind]] = {
     EvaluationSettings: _all(
         Kind.SCORED,
         "enabled teacher classifier samples batch_size noise_seed teacher_samplers full_sampler "
-        "teacher_spacing full_steps student_sampler guidance clip grid_images strip_images",
+        "teacher_spacing full_steps student_sampler guidance clip grid_images strip_images "
+        "tuned_on",
     ),
     DigitsSettings: _all(Kind.CONTENT, "name flip"),
     FolderSettings: {

@@ -100,9 +100,12 @@ def plan_members(
     _check_levels(stage.students, objective, path)
     swept = _swept(stage, seed, objective, path)
     whole = _Share(classes=tuple(range(dataset.num_classes)) if stage.conditional else None)
+    stage_path = path.removesuffix(".students")
     if stage.grid.spacing == "edm" and objective.makes_pairs and not stage.grid.explicit:
-        return (_edm_member(swept[0], table, rows, dataset.num_classes, whole, path),), None
-    members = tuple(_member(one, table, rows, dataset.num_classes, whole) for one in swept)
+        return (_edm_member(swept[0], table, rows, dataset.num_classes, whole, stage_path),), None
+    members = tuple(
+        _member(one, table, rows, dataset.num_classes, whole, stage_path) for one in swept
+    )
     if stage.students.partition == "none":
         return members, None
     levels = members[0].levels
@@ -117,7 +120,8 @@ def plan_members(
         for a, b, own in zip(low, high, owned)
     ]
     return tuple(
-        _member(one, table, rows, dataset.num_classes, own) for one, own in zip(swept, shares)
+        _member(one, table, rows, dataset.num_classes, own, stage_path)
+        for one, own in zip(swept, shares)
     ), partition
 
 
@@ -176,15 +180,15 @@ def _number(key: str, value: float) -> int | float:
     return int(value) if key in _WHOLE else float(value)
 
 
-def _member(one: _Swept, table: Table, rows: int, num_classes: int, share: _Share) -> Member:
+def _member(
+    one: _Swept, table: Table, rows: int, num_classes: int, share: _Share, path: str
+) -> Member:
     grid_settings, students = one.stage.grid, one.stage.students
-    grid = make_grid(
-        table.levels,
-        grid_settings.steps or table.levels.num_steps,
-        grid_settings.spacing,
-        explicit=grid_settings.explicit or None,
-    )
-    objective = one.objective.prepare(grid)
+    grid = _grid(one.stage, table, rows, path)
+    try:
+        objective = one.objective.prepare(grid)
+    except ConfigError as error:  # which begins with "objective", not knowing the stage
+        raise ConfigError(f"{path}.{error}") from None
     return Member(
         label=one.label,
         levels=student_levels(table.levels, grid, grid_settings.time),
@@ -213,14 +217,37 @@ def _edm_member(
     one: _Swept, table: Table, rows: int, num_classes: int, share: _Share, path: str
 ) -> Member:
     """What makes pairs on EDM's own levels, which need not be rows of the table."""
-    key = f"{path.removesuffix('students')}grid.spacing"
+    key = f"{path}.grid.spacing"
     steps = one.stage.grid.steps or table.levels.num_steps
     made = table.schedule
     levels, nearest_rows = edm_sampling(made.name, made.options, table.levels, steps, key)
     grid = dataclasses.replace(one.stage.grid, spacing="trailing", steps=1)
     plain = dataclasses.replace(one, stage=dataclasses.replace(one.stage, grid=grid))
-    member = _member(plain, table, rows, num_classes, share)
+    member = _member(plain, table, rows, num_classes, share, path)
     return dataclasses.replace(member, levels=levels, indices=table.indices[nearest_rows])
+
+
+def _grid(stage: StageSettings, table: Table, rows: int, path: str) -> np.ndarray:
+    """`[N+1]`, indices of the levels of `table` that a student uses.
+
+    Raises:
+      ConfigError: as `make_grid`, with the name of the stage and of what it picks from.
+    """
+    g, T = stage.grid, table.levels.num_steps
+    swept = "grid_steps" in stage.students.sweep
+    whose = f"{path}.students.sweep.grid_steps: " if swept else f"{path}."
+    highest = max(g.explicit) if g.explicit else g.steps
+    if rows - 1 > T and highest > T:
+        asked = f"explicit={g.explicit}" if g.explicit else f"steps={g.steps}"
+        raise ConfigError(
+            f"{whose}grid.{asked} goes beyond the {T} levels of its teacher '{stage.teacher}', "
+            f"which has fewer than config.schedule. Allowed: 1 to {T}; for more, name a teacher of "
+            f"more levels, or give '{stage.teacher}' more (config.stages.{stage.teacher}.grid)."
+        )
+    try:
+        return make_grid(table.levels, g.steps or T, g.spacing, explicit=g.explicit or None)
+    except ConfigError as error:  # which begins with "grid", not knowing the stage
+        raise ConfigError(f"{whose}{error}") from None
 
 
 def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:

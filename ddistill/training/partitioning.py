@@ -99,7 +99,7 @@ def _check_idle(s: StudentsSettings, path: str) -> None:
         if is_set(key) and is_set(instead):
             raise ConfigError(
                 f"{path}.{key}={getattr(s, key)!r} has no effect beside {path}.{instead}, which "
-                "says the same one by one. Leave one of them out."
+                "lists them explicitly. Leave one of them out."
             )
     if is_set("on_divergence") and not s.count:
         raise ConfigError(

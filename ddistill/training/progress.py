@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from ddistill.runtime.files import DamagedFile, parse_object, write_text
+from ddistill.text import printable
 from ddistill.training.hosts import is_first
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -58,22 +59,24 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Prints one line above the progress bar."""
-        self.console.print(text, markup=False)
+        self.console.print(printable(text, keep="\n"), markup=False, emoji=False)
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
         """Starts a bar of `total` steps, of which `done` are already done."""
         self._last_line = time.monotonic()
         if self.console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 console=self.console,
             )
             self._progress.start()
-            self._task = self._progress.add_task(title, total=total, completed=done, text="")
+            self._task = self._progress.add_task(
+                printable(title), total=total, completed=done, text=""
+            )
         else:
             self.say(f"{title}: step {done} of {total}")
         self._title, self._total = title, total
@@ -81,7 +84,7 @@ class Reporter:
     def advance(self, done: int, text: str) -> None:
         """Moves the bar to `done`; `text` stands at its end."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, text=text)
+            self._progress.update(self._task, completed=done, text=printable(text))
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(f"{self._title}: step {done} of {self._total}  {text}")

@@ -34,6 +34,7 @@ from ddistill.training.checks import (
     check_copied,
     check_earlier,
     check_guidance,
+    check_name,
     check_network,
     check_numbers,
     check_optimizers,
@@ -160,6 +161,7 @@ def plan_stages(
     Raises:
       ConfigError: anything that cannot work; nothing has been compiled or written by then.
     """
+    check_name("config.name", settings.name)
     _check_training(settings)
     schedule = _schedule(settings)
     plans: dict[str, StagePlan] = {}
@@ -167,6 +169,7 @@ def plan_stages(
     noted = read_noted(workdir / SOURCES)
     for name in settings.pipeline:
         check_choice("config.pipeline", name, settings.stages)
+        check_name("config.stages", name, folder=True)
         if name in plans:
             raise ConfigError(f"config.pipeline names '{name}' twice.")
         imported = _imported(name, settings.stages[name].source, noted, reread)
@@ -222,6 +225,8 @@ def _plan(
     imported: Imported | None,
 ) -> StagePlan:
     path = f"config.stages.{name}"
+    if settings.stages[name].network and "name" not in settings.stages[name].network:
+        raise _nameless(f"{path}.network")
     stage = resolve(settings.stages[name], path, earlier, imported)
     stage = list_groups(stage, dataset, settings.seed, path)
     check_numbers(stage, path)
@@ -233,10 +238,12 @@ def _plan(
     check_pairs(stage, objective, path, earlier)
     check_guidance(stage, path, earlier)
     if objective.needs_whole_batch and stage.accumulate > 1:
+        dropped = {"gamma": "gamma=1", "divergence": "divergence='rkl'"}
+        ways = [f"objective.{value}" for key, value in dropped.items() if hasattr(objective, key)]
         raise ConfigError(
             f"{path}.accumulate={stage.accumulate}, but the objective needs a mean over the whole "
             "batch at once (the classifier's diversity, or a divergence's weights): set "
-            "accumulate=1, or objective.gamma=1 or objective.divergence='rkl' to drop it."
+            f"accumulate=1, or {' or '.join(ways)} to drop it."
         )
     if objective.needs_teacher and not stage.teacher:
         raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
@@ -368,10 +375,13 @@ def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
     """Builds the network that settings describe by name and options."""
     options = dict(described)
     if "name" not in options:
-        raise ConfigError(
-            f"{path}.name is missing. Allowed: {', '.join(sorted(networks.NETWORKS))}."
-        )
+        raise _nameless(path)
     return networks.build(str(options.pop("name")), **options)
+
+
+def _nameless(path: str) -> ConfigError:
+    allowed = ", ".join(sorted(networks.NETWORKS))
+    return ConfigError(f"{path}.name is missing. Allowed: {allowed}.")
 
 
 def incomplete(plan: StagePlan) -> CheckpointError:

@@ -1,0 +1,61 @@
+"""What the commands beside `ddistill.main` share: wrong flags, and one line at every other end."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
+from ddistill.runtime.ending import answer_while_working
+from ddistill.text import make_streams_safe, one_line
+
+USAGE_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a wrong command line with one line and exit status 2."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def parse_all(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments; an unknown flag is told with the nearest known one."""
+        make_streams_safe()
+        given, unknown = self.parse_known_args(argv)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        """Prints `message` in one line and exits with status 2."""
+        print(f"error: {one_line(message)} (--help lists what there is)", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
+        flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+        if not flags:
+            return f"arguments without a flag: {' '.join(words)}"
+        return f"{flags[0]} is not a flag.{nearest(flags[0], known)}"
+
+
+@contextlib.contextmanager
+def one_line_ending(*more: type[Exception]) -> Iterator[None]:
+    """Ends the process with one line where the user has to mend something or has stopped it.
+
+    The exit status is 1 for expected errors: ddistill's own, files that cannot be read or written,
+    values that a file holds, and what `more` names. It is 130 after Ctrl-C. As a decorator it is
+    for functions that return nothing.
+    """
+    try:
+        with answer_while_working():
+            yield
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {one_line(f'{where}{error.strerror or error}')}")
+    except (ConfigError, DataError, CheckpointError, TrainingError, ValueError, *more) as error:
+        sys.exit(f"error: {one_line(error)}")

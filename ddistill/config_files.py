@@ -1,0 +1,305 @@
+"""Config files and the flags that change them: loading, and one line for what is wrong with them.
+
+`--config=FILE[:VARIANT]` runs the function `get_config` of a Python file; flags such as
+`--config.seed=1` then change single settings.
+"""
+
+import ast
+import difflib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from ddistill.errors import CheckpointError, ConfigError, DataError, nearest
+
+_MODULE = "ddistill_config_file"
+# Names that other libraries use for settings.
+_ALIASES = {
+    "lr": "learning_rate", "epochs": "steps", "iterations": "steps", "bs": "batch_size",
+    "batch": "batch_size", "dataset": "name", "data_dir": "path",
+}  # fmt: skip
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
+
+
+class ConfigFileError(Exception):
+    """A config file, or a flag that changes it, that cannot be used; the text is one line.
+
+    No `ValueError`, which absl would take for one of its own.
+    """
+
+
+class ConfigFileParser(flags.ArgumentParser):
+    """Reads the value of `--config`, and checks the flags that change the config.
+
+    Attributes:
+      given: the value that was read last, FILE[:VARIANT].
+    """
+
+    given = ""
+
+    def parse(self, argument: str) -> Any:
+        """The locked config of FILE[:VARIANT]; None for an argument of None.
+
+        Raises:
+          ConfigFileError: see `load_config` and `check_override`.
+        """
+        config = load_config(argument)
+        self.given = argument
+        for text in overrides(sys.argv[1:]):
+            check_override(config, text)
+        return config.lock()
+
+    def flag_type(self) -> str:
+        """What the help calls the value."""
+        return "config file"
+
+
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """The flags that change the config, as KEY=VALUE, also those given as two words."""
+    found = []
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        flag = word.lstrip("-")
+        if word.startswith("-") and flag.startswith(("config.", "noconfig.")):
+            bare = "=" not in flag and following and not following.startswith("-")
+            found.append(f"{flag}={following}" if bare else flag)
+    return found
+
+
+def load_config(argument: str) -> ConfigDict:
+    """What the function `get_config` of a file returns.
+
+    Args:
+      argument: FILE, or FILE:VARIANT, where VARIANT is the function's argument.
+
+    Raises:
+      ConfigFileError: there is no such file or function, or it fails or returns no settings; with
+        the number of the line.
+    """
+    path, colon, variant = argument.partition(":")
+    _check_file(path)
+    try:
+        get_config = getattr(_load(path), "get_config", None)
+    except Exception as error:
+        raise ConfigFileError(_failure(path, error)) from error
+    if not callable(get_config):
+        raise ConfigFileError(
+            f"The config file {path} has no function get_config(variant) that returns the settings."
+        )
+    given = (variant,) if colon else ()
+    _check_variant(path, get_config, given)
+    try:
+        config = get_config(*given)
+    except (Exception, SystemExit) as error:
+        raise ConfigFileError(_failure(path, error)) from error
+    if isinstance(config, ConfigDict):
+        return config
+    if isinstance(config, Mapping):
+        return ConfigDict(dict(config))
+    raise ConfigFileError(
+        f"get_config of {path} returns {'nothing' if config is None else type(config).__name__}; "
+        "it has to return an ml_collections.ConfigDict with the settings."
+    )
+
+
+def _check_file(path: str) -> None:
+    file = Path(path)
+    if file.is_file():
+        return
+    if not path:
+        raise ConfigFileError("--config needs a file: --config=configs/sfddm_digits.py.")
+    if file.is_dir():
+        raise ConfigFileError(f"The config file {path} is a folder; name a file in it.")
+    known = {f.name: f for folder in (Path("configs"), file.parent) for f in folder.glob("*.py")}
+    close = difflib.get_close_matches(file.name, known, 1, 0.5)
+    hint = f" Did you mean '{known[close[0]]}'?" if close else ""
+    how = "" if file.suffix else " A setting is changed by --config.KEY=VALUE."
+    raise ConfigFileError(f"The config file {path} does not exist.{hint}{how}")
+
+
+def _load(path: str) -> ModuleType:
+    loader = SourceFileLoader(_MODULE, path)
+    spec = spec_from_loader(_MODULE, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    sys.modules[_MODULE] = module
+    loader.exec_module(module)
+    return module
+
+
+def _check_variant(path: str, get_config: Any, given: tuple[str, ...]) -> None:
+    """Raises `ConfigFileError` unless the function takes the variant, or needs none."""
+    try:
+        signature = inspect.signature(get_config)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*given)
+    except TypeError:
+        text = (
+            f"takes no variant; leave ':{given[0]}' out" if given else "needs a variant: FILE:NAME"
+        )
+        raise ConfigFileError(f"get_config of {path} {text}.") from None
+
+
+def _failure(path: str, error: BaseException) -> str:
+    """One line for an exception of a config file, with the line of the file."""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{error.filename}, line {error.lineno}" if error.lineno else error.filename
+        return f"The config file {path} fails: {type(error).__name__}: {error.msg} ({where})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    where = f" ({path}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, ConfigError | DataError | CheckpointError):
+        return f"{error}{where}"
+    if isinstance(error, SystemExit):
+        return f"The config file {path} ends the program instead of returning settings.{where}"
+    text = " ".join(str(error).split())
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"The config file {path} fails: {reason}{where}"
+
+
+def check_override(config: Mapping[str, Any], text: str) -> None:
+    """Checks a flag that changes a config.
+
+    Args:
+      config: the config.
+      text: `config.KEY=VALUE` as of `overrides`.
+
+    Raises:
+      ConfigFileError: the key is no setting, with the nearest one, or the value is of another type.
+    """
+    flag, equals, value = text.partition("=")
+    if "[" in flag:  # an index, which ml_collections reads
+        return
+    negated = flag.startswith("no")
+    names = flag.removeprefix("no").split(".")[1:]
+    group: Any = config
+    for i, name in enumerate(names):
+        path = ".".join(["config", *names[:i]])
+        if not isinstance(group, ConfigDict | Mapping):
+            raise ConfigFileError(f"--{text}: {path} is a value and has no settings.")
+        if name not in group:
+            raise ConfigFileError(
+                f"--{text}: {path}.{name} is not a setting.{nearest(name, group)} "
+                f"Known in {path}: {', '.join(sorted(map(str, group)))}."
+            )
+        # A placeholder without value knows its type.
+        kind = group.get_type(name) if isinstance(group, ConfigDict) else type(group[name])
+        group = group[name]
+    _check_value(text, ".".join(["config", *names]), kind, value, bare=not equals or negated)
+
+
+def _check_value(text: str, key: str, kind: type, value: str, bare: bool) -> None:
+    """Raises `ConfigFileError` unless a value can be read as the type that the setting has."""
+    if isinstance(kind, type) and issubclass(kind, ConfigDict):
+        if not isinstance(_literal(value), dict):
+            raise ConfigFileError(
+                f"--{text}: {key} is a group of settings; change one of them, --{key}.NAME=VALUE."
+            )
+        return
+    if bare:
+        if kind is not bool:
+            raise ConfigFileError(f"--{text}: a value is missing: --{key}=VALUE.")
+        return
+    if kind is tuple:
+        _check_list(text, key, value)
+        return
+    try:
+        if kind is int:
+            flags.IntegerParser().parse(value)
+        elif kind is float:
+            flags.FloatParser().parse(value)
+        elif kind is bool:
+            flags.BooleanParser().parse(value)
+    except (TypeError, ValueError):
+        raise ConfigFileError(
+            f"--{text}: {value!r} is not {_KINDS[kind]}.{_as_whole_number(kind, value)}"
+        ) from None
+
+
+def _as_whole_number(kind: type, value: str) -> str:
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    return f" Write {number:.0f}." if kind is int and number.is_integer() else ""
+
+
+def _check_list(text: str, key: str, value: str) -> None:
+    """Raises `ConfigFileError` for a list whose items would be taken for one text."""
+    if "," in value and isinstance(_literal(value), str):
+        items = [item.strip(" '\"()[]") for item in value.split(",")]
+        listed = "(" + ", ".join(f"'{item}'" for item in items if item) + ")"
+        raise ConfigFileError(f'--{text}: write a list of texts as --{key}="{listed}".')
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return value
+
+
+def wrong_flag(error: flags.IllegalFlagValueError) -> str:
+    """One line for a flag whose value is of another type."""
+    text = str(error)
+    match = re.match(r"flag --(\w+)=(.*): ", text, re.DOTALL)
+    kind = flags.FLAGS[match[1]].flag_type() if match and match[1] in flags.FLAGS else ""
+    names = {"int": _KINDS[int], "float": _KINDS[float], "bool": _KINDS[bool]}
+    if match is None or kind not in names:
+        return text
+    return f"--{match[1]}={match[2]}: {match[2]!r} is not {names[kind]}."
+
+
+def unknown_flag(name: str, value: str, known: Sequence[str], config: Any) -> str:
+    """One line for a flag that does not exist.
+
+    Args:
+      name: the flag, without dashes.
+      value: what it was given, or "".
+      known: the flags that exist.
+      config: the config that was loaded, or None.
+    """
+    given = f"={value}" if value else ""
+    shown = f"--{name}{given}"
+    if name.startswith("config.") and config is None:
+        return f"{shown} changes a setting, but --config=FILE is missing."
+    head, dot, rest = name.partition(".")
+    if dot and nearest(head, ["config"]):
+        return f"{shown} is not a flag. Did you mean '--config.{rest}{given}'?"
+    keys = _settings_called(name, config)
+    if keys:
+        more = f", or {len(keys) - 4} others" if len(keys) > 4 else ""
+        listed = " or ".join(f"--{key}{given}" for key in keys[:4]) + more
+        return f"{shown} is not a flag. To change that setting of the config write {listed}."
+    close = nearest(f"--{name}", [f"--{flag}" for flag in known]) if not dot else ""
+    if name == "h":
+        close = " Did you mean '--help'?"
+    return (
+        f"{shown} is not a flag.{close} Settings of the config are changed by --config.KEY=VALUE."
+    )
+
+
+def _settings_called(name: str, config: Any) -> list[str]:
+    """Dotted names of the settings that end in `name`, those nearest to the top first."""
+    wanted = _ALIASES.get(name, name).split(".")
+    found: list[list[str]] = []
+
+    def walk(group: Any, path: list[str]) -> None:
+        if len(path) > 1 and path[-len(wanted) :] == wanted:
+            found.append(path)
+        if isinstance(group, ConfigDict | Mapping):
+            for key in group:
+                walk(group[key], [*path, str(key)])
+
+    walk(config, ["config"])
+    return [".".join(path) for path in sorted(found, key=len)]
