@@ -1,6 +1,9 @@
 """How programs are compiled on this platform."""
 
 import functools
+import hashlib
+import platform as host
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +14,26 @@ _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 _CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 # Convolutions of this many channels, in and out, are faster without that library.
 _WIDE = 128
+
+
+def cache_folder(base: Path, cpu_info: Path = Path("/proc/cpuinfo")) -> Path:
+    """Folder of compiled programs for machines with this kind of CPU.
+
+    A program that was compiled for a CPU may not run on another one, and jax does not tell them
+    apart; a folder of runs may be shared between machines.
+
+    Args:
+      base: where the folders of all kinds lie.
+      cpu_info: the file in which Linux describes the CPU.
+    """
+    kind = [host.machine(), host.processor()]
+    try:
+        lines = cpu_info.read_text().splitlines()
+    except OSError:
+        lines = []
+    named = ("model name", "flags", "Features")
+    kind += sorted({line for line in lines if line.split(":")[0].strip() in named})
+    return base / hashlib.sha256("\n".join(kind).encode()).hexdigest()[:8]
 
 
 def compiler_options(platform: str = "", wide: bool = False) -> dict[str, Any] | None:

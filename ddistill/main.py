@@ -218,12 +218,14 @@ def _prepare_jax(cache: Path) -> None:
     """Persistent compilation cache, CPU devices, and quiet libraries."""
     import jax
 
+    from ddistill.compilation import cache_folder
     from ddistill.training.sharding import use_cores_as_devices
 
     _quiet_libraries()
     use_cores_as_devices()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache.absolute() / "xla"))
+        folder = cache_folder(cache.absolute() / "xla")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

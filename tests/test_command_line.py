@@ -135,7 +135,7 @@ def test_doctor_tells_what_this_machine_has_and_writes_nothing(tmp_path, flags, 
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         assert told[package] == importlib.metadata.version(package)
     assert " x cpu (" in told["devices"]
-    assert told["compile cache"] == str(tmp_path / "runs" / "shared" / "xla")
+    assert Path(told["compile cache"]).parent == tmp_path / "runs" / "shared" / "xla"
     assert int(told["CPU cores"].split()[0]) == os.cpu_count()
     assert float(told["memory"].removesuffix(" GiB")) > 0
     free, _, rest = told["disk"].partition(" ")

@@ -36,6 +36,22 @@ def test_the_library_takes_convolutions_of_narrow_networks_alone():
     assert narrow.split(",") == [compilation._REDUCTIONS, compilation._CONVOLUTIONS]
 
 
+def test_another_cpu_has_another_folder_of_programs(tmp_path):
+    """Of one kind: whatever changes while a machine runs does not count, nor how many cores."""
+    core = "processor : {}\nmodel name : A\ncpu MHz : {}\nflags : sse4 avx2{}\n"
+    texts = [
+        core.format(0, 2600, ""),
+        core.format(0, 800, "") + core.format(1, 3100, ""),
+        core.format(0, 2600, " avx512f"),
+    ]
+    found = []
+    for i, text in enumerate(texts):
+        (tmp_path / str(i)).write_text(text)
+        found.append(compilation.cache_folder(tmp_path / "xla", tmp_path / str(i)))
+    assert found[0] == found[1] != found[2]
+    assert compilation.cache_folder(tmp_path / "xla", tmp_path / "none").parent == tmp_path / "xla"
+
+
 def test_other_platforms_keep_their_own_options():
     assert compiler_options("tpu", wide=True) is None
     assert compiler_options("gpu", wide=False) is None

@@ -104,14 +104,18 @@ def _compute(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features `[N, dim]` and logits `[N, K]` of a part, K = 0 where the network gives none."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    done, begun = 0, time.perf_counter()
+    done, first, begun = 0, 0, time.perf_counter()
     stop.check(f"the features of {name}")
     for features, logits in feature_batches(detector.apply, images, detector.batch, pixels=True):
         stop.check(f"the features of {name}")
         none = np.empty((len(features), 0), np.float32)
         found.append((features, none if logits is None else logits))
         done += len(features)
-        speed = done / (time.perf_counter() - begun)
+        if not first:  # the network may have been compiled for this batch
+            first, begun = done, time.perf_counter()
+            reporter.advance(images.start + done, "")
+            continue
+        speed = (done - first) / (time.perf_counter() - begun)
         reporter.advance(images.start + done, f"{speed:.1f} images/s")
     features, logits = (np.concatenate(arrays) for arrays in zip(*found))
     return features, logits

@@ -386,7 +386,9 @@ def collect(
             seconds.append(time.perf_counter() - begun)
             images.append(batch)
             done = min(start + settings.batch_size, settings.samples)
-            reporter.advance(done, f"{settings.batch_size / seconds[-1]:.0f} images/s")
+            first = f"the first batch in {seconds[0]:.1f} s, compiling included"
+            rate = f"{settings.batch_size / seconds[-1]:.0f} images/s"
+            reporter.advance(done, rate if seconds[1:] else first)
     finally:
         reporter.end()
     # The first batch compiles; the fastest of the others is the sampler's own speed.
