@@ -373,7 +373,9 @@ def picture(outcome: Outcome) -> bytes:
             for index, budget in enumerate(BUDGETS):
                 found = outcome.scores[budget][:, :, m]
                 spread = found.std(axis=1, ddof=min(1, found.shape[1] - 1))
-                line = Line(budget, outcome.counts, found.mean(axis=1), tuple(spread))
+                mean = found.mean(axis=1)
+                ranges = tuple(zip(mean - spread, mean + spread))
+                line = Line(budget, outcome.counts, mean, ranges)
                 draw_line(axes, line, index, LIGHT)
             axes.set_xscale("log", base=2)
             nfe_axis(axes, outcome.counts)

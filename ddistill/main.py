@@ -226,7 +226,8 @@ def _prepare_jax(cache: Path) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = cache_folder(cache.absolute() / "xla")
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # Small programs too: a run that goes on has over a hundred of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _join_others() -> None:

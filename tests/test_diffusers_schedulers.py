@@ -67,7 +67,7 @@ def test_defaults_are_those_of_the_class(name):
     for case, config in SILENT.items():
         theirs = their_class.from_config(config)
         made, prediction = read_schedule({"_class_name": name, **config}, "x")
-        table = make_schedule(made["name"], made["steps"], **made["options"])
+        table = build_schedule(made["name"], made["steps"], **made["options"])
         abar = theirs.alphas_cumprod.numpy().astype(np.float64)
         ours = np.square(table.alpha[1:], dtype=np.float64)
         np.testing.assert_allclose(ours, abar, rtol=1e-4, err_msg=case)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from inception_cases import extractor, fidelity, pictures, random_state, torch_features
 
+from ddistill import compilation
 from ddistill.compilation import forward_options
 from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluation.detector import inception_detector
@@ -169,7 +170,9 @@ def test_options_change_no_result(monkeypatch):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: no such option")
 
     monkeypatch.setattr(jax, "jit", refuse)
+    compilation._known_options.cache_clear()
     assert forward_options("cpu") is None
+    compilation._known_options.cache_clear()
 
 
 def test_only_what_is_asked_for_is_needed(params):

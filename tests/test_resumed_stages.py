@@ -24,7 +24,6 @@ from ddistill.settings import (
     StudentsSettings,
 )
 from ddistill.students import take
-from ddistill.training import pairs as pairs_module
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
@@ -99,7 +98,7 @@ def arm():
                 os.kill(os.getpid(), signal.SIGKILL)
             return replace(source, target, **kwargs)
 
-        pairs_module.os.replace = guarded
+        os.replace = guarded
 
 
 # ------------------------------------------------------------------------------ kills, on disk
