@@ -345,9 +345,10 @@ def _advance(denoiser, cond, z, memory, step: Step, rule: Rule, clip, options):
     return rule(denoise, z, memory, step, **dict(options))
 
 
-def _jitted_advance(denoiser: Any, z: Array) -> Callable[..., Any]:
+def _jitted_advance(denoiser: Any, cond: Any, z: Array) -> Callable[..., Any]:
     """`_advance` as it is compiled for networks of this width, where `z` lies."""
-    if isinstance(z, jax.core.Tracer):  # options belong to the outermost program
+    traced = (isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((denoiser, cond, z)))
+    if any(traced):  # options belong to the outermost program
         return _compiled_advance(None)
     return _compiled_advance((_platform(z), is_wide(denoiser)))
 
@@ -360,7 +361,7 @@ def _compiled_advance(kind: tuple[str, bool] | None) -> Callable[..., Any]:
 
 
 def _dispatch(denoiser, cond, z, memory, steps, *, rule, last, clip, options, trajectory, do=None):
-    do = do or _jitted_advance(denoiser, z)
+    do = do or _jitted_advance(denoiser, cond, z)
     states = []
     for i in range(count := len(steps.here.alpha)):
         step = jax.tree.map(lambda t, i=i: t[i], steps)

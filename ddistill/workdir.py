@@ -17,9 +17,10 @@ from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError
 from ddistill.interop.sources import READERS, is_there, read_noted, read_source
 from ddistill.interop.tensors import file_digest
+from ddistill.objectives import make_objective
 from ddistill.runtime.files import expand
-from ddistill.settings import Settings, parse
-from ddistill.training.identity import FIELDS, Kind, learnt
+from ddistill.settings import Settings, StageSettings, parse
+from ddistill.training.identity import FIELDS, Kind, learnt, normalised
 from ddistill.training.stages import SOURCES
 
 ROOT = Path("runs")
@@ -72,8 +73,17 @@ def _learnt(settings: Settings) -> dict[str, Any]:
     """By dotted name, what the stages of the pipeline learn from."""
     found = learnt(settings)
     found.pop("data")
-    found["stages"] = {n: s for n, s in found["stages"].items() if n in settings.pipeline}
+    found.pop("training", None)  # what of it is learnt from stands with the stages
+    stages = {n: s for n, s in settings.stages.items() if n in settings.pipeline}
+    found["stages"] = {name: _stage(stage, settings) for name, stage in stages.items()}
     return _flat(found, "")
+
+
+def _stage(stage: StageSettings, settings: Settings) -> dict[str, Any]:
+    try:
+        return normalised(stage, make_objective(stage.objective), settings)
+    except ConfigError:  # which planning will tell
+        return learnt(stage)
 
 
 def _flat(value: Any, at: str) -> dict[str, Any]:

@@ -43,6 +43,19 @@ def test_a_doubled_image_is_convolved_in_quarters(impl, shape):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+def test_quarters_in_bfloat16_round_kernels_once():
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 32))
+    exact = Conv(32, impl="xla", upsampled=True)
+    params = exact.init(jax.random.key(1), x)
+
+    def error(impl):
+        rough = Conv(32, impl=impl, upsampled=True, dtype="bfloat16").apply(params, x)
+        apart = jnp.float32(rough) - exact.apply(params, x)
+        return float(jnp.sqrt(jnp.mean(jnp.square(apart))))
+
+    assert error("auto") < 1.2 * error("xla")
+
+
 def test_quarters_take_four_ninths_of_the_operations():
     x, params = jnp.zeros((2, 8, 8, 16)), {}
     count = {}

@@ -98,6 +98,17 @@ def test_a_damaged_owner_is_read_off_the_checkpoints(plan):
     assert "\n" not in text
 
 
+def test_a_missing_owner_is_read_off_what_is_there(plan):
+    """A copy of a part of a folder is nobody else's."""
+    (plan.folder / "stage.json").unlink()
+    check_folders([plan])
+    with pytest.raises(CheckpointError, match="of other settings: what these were is not noted"):
+        check_folders([other(plan)])
+    plan.manifest_path.unlink()
+    with pytest.raises(CheckpointError, match="holds stage 'teacher' of other settings"):
+        check_folders([other(plan)])
+
+
 def test_an_empty_owner_of_an_empty_folder_is_nobody(tmp_path):
     plan = plans_of(SETTINGS, tmp_path / "run")["teacher"]
     plan.folder.mkdir(parents=True)

@@ -118,6 +118,15 @@ def test_a_teacher_of_some_levels_alone_is_not_asked_at_others(tmp_path):
         planned_calls(wanted, list(plans.values()))
 
 
+def test_a_teacher_of_a_coarse_table_is_not_asked_below_it(tmp_path):
+    wanted = settings()
+    own = dataclasses.replace(wanted.stages["teacher"], grid=GridSettings(steps=50))
+    wanted = dataclasses.replace(wanted, stages={"teacher": own}, pipeline=("teacher",))
+    plans = plans_of(wanted, tmp_path / "run")
+    with pytest.raises(ConfigError, match="knows levels from sigma .* to 80 alone"):
+        planned_calls(wanted, list(plans.values()))
+
+
 @pytest.mark.parametrize(
     ("made", "steps"), [(recipes.msd_cifar, 18), (recipes.msd_imagenet64, 256)]
 )

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and what is made of files that are damaged."""
 
 import contextlib
+import errno
 import json
 import os
 import pwd
@@ -182,6 +183,19 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
     log.write(2, {"loss": 0.5})
     log.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_arrays_that_cannot_be_read_now_are_not_missing(tmp_path, monkeypatch):
+    """Hours of samples are not made again because too many files are open."""
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, a=np.ones(2))
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        files.read_arrays(path, ["a"])
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, 200])

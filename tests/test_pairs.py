@@ -146,6 +146,26 @@ def test_a_stopped_stage_goes_on_behind_its_last_file(straight, tmp_path):
     assert plan.manifest()["train_seconds"] == pytest.approx(sum(took))
 
 
+def in_shards(folder, shard):
+    wanted = settings()
+    one = wanted.stages["pairs"]
+    one = dataclasses.replace(one, objective={**one.objective, "shard": shard})
+    stages = {**wanted.stages, "pairs": one}
+    return plans_of(dataclasses.replace(wanted, stages=stages), folder / "run")["pairs"]
+
+
+def test_files_of_another_length_do_not_stand_for_other_batches(straight, tmp_path):
+    """The third file of one batch each is not the third file of two, which has one batch too."""
+    plan = in_shards(tmp_path, 1)
+    with pytest.raises(Interrupted, match="at batch 3"):
+        make(plan, stop=LateStop(4))
+    assert [path.name for path in shards(plan)] == ["00000.npz", "00001.npz", "00002.npz"]
+    longer = in_shards(tmp_path, 2)
+    assert longer.digest == plan.digest
+    make(longer)
+    np.testing.assert_array_equal(read_pairs(longer).noise, read_pairs(straight).noise)
+
+
 def test_images_that_are_not_finite_are_not_kept(tmp_path):
     plan, network = planned(tmp_path), teacher()
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), network.params)

@@ -207,6 +207,14 @@ def test_the_spread_of_a_mean_over_subsets_is_its_standard_error():
         found = drawn.estimate(drawn.masks @ values / drawn.masks.sum(axis=1))
         assert found.high - found.low == pytest.approx(3.92 * values.std() / 200**0.5, rel=0.12)
         assert found.value == pytest.approx(values.mean(), abs=0.02)
+    # A mean over few small subsets of many samples varies with the subsets more than with these.
+    means = []
+    for seed in range(150):
+        drawn = draw_subsets(4000, 20, 1, Resampling(subsets=40, seed=seed))
+        wide = np.random.default_rng(1).standard_normal(4000)
+        means.append(drawn.estimate(drawn.masks @ wide / 20))
+    inside = [m.low <= wide.mean() <= m.high for m in means]
+    assert 0.88 <= np.mean(inside) <= 0.99
     same = draw_subsets(200, 50, 1, LEAN), draw_subsets(200, 50, 1, LEAN)
     np.testing.assert_array_equal(same[0].masks, same[1].masks)
 

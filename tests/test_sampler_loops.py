@@ -115,11 +115,25 @@ def test_whole_loops_compile_once_for_equal_shapes(name, loop):
 
 
 def test_equal_modules_built_apart_share_one_compilation():
-    advance = samplers._jitted_advance(network(0), jnp.zeros(1))
+    advance = samplers._jitted_advance(network(0), None, jnp.zeros(1))
     before = advance._cache_size()
     for seed in (0, 1):
         ddim(network(seed), coarse(3), jnp.zeros((2, 3, 5, 1)), loop="dispatch")
     assert advance._cache_size() == before + 1
+
+
+def test_gradients_by_the_weights_go_through_a_sampler():
+    """Only the weights are traced: neither the noise nor the levels are."""
+    denoiser, noise = network(0), jnp.ones((2, 3, 5, 1))
+
+    def total(weights):
+        moved = jax.tree.map(lambda x: weights * x, denoiser)
+        return jnp.sum(ddim(moved, coarse(2), noise, loop="dispatch"))
+
+    slope = jax.grad(total)(jnp.float32(1.0))
+    step = 1e-2
+    about = (total(1.0 + step) - total(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(slope, about, rtol=2e-2)
 
 
 def test_cpu_dispatches_by_default():

@@ -151,6 +151,8 @@ def test_how_a_run_is_run_and_scored_is_no_part_of_it():
         {"schedule.options": {"s": 0.008, "max_beta": 0.999, "clean": True}},
         {"stages.student.objective.solver": "dpm_solver_pp"},
         {"stages.student.objective.output_weight": 0.0},
+        {"stages.student.objective.output_weight": 0},
+        {"schedule.options": {"s": 0.008, "max_beta": 0.999}},
         {"data.flip": False},
         {"data.flip": None},
     ],

@@ -28,6 +28,8 @@ def workdir(changes: dict[str, Any], base: dict[str, Any] | None = None) -> str:
         {"stages.student.samplers": {"ddim": (2,)}},
         {"data.flip": False},  # as the digits have it anyway
         {"seed": 0.0, "stages.student.steps": 40.0},
+        {"stages.student.optimizer.momentum": 0.5},
+        {"stages.student.objective.output_weight": 0},
     ],
 )
 def test_what_is_not_learnt_keeps_the_folder(changes):
@@ -52,6 +54,13 @@ def test_what_is_learnt_gives_a_folder_of_its_own():
     assert workdir({"name": "mine"}) == "runs/mine"
     unused = {"pipeline": ("teacher",), "stages.student.steps": 50}
     assert workdir(unused, {"pipeline": ("teacher",)}) == "runs/tiny"
+
+
+def test_the_checkpoints_count_where_the_best_one_is_handed_on():
+    best = {"stages.student.hand_on": "best"}
+    other = {**best, "training.checkpoint_every": 20}
+    assert workdir({"training.checkpoint_every": 20}) == "runs/tiny"
+    assert workdir(best) != workdir(other)
 
 
 def picture(path: Path, value: int) -> None:

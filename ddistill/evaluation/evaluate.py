@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddistill import data
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, check_choice
 from ddistill.evaluation.calls import CallRecord, write_calls
@@ -118,7 +119,8 @@ def evaluate(
     calls, left_out = without_frozen(planned_calls(settings, plans))
     for text in left_out:
         reporter.say(text)
-    digest = _digest(settings, plans, calls)
+    test = data.load(settings.data, "test") if settings.evaluation.classifier else None
+    digest = _digest(settings, plans, calls, test)
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
@@ -126,8 +128,8 @@ def evaluate(
     (workdir / "evaluation.json").unlink(missing_ok=True)
     networks = networks or Networks()
     scorer = None
-    if settings.evaluation.classifier:
-        scorer = make_scorer(settings, plans, dataset, networks)
+    if test is not None:
+        scorer = make_scorer(settings, plans, dataset, test, networks)
         named = {settings.evaluation.classifier: scorer.accuracy, **scorer.others}
         for name, share in named.items():
             reporter.say(f"{name}: right on {share:.1%} of the test images")
@@ -247,7 +249,10 @@ def _record(
     )
 
 
-def _digest(settings: Settings, plans: list[StagePlan], calls: list[Call]) -> str:
+def _digest(
+    settings: Settings, plans: list[StagePlan], calls: list[Call], test: Dataset | None
+) -> str:
+    """Of all that the results depend on; the stages know the training images."""
     content = {
         "format": FORMAT,
         "name": settings.name,
@@ -257,6 +262,7 @@ def _digest(settings: Settings, plans: list[StagePlan], calls: list[Call]) -> st
             for c in calls
         ],
         "evaluation": repr(settings.evaluation),
+        "test": None if test is None else dict(test.identity),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -79,11 +79,14 @@ class Subsets:
       masks: `[R + M, N]` bool: first the subsets behind the interval, then those behind the value.
       spread: R, 0 for no interval.
       scale: standard error of a score over the spread between the first R subsets.
+      means: M where the value is a mean over random subsets, which differs between draws of them;
+        0 where all samples are scored once.
     """
 
     masks: np.ndarray
     spread: int
     scale: float
+    means: int = 0
 
     def estimate(
         self, scores: np.ndarray, lowest: float = -math.inf, highest: float = math.inf
@@ -92,7 +95,8 @@ class Subsets:
         value = float(scores[self.spread :].mean())
         if not self.spread:
             return Estimate(value)
-        error = float(scores[: self.spread].std(ddof=1)) * self.scale
+        drawn = 1 / self.means if self.means else 0.0
+        error = float(scores[: self.spread].std(ddof=1)) * math.sqrt(self.scale**2 + drawn)
         return interval(value, error, lowest, highest)
 
 
@@ -136,7 +140,8 @@ def draw_subsets(
     else:
         second = masks(max(many, 8), count)
     scale = math.sqrt(size / (samples - size)) if size else 0.0
-    return Subsets(np.concatenate([first, second]), len(first), scale)
+    means = 0 if count == samples else len(second)
+    return Subsets(np.concatenate([first, second]), len(first), scale, means)
 
 
 def subset(

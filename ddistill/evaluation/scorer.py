@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.features import (
     Reference,
@@ -84,14 +83,17 @@ class Scorer:
 
 
 def make_scorer(
-    settings: Settings, plans: list[StagePlan], dataset: Dataset, networks: Networks
+    settings: Settings,
+    plans: list[StagePlan],
+    dataset: Dataset,
+    test: Dataset,
+    networks: Networks,
 ) -> Scorer:
     """Features of the real images, and the floor: test images scored as if they were samples."""
     plan = next(p for p in plans if p.name == settings.evaluation.classifier)
     classifier = networks(plan)
     batch = settings.evaluation.batch_size
     apply = jax.jit(lambda images: classifier(images))
-    test = data.load(settings.data, "test")
     _, train_features = extract(apply, dataset, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
     real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)

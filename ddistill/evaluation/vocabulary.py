@@ -72,10 +72,10 @@ METRICS: dict[str, Metric] = {
     "recall": Metric("recall", "higher", ".3f", sampled=True),
     "density": Metric("density", "higher", ".3f", sampled=True),
     "coverage": Metric("coverage", "higher", ".3f", sampled=True),
-    "accuracy": Metric("accuracy", "higher", ".3f"),
+    "accuracy": Metric("accuracy", "higher", ".3f", sampled=True),
     "class_tv": Metric("class TV", "lower", ".3f", sampled=True),
-    "psnr_to_teacher": Metric("PSNR to teacher, dB", "higher", ".1f"),
-    "mse_to_teacher": Metric("MSE to teacher", "lower"),
+    "psnr_to_teacher": Metric("PSNR to teacher, dB", "higher", ".1f", sampled=True),
+    "mse_to_teacher": Metric("MSE to teacher", "lower", sampled=True),
     "ms_per_image": Metric("ms/image", "lower", sampled=True),
     "parameters": Metric("parameters", "", ",.0f"),
 }
@@ -111,7 +111,7 @@ def register_metric(name: str, label: str, better: str = "", form: str = ".3g") 
     """
     if better not in ("", "lower", "higher"):
         raise ValueError(f"better={better!r} of metric '{name}': allowed are lower, higher, ''.")
-    _register(METRICS, name, Metric(label, better, form), "metric")
+    _register(METRICS, name, Metric(label, better, form, sampled=True), "metric")
 
 
 def check_name(kind: str, name: object) -> None:

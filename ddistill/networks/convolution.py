@@ -48,14 +48,15 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Returns `[B, H/stride, W/stride, features]`, or twice the size where it is upsampled."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        full = self.param("kernel", self.kernel_init, shape)
+        kernel = full.astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         x = x.astype(self.dtype)
         impl = "matmul" if self.size == 1 else conv_impl(self.impl, shape)
         convolve = {"matmul": matmul_conv, "ungrouped": ungrouped_conv, "xla": xla_conv}[impl]
         pads = ((self.size // 2, self.size // 2),) * 2 if self.symmetric else None
         if self.upsampled and self.impl != "xla" and jax.default_backend() == "cpu":
-            return upsampled_conv(convolve, x, kernel) + bias
+            return upsampled_conv(convolve, x, full) + bias
         x = upsample(x) if self.upsampled else x
         return convolve(x, kernel, self.stride, pads) + bias
 
@@ -122,7 +123,7 @@ def upsampled_conv(
 
     In the doubled image, a 3x3 window covers 2x2 different pixels only. So the pixels of an even
     (or odd) row and column are a convolution of `x` with a 2x2 kernel, whose entries are sums of
-    `kernel`'s.
+    `kernel`'s; they are summed in its dtype and then given that of `x`.
     """
 
     def folded(k: Array, odd: int) -> Array:
@@ -132,7 +133,7 @@ def upsampled_conv(
     def quarter(row: int, column: int) -> Array:
         k = jnp.swapaxes(folded(kernel, row), 0, 1)
         k = jnp.swapaxes(folded(k, column), 0, 1)
-        return convolve(x, k, 1, ((1 - row, row), (1 - column, column)))
+        return convolve(x, k.astype(x.dtype), 1, ((1 - row, row), (1 - column, column)))
 
     y = jnp.stack([jnp.stack([quarter(i, j) for j in (0, 1)], axis=3) for i in (0, 1)], axis=2)
     batch, height, width = x.shape[:3]

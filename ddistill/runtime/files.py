@@ -22,9 +22,10 @@ from ddistill.errors import ConfigError
 
 # Numbers by which file systems say that they cannot sync a folder; many network ones cannot.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+# A file that is there, whole as far as anybody knows, and cannot be read now.
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 # What reading a damaged npz archive raises, by the place of the damage.
 _DAMAGED_ARRAYS = (
-    OSError,
     EOFError,
     KeyError,
     TypeError,
@@ -175,10 +176,18 @@ def read_object_or_none(path: str | os.PathLike, keys: Sequence[str] = ()) -> di
 
 
 def read_arrays(path: str | os.PathLike, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
-    """Arrays of an npz archive by name; None where it is missing or damaged or lacks one."""
+    """Arrays of an npz archive by name; None where it is missing or damaged or lacks one.
+
+    Raises:
+      OSError: the file is there and cannot be read, for example because of its mode.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
+    except OSError as error:
+        if error.errno in _UNREADABLE:
+            raise
+        return None
     except _DAMAGED_ARRAYS:
         return None
 

@@ -225,10 +225,12 @@ def edm_sampling(
     levels = karras(steps, **options)
     sigma = np.asarray(known.sigma[1:], np.float64)
     told = np.allclose(known.time[1:], np.log(sigma) / 4.0, atol=1e-5)
-    if not told or not np.isclose(sigma[-1], levels.sigma[-1], rtol=1e-6):
+    ends = np.isclose(sigma[-1], levels.sigma[-1], rtol=1e-6)
+    if not told or not ends or sigma[0] > float(levels.sigma[1]) * (1 + 1e-6):
         raise ConfigError(
             f"{key}='edm' asks the network at sigmas between the rows of its table, but it is not "
-            "told c_noise or does not know sigma_max: its stage has a grid of its own. Set "
+            "told c_noise, or knows levels from sigma "
+            f"{sigma[0]:.3g} to {sigma[-1]:.3g} alone: its stage has a grid of its own. Set "
             f"{key}='trailing'."
         )
     apart = np.abs(np.log(sigma)[:, None] - np.log(levels.sigma[1:]))

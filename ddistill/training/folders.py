@@ -96,7 +96,7 @@ def _owner(plan: StagePlan) -> dict[str, Any]:
 def check_owner(plan: StagePlan) -> None:
     """Raises `CheckpointError` if the stage's folder belongs to a stage with other settings.
 
-    Where stage.json is damaged, the manifest and the checkpoints say whose folder it is.
+    Where stage.json is missing or damaged, the manifest and the checkpoints say whose folder it is.
     """
     theirs = _read_owner(plan)
     if theirs is None or theirs["digest"] == plan.digest:
@@ -105,7 +105,10 @@ def check_owner(plan: StagePlan) -> None:
     lines = []
     if isinstance(known, dict) and isinstance(rest, dict):
         lines = differences(known, plan.identity, rest, plan.lineage)
-    shown = "; ".join(lines[:4]) or "it was trained by another version of ddistill"
+    # stage.json of an older version has settings; the manifest and checkpoints have none.
+    unknown = "it was trained by another version of ddistill"
+    unknown = unknown if "settings" in theirs else "what these were is not noted there"
+    shown = "; ".join(lines[:4]) or unknown
     raise CheckpointError(
         f"{plan.folder} holds stage '{plan.name}' of other settings: "
         f"{shown}{f' and {len(lines) - 4} more' if len(lines) > 4 else ''}. "
@@ -122,7 +125,7 @@ def _read_owner(plan: StagePlan) -> dict[str, Any] | None:
     try:
         return read_object(plan.folder / "stage.json", ("digest",))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        damage = f"{plan.folder / 'stage.json'} is missing"
     except DamagedFile as error:
         damage = str(error)
     records = sorted((plan.folder / "checkpoints").glob("[0-9]*/record/metadata"))

@@ -151,9 +151,6 @@ def make_identity(
 ) -> dict[str, Any]:
     """Everything that the result of a stage depends on, as JSON has it.
 
-    Settings that change nothing as the others are set are left out, and settings that are left to
-    their defaults are filled in, so that the same training is written in one way.
-
     Args:
       name: of the stage, from which its random streams are made.
       stage: its settings, resolved.
@@ -163,20 +160,11 @@ def make_identity(
       sources: by name, the digests of the stages that it learns from, starts from or reads.
       source: hash of the files that it starts from.
     """
-    own = learnt(stage)
-    own["objective"] = _objective(stage.objective, objective)
-    own["network"] = _network(stage.network)
+    own = normalised(stage, objective, settings)
     own["init"] = "" if stage.resume else stage.init_source
-    own["optimizer"] = settings_used(stage.optimizer_of("student"))
     own["optimizers"] = {
         n: settings_used(stage.optimizer_of(n)) for n in objective.networks() if n != "student"
     }
-    if stage.grid.explicit:
-        own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
-    if not stage.students.count:
-        del own["students"]
-    if stage.hand_on == "best":
-        own["checkpoint_every"] = settings.training.checkpoint_every
     if source:
         own["source"] = source
     found = {
@@ -191,6 +179,26 @@ def make_identity(
     return json.loads(json.dumps(found, sort_keys=True, default=_plain))
 
 
+def normalised(stage: StageSettings, objective: Objective, settings: Settings) -> dict[str, Any]:
+    """What a stage itself learns from: its settings, the same training written in one way.
+
+    Settings that change nothing as the others are set are left out, and settings that are left to
+    their defaults are filled in.
+    """
+    own = learnt(stage)
+    own["objective"] = _objective(stage.objective, objective)
+    own["network"] = _network(stage.network)
+    own["optimizer"] = settings_used(stage.optimizer_of("student"))
+    own["optimizers"] = {name: settings_used(o) for name, o in stage.optimizers.items()}
+    if stage.grid.explicit:
+        own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
+    if not stage.students.count:
+        del own["students"]
+    if stage.hand_on == "best":
+        own["checkpoint_every"] = settings.training.checkpoint_every
+    return own
+
+
 def digest_of(identity: Mapping[str, Any]) -> str:
     """SHA-256 of a stage's identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -198,22 +206,38 @@ def digest_of(identity: Mapping[str, Any]) -> str:
 
 def _objective(given: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
     name, idle = str(given["name"]), objective.without_effect()
-    full = {**hyperparameters(name), **given}
-    return {key: value for key, value in full.items() if key not in idle}
+    return {k: v for k, v in _filled_in(given, hyperparameters(name)).items() if k not in idle}
 
 
 def _network(given: Mapping[str, Any]) -> dict[str, Any]:
     name = str(given["name"]) if "name" in given else ""
     defaults = networks.defaults(name) if name else {}
-    full = {**{k: v for k, v in defaults.items() if v is not dataclasses.MISSING}, **given}
+    usual = {k: v for k, v in defaults.items() if v is not dataclasses.MISSING}
+    full = _filled_in(given, usual)
     return {key: to_plain(value) for key, value in full.items() if key not in COMPUTED}
+
+
+def _filled_in(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with defaults, written in one way: 1 for a real number is 1.0, and "a" is ("a",)."""
+
+    def written(value: Any, default: Any) -> Any:
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(default, tuple) and not isinstance(value, (tuple, list)):
+            return (value,)
+        return value
+
+    return {
+        **defaults,
+        **{key: written(value, defaults.get(key)) for key, value in given.items()},
+    }
 
 
 def _schedule(s: ScheduleSettings) -> dict[str, Any]:
     parameters = inspect.signature(SCHEDULES[s.name]).parameters.values()
     own = {p.name: p.default for p in parameters if p.name not in ("T", "dtype")}
     options = {key: value for key, value in own.items() if value is not inspect.Parameter.empty}
-    return {"name": s.name, "steps": s.steps, "options": {**options, **to_plain(s.options)}}
+    return {"name": s.name, "steps": s.steps, "options": _filled_in(to_plain(s.options), options)}
 
 
 def differences(

@@ -102,16 +102,16 @@ def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRe
     reporter.begin(plan.name, plan.settings.steps)
     try:
         for path, steps in _shards(plan):
-            made = _read(path, plan.digest)
-            # The shards of a stage that was stopped may be of another length, see `MakePairs`.
-            if made is None or len(made.label) != len(steps) * plan.settings.batch_size:
+            # A stage that was stopped may have shards of another length, see `MakePairs`.
+            rows = steps.start * plan.settings.batch_size, len(steps) * plan.settings.batch_size
+            if _read(path, plan.digest, rows) is None:
                 batches, begun = [], time.perf_counter()
                 for step in steps:
                     stop.check(f"stage '{plan.name}' at batch {step}")
                     batches.append(_batch(plan, teacher, step))
                     reporter.advance(step + 1, "")
                 whole = jax.tree.map(lambda *x: np.concatenate(x), *batches)
-                _write(path, whole, plan.digest, time.perf_counter() - begun)
+                _write(path, whole, plan.digest, rows[0], time.perf_counter() - begun)
     finally:
         reporter.end()
 
@@ -189,10 +189,10 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write(path: Path, pairs: Pairs, digest: str, seconds: float) -> None:
+def _write(path: Path, pairs: Pairs, digest: str, first: int, seconds: float) -> None:
     # Beside the shard, which is the same file whenever and wherever it is made.
     write_json(path.with_suffix(".json"), {"seconds": seconds})
-    write_arrays(path, digest=_seal(path, pairs, digest), **vars(pairs))
+    write_arrays(path, digest=_seal(first, pairs, digest), first=first, **vars(pairs))
 
 
 def _seconds(path: Path) -> float:
@@ -201,18 +201,26 @@ def _seconds(path: Path) -> float:
     return float(noted) if isinstance(noted, (int, float)) else 0.0
 
 
-def _read(path: Path, digest: str) -> Pairs | None:
-    """A shard, or None where it is missing, damaged or of another stage or place."""
-    found = read_arrays(path, ("noise", "label", "image", "digest"))
+def _read(path: Path, digest: str, rows: tuple[int, int] | None = None) -> Pairs | None:
+    """A shard, or None where it is missing, damaged or of another stage.
+
+    Args:
+      path: the file.
+      digest: of the stage.
+      rows: the number of its first pair and how many there have to be; None for any.
+    """
+    found = read_arrays(path, ("noise", "label", "image", "digest", "first"))
     if found is None:
         return None
-    pairs = Pairs(found["noise"], found["label"], found["image"])
-    return pairs if str(found["digest"]) == _seal(path, pairs, digest) else None
+    pairs, first = Pairs(found["noise"], found["label"], found["image"]), int(found["first"])
+    if rows is not None and (first, len(pairs.label)) != rows:
+        return None
+    return pairs if str(found["digest"]) == _seal(first, pairs, digest) else None
 
 
-def _seal(path: Path, pairs: Pairs, digest: str) -> str:
+def _seal(first: int, pairs: Pairs, digest: str) -> str:
     """Ties what a shard holds to its stage and to its place there; np.load checks nothing."""
-    seal = hashlib.sha256(f"{digest}/{path.name}".encode())
+    seal = hashlib.sha256(f"{digest}/{first}".encode())
     for values in (pairs.noise, pairs.label, pairs.image):
         seal.update(np.ascontiguousarray(values).tobytes())
     return seal.hexdigest()
