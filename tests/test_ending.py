@@ -168,3 +168,21 @@ def test_batches_are_compared_with_the_images_of_a_students_classes(tmp_path):
     own = dataclasses.replace(plan, members=(member,), settings=settings)
     threes = int(np.sum(dataset.labels == 3))
     assert f"there are {threes} training images of its classes" in notes([own], wanted, dataset)[0]
+
+
+@pytest.mark.parametrize(
+    "name, steps, options, message",
+    [
+        ("linear_beta", 40000, {}, "are the same in float32 .*Use fewer steps"),
+        ("linear_beta", 1000, {"end": 0.5}, "are the same in float32"),
+        ("listed_beta", 3, {"betas": [1e-30, 0.9, 0.99]}, "levels 0 and 1 are the same"),
+        ("linear_beta", 1000, {"start": "0.001"}, "start='0.001' is a str; a number is needed"),
+        ("linear_beta", 1000, {"start": None}, "start=None is a NoneType; a number is needed"),
+        ("cosine", 1000, {"clean": "no"}, "clean='no' is a str; True or False is needed"),
+        ("listed_beta", 3, {}, "schedule.options.betas is missing"),
+        ("listed_beta", 3, {"betas": ["a"]}, "a list of numbers is needed"),
+    ],
+)
+def test_levels_that_no_network_could_tell_apart_and_wrong_types(name, steps, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_schedule(name, steps, **options)

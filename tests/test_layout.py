@@ -8,7 +8,7 @@ from pictures import load, picture, save
 
 from ddistill import data
 from ddistill.data.listing import held_out, is_test
-from ddistill.data.names import natural_key, split_in, split_of, text_of
+from ddistill.data.names import in_order, is_system, natural_key, split_in, split_of, text_of
 from ddistill.errors import ConfigError, DataError
 from ddistill.text import printable
 
@@ -112,6 +112,37 @@ def test_other_words_with_the_letters_of_a_split_are_no_splits(tmp_path):
     assert load(root).class_names == ("blood_test", "tests", "trains")
     assert [split_of(n) for n in ("Dev", "devs", "")] == ["validation", "", ""]
     assert [split_in(n) for n in ("my-Test_2", "2017val", "contest")] == ["test", "validation", ""]
+
+
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        ("trainA", "testA"),
+        ("trainingSet", "testSet"),
+        ("TrainImages", "TestImages"),
+        ("trainset", "testset"),
+        ("traindata", "testdata"),
+        ("DevTrain", "DevTest"),
+    ],
+)
+def test_splits_in_compound_names_are_not_taken_for_classes(tmp_path, train, test):
+    assert (split_in(train), split_in(test)) == ("train", "test")
+    refused(fill(tmp_path / "set", f"{train}/0.png", f"{test}/0.png"), train, test)
+    refused(fill(tmp_path / "flat", f"{train}_0.png", f"{test}_0.png"), "names of the files")
+    inner = [f"{kind}/{split}/0.png" for kind in "ab" for split in (train, test)]
+    refused(fill(tmp_path / "inner", *inner), "a split inside of 'a'")
+
+
+def test_system_folders_of_any_number_or_case_are_no_classes():
+    for name in ("found.001", "FOUND.007", "__macosx 2", "@GMT-2024.01.01-00.00.00", "DfsrPrivate"):
+        assert is_system(name), name
+    assert not any(is_system(name) for name in ("found", "lost", "macosx", "gmt"))
+
+
+def test_numbers_in_the_digits_of_any_script_are_in_order():
+    one, two, ten = "\u0661", "\u0662", "\u0661\u0660"
+    assert in_order([ten, two, one]) == (one, two, ten)
+    assert in_order(["class\uff11\uff10", "class\uff12"]) == ("class\uff12", "class\uff11\uff10")
 
 
 def test_a_flat_test_folder_beside_classes_is_that_of_a_competition(tmp_path):

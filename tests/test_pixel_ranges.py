@@ -127,8 +127,25 @@ def test_a_range_that_is_stated():
     )
     ones = (BYTES > 99).astype(np.uint8)
     assert to_pixels(ones, ORIGIN, "0,255") == (ones, "")
-    # The type of bytes says more than a flag that may be meant for floats.
-    assert to_pixels(BYTES, ORIGIN, "-1,1") == (BYTES, "")
+    # The type of bytes contradicts the flag.
+    for array in (BYTES, BYTES > 99):
+        with pytest.raises(DataError, match="leave --range=-1,1 out"):
+            to_pixels(array, ORIGIN, "-1,1")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        BYTES.astype(np.uint16) * 5 // 4,
+        RNG.integers(0, 300, BYTES.shape).astype(np.uint16),
+        (RNG.normal(100, 40, BYTES.shape) / 255 - 0.45) / 0.225,
+        RNG.normal(215, 25, BYTES.shape) / 127.5 - 1,
+    ],
+    ids=["beyond bytes", "dark 16 bits", "standardised", "light in [-1, 1]"],
+)
+def test_ranges_that_only_seem_to_fit_are_refused(array):
+    with pytest.raises(DataError, match="fit several ranges or none"):
+        to_pixels(array, ORIGIN)
 
 
 @pytest.mark.parametrize(

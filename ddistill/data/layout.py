@@ -117,12 +117,20 @@ def _check_no_splits(root: Path, files: Sequence[File], folders: Sequence[str]) 
             f"{root} has {_quoted(worded)}: splits, or classes? Set data.splits='folders' to read "
             f"them as splits, or {_AS_CLASSES}."
         )
+    below: dict[tuple[str, ...], dict[str, str]] = {}
     for file in files:
         *inside, _ = file.name.split("/")
         depth = 1 if folders else 0
         for i, name in enumerate(inside[depth:], depth):
             if split_of(name) in (VALIDATION, TEST):
                 raise _inside_a_class(root, inside[:i], name)
+            beside = below.setdefault(tuple(inside[:i]), {})
+            if name not in beside:
+                beside[name] = split_in(name)
+    for above, beside in below.items():
+        if _mixed(split for split in beside.values() if split):
+            held_out = next(name for name, s in beside.items() if s in (VALIDATION, TEST))
+            raise _inside_a_class(root, above, held_out)
     names = [file.name.rpartition("/")[2].rpartition(".")[0] for file in files]
     every = all(split_in(name) for name in names)
     found = [split_in(name) if every else split_before(name) for name in names]

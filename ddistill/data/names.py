@@ -15,8 +15,13 @@ SPLIT_WORDS = {
 }
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
-_FIRST_WORD = re.compile("[^a-z]*([a-z]+)")
-_NUMBER = re.compile("[+-]?[0-9]+([.][0-9]+)?")
+# Words are told apart by case too: "trainA", "TestImages".
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
+_FIRST_WORD = re.compile(f"[^A-Za-z]*({_WORD.pattern})")
+# "trainset", "testdata"; not "contest", nor "trains", which may be a class.
+_COMPOUND = re.compile(f"({'|'.join(_SPLIT_OF)})(sets?|data|images?|imgs?)")
+# In the digits of any script.
+_NUMBER = re.compile(r"[+-]?\d+([.]\d+)?")
 
 # Thumbnails, bins and snapshots that file servers and desktops put among a user's files, in lower
 # case. Names that begin with a dot (.thumbnails, .Trash-1000, .AppleDouble) are hidden anyway.
@@ -24,11 +29,13 @@ _SYSTEM = frozenset(
     (
         *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharesnap"),
         *("#recycle", "#snapshot", "~snapshot"),
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),
-        *("__macosx", "network trash folder", "temporary items", "thedbcache"),
+        *("@__thumb", "@sharebin", "$recycle.bin", "recycler", "recycled", "$extend"),
+        *("system volume information", "dfsrprivate", "network trash folder", "temporary items"),
+        *("thedbcache", "thevolumesettingsfolder", "thefindbycontentfolder"),
         *("lost+found", "__pycache__"),
     )
 )
+_SYSTEM_FORM = re.compile(r"found\.\d{3}|__macosx.*|@gmt-.*")
 
 
 def text_of(path: str) -> str:
@@ -44,7 +51,7 @@ def text_of(path: str) -> str:
 
 def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
     """Sorts "2" before "10", and "class_2" before "class_10"; other text by its code points."""
-    parts = re.split("([0-9]+)", name)
+    parts = re.split(r"(\d+)", name.strip())
     # Text and digits alternate, so that numbers are compared with numbers alone.
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
@@ -64,15 +71,22 @@ def split_of(name: str) -> str:
 
 def split_in(name: str) -> str:
     """The split that one word of a name means ("train2017", "seg_test", "my-Val"), or ""."""
-    found = [_SPLIT_OF[word] for word in _words(name) if word in _SPLIT_OF]
-    return found[0] if found else ""
+    found = [split for word in _WORD.findall(name) if (split := _split_of_word(word))]
+    # In "DevTrain" and "DevTest" the first word is the name of the set.
+    return next((s for s in found if s != VALIDATION), found[0] if found else "")
 
 
 def split_before(name: str) -> str:
     """The split that the first word of a name means ("test_0001.png"), or ""."""
     # Of every file of a set, so that the rest of a name is not looked at.
-    first = _FIRST_WORD.match(name.lower())
-    return _SPLIT_OF.get(first[1], "") if first else ""
+    first = _FIRST_WORD.match(name)
+    return _split_of_word(first[1]) if first else ""
+
+
+def _split_of_word(word: str) -> str:
+    low = word.lower()
+    compound = _COMPOUND.fullmatch(low)
+    return _SPLIT_OF.get(compound[1] if compound else low, "")
 
 
 def is_hidden(name: str) -> bool:
@@ -82,8 +96,4 @@ def is_hidden(name: str) -> bool:
 
 def is_system(name: str) -> bool:
     """Whether a folder belongs to a file server or desktop and holds no images of the user's."""
-    return name.lower() in _SYSTEM or name.startswith("__MACOSX")
-
-
-def _words(name: str) -> list[str]:
-    return [word for word in re.split("[^a-z]+", name.lower()) if word]
+    return name.lower() in _SYSTEM or bool(_SYSTEM_FORM.fullmatch(name.lower()))

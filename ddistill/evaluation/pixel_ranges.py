@@ -21,8 +21,9 @@ RANGES: dict[str, tuple[float, float]] = {
 _LOOKED_AT = 1 << 20
 # A share of values that says something, and the largest one that may be stray.
 _SOME, _STRAY = 0.01, 0.005
-# Share of values that may lie beyond a quarter of the range, for samplers that are not clipped.
-_BEYOND = 0.1
+# Share of values that may lie beyond an eighth of the range, for samplers that are not clipped:
+# of a range that is decided, and of one that is stated.
+_BEYOND, _BEYOND_STATED = 0.05, 0.1
 _BLOCK = 256
 
 
@@ -70,10 +71,14 @@ def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.n
         none stated where several are possible.
     """
     text = f"{origin.where} ({array.dtype})"
-    if array.dtype == np.bool_:
+    if array.dtype == np.bool_ and not stated:
         return array.astype(np.uint8) * np.uint8(255), ""
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iufb":
         raise DataError(f"{text} must hold numbers: uint8, other integers, or floats.")
+    if array.dtype == np.bool_:
+        raise DataError(f"{text} is black and white; leave {origin.flag}={stated} out.")
+    if array.dtype == np.uint8 and stated not in ("", "0,255") and array.max(initial=0) > 1:
+        raise DataError(f"{text} is in [0, 255] by its type; leave {origin.flag}={stated} out.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{text} holds values that are not finite; the sampler has diverged.")
     if array.dtype == np.uint8 and (array.max(initial=0) != 1 or stated == "0,255"):
@@ -119,9 +124,10 @@ def _of_levels(x: np.ndarray) -> str:
 
 
 def _of_floats(x: np.ndarray) -> str:
-    if np.mean(x < -0.75) >= _SOME and np.mean(np.abs(x) > 1.25) <= _BEYOND:
+    beyond, far = np.mean(np.abs(x) > 1.25), np.mean(np.abs(x) > 2)
+    if np.mean(x < -0.75) >= _SOME and beyond <= _BEYOND and far <= _STRAY:
         return "-1,1"
-    dark, bright = np.mean(x < 0.25) >= _SOME, np.mean(x > 0.5) >= _SOME
+    dark, bright = np.mean(x < 0.125) >= _SOME, np.mean(x > 0.5) >= _SOME
     # Nothing but zeros and ones is black and white in [0, 1], and black alone in [0, 255].
     if dark and bright and _within(x, 1) and np.any(x % 1 != 0):
         return "0,1"
@@ -129,7 +135,9 @@ def _of_floats(x: np.ndarray) -> str:
 
 
 def _of_whole_numbers(x: np.ndarray) -> str:
-    return _bright_enough(x, 255) or _bright_enough(x, 65535)
+    # They have no errors of rounding, and few values beyond the range.
+    fits = [top for top in (255, 65535) if np.mean((x < 0) | (x > top)) <= _STRAY]
+    return next((name for top in fits if (name := _bright_enough(x, top))), "")
 
 
 def _bright_enough(x: np.ndarray, top: int) -> str:
@@ -145,7 +153,7 @@ def _check_stated(values: np.ndarray, text: str, flag: str, stated: str) -> None
     low, high = RANGES[stated]
     margin = (high - low) / 8
     outside = (values < low - margin) | (values > high + margin)
-    if outside.mean() > _BEYOND:
+    if outside.mean() > _BEYOND_STATED:
         raise DataError(
             f"{text} has values from {values.min():.3g} to {values.max():.3g}; {_share(outside)} "
             f"lie outside of {flag}={stated}."

@@ -275,14 +275,62 @@ def build_schedule(name: str, T: int, **options: Any) -> Schedule:
       ConfigError: an unknown name or option, or a value that cannot work.
     """
     check_choice("schedule.name", name, SCHEDULES)
-    known = [p for p in inspect.signature(SCHEDULES[name]).parameters if p not in ("T", "dtype")]
-    for option in options:
+    parameters = inspect.signature(SCHEDULES[name]).parameters
+    known = {key: p for key, p in parameters.items() if key not in ("T", "dtype")}
+    for option, value in options.items():
         if option not in known:
             raise ConfigError(
                 f"schedule.options.{option} is not an option of '{name}'."
                 f"{nearest(option, known)} Allowed: {', '.join(known)}."
             )
-    return SCHEDULES[name](T, **options)
+        _check_option(f"schedule.options.{option}", value, known[option].default)
+    for option, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and option not in options:
+            raise ConfigError(
+                f"schedule.options.{option} is missing; '{name}' has no default of it."
+            )
+    schedule = SCHEDULES[name](T, **options)
+    check_distinct(schedule, name)
+    return schedule
+
+
+def _check_option(path: str, value: Any, default: Any) -> None:
+    """Raises `ConfigError` for a value of another type than an option's default."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        wanted, fits = "True or False", isinstance(value, (bool, np.bool_))
+    elif isinstance(default, (int, float)):
+        wanted, fits = "a number", real
+    else:
+        wanted, fits = "a list of numbers", _is_list_of_numbers(value)
+    if not fits:
+        raise ConfigError(f"{path}={value!r} is a {type(value).__name__}; {wanted} is needed.")
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    try:
+        return np.asarray(value, np.float64).ndim == 1 and not isinstance(value, str)
+    except (TypeError, ValueError):
+        return False
+
+
+def check_distinct(schedule: Schedule, name: str) -> None:
+    """Raises `ConfigError` where float32 does not tell levels apart or has no image left in them.
+
+    The last level alone may be noise without an image (zero terminal SNR).
+    """
+    alpha, sigma = (np.asarray(x, np.float64) for x in (schedule.alpha, schedule.sigma))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rises = np.diff(sigma / alpha) > 0
+    if rises.all():
+        return
+    first = int(np.argmin(rises))
+    raise ConfigError(
+        f"schedule.name={name!r} with steps={schedule.num_steps}: levels {first} and {first + 1} "
+        f"are the same in float32 (alpha={alpha[first]:.3g} and {alpha[first + 1]:.3g}, "
+        f"sigma={sigma[first]:.3g} and {sigma[first + 1]:.3g}). Use fewer steps, or betas times "
+        f"{1000 / schedule.num_steps:.3g} where the defaults are of 1000 steps."
+    )
 
 
 def _from_betas(beta: np.ndarray, clean: bool, dtype: Any) -> Schedule:
