@@ -194,12 +194,13 @@ def run(
     for note in notes(plans, settings, dataset):
         reporter.say(f"note: {note}")
     networks = Networks()
-    status = 0
+    status, waits, first = 0, False, hosts.is_first()
     with StopRequest(speaks=hosts.is_first()) as stop:
         try:
             if stage != "evaluate":
                 run_stages(plans, settings, dataset, reporter, stop, stage, networks)
-            if stage in ("", "evaluate") and settings.evaluation.enabled:
+            waits = stage in ("", "evaluate") and settings.evaluation.enabled
+            if waits:
                 if hosts.several():  # reading a checkpoint takes all of them
                     networks.read(plans)
                 if hosts.is_first():
@@ -211,6 +212,8 @@ def run(
                 f"To go on, give the same command again:\n  {command}"
             )
         hosts.leave()
+        if waits and not first and not (workdir / "evaluation.json").exists():
+            status = status or stop.status  # the first process was stopped in its evaluation
     return status
 
 

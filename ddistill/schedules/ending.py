@@ -69,7 +69,8 @@ def _remedy(
                 return (
                     f"Set schedule.options.start={louder['start']} and end={louder['end']} (both "
                     f"times {factor:.3g}: betas belong to a number of steps), or "
-                    "schedule.name='cosine', which ends in noise with any number of steps."
+                    "schedule.name='cosine', which ends in noise with any number of steps. On the "
+                    f'command line: --config.schedule.options="{louder}".'
                 )
     more = " List more or larger betas, or use" if name == "listed_beta" else "Use"
     return f"{more} schedule.name='cosine', which ends in noise with any number of steps.".strip()
