@@ -459,6 +459,7 @@ def test_labels_of_a_stage_may_change(tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(compiled, tmp_path, monkeypatch):
     """A checkpoint that somebody put there: the tensor is named, and nothing is compiled before."""
     plan = plans_of(tiny_settings(), tmp_path / "run")["teacher"]
+    occupy(tiny_settings(), tmp_path / "run", "teacher")
     params = {"student": {"final": {"kernel": np.zeros((7, 1), np.float32)}}}
     from ddistill.training.weights import optimizers
 
