@@ -218,9 +218,8 @@ def snr_step(level: Level, next_level: Level) -> tuple[Float[Array, "*B"], Float
     Args:
       level, next_level: `[]` or `[B]`; from noisy to less noisy, `level.sigma` above 0.
     """
-    alpha, sigma, to_alpha, to_sigma = (
-        jnp.asarray(x) for x in (level.alpha, level.sigma, next_level.alpha, next_level.sigma)
-    )
+    alpha, sigma = level.alpha, level.sigma
+    to_alpha, to_sigma = next_level.alpha, next_level.sigma
     # Differences of close numbers are exact, unlike the difference of their rounded products.
     lost = ((to_alpha - alpha) * sigma + alpha * (sigma - to_sigma)) / (to_alpha * sigma)
     return (alpha / to_alpha) * (to_sigma / sigma), lost
