@@ -9,6 +9,7 @@ three are interleaved in one process and compared within a round, as in train_st
 
 import argparse
 import dataclasses
+import os
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from ddistill import data, recipes
 from ddistill.compilation import compiler_options
 from ddistill.networks.weights import Weights
 from ddistill.objectives.classification import Classifier
+from ddistill.runtime.cpu import use_quick_code
 from ddistill.settings import Settings
 from ddistill.training.optimizers import make_optimizer
 from ddistill.training.programs import Chunk
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of rounds a network")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
+    use_quick_code(os.environ)
     use_cores_as_devices()
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
     print(machine())

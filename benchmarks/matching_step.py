@@ -10,6 +10,7 @@ process and compared within a round.
 
 import argparse
 import dataclasses
+import os
 import statistics
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from ddistill.compilation import compiler_options
 from ddistill.networks.weights import Weights
 from ddistill.objectives.process import Pairs
 from ddistill.recipes.msd_paper import EDM_CIFAR
+from ddistill.runtime.cpu import use_quick_code
 from ddistill.settings import MeshSettings, Settings, StageSettings
 from ddistill.training.programs import Chunk, step_settings
 from ddistill.training.sharding import over_data, place, use_cores_as_devices
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of rounds a network")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
+    use_quick_code(os.environ)
     use_cores_as_devices()
     print(machine())
     table = [["network", "batch", "what", "ms (middle half)", "compile s", "of its parts", "MiB"]]

@@ -12,6 +12,7 @@ program needs beside its arguments on one device.
 import argparse
 import dataclasses
 import math
+import os
 import statistics
 import sys
 import time
@@ -26,6 +27,7 @@ from ddistill import networks
 from ddistill.denoiser import Denoiser
 from ddistill.networks.convolution import suited
 from ddistill.objectives import make_objective, make_process
+from ddistill.runtime.cpu import use_quick_code
 from ddistill.schedules import cosine, make_grid
 from ddistill.settings import MeshSettings, OptimizerSettings, StudentsSettings
 from ddistill.students import clone
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds of rounds a K")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
+    use_quick_code(os.environ)
     use_cores_as_devices()
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
     print(machine())

@@ -29,6 +29,7 @@ from timing import Variant, jaxpr_flops, machine, measure, print_table
 
 from ddistill import networks
 from ddistill.compilation import compiler_options, is_wide
+from ddistill.runtime.cpu import use_quick_code
 from ddistill.training.sharding import (
     data_mesh,
     over_data,
@@ -249,6 +250,7 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
+    use_quick_code(os.environ)
     use_cores_as_devices()
     kind = "gpu" if jax.default_backend() == "gpu" else "cpu"
     table: list[list[str]] = []

@@ -218,13 +218,15 @@ def run(
 
 
 def _prepare_jax(cache: Path) -> None:
-    """Persistent compilation cache, CPU devices, and quiet libraries."""
+    """Persistent compilation cache, CPU devices and their code, and quiet libraries."""
     import jax
 
     from ddistill.compilation import cache_folder
+    from ddistill.runtime.cpu import use_quick_code
     from ddistill.training.sharding import use_cores_as_devices
 
     _quiet_libraries()
+    use_quick_code(os.environ)
     use_cores_as_devices()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = cache_folder(cache.absolute() / "xla")
