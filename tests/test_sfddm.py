@@ -11,7 +11,14 @@ from gaussian import GaussianDenoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddistill.diffusion import Prediction, ddim_step, one_step_target, rollout
+from ddistill.diffusion import (
+    Prediction,
+    ddim_step,
+    from_x0,
+    multistep_x0,
+    one_step_target,
+    rollout,
+)
 from ddistill.errors import ConfigError
 from ddistill.objectives import Process, make_objective, make_process
 from ddistill.objectives.sfddm import SFDDM
@@ -252,6 +259,52 @@ def test_walk_in_a_loop_folds_as_one_step_target_does():
     _, x0s = rollout(teacher, z, levels)
     found = objective.hidden_target(teacher, teacher(z, levels[0]), z, index, None, process)
     np.testing.assert_allclose(found.x0, one_step_target(x0s, levels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("lookback", [False, True])
+def test_one_loop_makes_the_calls_of_a_walk_by_hand(k, lookback):
+    """The first prediction, the look back and every sub-step, each with the past that it has."""
+    process = tiny.process(steps=60, levels=3)
+    teacher, index = GaussianDenoiser(mean=0.3, std=0.5), jnp.array([3, 1, 2])
+    z = jax.random.normal(jax.random.key(0), (3, *tiny.IMAGE))
+    objective = prepared(process, substeps=k, lookback=lookback)
+    levels = [objective.sub_level(j, index, process) for j in range(k + 1)]
+    first = teacher(z, levels[0])
+
+    past = None
+    if lookback:
+        grid, total = process.grid, process.teacher.num_steps
+        stride = (grid[index] - grid[index - 1] + k // 2) // k
+        before = process.teacher.at(jnp.minimum(grid[index] + stride, total))
+        past = before, teacher(ddim_step(first, z, levels[0], before), before).x0
+    state, used = z, []
+    for here, there in zip(levels[:-1], levels[1:], strict=True):
+        x0 = teacher(state, here).x0
+        used.append(x0 if past is None else multistep_x0(x0, past[1], past[0], here, there))
+        past = here, x0
+        state = ddim_step(from_x0(used[-1], state, here), state, here, there)
+
+    expected = one_step_target(used, levels)
+    for given in (first, None):
+        found = objective.hidden_target(teacher, given, z, index, None, process)
+        np.testing.assert_allclose(found.x0, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_students_that_look_back_and_that_do_not_share_their_program():
+    """Both ask the network in one place, whatever the solver and k."""
+    process = tiny.process(steps=60, levels=3)
+    asked = []
+
+    def teacher(z, level, cond):
+        asked.append(z.shape)
+        return GaussianDenoiser(mean=0.3, std=0.5)(z, level)
+
+    walks = [prepared(process, substeps=k, lookback=back) for k, back in ((6, False), (3, True))]
+    assert walks[0].program() == walks[1].program()
+    z = jnp.zeros((3, *tiny.IMAGE))
+    walks[0].hidden_target(teacher, None, z, jnp.array([3, 1, 2]), None, process)
+    assert len(asked) == 1
 
 
 def test_one_substep_is_output_matching():

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float
 
 from ddistill.diffusion import (
@@ -42,6 +43,25 @@ from ddistill.schedules import Level
 
 NORMS = ("l1", "l2")
 SOLVERS = ("ddim", "dpm_solver_pp")
+
+
+@struct.dataclass
+class _Walk:
+    """What the teacher's walk carries from call to call; all `[B, H, W, C]`.
+
+    Attributes:
+      state: where the last call was, z after a look back.
+      first: the prediction of x0 at z.
+      previous: that of the last call but the one before z.
+      used: x0 of the next step, corrected to second order where there is a past.
+      target: x0 with which one step from z lands where the walk is to arrive.
+    """
+
+    state: Array
+    first: Array
+    previous: Array
+    used: Array
+    target: Array
 
 
 @dataclass(frozen=True)
@@ -115,10 +135,11 @@ class SFDDM(ClassifierTerms):
         return (Update("student", self.loss),)
 
     def numbers(self) -> Mapping[str, int | float]:
-        """k, and the weights of the terms in use."""
+        """k, whether the solver looks back, and the weights of the terms in use."""
         weights = (f"{term}_weight" for term in ("output", "feature", "hidden", "classifier"))
         used = {name: getattr(self, name) for name in weights if getattr(self, name)}
-        return {**used, "substeps": self.substeps}
+        back = {"lookback": int(bool(self.lookback))} if self._multistep() else {}
+        return {**used, "substeps": self.substeps, **back}
 
     def program(self) -> "SFDDM":
         """The terms in use with weight 1, and one sub-step."""
@@ -136,8 +157,11 @@ class SFDDM(ClassifierTerms):
     def _has_target(self) -> bool:
         return self.hidden_weight > 0 or self.classifier_weight > 0
 
+    def _multistep(self) -> bool:
+        return self.solver == "dpm_solver_pp"
+
     def _looks_back(self) -> bool:
-        return self.lookback and self.solver == "dpm_solver_pp"
+        return self.lookback and self._multistep()
 
     def loss(
         self, networks: Networks, batch: Batch, process: Process
@@ -148,9 +172,11 @@ class SFDDM(ClassifierTerms):
 
         taps = self.taps()
         student, ours = predict(networks["student"], taps, z, level, batch.cond, batch.keys[0])
-        teacher, theirs = jax.lax.stop_gradient(
-            predict(networks["teacher"], taps, z, teacher_level, batch.cond)
-        )
+        teacher = theirs = None
+        if self.output_weight or self.feature_weight:
+            teacher, theirs = jax.lax.stop_gradient(
+                predict(networks["teacher"], taps, z, teacher_level, batch.cond)
+            )
         terms = {}
         if self.output_weight:
             terms["output"] = self._output_distance(student, teacher, z, level)
@@ -172,71 +198,106 @@ class SFDDM(ClassifierTerms):
         return jnp.sum(jnp.stack(weighted), axis=0), metrics
 
     def hidden_target(
-        self, teacher: Any, first: Prediction, z: Array, index: Array, cond: Any, process: Process
+        self,
+        teacher: Any,
+        first: Prediction | None,
+        z: Array,
+        index: Array,
+        cond: Any,
+        process: Process,
     ) -> Prediction:
         """The prediction whose one step from level `index` ends where the teacher's k steps end.
 
+        The walk is one loop, so that the teacher is compiled once, and a loop whose length is a
+        number, so that students of any k share the program. Its calls are the teacher's prediction
+        at z, the one before it where the solver looks back, and those at the sub-steps 2 .. k.
+
         Args:
           teacher: the teacher denoiser.
-          first: its prediction at z, already computed.
+          first: its prediction at z; None lets the loop ask for it.
           z: `[B, H, W, C]`, noisy images at student level `index`.
           index: `[B]`, in 1 .. N.
           cond: what the teacher is conditioned on.
           process: the stage's levels.
         """
-        level = self.sub_level(0, index, process)
-        used = first.x0
-        if self._looks_back():
-            before = self._level_before(index, process)
-            past = ddim_step(first, z, level, before)
-            previous = teacher(past, before, cond).x0
-            after = self.sub_level(1, index, process)
-            used = multistep_x0(first.x0, previous, before, level, after)
-        target = self._walk_on(teacher, first.x0, used, z, index, cond, process)
-        return from_x0(jax.lax.stop_gradient(target), z, level)
+        back = (
+            jnp.asarray(self.value_of("lookback", process), jnp.int32) if self._multistep() else 0
+        )
+        x0 = jnp.zeros_like(z) if first is None else first.x0
+        walk = _Walk(state=z, first=x0, previous=x0, used=x0, target=x0)
 
-    def _level_before(self, index: Array, process: Process) -> Level:
-        """The level one sub-step noisier than phi_index, or the noisiest there is."""
-        k = self.value_of("substeps", process)
-        top, bottom = process.grid[index], process.grid[index - 1]
-        stride = (top - bottom + k // 2) // k
-        return process.teacher.at(jnp.minimum(top + stride, process.teacher.num_steps))
+        def body(call, walk):
+            return self._walk_on(teacher, walk, call, back, z, index, cond, process)
+
+        calls = back + self.value_of("substeps", process)
+        walk = jax.lax.fori_loop(0 if first is None else 1, calls, body, walk)
+        level = self.sub_level(0, index, process)
+        return from_x0(jax.lax.stop_gradient(walk.target), z, level)
 
     def _walk_on(
         self,
         teacher: Any,
-        x0: Array,
-        used: Array,
+        walk: "_Walk",
+        call: Array,
+        back: Array | int,
         z: Array,
         index: Array,
         cond: Any,
         process: Process,
-    ) -> Array:
-        """Steps 2 .. k of the teacher's walk, folded as `one_step_target` folds them.
+    ) -> "_Walk":
+        """The teacher's call of this number, and what becomes of the walk.
 
-        A loop whose length is a number: the teacher is compiled once, for students of any k.
+        Call 0 is at z. With `back` = 1, call 1 is at the state one sub-step up. The others are at
+        sub-step j = call - back, whose folds are those of `one_step_target`.
         """
-        second_order = self.solver == "dpm_solver_pp"
-        start = self.sub_level(0, index, process)
+        j = call - back
+        is_first, is_past = call == 0, (call == 1) & (j == 0)
 
-        def body(j, carry):
-            state, used, previous, target = carry
-            before, here, there = (self.sub_level(j + i, index, process) for i in (-1, 0, 1))
-            state = ddim_step(from_x0(used, state, before), state, before, here)
-            x0 = used = teacher(state, here, cond).x0
-            if second_order:
-                used = multistep_x0(x0, previous, before, here, there)
-            w = expand(fold_weight(start, here, there), x0)
-            return state, used, x0, w * used + (1.0 - w) * target
+        def number(i):
+            return self._sub_number(jnp.maximum(i, 0), index, process)
 
-        count = self.value_of("substeps", process)
-        return jax.lax.fori_loop(1, count, body, (z, used, x0, used))[-1]
+        start, last, here, there = number(0), number(j - 1), number(j), number(j + 1)
+        above = self._number_above(index, process)
+        before = jnp.where(is_past, above, last)
+        at = process.teacher.at
+        asked = jnp.where(is_past, above, here)
+        known, origin = jnp.where(is_past, walk.first, walk.used), jnp.where(is_past, start, last)
+        source = jnp.where(is_past, z, walk.state)
+        stepped = ddim_step(from_x0(known, source, at(origin)), source, at(origin), at(asked))
+        state = jnp.where(is_first, z, stepped)
+        x0 = teacher(state, at(asked), cond).x0
+
+        newer, older = jnp.where(is_past, walk.first, x0), jnp.where(is_past, x0, walk.previous)
+        used = x0
+        if self._multistep():
+            corrected = multistep_x0(newer, older, at(before), at(here), at(there))
+            used = jnp.where(is_first, x0, corrected)
+        w = expand(fold_weight(at(start), at(here), at(there)), x0)
+        folded = jnp.where(is_first | is_past, used, w * used + (1.0 - w) * walk.target)
+        first = jnp.where(is_first, x0, walk.first)
+        return _Walk(
+            state=jnp.where(is_past, z, state),
+            first=first,
+            previous=newer,
+            used=used,
+            target=folded,
+        )
+
+    def _number_above(self, index: Array, process: Process) -> Array:
+        """The teacher level one sub-step noisier than phi_index, or the noisiest there is."""
+        k = self.value_of("substeps", process)
+        top, bottom = process.grid[index], process.grid[index - 1]
+        stride = (top - bottom + k // 2) // k
+        return jnp.minimum(top + stride, process.teacher.num_steps)
 
     def sub_level(self, j: Any, index: Array, process: Process) -> Level:
         """Teacher level j of the k+1 from phi_index (0) to phi_{index-1} (k), even in index."""
+        return process.teacher.at(self._sub_number(j, index, process))
+
+    def _sub_number(self, j: Any, index: Array, process: Process) -> Array:
         top, bottom = process.grid[index], process.grid[index - 1]
         k = self.value_of("substeps", process)
-        return process.teacher.at((top * (k - j) + bottom * j + k // 2) // k)
+        return (top * (k - j) + bottom * j + k // 2) // k
 
     def _output_distance(self, student, teacher, z: Array, level: Level) -> Float[Array, " B"]:
         if self.output_norm == "l2":

@@ -291,7 +291,7 @@ def _check_sweep(stage: StageSettings, objective: Objective, path: str) -> None:
         if any(v < 0 or v != _number(key, v) for v in values):
             kind = "integers" if key in _WHOLE else "numbers"
             raise ConfigError(f"{path}.sweep.{key}={values!r} must be {kind} of 0 or more.")
-        if key in objective.numbers() and key != "substeps" and not all(values):
+        if key.endswith("_weight") and not all(values):
             raise ConfigError(
                 f"{path}.sweep.{key}={values!r}: a term of weight 0 is left out of the program, "
                 "which all students share. Use values above 0, and a stage of its own without it."
