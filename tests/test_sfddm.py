@@ -279,15 +279,15 @@ def test_one_loop_makes_the_calls_of_a_walk_by_hand(k, lookback):
         before = process.teacher.at(jnp.minimum(grid[index] + stride, total))
         past = before, teacher(ddim_step(first, z, levels[0], before), before).x0
     state, used = z, []
-    for here, there in zip(levels[:-1], levels[1:], strict=True):
+    for here, there in itertools.pairwise(levels):
         x0 = teacher(state, here).x0
         used.append(x0 if past is None else multistep_x0(x0, past[1], past[0], here, there))
         past = here, x0
         state = ddim_step(from_x0(used[-1], state, here), state, here, there)
 
     expected = one_step_target(used, levels)
-    for given in (first, None):
-        found = objective.hidden_target(teacher, given, z, index, None, process)
+    for known in (first, None):
+        found = objective.hidden_target(teacher, known, z, index, None, process)
         np.testing.assert_allclose(found.x0, expected, rtol=1e-5, atol=1e-5)
 
 
