@@ -185,7 +185,7 @@ def test_how_ranges_are_written():
         check_range("--range", "0,100")
 
 
-# ----------------------------------------------------------------------- several ranges in one array
+# ---------------------------------------------------------------------- several ranges in one array
 
 # Of full contrast, so that every image says what range it is in.
 MANY = np.clip((pictures(40, 8, seed=1) - 128.0) * 2 + 128, 0, 255).astype(np.uint8)
