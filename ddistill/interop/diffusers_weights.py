@@ -91,7 +91,7 @@ def find_weights(network: Path, read_json: Callable[[Path], dict[str, Any]]) -> 
             f"{network} holds several averages of the weights: {listed}. Leave one of them there."
         )
     first = found[0]
-    files = (first.path,)
+    files: tuple[Path, ...] = (first.path,)
     if first.index:
         whole = [c.path.name for c in found if not c.index]
         files = _shards(first.path, read_json(first.path), whole)
@@ -130,7 +130,7 @@ def _candidate(path: Path) -> _Candidate | None:
         return None
     words = [w for w in _words(name.removeprefix(STEM)) if w]
     kinds = [w for w in words if w in _KINDS]
-    index = words[-2:] != [] and words[-1] == "json" and "index" in words
+    index = "index" in words and words[-1] == "json"
     if len(kinds) != 1 or not (index or words[-1] in _KINDS):
         return None
     said = [w for w in words if w not in (*_KINDS, "index", "json")]
