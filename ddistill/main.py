@@ -302,6 +302,11 @@ def _disk_trouble(error: BaseException | None) -> str | None:
                 f"The disk is full{where}. Free some space and give the same command again; the "
                 "last complete checkpoint is kept."
             )
+        if number == errno.EISDIR:
+            return (
+                f"There is a folder in place of a file{where}. Move it elsewhere and give the same "
+                "command again."
+            )
         if number in _UNWRITABLE:
             return (
                 f"Cannot write to the run's folder{where}: {os.strerror(number)}. "

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddistill.data.dataset import from_facts
+from ddistill.data.dataset import FACTS, from_facts
 from ddistill.denoiser import Denoiser
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.evaluation.images import quantise
@@ -23,6 +23,7 @@ from ddistill.evaluation.sampling import (
 )
 from ddistill.evaluation.students import without_frozen
 from ddistill.runtime.files import DamagedFile, read_object
+from ddistill.runtime.schemas import ANY, Schema
 from ddistill.settings import Settings, parse
 from ddistill.students import RoutedDenoiser
 from ddistill.text import is_utf8
@@ -136,19 +137,23 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
                 f"{path.absolute()} is not UTF-8, and checkpoints are read from folders of UTF-8 "
                 "names alone. Rename the folder."
             )
-    settings = parse(_read(folder / "config.json"), Settings)
-    facts = _read(folder / "data.json")
-    try:
-        dataset = from_facts(facts)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'data.json'} is damaged: {error!r}. {_AGAIN}") from None
+    settings = _settings(folder / "config.json")
+    facts = _read(folder / "data.json", FACTS)
+    dataset = from_facts(facts)
     plans = plan_stages(settings, dataset, folder, shared, reread=False)
     for plan in plans:
         check_owner(plan)
     return Run(folder, settings, facts, tuple(plans), Networks())
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _settings(path: Path) -> Settings:
+    try:
+        return parse(_read(path), Settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
     if not path.is_file():
         there = "has no" if path.parent.is_dir() else "does not exist; it should hold"
         raise CheckpointError(
@@ -157,7 +162,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             "command is given again, without training anew."
         )
     try:
-        return read_object(path)
+        return read_object(path, schema)
     except DamagedFile as error:
         raise CheckpointError(f"{error}. {_AGAIN}") from None
 

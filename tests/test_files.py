@@ -19,6 +19,7 @@ from ddistill.interop.inception import default_path
 from ddistill.interop.sources import read_noted
 from ddistill.interop.tensors import read_tensors, write_tensors
 from ddistill.runtime import files
+from ddistill.runtime.schemas import WHOLE, Schema
 from ddistill.training.progress import MetricsLog, read_metrics
 
 # What a power cut, a full disk or a wrong copy leaves of a JSON file.
@@ -131,10 +132,10 @@ def test_a_damaged_object_is_named_or_counts_as_missing(tmp_path, content):
 
 def test_a_missing_key_is_damage_and_a_missing_file_is_not(tmp_path):
     files.write_json(tmp_path / "x.json", {"a": 1})
-    assert files.read_object(tmp_path / "x.json", ("a",)) == {"a": 1}
+    assert files.read_object(tmp_path / "x.json", Schema({"a": WHOLE})) == {"a": 1}
     with pytest.raises(files.DamagedFile, match="key 'b' is missing"):
-        files.read_object(tmp_path / "x.json", ("a", "b"))
-    assert files.read_object_or_none(tmp_path / "x.json", ("b",)) is None
+        files.read_object(tmp_path / "x.json", Schema({"a": WHOLE, "b": WHOLE}))
+    assert files.read_object_or_none(tmp_path / "x.json", Schema({"b": WHOLE})) is None
     assert files.read_object_or_none(tmp_path / "x.json" / "below") is None
     with pytest.raises(FileNotFoundError):
         files.read_object(tmp_path / "none")

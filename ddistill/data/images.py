@@ -11,6 +11,7 @@ from absl import logging
 
 from ddistill.data.memo import Memo
 from ddistill.errors import DataError
+from ddistill.runtime.schemas import TEXT, WHOLE, Schema, list_of
 
 Shape = tuple[int, int, int]
 # Images a task: a future costs about as much as a small image.
@@ -145,14 +146,18 @@ class ShapeError(DataError):
     """Images of unlike sizes: a matter of settings and so never skipped."""
 
 
+# What is remembered of a set: the numbers of images that cannot be read, digest of the others.
+_CHECKED = Schema({"bad": list_of(WHOLE), "digest": TEXT})
+
+
 def look_at_all(source: Source, skip: bool, workers: int, memo: Memo | None) -> Checked:
     """Finds the images that cannot be read and the digest of the others, or takes both from `memo`.
 
     Training on a lazy set would otherwise meet its first broken file hours later, and leaving the
     file out then would make it another data set.
     """
-    known = memo.recall() if memo else None
-    if known is not None and {"bad", "digest"} <= known.keys() and (skip or not known["bad"]):
+    known = memo.recall(_CHECKED) if memo else None
+    if known is not None and (skip or not known["bad"]):
         return Checked(known["bad"], known["digest"])
     if source.count >= WORTH_SAYING:
         logging.warning("Checking %d images of %s once.", source.count, source.title)

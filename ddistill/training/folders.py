@@ -13,6 +13,7 @@ from ddistill.runtime.files import DamagedFile, read_object, read_object_or_none
 from ddistill.training.hosts import agree, from_first
 from ddistill.training.identity import differences
 from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.manifests import OWNER
 from ddistill.training.progress import Reporter
 from ddistill.training.stages import StagePlan, incomplete
 
@@ -57,7 +58,7 @@ def _sign(plan: StagePlan) -> None:
     """Writes whose folder it is, unless that is written already; errors as `check_owner`."""
     check_owner(plan)
     record = plan.folder / "stage.json"
-    if read_object_or_none(record, ("digest",)) is None:
+    if read_object_or_none(record, OWNER) is None:
         write_json(record, _owner(plan))
 
 
@@ -123,14 +124,14 @@ def _read_owner(plan: StagePlan) -> dict[str, Any] | None:
       CheckpointError: nothing in it says whose it is.
     """
     try:
-        return read_object(plan.folder / "stage.json", ("digest",))
+        return read_object(plan.folder / "stage.json", OWNER)
     except (FileNotFoundError, NotADirectoryError):
         damage = f"{plan.folder / 'stage.json'} is missing"
     except DamagedFile as error:
         damage = str(error)
     records = sorted((plan.folder / "checkpoints").glob("[0-9]*/record/metadata"))
     for path in (plan.manifest_path, *records):
-        found = read_object_or_none(path, ("digest",))
+        found = read_object_or_none(path, OWNER)
         if found is not None:
             return found
     if records or (plan.folder / "pairs").exists():
