@@ -35,7 +35,8 @@ class FolderSettings:
       splits: what sub-folders are. "folders": those with the names of splits (train, training;
         test, testing, eval, evaluation; validation, valid, val, dev; in any case) are the splits,
         and others are left out. "none": every sub-folder is a class. "auto": the one of the two
-        that it must be; where it may be both, that is an error.
+        that it must be; where it may be both, that is an error. Except with "none", a folder that
+        stands alone and holds nothing but folders is gone through: its folders are the classes.
       test_fraction: share of images for testing where no sub-folder is for testing.
       in_memory_limit_mb: larger sets (MiB as uint8) are decoded when batches are made.
       workers: threads that decode; 0 = cores + 2.
