@@ -34,6 +34,7 @@ from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import DISTANCES, METHODS
 from ddistill.runtime.files import (
     DamagedFile,
+    expand,
     read_arrays,
     read_object,
     replacing,
@@ -104,7 +105,7 @@ def compare(
     samples = attempt(grid.title, lambda: (grid_image([grid]), page.grid(grid)))
     images = page.failure(*attempt.failed[-1]) if samples is None else samples[1]
 
-    folder = Path(out)
+    folder = expand(out)
     folder.mkdir(parents=True, exist_ok=True)
     for name, drawn in ((_PLOT, pictures), (_SAMPLES, samples)):
         if drawn is None:
@@ -130,7 +131,7 @@ def load_run(folder: str | Path) -> FinishedRun:
       ConfigError: no such folder, or a run that is not finished or was not scored.
       ValueError: a file that is not as it should be, named.
     """
-    path = Path(folder)
+    path = expand(folder)
     if not path.is_dir():
         siblings = (
             [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []

@@ -26,6 +26,7 @@ from ddistill.config_files import (
 )
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
 from ddistill.runtime.ending import INTERRUPTED, tell
+from ddistill.runtime.files import expand
 from ddistill.text import is_utf8, make_streams_safe, one_line, printable
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _main(argv: Sequence[str]) -> int:
         )
     config = _CONFIG.value
     name = "unnamed" if config is None else str(config.get("name", "unnamed"))
-    workdir = Path(_WORKDIR.value or f"runs/{name}")
+    workdir = expand(_WORKDIR.value or f"runs/{name}")
     _check_paths(workdir, _cache(workdir))
     _prepare_jax(_cache(workdir))
     _join_others()
@@ -275,7 +276,7 @@ def _check_paths(workdir: Path, cache: Path) -> None:
 
 
 def _cache(workdir: Path) -> Path:
-    return Path(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
+    return expand(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
 
 
 def _command() -> str:

@@ -45,6 +45,11 @@ def test_planning_a_good_run_compiles_and_writes_nothing(compiled, tmp_path):
 # ---------------------------------------------------------------------------- names and spelling
 
 SPELLING = {
+    "key of a group below": (
+        {"stages.teacher.learning_rate": 1.0},
+        "config.stages.teacher.learning_rate is not a setting.",
+        "'optimizer.learning_rate'",
+    ),
     "top key": ({"sede": 1}, "config.sede is not a setting.", "'seed'"),
     "stage key": (
         {"stages.teacher.batchsize": 8},
