@@ -10,7 +10,7 @@ from ddistill.runtime.files import cache_home, read_object_or_none, write_text
 from ddistill.runtime.schemas import ANY, Schema
 
 # Of what is remembered; goes up when images are decoded otherwise.
-VERSION = 2
+VERSION = 3
 
 
 class Memo:
