@@ -8,6 +8,7 @@ import pytest
 from pictures import load, only, picture, save
 from PIL import Image
 
+from ddistill import data
 from ddistill.data.decode import ImageSpec, decode
 from ddistill.errors import DataError
 
@@ -344,3 +345,34 @@ def test_values_without_a_fixed_range_are_refused_whatever_they_are(bits, row, s
 def test_the_maximum_of_a_pgm_is_white(most, values):
     content = f"P5 2 1 {most}\n".encode() + struct.pack(values, 0, most)
     assert decode(content, ImageSpec(0, 1))[0, :, 0].tolist() == [0, 255]
+
+
+# ------------------------------------------------------------------------------------------ frames
+
+
+def frames(path, count, **options):
+    """A file of pictures of one colour each, the first of them black."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [Image.new("RGB", (4, 4), (90 * i,) * 3) for i in range(count)]
+    made[0].save(path, save_all=count > 1, append_images=made[1:], **options)
+
+
+@pytest.mark.parametrize("limit", [2048.0, 0.0], ids=["in memory", "lazy"])
+def test_files_with_further_frames_are_counted(tmp_path, monkeypatch, limit):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for kind in ("gif", "webp", "png", "tiff"):
+        frames(tmp_path / "set" / f"many.{kind}", 3)
+        frames(tmp_path / "set" / f"one.{kind}", 1)
+    for _ in range(2):  # the second time of what is remembered
+        dataset = load(tmp_path / "set", in_memory_limit_mb=limit)
+        assert dataset.reading.further == 4
+        assert "frames    4 files have further frames; the first is used" in data.summary(dataset)
+        assert dataset.take(range(8)).max() < 10
+    (tmp_path / "set" / "many.gif").unlink()
+    (tmp_path / "set" / "many.tiff").write_bytes(b"II*")
+    (tmp_path / "set" / "many.webp").unlink()
+    dataset = load(tmp_path / "set", in_memory_limit_mb=limit, on_bad_image="skip")
+    assert "frames    1 file has further frames; the first is used" in data.summary(dataset)
+    (tmp_path / "set" / "many.png").unlink()
+    dataset = load(tmp_path / "set", in_memory_limit_mb=limit, on_bad_image="skip")
+    assert not [line for line in data.summary(dataset) if line.startswith("frames")]

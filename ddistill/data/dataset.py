@@ -32,12 +32,14 @@ class Reading:
       split: which images are for training and which for testing.
       flip: why images are mirrored, or not.
       left_out: what lies there and is not read.
+      further: how many files hold further frames, of which the first is the image.
     """
 
     source: str = ""
     split: str = ""
     flip: str = ""
     left_out: tuple[str, ...] = ()
+    further: int = 0
 
 
 # Compared by identity: two arrays have no single truth value.

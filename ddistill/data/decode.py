@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ EXTENSIONS = (
 # Of `decode`: goes up when it gives other pixels. Part of what identifies a TFDS set.
 DECODING = 3
 ORIENTATION_TAG = 0x0112
+_ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
@@ -65,7 +67,9 @@ class ImageSpec:
         return f"{side}, {'RGB' if self.channels == 3 else 'grey'}"
 
 
-def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
+def decode(
+    source: str | os.PathLike | bytes, spec: ImageSpec, note: Callable[[], object] | None = None
+) -> np.ndarray:
     """The first frame of an image as uint8 [H, W, C].
 
     EXIF orientation is applied, palettes are looked up, transparent parts are laid over white, and
@@ -74,6 +78,7 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
     Args:
       source: path of a file, or its bytes.
       spec: the shape wanted.
+      note: called where there are further frames: an animation, or a TIFF of several pages.
 
     Raises:
       ValueError: it is broken, no image, or one without a fixed range of values (32-bit or signed
@@ -95,6 +100,8 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
             transparent = None if colour is None else is_colour(image, stored, colour, wide)
             converted = _convert(image, wide, spec.channels, transparent)
             converted = _turned(converted, _orientation(image))
+            if note is not None and _has_more_frames(image):
+                note()
     # Pillow's decoders raise whatever the damage leads to: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(_reason(error)) from error
@@ -102,6 +109,16 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
         converted = _square(converted, spec.size)
     pixels = np.asarray(converted)
     return pixels[..., None] if spec.channels == 1 else pixels
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    """Whether there are frames after the first; of one that cannot be read nothing is said."""
+    if image.format not in _ANIMATED:  # the other pictures of a photograph's file are previews
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:
+        return False
 
 
 def _reason(error: Exception) -> str:

@@ -94,7 +94,9 @@ def load_folder(settings: FolderSettings, split: str) -> Dataset:
         ),
         skipped=opened.skipped,
         identity=identity,
-        reading=Reading(f"folder {root}", listing.how, flip.why, (*bad, *found.left_out())),
+        reading=Reading(
+            f"folder {root}", listing.how, flip.why, (*bad, *found.left_out()), opened.further
+        ),
     )
 
 
@@ -152,11 +154,12 @@ def _checked_root(settings: FolderSettings) -> Path:
 
 def _source(listing: Listing, spec: ImageSpec) -> Source:
     root, files = listing.root, listing.files
+    further: set[int] = set()
 
     def read(number: int) -> np.ndarray:
         path = os.path.join(root, files[number].path)
         try:
-            return decode(path, spec)
+            return decode(path, spec, lambda: further.add(number))
         except ValueError as error:
             raise DataError(
                 f"{path} cannot be read: {error}. Repair or remove it, or set "
@@ -164,4 +167,4 @@ def _source(listing: Listing, spec: ImageSpec) -> Source:
             ) from error
 
     shape = (spec.size, spec.size, spec.channels) if spec.size else None
-    return Source(read, len(files), lambda i: str(root / files[i].path), shape, str(root))
+    return Source(read, len(files), lambda i: str(root / files[i].path), shape, str(root), further)
