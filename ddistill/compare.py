@@ -45,6 +45,7 @@ from ddistill.runtime.files import (
     write_bytes,
     write_text,
 )
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import code_span, printable
 from ddistill.text import markdown as escaped
 from ddistill.training.stages import SOURCES
@@ -112,6 +113,7 @@ def compare(
 
     folder = expand(out)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     for name, drawn in ((_PLOT, pictures), (_SAMPLES, samples)):
         if drawn is None:
             (folder / name).unlink(missing_ok=True)

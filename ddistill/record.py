@@ -22,6 +22,7 @@ from ddistill.evaluation.report import Attempts
 from ddistill.evaluation.summary import experiments, score_plot
 from ddistill.evaluation.vocabulary import main_distance
 from ddistill.runtime.files import expand, read_text, write_bytes, write_text
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import printable
 
 
@@ -91,6 +92,7 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
     links = {name: f"results/{name}" for name in shown if drawn.get(name, b"") is not None}
     text = merge_text(before, render(rows, links, seeds), str(page))
 
+    remove_leftovers(docs, docs / "results")
     write_rows(store, rows)
     for name, picture in drawn.items():
         path = docs / "results" / name

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddistill.errors import CheckpointError
 from ddistill.runtime.files import cache_home, read_object_or_none, write_text
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.runtime.schemas import ANY, Schema
 
 # Of what is remembered; goes up when images are decoded otherwise.
@@ -37,4 +38,5 @@ class Memo:
         """Writes the facts; a folder that cannot be written is no reason to stop."""
         if self.path is not None:
             with contextlib.suppress(OSError):
+                remove_leftovers(self.path.parent)
                 write_text(self.path, json.dumps(facts))

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ddistill.errors import CheckpointError, ConfigError
+from ddistill.runtime.leftovers import new_name
 from ddistill.runtime.schemas import ANY, Schema
 
 # Numbers by which file systems say that they cannot sync a folder; many network ones cannot.
@@ -58,8 +59,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():  # before anything is written
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    # Process numbers repeat on other hosts and in containers, so that chance is added.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    temporary = path.with_name(new_name(path.name))
     try:
         with open(temporary, "xb") as file:
             yield file

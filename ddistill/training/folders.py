@@ -10,6 +10,7 @@ from typing import Any
 
 from ddistill.errors import CheckpointError
 from ddistill.runtime.files import DamagedFile, read_object, read_object_or_none, write_json
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.training.hosts import agree, from_first
 from ddistill.training.identity import differences
 from ddistill.training.interrupt import Interrupted, StopRequest
@@ -37,8 +38,15 @@ def claim(plan: StagePlan, reporter: Reporter, stop: StopRequest) -> Iterator[No
             if agree(bool(stop)):
                 raise Interrupted(f"the wait for stage '{plan.name}'")
             time.sleep(_LOCK_POLL_SECONDS)
+        from_first(lambda: _tidy(plan))
         from_first(lambda: _sign(plan))
         yield
+
+
+def _tidy(plan: StagePlan) -> None:
+    """Removes files that a kill has left half written; the lock says that nobody else writes."""
+    folder = plan.folder
+    remove_leftovers(folder, folder / "checkpoints" / "digests", folder / "pairs")
 
 
 def _try_lock(plan: StagePlan, held: contextlib.ExitStack) -> bool:
