@@ -2,13 +2,12 @@
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
-from ddistill.runtime.ending import answer_while_working
+from ddistill.runtime.ending import answer_closed_output, answer_while_working
 from ddistill.text import make_streams_safe, one_line
 
 USAGE_ERROR = 2
@@ -46,16 +45,17 @@ def one_line_ending(*more: type[Exception]) -> Iterator[None]:
     """Ends the process with one line where the user has to mend something or has stopped it.
 
     The exit status is 1 for expected errors: ddistill's own, files that cannot be read or written,
-    values that a file holds, and what `more` names. It is 130 after Ctrl-C. As a decorator it is
-    for functions that return nothing.
+    values that a file holds, and what `more` names. It is 130 after Ctrl-C, and 141 where the
+    reader of the output ends first. As a decorator it is for functions that return nothing.
     """
-    try:
-        with answer_while_working():
-            yield
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {one_line(f'{where}{error.strerror or error}')}")
-    except (ConfigError, DataError, CheckpointError, TrainingError, ValueError, *more) as error:
-        sys.exit(f"error: {one_line(error)}")
+    with answer_closed_output():
+        try:
+            with answer_while_working():
+                yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            sys.exit(f"error: {one_line(f'{where}{error.strerror or error}')}")
+        except (ConfigError, DataError, CheckpointError, TrainingError, ValueError, *more) as error:
+            sys.exit(f"error: {one_line(error)}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ddistill.command_line import Parser, one_line_ending
+from ddistill.data.dataset import FACTS
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation import comparison as joined
 from ddistill.evaluation import comparison_tables as tables
@@ -30,18 +31,24 @@ from ddistill.evaluation.notes import warning_notes
 from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
 from ddistill.evaluation.protocol import read_rows
 from ddistill.evaluation.report import Attempts
+from ddistill.evaluation.run_identity import teachers_of
 from ddistill.evaluation.summary import Table
 from ddistill.evaluation.vocabulary import DISTANCES, METHODS
+from ddistill.interop.sources import read_noted
 from ddistill.runtime.files import (
     DamagedFile,
+    expand,
     read_arrays,
     read_object,
+    read_object_or_none,
     replacing,
     write_bytes,
     write_text,
 )
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import code_span, printable
 from ddistill.text import markdown as escaped
+from ddistill.training.stages import SOURCES
 
 _FILES = ("config.json", "results.json", "evaluation.json")
 _AGAIN = "Give the run's command again: it keeps what is trained and sampled and makes the rest."
@@ -90,7 +97,7 @@ def compare(
     """
     found = [load_run(run) for run in runs]
     check_runs(found)
-    made = joined.compare(found)
+    made = joined.compare(found, teachers_of(found))
     counts = tables.chosen_nfe(made, nfe)
     blocks = [tables.matrix(made, metric, counts) for metric in tables.main_metrics(made)]
     blocks += tables.score_tables(made)
@@ -104,8 +111,9 @@ def compare(
     samples = attempt(grid.title, lambda: (grid_image([grid]), page.grid(grid)))
     images = page.failure(*attempt.failed[-1]) if samples is None else samples[1]
 
-    folder = Path(out)
+    folder = expand(out)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     for name, drawn in ((_PLOT, pictures), (_SAMPLES, samples)):
         if drawn is None:
             (folder / name).unlink(missing_ok=True)
@@ -130,7 +138,7 @@ def load_run(folder: str | Path) -> FinishedRun:
       ConfigError: no such folder, or a run that is not finished or was not scored.
       ValueError: a file that is not as it should be, named.
     """
-    path = Path(folder)
+    path = expand(folder)
     if not path.is_dir():
         siblings = (
             [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
@@ -154,7 +162,15 @@ def load_run(folder: str | Path) -> FinishedRun:
             f"{folder} has no scores: its config.evaluation.classifier is ''. Name the stage that "
             "scores there and give the run's command again."
         )
-    return FinishedRun(str(folder), tuple(rows), tuple(calls), _config(path / "config.json"))
+    facts = read_object_or_none(path / "data.json", FACTS) or {}
+    return FinishedRun(
+        folder=str(folder),
+        rows=tuple(rows),
+        calls=tuple(calls),
+        config=_config(path / "config.json"),
+        identity=facts.get("identity", {}),
+        sources={n: found.digest for n, (_, found) in read_noted(path / SOURCES).items()},
+    )
 
 
 def load_images(source: Source) -> np.ndarray:

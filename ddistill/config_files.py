@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from ddistill.errors import CheckpointError, ConfigError, DataError, nearest
+from ddistill.errors import CheckpointError, ConfigError, DataError, nearest, nearest_setting
 
 _MODULE = "ddistill_config_file"
 # Names that other libraries use for settings.
@@ -189,13 +189,21 @@ def check_override(config: Mapping[str, Any], text: str) -> None:
             raise ConfigFileError(f"--{text}: {path} is a value and has no settings.")
         if name not in group:
             raise ConfigFileError(
-                f"--{text}: {path}.{name} is not a setting.{nearest(name, group)} "
+                f"--{text}: {path}.{name} is not a setting."
+                f"{nearest_setting(names[i:], _plain_groups(group))} "
                 f"Known in {path}: {', '.join(sorted(map(str, group)))}."
             )
         # A placeholder without value knows its type.
         kind = group.get_type(name) if isinstance(group, ConfigDict) else type(group[name])
         group = group[name]
     _check_value(text, ".".join(["config", *names]), kind, value, bare=not equals or negated)
+
+
+def _plain_groups(group: Any) -> Any:
+    """Groups of settings as dictionaries; `ConfigDict` is no `Mapping`."""
+    if isinstance(group, ConfigDict | Mapping):
+        return {str(key): _plain_groups(group[key]) for key in group}
+    return group
 
 
 def _check_value(text: str, key: str, kind: type, value: str, bare: bool) -> None:

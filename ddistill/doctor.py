@@ -106,9 +106,11 @@ def main() -> None:
     from absl import app
 
     from ddistill import main as command
+    from ddistill.runtime.ending import answer_closed_output
 
     sys.argv.insert(1, "--doctor")
-    app.run(command.main, flags_parser=command._parse_flags)
+    with answer_closed_output():
+        app.run(command.main, flags_parser=command._parse_flags)
 
 
 if __name__ == "__main__":

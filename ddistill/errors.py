@@ -1,7 +1,7 @@
 """Errors that say what was given, what is allowed and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class ConfigError(ValueError):
@@ -24,6 +24,40 @@ def nearest(name: object, allowed: Iterable[object]) -> str:
     """Returns `" Did you mean 'x'?"` for the allowed name closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def nearest_setting(names: Sequence[str], group: Mapping[str, object]) -> str:
+    """As `nearest`, for a setting that a group does not have.
+
+    Settings of the same name further down go first; those of a very similar name go before those of
+    the group itself that are hardly alike.
+
+    Args:
+      names: the name that is not there, and those that were given below it.
+      group: nested settings.
+
+    Returns:
+      `" Did you mean 'optimizer.learning_rate'?"`, or an empty string.
+    """
+    below = _names_below(group)
+    wanted = ".".join(names)
+    same = [name for name in below if f".{name}".endswith(f".{wanted}")]
+    if same:
+        listed = "' or '".join(sorted(same, key=lambda name: (name.count("."), name))[:3])
+        return f" Did you mean '{listed}'?"
+    last = {name.rpartition(".")[2]: name for name in reversed(below)}
+    alike = difflib.get_close_matches(names[-1], last, n=1, cutoff=0.85)
+    if alike and not difflib.get_close_matches(names[0], group, n=1, cutoff=0.7):
+        return f" Did you mean '{last[alike[0]]}'?"
+    return nearest(names[0], group)
+
+
+def _names_below(group: Mapping[str, object], path: str = "") -> list[str]:
+    """The dotted names of all settings of a group, those nearest to the top first."""
+    names = {f"{path}{key}": value for key, value in group.items()}
+    below = [_names_below(v, f"{n}.") for n, v in names.items() if isinstance(v, Mapping)]
+    found = [*names, *(name for inner in below for name in inner)]
+    return sorted(found, key=lambda name: name.count("."))
 
 
 def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:

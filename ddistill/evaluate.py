@@ -37,6 +37,8 @@ from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
 from ddistill.runtime.ending import tell
 from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
+from ddistill.runtime.leftovers import folders_of, remove_leftovers
+from ddistill.runtime.schemas import OBJECT, Schema
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
 
@@ -148,6 +150,7 @@ def evaluate(
     check(options)
     path = expand(options.path)
     out = expand(options.out) if options.out else default_out(path)
+    remove_leftovers(*folders_of(out))
     extraction = Extraction(detector, out / "features", reporter, stop)
     single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
     if options.reference:
@@ -217,7 +220,7 @@ def _origin(call: CallRecord) -> str:
 
 def _config(run: Path) -> dict:
     try:
-        return read_object(run / "config.json", ("data",))
+        return read_object(run / "config.json", Schema({"data": OBJECT}))
     except (OSError, DamagedFile) as error:
         raise DataError(
             f"{run / 'config.json'} cannot be read: {error}. Give the run's command again."

@@ -25,7 +25,8 @@ from ddistill.config_files import (
     wrong_flag,
 )
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
-from ddistill.runtime.ending import INTERRUPTED, tell
+from ddistill.runtime.ending import INTERRUPTED, answer_closed_output, silence_output, tell
+from ddistill.runtime.files import expand
 from ddistill.text import is_utf8, make_streams_safe, one_line, printable
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXI
 def main(argv: Sequence[str]) -> None:
     """Runs what the flags ask for; every expected error is one line and an exit status.
 
-    The exit status of a run that a signal has stopped is 130 (SIGINT) or 143 (another signal).
+    The exit status of a run that a signal has stopped is 130 (SIGINT) or 143 (another signal), and
+    141 where the reader of the output ends first, as `head` does; a training goes on to its end.
     """
     status = 0
     try:
@@ -84,8 +86,8 @@ def main(argv: Sequence[str]) -> None:
         status = INTERRUPTED
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # before or after all training, which says what it does in another way
+        silence_output()
     except TrainingError as error:
         _fail(str(error), RUN_ERROR)
     except Exception as error:
@@ -106,7 +108,7 @@ def _main(argv: Sequence[str]) -> int:
         )
     config = _CONFIG.value
     name = "unnamed" if config is None else str(config.get("name", "unnamed"))
-    workdir = Path(_WORKDIR.value or f"runs/{name}")
+    workdir = expand(_WORKDIR.value or f"runs/{name}")
     _check_paths(workdir, _cache(workdir))
     _prepare_jax(_cache(workdir))
     _join_others()
@@ -158,6 +160,7 @@ def run(
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.interop.sources import write_noted
     from ddistill.runtime.files import write_json
+    from ddistill.runtime.leftovers import folders_of, remove_leftovers
     from ddistill.settings import Settings, parse
     from ddistill.training import hosts
     from ddistill.training.folders import check_folders
@@ -182,6 +185,8 @@ def run(
         )
     check_folders(plans, stage)
     hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    # Stages see to their own folders, when they hold their locks.
+    hosts.from_first(lambda: remove_leftovers(*folders_of(workdir, but=("stages",))))
     plain = note_groups(_plain(config), {plan.name: plan.settings for plan in plans})
     hosts.from_first(lambda: write_json(workdir / "config.json", plain))
     hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
@@ -277,7 +282,7 @@ def _check_paths(workdir: Path, cache: Path) -> None:
 
 
 def _cache(workdir: Path) -> Path:
-    return Path(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
+    return expand(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
 
 
 def _command() -> str:
@@ -303,6 +308,11 @@ def _disk_trouble(error: BaseException | None) -> str | None:
             return (
                 f"The disk is full{where}. Free some space and give the same command again; the "
                 "last complete checkpoint is kept."
+            )
+        if number == errno.EISDIR:
+            return (
+                f"There is a folder in place of a file{where}. Move it elsewhere and give the same "
+                "command again."
             )
         if number in _UNWRITABLE:
             return (
@@ -350,4 +360,5 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    with answer_closed_output():
+        app.run(main, flags_parser=_parse_flags)

@@ -1,5 +1,6 @@
 """A finished run as a thing to use: opened from its folder, sampled from, without its data."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddistill.data.dataset import from_facts
+from ddistill.data.dataset import FACTS, from_facts
 from ddistill.denoiser import Denoiser
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.evaluation.images import quantise
@@ -22,8 +23,9 @@ from ddistill.evaluation.sampling import (
     teacher_call,
 )
 from ddistill.evaluation.students import without_frozen
-from ddistill.runtime.files import DamagedFile, read_object
-from ddistill.settings import Settings, parse
+from ddistill.runtime.files import DamagedFile, expand, read_object
+from ddistill.runtime.schemas import ANY, Schema
+from ddistill.settings import Settings, kind_of, parse
 from ddistill.students import RoutedDenoiser
 from ddistill.text import is_utf8
 from ddistill.training.folders import check_owner
@@ -128,27 +130,37 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
       CheckpointError: it is no folder of a run, or one whose stages belong to other settings.
       ConfigError: its settings do not work any more.
     """
-    folder = Path(folder)
-    shared = Path(cache) if cache else folder.parent / "shared"
+    folder = _path("folder", folder)
+    shared = _path("cache", cache) if cache else folder.parent / "shared"
     for path in (folder, shared):
         if not is_utf8(path.absolute()):
             raise CheckpointError(
                 f"{path.absolute()} is not UTF-8, and checkpoints are read from folders of UTF-8 "
                 "names alone. Rename the folder."
             )
-    settings = parse(_read(folder / "config.json"), Settings)
-    facts = _read(folder / "data.json")
-    try:
-        dataset = from_facts(facts)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'data.json'} is damaged: {error!r}. {_AGAIN}") from None
+    settings = _settings(folder / "config.json")
+    facts = _read(folder / "data.json", FACTS)
+    dataset = from_facts(facts)
     plans = plan_stages(settings, dataset, folder, shared, reread=False)
     for plan in plans:
         check_owner(plan)
     return Run(folder, settings, facts, tuple(plans), Networks())
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _path(name: str, given: object) -> Path:
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"{name}={given!r} is {kind_of(type(given))}; a path is needed.")
+    return expand(given)
+
+
+def _settings(path: Path) -> Settings:
+    try:
+        return parse(_read(path), Settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
     if not path.is_file():
         there = "has no" if path.parent.is_dir() else "does not exist; it should hold"
         raise CheckpointError(
@@ -157,7 +169,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             "command is given again, without training anew."
         )
     try:
-        return read_object(path)
+        return read_object(path, schema)
     except DamagedFile as error:
         raise CheckpointError(f"{error}. {_AGAIN}") from None
 
@@ -211,10 +223,12 @@ class Product:
           ConfigError: an argument that does not fit, or no such student.
           CheckpointError: the stage is not complete.
         """
-        call = self.run.call(self.stage, nfe)
-        for name, value, lowest in (("n", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value < lowest:
-                raise ConfigError(f"{name}={value} must be {lowest} or more.")
+        n, seed, batch_size = (
+            _whole("n", n, 1),
+            _whole("seed", seed),
+            _whole("batch_size", batch_size, 1),
+        )
+        call = self.run.call(self.stage, None if nfe is None else _whole("nfe", nfe, 1))
         classes = _labels(call, labels, n)
         network = self.run.network(call)
         settings = replace(self.run.settings.evaluation, noise_seed=seed)
@@ -230,6 +244,20 @@ class Product:
         return quantise(np.concatenate(images)[:n])
 
 
+def _whole(name: str, value: object, lowest: int = 0) -> int:
+    """A whole number, also one of numpy, in the range of a random seed.
+
+    Raises:
+      ConfigError: it is something else, or too small or too large.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{name}={value!r} is {kind_of(type(value))}; a whole number is needed.")
+    if not lowest <= value < 2**32:
+        bound = f"{lowest} or more" if value < lowest else "less than 2**32"
+        raise ConfigError(f"{name}={value} must be {bound}.")
+    return int(value)
+
+
 def _labels(call: Call, labels: Any, n: int) -> np.ndarray | None:
     """`[n]` classes, or None for an unconditional network."""
     every, known = conditions(call, 0, n), call.member.process.classes
@@ -241,7 +269,10 @@ def _labels(call: Call, labels: Any, n: int) -> np.ndarray | None:
         return None
     if labels is None:
         return every
-    given = np.asarray(labels)
+    try:
+        given = np.asarray(labels)
+    except ValueError:
+        raise ConfigError(f"labels={labels!r}: {n} integers or one are needed.") from None
     if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
         raise ConfigError(
             f"labels of shape {given.shape} and type {given.dtype}; {n} integers or one are needed."

@@ -21,7 +21,8 @@ from ddistill.evaluation.protocol import Row, read_rows, write_rows
 from ddistill.evaluation.report import Attempts
 from ddistill.evaluation.summary import experiments, score_plot
 from ddistill.evaluation.vocabulary import main_distance
-from ddistill.runtime.files import read_text, write_bytes, write_text
+from ddistill.runtime.files import expand, read_text, write_bytes, write_text
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import printable
 
 
@@ -33,14 +34,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Adds the results of runs to docs/results.json and rewrites docs/results.md.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or results.json")
-    parser.add_argument("--docs", default="docs", help="folder of the record (default: docs)")
+    parser.add_argument("--docs", help="folder of the record (default: docs, where it is one)")
     parser.add_argument(
         "--seeds",
         default="",
         help="seeds that tables and pictures show (default: those that settings were not tuned on)",
     )
     options = parser.parse_all(argv)
-    print(printable(record(options.runs, options.docs, _seeds(options.seeds))))
+    docs = Path("docs") if options.docs is None else expand(options.docs)
+    if options.docs is None and not any(path.is_file() for path in _files(docs)):
+        raise ValueError(
+            f"{docs.absolute()} is not a record: it has no results.json or results.md. Give the "
+            "command in the project's folder, or --docs=FOLDER to begin a record there."
+        )
+    print(printable(record(options.runs, docs, _seeds(options.seeds))))
 
 
 def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequence[int] = ()) -> str:
@@ -61,9 +68,11 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
         with damaged markers, or `seeds` that no row has. The message names the file.
     """
     docs = Path(docs)
-    store, page = docs / "results.json", docs / "results.md"
+    store, page = _files(docs)
+    if not (runs := list(runs)) and not store.exists() and not page.exists():
+        raise ValueError(f"{docs} has no results.json yet; name a RUN to begin a record there.")
     old = read_rows(store) if store.exists() else []
-    new = [row for run in runs for row in read_rows(_results_file(Path(run)))]
+    new = [row for run in runs for row in read_rows(_results_file(expand(run)))]
     rows, added, replaced = merge(old, new)
     if seeds and not any(row.seed in seeds for row in rows):
         known = listed({row.seed for row in rows})
@@ -83,6 +92,7 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
     links = {name: f"results/{name}" for name in shown if drawn.get(name, b"") is not None}
     text = merge_text(before, render(rows, links, seeds), str(page))
 
+    remove_leftovers(docs, docs / "results")
     write_rows(store, rows)
     for name, picture in drawn.items():
         path = docs / "results" / name
@@ -109,6 +119,11 @@ def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
     touched = {row.identity for row in new}
     rows = [table[identity] for identity in sorted(table)]
     return rows, len(touched - known), len(touched & known)
+
+
+def _files(docs: Path) -> tuple[Path, Path]:
+    """The rows of a record, and its page."""
+    return docs / "results.json", docs / "results.md"
 
 
 def _results_file(run: Path) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ddistill.errors import ConfigError, nearest
+from ddistill.errors import ConfigError, nearest_setting
 
 T = TypeVar("T")
 
@@ -277,7 +277,7 @@ def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "confi
     for key in plain:
         if key not in fields:
             raise ConfigError(
-                f"{path}.{key} is not a setting.{nearest(key, fields)} "
+                f"{path}.{key} is not a setting.{nearest_setting((key,), _groups(cls))} "
                 f"Known in {path}: {', '.join(sorted(fields))}."
             )
     hints = typing.get_type_hints(cls)
@@ -287,6 +287,15 @@ def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "confi
         if required and name not in values:
             raise ConfigError(f"{path}.{name} is missing and has no default.")
     return cls(**values)
+
+
+def _groups(cls: type) -> dict[str, Any]:
+    """The names of the settings of a dataclass, with those of the groups among them."""
+    hints = typing.get_type_hints(cls)
+    return {
+        f.name: _groups(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else None
+        for f in dataclasses.fields(cls)
+    }
 
 
 def to_plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from runs import manifest
 
 from ddistill import data
 from ddistill.runtime.files import write_json
@@ -132,5 +133,4 @@ def pretend(plan: StagePlan, seed: int = 0) -> None:
     checkpoints.save(plan.settings.steps, jax.tree.map(jnp.asarray, state), record, 0.0)
     checkpoints.wait()
     checkpoints.close()
-    steps = plan.settings.steps
-    write_json(plan.manifest_path, {"digest": plan.digest, "steps": steps, "handed_on": steps})
+    write_json(plan.manifest_path, manifest(plan))

@@ -41,6 +41,37 @@ class Notes(Reporter):
         self.said.append(text)
 
 
+def manifest(plan: StagePlan, **changes: Any) -> dict[str, Any]:
+    """What a complete stage writes, of no cost."""
+    count = len(plan.members)
+    return {
+        "stage": plan.name,
+        "digest": plan.digest,
+        "steps": plan.settings.steps,
+        "updates": plan.settings.steps,
+        "batch_size": plan.settings.batch_size,
+        "students": count,
+        "parameters": 0,
+        "teacher_calls": 0,
+        "teacher_calls_of_each": [0] * count,
+        "diverged": [0] * count if plan.stacked else [],
+        "train_seconds": 0.0,
+        "compile_seconds": 0.0,
+        "final_loss": 0.0,
+        "handed_on": plan.settings.steps,
+        **changes,
+    }
+
+
+# The record of a checkpoint, from which a training can go on.
+RECORD: dict[str, Any] = {
+    "clock": {"train": 0.0, "compile": 0.0, "wait": 0.0},
+    "loss": 1.0,
+    "scores": {"sums": {}, "last": {}},
+    "watch": {"step": 0, "known": {}, "fatal": [], "born": []},
+}
+
+
 class LateStop(StopRequest):
     """A signal that arrives just before the n-th look."""
 

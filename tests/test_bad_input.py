@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import UNET, config, plans_of, snapshot, tiny_settings
+from runs import UNET, config, manifest, plans_of, snapshot, tiny_settings
 
 from ddistill import main
 from ddistill.errors import CheckpointError, ConfigError
@@ -45,6 +45,11 @@ def test_planning_a_good_run_compiles_and_writes_nothing(compiled, tmp_path):
 # ---------------------------------------------------------------------------- names and spelling
 
 SPELLING = {
+    "key of a group below": (
+        {"stages.teacher.learning_rate": 1.0},
+        "config.stages.teacher.learning_rate is not a setting.",
+        "'optimizer.learning_rate'",
+    ),
     "top key": ({"sede": 1}, "config.sede is not a setting.", "'seed'"),
     "stage key": (
         {"stages.teacher.batchsize": 8},
@@ -480,7 +485,8 @@ def test_a_checkpoint_of_another_network_is_refused(compiled, tmp_path, monkeypa
 def test_a_lost_final_checkpoint_is_told(compiled, tmp_path):
     """The stage says that it is complete, but its weights are gone."""
     folder = occupy(tiny_settings(), tmp_path / "run", "teacher")
-    write_json(folder / "complete.json", {"steps": 40, "handed_on": 40})
+    plan = plans_of(tiny_settings(), tmp_path / "run")["teacher"]
+    write_json(folder / "complete.json", manifest(plan, steps=40, handed_on=40))
     before = len(compiled)
     with pytest.raises(CheckpointError, match="at step 40, which stage 'teacher' hands on"):
         main.run(config(), tmp_path / "run", tmp_path / "shared", "student", "the command")

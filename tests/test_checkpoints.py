@@ -19,6 +19,8 @@ from ddistill.training.state import TrainState, create_state
 RECORD = {
     "clock": {"train": 0.1 + 0.2, "compile": 1e-300, "wait": 0.0},
     "loss": 0.1234567890123456789,
+    "scores": {"sums": {"loss": [0.1, 3]}, "last": {}},
+    "watch": {"step": 3, "known": {"": {"loss": 0.1}}, "fatal": [["", "x", 2]], "born": []},
     "digest": "abc",
     "settings": {"teacher": "", "ema": [0.9, 0.99], "nested": {"none": None, "yes": True, "n": 3}},
 }
@@ -121,7 +123,7 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path):
     checkpoints, state = Checkpoints(tmp_path, keep=9), big(0.0)
     for at in range(1, 4):
         state = step(state)
-        checkpoints.save(at, state, {}, 1.0)
+        checkpoints.save(at, state, RECORD, 1.0)
         for _ in range(5):
             state = step(state)
         state = state.replace(step=jnp.int32(at))

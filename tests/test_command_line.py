@@ -247,6 +247,10 @@ def digits_config():
 
 OVERRIDES = {
     "config.sed=1": "config.sed is not a setting. Did you mean 'seed'?",
+    "config.stages.teacher.learning_rate=1": "setting. Did you mean 'optimizer.learning_rate'?",
+    "config.stages.teacher.learning_rat=1": "setting. Did you mean 'optimizer.learning_rate'?",
+    "config.noise_seed=1": "is not a setting. Did you mean 'evaluation.noise_seed'?",
+    "config.stages.teacher.xyz=1": "is not a setting. Known in config.stages.teacher: ",
     "config.stages.techer.steps=3": "techer is not a setting. Did you mean 'teacher'?",
     "config.seed=abc": "'abc' is not a whole number.",
     "config.seed=None": "'None' is not a whole number.",

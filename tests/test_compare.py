@@ -1,5 +1,6 @@
 """Runs side by side: which are refused, and what is counted."""
 
+import dataclasses
 import json
 import math
 import re
@@ -18,12 +19,15 @@ from comparing import (
     run_config,
     stat_of,
 )
+from runs import tiny_settings
 
 from ddistill.compare import compare, load_images
 from ddistill.errors import ConfigError
 from ddistill.evaluation import comparison_tables
 from ddistill.evaluation.calls import read_calls, write_calls
 from ddistill.evaluation.protocol import Row, write_rows
+from ddistill.interop.imported import Imported
+from ddistill.interop.sources import write_noted
 
 
 @pytest.fixture
@@ -339,3 +343,113 @@ def test_sample_rows_come_from_the_first_seed_most_evaluations_first(tmp_path):
     assert [row.label for row in grid.rows] == [
         "teacher DDIM, NFE 16", "PD, NFE 4", "CFD, NFE 4, seed 2",
     ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------- by content, not by name
+
+IDENTITY = {
+    "pixels": "aa",
+    "labels": "bb",
+    "images": 10,
+    "image_shape": "8x8x1",
+    "classes": 10,
+    "flip": False,
+}
+
+
+def facts(**changes):
+    return {
+        "name": "x",
+        "image_shape": [8, 8, 1],
+        "num_classes": 1,
+        "classes": [0],
+        "class_names": ["a"],
+        "hflip": False,
+        "provenance": "",
+        "identity": {**IDENTITY, **changes},
+    }
+
+
+def with_data(folder, **changes):
+    (folder / "data.json").write_text(json.dumps(facts(**changes)))
+    return folder
+
+
+def trained(seed, **changes):
+    """A config that this version reads, with settings of its teacher changed."""
+    settings = tiny_settings()
+    stages = {**settings.stages}
+    stages["teacher"] = dataclasses.replace(stages["teacher"], **changes)
+    made = dataclasses.replace(settings, seed=seed, name="exp", stages=stages)
+    return json.loads(json.dumps(dataclasses.asdict(made)))
+
+
+def test_the_same_data_by_another_name_compare(tmp_path):
+    a = with_data(make_run(tmp_path / "a", "one"))
+    other = {"data": "mine", "protocol": {"reference": "mine/train"}}
+    b = with_data(make_run(tmp_path / "b", "two", 1, **other), flip=True)
+    made = compared(a, b)
+    assert {row.data for row in made.rows} == {"digits"}
+    # Of the same experiment mirroring is a difference of the recipe.
+    c = with_data(make_run(tmp_path / "c", "one", 1, **other), flip=True)
+    with pytest.raises(ConfigError, match=r"config\.data\.flip is 'False' .* 'True'"):
+        compared(a, c)
+
+
+@pytest.mark.parametrize("key", ["pixels", "labels", "images"])
+def test_other_data_of_the_same_name_do_not_compare(tmp_path, key):
+    a = with_data(make_run(tmp_path / "a", "one"))
+    b = with_data(make_run(tmp_path / "b", "two", 1), **{key: "other"})
+    with pytest.raises(ConfigError, match=rf"data\.identity\.{key} is .* Both are called 'digits'"):
+        compared(a, b)
+    (b / "data.json").unlink()  # what an older version wrote goes by the name
+    assert compared(a, b).names
+
+
+def test_another_split_of_the_same_data_is_another_reference(tmp_path):
+    a = with_data(make_run(tmp_path / "a", "one"))
+    b = make_run(tmp_path / "b", "two", 1, protocol={"reference": "digits/test"})
+    with pytest.raises(ConfigError, match=r"protocol\.reference is 'train' .* 'test'"):
+        compared(a, with_data(b))
+
+
+def test_settings_that_are_not_learnt_from_may_differ(tmp_path):
+    config = trained(1, variant="x", shared=True)
+    config["data"] = {"name": "folder", "path": "elsewhere"}
+    config["training"]["log_every"] = 7
+    b = make_run(tmp_path / "b", seed=1, config=config)
+    assert compared(make_run(tmp_path / "a", config=trained(0)), b).names
+
+
+def test_settings_that_are_learnt_from_may_not(tmp_path):
+    a = make_run(tmp_path / "a", config=trained(0))
+    b = make_run(tmp_path / "b", seed=1, config=trained(1, batch_size=3))
+    with pytest.raises(ConfigError, match=r"config\.stages\.teacher\.batch_size is .* '3'"):
+        compared(a, b)
+
+
+def test_files_of_other_projects_count_by_their_content(tmp_path):
+    runs = [
+        make_run(tmp_path / name, seed=i, config=trained(i, source=f"diffusers:{name}", steps=0))
+        for i, name in enumerate("ab")
+    ]
+
+    def noted(run, digest):
+        found = Imported({}, None, "eps", None, (8, 8, 1), 0, digest, "x")
+        write_noted(run / "sources.json", {"teacher": (f"diffusers:{run.name}", found)})
+
+    for run in runs:
+        noted(run, "the same")
+    assert compared(*runs).names
+    noted(runs[1], "another")
+    with pytest.raises(ConfigError, match=r"config\.stages\.teacher\.source is 'the same'"):
+        compared(*runs)
+
+
+def test_teachers_of_one_recipe_are_one_whatever_their_runs_are_called(tmp_path):
+    """Also without a seed in common, and where settings that are not learnt from differ."""
+    a = make_run(tmp_path / "a", "one", 0, config=trained(0))
+    b = make_run(tmp_path / "b", "two", 1, config=trained(1, shared=True))
+    assert "each stands by itself" not in " ".join(compared(a, b).notes)
+    c = make_run(tmp_path / "c", "two", 1, config=trained(1, batch_size=3))
+    assert "each stands by itself" in " ".join(compared(a, c).notes)

@@ -10,17 +10,21 @@ from runs import Notes, differences, one_stage, plans_of, saved_state, snapshot
 from test_files import damaged
 
 from ddistill import data
-from ddistill.errors import CheckpointError, DataError
+from ddistill.data.dataset import FACTS
+from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluate import _config
 from ddistill.evaluation.evaluate import _is_done
 from ddistill.product import open_run
 from ddistill.runtime import files
+from ddistill.runtime.schemas import Schema
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.folders import check_folders
 from ddistill.training.interrupt import StopRequest
-from ddistill.training.pairs import _listed, _seconds
+from ddistill.training.manifests import OWNER, PAIRS, RECORD, TRAINED
+from ddistill.training.pairs import _seconds
 from ddistill.training.pipeline import run_stages
 from ddistill.training.stages import StagePlan
+from ddistill.training.weights import load_state
 
 SETTINGS = one_stage(checkpoint_every=20, keep=10)
 
@@ -206,7 +210,7 @@ def one_config() -> dict:
 def test_facts_that_lack_a_key_are_damage(tmp_path):
     files.write_json(tmp_path / "config.json", one_config())
     files.write_json(tmp_path / "data.json", {"name": "digits", "classes": None})
-    with pytest.raises(CheckpointError, match=r"data\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"data\.json: key 'image_shape' is missing"):
         open_run(tmp_path)
 
 
@@ -218,7 +222,199 @@ def test_what_is_noted_of_shards_is_not_needed(tmp_path, content):
     assert _seconds(tmp_path / "00000.npz") == 0.0
 
 
-@pytest.mark.parametrize("shards", [None, [], {}, "x"])
-def test_a_manifest_without_shards_is_one_line(plan, shards):
-    with pytest.raises(CheckpointError, match=r"complete\.json is damaged: it lists no shards"):
-        _listed({"shards": shards}, plan)
+@pytest.mark.parametrize("shards", [None, [], {}, "x", {"00000.npz": None}])
+def test_a_manifest_without_shards_is_damage(plan, shards):
+    """The stage is not complete; its shards are kept, and listed anew."""
+    whole = {**plan.manifest(), "pairs": 8, "shards": {"00000.npz": "hash"}}
+    assert PAIRS.problem(whole) == ""
+    assert PAIRS.problem({**whole, "shards": shards}).startswith("key 'shards' is ")
+
+
+# ------------------------------------------------------- valid JSON of another form, and folders
+
+
+def spoilt(whole: dict, schema: Schema):
+    """The object without each of its keys, and with values of other kinds in their places."""
+    for key in [*schema.needed, *schema.known]:
+        if key in schema.needed:
+            yield {k: v for k, v in whole.items() if k != key}
+        for value in (None, "x", -1, [], [None], {"a": None}, True, 1.5):
+            changed = {**whole, key: value}
+            if schema.problem(changed):
+                yield changed
+
+
+def test_every_spoilt_manifest_is_none(plan):
+    whole = files.read_object(plan.manifest_path)
+    cases = list(spoilt(whole, TRAINED))
+    assert len(cases) > 60
+    for content in cases:
+        files.write_json(plan.manifest_path, content)
+        assert plan.manifest() is None
+        assert plan.frozen() == []
+        with pytest.raises(CheckpointError, match="'teacher'.* is not complete"):
+            load_state(plan)
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"diverged": None}, "key 'diverged' is null, and a list of values"),
+        ({"diverged": [0, 4]}, "key 'diverged' lists 2 students of 1"),
+        ({"teacher_calls_of_each": []}, "key 'teacher_calls_of_each' lists 0 students of 1"),
+        ({"handed_on": True}, "key 'handed_on' is true, and a whole number of 0 or more is needed"),
+        ({"batch_size": 0}, "key 'batch_size' is 0, and a whole number of 1 or more is needed"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_said(plan, changes, problem):
+    files.write_json(plan.manifest_path, {**plan.manifest(), **changes})
+    with pytest.raises(files.DamagedFile, match=problem):
+        files.read_object(plan.manifest_path, TRAINED)
+
+
+def test_a_manifest_that_lacks_a_key_is_written_anew(plan):
+    before = plan.manifest()
+    files.write_json(plan.manifest_path, {"digest": plan.digest, "steps": 40})
+    assert "teacher: going on from the checkpoint at step 40" in go_on(plan.folder.parent.parent)
+    assert plan.manifest() == before
+
+
+def test_every_spoilt_owner_is_read_off_the_manifest(plan):
+    record = plan.folder / "stage.json"
+    whole = files.read_object(record)
+    for content in spoilt(whole, OWNER):
+        files.write_json(record, content)
+        check_folders([plan])
+        with pytest.raises(CheckpointError, match="holds stage 'teacher' of other settings"):
+            check_folders([other(plan)])
+
+
+@pytest.mark.parametrize("identity", [{"sources": 5}, {"sources": [1, "a"]}, {"stage": []}, {}])
+def test_an_identity_of_another_form_is_other_settings(plan, identity):
+    record = plan.folder / "stage.json"
+    files.write_json(record, {"digest": "other", "identity": identity, "lineage": {"a": {}}})
+    with pytest.raises(CheckpointError, match="holds stage 'teacher' of other settings"):
+        check_folders([plan])
+
+
+@pytest.mark.parametrize("name", ["complete.json", "stage.json", "data.json", "config.json"])
+def test_a_folder_in_place_of_a_state_file_is_one_line(plan, name):
+    workdir = plan.folder.parent.parent
+    write_run(workdir)
+    path = workdir / name if name in ("data.json", "config.json") else plan.folder / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    if name == "stage.json":  # which is not needed to read a stage
+        use(workdir)
+    with pytest.raises(CheckpointError) as caught:
+        (go_on if name == "stage.json" else use)(workdir)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def use(workdir: Path) -> None:
+    found = open_run(workdir)
+    found.network(found.calls[0])
+
+
+def write_run(workdir: Path) -> None:
+    files.write_json(workdir / "config.json", one_config())
+    files.write_json(workdir / "data.json", data.load(SETTINGS.data, "train").facts())
+
+
+def test_every_spoilt_fact_of_the_data_is_one_line(tmp_path):
+    write_run(tmp_path)
+    whole = files.read_object(tmp_path / "data.json")
+    assert FACTS.problem(whole) == ""
+    cases = [
+        *spoilt(whole, FACTS),
+        {**whole, "image_shape": [8, 8]},
+        {**whole, "image_shape": [8, 8, 2]},
+        {**whole, "image_shape": [8, 0, 1]},
+        {**whole, "classes": [10]},
+        {**whole, "class_names": ["a"]},
+    ]
+    for content in cases:
+        files.write_json(tmp_path / "data.json", content)
+        with pytest.raises(CheckpointError, match=r"data\.json: key '.*Give the run's command"):
+            open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": None},
+        {"stages": {"teacher": 3}},
+        {"pipeline": 1},
+        {"data": []},
+        {"schedule": "x"},
+    ],
+)
+def test_settings_of_wrong_kinds_are_one_line(tmp_path, changes):
+    write_run(tmp_path)
+    files.write_json(tmp_path / "config.json", {**one_config(), **changes})
+    with pytest.raises(ConfigError, match=r"config\.json: ") as caught:
+        open_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_from_which_no_training_can_go_on_is_damage(plan):
+    folder = plan.folder / "checkpoints"
+    whole = files.read_object(folder / "40" / "record" / "metadata")
+    assert RECORD.problem(whole) == ""
+    for content in spoilt(whole, RECORD):
+        assert RECORD.problem(content)
+    for changes in (
+        {"clock": {"train": 1.0}},
+        {"scores": {"sums": {"a": [1]}, "last": {}}},
+        {"watch": {"step": 1, "known": {}, "fatal": [["a"]], "born": []}},
+        {"watch": {"step": 1, "known": {}, "fatal": [], "born": [[1, 2]]}},
+    ):
+        assert RECORD.problem({**whole, **changes}).startswith("key '")
+
+
+def test_seals_of_another_form_are_made_again(plan):
+    """They say nothing of the checkpoint, and a checkpoint without a seal is not judged."""
+    seal = plan.folder / "checkpoints" / "digests" / "40.json"
+    whole = files.read_object(seal)
+    for content in ({**whole, "files": []}, {**whole, "files": {"a": 1}}, {"loss": "x"}):
+        files.write_json(seal, content)
+        load_state(plan)
+        assert files.read_object(seal) == content
+    found = Checkpoints(plan.folder / "checkpoints", keep=10)
+    found.close()
+    assert files.read_object(seal)["files"] == whole["files"]
+
+
+def test_stray_names_among_checkpoints_are_passed_over(plan):
+    folder = plan.folder / "checkpoints"
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / ".DS_Store").touch()
+    (folder / "²").mkdir()
+    assert "teacher: going on from the checkpoint at step 40" in go_on_from(plan)
+
+
+# -------------------------------------------------------------------------------- reading alone
+
+
+def test_reading_leaves_everything_as_it_is(plan):
+    """Neither seals nor what a kill left are touched, and damage stays where it is."""
+    folder = plan.folder / "checkpoints"
+    (folder / "digests" / "40.json").unlink()
+    (folder / "60.orbax-checkpoint-tmp").mkdir()
+    before = snapshot(folder)
+    load_state(plan)
+    assert snapshot(folder) == before
+    for path in (folder / "40").rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[:50])
+    before = snapshot(folder)
+    with pytest.raises(
+        CheckpointError, match="at step 40.* is missing or damaged. Delete complete"
+    ):
+        load_state(plan)
+    assert snapshot(folder) == before
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match="at step 40.* is missing or damaged"):
+        load_state(plan)
+    assert not folder.exists()

@@ -8,6 +8,7 @@ import pytest
 from pictures import load, only, picture, save
 from PIL import Image
 
+from ddistill import data
 from ddistill.data.decode import ImageSpec, decode
 from ddistill.errors import DataError
 
@@ -224,6 +225,79 @@ def test_each_colour_of_a_palette_has_its_own_transparency():
     assert decode(content, ImageSpec(0, 3))[0].tolist() == expected
 
 
+# At the edges of steps: half a step above a level (128.5 of 257) is the next level's.
+EDGES = {0: 0, 128: 0, 129: 1, 255: 1, 256: 1, 385: 1, 386: 2, 32767: 127, 32768: 128}
+EDGES |= {65278: 254, 65279: 254, 65406: 254, 65407: 255, 65535: 255}
+EDGE_VALUES = np.array(list(EDGES), ">u2")
+
+
+@pytest.mark.parametrize("colours, bands", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_are_rounded_in_every_kind_of_png(colours, bands):
+    """Grey, RGB, grey with alpha and RGB with alpha: one rule."""
+    values = np.repeat(EDGE_VALUES[:, None], bands, axis=1)
+    if bands in (2, 4):
+        values[:, -1] = 65535
+    header = struct.pack(">IIBBBBB", len(values), 1, 16, colours, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + values.tobytes()))
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+    for channels in (1, 3):
+        made = decode(content, ImageSpec(0, channels))
+        assert made[0].tolist() == [[level] * channels for level in EDGES.values()]
+
+
+def test_alpha_of_sixteen_bits_is_rounded():
+    for colours, bands in ((4, 1), (6, 3)):
+        for alpha, level in ((128, 255), (129, 254), (65535 - 128, 0), (65535 - 129, 1)):
+            row = struct.pack(f">{bands + 1}H", *[0] * bands, alpha)
+            content = png(16, colours, row, 1, b"")
+            assert decode(content, ImageSpec(0, 1)).item() == level
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("planes", [1, 2])
+def test_sixteen_bits_are_rounded_in_colour_tiffs(order, planes):
+    values = np.repeat(EDGE_VALUES[:, None], 3, axis=1).astype(f"{order}u2")
+    row = (values if planes == 1 else values.T.copy()).tobytes()
+    made = decode(colour_tiff(row, len(values), planes, order), ImageSpec(0, 3))
+    assert made[0].tolist() == [[level] * 3 for level in EDGES.values()]
+
+
+def colour_tiff(row: bytes, width: int, planes: int, order: str) -> bytes:
+    """An uncompressed TIFF of one row of RGB of 16 bits, by pixels (1) or by bands (2)."""
+    start, strips = 8, 1 if planes == 1 else 3
+    size = len(row) // strips
+    lists = struct.pack(f"{order}3H", 16, 16, 16)
+    starts = struct.pack(f"{order}{strips}I", *(start + i * size for i in range(strips)))
+    sizes = struct.pack(f"{order}{strips}I", *[size] * strips)
+    at = start + len(row)
+    tags = [(256, 3, 1, width), (257, 3, 1, 1), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, strips, at + 6 if strips > 1 else start), (277, 3, 1, 3), (278, 3, 1, 1)]
+    tags += [(279, 4, strips, at + 6 + len(starts) if strips > 1 else size), (284, 3, 1, planes)]
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + (
+            struct.pack(f"{order}HH", value, 0)
+            if kind == 3 and count == 1
+            else struct.pack(f"{order}I", value)
+        )
+        for tag, kind, count, value in tags
+    )
+    place = at + len(lists + starts + sizes)
+    count = struct.pack(f"{order}H", len(tags))
+    return (
+        head
+        + struct.pack(f"{order}I", place)
+        + row
+        + lists
+        + starts
+        + sizes
+        + count
+        + entries
+        + bytes(4)
+    )
+
+
 def test_sixteen_bits_with_alpha_are_laid_over_white(tmp_path):
     row = struct.pack(">4H", 40000, 65535, 0, 0)
     content = png(16, 4, row, 2, b"")
@@ -271,3 +345,34 @@ def test_values_without_a_fixed_range_are_refused_whatever_they_are(bits, row, s
 def test_the_maximum_of_a_pgm_is_white(most, values):
     content = f"P5 2 1 {most}\n".encode() + struct.pack(values, 0, most)
     assert decode(content, ImageSpec(0, 1))[0, :, 0].tolist() == [0, 255]
+
+
+# ------------------------------------------------------------------------------------------ frames
+
+
+def frames(path, count, **options):
+    """A file of pictures of one colour each, the first of them black."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [Image.new("RGB", (4, 4), (90 * i,) * 3) for i in range(count)]
+    made[0].save(path, save_all=count > 1, append_images=made[1:], **options)
+
+
+@pytest.mark.parametrize("limit", [2048.0, 0.0], ids=["in memory", "lazy"])
+def test_files_with_further_frames_are_counted(tmp_path, monkeypatch, limit):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for kind in ("gif", "webp", "png", "tiff"):
+        frames(tmp_path / "set" / f"many.{kind}", 3)
+        frames(tmp_path / "set" / f"one.{kind}", 1)
+    for _ in range(2):  # the second time of what is remembered
+        dataset = load(tmp_path / "set", in_memory_limit_mb=limit)
+        assert dataset.reading.further == 4
+        assert "frames    4 files have further frames; the first is used" in data.summary(dataset)
+        assert dataset.take(range(8)).max() < 10
+    (tmp_path / "set" / "many.gif").unlink()
+    (tmp_path / "set" / "many.tiff").write_bytes(b"II*")
+    (tmp_path / "set" / "many.webp").unlink()
+    dataset = load(tmp_path / "set", in_memory_limit_mb=limit, on_bad_image="skip")
+    assert "frames    1 file has further frames; the first is used" in data.summary(dataset)
+    (tmp_path / "set" / "many.png").unlink()
+    dataset = load(tmp_path / "set", in_memory_limit_mb=limit, on_bad_image="skip")
+    assert not [line for line in data.summary(dataset) if line.startswith("frames")]

@@ -165,3 +165,135 @@ def test_a_file_in_place_of_a_folder(training):
         find_model(training / "unet" / WEIGHTS)
     with pytest.raises(ConfigError, match="nowhere is not a folder. Put config.json"):
         find_model(training / "nowhere")
+
+
+# ------------------------------------------------------------------------- several sets of weights
+
+EMA = "diffusion_pytorch_model.ema.safetensors"
+HALF = "diffusion_pytorch_model.fp16.safetensors"
+
+
+def index(folder, name, *files):
+    put(folder / name, {"weight_map": {str(i): file for i, file in enumerate(files)}})
+    for file in files:
+        put(folder / file, file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unet_ema", "ema_unet", "unet-ema", "ema", "EMA", "ema_model", "unet_ema_0.9999", "swa"],
+)
+def test_averages_by_other_names_are_taken(training, name):
+    checkpoint = training / "checkpoint-500"
+    (checkpoint / "unet_ema").rename(checkpoint / name)
+    found = find_model(checkpoint)
+    assert (found.network.name, found.averaged) == (name, True)
+    assert found.taken == f"{name}/{WEIGHTS}, the average"
+    assert find_model(checkpoint / "unet").taken == WEIGHTS
+
+
+@pytest.mark.parametrize("name", ["non_ema", "schema", "cinema", "unet_without_ema", "samples"])
+def test_folders_that_are_no_averages(training, name):
+    (training / name).mkdir()
+    assert find_model(training).taken == f"unet/{WEIGHTS}"
+
+
+def test_several_averages_are_not_chosen_between(training):
+    network(training / "checkpoint-500" / "ema")
+    with pytest.raises(
+        ConfigError, match="several averages of a network: ema/ and unet_ema/. Give"
+    ):
+        find_model(training / "checkpoint-500")
+    unet = training / "unet"
+    for rate in ("0.99", "0.9999"):
+        put(unet / f"diffusion_pytorch_model.ema_{rate}.safetensors", rate)
+    with pytest.raises(
+        ConfigError, match=r"several averages of the weights: .*ema_0\.99\.saf.*9999"
+    ):
+        find_model(training)
+
+
+def test_an_average_without_its_config(training):
+    (training / "ema").mkdir()
+    put(training / "ema" / WEIGHTS, "average")
+    with pytest.raises(
+        ConfigError, match=r"ema seems to hold an average .* or give .*unet to leave"
+    ):
+        find_model(training)
+
+
+# Files beside one another, the first of them the one that is taken.
+ORDERS = [
+    (EMA, WEIGHTS),
+    ("diffusion_pytorch_model_ema.bin", WEIGHTS),
+    ("diffusion_pytorch_model.fp16.ema.safetensors", WEIGHTS),
+    (EMA, "diffusion_pytorch_model.ema.fp16.safetensors"),
+    (WEIGHTS, "diffusion_pytorch_model.non_ema.safetensors"),
+    ("diffusion_pytorch_model.non_ema.safetensors",),
+    (WEIGHTS, "diffusion_pytorch_model.bin"),
+    ("diffusion_pytorch_model.bin", HALF),
+    ("diffusion_pytorch_model.fp32.safetensors", HALF),
+    ("diffusion_pytorch_model.fp32.bin", "diffusion_pytorch_model.bf16.safetensors"),
+    (HALF, "diffusion_pytorch_model.fp16.bin"),
+    (WEIGHTS, "diffusion_pytorch_model.int8.safetensors", "optimizer.bin"),
+]
+
+
+@pytest.mark.parametrize("names", ORDERS)
+def test_of_several_files_of_weights_one_is_taken_by_a_rule(training, names):
+    (training / "unet" / WEIGHTS).unlink()
+    for name in names:
+        put(training / "unet" / name, name)
+    found = find_model(training)
+    assert [file.name for file in found.weights] == [names[0]]
+    assert found.taken.startswith(f"unet/{names[0]}")
+    assert (
+        found.averaged
+        == (", the average" in found.taken)
+        == ("ema" in names[0].replace("non_ema", ""))
+    )
+
+
+@pytest.mark.parametrize(
+    "indexed",
+    [
+        f"{WEIGHTS}.index.json",
+        "diffusion_pytorch_model.bin.index.json",
+        "diffusion_pytorch_model.safetensors.index.fp32.json",
+        "diffusion_pytorch_model.safetensors.index.ema.json",
+    ],
+)
+def test_full_precision_in_shards_goes_before_half_precision(training, indexed):
+    unet = training / "unet"
+    (unet / WEIGHTS).unlink()
+    put(unet / HALF, "half")
+    put(unet / "diffusion_pytorch_model.safetensors.index.fp16.json", {"weight_map": {"a": HALF}})
+    index(unet, indexed, "x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors")
+    found = find_model(training)
+    assert len(found.weights) == 2
+    assert found.taken.startswith(f"unet/{indexed}")
+    (unet / "x-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ConfigError, match=f"1 of them are missing.* or remove .* to read {HALF}"):
+        find_model(training)
+
+
+@pytest.mark.parametrize(
+    "place, name",
+    [
+        ("unet", "unet.ema.safetensors"),
+        ("unet", "ema.bin"),
+        ("unet", "model_ema.pt"),
+        ("unet", "diffusion_pytorch_model.ema-00001-of-00002.safetensors"),
+        ("", EMA),
+        ("", "ema.safetensors"),
+        ("", "ema_unet.pth"),
+    ],
+)
+def test_averages_that_would_not_be_read_are_asked_about(training, place, name):
+    put(training / place / name, "average")
+    with pytest.raises(
+        ConfigError, match=rf"{name} seems to be an average .*unet.* to leave it out"
+    ):
+        find_model(training)
+    if not place:
+        assert find_model(training / "unet").taken == WEIGHTS

@@ -6,6 +6,8 @@ import json
 import os
 import pwd
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,8 @@ from ddistill.evaluation.protocol import read_rows
 from ddistill.interop.inception import default_path
 from ddistill.interop.sources import read_noted
 from ddistill.interop.tensors import read_tensors, write_tensors
-from ddistill.runtime import files
+from ddistill.runtime import files, leftovers
+from ddistill.runtime.schemas import WHOLE, Schema
 from ddistill.training.progress import MetricsLog, read_metrics
 
 # What a power cut, a full disk or a wrong copy leaves of a JSON file.
@@ -131,10 +134,10 @@ def test_a_damaged_object_is_named_or_counts_as_missing(tmp_path, content):
 
 def test_a_missing_key_is_damage_and_a_missing_file_is_not(tmp_path):
     files.write_json(tmp_path / "x.json", {"a": 1})
-    assert files.read_object(tmp_path / "x.json", ("a",)) == {"a": 1}
+    assert files.read_object(tmp_path / "x.json", Schema({"a": WHOLE})) == {"a": 1}
     with pytest.raises(files.DamagedFile, match="key 'b' is missing"):
-        files.read_object(tmp_path / "x.json", ("a", "b"))
-    assert files.read_object_or_none(tmp_path / "x.json", ("b",)) is None
+        files.read_object(tmp_path / "x.json", Schema({"a": WHOLE, "b": WHOLE}))
+    assert files.read_object_or_none(tmp_path / "x.json", Schema({"b": WHOLE})) is None
     assert files.read_object_or_none(tmp_path / "x.json" / "below") is None
     with pytest.raises(FileNotFoundError):
         files.read_object(tmp_path / "none")
@@ -248,3 +251,67 @@ def test_without_a_home_nothing_is_remembered_and_nothing_fails(homeless, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     Memo("k").remember({"n": 1})
     assert Memo("k").recall() == {"n": 1}
+
+
+# --------------------------------------------------------------------------------- leftovers
+
+
+def dead_process() -> int:
+    """The number of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
+    own, dead, host = os.getpid(), dead_process(), leftovers._host()
+    left = [f".x.json.{host}-{dead}-0123abcd.tmp", f".a b.npz.{host}-{dead}-ffffffff.tmp"]
+    # Of an earlier life of a process of this number.
+    left.append(f".x.json.{host}-{own}-{'%04x' % (int(leftovers._LIFE, 16) ^ 1)}abcd.tmp")
+    kept = [
+        leftovers.new_name("x.json"),
+        f".x.json.{host}-{os.getppid()}-0123abcd.tmp",
+        f".x.json.00000000-{dead}-0123abcd.tmp",
+        f".x.json.{dead}-0123abcd.tmp",
+        f"x.json.{host}-{dead}-0123abcd.tmp",
+        f".x.json.{host}-{dead}-0123abcd.tmp.bak",
+        ".notes.tmp",
+        ".x.json.tmp",
+        "x.json",
+    ]
+    for name in (*left, *kept):
+        (tmp_path / name).touch()
+    (tmp_path / f".folder.{host}-{dead}-0123abcd.tmp").mkdir()
+    assert leftovers.remove_leftovers(tmp_path, tmp_path / "nowhere") == len(left)
+    kept.append(f".folder.{host}-{dead}-0123abcd.tmp")
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    # Another host's, and of a version that named no host, after a day.
+    old = [f".x.json.00000000-{dead}-0123abcd.tmp", f".x.json.{dead}-0123abcd.tmp"]
+    for name in old:
+        os.utime(tmp_path / name, (0, 0))
+    assert leftovers.remove_leftovers(tmp_path) == len(old)
+    assert sorted(os.listdir(tmp_path)) == sorted(set(kept) - set(old))
+
+
+def test_a_file_that_is_being_written_is_not_left_behind(tmp_path):
+    with files.replacing(tmp_path / "x.json") as file:
+        assert leftovers.remove_leftovers(tmp_path) == 0
+        file.write(b"whole")
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_the_file_of_a_killed_writer_is_removed(tmp_path):
+    code = (
+        "import os, sys; from ddistill.runtime import files\n"
+        "with files.replacing(sys.argv[1]): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.json")], check=False)
+    assert len(os.listdir(tmp_path)) == 1
+    assert leftovers.remove_leftovers(tmp_path) == 1
+
+
+def test_folders_below_a_run(tmp_path):
+    for name in ("samples/deep", "stages/teacher"):
+        (tmp_path / name).mkdir(parents=True)
+    found = {str(p.relative_to(tmp_path)) for p in leftovers.folders_of(tmp_path, but=("stages",))}
+    assert found == {".", "samples", "samples/deep"}

@@ -120,7 +120,7 @@ def test_the_average_of_a_training_script(folder):
     index = folder / "unet_ema" / f"{WEIGHTS}.index.json"
     index.write_text(json.dumps({"weight_map": table}))
     averaged = read_teacher(folder)
-    assert averaged.source == f"diffusers:{folder} (the average, unet_ema)"
+    assert averaged.source == f"diffusers:{folder} (unet_ema/{index.name}, the average)"
     assert averaged.digest != plain.digest
     for a, b in zip(jax.tree.leaves(averaged.params), jax.tree.leaves(plain.params)):
         assert a.dtype == np.float32

@@ -326,3 +326,72 @@ def test_a_picture_of_each_kind_is_read_where_others_are_left_out(tmp_path):
     save(root / "0.png", picture(1))
     (root / "1.webm").write_bytes(b"x")
     np.testing.assert_array_equal(load(root).images[0], picture(1))
+
+
+# ----------------------------------------------------------------------- folders around the classes
+
+AROUND = {
+    "unpacked twice": ("train/train/a/0.png", "train/train/b/0.png"),
+    "named images": ("train/images/a/0.png", "train/images/b/0.png"),
+    "without a split": ("set/a/0.png", "set/b/0.png"),
+    "three deep": ("set/x/y/a/0.png", "set/x/y/b/0.png"),
+    "digits": ("images/0/0.png", "images/1/0.png"),
+    "with folders in the classes": ("images/a/deep/0.png", "images/b/0.png"),
+}
+
+
+@pytest.mark.parametrize("paths", AROUND.values(), ids=AROUND)
+def test_a_folder_around_the_classes_is_no_class(tmp_path, paths):
+    root = fill(tmp_path / "set", *paths)
+    (root / "readme.txt").write_text("x")
+    found = load(root, test_fraction=0.0)
+    assert found.class_names in (("a", "b"), ("0", "1"))
+    assert found.labels.tolist() == [0, 1]
+    wrapper = paths[0].rpartition("/a/")[0] or "images"
+    assert (
+        f"classes are the folders in {wrapper.removeprefix('train/')}, the one folder"
+        in "\n".join(data.summary(found))
+    )
+    inner = load(root / wrapper, test_fraction=0.0)
+    assert (found.identity, found.class_names) == (inner.identity, inner.class_names)
+    # Every folder at the top is a class where that is said.
+    assert load(root, splits="none", test_fraction=0.0).class_names == (paths[0].split("/")[0],)
+
+
+def test_splits_each_with_a_folder_around_their_classes(tmp_path):
+    paths = [
+        f"{split}/{inner}/{c}/0.png"
+        for split, inner in (("train", "train"), ("test", "images"))
+        for c in "ab"
+    ]
+    root = fill(tmp_path / "set", *paths)
+    for split in ("train", "test"):
+        found = load(root, split)
+        assert found.class_names == ("a", "b")
+        assert found.labels.tolist() == [0, 1]
+    assert "folders in train, the one folder there; classes are the folders in images" in (
+        load(root).reading.split
+    )
+    # One of the two unpacked twice.
+    root = fill(tmp_path / "other", *paths[:2], "test/a/1.png", "test/b/1.png")
+    assert load(root, "test").class_names == load(root).class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [("cats/0.png", "cats/1.png"), ("cats/0.png", "cats/more/1.png"), ("cats/more/0.png",)],
+)
+def test_a_single_folder_with_images_is_a_class(tmp_path, paths):
+    assert load(fill(tmp_path / "set", *paths)).class_names == ("cats",)
+
+
+@pytest.mark.parametrize(
+    "shards", [("00000", "01000"), ("part1", "part2"), ("000", "001"), ("Shard_0", "Shard_1")]
+)
+def test_images_spread_over_folders_may_be_one_class(tmp_path, shards):
+    root = fill(tmp_path / "set", *(f"images/{shard}/0.png" for shard in shards))
+    refused(
+        root, f"'{shards[0]}' to '{shards[1]}': classes, or", "data.splits='none'", "data.path="
+    )
+    assert load(root, splits="none").class_names == ("images",)
+    assert load(root / "images", test_fraction=0.0).class_names == shards

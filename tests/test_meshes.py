@@ -5,6 +5,7 @@ import dataclasses
 import chex
 import jax
 import pytest
+from runs import RECORD
 from stacks import settings, together
 
 from ddistill.errors import ConfigError
@@ -105,7 +106,7 @@ def test_turns_are_the_stack_taken_apart(mesh):
 def test_a_checkpoint_of_one_layout_is_restored_on_another(tmp_path):
     state, _ = together(on((2, 1, 2)), 4, "unroll")
     written = Checkpoints(tmp_path, keep=1)
-    written.save(3, state, {}, 0.5)
+    written.save(3, state, RECORD, 0.5)
     written.close()
     layouts = [dataclasses.replace(on(mesh).layout, students=4) for mesh in MESHES]
     for layout in (*layouts, None):

@@ -185,6 +185,134 @@ def test_how_ranges_are_written():
         check_range("--range", "0,100")
 
 
+# ---------------------------------------------------------------------- several ranges in one array
+
+# Of full contrast, so that every image says what range it is in.
+MANY = np.clip((pictures(40, 8, seed=1) - 128.0) * 2 + 128, 0, 255).astype(np.uint8)
+RANGE_OF = {
+    "0,1": lambda x: x / 255,
+    "-1,1": lambda x: x / 127.5 - 1,
+    "0,255": lambda x: x.astype(np.float64),
+    "0,65535": lambda x: x.astype(np.float64) * 257,
+}
+
+
+def smooth(x):
+    """The same without steps of uint8, as a sampler makes them."""
+    return np.clip(x + np.random.default_rng(3).uniform(-0.4, 0.4, x.shape), 0, 255)
+
+
+def mixture(first, second, chosen, base=MANY):
+    """Images in the range `first`, those in `chosen` in the range `second`."""
+    images = RANGE_OF[first](base)
+    images[chosen] = RANGE_OF[second](base[chosen])
+    return images
+
+
+HALF, TURNS, ONE = np.s_[20:], np.s_[1::2], np.s_[7:8]
+
+
+@pytest.mark.parametrize("chosen, number", [(HALF, 20), (TURNS, 1), (ONE, 7)])
+@pytest.mark.parametrize(
+    "first, second",
+    [("0,255", "0,1"), ("0,1", "0,255"), ("0,255", "-1,1"), ("-1,1", "0,255"), ("0,1", "-1,1")],
+)
+@pytest.mark.parametrize("base", [MANY, smooth(MANY)], ids=["uint8 once", "smooth"])
+def test_images_of_several_ranges_are_refused(base, first, second, chosen, number):
+    found = (
+        rf"x\.npz.* of several ranges: image 0 in \[{first.replace(',', ', ')}\], image {number} "
+        rf"in \[{second.replace(',', ', ')}\] \(counted from 0\)\..* give --range="
+    )
+    with pytest.raises(DataError, match=found) as error:
+        to_pixels(mixture(first, second, chosen, base).astype(np.float32), ORIGIN)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("chosen, number", [(HALF, 20), (TURNS, 1), (ONE, 7)])
+def test_whole_numbers_of_several_ranges_are_refused(chosen, number):
+    images = mixture("0,65535", "0,255", chosen).astype(np.uint16)
+    with pytest.raises(DataError, match=rf"0, 65535\], image {number} in \[0, 255\]"):
+        to_pixels(images, ORIGIN)
+
+
+def test_light_images_of_another_range_are_a_group():
+    """Without steps a light image fits [0, 1] and [-1, 1]; many of them do not."""
+    for chosen in (HALF, TURNS):
+        with pytest.raises(DataError, match="several ranges"):
+            to_pixels(mixture("-1,1", "0,1", chosen, smooth(MANY)), ORIGIN)
+
+
+def brightness(low, high):
+    """Images of contrasts and brightness of all kinds within [low, high]."""
+    rng = np.random.default_rng(5)
+    most = rng.uniform(0, 1, (60, 1, 1, 1))
+    least = most * rng.uniform(0, 1, (60, 1, 1, 1))
+    return low + (high - low) * (least + (most - least) * rng.random((60, 8, 8, 3)))
+
+
+def replaced(images, value, chosen=np.s_[3:6]):
+    images = np.array(images, np.float64)
+    images[chosen] = value
+    return images
+
+
+NIGHT = RNG.integers(0, 2, (3, 8, 8, 3))
+HONEST = {
+    "[0, 255], nearly black": (replaced(MANY, NIGHT), "0,255"),
+    "[0, 255], half nearly black": (
+        replaced(MANY, RNG.integers(0, 2, (20, 8, 8, 3)), HALF),
+        "0,255",
+    ),
+    "[0, 255], dark": (replaced(MANY, 20 * RNG.random((3, 8, 8, 3))), "0,255"),
+    "[0, 255], all 0": (replaced(MANY, 0), "0,255"),
+    "[0, 255], all 1": (replaced(MANY, 1), "0,255"),
+    "[0, 255] of all kinds": (brightness(0, 255), "0,255"),
+    "[0, 255], each darker than the last": (
+        MANY * 0.85 ** np.arange(40).reshape(-1, 1, 1, 1),
+        "0,255",
+    ),
+    "[0, 255], black with noise": (replaced(MANY, RNG.normal(0, 0.2, (3, 8, 8, 3))), "0,255"),
+    "[-1, 1], all grey": (replaced(smooth(MANY) / 127.5 - 1, 0), "-1,1"),
+    "[-1, 1], all white": (replaced(smooth(MANY) / 127.5 - 1, 1), "-1,1"),
+    "[-1, 1] of uint8, light": (replaced(MANY, MANY[3:6] // 4 + 180) / 127.5 - 1, "-1,1"),
+    "[-1, 1], one light": (replaced(smooth(MANY) / 127.5 - 1, RNG.random((8, 8, 3)), ONE), "-1,1"),
+    "[-1, 1] of all kinds": (brightness(-1, 1), "-1,1"),
+    "[-1, 1], not clipped": (replaced(smooth(MANY) / 127.5 - 1, 1.3, ONE), "-1,1"),
+    "[0, 1] of all kinds": (brightness(0, 1), "0,1"),
+    "[0, 1], one grey": (replaced(smooth(MANY) / 255, 0.5), "0,1"),
+    "[0, 1], black and white ones": (replaced(smooth(MANY) / 255, NIGHT), "0,1"),
+    "16 bits, dark": (
+        replaced(MANY * 257.0, RNG.integers(0, 99, (3, 8, 8, 3))).astype("u2"),
+        "0,65535",
+    ),
+    "bytes, black and white": (replaced(MANY, NIGHT).astype(np.int64), "0,255"),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_images_that_say_little_go_with_the_others(name):
+    array, wanted = HONEST[name]
+    for images in (array, array.astype(np.float32) if array.dtype == np.float64 else array):
+        assert to_pixels(images, ORIGIN)[1] == wanted
+
+
+def test_a_range_that_is_stated_for_images_of_several():
+    """What leaves it is refused; what lies in it is taken as the user says."""
+    images = mixture("0,1", "0,255", ONE)
+    for stated in ("0,1", "-1,1"):
+        with pytest.raises(
+            DataError, match=f"image 7 has values .* lie outside of --range={stated}"
+        ):
+            to_pixels(images, ORIGIN, stated)
+    assert to_pixels(images, ORIGIN, "0,255")[1] == "0,255"
+
+
+def test_few_values_of_small_images_say_nothing():
+    images = pictures(40, 4, seed=1)[..., :1] / 255
+    for value in (-1.0, 200.0):
+        assert to_pixels(with_one(images, value), ORIGIN)[1] == "0,1"
+
+
 # ------------------------------------------------------------------------------------------- files
 
 

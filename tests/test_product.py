@@ -76,6 +76,16 @@ def test_classes_go_to_their_owners(classes):
         ({"nfe": 7}, r"nfe=7: the students of this run have 4 \(even\), 3 \(uneven\), 6"),
         ({"n": 0}, "n=0 must be 1 or more"),
         ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"n": "3"}, "n='3' is text; a whole number is needed"),
+        ({"n": 2.0}, "n=2.0 is a number; a whole number is needed"),
+        ({"n": None}, "n=None is a NoneType; a whole number is needed"),
+        ({"n": True}, "n=True is a truth value; a whole number is needed"),
+        ({"seed": "x"}, "seed='x' is text; a whole number is needed"),
+        ({"seed": 2**64}, r"seed=18446744073709551616 must be less than 2\*\*32"),
+        ({"nfe": "4"}, "nfe='4' is text; a whole number is needed"),
+        ({"nfe": 0}, "nfe=0 must be 1 or more"),
+        ({"batch_size": 1.5}, "batch_size=1.5 is a number; a whole number is needed"),
+        ({"labels": [[1], [2, 3]]}, "labels"),
         ({"labels": 3}, "'pair' is unconditional; leave them out"),
     ],
 )
@@ -132,6 +142,21 @@ def test_a_run_that_was_moved_without_its_shared_stages_says_what_to_copy(levels
     shutil.rmtree(moved / "stages" / "even")
     with pytest.raises(CheckpointError, match="Stage 'even' of .* was not copied"):
         found.run.network(found.run.call(nfe=4))
+
+
+def test_a_folder_of_the_home_folder(levels, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(levels.parent))
+    assert ddistill.load(f"~/{levels.name}").run.folder == levels
+    found = ddistill.load(f"~/{levels.name}", "teacher", cache="~/shared")
+    assert found.run.plan("teacher").folder.parent == levels.parent / "shared"
+    for folder in (3, None, b"run"):
+        with pytest.raises(ConfigError, match=r"folder=.* is a .*; a path is needed"):
+            ddistill.load(folder)
+
+
+def test_whole_numbers_of_numpy_will_do(levels):
+    product = ddistill.load(levels)
+    assert product.sample(np.int64(2), seed=np.uint8(1), nfe=np.int32(4)).shape == (2, 8, 8, 1)
 
 
 def test_folders_that_checkpoints_cannot_be_read_from_are_named(tmp_path):

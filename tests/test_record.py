@@ -282,3 +282,19 @@ def test_published_table_is_sound():
 
 def test_no_rows():
     assert "No results yet" in render([])
+
+
+def test_a_folder_that_is_no_record_stays_as_it_is(tmp_path, monkeypatch, capsys):
+    """Neither an empty record is made nor one in a folder that happens to be called docs."""
+    monkeypatch.chdir(tmp_path)
+    run = _run(tmp_path / "run", ROWS)
+    for arguments in ([], [str(run)]):
+        with pytest.raises(SystemExit, match=r"docs is not a record: .* --docs=FOLDER"):
+            main(arguments)
+    assert not (tmp_path / "docs").exists()
+    with pytest.raises(SystemExit, match=r"new has no results.json yet; name a RUN"):
+        main(["--docs", "new"])
+    assert not (tmp_path / "new").exists()
+    main([str(run), "--docs", "docs"])
+    main([])
+    assert "(0 new, 0 replaced)" in capsys.readouterr().out

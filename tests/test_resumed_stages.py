@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import Notes, differences, plans_of, saved_state, saved_steps, tiny_settings
+from runs import Notes, differences, manifest, plans_of, saved_state, saved_steps, tiny_settings
 from test_resume import Launcher, rows, succeeded
 
 from ddistill import data
@@ -200,8 +200,7 @@ def pretend(plan, seed):
     checkpoints.save(plan.settings.steps, state, {}, 1.0)
     checkpoints.wait()
     checkpoints.close()
-    steps = plan.settings.steps
-    write_json(plan.manifest_path, {"stage": plan.name, "steps": steps, "handed_on": steps})
+    write_json(plan.manifest_path, manifest(plan))
     return state
 
 

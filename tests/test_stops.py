@@ -2,16 +2,25 @@
 
 import dataclasses
 import fcntl
-import json
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state, saved_steps
+from runs import (
+    LateStop,
+    Notes,
+    differences,
+    manifest,
+    one_stage,
+    plans_of,
+    saved_state,
+    saved_steps,
+)
 
 from ddistill import data
 from ddistill.errors import TrainingError
+from ddistill.runtime.files import write_json
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.loop import StageRun
@@ -54,9 +63,9 @@ def test_a_second_process_waits_and_does_not_train(tmp_path):
         time.sleep(0.6)
         assert thread.is_alive()
         assert not (plan.folder / "checkpoints").exists()
-        (plan.folder / "complete.json").write_text(json.dumps({"steps": 40}))
+        write_json(plan.manifest_path, manifest(plan))
     thread.join(60)
-    assert ended == [{"teacher": {"steps": 40}}]
+    assert ended == [{"teacher": manifest(plan)}]
     assert notes.said[1:] == ["teacher: complete (40 steps), found on disk"]
     assert not (plan.folder / "checkpoints").exists()
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ddistill.runtime.schemas import COUNT, FLAG, OBJECT, TEXT, WHOLE, Schema, list_of
 from ddistill.text import name_of, printable
 
 SPLITS = ("train", "test")
@@ -31,12 +32,14 @@ class Reading:
       split: which images are for training and which for testing.
       flip: why images are mirrored, or not.
       left_out: what lies there and is not read.
+      further: how many files hold further frames, of which the first is the image.
     """
 
     source: str = ""
     split: str = ""
     flip: str = ""
     left_out: tuple[str, ...] = ()
+    further: int = 0
 
 
 # Compared by identity: two arrays have no single truth value.
@@ -110,8 +113,40 @@ class Dataset:
         }
 
 
+def _facts_agree(facts: Mapping[str, Any]) -> str:
+    if facts["image_shape"][2] not in (1, 3):
+        return f"key 'image_shape' has {facts['image_shape'][2]} channels, and 1 or 3 are needed"
+    if len(facts["class_names"]) != facts["num_classes"]:
+        return (
+            f"key 'class_names' names {len(facts['class_names'])} of {facts['num_classes']} classes"
+        )
+    if max(facts["classes"]) >= facts["num_classes"]:
+        return f"key 'classes' goes to {max(facts['classes'])} of {facts['num_classes']} classes"
+    return ""
+
+
+# Of `Dataset.facts`, as they stand in the data.json of a run.
+FACTS = Schema(
+    {
+        "name": TEXT,
+        "image_shape": list_of(COUNT, 3, 3),
+        "num_classes": COUNT,
+        "classes": list_of(WHOLE, 1),
+        "class_names": list_of(TEXT),
+        "hflip": FLAG,
+        "provenance": TEXT,
+    },
+    {"identity": OBJECT},
+    agree=_facts_agree,
+)
+
+
 def from_facts(facts: Mapping[str, Any]) -> Dataset:
-    """A data set of which `facts` are known (`Dataset.facts`): one blank image of every class."""
+    """A data set of which `facts` are known (`Dataset.facts`): one blank image of every class.
+
+    Args:
+      facts: an object as `FACTS` describes it.
+    """
     labels = np.asarray(facts["classes"], np.int32)
     return Dataset(
         name=facts["name"],

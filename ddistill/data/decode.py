@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from ddistill.data.samples import (
     check_range,
     from_sixteen_bits,
     is_colour,
+    mend_planes,
+    rounded,
+    sixteen_bit_colours,
+    stored_as,
     transparent_colour,
 )
 from ddistill.errors import ConfigError
@@ -22,8 +27,9 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".webp"),
 )
 # Of `decode`: goes up when it gives other pixels. Part of what identifies a TFDS set.
-DECODING = 2
+DECODING = 3
 ORIENTATION_TAG = 0x0112
+_ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
@@ -61,15 +67,18 @@ class ImageSpec:
         return f"{side}, {'RGB' if self.channels == 3 else 'grey'}"
 
 
-def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
+def decode(
+    source: str | os.PathLike | bytes, spec: ImageSpec, note: Callable[[], object] | None = None
+) -> np.ndarray:
     """The first frame of an image as uint8 [H, W, C].
 
     EXIF orientation is applied, palettes are looked up, transparent parts are laid over white, and
-    16-bit values are scaled to 8 bits.
+    16-bit values are scaled to 8 bits and rounded (65535 = 255 * 257).
 
     Args:
       source: path of a file, or its bytes.
       spec: the shape wanted.
+      note: called where there are further frames: an animation, or a TIFF of several pages.
 
     Raises:
       ValueError: it is broken, no image, or one without a fixed range of values (32-bit or signed
@@ -82,13 +91,17 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
             if spec.size:
                 # Lets the JPEG decoder halve large photographs, down to twice the side wanted.
                 image.draft(None, (2 * spec.size, 2 * spec.size))
-            stored = str(image.tile[0][3]) if image.tile else ""
+            mend_planes(image)
+            stored = stored_as(image)
             # Every pixel is read before the orientation is: PNG keeps its EXIF block at the end.
             image.load()
             colour = transparent_colour(image)
-            low = _low_bytes(content) if colour is not None and stored == "RGB;16B" else None
-            transparent = None if colour is None else is_colour(image, stored, colour, low)
-            converted = _turned(_convert(image, spec.channels, transparent), _orientation(image))
+            wide = sixteen_bit_colours(content, image, stored)
+            transparent = None if colour is None else is_colour(image, stored, colour, wide)
+            converted = _convert(image, wide, spec.channels, transparent)
+            converted = _turned(converted, _orientation(image))
+            if note is not None and _has_more_frames(image):
+                note()
     # Pillow's decoders raise whatever the damage leads to: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(_reason(error)) from error
@@ -98,14 +111,14 @@ def decode(source: str | os.PathLike | bytes, spec: ImageSpec) -> np.ndarray:
     return pixels[..., None] if spec.channels == 1 else pixels
 
 
-def _low_bytes(content: bytes) -> np.ndarray:
-    """The low bytes [H, W, 3] of an RGB PNG of 16 bits; Pillow's own mode keeps the high ones."""
-    with Image.open(io.BytesIO(content)) as image:
-        codec, extents, offset, _ = image.tile[0]
-        # Read as if they were little-endian, the second byte of each value is the high one.
-        image.tile = [(codec, extents, offset, "RGB;16L")]  # type: ignore[list-item]
-        image.load()
-        return np.asarray(image)
+def _has_more_frames(image: Image.Image) -> bool:
+    """Whether there are frames after the first; of one that cannot be read nothing is said."""
+    if image.format not in _ANIMATED:  # the other pictures of a photograph's file are previews
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:
+        return False
 
 
 def _reason(error: Exception) -> str:
@@ -132,14 +145,20 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image
 
 
-def _convert(image: Image.Image, channels: int, transparent: np.ndarray | None) -> Image.Image:
-    """To "L" or "RGB" with 8 bits, pixels that are `transparent` [H, W] in white."""
+def _convert(
+    image: Image.Image, wide: np.ndarray | None, channels: int, transparent: np.ndarray | None
+) -> Image.Image:
+    """To "L" or "RGB" with 8 bits, pixels that are `transparent` [H, W] in white.
+
+    `wide` are the values of 16 bits of which `image` has the high bytes alone.
+    """
     if transparent is not None:
         image.info.pop("transparency")
     if image.mode.startswith("I"):
         image = from_sixteen_bits(image)
     else:
         check_range(image)
+        image = image if wide is None else rounded(image, wide)
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

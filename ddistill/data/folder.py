@@ -35,7 +35,8 @@ class FolderSettings:
       splits: what sub-folders are. "folders": those with the names of splits (train, training;
         test, testing, eval, evaluation; validation, valid, val, dev; in any case) are the splits,
         and others are left out. "none": every sub-folder is a class. "auto": the one of the two
-        that it must be; where it may be both, that is an error.
+        that it must be; where it may be both, that is an error. Except with "none", a folder that
+        stands alone and holds nothing but folders is gone through: its folders are the classes.
       test_fraction: share of images for testing where no sub-folder is for testing.
       in_memory_limit_mb: larger sets (MiB as uint8) are decoded when batches are made.
       workers: threads that decode; 0 = cores + 2.
@@ -93,7 +94,9 @@ def load_folder(settings: FolderSettings, split: str) -> Dataset:
         ),
         skipped=opened.skipped,
         identity=identity,
-        reading=Reading(f"folder {root}", listing.how, flip.why, (*bad, *found.left_out())),
+        reading=Reading(
+            f"folder {root}", listing.how, flip.why, (*bad, *found.left_out()), opened.further
+        ),
     )
 
 
@@ -151,11 +154,12 @@ def _checked_root(settings: FolderSettings) -> Path:
 
 def _source(listing: Listing, spec: ImageSpec) -> Source:
     root, files = listing.root, listing.files
+    further: set[int] = set()
 
     def read(number: int) -> np.ndarray:
         path = os.path.join(root, files[number].path)
         try:
-            return decode(path, spec)
+            return decode(path, spec, lambda: further.add(number))
         except ValueError as error:
             raise DataError(
                 f"{path} cannot be read: {error}. Repair or remove it, or set "
@@ -163,4 +167,4 @@ def _source(listing: Listing, spec: ImageSpec) -> Source:
             ) from error
 
     shape = (spec.size, spec.size, spec.channels) if spec.size else None
-    return Source(read, len(files), lambda i: str(root / files[i].path), shape, str(root))
+    return Source(read, len(files), lambda i: str(root / files[i].path), shape, str(root), further)

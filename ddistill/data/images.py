@@ -4,13 +4,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from absl import logging
 
 from ddistill.data.memo import Memo
 from ddistill.errors import DataError
+from ddistill.runtime.schemas import TEXT, WHOLE, Schema, list_of
 
 Shape = tuple[int, int, int]
 # Images a task: a future costs about as much as a small image.
@@ -29,6 +30,7 @@ class Source:
       name: what to call image i in messages.
       shape: (H, W, C) of every image, or None when that is not known before reading.
       title: what to call them all in messages.
+      further: numbers of the files that hold further frames, which `read` notes.
     """
 
     read: Callable[[int], np.ndarray]
@@ -36,14 +38,16 @@ class Source:
     name: Callable[[int], str]
     shape: Shape | None
     title: str
+    further: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Numbers of the images that cannot be read, and `Opened.digest` of the others."""
+    """Numbers of the images that cannot be read, and `digest` and `further` of the others."""
 
     bad: list[int]
     digest: str
+    further: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,14 @@ class Opened:
       kept: their numbers in the source.
       skipped: how many of the source cannot be read.
       digest: SHA-256 of the pixels in their order; "" where they have not all been looked at.
+      further: how many files hold further frames, of which the first is the image.
     """
 
     images: "np.ndarray | LazyImages"
     kept: np.ndarray
     skipped: int
     digest: str = ""
+    further: int = 0
 
 
 class LazyImages:
@@ -122,12 +128,13 @@ def open_images(
     """
     workers = workers or usable_cores() + 2
     shape = source.shape or _first_shape(source, skip)
-    source = Source(source.read, source.count, source.name, shape, source.title)
+    source = replace(source, shape=shape)
     if source.count * int(np.prod(shape)) <= limit_mb * 2**20:
         return _read_all(source, skip, workers)
     found = look_at_all(source, skip, workers, memo) if check else Checked([], "")
     kept = _others(source, found.bad)
-    return Opened(LazyImages(source, kept, workers), kept, len(found.bad), found.digest)
+    images = LazyImages(source, kept, workers)
+    return Opened(images, kept, len(found.bad), found.digest, found.further)
 
 
 def read_checked(source: Source, number: int) -> np.ndarray:
@@ -145,15 +152,19 @@ class ShapeError(DataError):
     """Images of unlike sizes: a matter of settings and so never skipped."""
 
 
+# What is remembered of a set.
+_CHECKED = Schema({"bad": list_of(WHOLE), "digest": TEXT, "further": WHOLE})
+
+
 def look_at_all(source: Source, skip: bool, workers: int, memo: Memo | None) -> Checked:
     """Finds the images that cannot be read and the digest of the others, or takes both from `memo`.
 
     Training on a lazy set would otherwise meet its first broken file hours later, and leaving the
     file out then would make it another data set.
     """
-    known = memo.recall() if memo else None
-    if known is not None and {"bad", "digest"} <= known.keys() and (skip or not known["bad"]):
-        return Checked(known["bad"], known["digest"])
+    known = memo.recall(_CHECKED) if memo else None
+    if known is not None and (skip or not known["bad"]):
+        return Checked(known["bad"], known["digest"], known["further"])
     if source.count >= WORTH_SAYING:
         logging.warning("Checking %d images of %s once.", source.count, source.title)
     digests = _Digests(source.count)
@@ -162,9 +173,9 @@ def look_at_all(source: Source, skip: bool, workers: int, memo: Memo | None) -> 
         return [n for n in numbers if not _read(source, n, skip, digests)]
 
     bad = [n for found in _map_chunks(check, source.count, workers) for n in found]
-    found = Checked(bad, digests.of(_others(source, bad)))
+    found = Checked(bad, digests.of(_others(source, bad)), len(source.further - set(bad)))
     if memo:
-        memo.remember({"bad": found.bad, "digest": found.digest})
+        memo.remember(vars(found))
     return found
 
 
@@ -203,7 +214,7 @@ def _read_all(source: Source, skip: bool, workers: int) -> Opened:
         for place, number in enumerate(kept):
             images[place] = images[number]
         images = images[: len(kept)]
-    return Opened(images, kept, len(bad), digests.of(kept))
+    return Opened(images, kept, len(bad), digests.of(kept), len(source.further - set(bad)))
 
 
 def _read(

@@ -10,6 +10,7 @@ import numpy as np
 from ddistill.data.layout import Layout, find_layout
 from ddistill.data.names import TRAIN, in_order, text_of
 from ddistill.data.scan import File
+from ddistill.data.wrappers import Unwrapped, below, unwrap
 from ddistill.errors import ConfigError, DataError
 from ddistill.text import printable
 
@@ -49,7 +50,8 @@ def list_split(
 
     Sub-folders that are splits (see `find_layout`) are taken as they are. Otherwise, or where there
     is none for testing, a file is for testing when the hash of its path falls into the first
-    `test_fraction` of all hashes, unless its class had no training image then.
+    `test_fraction` of all hashes, unless its class had no training image then. Classes are looked
+    for below folders that stand alone (`ddistill.data.wrappers`), unless `reading` is "none".
 
     Args:
       root: the folder.
@@ -64,16 +66,21 @@ def list_split(
     """
     layout = find_layout(root, found, reading)
     if layout is None:
-        return _by_hash(root, found, split, test_fraction)
+        whole = Unwrapped(root, found, "") if reading == "none" else unwrap(root, found)
+        listing = _by_hash(whole.root, whole.files, split, test_fraction)
+        return listing._replace(how=whole.how + listing.how)
     train = _inside(root, found, layout.train)
     if not layout.test:
         listing = _by_hash(train.root, train.files, split, test_fraction)
-        return listing._replace(how=f"inside of {layout.train}: {listing.how}{_unused(layout)}")
+        how = f"inside of {layout.train}: {train.how}{listing.how}{_unused(layout)}"
+        return listing._replace(how=how)
     test = _inside(root, found, layout.test)
     how = (
         f"by folder: {len(train.files)} training images in {layout.train}, {len(test.files)} test "
         f"images in {layout.test}{_unused(layout)}"
     )
+    through = dict.fromkeys(listing.how for listing in (train, test) if listing.how)
+    how = "".join(through) + how
     trouble = _other_classes(train, test)
     if split == TRAIN:
         unusable = f"; these cannot be used: {trouble}" if trouble else ""
@@ -161,9 +168,8 @@ def _inside(root: Path, found: list[File], name: str) -> Listing:
     """The files of one sub-folder, with paths that start there."""
     own = [f for f in found if f.label == name]
     # As the host spells it, which is not always how `name` does.
-    folder = own[0].path.partition("/")[0]
-    files = [f._replace(name=f.name.partition("/")[2], path=f.path.partition("/")[2]) for f in own]
-    return Listing(root / folder, files, _folders(root / folder, files), "")
+    inner = unwrap(root / own[0].path.partition("/")[0], below(own))
+    return Listing(inner.root, inner.files, _folders(inner.root, inner.files), inner.how)
 
 
 def _other_classes(train: Listing, test: Listing) -> str:

@@ -23,6 +23,9 @@ def summary(dataset: Dataset) -> list[str]:
         ("mirrored", f"{'yes' if dataset.hflip else 'no'}: {reading.flip or 'as it was set'}"),
         ("left out", "; ".join(reading.left_out) or "nothing"),
     ]
+    if reading.further:
+        have = "file has" if reading.further == 1 else "files have"
+        lines.append(("frames", f"{reading.further} {have} further frames; the first is used"))
     missing = np.setdiff1d(np.arange(dataset.num_classes), dataset.labels)
     if len(missing):
         named = [f"{c}: {dataset.class_names[c]}" for c in missing]

@@ -20,6 +20,7 @@ from ddistill.data.memo import Memo
 from ddistill.data.names import SPLIT_WORDS, TEST, TRAIN, VALIDATION
 from ddistill.data.tfds_files import FORMAT, Prepared, check_format, check_shards, find
 from ddistill.errors import ConfigError, DataError, nearest
+from ddistill.runtime.schemas import TEXT, WHOLE, Schema, list_of
 
 NO_LABELS = "none"
 WORTH_REMEMBERING = 100_000
@@ -317,7 +318,7 @@ def _choose_examples(
 
 def _recall(memo: Memo, count: int) -> tuple[np.ndarray, str, np.ndarray]:
     """Labels [count] and digest of a split that are remembered; else an empty digest."""
-    known = memo.recall() or {}
+    known = memo.recall(Schema({"labels": list_of(WHOLE), "digest": TEXT})) or {}
     if len(known.get("labels", ())) != count or not known.get("digest"):
         known = {"labels": [0] * count, "digest": ""}
     return np.asarray(known["labels"], np.int32), str(known["digest"]), np.zeros((0, 32), np.uint8)

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, fields
 
 from ddistill.errors import nearest
 from ddistill.runtime.files import DamagedFile, read_object, write_text
+from ddistill.runtime.schemas import OBJECT, TEXT, Schema, list_of
 
+# What evaluation.json holds; `read_calls` looks at every call.
+CALLS = Schema({"digest": TEXT, "calls": list_of(OBJECT)})
 ROLES = ("full", "teacher", "student")
 
 
@@ -73,13 +76,11 @@ def read_calls(path: str | os.PathLike) -> list[CallRecord]:
       ValueError: a file that is missing or of another form. The message names file and key.
     """
     try:
-        content = read_object(path)
+        content = read_object(path, CALLS)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
     except DamagedFile as error:
         raise ValueError(f"{error}.") from None
-    if not isinstance(content.get("calls"), list):
-        raise ValueError(f"{path}: key 'calls' with a list is missing.")
     return [_call(item, f"{path}: call {i}") for i, item in enumerate(content["calls"])]
 
 

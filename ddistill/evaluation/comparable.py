@@ -1,11 +1,11 @@
 """Whether runs may be compared: the same data, noise, labels and features, and no seed twice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison import FinishedRun
 from ddistill.evaluation.protocol import RESAMPLED
-from ddistill.evaluation.report import flatten
+from ddistill.evaluation.run_identity import images_of, recipes_of
 
 # Parts of the protocol that all numbers of a comparison share, and the setting behind each.
 _SHARED = {
@@ -22,8 +22,6 @@ _SHARED = {
     "splits": "",
     "subset_seed": "",
 }
-# What runs of one experiment have in common: they differ in nothing but the seed.
-_RECIPE = ("schedule", "stages")
 
 
 def check_runs(runs: Sequence[FinishedRun]) -> None:
@@ -40,11 +38,11 @@ def check_runs(runs: Sequence[FinishedRun]) -> None:
 
 
 def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
-    data = a.rows[0].data, b.rows[0].data
-    if data[0] != data[1]:
-        raise _refusal(a, b, "data", *data, "Compare runs of one data set.")
+    known = _check_images(a, b)
     for key, setting in _SHARED.items():
         ours, theirs = getattr(a.protocol, key), getattr(b.protocol, key)
+        if key == "reference" and known:  # the name of the data, and the split
+            ours, theirs = ours.rpartition("/")[2], theirs.rpartition("/")[2]
         if ours != theirs:
             advice = f"Evaluate both with one value of {setting}." if setting else ""
             if (ours is None or theirs is None) and key in RESAMPLED:
@@ -64,6 +62,25 @@ def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
         )  # fmt: skip
 
 
+def _check_images(a: FinishedRun, b: FinishedRun) -> bool:
+    """Refuses other images; whether the content of both runs says that theirs are the same."""
+    ours, theirs = images_of(a), images_of(b)
+    names = a.rows[0].data, b.rows[0].data
+    if not ours or not theirs:
+        if names[0] != names[1]:
+            raise _refusal(a, b, "data", *names, "Compare runs of one data set.")
+        return False
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            called = f" Both are called '{names[0]}'." if names[0] == names[1] else ""
+            raise _refusal(
+                a, b, f"data.identity.{key}", ours.get(key), theirs.get(key),
+                f"They were trained on other images or labels.{called} Compare runs of one data "
+                "set.",
+            )  # fmt: skip
+    return True
+
+
 def _check_same_seed(a: FinishedRun, b: FinishedRun) -> None:
     if a.experiment == b.experiment:
         raise ConfigError(
@@ -81,10 +98,7 @@ def _check_same_seed(a: FinishedRun, b: FinishedRun) -> None:
 
 
 def _check_same_recipe(a: FinishedRun, b: FinishedRun) -> None:
-    def recipe(run: FinishedRun) -> Mapping[str, str]:
-        return flatten({key: run.config.get(key) for key in _RECIPE})
-
-    ours, theirs = recipe(a), recipe(b)
+    ours, theirs = recipes_of((a, b))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise _refusal(

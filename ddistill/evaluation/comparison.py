@@ -10,7 +10,7 @@ do with the teacher that they share, is one line and counts once.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ddistill.evaluation.calls import CallRecord
 from ddistill.evaluation.notes import EARLIER, tuning_notes, warning_notes
@@ -35,12 +35,16 @@ class FinishedRun:
       rows: of results.json; at least one sampled and scored.
       calls: of evaluation.json.
       config: of config.json.
+      identity: of its training images (`Dataset.identity`); empty where it is not noted.
+      sources: by stage, the hash of the files of another project that it starts from.
     """
 
     folder: str
     rows: tuple[Row, ...]
     calls: tuple[CallRecord, ...]
     config: Mapping[str, object]
+    identity: Mapping[str, object] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def experiment(self) -> str:
@@ -110,9 +114,17 @@ class Comparison:
         return list(dict.fromkeys(run.experiment for run in self.runs))
 
 
-def compare(runs: Sequence[FinishedRun]) -> Comparison:
-    """Joins runs that `comparable.check_runs` has found to be comparable."""
-    named = _named(runs)
+def compare(
+    runs: Sequence[FinishedRun], teachers: Mapping[str, object] | None = None
+) -> Comparison:
+    """Joins runs that `comparable.check_runs` has found to be comparable.
+
+    Args:
+      runs: in order.
+      teachers: by experiment, what its teacher is learnt from; experiments that are not in it, or
+        with None, have teachers of their own unless measurements show that they share one.
+    """
+    named = _named(runs, teachers or {})
     rows = _once(renamed for _, _, renamed in named)
     scores = aggregate(rows)
     seeds: dict[tuple[Entry, int, str], set[int]] = {}
@@ -141,7 +153,9 @@ def compare(runs: Sequence[FinishedRun]) -> Comparison:
     )
 
 
-def _named(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, Row, Row]]:
+def _named(
+    runs: Sequence[FinishedRun], teachers: Mapping[str, object]
+) -> list[tuple[FinishedRun, Row, Row]]:
     """Every row with its run and, third, with an `experiment` that holds only what tells it apart.
 
     Two experiments may hold the same method: measured on one network, which both have found on
@@ -152,10 +166,9 @@ def _named(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, Row, Row]]:
     for run in runs:
         for row in run.rows:
             lines.setdefault(_line(row), {}).setdefault(run.experiment, []).append(row)
-    settings = {run.experiment: _teacher_settings(run) for run in runs}
     group: dict[tuple, dict[str, str]] = {}
     for line, by_experiment in lines.items():
-        same = settings if line == ("teacher",) else {}
+        same = teachers if line == ("teacher",) else {}
         group[line] = _groups([e for e in order if e in by_experiment], by_experiment, same)
     named = []
     for run in runs:
@@ -164,7 +177,9 @@ def _named(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, Row, Row]]:
             several = METHODS[row.method].role != "real" and len(set(groups.values())) > 1
             name = groups[run.experiment] if several else ""
             recipe = ": ".join(part for part in (name, _recipe(row)) if part)
-            named.append((run, row, replace(row, experiment=f"comparison/{recipe}".rstrip("/"))))
+            # The same data may have another name in another run.
+            name, data = f"comparison/{recipe}".rstrip("/"), runs[0].rows[0].data
+            named.append((run, row, replace(row, experiment=name, data=data)))
     return named
 
 
@@ -176,13 +191,6 @@ def _line(row: Row) -> tuple:
 
 def _recipe(row: Row) -> str:
     return row.experiment.partition("/")[2]
-
-
-def _teacher_settings(run: FinishedRun) -> object:
-    stages, evaluation = run.config.get("stages"), run.config.get("evaluation")
-    if not isinstance(stages, Mapping) or not isinstance(evaluation, Mapping):
-        return None
-    return stages.get(evaluation.get("teacher")), run.config.get("schedule")
 
 
 def _groups(

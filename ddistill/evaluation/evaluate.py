@@ -10,7 +10,7 @@ from typing import Any
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, check_choice
-from ddistill.evaluation.calls import CallRecord, write_calls
+from ddistill.evaluation.calls import CALLS, CallRecord, write_calls
 from ddistill.evaluation.checks import NEIGHBOURS, check_rows
 from ddistill.evaluation.machine import command_string, machine_string
 from ddistill.evaluation.protocol import Row, read_rows, rows_from_scores, write_rows
@@ -274,8 +274,8 @@ def _is_done(workdir: Path, digest: str) -> bool:
         read_rows(workdir / "results.json")
     except ValueError:  # not there, or damaged: it is made again
         return False
-    content = read_object_or_none(workdir / "evaluation.json") or {}
-    return "calls" in content and content.get("digest") == digest
+    content = read_object_or_none(workdir / "evaluation.json", CALLS)
+    return content is not None and content["digest"] == digest
 
 
 def _join_metrics(plans: list[StagePlan], workdir: Path) -> None:

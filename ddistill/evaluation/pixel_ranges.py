@@ -1,7 +1,8 @@
 """The range of the values of images: stated by the user, or decided by how the values are spread.
 
 A few values never decide: samplers and filters leave their range a little. Where two ranges are
-possible nothing is decided, and the error names the flag that states the range.
+possible, or images are in different ones, nothing is decided, and the error names the flag that
+states the range.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import numpy as np
 
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.images import quantise
+from ddistill.evaluation.mixed_ranges import find_parts
+from ddistill.evaluation.value_spread import judge
 
 RANGES: dict[str, tuple[float, float]] = {
     "0,1": (0.0, 1.0),
@@ -19,11 +22,9 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 # Values that the spread is read off, drawn at random from larger arrays.
 _LOOKED_AT = 1 << 20
-# A share of values that says something, and the largest one that may be stray.
-_SOME, _STRAY = 0.01, 0.005
-# Share of values that may lie beyond an eighth of the range, for samplers that are not clipped:
-# of a range that is decided, and of one that is stated.
-_BEYOND, _BEYOND_STATED = 0.05, 0.1
+# Share of values that may lie beyond an eighth of a range that is stated, for samplers that are not
+# clipped.
+_BEYOND_STATED = 0.1
 _BLOCK = 256
 
 
@@ -59,7 +60,7 @@ def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.n
     FID; in a range that begins at 0 the nearest of 256 levels. Values beyond the range are clipped.
 
     Args:
-      array: of any shape; integers, floats or bool (False is black).
+      array: [N, ...], the images; integers, floats or bool (False is black).
       origin: for messages.
       stated: one of `RANGES`; "" decides by the spread of the values.
 
@@ -68,7 +69,7 @@ def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.n
 
     Raises:
       DataError: values that are no numbers or not finite, a range that the values contradict, or
-        none stated where several are possible.
+        none stated where several are possible or images are in several.
     """
     text = f"{origin.where} ({array.dtype})"
     if array.dtype == np.bool_ and not stated:
@@ -86,6 +87,9 @@ def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.n
     values = _some_of(array)
     if stated:
         _check_stated(values, text, origin.flag, stated)
+        _check_images(array, text, origin.flag, stated)
+    else:
+        _check_one_range(array, text, origin.flag)
     name = stated or ("" if array.min() == array.max() else decide(values))
     if not name:
         raise DataError(
@@ -99,54 +103,27 @@ def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.n
 def decide(values: np.ndarray) -> str:
     """The one of `RANGES` that the spread of some values allows; "" for several or none.
 
-    * Multiples of 1/255 within [-1, 1]: [0, 1] where odd and even ones occur; [-1, 1] where all
-      are odd, which uint8 values become by x / 127.5 - 1.
-    * [-1, 1]: dark pixels lie near -1, and few values beyond 1.25.
-    * [0, 1]: nearly nothing below -0.1 or above 1.25, with dark and bright pixels in it.
-    * [0, 255] and [0, 65535]: the same on their scale; bright pixels suffice.
+    The rules are those of `value_spread.judge`.
     """
-    x = values.astype(np.float64)
-    if values.dtype.kind == "f":
-        return _of_levels(x) or _of_floats(x)
-    return _of_whole_numbers(x)
+    return str(judge(values.reshape(1, -1)).names[0])
 
 
-def _of_levels(x: np.ndarray) -> str:
-    level = x[np.abs(x) <= 1] * 255
-    whole = np.rint(level)
-    on = np.abs(level - whole) < 0.1
-    if on.sum() < (1 - _STRAY) * x.size or np.unique(whole[on]).size < 8:
-        return ""
-    odd = np.mean(whole[on] % 2)
-    if odd > 1 - _STRAY:
-        return "-1,1"
-    return "0,1" if 0.05 < odd < 0.95 and np.mean(x < -0.02) <= _STRAY else ""
+def _check_one_range(array: np.ndarray, text: str, flag: str) -> None:
+    """Raises `DataError` if images say by themselves that they are in different ranges."""
+    first = find_parts(array).first()
+    if len(first) > 1:
+        listed = ", ".join(f"image {i} in [{n.replace(',', ', ')}]" for n, i in first.items())
+        raise DataError(
+            f"{text} seems to hold images of several ranges: {listed} (counted from 0). Bring them "
+            f"to one range; if all are in one, give {flag}= with one of {'; '.join(RANGES)}."
+        )
 
 
-def _of_floats(x: np.ndarray) -> str:
-    beyond, far = np.mean(np.abs(x) > 1.25), np.mean(np.abs(x) > 2)
-    if np.mean(x < -0.75) >= _SOME and beyond <= _BEYOND and far <= _STRAY:
-        return "-1,1"
-    dark, bright = np.mean(x < 0.125) >= _SOME, np.mean(x > 0.5) >= _SOME
-    # Nothing but zeros and ones is black and white in [0, 1], and black alone in [0, 255].
-    if dark and bright and _within(x, 1) and np.any(x % 1 != 0):
-        return "0,1"
-    return _bright_enough(x, 255)
-
-
-def _of_whole_numbers(x: np.ndarray) -> str:
-    # They have no errors of rounding, and few values beyond the range.
-    fits = [top for top in (255, 65535) if np.mean((x < 0) | (x > top)) <= _STRAY]
-    return next((name for top in fits if (name := _bright_enough(x, top))), "")
-
-
-def _bright_enough(x: np.ndarray, top: int) -> str:
-    return f"0,{top}" if _within(x, top) and np.mean(x > top / 2) >= _SOME else ""
-
-
-def _within(x: np.ndarray, top: float) -> bool:
-    """Whether values lie in [0, top] but for small errors and stray ones."""
-    return bool(np.mean(x < -0.1 * top) <= _STRAY and np.mean(x > 1.25 * top) <= _STRAY)
+def _check_images(array: np.ndarray, text: str, flag: str, stated: str) -> None:
+    """Raises `DataError` if images that are in another range by themselves leave the stated one."""
+    names = find_parts(array).names
+    for i in np.flatnonzero((names != "") & (names != stated)):
+        _check_stated(array[i], f"{text}: image {i}", flag, stated)
 
 
 def _check_stated(values: np.ndarray, text: str, flag: str, stated: str) -> None:

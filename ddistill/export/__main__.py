@@ -16,6 +16,7 @@ from ddistill.evaluation.protocol import read_rows
 from ddistill.export import diffusers, safetensors, stablehlo
 from ddistill.export.facts import Exported, rows_of
 from ddistill.product import Run, open_run
+from ddistill.runtime.files import expand
 from ddistill.text import printable
 from ddistill.training.stages import StagePlan
 
@@ -46,7 +47,7 @@ def export(options: argparse.Namespace) -> str:
     Raises:
       ConfigError, CheckpointError: it cannot be; nothing is left in OUT.
     """
-    out = Path(options.out)
+    out = expand(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; nothing is overwritten.")
     run = open_run(options.run, options.cache)

@@ -3,7 +3,7 @@
 The folder is what `save_pretrained` writes or a model's repository holds: of a pipeline, with
 `unet/` and `scheduler/` inside, or of the network alone, with scheduler_config.json beside
 config.json (as google/ddpm-cifar10-32 has it); or a checkpoint of diffusers' training scripts, with
-the averaged network in `unet_ema/` (`diffusers_folders`).
+the averaged network in `unet_ema/` (`diffusers_folders`, `diffusers_weights`).
 """
 
 from pathlib import Path
@@ -24,9 +24,10 @@ from ddistill.runtime.files import expand
 def read_teacher(folder: Path) -> Imported:
     """The network, weights and schedule of a folder of diffusers.
 
-    Where there are several files of weights the first of `WEIGHTS` is read, and where `unet_ema/`
-    lies beside `unet/` the former, which is the average of the weights. Class-conditional networks
-    get a null class of zeros unless ddistill has written them, with their own.
+    Where there are several files of weights, an average (`unet_ema/` beside `unet/`, or
+    diffusion_pytorch_model.ema.safetensors) goes before the weights themselves and full precision
+    before half precision; `Imported.source` names the file. Class-conditional networks get a null
+    class of zeros unless ddistill has written them, with their own.
 
     Raises:
       ConfigError: a file is missing or damaged, or something in it is not supported.
@@ -47,7 +48,7 @@ def read_teacher(folder: Path) -> Imported:
         image_shape=(shape[0], shape[1], shape[2]),
         num_classes=options["num_classes"],
         digest=file_digest(*model.files),
-        source=f"diffusers:{folder}" + (" (the average, unet_ema)" if model.averaged else ""),
+        source=f"diffusers:{folder} ({model.taken})",
         licence=_licence(folder),
     )
 

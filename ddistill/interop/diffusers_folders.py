@@ -1,23 +1,23 @@
 """Which files of a folder of diffusers are the network, its weights and its scheduler."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddistill.errors import ConfigError
+from ddistill.interop.diffusers_weights import (
+    WEIGHTS,
+    average_folders,
+    check_averages,
+    find_weights,
+    is_average,
+)
 from ddistill.interop.file_kinds import why_unusable
 
-WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.bin",
-)
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
-# The network of a pipeline, and its average as diffusers' training scripts save it.
-PLAIN, AVERAGE = "unet", "unet_ema"
+# The network of a pipeline; diffusers' training scripts save its average as unet_ema.
+PLAIN = "unet"
 # The parts of the pipelines that can be read.
 _PARTS = (PLAIN, "scheduler")
 
@@ -34,7 +34,9 @@ class Found:
       scheduler: what to call it in messages.
       weights: one file, or the shards in the order of their names.
       files: all of the files that say what the model is, for a digest.
-      averaged: whether the average was taken where the network is there too.
+      taken: the file or index of the weights from the model's folder on, and whether it is the
+        average.
+      averaged: whether the average was taken where the network may be there too.
     """
 
     network: Path
@@ -43,6 +45,7 @@ class Found:
     scheduler: str
     weights: tuple[Path, ...]
     files: tuple[Path, ...]
+    taken: str
     averaged: bool
 
 
@@ -52,9 +55,11 @@ def find_model(folder: Path) -> Found:
     The folder is a pipeline (`unet/` and `scheduler/` inside), a checkpoint of a training script
     (`unet/` and `unet_ema/`, of which the average is taken), one of these inner folders, or holds
     the files side by side. A checkpoint has no scheduler; that of the training's folder is taken.
+    Of several files of weights `diffusers_weights` says which is taken.
 
     Raises:
-      ConfigError: a file is missing or is no JSON object, or the folder holds another pipeline.
+      ConfigError: a file is missing or is no JSON object, the folder holds another pipeline, or it
+        is not clear which average of the weights is meant.
     """
     _check_folder(folder)
     parts = _pipeline(_roots(folder))
@@ -66,15 +71,18 @@ def find_model(folder: Path) -> Found:
     kind = parts.get("scheduler", settings.get("_class_name"))
     if kind != settings.get("_class_name"):
         settings["_class_name"], called = kind, f"{called} (class of {INDEX})"
-    weights = _weights(network)
+    weights = find_weights(network, read_json)
+    averaged = weights.averaged or (network != folder and is_average(network.name))
+    taken = weights.named.relative_to(folder).as_posix()
     return Found(
         network=network,
         config=config,
         scheduler_config=settings,
         scheduler=called,
-        weights=weights,
-        files=(config_path, scheduler, *weights),
-        averaged=network.name == AVERAGE and (folder / PLAIN).is_dir(),
+        weights=weights.files,
+        files=(config_path, scheduler, *weights.files),
+        taken=f"{taken}, the average" if averaged else taken,
+        averaged=averaged,
     )
 
 
@@ -112,25 +120,50 @@ def _check_folder(folder: Path) -> None:
 
 
 def _network(folder: Path) -> Path:
-    for name in (AVERAGE, PLAIN):
-        if (folder / name).is_dir():
-            return folder / name
-    if not (folder / CONFIG).is_file():
-        checkpoints = [c for c in folder.glob("checkpoint-*") if c.is_dir()]
-        if checkpoints:
-            names = ", ".join(sorted((c.name for c in checkpoints), key=lambda n: (len(n), n)))
-            raise ConfigError(f"{folder} holds the checkpoints {names}. Give one of them.")
-        if (folder / INDEX).is_file():
-            raise ConfigError(
-                f"{folder} is a pipeline without {PLAIN}/, which holds the network; copy it there."
-            )
-    return folder
+    averages = average_folders(folder)
+    if len(averages) > 1:
+        listed = " and ".join(f"{path.name}/" for path in averages)
+        raise ConfigError(
+            f"{folder} holds several averages of a network: {listed}. Give one of these folders, "
+            f"for example {averages[0]}."
+        )
+    if averages:
+        return _average(averages[0])
+    network = folder / PLAIN if (folder / PLAIN).is_dir() else folder
+    if network == folder and not (folder / CONFIG).is_file():
+        _refuse_without_network(folder)
+    for place in dict.fromkeys((network, folder)):
+        check_averages(place, network)
+    return network
+
+
+def _average(average: Path) -> Path:
+    if (average / CONFIG).is_file():
+        return average
+    plain = average.parent / PLAIN
+    away = f"give {plain}" if plain.is_dir() else "move it elsewhere"
+    raise ConfigError(
+        f"{average} seems to hold an average of the network, and has no {CONFIG}. Copy it there to "
+        f"take the average, or {away} to leave it out."
+    )
+
+
+def _refuse_without_network(folder: Path) -> None:
+    """Says what else a folder without config.json is, if that is known."""
+    checkpoints = [c for c in folder.glob("checkpoint-*") if c.is_dir()]
+    if checkpoints:
+        names = ", ".join(sorted((c.name for c in checkpoints), key=lambda n: (len(n), n)))
+        raise ConfigError(f"{folder} holds the checkpoints {names}. Give one of them.")
+    if (folder / INDEX).is_file():
+        raise ConfigError(
+            f"{folder} is a pipeline without {PLAIN}/, which holds the network; copy it there."
+        )
 
 
 def _roots(folder: Path) -> list[Path]:
     """The folder, and those above it that belong to the same model."""
     roots = [folder]
-    if folder.name in (PLAIN, AVERAGE):
+    if folder.name == PLAIN or is_average(folder.name):
         roots.append(folder.absolute().parent)
     if roots[-1].absolute().name.startswith("checkpoint-"):
         roots.append(roots[-1].absolute().parent)
@@ -172,39 +205,3 @@ def _pipeline(roots: list[Path]) -> dict[str, str]:
             "pixels alone. Only pipelines of a UNet2DModel and a scheduler can be read."
         )
     return parts
-
-
-def _weights(network: Path) -> tuple[Path, ...]:
-    for name in WEIGHTS:
-        if (network / name).is_file():
-            return (network / name,)
-    indices = sorted(network.glob("diffusion_pytorch_model*.index*.json"))
-    if indices:
-        return _shards(indices[-1])
-    kinds = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack")
-    there = sorted(file.name for kind in kinds for file in network.glob(kind))
-    more = f" It holds {', '.join(there[:5])}." if there else ""
-    raise ConfigError(
-        f"There are no weights in {network}.{more} One of these files is needed: "
-        f"{', '.join(WEIGHTS)}."
-    )
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index of weights names."""
-    table = read_json(index).get("weight_map")
-    if not isinstance(table, Mapping) or not all(_is_name(name) for name in table.values()):
-        raise ConfigError(f"{index}: weight_map must say in which file each tensor is.")
-    names = sorted(set(table.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing or not names:
-        raise ConfigError(
-            f"{index} names {len(names)} files of weights, and {len(missing)} of them are missing: "
-            f"{', '.join(missing[:5])}. Copy them beside it."
-        )
-    return tuple(index.parent / name for name in names)
-
-
-def _is_name(value: Any) -> bool:
-    """Whether a value names a file that lies beside its index."""
-    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\")

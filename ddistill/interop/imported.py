@@ -4,6 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ddistill.runtime.schemas import COUNT, OBJECT, TEXT, WHOLE, Schema, list_of, maybe
+
+# Of `Imported.facts`, as a run notes them.
+FACTS = Schema(
+    {
+        "network": OBJECT,
+        "prediction": TEXT,
+        "schedule": maybe(OBJECT),
+        "image_shape": list_of(COUNT, 3, 3),
+        "num_classes": WHOLE,
+        "digest": TEXT,
+        "source": TEXT,
+        "licence": TEXT,
+    }
+)
+
 
 @dataclass(frozen=True)
 class Imported:

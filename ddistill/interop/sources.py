@@ -5,9 +5,11 @@ from pathlib import Path
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.interop import diffusers, edm
-from ddistill.interop.imported import Imported, from_facts
+from ddistill.interop.imported import FACTS, Imported, from_facts
 from ddistill.runtime.files import expand, read_object_or_none, write_json
+from ddistill.runtime.schemas import TEXT, Schema, map_of, object_of
 
+_NOTED = object_of(Schema({"setting": TEXT, "facts": object_of(FACTS)}))
 READERS: dict[str, Callable[[Path], Imported]] = {
     "diffusers": diffusers.read_teacher,
     "edm": edm.read_teacher,
@@ -28,9 +30,11 @@ def write_noted(path: Path, sources: Mapping[str, tuple[str, Imported]]) -> None
 def read_noted(path: Path) -> dict[str, tuple[str, Imported]]:
     """What `write_noted` wrote; nothing where there is no such file, or a damaged one."""
     noted = read_object_or_none(path) or {}
+    if not map_of(_NOTED).fits(noted):
+        return {}
     try:
         return {stage: (n["setting"], from_facts(n["facts"])) for stage, n in noted.items()}
-    except (TypeError, KeyError, AttributeError):
+    except TypeError:  # noted by a version with other fields
         return {}
 
 

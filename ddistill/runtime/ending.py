@@ -6,12 +6,14 @@ Imports nothing that takes long, because a user may press Ctrl-C while the rest 
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 
 # 128 and the number of the signal, as shells have it.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+CLOSED = 128 + signal.SIGPIPE
 
 
 def tell(text: str) -> None:
@@ -19,6 +21,42 @@ def tell(text: str) -> None:
     begin = "\n" if os.isatty(2) else ""  # below "^C" and a progress bar
     with contextlib.suppress(OSError):
         os.write(2, f"{begin}{text}\n".encode("utf-8", "backslashreplace"))
+
+
+class _Output:
+    """Whether the reader of our output, such as `head`, has ended before we did."""
+
+    closed = False
+
+
+def silence_output() -> None:
+    """Writes the rest of the output nowhere: its reader has seen enough."""
+    _Output.closed = True
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def answer_closed_output() -> Iterator[None]:
+    """Ends a program whose output nobody reads any more without a traceback, with status 141.
+
+    What is in the buffers is written here: Python would complain of it when it ends. Another status
+    than 0 stays, and so does what the program does for its files.
+    """
+    ended: SystemExit | None = None
+    try:
+        try:
+            yield
+        except SystemExit as ending:
+            ended = ending
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        silence_output()
+    if _Output.closed and (ended is None or not ended.code):
+        raise SystemExit(CLOSED)
+    if ended is not None:
+        raise ended
 
 
 def leave_now(status: int) -> None:

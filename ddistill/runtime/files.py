@@ -18,7 +18,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddistill.errors import ConfigError
+from ddistill.errors import CheckpointError, ConfigError
+from ddistill.runtime.leftovers import new_name
+from ddistill.runtime.schemas import ANY, Schema
 
 # Numbers by which file systems say that they cannot sync a folder; many network ones cannot.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
@@ -50,12 +52,14 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     of the file is that of any new file: 0666 less the umask.
 
     Raises:
-      OSError: the disk is full, the folder cannot be written; `path` is then as it was.
+      OSError: the disk is full, the folder cannot be written, `path` is a folder; it is then as it
+        was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Process numbers repeat on other hosts and in containers, so that chance is added.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    if path.is_dir():  # before anything is written
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    temporary = path.with_name(new_name(path.name))
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -123,10 +127,12 @@ def read_text(path: str | os.PathLike) -> str:
 
     Raises:
       OSError: it cannot be read.
-      DamagedFile: it is not UTF-8.
+      DamagedFile: it is not UTF-8, or a folder.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
+    except IsADirectoryError:
+        raise DamagedFile(f"{path}: a folder in place of a file; move it elsewhere") from None
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path}: not UTF-8 text, at byte {error.start}") from None
 
@@ -145,33 +151,38 @@ def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-def read_object(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, Any]:
+def read_object(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any]:
     """The object in a JSON file.
 
     Args:
       path: the file.
-      keys: that the object has to have.
+      schema: what the object has to hold.
 
     Raises:
       OSError: the file cannot be read, because it is not there or for another reason.
-      DamagedFile: it is empty, cut off, not UTF-8, no JSON, no object, or lacks a key.
+      DamagedFile: it is empty, cut off, not UTF-8, no JSON, no object, or not as `schema` has it;
+        or it is a folder.
     """
     found = parse_object(read_text(path), path)
-    for key in keys:
-        if key not in found:
-            raise DamagedFile(f"{path}: key '{key}' is missing")
+    if problem := schema.problem(found):
+        raise DamagedFile(f"{path}: {problem}")
     return found
 
 
-def read_object_or_none(path: str | os.PathLike, keys: Sequence[str] = ()) -> dict[str, Any] | None:
+def read_object_or_none(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any] | None:
     """As `read_object`, and None where the file is missing or damaged.
 
     Raises:
       OSError: the file is there and cannot be read, for example because of its mode.
+      CheckpointError: it is a folder, in whose place no file can be written.
     """
     try:
-        return read_object(path, keys)
-    except (FileNotFoundError, NotADirectoryError, DamagedFile):
+        return read_object(path, schema)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except DamagedFile as error:
+        if Path(path).is_dir():
+            raise CheckpointError(f"{error}.") from None
         return None
 
 

@@ -21,7 +21,9 @@ from absl import logging
 
 from ddistill.errors import CheckpointError
 from ddistill.runtime.files import read_object_or_none, sync_tree, write_json
+from ddistill.runtime.schemas import ANY, Schema
 from ddistill.training.hosts import agree, from_first, wait
+from ddistill.training.manifests import RECORD, SEAL
 from ddistill.training.state import TrainState
 
 
@@ -55,18 +57,28 @@ def _number(value: object) -> float | None:
 class Checkpoints:
     """The checkpoints of one stage, in `folder/STEP`."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, read_only: bool = False):
         """Opens (and creates) `folder`; keeps the `keep` newest and the one with the lowest
         loss, or proxy of quality where the objective has one.
+
+        Args:
+          folder: of the checkpoints.
+          keep: how many of the newest stay.
+          read_only: whether the folder stays as it is: nothing is made, cleared away, sealed or
+            moved, and damaged checkpoints are passed over where they lie.
 
         Raises:
           OSError: the folder cannot be made or written.
         """
         self.folder = Path(folder).absolute()
+        self._read_only = read_only
+        found = {} if read_only else from_first(self._prepare)
         # Orbax's own BestN forgets the losses when a folder is opened again.
-        self._losses = {int(step): loss for step, loss in from_first(self._prepare).items()}
+        self._losses = {int(step): loss for step, loss in found.items()}
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(max(1, keep), self._losses)
+            preservation_policy=_NewestAndBest(max(1, keep), self._losses),
+            create=not read_only,
+            read_only=read_only,
         )
         self._manager = self._open()
 
@@ -75,7 +87,9 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
-        return {x.name: self._read_loss(x.name) for x in self.folder.iterdir() if x.name.isdigit()}
+        return {
+            x.name: self._read_loss(x.name) for x in self.folder.iterdir() if x.name.isdecimal()
+        }
 
     def _read_loss(self, step: str) -> float | None:
         """The loss that the seal notes or, where a kill came before the seal, the record."""
@@ -140,12 +154,14 @@ class Checkpoints:
                 self._set_aside(one, "its files are not the ones that were written")
                 continue
             check_same_structure(self._saved_structure(one), abstract, self._path(one))
-            found, reason = self._read(one, abstract)
+            found, reason = self._read(one, abstract, RECORD if step is None else ANY)
             if not agree(found is None):
                 return found
             self._set_aside(one, reason or "another host could not read it")
         damaged = from_first(
-            lambda: sorted(int(x.name) for x in (self.folder / "damaged").glob("*"))
+            lambda: sorted(
+                int(x.name) for x in (self.folder / "damaged").glob("*") if x.name.isdecimal()
+            )
         )
         if damaged and step is None:
             raise CheckpointError(
@@ -155,7 +171,7 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
+    def _read(self, step: int, abstract: Any, schema: Schema) -> tuple[Any, str]:
         """A checkpoint's (state, record), or None, and why it could not be read."""
         try:
             found = self._manager.restore(
@@ -169,6 +185,8 @@ class Checkpoints:
             return None, f"{type(error).__name__}: {reason[0][:200]}"
         if not isinstance(found["record"], dict):
             return None, "its record is no object"
+        if problem := schema.problem(found["record"]):
+            return None, f"in its record {problem}"
         return (found["state"], found["record"]), ""
 
     def _saved_structure(self, step: int) -> Any:
@@ -181,6 +199,9 @@ class Checkpoints:
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged checkpoint out of the way and opens the folder afresh."""
+        if self._read_only:
+            logging.warning("Checkpoint %s is damaged (%s).", self._path(step), reason)
+            return
         logging.warning(
             "Checkpoint %s is damaged (%s); going back to the one before it.",
             self._path(step),
@@ -207,13 +228,13 @@ class Checkpoints:
         """Seals every complete checkpoint and drops the seals of those that are gone."""
         steps = set(self.steps())
         for step in steps:
-            if read_object_or_none(self._seal(step), ("files",)) is None:
+            if read_object_or_none(self._seal(step), SEAL) is None:
                 # What is sealed has to outlive a power cut, and the manifest rests on it.
                 sync_tree(self._path(step))
                 content = {"loss": self._losses.get(step), "files": digests(self._path(step))}
                 write_json(self._seal(step), content)
         for seal in self._seal(0).parent.glob("*.json"):
-            if not seal.stem.isdigit() or int(seal.stem) not in steps:
+            if not seal.stem.isdecimal() or int(seal.stem) not in steps:
                 seal.unlink()
 
     def _path(self, step: int) -> Path:
@@ -225,12 +246,13 @@ class Checkpoints:
 
     def _is_damaged(self, step: int) -> bool:
         """Whether the files differ from their digests; a checkpoint without any is not judged."""
-        seal = read_object_or_none(self._seal(step), ("files",))
+        seal = read_object_or_none(self._seal(step), SEAL)
         return seal is not None and seal["files"] != digests(self._path(step))
 
     def close(self) -> None:
         """Waits and closes."""
-        self.wait()
+        if not self._read_only:
+            self.wait()
         self._manager.close()
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from ddistill.errors import CheckpointError
 from ddistill.runtime.files import DamagedFile, read_object, read_object_or_none, write_json
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.training.hosts import agree, from_first
 from ddistill.training.identity import differences
 from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.manifests import OWNER
 from ddistill.training.progress import Reporter
 from ddistill.training.stages import StagePlan, incomplete
 
@@ -36,8 +38,15 @@ def claim(plan: StagePlan, reporter: Reporter, stop: StopRequest) -> Iterator[No
             if agree(bool(stop)):
                 raise Interrupted(f"the wait for stage '{plan.name}'")
             time.sleep(_LOCK_POLL_SECONDS)
+        from_first(lambda: _tidy(plan))
         from_first(lambda: _sign(plan))
         yield
+
+
+def _tidy(plan: StagePlan) -> None:
+    """Removes files that a kill has left half written; the lock says that nobody else writes."""
+    folder = plan.folder
+    remove_leftovers(folder, folder / "checkpoints" / "digests", folder / "pairs")
 
 
 def _try_lock(plan: StagePlan, held: contextlib.ExitStack) -> bool:
@@ -57,7 +66,7 @@ def _sign(plan: StagePlan) -> None:
     """Writes whose folder it is, unless that is written already; errors as `check_owner`."""
     check_owner(plan)
     record = plan.folder / "stage.json"
-    if read_object_or_none(record, ("digest",)) is None:
+    if read_object_or_none(record, OWNER) is None:
         write_json(record, _owner(plan))
 
 
@@ -123,14 +132,14 @@ def _read_owner(plan: StagePlan) -> dict[str, Any] | None:
       CheckpointError: nothing in it says whose it is.
     """
     try:
-        return read_object(plan.folder / "stage.json", ("digest",))
+        return read_object(plan.folder / "stage.json", OWNER)
     except (FileNotFoundError, NotADirectoryError):
         damage = f"{plan.folder / 'stage.json'} is missing"
     except DamagedFile as error:
         damage = str(error)
     records = sorted((plan.folder / "checkpoints").glob("[0-9]*/record/metadata"))
     for path in (plan.manifest_path, *records):
-        found = read_object_or_none(path, ("digest",))
+        found = read_object_or_none(path, OWNER)
         if found is not None:
             return found
     if records or (plan.folder / "pairs").exists():

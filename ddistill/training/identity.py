@@ -281,7 +281,7 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in identity.items() if key not in ("stage", "sources")}
     if isinstance(own, dict):
         found.update(own)
-    return {**found, "sources": sorted(sources or ())}
+    return {**found, "sources": sorted(sources) if isinstance(sources, dict) else []}
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ stopped goes on behind the last one.
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ddistill.errors import CheckpointError, TrainingError
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.process import Pairs
 from ddistill.runtime.files import read_arrays, read_object_or_none, write_arrays, write_json
+from ddistill.runtime.schemas import NUMBER, Schema
 from ddistill.samplers import get_sampler, nfe
 from ddistill.students import in_groups
 from ddistill.training.hosts import from_first, is_first
@@ -62,7 +63,7 @@ def read_pairs(plan: StagePlan) -> Pairs:
     if manifest is None:
         raise incomplete(plan)
     shards = []
-    for name, digest in _listed(manifest, plan).items():
+    for name, digest in manifest["shards"].items():
         path = _folder(plan) / name
         if not path.exists() or _hash(path) != digest:
             raise CheckpointError(
@@ -76,17 +77,6 @@ def read_pairs(plan: StagePlan) -> Pairs:
             f"{plan.folder} and run again."
         )
     return jax.tree.map(lambda *x: np.concatenate(x), *shards)
-
-
-def _listed(manifest: Mapping[str, Any], plan: StagePlan) -> dict[str, str]:
-    """The shards of a manifest, with their hashes."""
-    shards = manifest.get("shards")
-    if not isinstance(shards, dict) or not shards:
-        raise CheckpointError(
-            f"{plan.manifest_path} is damaged: it lists no shards. Delete it and run again; the "
-            "pairs that are there are kept."
-        )
-    return shards
 
 
 def _try_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> str:
@@ -197,8 +187,8 @@ def _write(path: Path, pairs: Pairs, digest: str, first: int, seconds: float) ->
 
 def _seconds(path: Path) -> float:
     """What making a shard took; 0 where nobody has noted it."""
-    noted = (read_object_or_none(path.with_suffix(".json")) or {}).get("seconds")
-    return float(noted) if isinstance(noted, (int, float)) else 0.0
+    noted = read_object_or_none(path.with_suffix(".json"), Schema({"seconds": NUMBER}))
+    return float(noted["seconds"]) if noted else 0.0
 
 
 def _read(path: Path, digest: str, rows: tuple[int, int] | None = None) -> Pairs | None:

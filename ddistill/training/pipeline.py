@@ -92,6 +92,8 @@ def _run_one(
                 f"{plan.name}: {manifest['pairs']} pairs in {manifest['train_seconds']:.0f} s"
             )
             return manifest
+        if s.steps and plan.imported:
+            reporter.say(f"{plan.name}: starts from {plan.imported.source}")
         pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
         run = StageRun(plan, dataset, settings.training, reporter, stop, programs)
         start = dataclasses.replace(starting_point(plan, by_name, networks), frozen=frozen)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ddistill.runtime.ending import silence_output
 from ddistill.runtime.files import DamagedFile, parse_object, write_text
 from ddistill.text import printable
 from ddistill.training.hosts import is_first
@@ -42,7 +42,7 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Writes nothing from now on."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_output()
 
 
 class Reporter:

@@ -23,6 +23,7 @@ from ddistill.interop.imported import Imported
 from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, Process, make_objective
 from ddistill.objectives.base import FeatureShapes
+from ddistill.objectives.pairs import MakePairs
 from ddistill.partitions import Partition
 from ddistill.runtime.files import read_object_or_none
 from ddistill.schedules import Schedule, build_schedule, make_schedule
@@ -43,6 +44,7 @@ from ddistill.training.checks import (
 )
 from ddistill.training.identity import digest_of, make_identity
 from ddistill.training.level_checks import check_levels
+from ddistill.training.manifests import PAIRS, TRAINED
 from ddistill.training.members import Member, Table, plan_members
 from ddistill.training.pair_checks import check_pairs
 from ddistill.training.partitioning import check_every_class, check_same_shares, list_groups
@@ -122,9 +124,14 @@ class StagePlan:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, or None while the stage is not complete.
 
-        A damaged one is None too: training goes on at the last checkpoint, which writes it anew.
+        A damaged one is None too, and one that lacks what a manifest holds: training goes on at the
+        last checkpoint, which writes it anew.
+
+        Raises:
+          CheckpointError: there is a folder in its place.
         """
-        return read_object_or_none(self.manifest_path, ("steps",))
+        pairs = isinstance(self.objective, MakePairs)
+        return read_object_or_none(self.manifest_path, PAIRS if pairs else TRAINED)
 
     def frozen(self) -> list[int]:
         """The students of a complete stage that diverged; none while it is not complete."""

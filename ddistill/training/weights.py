@@ -178,10 +178,14 @@ def load_state(plan: StagePlan) -> TrainState:
     manifest = plan.manifest()
     if manifest is None:
         raise incomplete(plan)
-    checkpoints = Checkpoints(plan.folder / "checkpoints", keep=1_000_000)
-    state = state_at(checkpoints, plan, manifest["handed_on"])
-    checkpoints.close()
-    return state
+    folder = plan.folder / "checkpoints"
+    if not folder.is_dir():
+        raise _no_checkpoint(plan, manifest["handed_on"])
+    checkpoints = Checkpoints(folder, keep=1_000_000, read_only=True)
+    try:
+        return state_at(checkpoints, plan, manifest["handed_on"])
+    finally:
+        checkpoints.close()
 
 
 def state_at(
@@ -190,12 +194,16 @@ def state_at(
     """The state in the checkpoint that a stage hands on; errors as of `load_state`."""
     found = checkpoints.restore(abstract_state(plan, layout), step)
     if found is None:
-        raise CheckpointError(
-            f"The checkpoint at step {step}, which stage '{plan.name}' hands on, in {plan.folder} "
-            f"cannot be read. Delete {plan.manifest_path.name} there and run again to train on "
-            "from the newest checkpoint that can."
-        )
+        raise _no_checkpoint(plan, step)
     return found[0]
+
+
+def _no_checkpoint(plan: StagePlan, step: int) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint at step {step}, which stage '{plan.name}' hands on, in {plan.folder} "
+        f"is missing or damaged. Delete {plan.manifest_path.name} there and give the run's command "
+        "again to train on from the newest checkpoint that is whole."
+    )
 
 
 def handed_on(state: TrainState, ema: str | None) -> Weights:

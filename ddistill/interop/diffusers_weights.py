@@ -1,0 +1,193 @@
+"""Which files hold the weights of a network of diffusers, where there are several.
+
+An average of the weights goes before the weights themselves, full precision before half precision
+whether it lies in one file or in shards, and safetensors before torch's files. Averages under names
+that diffusers does not know, and several of them, are asked about.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddistill.errors import ConfigError
+
+STEM = "diffusion_pytorch_model"
+WEIGHTS = tuple(
+    f"{STEM}{variant}.{kind}" for variant in ("", ".fp16") for kind in ("safetensors", "bin")
+)
+_KINDS = ("safetensors", "bin")
+_OTHER_KINDS = ("pt", "pth", "ckpt", "pkl", "msgpack")
+_HALF = {"fp16", "bf16", "float16", "bfloat16", "half"}
+_FULL = {"fp32", "float32", "full"}
+# Words of a name that say that weights are an average, alone or next to what is averaged.
+_AVERAGE = ("ema", "swa", "avg", "average", "averaged")
+_AVERAGED_THINGS = ("", "unet", "model", "net", "weights", "params")
+_NOT = {"non", "no", "not", "raw", "without"}
+_SHARD = re.compile(r"-\d+-of-\d+")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Files that hold the weights of a network.
+
+    Attributes:
+      named: the file, or the index of the shards.
+      files: one file, or the shards in the order of their names.
+      averaged: whether the name says that they are an average.
+    """
+
+    named: Path
+    files: tuple[Path, ...]
+    averaged: bool
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    # 0 for an average, 1 for the weights themselves, 2 for what is said to be no average.
+    choice: int
+    half: bool
+    kind: int
+    index: bool
+    # Of an average, what tells it from other averages.
+    variant: tuple[str, ...]
+
+    @property
+    def rank(self) -> tuple[int, bool, int, bool]:
+        return self.choice, self.half, self.kind, self.index
+
+
+def is_average(name: str) -> bool:
+    """Whether the name of a file or a folder says that it holds an average of weights."""
+    words = _words(name)
+    return any(map(_says_average, words)) and not _NOT & set(words)
+
+
+def average_folders(folder: Path) -> list[Path]:
+    """The folders in a folder that hold averages, by their names."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and is_average(path.name))
+
+
+def find_weights(network: Path, read_json: Callable[[Path], dict[str, Any]]) -> Weights:
+    """The weights of a network's folder; see the module for the order.
+
+    Args:
+      network: the folder with config.json.
+      read_json: reads an index; raises `ConfigError`.
+
+    Raises:
+      ConfigError: there are none, shards are missing, or it is not clear which average is meant.
+    """
+    names = sorted(path for path in network.iterdir() if path.is_file())
+    found = sorted(filter(None, map(_candidate, names)), key=lambda c: c.rank)
+    if not found:
+        _refuse_none(network)
+    averages = [c for c in found if c.choice == 0]
+    if len({c.variant for c in averages}) > 1:
+        listed = ", ".join(c.path.name for c in averages)
+        raise ConfigError(
+            f"{network} holds several averages of the weights: {listed}. Leave one of them there."
+        )
+    first = found[0]
+    files: tuple[Path, ...] = (first.path,)
+    if first.index:
+        whole = [c.path.name for c in found if not c.index]
+        files = _shards(first.path, read_json(first.path), whole)
+    return Weights(first.path, files, first.choice == 0)
+
+
+def check_averages(folder: Path, network: Path) -> None:
+    """Raises `ConfigError` for files in `folder` that seem to be averages and would not be read.
+
+    Args:
+      folder: the network's own, or the one in which it lies.
+      network: the folder that is read.
+    """
+    known = [c for c in map(_candidate, folder.iterdir()) if c is not None]
+    indexed = any(c.index and c.choice == 0 for c in known)
+    for path in sorted(folder.iterdir()):
+        kind = path.suffix[1:].lower()
+        if not path.is_file() or kind not in (*_KINDS, *_OTHER_KINDS) or not is_average(path.name):
+            continue
+        here = folder == network
+        if here and (any(c.path == path for c in known) or (indexed and _SHARD.search(path.name))):
+            continue
+        wanted = f"{STEM}.ema.{kind if kind in _KINDS else 'safetensors'}"
+        away = "move it elsewhere" if here else f"give {network}"
+        how = "Name it" if kind in _KINDS else "It cannot be read in this form; convert it to"
+        raise ConfigError(
+            f"{path} seems to be an average of the weights of {network}. {how} {network / wanted} "
+            f"to take it, or {away} to leave it out."
+        )
+
+
+def _candidate(path: Path) -> _Candidate | None:
+    """What the name of a file of weights, or of an index, says; None for other names."""
+    name = path.name
+    if not name.startswith(STEM) or _SHARD.search(name):
+        return None
+    words = [w for w in _words(name.removeprefix(STEM)) if w]
+    kinds = [w for w in words if w in _KINDS]
+    index = "index" in words and words[-1] == "json"
+    if len(kinds) != 1 or not (index or words[-1] in _KINDS):
+        return None
+    said = [w for w in words if w not in (*_KINDS, "index", "json")]
+    variant = tuple(w for w in said if w not in _HALF | _FULL)
+    averaged, raw = is_average("-".join(said)), bool(_NOT & set(said))
+    if variant and not averaged and not raw:
+        return None
+    return _Candidate(
+        path=path,
+        choice=0 if averaged else 2 if raw else 1,
+        half=bool(_HALF & set(said)),
+        kind=_KINDS.index(kinds[0]),
+        index=index,
+        variant=variant,
+    )
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", name.lower())
+
+
+def _says_average(word: str) -> bool:
+    word = word.rstrip("0123456789")
+    return any(
+        (word.startswith(a) and word.removeprefix(a) in _AVERAGED_THINGS)
+        or (word.endswith(a) and word.removesuffix(a) in _AVERAGED_THINGS)
+        for a in _AVERAGE
+    )
+
+
+def _refuse_none(network: Path) -> None:
+    there = sorted(
+        path.name for kind in (*_KINDS, *_OTHER_KINDS) for path in network.glob(f"*.{kind}")
+    )
+    more = f" It holds {', '.join(there[:5])}." if there else ""
+    raise ConfigError(
+        f"There are no weights in {network}.{more} One of these files is needed: "
+        f"{', '.join(WEIGHTS)}."
+    )
+
+
+def _shards(index: Path, content: Mapping[str, Any], whole: list[str]) -> tuple[Path, ...]:
+    """The files that an index of weights names; `whole` are files that could be read instead."""
+    table = content.get("weight_map")
+    if not isinstance(table, Mapping) or not all(_is_name(name) for name in table.values()):
+        raise ConfigError(f"{index}: weight_map must say in which file each tensor is.")
+    names = sorted(set(table.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing or not names:
+        instead = f", or remove {index.name} to read {whole[0]}" if whole else ""
+        raise ConfigError(
+            f"{index} names {len(names)} files of weights, and {len(missing)} of them are missing: "
+            f"{', '.join(missing[:5])}. Copy them beside it{instead}."
+        )
+    return tuple(index.parent / name for name in names)
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value names a file that lies beside its index."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\")
