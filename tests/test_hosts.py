@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import pytest
 from runs import differences, many_hosts_settings, plans_of, saved_state, saved_steps
@@ -31,7 +32,7 @@ STAGES = {"teacher": 40, "students": 40}
 
 
 class Cluster:
-    """Starts the processes of runs that share one compilation cache."""
+    """Starts the processes of runs; they share the compilation cache of all tests."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -63,8 +64,7 @@ class Cluster:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(4 // count),
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "DDISTILL_TEST_DEATH": death,
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
