@@ -41,14 +41,6 @@ def quick_compiler(tmp_path_factory) -> Iterator[None]:
     set_cache(None, 1.0)
 
 
-@pytest.fixture
-def full_compiler() -> Iterator[None]:
-    """For tests that run a program so often that it had better be a fast one."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def set_cache(folder: str | None, seconds: float) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
