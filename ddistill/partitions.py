@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.schedules import Level, Schedule
@@ -342,6 +341,8 @@ def _clustered(
             f"students.grouping='clustered' needs an embedding of each of {num_classes} classes; "
             f"given: {found}."
         )
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only needed here
+
     points = np.asarray(embeddings, np.float64).reshape(num_classes, -1)
     if not np.isfinite(points).all():
         raise ConfigError("students.grouping='clustered': an embedding is not finite.")

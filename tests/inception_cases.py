@@ -1,5 +1,6 @@
 """A random state dict of FID's Inception network, and torch-fidelity's extractor that holds it."""
 
+import functools
 import importlib.util
 import sys
 import types
@@ -16,6 +17,7 @@ from ddistill.networks.inception import shapes
 TORCHVISION = ("", ".datasets", ".models", ".transforms", ".transforms.functional")
 
 
+@functools.cache
 def random_state(seed: int = 0) -> dict[str, np.ndarray]:
     """Tensors by torch's names: kernels that keep the size of activations, norms far from 1 and 0.
 

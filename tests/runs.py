@@ -179,7 +179,7 @@ def tiny_chain(**changes: Any) -> Settings:
 
 def many_hosts_settings() -> Settings:
     """A teacher and two students that share out its levels, then samples without scores."""
-    full = tiny_settings()
+    full = tiny_settings(steps=24)
     students = dataclasses.replace(
         full.stages["student"],
         objective={"name": "o2mkd"},

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn import datasets
 
 from ddistill import data
+from ddistill.data.digits import _file as digits_file
 from ddistill.errors import ConfigError
 
 DIGITS = {"name": "digits"}
@@ -46,6 +47,15 @@ def test_digits_are_the_scans_of_scikit_learn_each_once(digits):
 
     levels = ((ours + 1) * 8).astype(np.uint8)
     assert rows(levels, labels) == rows(bunch.images.astype(np.uint8), bunch.target)
+
+
+def test_digits_are_found_in_every_layout_of_scikit_learn(digits, monkeypatch):
+    assert digits_file() is not None, "scikit-learn is imported for nothing"
+    monkeypatch.setattr("ddistill.data.digits._file", lambda: None)
+    for ours, name in zip(digits, ("train", "test")):
+        again = data.load(DIGITS, name)
+        np.testing.assert_array_equal(again.images, ours.images)
+        np.testing.assert_array_equal(again.labels, ours.labels)
 
 
 def test_digits_split_shares_no_scan(digits):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import pytest
 from runs import (
     LOGGED,
@@ -43,7 +44,7 @@ _TIMES = {"images_per_second", "data_wait_share", "seconds", "compile_seconds"}
 
 @dataclass(frozen=True)
 class Launcher:
-    """Starts runs that share one compilation cache."""
+    """Starts runs; they share the compilation cache of all tests."""
 
     root: Path
     config: str = CONFIG
@@ -53,7 +54,7 @@ class Launcher:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
             # Compiling is most of these runs. What is compared is compiled alike.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "DDISTILL_TEST_DEATH": death,

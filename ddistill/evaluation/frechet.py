@@ -98,8 +98,8 @@ def frechet_distance(
       ValueError: shapes that do not fit, values that are not finite, or a matrix that is not a
         covariance (unsymmetric, or with an eigenvalue clearly below zero).
     """
-    mean1, cov1 = _checked_gaussian(mean1, cov1, "first")
-    mean2, cov2 = _checked_gaussian(mean2, cov2, "second")
+    mean1, cov1 = checked_gaussian(mean1, cov1, "first")
+    mean2, cov2 = checked_gaussian(mean2, cov2, "second")
     if mean1.shape != mean2.shape:
         raise ValueError(f"The two sets have {mean1.size} and {mean2.size} features.")
     root = symmetric_root(cov1, "first")
@@ -134,9 +134,15 @@ def symmetric_root(cov: np.ndarray, which: str) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def _checked_gaussian(
+def checked_gaussian(
     mean: np.ndarray, cov: np.ndarray, which: str
 ) -> tuple[np.ndarray, np.ndarray]:
+    """A mean [D] and a covariance [D, D] as float64; `which` names them in messages.
+
+    Raises:
+      ValueError: shapes that do not fit, values that are not finite, or an unsymmetric matrix.
+        `symmetric_root` finds what else is no covariance.
+    """
     mean = np.atleast_1d(np.asarray(mean, np.float64))
     cov = np.atleast_2d(np.asarray(cov, np.float64))
     if mean.ndim != 1 or cov.shape != (mean.size, mean.size):

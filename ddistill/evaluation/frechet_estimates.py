@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddistill.evaluation.frechet import Moments, frechet_distance, symmetric_root
+from ddistill.evaluation.frechet import Moments, checked_gaussian, symmetric_root
 from ddistill.evaluation.resampling import USUAL, Estimate, Resampling, interval, spread_order
 
 _BLOCK = 8192
@@ -43,7 +43,7 @@ class Target:
         Raises:
           ValueError: as `frechet_distance`.
         """
-        frechet_distance(mean, cov, mean, cov)  # for its checks
+        mean, cov = checked_gaussian(mean, cov, "first")
         return cls(mean, cov, symmetric_root(cov, "first"))
 
     def distance(self, mean: np.ndarray, cov: np.ndarray) -> float:
