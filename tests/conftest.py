@@ -8,6 +8,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from ddistill.runtime.cpu import use_quick_code
+
 # Every stage that a test trains in this process spreads its batches over these.
 jax.config.update("jax_num_cpu_devices", 4)
 
@@ -17,6 +19,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 if (0, 8) <= jax.__version_info__[:2] <= (0, 10):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+use_quick_code(os.environ)  # as main does: flags are part of what programs are cached by
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
