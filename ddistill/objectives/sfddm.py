@@ -172,7 +172,8 @@ class SFDDM(ClassifierTerms):
 
         taps = self.taps()
         student, ours = predict(networks["student"], taps, z, level, batch.cond, batch.keys[0])
-        teacher, theirs = None, {}
+        teacher: Prediction | None = None
+        theirs: dict[str, Array] = {}
         if self.output_weight or self.feature_weight:
             teacher, theirs = jax.lax.stop_gradient(
                 predict(networks["teacher"], taps, z, teacher_level, batch.cond)
