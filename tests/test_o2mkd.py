@@ -312,6 +312,11 @@ def test_a_term_cannot_be_swept_to_zero(tmp_path):
         plans_of(swept(hidden_weight=(0.0, 1.0)), tmp_path / "run")
 
 
+def test_whether_a_solver_looks_back_cannot_be_swept(tmp_path):
+    with pytest.raises(ConfigError, match=r"sweep\.lookback cannot be swept\..*substeps"):
+        plans_of(swept(lookback=(0, 1)), tmp_path / "run")
+
+
 def test_grids_cannot_be_swept_where_they_are_listed(tmp_path):
     wanted = swept(grid_steps=(1, 2))
     stage = dataclasses.replace(wanted.stages["swept"], grid=GridSettings(explicit=(0, 4, 16)))

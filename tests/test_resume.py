@@ -49,8 +49,14 @@ class Launcher:
     root: Path
     config: str = CONFIG
 
-    def run(self, name: str, death: str = "") -> subprocess.CompletedProcess:
-        """One process of the run `root/name/run`; its cache is `root/name/shared`."""
+    def run(self, name: str, death: str = "", **changes: str) -> subprocess.CompletedProcess:
+        """One process of the run `root/name/run`; its cache is `root/name/shared`.
+
+        Args:
+          name: of the run.
+          death: how it ends, see driver.py.
+          changes: to the environment.
+        """
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -59,6 +65,7 @@ class Launcher:
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "DDISTILL_TEST_DEATH": death,
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
+            **changes,
         }
         config = self.root / "config.py"
         config.write_text(self.config)
@@ -105,6 +112,18 @@ def straight(launcher):
     """The stages of the run that nobody stops."""
     succeeded(launcher.run("straight"))
     return plans_of(tiny_settings(), launcher.workdir("straight"))
+
+
+def test_programs_as_users_compile_them_learn_the_same(launcher, straight):
+    """With the options of main alone and all optimisations, which tests leave out for time."""
+    theirs = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    succeeded(launcher.run("users", **theirs))
+    found = plans_of(tiny_settings(), launcher.workdir("users"))
+    for name in STAGES:
+        losses = [[row["loss"] for row in rows(plans[name])] for plans in (found, straight)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        a, b = (saved_state(plans[name], STEPS) for plans in (found, straight))
+        assert differences(a, b) != []  # the programs are others
 
 
 def test_the_straight_run_is_worth_comparing_with(straight):

@@ -273,7 +273,9 @@ def _check_sweep(stage: StageSettings, objective: Objective, path: str) -> None:
             f"{path}.sweep.grid_steps has no effect beside grid.explicit, which lists the levels "
             "of every student. Leave one of them out."
         )
-    known = [*SWEPT, *objective.numbers()]
+    # Whether a student does something at all is no number to sweep.
+    flags = [name for name in objective.numbers() if isinstance(getattr(objective, name), bool)]
+    known = [*SWEPT, *(name for name in objective.numbers() if name not in flags)]
     for key, values in s.sweep.items():
         if key not in known:
             raise ConfigError(
