@@ -198,6 +198,27 @@ def test_folders_that_are_no_averages(training, name):
     assert find_model(training).taken == f"unet/{WEIGHTS}"
 
 
+@pytest.mark.parametrize(
+    "file", ["samples-ema/0.png", "ema/log.txt", "ema/deep/config.json", "ema-eval/scores.json"]
+)
+def test_folders_named_after_an_average_that_hold_no_network(training, file):
+    for folder in (training, training / "checkpoint-500"):
+        before = find_model(folder).taken
+        put(folder / file, "x")
+        assert find_model(folder).taken == before
+
+
+def test_a_folder_with_a_config_alone_is_no_second_average(training):
+    checkpoint = training / "checkpoint-500"
+    put(checkpoint / "ema" / "config.json", {})
+    assert find_model(checkpoint).taken == f"unet_ema/{WEIGHTS}, the average"
+    # Its weights are missing where it is the only one.
+    (checkpoint / "unet_ema" / WEIGHTS).unlink()
+    (checkpoint / "unet_ema" / "config.json").unlink()
+    with pytest.raises(ConfigError, match="There are no weights in .*ema"):
+        find_model(checkpoint)
+
+
 def test_several_averages_are_not_chosen_between(training):
     network(training / "checkpoint-500" / "ema")
     with pytest.raises(

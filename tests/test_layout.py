@@ -332,16 +332,18 @@ def test_a_picture_of_each_kind_is_read_where_others_are_left_out(tmp_path):
 
 AROUND = {
     "unpacked twice": ("train/train/a/0.png", "train/train/b/0.png"),
+    "unpacked twice, under another word": ("train/Training/a/0.png", "train/Training/b/0.png"),
     "named images": ("train/images/a/0.png", "train/images/b/0.png"),
+    "in another case": ("JPEG/a/0.png", "JPEG/b/0.png"),
     "without a split": ("set/a/0.png", "set/b/0.png"),
-    "three deep": ("set/x/y/a/0.png", "set/x/y/b/0.png"),
+    "three deep": ("set/data/Set/a/0.png", "set/data/Set/b/0.png"),
     "digits": ("images/0/0.png", "images/1/0.png"),
     "with folders in the classes": ("images/a/deep/0.png", "images/b/0.png"),
 }
 
 
 @pytest.mark.parametrize("paths", AROUND.values(), ids=AROUND)
-def test_a_folder_around_the_classes_is_no_class(tmp_path, paths):
+def test_a_usual_folder_around_the_classes_is_no_class(tmp_path, paths):
     root = fill(tmp_path / "set", *paths)
     (root / "readme.txt").write_text("x")
     found = load(root, test_fraction=0.0)
@@ -372,26 +374,81 @@ def test_splits_each_with_a_folder_around_their_classes(tmp_path):
     assert "folders in train, the one folder there; classes are the folders in images" in (
         load(root).reading.split
     )
-    # One of the two unpacked twice.
-    root = fill(tmp_path / "other", *paths[:2], "test/a/1.png", "test/b/1.png")
+    # Not all of the classes are tested.
+    root = fill(tmp_path / "other", *paths[:2], "test/images/b/0.png")
     assert load(root, "test").class_names == load(root).class_names == ("a", "b")
+    assert load(root, "test").labels.tolist() == [1]
 
 
-@pytest.mark.parametrize(
-    "paths",
-    [("cats/0.png", "cats/1.png"), ("cats/0.png", "cats/more/1.png"), ("cats/more/0.png",)],
-)
+ONE_CLASS = {
+    "images alone": ("cats/0.png", "cats/1.png"),
+    "images and a folder": ("cats/0.png", "cats/more/1.png"),
+    "one folder": ("cats/more/0.png",),
+    "one folder in a usual one": ("images/cats/0.png",),
+}
+
+
+@pytest.mark.parametrize("paths", ONE_CLASS.values(), ids=ONE_CLASS)
 def test_a_single_folder_with_images_is_a_class(tmp_path, paths):
-    assert load(fill(tmp_path / "set", *paths)).class_names == ("cats",)
+    found = load(fill(tmp_path / "set", *paths))
+    assert found.class_names == (paths[0].split("/")[0],)
+    assert "sub-folders" not in found.reading.split
 
 
-@pytest.mark.parametrize(
-    "shards", [("00000", "01000"), ("part1", "part2"), ("000", "001"), ("Shard_0", "Shard_1")]
-)
-def test_images_spread_over_folders_may_be_one_class(tmp_path, shards):
-    root = fill(tmp_path / "set", *(f"images/{shard}/0.png" for shard in shards))
-    refused(
-        root, f"'{shards[0]}' to '{shards[1]}': classes, or", "data.splits='none'", "data.path="
+SPREAD = {
+    "people": ("faces", "alice", "bob", "carl"),
+    "another wrapper": ("x", "a", "b"),
+    "shards": ("images", "00000", "01000"),
+    "parts": ("images", "part1", "part2"),
+    "three digits": ("images", "000", "001"),
+    "other shards": ("images", "Shard_0", "Shard_1"),
+}
+
+
+@pytest.mark.parametrize("folders", SPREAD.values(), ids=SPREAD)
+def test_folders_in_a_single_class_are_told_and_not_refused(tmp_path, folders):
+    lone, *inner = folders
+    root = fill(tmp_path / "set", *(f"{lone}/{name}/0.png" for name in inner))
+    for splits in ("auto", "none"):
+        found = load(root, splits=splits)
+        assert (len(found), found.class_names) == (len(inner), (lone,))
+    told = (
+        f"the one class '{lone}' has {len(inner)} sub-folders ({', '.join(inner)}): if these are "
+        f"the classes, set data.path={root / lone}"
     )
-    assert load(root, splits="none").class_names == ("images",)
-    assert load(root / "images", test_fraction=0.0).class_names == shards
+    assert [told in line for line in data.summary(load(root))].count(True) == 1
+    assert load(root / lone).class_names == tuple(inner)
+
+
+# Folders in train and in test, and the classes of both.
+TOGETHER = {
+    "folders in a class of the test images": ("cat dog", "cat/a cat/b", "cat dog"),
+    "other folders for testing": ("face/v1 face/v2", "face/v3", "face"),
+    "one class is tested": ("images/cat images/dog", "images/cat", "cat dog"),
+    "shards": ("images/part1 images/part2", "images/part3 images/part4", "images"),
+    "other people": ("images/al images/bo", "images/cy images/di", "images"),
+    "one class is trained": ("images/cat", "images/cat images/dog", "images"),
+    "without folders for testing": ("images/cat images/dog", "images", "images"),
+}
+
+
+@pytest.mark.parametrize("train, test, classes", TOGETHER.values(), ids=TOGETHER)
+def test_train_and_test_are_looked_into_together(tmp_path, train, test, classes):
+    parts = {"train": train.split(), "test": test.split()}
+    root = fill(tmp_path / "set", *(f"{s}/{n}/0.png" for s in parts for n in parts[s]))
+    for split, folders in parts.items():
+        found = load(root, split)
+        assert found.class_names == tuple(classes.split())
+        labels = [next(i for i, c in enumerate(classes.split()) if c in f) for f in folders]
+        assert found.labels.tolist() == labels
+    told = "move them up into train and test, or set data.path=" in load(root).reading.split
+    assert told == (len(classes.split()) == 1 < len(parts["train"]))
+
+
+def test_a_folder_around_the_classes_of_one_split_alone(tmp_path):
+    """Neither is gone through; the classes that differ are told."""
+    paths = [f"{split}/{c}/0.png" for split in ("train/train", "test") for c in "ab"]
+    root = fill(tmp_path / "set", *paths)
+    assert load(root).class_names == ("train",)
+    assert "move them up into train and test" in load(root).reading.split
+    refused(root, "has the class 'a'", "Classes there: train", split="test")

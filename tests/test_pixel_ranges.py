@@ -7,6 +7,7 @@ from inception_cases import pictures
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.image_sets import open_image_set
 from ddistill.evaluation.images import quantise
+from ddistill.evaluation.mixed_ranges import find_parts
 from ddistill.evaluation.pixel_ranges import Origin, check_range, to_pixels
 
 BYTES = pictures(20, 8)
@@ -177,6 +178,16 @@ def test_values_that_are_no_pixels(array, message, stated):
         to_pixels(array, ORIGIN, stated)
 
 
+@pytest.mark.parametrize("kind", ["u1", "u2", "i4", "f4", "?"])
+@pytest.mark.parametrize("stated", ["", "0,1"])
+def test_arrays_without_images(kind, stated):
+    for shape in ((0,), (0, 8, 8, 3), (4, 0, 8, 3), ()):
+        with pytest.raises(DataError, match=r"x\.npz.* holds no images: its shape is") as error:
+            to_pixels(np.zeros(shape, kind), ORIGIN, stated)
+        assert "\n" not in str(error.value)
+        assert find_parts(np.zeros(shape, kind)).first() == {}
+
+
 def test_how_ranges_are_written():
     for text in ("0,1", "[0, 1]", " 0 , 1 "):
         assert check_range("--range", text) == "0,1"
@@ -230,9 +241,12 @@ def test_images_of_several_ranges_are_refused(base, first, second, chosen, numbe
 
 @pytest.mark.parametrize("chosen, number", [(HALF, 20), (TURNS, 1), (ONE, 7)])
 def test_whole_numbers_of_several_ranges_are_refused(chosen, number):
-    images = mixture("0,65535", "0,255", chosen).astype(np.uint16)
-    with pytest.raises(DataError, match=rf"0, 65535\], image {number} in \[0, 255\]"):
-        to_pixels(images, ORIGIN)
+    images = mixture("0,65535", "0,255", chosen)
+    for kind in (np.int32, np.uint32):
+        with pytest.raises(DataError, match=rf"0, 65535\], image {number} in \[0, 255\]"):
+            to_pixels(images.astype(kind), ORIGIN)
+    # This type has one range.
+    assert to_pixels(images.astype(np.uint16), ORIGIN)[1] == "0,65535"
 
 
 def test_light_images_of_another_range_are_a_group():
@@ -240,6 +254,27 @@ def test_light_images_of_another_range_are_a_group():
     for chosen in (HALF, TURNS):
         with pytest.raises(DataError, match="several ranges"):
             to_pixels(mixture("-1,1", "0,1", chosen, smooth(MANY)), ORIGIN)
+
+
+def test_halves_of_low_contrast_are_groups():
+    """Images of [0, 1] that do not reach down to 0 are one too where they are many."""
+    low = 0.05 + 0.9 * smooth(MANY) / 255
+    for chosen in (HALF, TURNS):
+        for other in ("-1,1", "0,255"):
+            images = RANGE_OF[other](smooth(MANY))
+            images[chosen] = low[chosen]
+            with pytest.raises(DataError, match="several ranges"):
+                to_pixels(images, ORIGIN)
+            images[chosen] += np.random.default_rng(4).normal(0, 0.03, low[chosen].shape)
+            with pytest.raises(DataError, match="several ranges"):
+                to_pixels(images, ORIGIN)
+
+
+def test_few_images_of_a_sampler_that_does_not_clip_are_a_group():
+    images = smooth(MANY)
+    images[7:10] = images[7:10] / 255 + np.random.default_rng(4).normal(0, 0.06, (3, 8, 8, 3))
+    with pytest.raises(DataError, match="several ranges"):
+        to_pixels(images, ORIGIN)
 
 
 def brightness(low, high):
@@ -256,6 +291,9 @@ def replaced(images, value, chosen=np.s_[3:6]):
     return images
 
 
+BIG = smooth(np.clip((pictures(64, 8, seed=2) - 128.0) * 2 + 128, 0, 255))
+# Of [-1, 1], none light enough to come near the lightest ones.
+DARKER = (RNG.uniform(-1, 1, (54, 8, 8, 3)) - 1) * 0.5
 NIGHT = RNG.integers(0, 2, (3, 8, 8, 3))
 HONEST = {
     "[0, 255], nearly black": (replaced(MANY, NIGHT), "0,255"),
@@ -284,6 +322,30 @@ HONEST = {
     "16 bits, dark": (
         replaced(MANY * 257.0, RNG.integers(0, 99, (3, 8, 8, 3))).astype("u2"),
         "0,65535",
+    ),
+    "16 bits, a third dark": (
+        replaced(BIG * 257.0, RNG.integers(0, 221, (20, 8, 8, 3)), np.s_[44:]).astype("u2"),
+        "0,65535",
+    ),
+    "big endian, dark": (
+        replaced(BIG * 257.0, RNG.integers(0, 221, (20, 8, 8, 3)), np.s_[44:]).astype(">u2"),
+        "0,65535",
+    ),
+    "[-1, 1], ten light": (
+        replaced(BIG / 127.5 - 1, RNG.uniform(0.1, 1, (10, 8, 8, 3)), np.s_[54:]),
+        "-1,1",
+    ),
+    "[-1, 1], ten light among darker ones": (
+        np.concatenate([0.1 + 0.9 * RNG.random((10, 8, 8, 3)), DARKER]),
+        "-1,1",
+    ),
+    "[0, 255], five of nearly black floats": (
+        replaced(BIG, 1.24 * RNG.random((5, 8, 8, 3)), np.s_[3:8]),
+        "0,255",
+    ),
+    "[0, 255], nearly black pictures": (
+        replaced(BIG, BIG[3:8] / 255 * np.linspace(0.8, 1.2, 5).reshape(-1, 1, 1, 1), np.s_[3:8]),
+        "0,255",
     ),
     "bytes, black and white": (replaced(MANY, NIGHT).astype(np.int64), "0,255"),
 }

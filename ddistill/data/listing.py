@@ -10,7 +10,7 @@ import numpy as np
 from ddistill.data.layout import Layout, find_layout
 from ddistill.data.names import TRAIN, in_order, text_of
 from ddistill.data.scan import File
-from ddistill.data.wrappers import Unwrapped, below, unwrap
+from ddistill.data.wrappers import Part, below, inside_the_class, unwrap
 from ddistill.errors import ConfigError, DataError
 from ddistill.text import printable
 
@@ -51,7 +51,7 @@ def list_split(
     Sub-folders that are splits (see `find_layout`) are taken as they are. Otherwise, or where there
     is none for testing, a file is for testing when the hash of its path falls into the first
     `test_fraction` of all hashes, unless its class had no training image then. Classes are looked
-    for below folders that stand alone (`ddistill.data.wrappers`), unless `reading` is "none".
+    for below wrappers (`ddistill.data.wrappers`), unless `reading` is "none".
 
     Args:
       root: the folder.
@@ -62,32 +62,33 @@ def list_split(
 
     Raises:
       DataError: images beside class folders, a split without images, a class that is only in the
-        test split, or sub-folders that can be read in two ways.
+        test split, or folders and files that may be splits and may be classes.
     """
     layout = find_layout(root, found, reading)
     if layout is None:
-        whole = Unwrapped(root, found, "") if reading == "none" else unwrap(root, found)
-        listing = _by_hash(whole.root, whole.files, split, test_fraction)
-        return listing._replace(how=whole.how + listing.how)
-    train = _inside(root, found, layout.train)
+        whole = Part(root, found)
+        (part,) = (whole,) if reading == "none" else unwrap(whole)
+        listing = _by_hash(part.root, part.files, split, test_fraction)
+        return listing._replace(how=part.how + listing.how + inside_the_class(part))
     if not layout.test:
-        listing = _by_hash(train.root, train.files, split, test_fraction)
-        how = f"inside of {layout.train}: {train.how}{listing.how}{_unused(layout)}"
-        return listing._replace(how=how)
-    test = _inside(root, found, layout.test)
-    how = (
-        f"by folder: {len(train.files)} training images in {layout.train}, {len(test.files)} test "
-        f"images in {layout.test}{_unused(layout)}"
+        (part,) = unwrap(_inside(root, found, layout.train))
+        listing = _by_hash(part.root, part.files, split, test_fraction)
+        how = f"inside of {layout.train}: {part.how}{listing.how}{_unused(layout)}"
+        return listing._replace(how=how + inside_the_class(part))
+    parts = unwrap(*(_inside(root, found, name) for name in (layout.train, layout.test)))
+    how = "".join(dict.fromkeys(part.how for part in parts)) + (
+        f"by folder: {len(parts[0].files)} training images in {layout.train}, "
+        f"{len(parts[1].files)} test images in {layout.test}{_unused(layout)}"
+        f"{inside_the_class(parts[0], (layout.train, layout.test))}"
     )
-    through = dict.fromkeys(listing.how for listing in (train, test) if listing.how)
-    how = "".join(through) + how
+    train, test = (Listing(p.root, p.files, _folders(p.root, p.files), how) for p in parts)
     trouble = _other_classes(train, test)
     if split == TRAIN:
         unusable = f"; these cannot be used: {trouble}" if trouble else ""
         return train._replace(how=how + unusable)
     if trouble:
         raise DataError(trouble)
-    return Listing(test.root, test.files, train.folders, how)
+    return test._replace(folders=train.folders)
 
 
 def is_test(name: str, test_fraction: float) -> bool:
@@ -164,12 +165,11 @@ def _unused(layout: Layout) -> str:
     return f"; not used: {shown}{more}"
 
 
-def _inside(root: Path, found: list[File], name: str) -> Listing:
+def _inside(root: Path, found: list[File], name: str) -> Part:
     """The files of one sub-folder, with paths that start there."""
     own = [f for f in found if f.label == name]
     # As the host spells it, which is not always how `name` does.
-    inner = unwrap(root / own[0].path.partition("/")[0], below(own))
-    return Listing(inner.root, inner.files, _folders(inner.root, inner.files), inner.how)
+    return Part(root / own[0].path.partition("/")[0], below(own))
 
 
 def _other_classes(train: Listing, test: Listing) -> str:

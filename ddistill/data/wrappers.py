@@ -1,34 +1,64 @@
 """Folders that hold the class folders and nothing else, such as unpacking an archive twice leaves.
 
 In train/train/{cat,dog} or train/images/{cat,dog} the inner folder is no class: the classes are the
-folders in it.
+folders in it. In train/faces/{alice,bob} it is one: only a name that says nothing of what is on the
+images is that of a wrapper.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ddistill.data.names import in_order, split_of, text_of
 from ddistill.data.scan import File
-from ddistill.errors import DataError
 from ddistill.text import printable
 
+_USUAL = frozenset(
+    (
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "data",
+        "dataset",
+        "pictures",
+        "photos",
+        "jpg",
+        "jpeg",
+        "png",
+    )
+)
 # Folders over which many images are spread, as FFHQ's 00000, 01000 and so on, rather than classes.
-_SPREAD = re.compile(r"((part|shard|batch|chunk|dir|vol|disc|disk|tar)[-_. ]?\d+|0\d\d+|\d{4,})")
+_SPREAD = re.compile(
+    r"((part|shard|batch|chunk|dir|folder|vol|disc|disk|tar|v)[-_. ]?\d+|0\d\d+|\d{4,})"
+)
 
 
-class Unwrapped(NamedTuple):
-    """Files below a wrapper.
+class Part(NamedTuple):
+    """The files of a set, or of one of its splits.
 
     Attributes:
       root: the folder that their paths start from.
       files: sorted by name.
-      through: the path from the folder that was given to `root`, with "/"; "" for the same one.
+      through: the path from the folder of the set or split to `root`, with "/"; "" for the same.
     """
 
     root: Path
     files: list[File]
-    through: str
+    through: str = ""
+
+    @property
+    def labels(self) -> set[str]:
+        """The folders at the top; "" for files that lie in none."""
+        return {file.label for file in self.files}
+
+    @property
+    def lone(self) -> str:
+        """The one folder at the top, "" where there are several or files beside it."""
+        labels = self.labels
+        return min(labels) if len(labels) == 1 else ""
 
     @property
     def how(self) -> str:
@@ -38,25 +68,57 @@ class Unwrapped(NamedTuple):
         return f"classes are the folders in {printable(self.through)}, the one folder there; "
 
 
-def unwrap(root: Path, files: list[File]) -> Unwrapped:
-    """The level at which there are several folders, where every level above it has one alone.
+def unwrap(*parts: Part) -> tuple[Part, ...]:
+    """The level of the class folders, below the wrappers around them.
 
-    A single folder with images of its own is a class and stays one.
+    A wrapper is the one folder at the top of every part, and has the name of a usual one (images,
+    data and so on), of a folder that it lies in, or of the split. The folders in it must look like
+    classes: several in the first part, the same ones or fewer in the others, no files beside them,
+    and no names of folders that images are spread over. Otherwise the parts are returned as they
+    are.
 
-    Raises:
-      DataError: the folders below may be classes, and may be one class's images spread over them.
+    Args:
+      parts: the training images, then the test images if they have a folder of their own.
     """
-    here, own, through = root, files, ""
-    while len(labels := {file.label for file in own}) == 1 and "" not in labels:
-        own = below(own)
-        if any(not file.label for file in own):
-            return Unwrapped(root, files, "")
-        # As the host spells it, which is not always how the label does.
-        here = here / files[0].path.split("/")[through.count("/") + bool(through)]
-        through = f"{through}/{min(labels)}" if through else min(labels)
-    if through and all(_SPREAD.fullmatch(label.lower()) for label in labels):
-        _refuse(root, here, through, labels)
-    return Unwrapped(here, own, through)
+    inner = parts
+    while all(map(_is_wrapped, inner)):
+        inner = tuple(map(_enter, inner))
+    first, *others = (part.labels for part in inner)
+    classes = len(first) > 1 and "" not in first
+    spread = all(_SPREAD.fullmatch(label.lower()) for label in first)
+    if not classes or spread or any(labels - first for labels in others):
+        return parts
+    return inner
+
+
+def inside_the_class(part: Part, splits: Sequence[str] = ()) -> str:
+    """That the one class of a part has sub-folders, and what to do if these are the classes.
+
+    Args:
+      part: the training images.
+      splits: the names of the folders for training and testing, if there are both.
+
+    Returns:
+      Words to go behind the rest, "" where there are no several classes or no such folders.
+    """
+    inner = part
+    while inner.lone:
+        inner = _enter(inner)
+    labels = inner.labels
+    if inner is part or "" in labels:
+        return ""
+    shown = ", ".join(printable(name) for name in in_order(labels)[:3])
+    more = ", ..." if len(labels) > 3 else ""
+    advice = f"set data.path={inner.root}"
+    if splits:
+        advice = (
+            f"move them up into {' and '.join(map(printable, splits))}, or {advice}, of which "
+            "data.test_fraction is held out"
+        )
+    return (
+        f"; the one class '{printable(part.lone)}' has {len(labels)} sub-folders ({shown}{more}): "
+        f"if these are the classes, {advice}"
+    )
 
 
 def below(files: Sequence[File]) -> list[File]:
@@ -64,11 +126,20 @@ def below(files: Sequence[File]) -> list[File]:
     return [f._replace(name=f.name.partition("/")[2], path=f.path.partition("/")[2]) for f in files]
 
 
-def _refuse(root: Path, here: Path, through: str, labels: set[str]) -> None:
-    first, *_, last = sorted(labels)
-    raise DataError(
-        f"{root} has the folder '{printable(through)}' alone, and that has the folders "
-        f"'{printable(first)}' to '{printable(last)}': classes, or the images of one class spread "
-        f"over folders? Set data.path={here} to read them as classes, or data.splits='none' with "
-        f"data.path={root} to read '{printable(through)}' as one class."
+def _enter(part: Part) -> Part:
+    """The files of the one folder at the top, with paths that start there."""
+    # As the host spells it, which is not always how the label does.
+    root = part.root / part.files[0].path.partition("/")[0]
+    through = f"{part.through}/{part.lone}" if part.through else part.lone
+    return Part(root, below(part.files), through)
+
+
+def _is_wrapped(part: Part) -> bool:
+    name = part.lone.lower()
+    depth = part.through.count("/") + 1 if part.through else 0
+    top = Path(os.path.abspath(part.root))
+    around = [text_of(folder.name).lower() for folder in (top, *top.parents)][: depth + 1]
+    split = split_of(name)
+    return bool(name) and (
+        name in _USUAL or name in around or (split != "" and split == split_of(around[-1]))
     )

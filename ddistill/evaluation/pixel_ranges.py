@@ -68,10 +68,12 @@ def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.n
       The images, and one of `RANGES`, or "" where the type of the array decided.
 
     Raises:
-      DataError: values that are no numbers or not finite, a range that the values contradict, or
-        none stated where several are possible or images are in several.
+      DataError: no images, values that are no numbers or not finite, a range that the values
+        contradict, or none stated where several are possible or images are in several.
     """
     text = f"{origin.where} ({array.dtype})"
+    if array.ndim == 0 or not array.size:
+        raise DataError(f"{text} holds no images: its shape is {array.shape}.")
     if array.dtype == np.bool_ and not stated:
         return array.astype(np.uint8) * np.uint8(255), ""
     if array.dtype.kind not in "iufb":

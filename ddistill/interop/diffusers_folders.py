@@ -120,7 +120,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _network(folder: Path) -> Path:
-    averages = average_folders(folder)
+    averages = average_folders(folder, CONFIG)
     if len(averages) > 1:
         listed = " and ".join(f"{path.name}/" for path in averages)
         raise ConfigError(

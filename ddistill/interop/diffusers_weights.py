@@ -65,9 +65,15 @@ def is_average(name: str) -> bool:
     return any(map(_says_average, words)) and not _NOT & set(words)
 
 
-def average_folders(folder: Path) -> list[Path]:
-    """The folders in a folder that hold averages, by their names."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and is_average(path.name))
+def average_folders(folder: Path, config: str) -> list[Path]:
+    """The folders in a folder that hold averages, by their names and by what lies in them.
+
+    Pictures drawn with an average, or logs of it, may lie in a folder of such a name too: one
+    without weights counts only if it holds the file `config`, and no other folder holds weights.
+    """
+    named = sorted(path for path in folder.iterdir() if path.is_dir() and is_average(path.name))
+    full = [path for path in named if any(_candidate(p) for p in path.iterdir() if p.is_file())]
+    return full or [path for path in named if (path / config).is_file()]
 
 
 def find_weights(network: Path, read_json: Callable[[Path], dict[str, Any]]) -> Weights:
