@@ -160,7 +160,7 @@ def run(
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.interop.sources import write_noted
     from ddistill.runtime.files import write_json
-    from ddistill.runtime.leftovers import folders_of, remove_leftovers
+    from ddistill.runtime.leftovers import remove_leftovers
     from ddistill.settings import Settings, parse
     from ddistill.training import hosts
     from ddistill.training.folders import check_folders
@@ -185,8 +185,9 @@ def run(
         )
     check_folders(plans, stage)
     hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
-    # Stages see to their own folders, when they hold their locks.
-    hosts.from_first(lambda: remove_leftovers(*folders_of(workdir, but=("stages",))))
+    # No other folders: the user may have named one full of files of their own. Stages see to theirs
+    # when they hold their locks.
+    hosts.from_first(lambda: remove_leftovers(workdir, workdir / "samples"))
     plain = note_groups(_plain(config), {plan.name: plan.settings for plan in plans})
     hosts.from_first(lambda: write_json(workdir / "config.json", plain))
     hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
