@@ -25,7 +25,13 @@ from ddistill.config_files import (
     wrong_flag,
 )
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
-from ddistill.runtime.ending import INTERRUPTED, answer_closed_output, silence_output, tell
+from ddistill.runtime.ending import (
+    INTERRUPTED,
+    answer_closed_output,
+    is_output_closed,
+    silence_output,
+    tell,
+)
 from ddistill.runtime.files import expand
 from ddistill.text import is_utf8, make_streams_safe, one_line, printable
 
@@ -86,7 +92,10 @@ def main(argv: Sequence[str]) -> None:
         status = INTERRUPTED
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
-    except BrokenPipeError:  # before or after all training, which says what it does in another way
+    except BrokenPipeError as error:
+        # Before or after all training, which says what it does in another way.
+        if not is_output_closed():
+            _fail(f"{error}; another program or host has closed its end.", RUN_ERROR)
         silence_output()
     except TrainingError as error:
         _fail(str(error), RUN_ERROR)
