@@ -75,7 +75,7 @@ def completed(record: Mapping[str, Any], step: int) -> dict[str, Any]:
     The weights of such a checkpoint are whole. Times are not made up, because the cost of the stage
     is reported from them. Values of a wrong kind stay as they are: see `RECORD`.
     """
-    empty = {
+    empty: dict[str, dict[str, Any]] = {
         "scores": {"sums": {}, "last": {}},
         "watch": {"step": step, "known": {}, "fatal": [], "born": []},
     }
