@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
-from ddistill.runtime.ending import answer_closed_output, answer_while_working
+from ddistill.runtime.ending import answer_closed_output, answer_while_working, is_output_closed
 from ddistill.text import make_streams_safe, one_line
 
 USAGE_ERROR = 2
@@ -52,9 +52,9 @@ def one_line_ending(*more: type[Exception]) -> Iterator[None]:
         try:
             with answer_while_working():
                 yield
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and is_output_closed():
+                raise
             where = f"{error.filename}: " if error.filename else ""
             sys.exit(f"error: {one_line(f'{where}{error.strerror or error}')}")
         except (ConfigError, DataError, CheckpointError, TrainingError, ValueError, *more) as error:

@@ -37,7 +37,7 @@ from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
 from ddistill.interop.inception import load_inception
 from ddistill.runtime.ending import tell
 from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
-from ddistill.runtime.leftovers import folders_of, remove_leftovers
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.runtime.schemas import OBJECT, Schema
 from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.progress import Reporter
@@ -150,7 +150,7 @@ def evaluate(
     check(options)
     path = expand(options.path)
     out = expand(options.out) if options.out else default_out(path)
-    remove_leftovers(*folders_of(out))
+    remove_leftovers(out)
     extraction = Extraction(detector, out / "features", reporter, stop)
     single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
     if options.reference:

@@ -25,7 +25,13 @@ from ddistill.config_files import (
     wrong_flag,
 )
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
-from ddistill.runtime.ending import INTERRUPTED, answer_closed_output, silence_output, tell
+from ddistill.runtime.ending import (
+    INTERRUPTED,
+    answer_closed_output,
+    is_output_closed,
+    silence_output,
+    tell,
+)
 from ddistill.runtime.files import expand
 from ddistill.text import is_utf8, make_streams_safe, one_line, printable
 
@@ -86,7 +92,10 @@ def main(argv: Sequence[str]) -> None:
         status = INTERRUPTED
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
-    except BrokenPipeError:  # before or after all training, which says what it does in another way
+    except BrokenPipeError as error:
+        # Before or after all training, which says what it does in another way.
+        if not is_output_closed():
+            _fail(f"{error}; another program or host has closed its end.", RUN_ERROR)
         silence_output()
     except TrainingError as error:
         _fail(str(error), RUN_ERROR)
@@ -160,7 +169,7 @@ def run(
     from ddistill.evaluation.evaluate import check_evaluation, evaluate
     from ddistill.interop.sources import write_noted
     from ddistill.runtime.files import write_json
-    from ddistill.runtime.leftovers import folders_of, remove_leftovers
+    from ddistill.runtime.leftovers import remove_leftovers
     from ddistill.settings import Settings, parse
     from ddistill.training import hosts
     from ddistill.training.folders import check_folders
@@ -185,8 +194,9 @@ def run(
         )
     check_folders(plans, stage)
     hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
-    # Stages see to their own folders, when they hold their locks.
-    hosts.from_first(lambda: remove_leftovers(*folders_of(workdir, but=("stages",))))
+    # No other folders: the user may have named one full of files of their own. Stages see to theirs
+    # when they hold their locks.
+    hosts.from_first(lambda: remove_leftovers(workdir, workdir / "samples"))
     plain = note_groups(_plain(config), {plan.name: plan.settings for plan in plans})
     hosts.from_first(lambda: write_json(workdir / "config.json", plain))
     hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))

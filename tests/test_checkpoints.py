@@ -205,6 +205,69 @@ def test_when_all_are_damaged_the_error_says_what_to_do(copied, warnings):
     assert restored(copied) is None
 
 
+def saved_with(folder: Path, record: dict) -> Path:
+    checkpoints = Checkpoints(folder, keep=9)
+    checkpoints.save(2, make_state(2), record, 1.0)
+    checkpoints.close()
+    return folder
+
+
+EMPTY_WATCH = {"step": 2, "known": {}, "fatal": [], "born": []}
+
+
+@pytest.mark.parametrize(
+    "key, inner, empty",
+    [
+        ("scores", None, {"sums": {}, "last": {}}),
+        ("scores", "last", {**RECORD["scores"], "last": {}}),
+        ("watch", None, EMPTY_WATCH),
+        ("watch", "born", {**RECORD["watch"], "born": []}),
+        ("watch", "step", {**RECORD["watch"], "step": 2}),
+        ("loss", None, None),
+    ],
+)
+def test_a_record_that_lacks_a_key_with_an_empty_value_is_used(
+    tmp_path, warnings, key, inner, empty
+):
+    lacking = {k: v for k, v in RECORD.items() if k != key}
+    if inner is not None:
+        lacking[key] = {k: v for k, v in RECORD[key].items() if k != inner}
+    folder = saved_with(tmp_path / "checkpoints", lacking)
+    state, record = restored(folder)
+    assert differences(state, make_state(2)) == []
+    assert record == {**RECORD, key: empty}
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"clock": None}, {"clock": {"train": 1.0}}, {"scores": []}, {"watch": {"step": "x"}}],
+)
+def test_a_record_of_wrong_values_is_an_error_that_moves_nothing(tmp_path, warnings, changes):
+    folder = saved_with(tmp_path / "checkpoints", {**RECORD, **changes})
+    before = files_of(folder)
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as error:
+            restored(folder)
+        text = str(error.value)
+        assert f"{folder / '2' / 'record' / 'metadata'}: key '{next(iter(changes))}' is " in text
+        assert "\n" not in text
+    assert files_of(folder) == before
+    assert warnings == []
+    # Of a finished stage the weights alone are wanted.
+    checkpoints = Checkpoints(folder, keep=9, read_only=True)
+    state, _ = checkpoints.restore(make_state(0), 2)
+    assert differences(state, make_state(2)) == []
+    checkpoints.close()
+
+
+def test_without_times_a_record_is_an_error(tmp_path):
+    """The cost of a stage is reported from them."""
+    folder = saved_with(tmp_path / "checkpoints", {k: v for k, v in RECORD.items() if k != "clock"})
+    with pytest.raises(CheckpointError, match="metadata: key 'clock' is missing"):
+        restored(folder)
+
+
 def test_training_goes_on_after_damage(copied, warnings):
     cut(copied / "2" / "record" / "metadata")
     checkpoints = Checkpoints(copied, keep=9)

@@ -1,5 +1,6 @@
 """Programs whose output nobody reads any more, as in `ddistill.main ... | head`."""
 
+import io
 import os
 import subprocess
 import sys
@@ -50,6 +51,55 @@ def test_programs_whose_output_is_not_read_end_without_a_traceback(unread, code,
     assert (found.returncode, found.stderr) == (status, said)
     found = unread(f"@one_line_ending()\ndef main(): {code}\nmain()")
     assert (found.returncode, found.stderr) == (status, said)
+
+
+# A pipe to another program, such as a worker process, breaks.
+OTHER_PIPE = """
+import os
+def break_pipe(*_):
+    read, write = os.pipe()
+    os.close(read)
+    os.write(write, b"x")
+"""
+
+
+def run_ending(code: str) -> subprocess.CompletedProcess:
+    """Runs code with an output that is read."""
+    whole = f"import sys; from ddistill.runtime import ending as e\n{OTHER_PIPE}\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", whole], capture_output=True, text=True, check=False
+    )
+
+
+def test_another_broken_pipe_is_an_error_of_the_program():
+    code = "from ddistill.command_line import one_line_ending\nprint('x')\n"
+    found = run_ending(f"{code}one_line_ending()(break_pipe)()")
+    assert (found.returncode, found.stdout) == (1, "x\n")
+    assert found.stderr == "error: Broken pipe\n"
+    found = run_ending("with e.answer_closed_output(): break_pipe()")
+    assert found.returncode == 1
+    assert "BrokenPipeError" in found.stderr
+
+
+def test_another_broken_pipe_is_an_error_of_a_run():
+    code = "from ddistill import main\nmain._main = break_pipe\nprint('x')\n"
+    found = run_ending(f"{code}with e.answer_closed_output(): main.main([''])")
+    assert (found.returncode, found.stdout) == (1, "x\n")
+    assert found.stderr == (
+        "error: [Errno 32] Broken pipe; another program or host has closed its end.\n"
+    )
+
+
+def test_a_run_whose_output_is_not_read(unread):
+    code = "from ddistill import main\nmain._main = lambda _: print('x' * 100_000)\n"
+    found = unread(f"{code}with e.answer_closed_output(): main.main([''])")
+    assert (found.returncode, found.stderr) == (141, "")
+
+
+def test_an_output_without_a_descriptor_is_not_closed(monkeypatch):
+    for output in (io.StringIO(), None, object()):
+        monkeypatch.setattr(sys, "stdout", output)
+        assert not ending.is_output_closed()
 
 
 def test_a_training_goes_on_when_its_output_is_not_read(unread, tmp_path):

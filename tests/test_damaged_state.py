@@ -358,7 +358,7 @@ def test_settings_of_wrong_kinds_are_one_line(tmp_path, changes):
     assert "\n" not in str(caught.value)
 
 
-def test_a_record_from_which_no_training_can_go_on_is_damage(plan):
+def test_a_record_from_which_no_training_can_go_on_is_known(plan):
     folder = plan.folder / "checkpoints"
     whole = files.read_object(folder / "40" / "record" / "metadata")
     assert RECORD.problem(whole) == ""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddistill import data
 from ddistill.data.decode import ImageSpec, decode
+from ddistill.data.samples import has_sixteen_bit_colours
 from ddistill.errors import DataError
 
 GRADIENT = np.linspace(0, 255, 16 * 16).reshape(16, 16)
@@ -260,6 +261,19 @@ def test_sixteen_bits_are_rounded_in_colour_tiffs(order, planes):
     row = (values if planes == 1 else values.T.copy()).tobytes()
     made = decode(colour_tiff(row, len(values), planes, order), ImageSpec(0, 3))
     assert made[0].tolist() == [[level] * 3 for level in EDGES.values()]
+
+
+def test_colours_of_sixteen_bits_are_known_by_the_header():
+    """Of all other images the decoding has not changed."""
+    for colours, bands in ((2, 3), (4, 2), (6, 4)):
+        assert has_sixteen_bit_colours(png(16, colours, bytes(2 * bands), 1, b""))
+        assert not has_sixteen_bit_colours(png(8, colours, bytes(bands), 1, b""))
+    assert not has_sixteen_bit_colours(png(16, 0, bytes(2), 1, b""))
+    for order, planes in (("<", 1), (">", 1), ("<", 2), (">", 2)):
+        assert has_sixteen_bit_colours(colour_tiff(bytes(12), 2, planes, order))
+    assert not has_sixteen_bit_colours(tiff(16, 1, bytes(4), 2, 1, "<"))
+    for broken in (b"", b"x", b"II*\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"):
+        assert not has_sixteen_bit_colours(broken)
 
 
 def colour_tiff(row: bytes, width: int, planes: int, order: str) -> bytes:

@@ -8,6 +8,7 @@ import pwd
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,12 @@ def dead_process() -> int:
     return child.pid
 
 
+def age(path: Path, seconds: float = 3600.0) -> None:
+    """Makes a file look as if nobody had changed it for so long."""
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
 def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
     own, dead, host = os.getpid(), dead_process(), leftovers._host()
     left = [f".x.json.{host}-{dead}-0123abcd.tmp", f".a b.npz.{host}-{dead}-ffffffff.tmp"]
@@ -276,42 +283,75 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
         f"x.json.{host}-{dead}-0123abcd.tmp",
         f".x.json.{host}-{dead}-0123abcd.tmp.bak",
         ".notes.tmp",
+        ".plot.20240101-12345678.tmp",
         ".x.json.tmp",
         "x.json",
     ]
     for name in (*left, *kept):
         (tmp_path / name).touch()
     (tmp_path / f".folder.{host}-{dead}-0123abcd.tmp").mkdir()
+    # Nothing is removed that may be at work, whoever has written it.
+    assert leftovers.remove_leftovers(tmp_path) == 0
+    for name in (*left, *kept):
+        age(tmp_path / name)
     assert leftovers.remove_leftovers(tmp_path, tmp_path / "nowhere") == len(left)
     kept.append(f".folder.{host}-{dead}-0123abcd.tmp")
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
-    # Another host's, and of a version that named no host, after a day.
-    old = [f".x.json.00000000-{dead}-0123abcd.tmp", f".x.json.{dead}-0123abcd.tmp"]
-    for name in old:
-        os.utime(tmp_path / name, (0, 0))
-    assert leftovers.remove_leftovers(tmp_path) == len(old)
-    assert sorted(os.listdir(tmp_path)) == sorted(set(kept) - set(old))
+    # Another host's after a day, and a file without a host in its name never.
+    for name in kept:
+        age(tmp_path / name, 2 * 86400.0)
+    assert leftovers.remove_leftovers(tmp_path) == 1
+    kept.remove(f".x.json.00000000-{dead}-0123abcd.tmp")
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+@pytest.fixture
+def another_start(monkeypatch):
+    """Has this host, or one of its name, look as if it had been started another time."""
+    before, read = leftovers._host(), Path.read_text
+
+    def read_text(self, *args, **kwargs):
+        if self.name == "boot_id":
+            return "00000000-0000-0000-0000-000000000000\n"
+        return read(self, *args, **kwargs)
+
+    leftovers._host.cache_clear()
+    monkeypatch.setattr(Path, "read_text", read_text)
+    yield before
+    leftovers._host.cache_clear()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/sys/kernel/random/boot_id").exists(), reason="a system without boot numbers"
+)
+def test_a_host_of_the_same_name_is_another_host(tmp_path, another_start):
+    """Outside containers the number of the namespace is the same everywhere."""
+    path = tmp_path / f".x.npz.{another_start}-{dead_process()}-0123abcd.tmp"
+    path.touch()
+    age(path)
+    assert leftovers._host() != another_start
+    assert leftovers.remove_leftovers(tmp_path) == 0
 
 
 def test_a_file_that_is_being_written_is_not_left_behind(tmp_path):
     with files.replacing(tmp_path / "x.json") as file:
+        age(next(tmp_path.iterdir()))
         assert leftovers.remove_leftovers(tmp_path) == 0
         file.write(b"whole")
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_the_file_of_a_killed_writer_is_removed(tmp_path):
+def test_the_file_of_a_killed_writer_is_removed_and_folders_below_stay_as_they_are(tmp_path):
     code = (
         "import os, sys; from ddistill.runtime import files\n"
         "with files.replacing(sys.argv[1]): os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.json")], check=False)
-    assert len(os.listdir(tmp_path)) == 1
+    for folder in (tmp_path, tmp_path / "photos"):
+        subprocess.run([sys.executable, "-c", code, str(folder / "x.json")], check=False)
+    found = [*tmp_path.rglob(".x.json.*.tmp")]
+    assert len(found) == 2
+    assert leftovers.remove_leftovers(tmp_path) == 0
+    for path in found:
+        age(path)
     assert leftovers.remove_leftovers(tmp_path) == 1
-
-
-def test_folders_below_a_run(tmp_path):
-    for name in ("samples/deep", "stages/teacher"):
-        (tmp_path / name).mkdir(parents=True)
-    found = {str(p.relative_to(tmp_path)) for p in leftovers.folders_of(tmp_path, but=("stages",))}
-    assert found == {".", "samples", "samples/deep"}
+    assert [path.parent.name for path in tmp_path.rglob(".x.json.*.tmp")] == ["photos"]

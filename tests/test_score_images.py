@@ -275,6 +275,22 @@ def test_killed_while_writing(sets, monkeypatch):
     assert not [path for path in left if path.name.endswith(".tmp")]
 
 
+def test_only_own_folders_are_cleared_of_files_that_a_kill_left(sets):
+    """`out` may be any folder, with others of the user below it."""
+    folder, *_ = sets
+    run(options(folder))
+    out = folder / "fake.scores"
+    (out / "photos").mkdir()
+    own = next((out / "features").iterdir())
+    name = ".x.npz.00000000-12-0123abcd.tmp"
+    stays = [out / "photos" / name, out / ".plot.20240101-12345678.tmp"]
+    for path in (out / name, own / name, *stays):
+        path.touch()
+        os.utime(path, (0, 0))
+    run(options(folder))
+    assert sorted(out.rglob("*.tmp")) == sorted(stays)
+
+
 def test_other_images_or_weights_are_not_taken_for_these(sets):
     folder, *_ = sets
     (first,), _ = run(options(folder))

@@ -81,3 +81,10 @@ def test_what_is_handed_on_does_not_depend_on_logs_and_stops(tmp_path):
         assert set(chosen) == {17, 34, 40}
         found[name] = plan.digest, plan.manifest()["handed_on"], chosen
     assert found["a"] == found["b"] == found["c"]
+
+
+def test_an_empty_record_begins_anew():
+    score = Score()
+    score.restore({"sums": {}, "last": {}})
+    score.add({"loss": np.float32([1, 3])})
+    assert score.take() == 2

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -322,6 +323,44 @@ def test_unlabelled_examples_are_refused_unless_classes_are_not_wanted(tmp_path)
     with pytest.raises(DataError, match=r"without a class.*data\.label_key='none'"):
         load(tmp_path)
     assert load(tmp_path, label_key="none").num_classes == 1
+
+
+@pytest.mark.parametrize("kind, version", [("8-bit", 2), ("16-bit", 3), ("one of 16 bits", 3)])
+def test_only_sets_with_images_of_sixteen_bits_are_others_than_before(
+    tmp_path, monkeypatch, kind, version
+):
+    """Images of 16 bits decode otherwise than they did; runs on all other sets can go on."""
+
+    def example(self, n):
+        wide = kind == "16-bit" or (kind == "one of 16 bits" and n == 5)
+        return {"image": sixteen_bits(n) if wide else encoded(n), "label": 0, "id": ""}
+
+    asked = []
+    original = tfds_module.identify
+    monkeypatch.setattr(
+        tfds_module, "identify", lambda text, *rest: (asked.append(text), original(text, *rest))[1]
+    )
+    monkeypatch.setattr(tfds_module, "WORTH_REMEMBERING", TRAIN)
+    make(tmp_path, example=example)
+    load(tmp_path)
+    load(tmp_path)  # what is remembered says the same
+    assert [text.rsplit(", ", 1)[1] for text in asked] == [f"decoding {version}"] * 2
+    load(tmp_path, "test")
+    assert asked[-1].endswith("decoding 3" if kind == "16-bit" else "decoding 2")
+
+
+def sixteen_bits(number: int) -> io.BytesIO:
+    """A grey PNG with alpha of 16 bits."""
+    size, kind = struct.pack(">II", 8, 8), bytes([16, 4, 0, 0, 0])
+    rows = b"".join(b"\0" + struct.pack(">H", number) * 16 for _ in range(8))
+    blocks = ((b"IHDR", size + kind), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x))
+            for name, x in blocks
+        )
+    )
 
 
 def test_labels_of_large_sets_are_read_once(root, monkeypatch):

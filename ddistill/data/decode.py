@@ -26,8 +26,10 @@ EXTENSIONS = (
     *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
-# Of `decode`: goes up when it gives other pixels. Part of what identifies a TFDS set.
-DECODING = 3
+# Of `decode`: goes up when it gives other pixels. Part of what identifies a TFDS set. A set without
+# images that decode otherwise keeps its number, so that its trainings can go on.
+_DECODING = 2
+_DECODING_OF_SIXTEEN_BITS = 3
 ORIENTATION_TAG = 0x0112
 _ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
 _TURNS = {
@@ -109,6 +111,12 @@ def decode(
         converted = _square(converted, spec.size)
     pixels = np.asarray(converted)
     return pixels[..., None] if spec.channels == 1 else pixels
+
+
+def decoding(sixteen_bits: bool) -> int:
+    """The version of `decode` for a set: images with colours, or grey and alpha, of 16 bits
+    have one of their own."""
+    return _DECODING_OF_SIXTEEN_BITS if sixteen_bits else _DECODING
 
 
 def _has_more_frames(image: Image.Image) -> bool:

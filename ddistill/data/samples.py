@@ -12,12 +12,29 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
+# How files begin.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SIGNED, _SEPARATE = 0, 2, 2
 # Pillow's names of colours of 16 bits: in the order of the bytes of the file, or of the machine.
 _WIDE = re.compile("((?!I)[A-Z]+a?);16([BLN])")
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+def has_sixteen_bit_colours(content: bytes) -> bool:
+    """Whether a PNG or TIFF stores colours, or grey with alpha, of 16 bits, by its header alone."""
+    if content.startswith(_PNG):
+        # After the signature: length and name of the first block, width, height, depth, colours.
+        return content[24:25] == b"\x10" and content[25:26] != b"\0"
+    if not content.startswith(_TIFF):
+        return False
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return 16 in _tag(image, _BITS) and not image.mode.startswith("I")
+    except Exception:  # a broken image, of which `decode` says what is wrong
+        return False
 
 
 def transparent_colour(image: Image.Image) -> tuple[int, ...] | None:

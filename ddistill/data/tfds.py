@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from ddistill.data.dataset import SPLITS, Dataset, Reading, identify
-from ddistill.data.decode import DECODING, ImageSpec, decode
+from ddistill.data.decode import ImageSpec, decode, decoding
 from ddistill.data.flip import RECIPES, decide_flip
 from ddistill.data.images import Shape, Source, open_images, usable_cores
 from ddistill.data.listing import by_hash_in_words, check_fraction, empty_split, held_out
 from ddistill.data.memo import Memo
 from ddistill.data.names import SPLIT_WORDS, TEST, TRAIN, VALIDATION
+from ddistill.data.samples import has_sixteen_bit_colours
 from ddistill.data.tfds_files import FORMAT, Prepared, check_format, check_shards, find
 from ddistill.errors import ConfigError, DataError, nearest
-from ddistill.runtime.schemas import TEXT, WHOLE, Schema, list_of
+from ddistill.runtime.schemas import FLAG, TEXT, WHOLE, Schema, list_of
 
 NO_LABELS = "none"
 WORTH_REMEMBERING = 100_000
@@ -91,6 +92,7 @@ class _Chosen:
       numbers: int64 [N], which of them.
       labels: int32 [N].
       digest: SHA-256 of the encoded images in this order.
+      sixteen_bits: whether images are among them with colours, or grey and alpha, of 16 bits.
       how: how the set was split, in words.
     """
 
@@ -98,6 +100,7 @@ class _Chosen:
     numbers: np.ndarray
     labels: np.ndarray
     digest: str
+    sixteen_bits: bool
     how: str
 
 
@@ -128,7 +131,7 @@ def load_tfds(settings: TfdsSettings, split: str) -> Dataset:
     shape = opened.images.shape[1:]
     # Large sets are not decoded here, so that the encoded images and what is made of them stand for
     # the pixels of all sets.
-    pixels = f"{chosen.digest} {spec}, decoding {DECODING}"
+    pixels = f"{chosen.digest} {spec}, decoding {decoding(chosen.sixteen_bits)}"
     count = len(chosen.numbers)
     return Dataset(
         name=name,
@@ -189,25 +192,28 @@ class _Records:
         """The encoded image of an example."""
         return self._example(number)[self._keys.image]
 
-    def look_at_all(self, workers: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels int32 [N], zeros where the set has none, and SHA-256 of images, uint8 [N, 32].
+    def look_at_all(self, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels int32 [N], zeros where the set has none; of images SHA-256, uint8 [N, 32], and
+        whether they store colours of 16 bits, bool [N].
 
         Reads every record.
         """
         labels = np.zeros(len(self), np.int32)
         digests = np.zeros((len(self), 32), np.uint8)
+        deep = np.zeros(len(self), bool)
 
         def read(start: int) -> None:
             for number in range(start, min(start + 1024, len(self))):
                 example = self._example(number)
                 if self._keys.label:
                     labels[number] = int(example[self._keys.label])
-                digest = hashlib.sha256(example[self._keys.image]).digest()
-                digests[number] = np.frombuffer(digest, np.uint8)
+                image = example[self._keys.image]
+                digests[number] = np.frombuffer(hashlib.sha256(image).digest(), np.uint8)
+                deep[number] = has_sixteen_bit_colours(image)
 
         with ThreadPoolExecutor(workers, "ddistill-records") as pool:
             list(pool.map(read, range(0, len(self), 1024)))
-        return labels, digests
+        return labels, digests, deep
 
     def _example(self, number: int) -> Any:
         try:
@@ -294,9 +300,9 @@ def _choose_examples(
     records = _Records(builder, found, own.name, keys)
     fraction = settings.test_fraction
     memo = Memo(f"{found.folder} {found.changed} {own} {split} {keys} {fraction}")
-    labels, digest, digests = _recall(memo, own.count)
+    labels, digest, sixteen_bits = _recall(memo, own.count)
     if not digest:
-        labels, digests = records.look_at_all(workers)
+        labels, digests, deep = records.look_at_all(workers)
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(keys.classes):
         raise DataError(
             f"{records.where} has examples without a class ('{keys.label}' = {labels.min()}). Set "
@@ -311,17 +317,25 @@ def _choose_examples(
             raise empty_split(found.title, split, own.count, fraction)
     if not digest:
         digest = hashlib.sha256(digests[numbers].tobytes()).hexdigest()
+        sixteen_bits = bool(deep[numbers].any())
         if own.count >= WORTH_REMEMBERING:
-            memo.remember({"labels": labels.tolist(), "digest": digest})
-    return _Chosen(records, numbers, labels[numbers], digest, how)
+            facts = {"labels": labels.tolist(), "digest": digest, "sixteen_bits": sixteen_bits}
+            memo.remember(facts)
+    return _Chosen(records, numbers, labels[numbers], digest, sixteen_bits, how)
 
 
-def _recall(memo: Memo, count: int) -> tuple[np.ndarray, str, np.ndarray]:
-    """Labels [count] and digest of a split that are remembered; else an empty digest."""
-    known = memo.recall(Schema({"labels": list_of(WHOLE), "digest": TEXT})) or {}
+def _recall(memo: Memo, count: int) -> tuple[np.ndarray, str, bool]:
+    """What is remembered of a split: labels [count], digest, and whether images store colours of 16
+    bits.
+
+    Else the digest is empty.
+    """
+    schema = Schema({"labels": list_of(WHOLE), "digest": TEXT, "sixteen_bits": FLAG})
+    known = memo.recall(schema) or {}
     if len(known.get("labels", ())) != count or not known.get("digest"):
-        known = {"labels": [0] * count, "digest": ""}
-    return np.asarray(known["labels"], np.int32), str(known["digest"]), np.zeros((0, 32), np.uint8)
+        known = {"labels": [0] * count, "digest": "", "sixteen_bits": False}
+    labels = np.asarray(known["labels"], np.int32)
+    return labels, str(known["digest"]), bool(known["sixteen_bits"])
 
 
 def _own_splits_in_words(found: Prepared) -> str:

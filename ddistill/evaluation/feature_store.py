@@ -17,6 +17,7 @@ from ddistill.evaluation.features import feature_batches
 from ddistill.evaluation.frechet import Moments
 from ddistill.evaluation.image_sets import ImageSet, Part, digest_of
 from ddistill.runtime.files import read_arrays, write_arrays
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.training.interrupt import StopRequest
 from ddistill.training.progress import Reporter
 
@@ -84,6 +85,7 @@ def store_features(
     content = f"{FORMAT} {images.digest} {len(images)} {network} {part}"
     own = folder / digest_of(content)[:16]
     own.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(own)
     paths = []
     reporter.begin(f"features of {images.name}", len(images))
     try:

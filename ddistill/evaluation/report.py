@@ -29,6 +29,7 @@ from ddistill.evaluation.plots import (
 from ddistill.evaluation.protocol import summarise
 from ddistill.evaluation.summary import Table
 from ddistill.runtime.files import replacing, write_bytes, write_text
+from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import file_names, one_line
 from ddistill.training.interrupt import Interrupted
 
@@ -213,6 +214,7 @@ def write_grids(folder: str | os.PathLike, grids: Sequence[Grid]) -> list[Path]:
     paths: list[Path] = []
     titles = file_names(grid.title for grid in grids)
     for grid in grids:
+        remove_leftovers(Path(folder) / titles[grid.title])
         names = file_names(row.label for row in grid.rows)
         for row in grid.rows:
             path = Path(folder) / titles[grid.title] / f"{names[row.label]}.png"

@@ -5,6 +5,7 @@ Imports nothing that takes long, because a user may press Ctrl-C while the rest 
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,18 @@ class _Output:
     closed = False
 
 
+def is_output_closed() -> bool:
+    """Whether nobody reads stdout any more; other pipes of a program may break as well."""
+    try:
+        number = sys.stdout.fileno()
+        looking = select.poll()
+        looking.register(number, 0)  # a closed end is told unasked
+        found = looking.poll(0)
+    except (AttributeError, OSError, ValueError):  # no stdout, or one without a descriptor
+        return False
+    return any(what & (select.POLLERR | select.POLLHUP) for _, what in found)
+
+
 def silence_output() -> None:
     """Writes the rest of the output nowhere: its reader has seen enough."""
     _Output.closed = True
@@ -41,7 +54,8 @@ def answer_closed_output() -> Iterator[None]:
     """Ends a program whose output nobody reads any more without a traceback, with status 141.
 
     What is in the buffers is written here: Python would complain of it when it ends. Another status
-    than 0 stays, and so does what the program does for its files.
+    than 0 stays, and so does what the program does for its files. The error of another pipe is the
+    caller's.
     """
     ended: SystemExit | None = None
     try:
@@ -52,6 +66,8 @@ def answer_closed_output() -> Iterator[None]:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
+        if not is_output_closed():
+            raise
         silence_output()
     if _Output.closed and (ended is None or not ended.code):
         raise SystemExit(CLOSED)

@@ -11,13 +11,14 @@ import os
 import re
 import socket
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-# Files of earlier versions have no host in their names.
-_NAME = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)-([0-9a-f]{8})\.tmp")
-# After so many seconds without a change a file of another host counts as left behind.
+# The host is needed: `.NAME.NUMBER-NUMBER.tmp` may well be a user's own file.
+_NAME = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-([0-9a-f]{8})\.tmp")
+# After so many seconds without a change a file of another host counts as left behind, and before so
+# many no file does: no name tells hosts apart for certain, and a file waits for nothing.
 _DAY = 86400.0
+_FRESH = 600.0
 
 
 def new_name(name: str) -> str:
@@ -29,7 +30,8 @@ def new_name(name: str) -> str:
 def remove_leftovers(*folders: Path) -> int:
     """Removes what killed processes have left directly in folders; returns how many files.
 
-    Files that a live process of this host may be writing stay, and those of other hosts for a day.
+    Only files that no process has changed for ten minutes are removed. Files that a live process of
+    this host may be writing stay, and those of other hosts for a day.
     Files with other names stay, whatever they are; what cannot be removed stays too.
     """
     removed = 0
@@ -39,15 +41,6 @@ def remove_leftovers(*folders: Path) -> int:
                 path.unlink()
                 removed += 1
     return removed
-
-
-def folders_of(root: Path, but: Sequence[str] = ()) -> list[Path]:
-    """A folder and all below it but links, and but folders of the names `but`."""
-    found = []
-    for place, names, _ in os.walk(root):
-        names[:] = [name for name in names if name not in but]
-        found.append(Path(place))
-    return found
 
 
 def _named(folder: Path) -> list[Path]:
@@ -63,8 +56,11 @@ def _is_left(path: Path) -> bool:
     if found is None or path.is_symlink() or not path.is_file():
         return False
     host, process, chance = found.groups()
+    age = time.time() - path.stat().st_mtime
+    if age < _FRESH:
+        return False
     if host != _host():
-        return time.time() - path.stat().st_mtime > _DAY
+        return age > _DAY
     if int(process) == os.getpid():
         # A container's first process has the same number in its next life.
         return not chance.startswith(_LIFE)
@@ -83,8 +79,11 @@ def _is_alive(process: int) -> bool:
 
 @functools.cache
 def _host() -> str:
-    """Eight digits for this host and, of a container, for the processes that it knows."""
+    """Eight digits for this host since it was started and, of a container, for its processes."""
     text = socket.gethostname()
+    # Hosts may share a name, and outside containers the number of the namespace.
+    with contextlib.suppress(OSError):
+        text += Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     with contextlib.suppress(OSError):
         text += os.readlink("/proc/self/ns/pid")
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -21,9 +21,8 @@ from absl import logging
 
 from ddistill.errors import CheckpointError
 from ddistill.runtime.files import read_object_or_none, sync_tree, write_json
-from ddistill.runtime.schemas import ANY, Schema
 from ddistill.training.hosts import agree, from_first, wait
-from ddistill.training.manifests import RECORD, SEAL
+from ddistill.training.manifests import RECORD, SEAL, completed
 from ddistill.training.state import TrainState
 
 
@@ -144,7 +143,8 @@ class Checkpoints:
           step: the one checkpoint to read, instead of the newest.
 
         Raises:
-          CheckpointError: the checkpoint belongs to another network, or none can be read.
+          CheckpointError: the checkpoint belongs to another network, its record is not one from
+            which a training can go on, or none can be read.
         """
         # Another host's view of a shared folder may lag behind.
         steps = from_first(lambda: [s for s in self.steps() if step in (None, s)])
@@ -154,9 +154,10 @@ class Checkpoints:
                 self._set_aside(one, "its files are not the ones that were written")
                 continue
             check_same_structure(self._saved_structure(one), abstract, self._path(one))
-            found, reason = self._read(one, abstract, RECORD if step is None else ANY)
+            found, reason = self._read(one, abstract)
             if not agree(found is None):
-                return found
+                state, record = found
+                return state, record if step is not None else self._checked(record, one)
             self._set_aside(one, reason or "another host could not read it")
         damaged = from_first(
             lambda: sorted(
@@ -171,7 +172,7 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, abstract: Any, schema: Schema) -> tuple[Any, str]:
+    def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
         """A checkpoint's (state, record), or None, and why it could not be read."""
         try:
             found = self._manager.restore(
@@ -185,9 +186,18 @@ class Checkpoints:
             return None, f"{type(error).__name__}: {reason[0][:200]}"
         if not isinstance(found["record"], dict):
             return None, "its record is no object"
-        if problem := schema.problem(found["record"]):
-            return None, f"in its record {problem}"
         return (found["state"], found["record"]), ""
+
+    def _checked(self, record: dict[str, Any], step: int) -> dict[str, Any]:
+        """A record from which a training can go on; the files of another stay where they are."""
+        made = completed(record, step)
+        if problem := RECORD.problem(made):
+            raise CheckpointError(
+                f"{self._path(step) / 'record' / 'metadata'}: {problem}. The weights there are "
+                "whole, and nothing was moved. Use the version of ddistill that wrote the "
+                f"checkpoint, or move {self._path(step)} elsewhere to go on from the one before it."
+            )
+        return made
 
     def _saved_structure(self, step: int) -> Any:
         """Shapes of a checkpoint on disk, or None where they cannot be read."""

@@ -125,8 +125,8 @@ class StageRun:
         if found is None:
             return initial_state(self.plan, start, self.layout), 0
         state, record = found
-        self.clock = Clock(**record["clock"])
-        self.loss = record["loss"]
+        self.clock = Clock(**{name: record["clock"][name] for name in vars(Clock())})
+        self.loss = math.nan if record["loss"] is None else record["loss"]
         self.score.restore(record["scores"])
         self.watch.restore(record["watch"])
         step = int(state.step)

@@ -69,6 +69,23 @@ def _is_row(value: object, *kinds: Kind) -> bool:
     )
 
 
+def completed(record: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The record of the checkpoint at `step`, with empty values for keys that it lacks.
+
+    The weights of such a checkpoint are whole. Times are not made up, because the cost of the stage
+    is reported from them. Values of a wrong kind stay as they are: see `RECORD`.
+    """
+    empty: dict[str, dict[str, Any]] = {
+        "scores": {"sums": {}, "last": {}},
+        "watch": {"step": step, "known": {}, "fatal": [], "born": []},
+    }
+    made = {"loss": None, **empty, **record}
+    for key, values in empty.items():
+        if isinstance(made[key], dict):
+            made[key] = {**values, **made[key]}
+    return made
+
+
 # The record of a checkpoint, from which a training goes on.
 RECORD = Schema(
     {

@@ -58,5 +58,6 @@ class Score:
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Goes on from a `record`."""
-        self._sums = {name: (total, count) for name, (total, count) in record["sums"].items()}
+        given = {name: (total, count) for name, (total, count) in record["sums"].items()}
+        self._sums = {**{name: (0.0, 0) for name in _CHOSEN_BY}, **given}
         self._last = dict(record["last"])
