@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/msd_pairs_digits.py
 Hardware:  two CPU cores.
-Score:     not measured yet.
+Score:     see docs/results.md.
 
 As in arXiv 2410.23274, where no student's pairs are filtered; in all else the five students of
 `msd_digits`, whose pairs are of their own classes.
