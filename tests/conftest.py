@@ -1,5 +1,6 @@
 """Fixtures that several test files share: what compiles, and how quickly."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +40,9 @@ def quick_compiler(tmp_path_factory) -> Iterator[None]:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     set_cache(str(shared / "xla"), 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
+    # What is imported stays, and tracing makes many small objects that are no garbage.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     set_cache(None, 1.0)
