@@ -27,7 +27,7 @@ def unread():
                 text=True,
                 check=False,
                 # Buffered, as is usual: the end of a program finds that nobody reads.
-                env={**os.environ, "PYTHONUNBUFFERED": ""},
+                env={**os.environ, "PYTHONUNBUFFERED": "", "JAX_PLATFORMS": "cpu"},
             )
         finally:
             os.close(write)
