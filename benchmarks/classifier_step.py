@@ -21,24 +21,19 @@ import numpy as np
 from timing import Variant, machine, measure, print_table
 
 from ddistill import data, recipes
-from ddistill.compilation import compiler_options
 from ddistill.networks.weights import Weights
 from ddistill.objectives.classification import Classifier
+from ddistill.optimizers import make_optimizer
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
+from ddistill.runtime.compilation import compiler_options
 from ddistill.runtime.cpu import use_quick_code
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import Layout, data_mesh, over_data, replicate, use_cores_as_devices
 from ddistill.settings import Settings
-from ddistill.training.optimizers import make_optimizer
-from ddistill.training.programs import Chunk
-from ddistill.training.sharding import (
-    Layout,
-    data_mesh,
-    over_data,
-    replicate,
-    use_cores_as_devices,
-)
-from ddistill.training.stages import StagePlan, plan_stages
-from ddistill.training.state import stream_key
-from ddistill.training.step import Frozen, StepSettings, make_step
-from ddistill.training.weights import initial_state
+from ddistill.training.compiled import Chunk
+from ddistill.training.initial import initial_state
+from ddistill.training.step import StepInputs, StepSettings, make_step
 
 
 def plans(settings: Settings, image: tuple[int, int, int]) -> dict[str, StagePlan]:
@@ -62,7 +57,7 @@ def step_variant(plan: StagePlan, teacher: StagePlan, critic: StagePlan, batch: 
     weights = Weights(judge.params["student"], judge.statistics["student"])
     classifier = critic.objective.bind("student", critic.module, weights, "")
     needed = classifier if plan.objective.needs_classifier else None
-    frozen = replicate(mesh, Frozen(denoiser, plan.process, needed))
+    inputs = replicate(mesh, StepInputs(denoiser, plan.tables, needed))
     s = StepSettings(
         objective=plan.objective,
         modules=plan.modules,
@@ -72,12 +67,14 @@ def step_variant(plan: StagePlan, teacher: StagePlan, critic: StagePlan, batch: 
     )
     chunk = Chunk(make_step(s), 1, True, layout)
     images = jnp.zeros((256, *plan.image_shape), jnp.uint8)
-    labels, picks = jnp.zeros(256, jnp.int32), np.arange(batch)[None]
+    labels, batch_indices = jnp.zeros(256, jnp.int32), np.arange(batch)[None]
     key, rates = stream_key(0, "benchmark"), {"student": np.zeros(1, np.float32)}
 
     def run():
         nonlocal state
-        state, _ = jax.block_until_ready(chunk(state, frozen, images, labels, picks, key, rates))
+        state, _ = jax.block_until_ready(
+            chunk(state, inputs, images, labels, batch_indices, key, rates)
+        )
 
     start = time.perf_counter()
     run()

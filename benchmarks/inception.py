@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from timing import Variant, jaxpr_flops, machine, measure, print_table
 
-from ddistill.compilation import forward_options
-from ddistill.evaluation.detector import inception_detector
+from ddistill.evaluation.metrics.detector import inception_detector
 from ddistill.interop.inception import InceptionWeights, from_state_dict
 from ddistill.networks.inception import Inception, shapes
+from ddistill.runtime.compilation import forward_options
 
 TAPS = ("2048", "logits_unbiased")
 

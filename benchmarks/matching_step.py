@@ -23,19 +23,21 @@ import numpy as np
 from timing import Variant, machine, measure, print_table
 
 from ddistill import data, recipes
-from ddistill.compilation import compiler_options
 from ddistill.networks.weights import Weights
-from ddistill.objectives.process import Pairs
+from ddistill.objectives.inputs import Pairs
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
 from ddistill.recipes.msd_paper import EDM_CIFAR
+from ddistill.runtime.compilation import compiler_options
 from ddistill.runtime.cpu import use_quick_code
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import over_data, place, use_cores_as_devices
 from ddistill.settings import MeshSettings, Settings, StageSettings
-from ddistill.training.programs import Chunk, step_settings
-from ddistill.training.sharding import over_data, place, use_cores_as_devices
-from ddistill.training.stages import StagePlan, plan_stages
-from ddistill.training.state import TrainState, stream_key
-from ddistill.training.step import Frozen, make_step
-from ddistill.training.turns import advance, split, split_state
-from ddistill.training.weights import initial_state
+from ddistill.training.compiled import Chunk, step_settings
+from ddistill.training.initial import initial_state
+from ddistill.training.rounds import advance, split, split_state
+from ddistill.training.state import TrainState
+from ddistill.training.step import StepInputs, make_step
 
 # Per update of the student, in forward passes (F), forward and backward passes by the weights (B),
 # and forward passes through the teacher's first half with its gradient by the image (V).
@@ -104,33 +106,33 @@ class Training:
         pairs = place(made if plan.settings.pairs else None, layout.whole())
         there = place(teacher, layout.of_teacher(teacher))
         lies = layout.by_student() if layout.in_turn else layout.whole()
-        self.frozen = [
-            Frozen(there, place(own, lies), None, pairs) for own in split(layout, plan.process)
+        self.inputs = [
+            StepInputs(there, place(own, lies), None, pairs) for own in split(layout, plan.tables)
         ]
-        self.turns = split_state(layout, initial_state(plan, layout=layout))
-        keys = jnp.stack([stream_key(0, str(k)) for k in range(len(plan.members))])
+        self.rounds = split_state(layout, initial_state(plan, layout=layout))
+        keys = jnp.stack([stream_key(0, str(k)) for k in range(len(plan.students))])
         self.keys = split(layout, keys if plan.stacked else keys[0])
-        shape = (1, len(plan.members), batch) if plan.stacked else (1, batch)
-        self.picks = split(layout, np.broadcast_to(np.arange(batch), shape), axis=1)
-        rate = np.zeros((1, len(plan.members)) if plan.stacked else 1, np.float32)
+        shape = (1, len(plan.students), batch) if plan.stacked else (1, batch)
+        self.batch_indices = split(layout, np.broadcast_to(np.arange(batch), shape), axis=1)
+        rate = np.zeros((1, len(plan.students)) if plan.stacked else 1, np.float32)
         self.rates = split(layout, dict.fromkeys(plan.modules, rate), axis=1)
         self.images = jnp.zeros((256, *plan.image_shape), jnp.uint8)
         self.chunk = Chunk(make_step(step_settings(plan, layout, False)), 1, True, layout)
 
     def __call__(self) -> None:
         """One step of all students."""
-        images = [self.images] * len(self.turns)
+        images = [self.images] * len(self.rounds)
         labels = jnp.zeros(256, jnp.int32)
-        self.turns, metrics = advance(
-            self.layout, self.chunk, self.turns, self.frozen, images, labels, self.picks,
+        self.rounds, metrics = advance(
+            self.layout, self.chunk, self.rounds, self.inputs, images, labels, self.batch_indices,
             self.keys, self.rates,
         )  # fmt: skip
-        jax.block_until_ready((self.turns, metrics))
+        jax.block_until_ready((self.rounds, metrics))
 
     def memory(self) -> float:
         """MiB of temporary arrays that the compiled program asks for."""
-        state: TrainState = self.turns[0]
-        args = (self.frozen[0], self.images, jnp.zeros(256, jnp.int32), self.picks[0])
+        state: TrainState = self.rounds[0]
+        args = (self.inputs[0], self.images, jnp.zeros(256, jnp.int32), self.batch_indices[0])
         compiled = self.chunk.lower(state, *args, self.keys[0], self.rates[0]).compile()
         return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
@@ -150,7 +152,7 @@ def parts(plan: StagePlan, teacher: Any, batch: int) -> dict[str, Variant]:
     z = jax.device_put(jnp.ones((batch, *plan.image_shape)), spread)
     cond = jax.device_put(jnp.zeros(batch, jnp.int32), spread)
     there = place(teacher, layout.of_teacher(teacher))
-    level = plan.members[0].process.teacher.at(jnp.full(batch, 100))
+    level = plan.students[0].tables.teacher.at(jnp.full(batch, 100))
 
     def forward(network, z):
         return network(z, level, cond).x0

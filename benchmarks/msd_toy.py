@@ -33,17 +33,26 @@ from timing import machine, print_table
 
 from ddistill.denoiser import Denoiser
 from ddistill.diffusion import Prediction, expand, from_x0
-from ddistill.evaluation.drawing import LIGHT, Line, draw_line, new_figure, nfe_axis, png, styled
-from ddistill.objectives import Process, make_objective, make_process
-from ddistill.objectives.process import Pairs
+from ddistill.evaluation.figures.style import (
+    LIGHT,
+    Line,
+    draw_line,
+    new_figure,
+    nfe_axis,
+    png,
+    styled,
+)
+from ddistill.objectives import LevelTables, make_level_tables, make_objective
+from ddistill.objectives.inputs import Pairs
 from ddistill.partitions import ConditionPartition, condition_partition
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import Layout, make_mesh, place
 from ddistill.samplers import ddim, heun
 from ddistill.schedules import Level, karras, make_grid, subsequence
 from ddistill.students import RoutedDenoiser, in_groups, stack, take
-from ddistill.training.programs import Chunk
-from ddistill.training.sharding import Layout, make_mesh, place
-from ddistill.training.state import count_parameters, create_state, stream_key
-from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.training.compiled import Chunk
+from ddistill.training.state import count_parameters, create_state
+from ddistill.training.step import StepInputs, StepSettings, make_step
 
 CLASSES = 16
 SCHEDULE = karras(64, sigma_min=0.02, sigma_max=20.0)
@@ -184,10 +193,10 @@ class Member:
     count: int
     k: int
 
-    def process(self, grid: np.ndarray) -> Process:
+    def tables(self, grid: np.ndarray) -> LevelTables:
         """Its levels and classes."""
         own = condition_partition(CLASSES, self.count).owned_classes(CLASSES)[self.k]
-        return make_process(SCHEDULE, grid, classes=np.flatnonzero(own), num_classes=CLASSES)
+        return make_level_tables(SCHEDULE, grid, classes=np.flatnonzero(own), num_classes=CLASSES)
 
 
 def train(
@@ -213,18 +222,18 @@ def train(
         layout=layout,
     )
     state = create_state(params, settings.optimizers, (AVERAGE,), layout, students=len(members))
-    process = jax.tree.map(lambda *x: np.stack(x), *(m.process(grid) for m in members))
+    tables = jax.tree.map(lambda *x: np.stack(x), *(m.tables(grid) for m in members))
     images, labels = draw_data(teacher)
-    frozen, images, labels = place(
-        (Frozen(teacher, process, pairs=pairs), images, labels), layout.whole()
+    inputs, images, labels = place(
+        (StepInputs(teacher, tables, pairs=pairs), images, labels), layout.whole()
     )
     keys = jnp.stack([stream_key(m.seed, f"train {m.k} of {m.count}") for m in members])
     generators = [np.random.default_rng((m.seed, m.count, m.k)) for m in members]
     chunk, kept = Chunk(make_step(settings), size.chunk, True, layout), {}
     for done in range(size.chunk, steps + 1, size.chunk):
         shape = (size.chunk, size.batch)
-        picks = np.stack([g.integers(0, len(labels), shape) for g in generators], axis=1)
-        state, _ = chunk(state, frozen, images, labels, picks.astype(np.int32), keys)
+        batch_indices = np.stack([g.integers(0, len(labels), shape) for g in generators], axis=1)
+        state, _ = chunk(state, inputs, images, labels, batch_indices.astype(np.int32), keys)
         kept[done] = jax.device_get(state.ema[str(AVERAGE)])
     return kept
 

@@ -10,7 +10,8 @@ equal in that are compiled once, the first of them. Every program takes minutes 
 "roofline" is the longer of what a chip needs for its operations at 197 TFLOP/s and for its traffic
 with memory at 819 GB/s; "XLA" is `optimal_seconds`, the compiler's sum of the same over all
 operations of the program, each by itself. Both leave out exchanges and are bounds, not forecasts.
-Programs are compiled `--quick`ly (see ahead.py): of fully optimised ones XLA gives no usable bound.
+Programs are compiled `--quick`ly (see aot_compile.py): of fully optimised ones XLA gives no usable
+bound.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ahead import BANDWIDTH, FLOPS, Case
+from aot_compile import BANDWIDTH, FLOPS, Case
 from timing import print_table
 
 # Images of one student's step: 1024 of all four on CIFAR-10; the config's own on LSUN church.
@@ -55,8 +56,8 @@ def cells(configs: list[str], limits: dict[str, int]) -> Iterator[tuple[Case, tu
 
 
 def compiled(case: Case) -> dict[str, Any]:
-    """What ahead.py tells of a case, or {"error": ...}."""
-    command = [sys.executable, str(Path(__file__).with_name("ahead.py"))]
+    """What aot_compile.py tells of a case, or {"error": ...}."""
+    command = [sys.executable, str(Path(__file__).with_name("aot_compile.py"))]
     command += [f"--config={case.config}", f"--mesh={','.join(map(str, case.mesh))}"]
     command += [f"--count={case.count}", f"--batch={case.batch}", "--quick"]
     command += [f"--accumulate={case.accumulate}"]

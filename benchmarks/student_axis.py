@@ -25,15 +25,12 @@ from timing import Variant, machine, measure, print_table
 
 from ddistill import networks
 from ddistill.denoiser import Denoiser
-from ddistill.networks.convolution import suited
-from ddistill.objectives import make_objective, make_process
+from ddistill.networks.convolution import for_platform
+from ddistill.objectives import make_level_tables, make_objective
+from ddistill.optimizers import make_optimizer
 from ddistill.runtime.cpu import use_quick_code
-from ddistill.schedules import cosine, make_grid
-from ddistill.settings import MeshSettings, OptimizerSettings, StudentsSettings
-from ddistill.students import clone
-from ddistill.training.optimizers import make_optimizer
-from ddistill.training.programs import Chunk
-from ddistill.training.sharding import (
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import (
     Layout,
     data_mesh,
     place,
@@ -41,9 +38,13 @@ from ddistill.training.sharding import (
     replicate,
     use_cores_as_devices,
 )
-from ddistill.training.state import create_state, stream_key
-from ddistill.training.step import Frozen, StepSettings, make_step
-from ddistill.training.turns import advance, split, split_state
+from ddistill.schedules import cosine, make_grid
+from ddistill.settings import MeshSettings, OptimizerSettings, StudentsSettings
+from ddistill.students import clone
+from ddistill.training.compiled import Chunk
+from ddistill.training.rounds import advance, split, split_state
+from ddistill.training.state import create_state
+from ddistill.training.step import StepInputs, StepSettings, make_step
 
 SHAPES: dict[str, dict[str, Any]] = {
     "digits": {"image": (8, 8, 1), "multipliers": (1, 2), "blocks": 1, "attention": (4,)},
@@ -98,10 +99,10 @@ class Task:
         x, t = jnp.zeros((1, *self.image)), jnp.zeros((1,))
         return jax.jit(module.init)(jax.random.key(0), x, t)["params"]
 
-    def process(self, k: int, count: int) -> Any:
+    def tables(self, k: int, count: int) -> Any:
         """The levels of student k of `count`."""
         grid = make_grid(cosine(256), 256, "trailing")
-        return make_process(
+        return make_level_tables(
             cosine(256), grid, low=256 * k // count + 1, high=256 * (k + 1) // count
         )
 
@@ -117,17 +118,18 @@ def separate(task: Task, count: int) -> tuple[Variant, float]:
     chunk = Chunk(make_step(task.settings), 1, True, layout)
     params = {"student": task.params}
     states = [create_state(params, optimizers, (0.999,), layout) for _ in range(count)]
-    frozen = [
-        replicate(layout.mesh, Frozen(task.teacher, task.process(k, count))) for k in range(count)
+    inputs = [
+        replicate(layout.mesh, StepInputs(task.teacher, task.tables(k, count)))
+        for k in range(count)
     ]
     images, labels = replicate(layout.mesh, (task.images, task.labels))
-    picks = np.zeros((1, task.batch), np.int32)
+    batch_indices = np.zeros((1, task.batch), np.int32)
     key, rates = stream_key(0, "benchmark"), {"student": np.zeros(1, np.float32)}
-    took, needs = compiled(chunk, states[0], frozen[0], images, labels, picks, key, rates)
+    took, needs = compiled(chunk, states[0], inputs[0], images, labels, batch_indices, key, rates)
 
     def run() -> None:
         for k in range(count):
-            states[k], _ = chunk(states[k], frozen[k], images, labels, picks, key, rates)
+            states[k], _ = chunk(states[k], inputs[k], images, labels, batch_indices, key, rates)
         jax.block_until_ready(states)
 
     return Variant("separate", run, took), needs
@@ -138,27 +140,29 @@ def stacked(task: Task, count: int, variant: str) -> tuple[Variant, float]:
     layout = task.student_axis(count, variant)
     modules = {"student": task.module}
     if variant == "vmap":
-        modules = {"student": suited(task.module, layout.platform, True)}
+        modules = {"student": for_platform(task.module, layout.platform, True)}
     settings = dataclasses.replace(task.settings, layout=layout, modules=modules)
     chunk = Chunk(make_step(settings), 1, True, layout)
     params = {"student": clone(task.params, count)}
     state = create_state(params, settings.optimizers, (0.999,), layout, students=count)
-    process = jax.tree.map(lambda *x: np.stack(x), *(task.process(k, count) for k in range(count)))
+    tables = jax.tree.map(lambda *x: np.stack(x), *(task.tables(k, count) for k in range(count)))
     lies = layout.by_student() if layout.in_turn else layout.whole()
     teacher = place(task.teacher, layout.whole())
-    frozen = [Frozen(teacher, place(own, lies)) for own in split(layout, process)]
+    inputs = [StepInputs(teacher, place(own, lies)) for own in split(layout, tables)]
     images, labels = replicate(layout.mesh, (task.images, task.labels))
-    picks = split(layout, np.zeros((1, count, task.batch), np.int32), axis=1)
+    batch_indices = split(layout, np.zeros((1, count, task.batch), np.int32), axis=1)
     keys = split(layout, jnp.stack([stream_key(k, "benchmark") for k in range(count)]))
     rates = split(layout, {"student": np.zeros((1, count), np.float32)}, axis=1)
-    turns, batch = split_state(layout, state), [images] * layout.turns
-    arguments = turns[0], frozen[0], images, labels, picks[0], keys[0], rates[0]
+    rounds, batch = split_state(layout, state), [images] * layout.rounds
+    arguments = rounds[0], inputs[0], images, labels, batch_indices[0], keys[0], rates[0]
     took, needs = compiled(chunk, *arguments)
 
     def run() -> None:
-        nonlocal turns
-        turns, _ = advance(layout, chunk, turns, frozen, batch, labels, picks, keys, rates)
-        jax.block_until_ready(turns)
+        nonlocal rounds
+        rounds, _ = advance(
+            layout, chunk, rounds, inputs, batch, labels, batch_indices, keys, rates
+        )
+        jax.block_until_ready(rounds)
 
     sizes = "x".join(str(n) for n in layout.mesh.devices.shape)
     return Variant(f"{variant} ({sizes})", run, took), needs

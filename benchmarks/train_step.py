@@ -28,9 +28,9 @@ import optax
 from timing import Variant, jaxpr_flops, machine, measure, print_table
 
 from ddistill import networks
-from ddistill.compilation import compiler_options, is_wide
+from ddistill.runtime.compilation import compiler_options, is_wide
 from ddistill.runtime.cpu import use_quick_code
-from ddistill.training.sharding import (
+from ddistill.runtime.sharding import (
     data_mesh,
     over_data,
     replicate,

@@ -16,6 +16,6 @@ def get_config(variant: str = ""):
     recipes.check_variant(variant)
     settings = recipes.digits("cfd_digits", recipes.digits_chain("cfd", recipes.CFD_DENSENET201))
     if variant == "smoke":
-        kept = ("classifier", "teacher", "critic", "pd_n16", "pd_n8", "cfd_n4")
+        kept = ("classifier", "teacher", "feature_classifier", "pd_n16", "pd_n8", "cfd_n4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
     return recipes.to_config(settings, variant)

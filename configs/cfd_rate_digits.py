@@ -31,13 +31,13 @@ def slowly(method: str, **changes):
 def get_config(variant: str = ""):
     recipes.check_variant(variant)
     students = {
-        "critic": recipes.digits_critic(),
+        "feature_classifier": recipes.digits_feature_classifier(),
         **recipes.digits_halvings(32, 8),
         **slowly("pd"),
-        **slowly("cfd", classifier="critic", loss=recipes.CFD_DENSENET201),
+        **slowly("cfd", classifier="feature_classifier", loss=recipes.CFD_DENSENET201),
     }
     settings = recipes.digits("cfd_rate_digits", students)
     if variant == "smoke":
-        kept = ("classifier", "teacher", "critic", "pd_n16", "pd_n8", "cfd_n4")
+        kept = ("classifier", "teacher", "feature_classifier", "pd_n16", "pd_n8", "cfd_n4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
     return recipes.to_config(settings, variant)

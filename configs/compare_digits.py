@@ -8,7 +8,8 @@ Score:     see docs/results.md.
 Students of 8, 4, 2 and 1 steps beside the teacher's DDIM and DPM-Solver++ at as many. What
 configs/{sfddm,pd,cfd,rcfd}_digits.py have trained is found, and the other way round. PD, CFD and
 RCFD make equal updates: they share the halvings down to 8 steps, and go on with 400, 800 and 800.
-CFD and RCFD compare images in the features of the stage "critic"; what scores is "classifier".
+CFD and RCFD compare images in the features of the stage "feature_classifier"; the stage
+"classifier" scores.
 """
 
 import dataclasses
@@ -32,6 +33,14 @@ def get_config(variant: str = ""):
     )
     settings = dataclasses.replace(settings, evaluation=evaluation)
     if variant == "smoke":
-        kept = ("classifier", "teacher", "critic", "sfddm_n4", "pd_n16", "pd_n8", "cfd_n4")
+        kept = (
+            "classifier",
+            "teacher",
+            "feature_classifier",
+            "sfddm_n4",
+            "pd_n16",
+            "pd_n8",
+            "cfd_n4",
+        )
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
     return recipes.to_config(settings, variant)

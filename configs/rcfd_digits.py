@@ -17,6 +17,6 @@ def get_config(variant: str = ""):
     recipes.check_variant(variant)
     settings = recipes.digits("rcfd_digits", recipes.digits_chain("rcfd", recipes.RCFD_RESNET18))
     if variant == "smoke":
-        kept = ("classifier", "teacher", "critic", "pd_n16", "pd_n8", "rcfd_n4")
+        kept = ("classifier", "teacher", "feature_classifier", "pd_n16", "pd_n8", "rcfd_n4")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
     return recipes.to_config(settings, variant)

@@ -16,19 +16,19 @@ from ddistill import recipes
 
 def student(variant: str, **terms: float):
     stage = recipes.digits_student(4, substeps=2, tau=1.0, **terms)
-    return dataclasses.replace(stage, classifier="critic", variant=variant)
+    return dataclasses.replace(stage, classifier="feature_classifier", variant=variant)
 
 
 def get_config(variant: str = ""):
     recipes.check_variant(variant)
     students = {
-        "critic": recipes.digits_critic(),
+        "feature_classifier": recipes.digits_feature_classifier(),
         "sfddm_n4": recipes.digits_student(4, substeps=2),
         "with_features": student("with features", classifier_weight=0.1),
         "features_alone": student("features alone", classifier_weight=1.0, hidden_weight=0.0),
     }
     settings = recipes.digits("sfddm_cfd_digits", students)
     if variant == "smoke":
-        kept = ("classifier", "teacher", "critic", "with_features")
+        kept = ("classifier", "teacher", "feature_classifier", "with_features")
         settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
     return recipes.to_config(settings, variant)

@@ -17,24 +17,25 @@ import numpy as np
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.dataset import FACTS
 from ddistill.errors import ConfigError, nearest
-from ddistill.evaluation import comparison as joined
-from ddistill.evaluation import comparison_tables as tables
-from ddistill.evaluation import page
-from ddistill.evaluation.calls import read_calls
-from ddistill.evaluation.comparable import check_runs
-from ddistill.evaluation.comparison import Comparison, FinishedRun, Source
-from ddistill.evaluation.drawing import DARK, LIGHT
-from ddistill.evaluation.images import Grid, grid_image
-from ddistill.evaluation.machine import command_string, portable
-from ddistill.evaluation.markdown import markdown
-from ddistill.evaluation.notes import warning_notes
-from ddistill.evaluation.panels import PanelPlot, panels_alt, panels_figure
-from ddistill.evaluation.protocol import read_rows
-from ddistill.evaluation.report import Attempts
-from ddistill.evaluation.run_identity import teachers_of
-from ddistill.evaluation.summary import Table
-from ddistill.evaluation.vocabulary import DISTANCES, METHODS
+from ddistill.evaluation.comparison import join as joined
+from ddistill.evaluation.comparison import tables as tables
+from ddistill.evaluation.comparison.checks import check_runs
+from ddistill.evaluation.comparison.join import Comparison, FinishedRun, Source
+from ddistill.evaluation.comparison.run_identity import teachers_of
+from ddistill.evaluation.figures import page
+from ddistill.evaluation.figures.image_grids import Grid, grid_image
+from ddistill.evaluation.figures.panels import PanelPlot, panels_alt, panels_figure
+from ddistill.evaluation.figures.style import DARK, LIGHT
+from ddistill.evaluation.figures.tables import Table
+from ddistill.evaluation.records.environment import command_string, portable
+from ddistill.evaluation.records.names import DISTANCES, METHODS
+from ddistill.evaluation.records.notes import warning_notes
+from ddistill.evaluation.records.rows import read_rows
+from ddistill.evaluation.records.sampler_runs import read_calls
+from ddistill.evaluation.report.report import Attempts
+from ddistill.evaluation.report.results_md import markdown
 from ddistill.interop.sources import read_noted
+from ddistill.planning.planner import SOURCES
 from ddistill.runtime.files import (
     DamagedFile,
     expand,
@@ -48,7 +49,6 @@ from ddistill.runtime.files import (
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import code_span, printable
 from ddistill.text import markdown as escaped
-from ddistill.training.stages import SOURCES
 
 _FILES = ("config.json", "results.json", "evaluation.json")
 _AGAIN = "Give the run's command again: it keeps what is trained and sampled and makes the rest."

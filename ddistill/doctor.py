@@ -3,114 +3,19 @@
 It is the same as `python -m ddistill.main --doctor`.
 """
 
-import importlib.metadata
-import os
-import platform
-import shutil
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "ml_collections",
-    "chex",
-    "numpy",
-    "tensorflow-datasets",
-    "array-record",
-    "tensorboardX",
-    "torch",
-    "diffusers",
-    "tensorflow",
-)
+from absl import app
 
-
-def report(data: Mapping[str, Any] | None, workdir: Path) -> list[str]:
-    """Lines on versions, devices, memory, data and disk.
-
-    Args:
-      data: the config's data settings, or None when no config was given.
-      workdir: the run folder, whose disk is looked at.
-    """
-    lines = [f"Python            {platform.python_version()}"]
-    for name in ("ddistill", *_PACKAGES):
-        lines.append(f"{name:<18}{_version(name)}")
-    lines += _devices()
-    lines.append(f"{'CPU cores':<18}{os.cpu_count()} ({_usable_cores()} usable)")
-    lines.append(f"{'memory':<18}{_memory()}")
-    lines.append(f"{'disk':<18}{_disk(workdir)}")
-    lines += _data(data)
-    return lines
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _devices() -> list[str]:
-    import jax
-
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:
-        return [f"{'devices':<18}none: {error}"]
-    kinds = ", ".join(sorted({d.device_kind for d in devices}))
-    cache = jax.config.values.get("jax_compilation_cache_dir") or "off"
-    return [
-        f"{'devices':<18}{len(devices)} x {devices[0].platform} ({kinds})",
-        f"{'compile cache':<18}{cache}",
-    ]
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> str:
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return "unknown"
-    return f"{total / 2**30:.1f} GiB"
-
-
-def _disk(folder: Path) -> str:
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    usage = shutil.disk_usage(existing)
-    writable = "writable" if os.access(existing, os.W_OK) else "NOT WRITABLE"
-    return f"{usage.free / 2**30:.1f} GiB free for {folder} ({writable})"
-
-
-def _data(data: Mapping[str, Any] | None) -> list[str]:
-    if data is None:
-        return [f"{'data':<18}give --config=... to look for its data"]
-    from ddistill.data import describe
-
-    found = describe(data)
-    text = found if isinstance(found, str) else "; ".join(found)
-    return [f"{'data':<18}{text}"]
+from ddistill import main as command
+from ddistill.runtime.ending import answer_closed_output
 
 
 def main() -> None:
     """`python -m ddistill.doctor FLAG...` is `python -m ddistill.main --doctor FLAG...`."""
-    from absl import app
-
-    from ddistill import main as command
-    from ddistill.runtime.ending import answer_closed_output
-
     sys.argv.insert(1, "--doctor")
     with answer_closed_output():
-        app.run(command.main, flags_parser=command._parse_flags)
+        app.run(command.main, flags_parser=command.parse_flags)
 
 
 if __name__ == "__main__":

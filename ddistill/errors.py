@@ -73,3 +73,14 @@ def check_choice(key: str, value: object, allowed: Iterable[object]) -> None:
         raise ConfigError(
             f"{key}={value!r} is not known.{nearest(value, options)} Allowed: {', '.join(options)}."
         )
+
+
+def in_words(numbers: Sequence[int]) -> str:
+    """Increasing numbers in words: "0 to 4, 7"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in found)

@@ -20,27 +20,27 @@ from ddistill import data
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.dataset import SPLITS
 from ddistill.errors import ConfigError, DataError
-from ddistill.evaluation.calls import CallRecord, read_calls
-from ddistill.evaluation.detector import FEATURES, Detector, inception_detector
-from ddistill.evaluation.image_sets import ImageSet, dataset_images, open_image_set
-from ddistill.evaluation.inception_metrics import METRICS, MetricSettings
-from ddistill.evaluation.machine import command_string, machine_string
-from ddistill.evaluation.pixel_ranges import RANGES, check_range
-from ddistill.evaluation.reference_sets import (
+from ddistill.evaluation.metrics.detector import FEATURES, Detector, inception_detector
+from ddistill.evaluation.metrics.image_sets import ImageSet, dataset_images, open_image_set
+from ddistill.evaluation.metrics.inception_metrics import METRICS, MetricSettings
+from ddistill.evaluation.metrics.pixel_ranges import RANGES, check_range
+from ddistill.evaluation.metrics.reference_sets import (
     Extraction,
     ReferenceSet,
     open_reference,
     reference_of_images,
     write_reference,
 )
-from ddistill.evaluation.scoring import SetScores, chosen_metrics, score_set
+from ddistill.evaluation.metrics.score_set import SetScores, chosen_metrics, score_set
+from ddistill.evaluation.records.environment import command_string, machine_string
+from ddistill.evaluation.records.sampler_runs import CallRecord, read_calls
 from ddistill.interop.inception import load_inception
+from ddistill.runtime.console import Reporter
 from ddistill.runtime.ending import tell
 from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.runtime.schemas import OBJECT, Schema
-from ddistill.training.interrupt import Interrupted, StopRequest
-from ddistill.training.progress import Reporter
 
 # Parts of a call's protocol that say how its samples were made.
 _ORIGIN = ("sampler", "nfe", "ema", "clip", "noise_seed", "guidance")

@@ -13,18 +13,13 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ddistill.config_files import (
-    ConfigFileError,
-    ConfigFileParser,
-    unknown_flag,
-    wrong_flag,
-)
-from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError, nearest
+from ddistill.config_files import ConfigFileError, ConfigFileParser, unknown_flag, wrong_flag
+from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ddistill.runtime.ending import (
     INTERRUPTED,
     answer_closed_output,
@@ -34,9 +29,6 @@ from ddistill.runtime.ending import (
 )
 from ddistill.runtime.files import expand
 from ddistill.text import is_utf8, make_streams_safe, one_line, printable
-
-if TYPE_CHECKING:
-    from ddistill.data import Dataset
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file, with ':smoke' for its quick variant."
@@ -122,123 +114,36 @@ def _main(argv: Sequence[str]) -> int:
     _prepare_jax(_cache(workdir))
     _join_others()
     if _DOCTOR.value:
-        from ddistill import doctor
+        from ddistill.system_info import report
 
-        lines = doctor.report(None if config is None else config.get("data", {}), workdir)
+        lines = report(None if config is None else config.get("data", {}), workdir)
         print("\n".join(map(printable, lines)))
         return 0
     if config is None:
         raise ConfigError("--config=FILE is missing, for example --config=configs/sfddm_digits.py.")
     if _PRINT.value:
-        from ddistill.settings import Settings, parse
+        from ddistill.settings import Settings, parse, plain
 
         parse(config, Settings)
-        print(json.dumps(_plain(config), indent=2))
+        print(json.dumps(plain(config), indent=2))
         return 0
     dataset = None
     if not _WORKDIR.value:
         from ddistill.workdir import default_workdir, read_base
 
         workdir, dataset = default_workdir(config, read_base(_CONFIG_FILE.given))
+    from ddistill.experiment import run
+
     return run(config, workdir, _cache(workdir), _STAGE.value or "", _command(), dataset)
-
-
-def run(
-    config: Any,
-    workdir: Path,
-    cache: Path,
-    stage: str,
-    command: str,
-    dataset: "Dataset | None" = None,
-) -> int:
-    """Runs the stages of a config and then the evaluation.
-
-    Args:
-      config: `ConfigDict` or dictionary of `ddistill.settings.Settings`.
-      workdir: the run's folder.
-      cache: folder of shared stages.
-      stage: one stage to run alone, "evaluate", or "" for everything.
-      command: the command as the user gave it, for the results.
-      dataset: the training images, where they have been opened already.
-
-    Returns:
-      The exit status: 0, or that of a run that a signal has stopped (`StopRequest.status`).
-    """
-    from ddistill import data
-    from ddistill.evaluation.checks import check_real_images
-    from ddistill.evaluation.evaluate import check_evaluation, evaluate
-    from ddistill.interop.sources import write_noted
-    from ddistill.runtime.files import write_json
-    from ddistill.runtime.leftovers import remove_leftovers
-    from ddistill.settings import Settings, parse
-    from ddistill.training import hosts
-    from ddistill.training.folders import check_folders
-    from ddistill.training.interrupt import Interrupted, StopRequest
-    from ddistill.training.level_checks import notes
-    from ddistill.training.partitioning import note_groups
-    from ddistill.training.pipeline import run_stages
-    from ddistill.training.progress import Reporter
-    from ddistill.training.stages import SOURCES, plan_stages
-    from ddistill.training.weights import Networks
-
-    settings = parse(config, Settings)
-    dataset = data.load(settings.data, "train") if dataset is None else dataset
-    plans = plan_stages(settings, dataset, workdir, cache)
-    check_evaluation(settings, plans)
-    check_real_images(settings, dataset)
-    names = [plan.name for plan in plans]
-    if stage and stage not in (*names, "evaluate"):
-        raise ConfigError(
-            f"--stage={stage} is not a stage of this config.{nearest(stage, [*names, 'evaluate'])} "
-            f"Stages: {', '.join(names)}, evaluate."
-        )
-    check_folders(plans, stage)
-    hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
-    # No other folders: the user may have named one full of files of their own. Stages see to theirs
-    # when they hold their locks.
-    hosts.from_first(lambda: remove_leftovers(workdir, workdir / "samples"))
-    plain = note_groups(_plain(config), {plan.name: plan.settings for plan in plans})
-    hosts.from_first(lambda: write_json(workdir / "config.json", plain))
-    hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
-    noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
-    if noted:
-        hosts.from_first(lambda: write_noted(workdir / SOURCES, noted))
-    hosts.check_shared(workdir / "config.json")
-    reporter = Reporter()
-    reporter.say("\n".join(data.summary(dataset)))
-    for note in notes(plans, settings, dataset):
-        reporter.say(f"note: {note}")
-    networks = Networks()
-    status, waits, first = 0, False, hosts.is_first()
-    with StopRequest(speaks=hosts.is_first()) as stop:
-        try:
-            if stage != "evaluate":
-                run_stages(plans, settings, dataset, reporter, stop, stage, networks)
-            waits = stage in ("", "evaluate") and settings.evaluation.enabled
-            if waits:
-                if hosts.several():  # reading a checkpoint takes all of them
-                    networks.read(plans)
-                if hosts.is_first():
-                    evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
-        except Interrupted as where:
-            status = stop.status
-            reporter.say(
-                f"Stopped by {stop.name or 'request'} in {where}; everything up to there is saved. "
-                f"To go on, give the same command again:\n  {command}"
-            )
-        hosts.leave()
-        if waits and not first and not (workdir / "evaluation.json").exists():
-            status = status or stop.status  # the first process was stopped in its evaluation
-    return status
 
 
 def _prepare_jax(cache: Path) -> None:
     """Persistent compilation cache, CPU devices and their code, and quiet libraries."""
     import jax
 
-    from ddistill.compilation import cache_folder
+    from ddistill.runtime.compilation import cache_folder
     from ddistill.runtime.cpu import use_quick_code
-    from ddistill.training.sharding import use_cores_as_devices
+    from ddistill.runtime.sharding import use_cores_as_devices
 
     _quiet_libraries()
     use_quick_code(os.environ)
@@ -259,7 +164,7 @@ def _join_others() -> None:
     if given and len(given) < len(by_hand):
         missing = ", ".join(f"--{name}" for name in by_hand if name not in given)
         raise ConfigError(f"--{given[0]} needs {missing} too, or --distributed alone.")
-    from ddistill.training import hosts
+    from ddistill.runtime import hosts
 
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 
@@ -297,12 +202,6 @@ def _cache(workdir: Path) -> Path:
 
 def _command() -> str:
     return shlex.join(["python", "-m", "ddistill.main", *sys.argv[1:]])
-
-
-def _plain(config: Any) -> Any:
-    if hasattr(config, "to_dict"):
-        config = config.to_dict()
-    return json.loads(json.dumps(config, default=str))
 
 
 def _disk_trouble(error: BaseException | None) -> str | None:
@@ -344,14 +243,14 @@ def _leave(status: int, error: Exception | None = None) -> None:
 
     The usual way out waits for the others, and they may be waiting for this one.
     """
-    hosts = sys.modules.get("ddistill.training.hosts")
+    hosts = sys.modules.get("ddistill.runtime.hosts")
     if hosts is not None and hosts.several():
         if error is not None:
             traceback.print_exception(error)
         hosts.leave_alone(status)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags with config errors as one line each instead of tracebacks."""
     make_streams_safe()
     try:
@@ -371,4 +270,4 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     with answer_closed_output():
-        app.run(main, flags_parser=_parse_flags)
+        app.run(main, flags_parser=parse_flags)

@@ -13,25 +13,19 @@ import numpy as np
 from ddistill.data.dataset import FACTS, from_facts
 from ddistill.denoiser import Denoiser
 from ddistill.errors import CheckpointError, ConfigError, check_choice
-from ddistill.evaluation.images import quantise
-from ddistill.evaluation.sampling import (
-    Call,
-    conditions,
-    noise_bank,
-    planned_calls,
-    run_call,
-    teacher_call,
-)
-from ddistill.evaluation.students import without_frozen
+from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.evaluation.sampling import conditions, noise_bank, run_call
+from ddistill.evaluation.sampling_plan import Call, planned_calls, teacher_call, without_diverged
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
 from ddistill.runtime.files import DamagedFile, expand, read_object
+from ddistill.runtime.rng import stream_key
 from ddistill.runtime.schemas import ANY, Schema
 from ddistill.settings import Settings, kind_of, parse
 from ddistill.students import RoutedDenoiser
 from ddistill.text import is_utf8
 from ddistill.training.folders import check_owner
-from ddistill.training.stages import StagePlan, plan_stages
-from ddistill.training.state import stream_key
-from ddistill.training.weights import Networks
+from ddistill.training.trained import Networks
 
 _AGAIN = "Give the run's command again: it writes the file anew and trains nothing anew."
 
@@ -57,7 +51,7 @@ class Run:
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """Every way in which the run's evaluation samples, but of students that have diverged."""
-        return tuple(without_frozen(planned_calls(self.settings, list(self.plans)))[0])
+        return tuple(without_diverged(planned_calls(self.settings, list(self.plans)))[0])
 
     def network(self, call: Call) -> Denoiser | RoutedDenoiser:
         """The network that a call samples.
@@ -84,8 +78,8 @@ class Run:
         """The stage of a name, which there is."""
         return next(plan for plan in self.plans if plan.name == name)
 
-    def _is_frozen(self, stage: str) -> bool:
-        return bool(stage) and bool(self.plan(stage).frozen())
+    def _has_diverged(self, stage: str) -> bool:
+        return bool(stage) and bool(self.plan(stage).diverged_students())
 
     def call(self, stage: str = "", nfe: int | None = None) -> Call:
         """The call that is meant.
@@ -105,7 +99,7 @@ class Run:
         known = [c for c in known if stage or c.role == "student"] or known
         if not known:
             names = dict.fromkeys(c.plan.name for c in self.calls)
-            why = "has students that diverged and are frozen" if self._is_frozen(stage) else ""
+            why = "has students that diverged and are frozen" if self._has_diverged(stage) else ""
             raise ConfigError(
                 f"stage={stage!r} {why or 'is not sampled'}. Allowed: {', '.join(names)}."
             )
@@ -260,7 +254,7 @@ def _whole(name: str, value: object, lowest: int = 0) -> int:
 
 def _labels(call: Call, labels: Any, n: int) -> np.ndarray | None:
     """`[n]` classes, or None for an unconditional network."""
-    every, known = conditions(call, 0, n), call.member.process.classes
+    every, known = conditions(call, 0, n), call.student_plan.tables.classes
     if every is None or known is None:
         if labels is not None:
             raise ConfigError(

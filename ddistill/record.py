@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from ddistill.command_line import Parser, one_line_ending
-from ddistill.evaluation.markdown import merge_text, picture_names, render
-from ddistill.evaluation.notes import comparable_rows, fresh_rows, listed, resampled
-from ddistill.evaluation.plots import score_figure
-from ddistill.evaluation.protocol import Row, read_rows, write_rows
-from ddistill.evaluation.report import Attempts
-from ddistill.evaluation.summary import experiments, score_plot
-from ddistill.evaluation.vocabulary import main_distance
+from ddistill.evaluation.figures.plots import score_figure
+from ddistill.evaluation.figures.tables import score_plot
+from ddistill.evaluation.records.aggregate import experiments
+from ddistill.evaluation.records.names import main_distance
+from ddistill.evaluation.records.notes import comparable_rows, fresh_rows, listed, resampled
+from ddistill.evaluation.records.rows import Row, read_rows, write_rows
+from ddistill.evaluation.report.report import Attempts
+from ddistill.evaluation.report.results_md import merge_text, picture_names, render
 from ddistill.runtime.files import expand, read_text, write_bytes, write_text
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import printable

@@ -20,7 +20,6 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from ddistill.compilation import compiler_options, is_wide
 from ddistill.diffusion import (
     Prediction,
     add_noise,
@@ -31,6 +30,7 @@ from ddistill.diffusion import (
     posterior_step,
 )
 from ddistill.errors import check_choice
+from ddistill.runtime.compilation import compiler_options, is_wide
 from ddistill.schedules import Level, Schedule
 
 LOOPS = ("auto", "scan", "dispatch", "unroll")

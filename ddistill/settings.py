@@ -6,6 +6,7 @@ to the method, the network and the data set of that name and are checked by thos
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -74,11 +75,11 @@ class StudentsSettings:
     `count` is K; 0 is one network without a student axis. `partition` "timesteps" gives each
     student a contiguous range of noise levels: equal by `spacing` ("index" or "log_snr"), or with
     `boundaries`, the first level of every student but the cleanest one's. A range is widened by
-    `margin` levels in training, and a share `outside` of a student's examples is drawn from all
-    levels. "classes" gives each student a group of the data's classes, whose images it is shown:
-    by `grouping` ("consecutive", "random", or "clustered" by the `[C, D]` array in the .npy file
-    `embeddings`), or as `groups` lists them. "both" gives each of `ranges` ranges of levels to
-    `count / ranges` students, who share out the classes.
+    `margin` levels in training, and a share `full_range_share` of a student's examples is drawn
+    from all levels. "classes" gives each student a group of the data's classes, and it trains on
+    the images of these classes: by `grouping` ("consecutive", "random", or "clustered" by the
+    `[C, D]` array in the .npy file `embeddings`), or as `groups` lists them. "both" gives each of
+    `ranges` ranges of levels to `count / ranges` students, which divide the classes among them.
     Without a partition ("none") students differ in what `sweep` lists: for each key
     ("grid_steps", "seed", "learning_rate", or a number of the objective) one value a student.
     `mapping` is how the student axis is compiled: "auto", "vmap", "unroll", "map", "loop" or
@@ -91,7 +92,7 @@ class StudentsSettings:
     spacing: str = "index"
     boundaries: tuple[int, ...] = ()
     margin: int = 0
-    outside: float = 0.0
+    full_range_share: float = 0.0
     grouping: str = "consecutive"
     groups: tuple[tuple[int, ...], ...] = ()
     embeddings: str = ""
@@ -118,13 +119,13 @@ class StageSettings:
     taken over.
     `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
     kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
-    `hand_on` is "last", or "best": of the checkpoints at every `training.checkpoint_every` steps
-    and the last one, that of the lowest mean loss since the one before, or of the lowest `proxy`
-    where the objective measures one.
+    `select_checkpoint` is "last", or "best": of the checkpoints at every
+    `training.checkpoint_every` steps and the last one, that of the lowest mean loss since the one
+    before, or of the lowest `proxy` where the objective measures one.
     `students` makes it a stage of many; `batch_size` is then that of each.
     `shared` puts the stage into the cache that runs with the same settings share. `method` (of
-    `METHODS` in evaluation/vocabulary.py) and `variant` name the rows it leaves in results.json; a
-    stage without `method` is not sampled. `samplers` maps samplers to the step counts that its
+    `METHODS` in evaluation/records/names.py) and `variant` name the rows it leaves in results.json;
+    a stage without `method` is not sampled. `samplers` maps samplers to the step counts that its
     students are scored with; empty is the sampler that the objective asks for ("renoise" for
     matched distributions in several steps), else `evaluation.student_sampler`, on all their levels.
     """
@@ -147,7 +148,7 @@ class StageSettings:
     accumulate: int = 1
     ema: tuple[float, ...] = (0.999,)
     ema_warmup: bool = True
-    hand_on: str = "last"
+    select_checkpoint: str = "last"
     conditional: bool = False
     students: StudentsSettings = StudentsSettings()
     shared: bool = False
@@ -173,7 +174,7 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """How a stage is spread over devices; see `ddistill.training.sharding`.
+    """How a stage is spread over devices; see `ddistill.runtime.sharding`.
 
     `student`, `data` and `model` are the sizes of the mesh's axes: students on devices of their
     own, a batch over devices, and weights cut over devices. 0 takes what fits the students, the
@@ -192,7 +193,7 @@ class MeshSettings:
 class TrainingSettings:
     """How every stage is run; nothing here changes what is learnt.
 
-    With `hand_on="best"`, `checkpoint_every` says which weights there are to choose from.
+    With `select_checkpoint="best"`, `checkpoint_every` says which weights there are to choose from.
     A fatal alarm ends a stage after the steps of three log intervals (`log_every`), also where
     students that diverge are frozen.
     `scan_steps`: train steps per dispatch (0 = 8 on accelerators, 1 on CPU, where convolutions in
@@ -352,3 +353,10 @@ def kind_of(cls: type) -> str:
     """A type of settings in words."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "a truth value"}
     return words.get(cls, f"a {cls.__name__}")
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as JSON holds it: dictionaries, lists, text, numbers, booleans and None."""
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    return json.loads(json.dumps(config, default=str))

@@ -1,7 +1,8 @@
 """Text of users made safe to show: names of classes, runs and files can hold any character or byte.
 
 `printable` is for consoles and pages, `markdown` and `code_span` are for markdown, `file_name` is
-for files that are named after a title, and `ddistill.evaluation.images.drawable` is for pictures.
+for files that are named after a title, and `drawable` of `ddistill.evaluation.figures.image_grids`
+is for pictures.
 """
 
 import contextlib

@@ -18,10 +18,10 @@ from ddistill.errors import ConfigError, DataError
 from ddistill.interop.sources import READERS, is_there, read_noted, read_source
 from ddistill.interop.tensors import file_digest
 from ddistill.objectives import make_objective
+from ddistill.planning.identity import FIELDS, Kind, learnt, normalised
+from ddistill.planning.planner import SOURCES
 from ddistill.runtime.files import expand
 from ddistill.settings import Settings, StageSettings, parse
-from ddistill.training.identity import FIELDS, Kind, learnt, normalised
-from ddistill.training.stages import SOURCES
 
 ROOT = Path("runs")
 

@@ -6,11 +6,12 @@ import json
 import numpy as np
 
 from ddistill.compare import load_run
-from ddistill.evaluation import comparison
-from ddistill.evaluation.calls import CallRecord, write_calls
-from ddistill.evaluation.comparable import check_runs
-from ddistill.evaluation.protocol import Protocol, Row, write_rows
-from ddistill.evaluation.run_identity import teachers_of
+from ddistill.evaluation.comparison import join
+from ddistill.evaluation.comparison.checks import check_runs
+from ddistill.evaluation.comparison.run_identity import teachers_of
+from ddistill.evaluation.records.protocol import Protocol
+from ddistill.evaluation.records.rows import Row, write_rows
+from ddistill.evaluation.records.sampler_runs import CallRecord, write_calls
 
 COUNT, SHAPE = 18, (8, 8, 1)
 RESAMPLED = {"floor": 5, "count": 5, "subsets": 9, "splits": 2, "subset_seed": 0}
@@ -82,7 +83,7 @@ def make_run(
 def compared(*folders):
     runs = [load_run(folder) for folder in folders]
     check_runs(runs)
-    return comparison.compare(runs, teachers_of(runs))
+    return join.compare(runs, teachers_of(runs))
 
 
 def stat_of(made, name, nfe, metric="fd"):

@@ -75,13 +75,15 @@ def refused(compiled, tmp_path):
     # Not above: this file is read for every test, and `runs` adds the tiny network to the registry.
     from runs import config, snapshot
 
-    from ddistill import main
+    from ddistill import experiment
     from ddistill.errors import ConfigError
 
     def run(changes: dict[str, Any], error: type[Exception] = ConfigError, stage: str = "") -> str:
         before, files = len(compiled), snapshot(tmp_path)
         with pytest.raises(error) as caught:
-            main.run(config(changes), tmp_path / "run", tmp_path / "shared", stage, "the command")
+            experiment.run(
+                config(changes), tmp_path / "run", tmp_path / "shared", stage, "the command"
+            )
         assert len(compiled) == before, "something was compiled"
         assert snapshot(tmp_path) == files, "something was written"
         text = str(caught.value)

@@ -15,7 +15,7 @@ import runs  # noqa: F401  (registers the network)
 from absl import app
 
 from ddistill import main
-from ddistill.training import checkpoints, loop, programs
+from ddistill.training import checkpoints, compiled, loop
 
 
 def arm(stage: str, step: int, how: str) -> None:
@@ -59,7 +59,7 @@ def _die_while_writing(stage: str, at: int) -> None:
 
 
 def _ask_to_stop(stage: str, at: int) -> None:
-    call, train = programs.Chunk.__call__, loop.StageRun._train
+    call, train = compiled.Chunk.__call__, loop.StageRun._train
     current = []
 
     def wrapped_train(self, *args):
@@ -71,7 +71,7 @@ def _ask_to_stop(stage: str, at: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return call(self, state, *rest)
 
-    loop.StageRun._train, programs.Chunk.__call__ = wrapped_train, wrapped_call
+    loop.StageRun._train, compiled.Chunk.__call__ = wrapped_train, wrapped_call
 
 
 if __name__ == "__main__":
@@ -79,4 +79,4 @@ if __name__ == "__main__":
     if death:
         name, number, kind = death.split(":")
         arm(name, int(number), kind)
-    app.run(main.main, flags_parser=main._parse_flags)
+    app.run(main.main, flags_parser=main.parse_flags)

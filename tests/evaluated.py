@@ -12,12 +12,13 @@ from runs import Notes
 
 from ddistill import data
 from ddistill.diffusion import Prediction
-from ddistill.evaluation import sampling, showing
+from ddistill.evaluation import sampling
 from ddistill.evaluation.evaluate import evaluate
-from ddistill.evaluation.protocol import Row
+from ddistill.evaluation.records.rows import Row
+from ddistill.evaluation.report import sections
+from ddistill.planning.plan import StagePlan
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import Settings
-from ddistill.training.interrupt import StopRequest
-from ddistill.training.stages import StagePlan
 
 
 class Run(NamedTuple):
@@ -51,7 +52,7 @@ class Run(NamedTuple):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sampling, "draw", counted)
             if not report:
-                patch.setattr(showing, "show", lambda *a: (folder / "report.html").write_text(""))
+                patch.setattr(sections, "show", lambda *a: (folder / "report.html").write_text(""))
             rows = evaluate(settings, self.plans, self.train, folder, notes, stop, "ours")
         return rows, notes.said, drawn
 

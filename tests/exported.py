@@ -11,6 +11,8 @@ import numpy as np
 from runs import manifest
 
 from ddistill import data
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
 from ddistill.runtime.files import write_json
 from ddistill.settings import (
     EvaluationSettings,
@@ -23,8 +25,7 @@ from ddistill.settings import (
     to_plain,
 )
 from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.stages import StagePlan, plan_stages
-from ddistill.training.weights import abstract_state
+from ddistill.training.initial import abstract_state
 
 UNET = {
     "name": "unet",

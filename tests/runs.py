@@ -11,7 +11,11 @@ import orbax.checkpoint as ocp
 from tiny import TinyNet
 
 from ddistill import data, networks
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
 from ddistill.recipes import progressive
+from ddistill.runtime.console import Reporter
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
@@ -23,11 +27,8 @@ from ddistill.settings import (
     TrainingSettings,
     to_plain,
 )
-from ddistill.training.interrupt import StopRequest
-from ddistill.training.progress import Reporter
-from ddistill.training.stages import StagePlan, plan_stages
+from ddistill.training.initial import abstract_state
 from ddistill.training.state import TrainState
-from ddistill.training.weights import abstract_state
 
 
 class Notes(Reporter):
@@ -43,7 +44,7 @@ class Notes(Reporter):
 
 def manifest(plan: StagePlan, **changes: Any) -> dict[str, Any]:
     """What a complete stage writes, of no cost."""
-    count = len(plan.members)
+    count = len(plan.students)
     return {
         "stage": plan.name,
         "digest": plan.digest,
@@ -68,7 +69,7 @@ RECORD: dict[str, Any] = {
     "clock": {"train": 0.0, "compile": 0.0, "wait": 0.0},
     "loss": 1.0,
     "scores": {"sums": {}, "last": {}},
-    "watch": {"step": 0, "known": {}, "fatal": [], "born": []},
+    "alarms": {"step": 0, "known": {}, "fatal": [], "born": []},
 }
 
 

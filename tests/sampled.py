@@ -13,12 +13,7 @@ from flax import struct
 from ddistill.denoiser import Denoiser
 from ddistill.diffusion import Prediction, from_x0
 from ddistill.samplers import LOOPS, SAMPLERS
-from ddistill.schedules import (
-    Level,
-    cosine,
-    subsequence,
-    uniform_grid,
-)
+from ddistill.schedules import Level, cosine, subsequence, uniform_grid
 
 SHAPE = (3, 2, 2, 1)
 KEY = jax.random.key(0)

@@ -5,10 +5,10 @@ from inception_cases import pictures
 from PIL import Image
 
 from ddistill.evaluate import Options, evaluate
-from ddistill.evaluation.detector import GENUINE, Detector
-from ddistill.evaluation.inception_metrics import MetricSettings
-from ddistill.training.interrupt import StopRequest
-from ddistill.training.progress import Reporter
+from ddistill.evaluation.metrics.detector import GENUINE, Detector
+from ddistill.evaluation.metrics.inception_metrics import MetricSettings
+from ddistill.runtime.console import Reporter
+from ddistill.runtime.interrupt import StopRequest
 
 SMALL = MetricSettings(is_splits=2, kid_subsets=5, kid_subset_size=10)
 DIM = 6

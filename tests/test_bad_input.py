@@ -2,7 +2,7 @@
 
 Nothing is written by then either.
 
-The cases go through `ddistill.main.run` in this process.
+The cases go through `ddistill.experiment.run` in this process.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from runs import UNET, config, manifest, plans_of, snapshot, tiny_settings
 
-from ddistill import main
+from ddistill import experiment
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.runtime.files import write_json
 from ddistill.training.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ def test_planning_a_good_run_compiles_and_writes_nothing(compiled, tmp_path):
     unet = config({"stages.teacher.network": {**UNET, "num_classes": 10}})
     unet["stages"]["student"]["network"] = unet["stages"]["teacher"]["network"]
     with pytest.raises(ConfigError, match="is not a stage of this config"):
-        main.run(unet, tmp_path / "run", tmp_path / "shared", "no such stage", "")
+        experiment.run(unet, tmp_path / "run", tmp_path / "shared", "no such stage", "")
     assert len(compiled) == before
     assert snapshot(tmp_path) == {}
     assert not (tmp_path / "run").exists()
@@ -91,9 +91,9 @@ SPELLING = {
         "config.stages.student.optimizer.schedule='cosinus'",
         "'cosine'",
     ),
-    "hand_on": (
-        {"stages.teacher.hand_on": "bst"},
-        "config.stages.teacher.hand_on='bst'",
+    "select_checkpoint": (
+        {"stages.teacher.select_checkpoint": "bst"},
+        "config.stages.teacher.select_checkpoint='bst'",
         "'best'",
     ),
     "prediction": (
@@ -407,9 +407,9 @@ def test_a_stage_alone_needs_the_stages_before_it(refused, stage):
 
 def occupy(settings, workdir: Path, name: str) -> Path:
     """Leaves behind what a stage of these settings leaves in its folder when it starts."""
+    from ddistill.runtime.console import Reporter
+    from ddistill.runtime.interrupt import StopRequest
     from ddistill.training.folders import claim
-    from ddistill.training.interrupt import StopRequest
-    from ddistill.training.progress import Reporter
 
     plan = plans_of(settings, workdir)[name]
     with claim(plan, Reporter(), StopRequest()):
@@ -466,7 +466,7 @@ def test_a_checkpoint_of_another_network_is_refused(compiled, tmp_path, monkeypa
     plan = plans_of(tiny_settings(), tmp_path / "run")["teacher"]
     occupy(tiny_settings(), tmp_path / "run", "teacher")
     params = {"student": {"final": {"kernel": np.zeros((7, 1), np.float32)}}}
-    from ddistill.training.weights import optimizers
+    from ddistill.training.initial import optimizers
 
     checkpoints = Checkpoints(plan.folder / "checkpoints", keep=2)
     state = create_state(params, optimizers(plan), plan.settings.ema)
@@ -474,7 +474,7 @@ def test_a_checkpoint_of_another_network_is_refused(compiled, tmp_path, monkeypa
     checkpoints.close()
     before, files = len(compiled), snapshot(plan.folder / "checkpoints")
     with pytest.raises(CheckpointError) as caught:
-        main.run(config(), tmp_path / "run", tmp_path / "shared", "", "the command")
+        experiment.run(config(), tmp_path / "run", tmp_path / "shared", "", "the command")
     text = str(caught.value)
     assert "belongs to another network or optimiser" in text
     assert "ema/0.3/final/kernel: (7, 1) on disk, (6, 1) wanted" in text
@@ -489,5 +489,5 @@ def test_a_lost_final_checkpoint_is_told(compiled, tmp_path):
     write_json(folder / "complete.json", manifest(plan, steps=40, handed_on=40))
     before = len(compiled)
     with pytest.raises(CheckpointError, match="at step 40, which stage 'teacher' hands on"):
-        main.run(config(), tmp_path / "run", tmp_path / "shared", "student", "the command")
+        experiment.run(config(), tmp_path / "run", tmp_path / "shared", "student", "the command")
     assert len(compiled) == before

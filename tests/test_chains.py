@@ -18,12 +18,12 @@ from runs import (
 from test_resume import Launcher, succeeded
 
 from ddistill.errors import ConfigError
-from ddistill.evaluation.evaluate import check_evaluation
+from ddistill.evaluation.checks import check_evaluation
+from ddistill.planning.lineage import cost, distillation
 from ddistill.recipes import halvings, progressive
 from ddistill.schedules import make_schedule
 from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSettings
-from ddistill.training.lineage import cost, distillation
-from ddistill.training.weights import load_network
+from ddistill.training.trained import load_network
 
 STUDENTS = ("pd_n4", "rcfd_n2", "pd_n1")
 CONFIG = """
@@ -49,19 +49,19 @@ def test_every_student_reads_its_levels_off_one_table(planned):
             wanted = getattr(table, row)[plan.indices]
             np.testing.assert_array_equal(getattr(plan.levels, row), wanted)
             # The tables of all stages have one length, so that they are one compiled program.
-            assert getattr(plan.process.student, row).shape == (17,)
-            assert getattr(plan.process.teacher, row).shape == (17,)
+            assert getattr(plan.tables.student, row).shape == (17,)
+            assert getattr(plan.tables.teacher, row).shape == (17,)
 
 
 def test_a_stage_knows_its_teachers_levels_and_no_others(planned):
-    np.testing.assert_array_equal(planned["pd_n4"].process.grid[:5], [0, 4, 8, 12, 16])
+    np.testing.assert_array_equal(planned["pd_n4"].tables.grid[:5], [0, 4, 8, 12, 16])
     for name, teacher in (("rcfd_n2", "pd_n4"), ("pd_n1", "rcfd_n2")):
-        count = int(planned[name].process.count)
+        count = int(planned[name].tables.count)
         np.testing.assert_array_equal(
-            planned[name].process.grid[: count + 1], np.arange(0, 2 * count + 1, 2)
+            planned[name].tables.grid[: count + 1], np.arange(0, 2 * count + 1, 2)
         )
         np.testing.assert_array_equal(
-            planned[name].process.teacher.alpha[: 2 * count + 1], planned[teacher].levels.alpha
+            planned[name].tables.teacher.alpha[: 2 * count + 1], planned[teacher].levels.alpha
         )
 
 

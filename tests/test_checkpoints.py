@@ -20,7 +20,7 @@ RECORD = {
     "clock": {"train": 0.1 + 0.2, "compile": 1e-300, "wait": 0.0},
     "loss": 0.1234567890123456789,
     "scores": {"sums": {"loss": [0.1, 3]}, "last": {}},
-    "watch": {"step": 3, "known": {"": {"loss": 0.1}}, "fatal": [["", "x", 2]], "born": []},
+    "alarms": {"step": 3, "known": {"": {"loss": 0.1}}, "fatal": [["", "x", 2]], "born": []},
     "digest": "abc",
     "settings": {"teacher": "", "ema": [0.9, 0.99], "nested": {"none": None, "yes": True, "n": 3}},
 }
@@ -220,9 +220,9 @@ EMPTY_WATCH = {"step": 2, "known": {}, "fatal": [], "born": []}
     [
         ("scores", None, {"sums": {}, "last": {}}),
         ("scores", "last", {**RECORD["scores"], "last": {}}),
-        ("watch", None, EMPTY_WATCH),
-        ("watch", "born", {**RECORD["watch"], "born": []}),
-        ("watch", "step", {**RECORD["watch"], "step": 2}),
+        ("alarms", None, EMPTY_WATCH),
+        ("alarms", "born", {**RECORD["alarms"], "born": []}),
+        ("alarms", "step", {**RECORD["alarms"], "step": 2}),
         ("loss", None, None),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_record_that_lacks_a_key_with_an_empty_value_is_used(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"clock": None}, {"clock": {"train": 1.0}}, {"scores": []}, {"watch": {"step": "x"}}],
+    [{"clock": None}, {"clock": {"train": 1.0}}, {"scores": []}, {"alarms": {"step": "x"}}],
 )
 def test_a_record_of_wrong_values_is_an_error_that_moves_nothing(tmp_path, warnings, changes):
     folder = saved_with(tmp_path / "checkpoints", {**RECORD, **changes})

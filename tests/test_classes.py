@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from runs import Notes, config, differences, plans_of, saved_state, tiny_settings
 
-from ddistill import data, main
+from ddistill import data, experiment
 from ddistill.errors import CheckpointError, ConfigError
+from ddistill.planning.planner import plan_stages
 from ddistill.product import open_run
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import GridSettings, MeshSettings, OptimizerSettings, StudentsSettings
 from ddistill.students import take
-from ddistill.training.feed import Feed, spans
-from ddistill.training.interrupt import StopRequest
-from ddistill.training.pipeline import run_stages
-from ddistill.training.stages import plan_stages
+from ddistill.training.batches import BatchReader, spans
+from ddistill.training.run_stages import run_stages
 
 # ------------------------------------------------------------------------------ what is shown
 
@@ -56,9 +56,9 @@ def planned(tmp_path_factory):
 
 def shown(plan, dataset, steps):
     """`[steps, K, B]`, the examples of every student's batches."""
-    feed = Feed(dataset, plan.members, plan.settings.batch_size, plan.layout(mesh()))
-    picks = [np.asarray(p[0]) for _, _, _, p in feed.batches(spans(0, steps, 1, ()))]
-    return np.concatenate(picks)
+    reader = BatchReader(dataset, plan.students, plan.settings.batch_size, plan.layout(mesh()))
+    batch_indices = [np.asarray(p[0]) for _, _, _, p in reader.batches(spans(0, steps, 1, ()))]
+    return np.concatenate(batch_indices)
 
 
 def mesh():
@@ -79,11 +79,11 @@ def test_a_student_is_shown_its_own_classes_and_all_of_their_images(planned, dig
     plan = planned(**share, mapping="vmap")
     owned = plan.partition.owned_classes(10)
     steps = -(-max(np.isin(digits.labels, np.flatnonzero(own)).sum() for own in owned) // 100)
-    picks = shown(plan, digits, int(steps))
-    assert picks.shape == (steps, share["count"], 100)
+    batch_indices = shown(plan, digits, int(steps))
+    assert batch_indices.shape == (steps, share["count"], 100)
     for k, own in enumerate(owned):
         mine = np.flatnonzero(np.isin(digits.labels, np.flatnonzero(own)))
-        seen = picks[:, k].reshape(-1)
+        seen = batch_indices[:, k].reshape(-1)
         # An epoch has every image once, and no other student's.
         np.testing.assert_array_equal(np.sort(seen[: len(mine)]), mine)
         assert set(seen) <= set(mine)
@@ -93,14 +93,14 @@ def test_a_student_is_shown_its_own_classes_and_all_of_their_images(planned, dig
 def test_one_function_decides_what_is_shown_and_who_is_asked(planned, share):
     """For every level and class: the owner, and nobody else, is trained on both."""
     plan = planned(**share, mapping="vmap")
-    process, levels = plan.process, plan.levels
+    tables, levels = plan.tables, plan.levels
     tables = [
         set(np.asarray(row)[:count].tolist())
-        for row, count in zip(process.classes, process.class_count)
+        for row, count in zip(tables.classes, tables.class_count)
     ]
     for k, own in enumerate(plan.partition.owned_classes(10)):
         assert tables[k] == set(np.flatnonzero(own).tolist())
-        assert set(plan.members[k].classes) == tables[k]
+        assert set(plan.students[k].classes) == tables[k]
     index = np.repeat(np.arange(1, levels.num_steps + 1), 10)
     label = np.tile(np.arange(10), levels.num_steps)
     owner = np.asarray(plan.partition.owner(levels.at(index), jnp.asarray(label)))
@@ -108,7 +108,7 @@ def test_one_function_decides_what_is_shown_and_who_is_asked(planned, share):
         trained = [
             j
             for j in range(share["count"])
-            if process.low[j] <= i <= process.high[j] and c in tables[j]
+            if tables.low[j] <= i <= tables.high[j] and c in tables[j]
         ]
         assert trained == [k]
 
@@ -117,7 +117,7 @@ def test_one_function_decides_what_is_shown_and_who_is_asked(planned, share):
 @pytest.mark.parametrize("grouping", ["consecutive", "random"])
 def test_sizes_differ_by_one_at_most(planned, count, grouping):
     plan = planned(count=count, partition="classes", grouping=grouping, mapping="vmap")
-    sizes = np.asarray(plan.process.class_count)
+    sizes = np.asarray(plan.tables.class_count)
     assert sizes.sum() == 10
     assert sizes.max() - sizes.min() <= 1
 
@@ -125,7 +125,7 @@ def test_sizes_differ_by_one_at_most(planned, count, grouping):
 def test_listed_groups_are_taken_as_they_are(planned):
     groups = ((9, 0), (1, 2, 3, 4, 5, 6, 7, 8))
     plan = planned(count=2, partition="classes", groups=groups, mapping="vmap")
-    assert [set(m.classes) for m in plan.members] == [set(g) for g in groups]
+    assert [set(m.classes) for m in plan.students] == [set(g) for g in groups]
 
 
 # --------------------------------------------------------------------------- one student of all
@@ -214,7 +214,7 @@ def test_a_finished_run_outlives_its_file_of_embeddings(tmp_path):
     changes |= {f"stages.{name}.steps": 2 for name in ("teacher", "student")}
 
     def train():
-        main.run(config(changes), run, tmp_path / "shared", "", "the command")
+        experiment.run(config(changes), run, tmp_path / "shared", "", "the command")
 
     train()
     file.unlink()

@@ -16,8 +16,9 @@ from ddistill.networks.classifier import normalise
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, make_objective
 from ddistill.objectives.classification import Classification, Classifier
-from ddistill.training.state import create_state, stream_key
-from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.runtime.rng import stream_key
+from ddistill.training.state import create_state
+from ddistill.training.step import StepInputs, StepSettings, make_step
 
 SMALL = {
     "resnet": {"width": 4, "blocks": (1, 1)},
@@ -92,13 +93,13 @@ def train_step(layout=None):
         (),
         statistics={"student": variables["batch_stats"]},
     )
-    return make_step(s), state, Frozen(None, tiny.process())
+    return make_step(s), state, StepInputs(None, tiny.tables())
 
 
 def test_a_step_trains_the_weights_and_moves_the_statistics():
-    step, state, frozen = train_step()
+    step, state, inputs = train_step()
     labels = jnp.arange(6) % 3
-    after, metrics = step(state, frozen, pictures(6), labels, stream_key(0, "x"))
+    after, metrics = step(state, inputs, pictures(6), labels, stream_key(0, "x"))
     moved = jax.tree.map(
         lambda a, b: float(jnp.abs(a - b).max()),
         (state.params, state.statistics),
@@ -206,7 +207,7 @@ def test_accuracy_counts_right_answers():
     right = jnp.argmax(logits, axis=-1)
     labels = jnp.where(jnp.arange(12) < 9, right, (right + 1) % 3)
     _, metrics, _ = Classification().loss(
-        {"student": classifier}, Batch(x, labels, None, keys), tiny.process()
+        {"student": classifier}, Batch(x, labels, None, keys), tiny.tables()
     )
     assert float(metrics["accuracy"]) == pytest.approx(0.75)
 

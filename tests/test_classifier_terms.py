@@ -129,7 +129,7 @@ def networks(student=None, teacher=None, judge=None):
 
 
 def test_the_objective_is_the_sum_of_its_formulas():
-    process, batch = halved(cosine(16), 8), tiny.batch(10)
+    tables, batch = halved(cosine(16), 8), tiny.batch(10)
     seen = {}
 
     def judge(images):
@@ -137,7 +137,7 @@ def test_the_objective_is_the_sum_of_its_formulas():
         seen[len(seen)] = [np.asarray(v, np.float64) for v in out]
         return out
 
-    values, metrics = Progressive(**RCFD).value(networks(judge=judge), batch, process)
+    values, metrics = Progressive(**RCFD).value(networks(judge=judge), batch, tables)
     (_, wanted), (logits, found) = seen[0], seen[1]
     p, q = softmax(wanted / 0.95), softmax(found)
     divergence = (p * np.log(p / q)).sum(axis=-1)
@@ -148,31 +148,31 @@ def test_the_objective_is_the_sum_of_its_formulas():
     np.testing.assert_allclose(values.mean(), total, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(metrics["entropy"], entropy, rtol=1e-5)
     np.testing.assert_allclose(metrics["diversity"], spread, rtol=1e-5)
-    pixels, _ = Progressive().value(networks(), batch, process)
-    mixed, _ = Progressive(**{**RCFD, "pixel_weight": 0.5}).value(networks(), batch, process)
+    pixels, _ = Progressive().value(networks(), batch, tables)
+    mixed, _ = Progressive(**{**RCFD, "pixel_weight": 0.5}).value(networks(), batch, tables)
     np.testing.assert_allclose(mixed, values + 0.5 * pixels, rtol=1e-5)
 
 
 def test_without_class_terms_it_is_cfd_with_the_target_of_pd():
-    process, batch = halved(cosine(16), 8), tiny.batch(6)
+    tables, batch = halved(cosine(16), 8), tiny.batch(6)
     seen = []
 
     def judge(images):
         seen.append(images)
         return classifier()(images)
 
-    cfd, _ = Progressive(**CFD).value(networks(judge=judge), batch, process)
-    also, _ = Progressive(**{**CFD, "beta": 0.0, "gamma": 0.1}).value(networks(), batch, process)
+    cfd, _ = Progressive(**CFD).value(networks(judge=judge), batch, tables)
+    also, _ = Progressive(**{**CFD, "beta": 0.0, "gamma": 0.1}).value(networks(), batch, tables)
     np.testing.assert_array_equal(cfd, also)
 
     def target_of_pd(images, index=None):
         from test_progressive import drawn, expand
 
-        rows, eps = drawn(batch, process)
-        level = process.student.at(jnp.asarray(rows))
+        rows, eps = drawn(batch, tables)
+        level = tables.student.at(jnp.asarray(rows))
         z = expand(level.alpha, batch.image) * batch.image + expand(level.sigma, eps) * eps
         return Progressive().target(
-            tiny.tiny_denoiser(0), jnp.asarray(z, jnp.float32), jnp.asarray(rows), None, process
+            tiny.tiny_denoiser(0), jnp.asarray(z, jnp.float32), jnp.asarray(rows), None, tables
         )
 
     np.testing.assert_allclose(seen[0], target_of_pd(None), atol=1e-6)
@@ -180,11 +180,11 @@ def test_without_class_terms_it_is_cfd_with_the_target_of_pd():
 
 @pytest.mark.parametrize("hyper", [CFD, RCFD])
 def test_gradient_goes_through_the_classifier_into_the_student_alone(hyper):
-    process, batch = halved(cosine(16), 8), tiny.batch(6)
+    tables, batch = halved(cosine(16), 8), tiny.batch(6)
 
     def value(student, teacher):
         bound = [tiny.tiny_denoiser().replace(params=p) for p in (student, teacher)]
-        return Progressive(**hyper).value(networks(*bound), batch, process)[0].mean()
+        return Progressive(**hyper).value(networks(*bound), batch, tables)[0].mean()
 
     to_student, to_teacher = jax.grad(value, argnums=(0, 1))(
         tiny.tiny_params(1), tiny.tiny_params(0)
@@ -194,20 +194,20 @@ def test_gradient_goes_through_the_classifier_into_the_student_alone(hyper):
 
 
 def test_doubling_the_batch_changes_no_mean():
-    process, batch = halved(cosine(16), 8), tiny.batch(5)
+    tables, batch = halved(cosine(16), 8), tiny.batch(5)
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
-    one, _ = Progressive(**RCFD).value(networks(), batch, process)
-    two, _ = Progressive(**RCFD).value(networks(), twice, process)
+    one, _ = Progressive(**RCFD).value(networks(), batch, tables)
+    two, _ = Progressive(**RCFD).value(networks(), twice, tables)
     np.testing.assert_allclose(one.mean(), two.mean(), rtol=1e-5)
 
 
 def test_sfddm_takes_the_same_distance():
-    process, batch = tiny.process(), tiny.batch(6)
-    grid = np.asarray(process.grid)[:5]
+    tables, batch = tiny.tables(), tiny.batch(6)
+    grid = np.asarray(tables.grid)[:5]
     plain = SFDDM(substeps=2).prepare(grid)
     judged = SFDDM(substeps=2, classifier_weight=2.0, tau=1.0).prepare(grid)
-    a, _ = plain.loss(networks(), batch, process)
-    b, metrics = judged.loss(networks(), batch, process)
+    a, _ = plain.loss(networks(), batch, tables)
+    b, metrics = judged.loss(networks(), batch, tables)
     assert float(metrics["classifier_distance"]) > 0
     np.testing.assert_allclose(b.mean() - a.mean(), 2.0 * metrics["classifier_distance"], rtol=1e-4)
     assert judged.needs_classifier
@@ -230,10 +230,10 @@ def test_hyperparameters_are_checked(name, hyper, part):
 
 
 def test_denoising_compares_with_the_image_itself():
-    batch, process = tiny.batch(6), tiny.process()
+    batch, tables = tiny.batch(6), tiny.tables()
     judge = classifier()
     student = tiny.tiny_denoiser(1)
-    plain, _ = Denoising().loss(networks(), batch, process)
+    plain, _ = Denoising().loss(networks(), batch, tables)
     seen = []
 
     def watched(images):
@@ -241,7 +241,7 @@ def test_denoising_compares_with_the_image_itself():
         return judge(images)
 
     judged, metrics = Denoising(classifier_weight=3.0, tau=1.0).loss(
-        networks(student, judge=watched), batch, process
+        networks(student, judge=watched), batch, tables
     )
     np.testing.assert_array_equal(seen[0], batch.image)
     distance = feature_divergence(judge(seen[1])[1], judge(batch.image)[1], 1.0)
@@ -255,7 +255,7 @@ def flops(function, *arguments) -> float:
 
 def test_features_cost_two_forward_passes_and_one_backward():
     """Counted, so that no noise of a machine hides a forward pass made twice."""
-    process, batch = halved(cosine(16), 8), tiny.batch(8)
+    tables, batch = halved(cosine(16), 8), tiny.batch(8)
     module = build("resnet", width=8, blocks=(1, 1))
     variables = module.init(jax.random.key(0), jnp.zeros((1, *tiny.IMAGE)))
     judge = Classifier(Weights(variables["params"], variables["batch_stats"]), module)
@@ -264,7 +264,7 @@ def test_features_cost_two_forward_passes_and_one_backward():
         def gradient(params):
             def value(params):
                 student = tiny.tiny_denoiser().replace(params=params)
-                return objective.value(networks(student, judge=judge), batch, process)[0].mean()
+                return objective.value(networks(student, judge=judge), batch, tables)[0].mean()
 
             return jax.grad(value)(params)
 

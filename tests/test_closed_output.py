@@ -105,7 +105,7 @@ def test_an_output_without_a_descriptor_is_not_closed(monkeypatch):
 def test_a_training_goes_on_when_its_output_is_not_read(unread, tmp_path):
     """Only what it says is lost."""
     code = (
-        "from ddistill.training.progress import Reporter\n"
+        "from ddistill.runtime.console import Reporter\n"
         "with e.answer_closed_output():\n"
         "    reporter = Reporter()\n"
         "    for i in range(3): reporter.say('x' * 100_000)\n"

@@ -23,9 +23,9 @@ from runs import tiny_settings
 
 from ddistill.compare import compare, load_images
 from ddistill.errors import ConfigError
-from ddistill.evaluation import comparison_tables
-from ddistill.evaluation.calls import read_calls, write_calls
-from ddistill.evaluation.protocol import Row, write_rows
+from ddistill.evaluation.comparison import tables
+from ddistill.evaluation.records.rows import Row, write_rows
+from ddistill.evaluation.records.sampler_runs import read_calls, write_calls
 from ddistill.interop.imported import Imported
 from ddistill.interop.sources import write_noted
 
@@ -96,7 +96,7 @@ def test_teachers_that_differ_are_told_apart(tmp_path):
     }
     assert len(made.full) == 2
     assert "do not share one teacher" in made.notes[0]
-    sheet = comparison_tables.sample_grid(made, [4], load_images)
+    sheet = tables.sample_grid(made, [4], load_images)
     assert [row.label for row in sheet.rows][:2] == [
         "teacher DDIM, pd digits, NFE 16", "teacher DDIM, sfddm digits, NFE 16",
     ]  # fmt: skip
@@ -286,9 +286,9 @@ def test_calls_are_read_strictly(tmp_path):
 def test_nfe_chooses_the_columns_and_the_full_teacher_stays(tmp_path):
     fds = {FULL: 1.0, FEW: 8.0, ("ddim", 2, ""): 9.0, ("sfddm", 2, ""): 4.0, ("pd", 8, ""): 3.0}
     made = compared(make_run(tmp_path / "a", fds=fds))
-    counts = comparison_tables.chosen_nfe(made, [4, 2, 1])
+    counts = tables.chosen_nfe(made, [4, 2, 1])
     assert counts == [2, 4]
-    table = comparison_tables.matrix(made, "fd", counts)
+    table = tables.matrix(made, "fd", counts)
     assert list(table.columns) == ["method", "NFE 2", "NFE 4"]
     assert [list(row) for row in table.rows] == [
         ["teacher DDIM", "9.00", "8.00"],
@@ -297,14 +297,14 @@ def test_nfe_chooses_the_columns_and_the_full_teacher_stays(tmp_path):
         ["real data (floor)", "0.500", "0.500"],
     ]
     assert table.best == frozenset()  # without intervals nobody can say
-    full = comparison_tables.matrix(made, "fd", [8, 16])
+    full = tables.matrix(made, "fd", [8, 16])
     assert [row[0] for row in full.rows] == ["teacher DDIM", "PD", "real data (floor)"]
     with pytest.raises(ConfigError, match=r"--nfe=1,32: .* Measured: 2, 4, 8, 16\."):
-        comparison_tables.chosen_nfe(made, [1, 32])
+        tables.chosen_nfe(made, [1, 32])
 
 
 def test_score_tables_hold_every_number(seeds):
-    first, second = comparison_tables.score_tables(compared(*seeds))
+    first, second = tables.score_tables(compared(*seeds))
     assert list(first.columns) == [
         "method", "NFE", "seeds", "FD", "precision", "recall",
         "teacher calls", "student updates", "training, s",
@@ -325,7 +325,7 @@ def test_sample_rows_come_from_the_first_seed_most_evaluations_first(tmp_path):
         tmp_path / "b", "pd_digits", 1, {FULL: 2.0, ("pd", 8, ""): 4.0, ("pd", 4, ""): 5.0}
     )
     c = make_run(tmp_path / "c", "cfd_digits", 2, {FULL: 3.0, ("cfd", 4, ""): 5.5})
-    grid = comparison_tables.sample_grid(compared(*a, b), [4, 8], load_images)
+    grid = tables.sample_grid(compared(*a, b), [4, 8], load_images)
     assert [(row.label, row.note) for row in grid.rows] == [
         ("teacher DDIM, NFE 16", "FD 2.00"),
         ("PD, NFE 8", "FD 4.00"),
@@ -339,7 +339,7 @@ def test_sample_rows_come_from_the_first_seed_most_evaluations_first(tmp_path):
     with np.load(tmp_path / "a1" / "samples" / "sfddm_4.npz") as file:
         np.testing.assert_array_equal(grid.rows[3].images, file["images"][:16])
     # Without a seed in common the rows say their own.
-    grid = comparison_tables.sample_grid(compared(b, c), [4], load_images)
+    grid = tables.sample_grid(compared(b, c), [4], load_images)
     assert [row.label for row in grid.rows] == [
         "teacher DDIM, NFE 16", "PD, NFE 4", "CFD, NFE 4, seed 2",
     ]  # fmt: skip

@@ -13,8 +13,8 @@ from comparing import FULL, make_run
 from PIL import Image
 
 from ddistill.compare import compare, main
-from ddistill.evaluation.drawing import DARK, Line
-from ddistill.evaluation.panels import Panel, PanelPlot, panels_alt, panels_figure
+from ddistill.evaluation.figures.panels import Panel, PanelPlot, panels_alt, panels_figure
+from ddistill.evaluation.figures.style import DARK, Line
 
 
 @pytest.fixture(scope="module")

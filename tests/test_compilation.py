@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddistill import compilation, networks, recipes
-from ddistill.compilation import compiler_options, is_wide
+from ddistill import networks, recipes
+from ddistill.runtime import compilation
+from ddistill.runtime.compilation import compiler_options, is_wide
 
 
 def shapes(fields, size, channels):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -11,21 +10,22 @@ import numpy as np
 import pytest
 from runs import plans_of, tiny_chain
 
-from ddistill import data, main
+from ddistill import data
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError
-from ddistill.evaluation.checks import check_real_images
-from ddistill.evaluation.evaluate import check_evaluation
+from ddistill.evaluation.checks import check_evaluation, check_real_images
+from ddistill.optimizers import OPTIMIZERS, check_optimizer
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
     OptimizerSettings,
     Settings,
     parse,
+    plain,
     to_plain,
 )
-from ddistill.training.optimizers import OPTIMIZERS, check_optimizer
-from ddistill.training.stages import StagePlan, plan_stages
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 NO_VARIANT = "no such variant"
@@ -115,11 +115,11 @@ def test_what_a_config_prints_reads_back_as_the_same_run(file, variant):
     """As does the config.json of a run."""
     config = load(file).get_config(variant)
     settings = parse(config, Settings)
-    assert parse(json.loads(json.dumps(main._plain(config))), Settings) == settings
+    assert parse(plain(config), Settings) == settings
     # Every setting is there to be overridden on the command line, those of all sources of data too.
     left_open = dict.fromkeys(data.setting_types())
-    plain = to_plain(dataclasses.asdict(settings))
-    assert to_plain(config) == {**plain, "data": {**left_open, **plain["data"]}}
+    full = to_plain(dataclasses.asdict(settings))
+    assert to_plain(config) == {**full, "data": {**left_open, **full["data"]}}
     assert settings.name == file.stem + ("-smoke" if variant == "smoke" else "")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddistill.networks import build
-from ddistill.networks.convolution import Conv, suited, ungrouped_conv, xla_conv
+from ddistill.networks.convolution import Conv, for_platform, ungrouped_conv, xla_conv
 
 K = 3
 
@@ -130,7 +130,7 @@ def test_only_an_automatic_choice_is_changed():
     options = {"channels": 8, "multipliers": (1,), "norm_groups": 4, "out_channels": 1}
     unet, chosen = build("unet", **options), build("unet", conv_impl="matmul", **options)
     found = {
-        (platform, vmapped): suited(unet, platform, vmapped).conv_impl
+        (platform, vmapped): for_platform(unet, platform, vmapped).conv_impl
         for platform in ("cpu", "gpu", "tpu")
         for vmapped in (False, True)
     }
@@ -142,6 +142,6 @@ def test_only_an_automatic_choice_is_changed():
         ("tpu", False): "xla",
         ("tpu", True): "xla",
     }
-    assert suited(chosen, "tpu", True) is chosen
+    assert for_platform(chosen, "tpu", True) is chosen
     resnet = build("resnet", num_classes=3)
-    assert suited(resnet, "gpu", True) is resnet
+    assert for_platform(resnet, "gpu", True) is resnet

@@ -14,17 +14,17 @@ from ddistill.data.dataset import FACTS
 from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluate import _config
 from ddistill.evaluation.evaluate import _is_done
+from ddistill.planning.manifests import OWNER, PAIRS, RECORD, TRAINED
+from ddistill.planning.plan import StagePlan
 from ddistill.product import open_run
 from ddistill.runtime import files
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.schemas import Schema
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.folders import check_folders
-from ddistill.training.interrupt import StopRequest
-from ddistill.training.manifests import OWNER, PAIRS, RECORD, TRAINED
 from ddistill.training.pairs import _seconds
-from ddistill.training.pipeline import run_stages
-from ddistill.training.stages import StagePlan
-from ddistill.training.weights import load_state
+from ddistill.training.run_stages import run_stages
+from ddistill.training.trained import load_state
 
 SETTINGS = one_stage(checkpoint_every=20, keep=10)
 
@@ -65,7 +65,7 @@ def test_a_damaged_manifest_is_none_and_is_written_anew(plan, content):
     before, digests = plan.manifest(), snapshot(plan.folder / "checkpoints" / "40")
     plan.manifest_path.write_bytes(content)
     assert plan.manifest() is None
-    assert plan.frozen() == []
+    assert plan.diverged_students() == []
     if content:  # once is enough for the training
         return
     said = go_on(plan.folder.parent.parent)
@@ -251,7 +251,7 @@ def test_every_spoilt_manifest_is_none(plan):
     for content in cases:
         files.write_json(plan.manifest_path, content)
         assert plan.manifest() is None
-        assert plan.frozen() == []
+        assert plan.diverged_students() == []
         with pytest.raises(CheckpointError, match="'teacher'.* is not complete"):
             load_state(plan)
 
@@ -367,8 +367,8 @@ def test_a_record_from_which_no_training_can_go_on_is_known(plan):
     for changes in (
         {"clock": {"train": 1.0}},
         {"scores": {"sums": {"a": [1]}, "last": {}}},
-        {"watch": {"step": 1, "known": {}, "fatal": [["a"]], "born": []}},
-        {"watch": {"step": 1, "known": {}, "fatal": [], "born": [[1, 2]]}},
+        {"alarms": {"step": 1, "known": {}, "fatal": [["a"]], "born": []}},
+        {"alarms": {"step": 1, "known": {}, "fatal": [], "born": [[1, 2]]}},
     ):
         assert RECORD.problem({**whole, **changes}).startswith("key '")
 

@@ -14,17 +14,17 @@ from ddistill.objectives.classification import Classification, Classifier
 from ddistill.objectives.denoising import Denoising
 
 
-def values(objective, student, batch=None, process=None):
-    return objective.loss({"student": student}, batch or tiny.batch(), process or tiny.process())[0]
+def values(objective, student, batch=None, tables=None):
+    return objective.loss({"student": student}, batch or tiny.batch(), tables or tiny.tables())[0]
 
 
 @pytest.mark.parametrize("weight", ["snr", "truncated_snr", "min_snr", "edm"])
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_a_named_weight_is_the_same_loss_in_every_error(weight, prediction):
     student = tiny.tiny_denoiser(prediction=prediction)
-    process = tiny.process(levels=3, steps=8)
+    tables = tiny.tables(levels=3, steps=8)
     a, b, c = (
-        values(Denoising(error=error, weight=weight), student, process=process)
+        values(Denoising(error=error, weight=weight), student, tables=tables)
         for error in ("x0", "eps", "v")
     )
     np.testing.assert_allclose(a, b, rtol=2e-3)
@@ -32,11 +32,11 @@ def test_a_named_weight_is_the_same_loss_in_every_error(weight, prediction):
 
 
 def test_uniform_weights_are_related_by_the_signal_to_noise_ratio():
-    student, process = tiny.tiny_denoiser(), tiny.process(levels=1, steps=16)
-    alpha, sigma = (float(x[-1]) for x in (process.student.alpha, process.student.sigma))
+    student, tables = tiny.tiny_denoiser(), tiny.tables(levels=1, steps=16)
+    alpha, sigma = (float(x[-1]) for x in (tables.student.alpha, tables.student.sigma))
     ratio = (alpha / sigma) ** 2
     x0, eps, v = (
-        values(Denoising(error=e, weight="uniform"), student, process=process)
+        values(Denoising(error=e, weight="uniform"), student, tables=tables)
         for e in ("x0", "eps", "v")
     )
     np.testing.assert_allclose(eps, ratio * x0, rtol=1e-3)
@@ -46,13 +46,13 @@ def test_uniform_weights_are_related_by_the_signal_to_noise_ratio():
 def test_truncated_and_min_snr_weights_have_their_bounds():
     student = tiny.tiny_denoiser()
     for levels, steps in ((1, 16), (16, 16)):
-        process = tiny.process(levels=levels, steps=steps)
+        tables = tiny.tables(levels=levels, steps=steps)
         batch = tiny.batch(32)
-        x0 = values(Denoising(error="x0", weight="uniform"), student, batch, process)
-        snr = values(Denoising(error="x0", weight="snr"), student, batch, process) / x0
-        truncated = values(Denoising(error="x0", weight="truncated_snr"), student, batch, process)
+        x0 = values(Denoising(error="x0", weight="uniform"), student, batch, tables)
+        snr = values(Denoising(error="x0", weight="snr"), student, batch, tables) / x0
+        truncated = values(Denoising(error="x0", weight="truncated_snr"), student, batch, tables)
         clipped = values(
-            Denoising(error="x0", weight="min_snr", min_snr_gamma=2.0), student, batch, process
+            Denoising(error="x0", weight="min_snr", min_snr_gamma=2.0), student, batch, tables
         )
         np.testing.assert_allclose(truncated / x0, np.maximum(snr, 1.0), rtol=1e-4)
         np.testing.assert_allclose(clipped / x0, np.minimum(snr, 2.0), rtol=1e-4)
@@ -62,10 +62,10 @@ def test_exact_denoiser_of_the_data_loses_less_than_a_shifted_one():
     rng = np.random.default_rng(0)
     batch = tiny.batch(512)
     batch = batch.replace(image=jnp.asarray(rng.normal(0.2, 0.5, batch.image.shape), jnp.float32))
-    process = tiny.process(levels=32)
-    exact = values(Denoising(), GaussianDenoiser(mean=0.2, std=0.5), batch, process).mean()
+    tables = tiny.tables(levels=32)
+    exact = values(Denoising(), GaussianDenoiser(mean=0.2, std=0.5), batch, tables).mean()
     for mean, std in ((0.0, 0.5), (0.2, 0.7), (0.2, 0.35)):
-        other = values(Denoising(), GaussianDenoiser(mean=mean, std=std), batch, process).mean()
+        other = values(Denoising(), GaussianDenoiser(mean=mean, std=std), batch, tables).mean()
         assert float(exact) < float(other)
 
 
@@ -106,7 +106,7 @@ def test_classification_loss_is_cross_entropy_and_gives_accuracy():
     params = module.init(jax.random.key(0), images)["params"]
     batch = tiny.batch(5).replace(image=jax.random.uniform(jax.random.key(1), (5, 8, 8, 1)))
     classifier = Classifier(Weights(params), module)
-    found, metrics, _ = Classification().loss({"student": classifier}, batch, tiny.process())
+    found, metrics, _ = Classification().loss({"student": classifier}, batch, tiny.tables())
     logits = np.asarray(classifier(batch.image)[0], np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     labels = np.asarray(batch.label)

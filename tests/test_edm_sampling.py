@@ -13,7 +13,7 @@ from runs import plans_of, tiny_settings
 from ddistill import recipes
 from ddistill.diffusion import from_x0
 from ddistill.errors import ConfigError
-from ddistill.evaluation.sampling import planned_calls, teacher_call
+from ddistill.evaluation.sampling_plan import planned_calls, teacher_call
 from ddistill.samplers import heun
 from ddistill.schedules import edm_sampling, karras, make_grid, subsequence
 from ddistill.settings import GridSettings, ScheduleSettings, StageSettings

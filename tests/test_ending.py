@@ -9,9 +9,9 @@ from runs import plans_of, tiny_settings
 
 from ddistill import data
 from ddistill.errors import ConfigError
+from ddistill.planning.checks.levels import notes
 from ddistill.schedules import NOISE, build_schedule, last_log_snr, make_schedule
 from ddistill.settings import GridSettings, ScheduleSettings
-from ddistill.training.level_checks import notes
 
 PUBLISHED = [
     ("linear_beta", 1000, {}),  # DDPM
@@ -111,8 +111,8 @@ SCORED = {"evaluation.enabled": True, "evaluation.classifier": "", "evaluation.s
             ["config.stages.student.ema=(0.9999,) with ema_warmup=False", "of the average"],
         ),
         (
-            {"stages.student.hand_on": "best", "training.checkpoint_every": 100},
-            ["config.stages.student.hand_on='best'", "checkpoint_every=100 there is one"],
+            {"stages.student.select_checkpoint": "best", "training.checkpoint_every": 100},
+            ["config.stages.student.select_checkpoint='best'", "checkpoint_every=100 there is one"],
         ),
         ({**SCORED, "evaluation.clip": 0.5}, ["config.evaluation.clip=0.5 cuts into images"]),
     ],
@@ -163,9 +163,9 @@ def test_batches_are_compared_with_the_images_of_a_students_classes(tmp_path):
     wanted = tiny_settings()
     dataset = data.load({"name": "digits"}, "train")
     plan = plans_of(wanted, tmp_path / "run")["student"]
-    member = dataclasses.replace(plan.members[0], classes=(3,))
+    student_plan = dataclasses.replace(plan.students[0], classes=(3,))
     settings = dataclasses.replace(plan.settings, batch_size=512)
-    own = dataclasses.replace(plan, members=(member,), settings=settings)
+    own = dataclasses.replace(plan, students=(student_plan,), settings=settings)
     threes = int(np.sum(dataset.labels == 3))
     assert f"there are {threes} training images of its classes" in notes([own], wanted, dataset)[0]
 

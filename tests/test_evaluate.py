@@ -14,25 +14,22 @@ from evaluated import Run, Telling, images
 from runs import LateStop, Notes, one_stage, plans_of, snapshot, tiny_settings
 
 from ddistill import data
-from ddistill.evaluation import sampling, showing
-from ddistill.evaluation.calls import read_calls, write_calls
-from ddistill.evaluation.evaluate import check_evaluation
-from ddistill.evaluation.features import params_hash
-from ddistill.evaluation.frechet import frechet_distance, moments
-from ddistill.evaluation.precision_recall import precision_recall
-from ddistill.evaluation.protocol import Protocol, Row, read_rows
-from ddistill.evaluation.resampling import subset
+from ddistill.evaluation import sampling
+from ddistill.evaluation.checks import check_evaluation
+from ddistill.evaluation.metrics.features import params_hash
+from ddistill.evaluation.metrics.frechet import frechet_distance, moments
+from ddistill.evaluation.metrics.precision_recall import precision_recall
+from ddistill.evaluation.metrics.resampling import subset
+from ddistill.evaluation.records.protocol import Protocol
+from ddistill.evaluation.records.rows import Row, read_rows
+from ddistill.evaluation.records.sampler_runs import read_calls, write_calls
+from ddistill.evaluation.report import sections
 from ddistill.recipes import progressive
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.schedules import make_schedule
-from ddistill.settings import (
-    EvaluationSettings,
-    GridSettings,
-    OptimizerSettings,
-    StageSettings,
-)
-from ddistill.training.interrupt import Interrupted, StopRequest
-from ddistill.training.pipeline import run_stages
-from ddistill.training.weights import Networks, load_network
+from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSettings, StageSettings
+from ddistill.training.run_stages import run_stages
+from ddistill.training.trained import Networks, load_network
 
 # Seven images do not spread over the devices of these tests, which is quicker to compile.
 UPDATES, BATCH = 3, 7
@@ -174,9 +171,9 @@ def test_what_a_student_is_told_when_sampled_is_what_it_was_told_when_trained(ru
     for plan in run.plans:
         if plan.name in STUDENTS:
             call = run.calls()[plan.name]
-            steps = int(plan.process.count)
+            steps = int(plan.tables.count)
             assert call.nfe == steps == plan.settings.grid.steps
-            taught = np.asarray(plan.process.student.time)[1 : steps + 1]
+            taught = np.asarray(plan.tables.student.time)[1 : steps + 1]
             np.testing.assert_array_equal(call.levels.time[1:], taught)
 
 
@@ -347,7 +344,7 @@ def test_pictures_that_fail_lose_no_result_and_are_named(run, done, unfinished, 
         raise ValueError("no\npicture")
 
     for name in ("_strip", "_grid", "_classes", "students_table"):
-        monkeypatch.setattr(showing, name, broken)
+        monkeypatch.setattr(sections, name, broken)
     (unfinished / "strip.png").unlink()
     rows, said, _ = run.evaluate(unfinished, report=True)
     assert read_rows(unfinished / "results.json") == rows
@@ -367,9 +364,9 @@ def test_a_report_that_ends_the_run_leaves_the_results(run, unfinished, monkeypa
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(showing, "write_report", broken)
+    monkeypatch.setattr(sections, "write_report", broken)
     for name in ("_strip", "_grid", "_classes", "_plot", "students_table"):
-        monkeypatch.setattr(showing, name, lambda *args: None)
+        monkeypatch.setattr(sections, name, lambda *args: None)
     (unfinished / "results.json").unlink()
     with pytest.raises(ZeroDivisionError):
         run.evaluate(unfinished, report=True)

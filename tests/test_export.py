@@ -15,7 +15,7 @@ from exported import classes_run, levels_run, run
 import ddistill
 from ddistill import main as train
 from ddistill import recipes
-from ddistill.evaluation.protocol import Row
+from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.export.__main__ import collect, main
 from ddistill.export.diffusers import _beyond_ddim

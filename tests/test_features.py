@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddistill.evaluation.features import (
+from ddistill.evaluation.metrics.features import (
     Sampling,
     extract,
     feature_batches,
@@ -14,7 +14,7 @@ from ddistill.evaluation.features import (
     reference,
     score,
 )
-from ddistill.evaluation.images import quantise
+from ddistill.evaluation.metrics.pixels import quantise
 
 
 def _images(n, seed=0):

@@ -16,14 +16,14 @@ import pytest
 
 from ddistill.data.memo import Memo
 from ddistill.errors import ConfigError, DataError
-from ddistill.evaluation.calls import read_calls
-from ddistill.evaluation.protocol import read_rows
+from ddistill.evaluation.records.rows import read_rows
+from ddistill.evaluation.records.sampler_runs import read_calls
 from ddistill.interop.inception import default_path
 from ddistill.interop.sources import read_noted
 from ddistill.interop.tensors import read_tensors, write_tensors
 from ddistill.runtime import files, leftovers
+from ddistill.runtime.metrics_log import MetricsLog, read_metrics
 from ddistill.runtime.schemas import WHOLE, Schema
-from ddistill.training.progress import MetricsLog, read_metrics
 
 # What a power cut, a full disk or a wrong copy leaves of a JSON file.
 DAMAGED = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ddistill.evaluation.frechet import Moments, frechet, frechet_distance, moments
+from ddistill.evaluation.metrics.frechet import Moments, frechet, frechet_distance, moments
 
 
 def _random_cov(rng, dim, rank=None):

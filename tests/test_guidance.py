@@ -15,8 +15,8 @@ from ddistill.errors import TrainingError
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, StudentsSettings
-from ddistill.training.pipeline import guided
-from ddistill.training.watch import PATIENCE, Watch
+from ddistill.training.alarms import PATIENCE, AlarmMonitor
+from ddistill.training.trained import guided
 
 CLASSES, SCHEDULE = 4, cosine(16)
 MODULE = tiny.TinyNet(num_classes=CLASSES)
@@ -211,21 +211,21 @@ def watched(plan, intervals, student=1, resumed=()):
 
     def new():
         stop = lambda step, what: TrainingError(f"step {step}: {what}")  # noqa: E731
-        return Watch(plan, 1, said.append, stop)
+        return AlarmMonitor(plan, 1, said.append, stop)
 
-    watch = new()
+    monitor = new()
     for step, means in enumerate(intervals, 1):
         if plan.stacked:
             other = {f"{n}/{1 - student}": v for n, v in FINE.items()}
             means = {**means, **{f"{n}/{student}": v for n, v in means.items()}, **other}
         try:
-            watch(means, step)
+            monitor(means, step)
         except TrainingError as error:
             return said, step, str(error)
         if step in resumed:
-            kept = json.loads(json.dumps(watch.record()))
-            watch = new()
-            watch.restore(kept)
+            kept = json.loads(json.dumps(monitor.record()))
+            monitor = new()
+            monitor.restore(kept)
     return said, None, ""
 
 
@@ -291,12 +291,12 @@ def test_short_intervals_stop_no_sooner(plans):
     """Intervals that a checkpoint cuts in two count as the steps that they have."""
     said = []
     stop = lambda step, what: TrainingError(f"step {step}: {what}")  # noqa: E731
-    watch = Watch(plans["student"], 10, said.append, stop)
+    monitor = AlarmMonitor(plans["student"], 10, said.append, stop)
     bad = {**{f"{n}/0": v for n, v in FINE.items()}, **{f"{n}/1": v for n, v in BAD.items()}}
     for step in (5, 10, 15, 20, 25):
-        watch(bad, step)
+        monitor(bad, step)
     with pytest.raises(TrainingError, match="for 30 steps"):
-        watch(bad, 30)
+        monitor(bad, 30)
 
 
 def test_a_student_that_is_alone_has_no_number(plans):

@@ -26,10 +26,11 @@ from ddistill.interop.tensors import read_tensors, write_tensors
 from ddistill.interop.unet2d import write_options
 from ddistill.interop.unet2d_weights import leaves, to_tensors
 from ddistill.networks.unet import UNet
+from ddistill.planning.planner import SOURCES, plan_stages
 from ddistill.settings import ScheduleSettings, Settings, StageSettings, StudentsSettings, parse
-from ddistill.training.pipeline import starting_point
-from ddistill.training.stages import SOURCES, plan_stages
-from ddistill.training.weights import Networks, initial_state
+from ddistill.training.initial import initial_state
+from ddistill.training.run_stages import starting_point
+from ddistill.training.trained import Networks
 from ddistill.workdir import default_workdir, read_base
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

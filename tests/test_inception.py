@@ -8,21 +8,14 @@ import numpy as np
 import pytest
 from inception_cases import extractor, fidelity, pictures, random_state, torch_features
 
-from ddistill import compilation
-from ddistill.compilation import forward_options
 from ddistill.errors import CheckpointError, ConfigError, DataError
-from ddistill.evaluation.detector import inception_detector
-from ddistill.evaluation.features import extract
+from ddistill.evaluation.metrics.detector import inception_detector
+from ddistill.evaluation.metrics.features import extract
 from ddistill.interop import inception as interop
 from ddistill.interop.inception import InceptionWeights, from_state_dict, load_inception
-from ddistill.networks.inception import (
-    TAPS,
-    Inception,
-    average_pool,
-    max_pool,
-    resize_tf1,
-    shapes,
-)
+from ddistill.networks.inception import TAPS, Inception, average_pool, max_pool, resize_tf1, shapes
+from ddistill.runtime import compilation
+from ddistill.runtime.compilation import forward_options
 
 # What torch-fidelity 0.4.0 makes of `pictures(2, 32)` with `random_state(0)`, on torch 2.13: the
 # values at COLUMNS of each tap for both images, the mean and standard deviation of all.

@@ -5,9 +5,13 @@ import pytest
 from inception_cases import fidelity
 
 from ddistill.errors import ConfigError
-from ddistill.evaluation.frechet import frechet
-from ddistill.evaluation.inception_metrics import MetricSettings, inception_score, kernel_distance
-from ddistill.evaluation.precision_recall import precision_recall
+from ddistill.evaluation.metrics.frechet import frechet
+from ddistill.evaluation.metrics.inception_metrics import (
+    MetricSettings,
+    inception_score,
+    kernel_distance,
+)
+from ddistill.evaluation.metrics.precision_recall import precision_recall
 
 # torch-fidelity 0.4.0 on the features and logits of `clouds()`.
 STORED = {

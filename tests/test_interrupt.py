@@ -12,16 +12,15 @@ import pytest
 from runs import one_stage
 from test_trouble import launch
 
-from ddistill.runtime import ending
-from ddistill.training import interrupt
-from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.runtime import ending, interrupt
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 
 ROOT = Path(__file__).parent.parent
 # What compiling is to signals: the main thread is in one long call of another language, so that no
 # handler of Python's runs. hashlib lets other threads work meanwhile, as XLA does.
 COMPILING = """
 import hashlib, sys
-from ddistill.training.interrupt import StopRequest
+from ddistill.runtime.interrupt import StopRequest
 
 with StopRequest() as stop:
     print("ready", flush=True)
@@ -137,7 +136,7 @@ def test_a_run_that_is_stopped_does_not_end_like_a_complete_one(tmp_path, number
         raise Interrupted("stage 'teacher' at step 3")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ddistill.training.pipeline.run_stages", stopped)
+        patch.setattr("ddistill.training.run_stages.run_stages", stopped)
         found, out, err = launch(one_stage(), tmp_path / "run")
     assert (found, err) == (status, "")
     assert f"Stopped by {number.name} in stage 'teacher' at step 3; everything" in out
@@ -200,7 +199,7 @@ def test_a_reader_that_ends_does_not_end_the_run():
     """With `| tee log` Ctrl-C ends tee too, while the run still has to save."""
     code = """
 import time
-from ddistill.training.progress import Reporter
+from ddistill.runtime.console import Reporter
 reporter = Reporter()
 for _ in range(3):
     reporter.say("line")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ddistill.errors import CheckpointError
+from ddistill.planning.lineage import Cost, cost, distillation
 from ddistill.settings import StageSettings
-from ddistill.training.lineage import Cost, cost, distillation
 
 
 @dataclass

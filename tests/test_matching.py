@@ -15,20 +15,20 @@ from gaussian import GaussianDenoiser
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import OBJECTIVES, make_objective
-from ddistill.objectives.generator import attach, question
-from ddistill.objectives.matching import score_difference
-from ddistill.objectives.process import Batch, Pairs, make_process
+from ddistill.objectives.inputs import Batch, Pairs, make_level_tables
+from ddistill.objectives.matching.generator import attach, question
+from ddistill.objectives.matching.losses import score_difference
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine, karras, make_grid, subsequence
 from ddistill.training.state import new_state
-from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.training.step import StepInputs, StepSettings, make_step
 
 IMAGE = (1, 1, 2)
 
 
-def process(schedule=None, steps=1, **shown):
+def tables(schedule=None, steps=1, **shown):
     schedule = schedule or cosine(64)
-    return make_process(schedule, make_grid(schedule, steps, "trailing"), **shown)
+    return make_level_tables(schedule, make_grid(schedule, steps, "trailing"), **shown)
 
 
 def objective(name="dmd", steps=1, schedule=None, **hyper):
@@ -80,9 +80,7 @@ def test_equal_denoisers_give_no_gradient():
     networks |= dict.fromkeys(("teacher", "fake"), GaussianDenoiser(1.0, 0.7))
 
     def total(student):
-        values, _, _ = objective().student_loss(
-            {**networks, "student": student}, batch(), process()
-        )
+        values, _, _ = objective().student_loss({**networks, "student": student}, batch(), tables())
         return jnp.sum(values)
 
     value, gradient = jax.value_and_grad(total)(networks["student"])
@@ -123,7 +121,7 @@ def test_the_student_moves_to_the_teachers_mean_and_stays_there(mean):
             "fake": GaussianDenoiser(0.0, 1.0),
             "teacher": GaussianDenoiser(teacher, 1.0),
         }
-        return jnp.mean(objective().student_loss(networks, batch(64), process())[0])
+        return jnp.mean(objective().student_loss(networks, batch(64), tables())[0])
 
     assert jax.grad(total)(0.0, mean) * mean < 0, "descending moves towards the teacher"
     assert jax.grad(total)(0.0, 0.0) == 0
@@ -141,7 +139,7 @@ def test_the_gradient_is_the_closed_form(schedule):
 
     student = Linear(jnp.float32(0.2), jnp.float32(0.4))
     networks = {"teacher": Noting(1.0, 0.6), "fake": GaussianDenoiser(0.2, 0.4)}
-    shown, method = process(schedule), objective(schedule=schedule)
+    shown, method = tables(schedule), objective(schedule=schedule)
     _, _, aside = method.student_loss({**networks, "student": student}, batch(16), shown)
     image = np.asarray(aside.made["image"], np.float64)
 
@@ -176,7 +174,7 @@ def test_the_gradient_is_the_closed_form(schedule):
 def test_a_linear_generator_reaches_the_targets_mean_and_spread():
     """With the exact fake denoiser of what the generator makes, which is a Gaussian too."""
     schedule, method = cosine(64), objective()
-    shown, optimizer = process(schedule), optax.adam(0.02)
+    shown, optimizer = tables(schedule), optax.adam(0.02)
     target = GaussianDenoiser(0.7, 0.3)
 
     @jax.jit
@@ -247,7 +245,7 @@ METHODS = {
 def setup(which, conditional=False):
     options = {"name": which, **METHODS[which]}
     made, modules, params = trained(conditional=conditional, **options)
-    shown = process(
+    shown = tables(
         steps=made.steps, **({"classes": (1, 3), "num_classes": 4} if conditional else {})
     )
     rng = np.random.default_rng(1)
@@ -283,7 +281,7 @@ def test_the_score_difference_is_weighed_by_ratios_normalised_per_noise_level():
 
     networks = {"student": Linear(jnp.float32(0.0), jnp.float32(1.0)), "teacher": Noting()}
     networks |= {"fake": GaussianDenoiser(0.5, 1.0), "discriminator": Level()}
-    shown, data = process(), batch(32)
+    shown, data = tables(), batch(32)
 
     def score(**hyper):
         made = objective("dmd2", features_of="teacher", **hyper)
@@ -311,7 +309,7 @@ def test_means_of_ratios_go_from_step_to_step_with_the_discriminators_weights():
     shapes = made.init_inputs("discriminator", tiny.IMAGE, False)
     drawn = jax.jit(modules["discriminator"].init)(jax.random.key(0), *shapes)
     statistics = {"discriminator": drawn["batch_stats"]}
-    shown, data = process(), batch(6, image=tiny.IMAGE)
+    shown, data = tables(), batch(6, image=tiny.IMAGE)
     networks = bound(made, modules, params)
 
     @jax.jit
@@ -333,8 +331,8 @@ def test_means_of_ratios_go_from_step_to_step_with_the_discriminators_weights():
     optimizers = {name: optax.sgd(1.0) for name in params}
     step = make_step(StepSettings(made, modules, "v", optimizers))
     state = new_state(params, optimizers, (), statistics)
-    frozen = Frozen(networks["teacher"], shown)
-    after, _ = jax.eval_shape(step, state, frozen, data.image, data.label, jax.random.key(0))
+    inputs = StepInputs(networks["teacher"], shown)
+    after, _ = jax.eval_shape(step, state, inputs, data.image, data.label, jax.random.key(0))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     # Where only the batch's own means count there is nothing to keep.
     assert not trained("dmd2", divergence="kl")[1]["discriminator"].ratio_bins
@@ -358,8 +356,8 @@ def test_no_gradient_leaks_into_what_is_not_trained(which, conditional):
 
     for update in (student, guidance):
 
-        def total(params, frozen, update=update):
-            networks = {**bound(made, modules, params), "teacher": frozen}
+        def total(params, inputs, update=update):
+            networks = {**bound(made, modules, params), "teacher": inputs}
             return jnp.sum(update.loss(networks, data, shown)[0])
 
         found, to_teacher = jax.grad(total, argnums=(0, 1))(params, teacher)
@@ -441,7 +439,7 @@ def test_pairs_are_regressed_onto_in_the_same_call():
 def test_a_one_step_student_begins_as_the_teachers_answer_to_noise():
     schedule = karras(32)
     teacher = GaussianDenoiser(0.5, 0.2)
-    shown = process(schedule)
+    shown = tables(schedule)
     data = batch(16)
     asked = question(teacher, data, data.keys, shown, "none", 1)
     noise = asked.z / schedule.sigma[-1]
@@ -454,7 +452,7 @@ def test_a_one_step_student_begins_as_the_teachers_answer_to_noise():
 
 def test_rollout_is_the_students_own_way_down():
     """Levels are visited as the sampler visits them: z at level i comes from x0 at level i + 1."""
-    steps, shown = 3, process(steps=3)
+    steps, shown = 3, tables(steps=3)
     asked = question(
         TellsLevel(),
         batch(64),

@@ -15,7 +15,9 @@ from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
 from ddistill.networks.discriminator import Discriminator
 from ddistill.objectives import make_objective
-from ddistill.objectives.adversarial import (
+from ddistill.objectives.denoising import WEIGHTS
+from ddistill.objectives.inputs import make_level_tables
+from ddistill.objectives.matching.adversarial import (
     DIVERGENCES,
     density_ratio,
     discriminator_loss,
@@ -24,12 +26,10 @@ from ddistill.objectives.adversarial import (
     mean_of_bins,
     noise_bins,
 )
-from ddistill.objectives.denoising import WEIGHTS
-from ddistill.objectives.draws import LAWS, draw_index, draw_level, normal, streams
-from ddistill.objectives.generator import image_health
-from ddistill.objectives.health import matching_alarms
-from ddistill.objectives.process import make_process
+from ddistill.objectives.matching.alarms import matching_alarms
+from ddistill.objectives.matching.generator import image_health
 from ddistill.objectives.regression import REGRESSIONS, regression_distance
+from ddistill.objectives.sampling import LAWS, draw_index, draw_level, normal, streams
 from ddistill.schedules import cosine, karras, make_grid
 
 
@@ -292,7 +292,7 @@ def test_a_discriminator_that_has_won():
 def test_lognormal_levels_are_edms():
     """arXiv 2206.00364 table 1: ln sigma ~ N(-1.2, 1.2^2), here to the next level of the table."""
     schedule = karras(400)
-    shown = make_process(schedule, make_grid(schedule, 400))
+    shown = make_level_tables(schedule, make_grid(schedule, 400))
     keys = jax.random.split(jax.random.key(0), 20_000)
     index = np.asarray(draw_level(keys, shown, "lognormal"))
     drawn = np.log(np.asarray(schedule.sigma)[index])
@@ -305,7 +305,7 @@ def test_lognormal_levels_are_edms():
 def test_lognormal_levels_of_a_range_are_edms_given_the_range(low, high):
     """Also far above the mean, where hardly any of the whole law's draws lie."""
     schedule = karras(64)
-    shown = make_process(schedule, make_grid(schedule, 64), rows=70, low=low, high=high)
+    shown = make_level_tables(schedule, make_grid(schedule, 64), rows=70, low=low, high=high)
     keys = jax.random.split(jax.random.key(0), 20_000)
     index = np.asarray(draw_level(keys, shown, "lognormal"))
     found = np.bincount(index, minlength=65)[low : high + 1] / len(index)
@@ -323,7 +323,7 @@ def test_lognormal_levels_of_a_range_are_edms_given_the_range(low, high):
 def test_lognormal_levels_outside_of_a_range():
     schedule = karras(64)
     grid = make_grid(schedule, 64)
-    shown = make_process(schedule, grid, low=49, high=64, outside=0.5)
+    shown = make_level_tables(schedule, grid, low=49, high=64, full_range_share=0.5)
     keys = jax.random.split(jax.random.key(0), 4000)
     index = np.asarray(draw_level(keys, shown, "lognormal"))
     assert np.mean(index < 49) == pytest.approx(0.5, abs=0.04)
@@ -331,7 +331,7 @@ def test_lognormal_levels_outside_of_a_range():
 
 def test_levels_stay_in_a_students_range():
     schedule = karras(64)
-    shown = make_process(schedule, make_grid(schedule, 64), rows=80, low=10, high=30)
+    shown = make_level_tables(schedule, make_grid(schedule, 64), rows=80, low=10, high=30)
     keys = jax.random.split(jax.random.key(0), 2000)
     for law in LAWS:
         index = np.asarray(draw_level(keys, shown, law))
@@ -348,7 +348,7 @@ def test_tsm_is_zero_at_the_teacher_and_there_only(weight):
     """So the minimiser does not depend on the weight of a level."""
     method, shown, batch = (
         make_objective({"name": "tsm", "weight": weight}),
-        tiny.process(),
+        tiny.tables(),
         tiny.batch(),
     )
 
@@ -368,7 +368,7 @@ def test_tsm_is_zero_at_the_teacher_and_there_only(weight):
 def test_tsm_is_edms_weighted_distance_of_the_two_answers():
     """Exact denoisers of two Gaussians: (sigma^2 + 1/4) / (sigma / 2)^2 times the squared gap."""
     schedule = karras(16)
-    shown = make_process(schedule, make_grid(schedule, 16))
+    shown = make_level_tables(schedule, make_grid(schedule, 16))
     method, batch = make_objective({"name": "tsm"}), tiny.batch(12)
     student, teacher = GaussianDenoiser(0.2, 0.5), GaussianDenoiser(-0.1, 0.8)
     values, _ = method.loss({"student": student, "teacher": teacher}, batch, shown)

@@ -9,11 +9,11 @@ from runs import RECORD
 from stacks import settings, together
 
 from ddistill.errors import ConfigError
+from ddistill.runtime.sharding import AXES, Layout, cut_spec, make_mesh, plan_layout
 from ddistill.settings import MeshSettings, StudentsSettings
 from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.sharding import AXES, Layout, cut_spec, make_mesh, plan_layout
+from ddistill.training.rounds import join_state, split_state
 from ddistill.training.state import state_shardings
-from ddistill.training.turns import join_state, split_state
 
 MESHES = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4), (2, 1, 2)]
 # Low enough for the tiny network's kernels to be cut.
@@ -93,14 +93,14 @@ def test_turns_are_the_stack_taken_apart(mesh):
     layout = dataclasses.replace(on(mesh).layout, students=4, mapping="loop")
     state, _ = together(settings(), 4, "unroll", steps=1)
     placed = jax.device_put(jax.device_get(state), state_shardings(state, layout))
-    turns = split_state(layout, placed)
-    assert len(turns) == 4 // mesh[0]
-    joined = join_state(layout, turns)
+    rounds = split_state(layout, placed)
+    assert len(rounds) == 4 // mesh[0]
+    joined = join_state(layout, rounds)
     chex.assert_trees_all_equal(jax.device_get(joined), jax.device_get(state))
     for x, place in zip(jax.tree.leaves(joined), jax.tree.leaves(state_shardings(state, layout))):
         assert x.sharding.is_equivalent_to(place, x.ndim)
-    given = {id(x) for x in jax.tree.leaves(turns)}
-    assert len(given) == len(jax.tree.leaves(turns)), "turns share a buffer that a step donates"
+    given = {id(x) for x in jax.tree.leaves(rounds)}
+    assert len(given) == len(jax.tree.leaves(rounds)), "turns share a buffer that a step donates"
 
 
 def test_a_checkpoint_of_one_layout_is_restored_on_another(tmp_path):

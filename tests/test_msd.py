@@ -14,15 +14,15 @@ from runs import Notes, plans_of, tiny_settings
 
 from ddistill import data
 from ddistill.errors import ConfigError
-from ddistill.evaluation.evaluate import check_evaluation
-from ddistill.evaluation.inside import panel_grids
+from ddistill.evaluation.checks import check_evaluation
+from ddistill.evaluation.report.diagnostics import panel_grids
+from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.sampling import conditions, noise_bank
-from ddistill.evaluation.students import students_table
 from ddistill.recipes import msd
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import MeshSettings, OptimizerSettings
-from ddistill.training.interrupt import StopRequest
-from ddistill.training.pipeline import run_stages
-from ddistill.training.weights import Networks, load_state
+from ddistill.training.run_stages import run_stages
+from ddistill.training.trained import Networks, load_state
 
 COUNT = 3
 
@@ -124,8 +124,8 @@ def test_panels_of_a_training(trained, evaluated):
 
     teacher = networks(trained.plans[0])
     same = {"student": student, "teacher": teacher, "fake": teacher}
-    process = plan.members[1].process
-    *_, driven = plan.objective.draw_panels(same, noise, process, cond)
+    tables = plan.students[1].tables
+    *_, driven = plan.objective.draw_panels(same, noise, tables, cond)
     np.testing.assert_array_equal(driven, 0.0)
     assert "Inside the stage" in (evaluated[1] / "report.html").read_text()
 

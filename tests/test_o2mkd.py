@@ -15,15 +15,13 @@ from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state
 from ddistill import data, networks, recipes
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError, TrainingError
-from ddistill.evaluation.sampling import planned_calls
-from ddistill.evaluation.students import (
-    boundary_jumps,
-    students_table,
-    without_frozen,
-)
-from ddistill.objectives import make_objective, make_process
-from ddistill.objectives.draws import normal, streams
+from ddistill.evaluation.report.students_table import boundary_jumps, students_table
+from ddistill.evaluation.sampling_plan import planned_calls, without_diverged
+from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.o2mkd import O2MKD
+from ddistill.objectives.sampling import normal, streams
+from ddistill.planning.lineage import cost
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.schedules import cosine, make_grid
 from ddistill.settings import (
     EvaluationSettings,
@@ -33,11 +31,9 @@ from ddistill.settings import (
     StudentsSettings,
 )
 from ddistill.students import RoutedDenoiser, clone, take
-from ddistill.training.interrupt import Interrupted, StopRequest
-from ddistill.training.lineage import cost
-from ddistill.training.pipeline import run_stages
+from ddistill.training.run_stages import run_stages
 from ddistill.training.state import count_parameters
-from ddistill.training.weights import Networks, load_network, load_weights
+from ddistill.training.trained import Networks, load_network, load_weights
 
 # ---------------------------------------------------------------------------------- objective
 
@@ -45,14 +41,14 @@ from ddistill.training.weights import Networks, load_network, load_weights
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_loss_is_the_published_formula(prediction):
     """mean |e_k - e_T|^2 at z_t (arXiv 2410.04191), computed here in float64 from both outputs."""
-    process, batch = tiny.process(), tiny.batch()
+    tables, batch = tiny.tables(), tiny.batch()
     student, teacher = (tiny.tiny_denoiser(i, prediction) for i in (1, 0))
     objective = O2MKD(output_weight=2.0, task_weight=0.5)
-    found, _ = objective.loss({"student": student, "teacher": teacher}, batch, process)
+    found, _ = objective.loss({"student": student, "teacher": teacher}, batch, tables)
 
     index_keys, noise_keys = streams(batch.keys, 2)
     draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, 5))
-    level = process.student.at(draw(index_keys))
+    level = tables.student.at(draw(index_keys))
     noise = normal(noise_keys, batch.image)
     z = add_noise(batch.image, noise, level)
     ours, theirs = (np.asarray(d(z, level).eps, np.float64) for d in (student, teacher))
@@ -62,11 +58,11 @@ def test_loss_is_the_published_formula(prediction):
 
 
 def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient():
-    process, batch, teacher = tiny.process(), tiny.batch(), tiny.tiny_denoiser(0)
+    tables, batch, teacher = tiny.tables(), tiny.batch(), tiny.tiny_denoiser(0)
 
     def loss(params):
         networks = {"student": teacher.replace(params=params), "teacher": teacher}
-        return jnp.sum(O2MKD().loss(networks, batch, process)[0])
+        return jnp.sum(O2MKD().loss(networks, batch, tables)[0])
 
     value, gradient = jax.value_and_grad(loss)(teacher.params)
     assert float(value) == 0.0
@@ -76,7 +72,10 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient():
 def test_the_whole_range_is_the_plain_loss():
     """K = 1 owns every level: the same draws and the same loss, bit for bit."""
     grid = make_grid(cosine(32), 8, "trailing")
-    plain, ranged = make_process(cosine(32), grid), make_process(cosine(32), grid, low=1, high=8)
+    plain, ranged = (
+        make_level_tables(cosine(32), grid),
+        make_level_tables(cosine(32), grid, low=1, high=8),
+    )
     both = {"student": tiny.tiny_denoiser(1), "teacher": tiny.tiny_denoiser(0)}
     a, b = (O2MKD().loss(both, tiny.batch(), p)[0] for p in (plain, ranged))
     np.testing.assert_array_equal(a, b)
@@ -273,7 +272,7 @@ def test_a_sweep_of_grids_learns_what_separate_stages_learn(trained, tmp_path):
     """Students of 1, 2 and 8 steps in one stage, against a stage of 2 steps alone."""
     wanted = swept(grid_steps=(1, 2, 8), substeps=(2, 2, 1))
     plans, _ = run(wanted, tmp_path / "run")
-    assert [m.levels.num_steps for m in plans["swept"].members] == [1, 2, 8]
+    assert [m.levels.num_steps for m in plans["swept"].students] == [1, 2, 8]
     alone = dataclasses.replace(
         wanted.stages["swept"],
         students=StudentsSettings(),
@@ -302,9 +301,9 @@ def test_swept_weights_are_the_numbers_that_were_given(tmp_path):
     )
     stages = {**wanted.stages, "swept": stage}
     plan = plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")["swept"]
-    assert [m.objective.hidden_weight for m in plan.members] == [1.5, 2.5]
-    assert [m.objective.substeps for m in plan.members] == [1, 2]
-    assert all(isinstance(m.objective.substeps, int) for m in plan.members)
+    assert [m.objective.hidden_weight for m in plan.students] == [1.5, 2.5]
+    assert [m.objective.substeps for m in plan.students] == [1, 2]
+    assert all(isinstance(m.objective.substeps, int) for m in plan.students)
 
 
 def test_a_term_cannot_be_swept_to_zero(tmp_path):
@@ -331,7 +330,7 @@ def test_a_student_of_a_sweep_costs_what_it_costs_alone(trained, tmp_path):
     stage = plans["swept"]
     examples = stage.settings.steps * stage.settings.batch_size
     each = [cost([stage], k) for k in range(2)]
-    calls = [examples * m.objective.teacher_calls() for m in stage.members]
+    calls = [examples * m.objective.teacher_calls() for m in stage.students]
     assert [c.teacher_calls for c in each] == calls
     assert calls[0] > calls[1]
     assert [c.updates for c in each] == [stage.settings.steps] * 2
@@ -356,10 +355,10 @@ def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
     assert 0 < int(state.diverged[1]) <= 20
     assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(state.params))
     # The sound one is scored, and it is said that the other is not.
-    assert plans["swept"].frozen() == [1]
+    assert plans["swept"].diverged_students() == [1]
     evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
     settled = dataclasses.replace(wanted, stages=stages, evaluation=evaluation)
-    sound, left_out = without_frozen(planned_calls(settled, list(plans.values())))
+    sound, left_out = without_diverged(planned_calls(settled, list(plans.values())))
     assert [c.student for c in sound if c.plan.name == "swept"] == [0]
     assert len(left_out) == 1
     assert "not scored, because student 1 of stage 'swept' diverged" in left_out[0]
@@ -370,7 +369,7 @@ def test_one_frozen_student_spoils_those_it_makes_images_with(trained, monkeypat
     manifest = {**plan.manifest(), "diverged": [0, 7]}
     monkeypatch.setattr(type(plan), "manifest", lambda self: manifest)
     call = SimpleNamespace(label="O2MKD, 4 steps", plan=plan, student=None)
-    assert without_frozen([call]) == (
+    assert without_diverged([call]) == (
         [],
         [
             "O2MKD, 4 steps: not scored, because student 1 of stage 'o2mkd_k2' diverged and is "
@@ -404,7 +403,7 @@ def test_a_frozen_student_stays_so_in_the_stages_that_follow(tmp_path):
     after = saved_state(plans["more"], 20).params["student"]
     assert differences(take(before, 0), take(after, 0))
     assert not differences(take(before, 1), take(after, 1))
-    assert plans["more"].frozen() == [1]
+    assert plans["more"].diverged_students() == [1]
 
 
 @pytest.mark.parametrize(
@@ -420,9 +419,12 @@ def test_a_frozen_student_stays_so_in_the_stages_that_follow(tmp_path):
         ({"count": 2}, ["students.count=2", "nothing tells the students apart"]),
         ({"partition": "timesteps", "count": 2, "mapping": "vmp"}, ["mapping='vmp'", "'vmap'"]),
         ({"partition": "timesteps", "count": 2, "margin": -1}, ["students.margin=-1"]),
-        ({"partition": "timesteps", "count": 2, "outside": 1.5}, ["students.outside=1.5"]),
+        (
+            {"partition": "timesteps", "count": 2, "full_range_share": 1.5},
+            ["students.full_range_share=1.5"],
+        ),
         ({"partition": "timesteps", "count": 3, "boundaries": (9,)}, ["boundaries=[9]"]),
-        ({"outside": 0.1}, ["students.outside=0.1 has no effect"]),
+        ({"full_range_share": 0.1}, ["students.full_range_share=0.1 has no effect"]),
         ({"spacing": "log_snr"}, ["students.spacing='log_snr' has no effect"]),
         ({"on_divergence": "freeze"}, ["on_divergence='freeze' has no effect", "count"]),
         (

@@ -12,13 +12,13 @@ import tiny
 from runs import LateStop, Notes, plans_of, tiny_settings
 
 from ddistill.errors import CheckpointError, TrainingError
-from ddistill.objectives import Batch, make_process
-from ddistill.objectives.draws import draw_pair
-from ddistill.objectives.process import Pairs
+from ddistill.objectives import Batch, make_level_tables
+from ddistill.objectives.inputs import Pairs
+from ddistill.objectives.sampling import draw_pair
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.samplers import get_sampler
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, ScheduleSettings, StageSettings
-from ddistill.training.interrupt import Interrupted, StopRequest
 from ddistill.training.pairs import make_pairs, read_pairs
 
 NET = {True: {"name": "tiny", "num_classes": 10}, False: {"name": "tiny"}}
@@ -244,7 +244,7 @@ def test_pairs_that_are_not_complete_are_refused(copied):
 
 
 def draw(pairs, classes, own, count=40_000):
-    shown = make_process(cosine(8), np.arange(9), classes=classes, num_classes=10)
+    shown = make_level_tables(cosine(8), np.arange(9), classes=classes, num_classes=10)
     keys = jax.random.split(jax.random.key(0), count)
     return np.asarray(jax.jit(draw_pair, static_argnums=(1, 3))(keys, pairs, shown, own))
 
@@ -295,7 +295,7 @@ def test_a_student_is_asked_at_the_noise_that_the_sampler_started_from(tmp_path)
     assert stored.image.std() > 1e-3
     pairs = jax.tree.map(lambda x: jnp.asarray(x[:8]), stored)
     data = Batch(pairs.image, pairs.label, pairs.label, jax.random.split(jax.random.key(0), 8))
-    shown, objective = plans["dmd"].process, plans["dmd"].objective
+    shown, objective = plans["dmd"].tables, plans["dmd"].objective
     networks = dict.fromkeys(("student", "teacher", "fake"), network)
 
     @jax.jit

@@ -5,10 +5,10 @@ import pytest
 from inception_cases import pictures
 
 from ddistill.errors import ConfigError, DataError
-from ddistill.evaluation.image_sets import open_image_set
-from ddistill.evaluation.images import quantise
-from ddistill.evaluation.mixed_ranges import find_parts
-from ddistill.evaluation.pixel_ranges import Origin, check_range, to_pixels
+from ddistill.evaluation.metrics.image_sets import open_image_set
+from ddistill.evaluation.metrics.mixed_ranges import find_parts
+from ddistill.evaluation.metrics.pixel_ranges import Origin, check_range, to_pixels
+from ddistill.evaluation.metrics.pixels import quantise
 
 BYTES = pictures(20, 8)
 ORIGIN = Origin("x.npz: 'arr_0'")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddistill.evaluation.precision_recall import (
+from ddistill.evaluation.metrics.precision_recall import (
     class_histogram,
     neighbour_radii,
     precision_recall,

@@ -8,7 +8,7 @@ from exported import classes_run, levels_run, run
 
 import ddistill
 from ddistill.errors import CheckpointError, ConfigError
-from ddistill.evaluation.images import quantise
+from ddistill.evaluation.metrics.pixels import quantise
 from ddistill.evaluation.sampling import draw
 from ddistill.export.__main__ import main as export
 from ddistill.runtime.files import write_json

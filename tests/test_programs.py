@@ -8,12 +8,12 @@ from runs import Notes, plans_of, saved_state, tiny_chain
 
 from ddistill import data
 from ddistill.recipes import progressive
+from ddistill.runtime.interrupt import StopRequest
+from ddistill.runtime.metrics_log import read_metrics
 from ddistill.settings import OptimizerSettings, TrainingSettings
-from ddistill.training import programs
-from ddistill.training.interrupt import StopRequest
+from ddistill.training import compiled
 from ddistill.training.metrics_buffer import MetricsBuffer
-from ddistill.training.pipeline import run_stages
-from ddistill.training.progress import read_metrics
+from ddistill.training.run_stages import run_stages
 
 
 def chain():
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     """(plans, manifests, times that each objective was traced, lines on the console)."""
     settings = chain()
     traced = []
-    make_step = programs.make_step
+    make_step = compiled.make_step
 
     def counting(s):
         step = make_step(s)
@@ -59,7 +59,7 @@ def run(tmp_path_factory):
 
     plans = plans_of(settings, tmp_path_factory.mktemp("programs") / "run")
     patch, notes = pytest.MonkeyPatch(), Notes()
-    patch.setattr(programs, "make_step", counting)
+    patch.setattr(compiled, "make_step", counting)
     with patch.context():
         manifests = run_stages(
             list(plans.values()),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ddistill.diffusion import Prediction, expand
 from ddistill.errors import ConfigError
-from ddistill.objectives import make_objective, make_process
-from ddistill.objectives.draws import normal, streams, uniform_index
+from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.progressive import LOSSES, Progressive
+from ddistill.objectives.sampling import normal, streams, uniform_index
 from ddistill.schedules import Schedule, cosine, make_schedule
 
 TABLES = {
@@ -25,25 +25,25 @@ TABLES = {
 
 def halved(schedule: Schedule, levels: int):
     stride = schedule.num_steps // levels
-    return make_process(schedule, np.arange(0, schedule.num_steps + 1, stride))
+    return make_level_tables(schedule, np.arange(0, schedule.num_steps + 1, stride))
 
 
-def drawn(batch, process):
+def drawn(batch, tables):
     """(index, noise) that the objective draws for a batch."""
     index_keys, noise_keys = streams(batch.keys, 2)
     return (
-        np.asarray(uniform_index(index_keys, 1, process.count)),
+        np.asarray(uniform_index(index_keys, 1, tables.count)),
         np.asarray(normal(noise_keys, batch.image), np.float64),
     )
 
 
-def published(batch, process, schedule, teacher, student):
+def published(batch, tables, schedule, teacher, student):
     """PD's x~ and all four losses in float64, from arXiv 2202.00512 algorithm 2, step by step."""
-    index, eps = drawn(batch, process)
+    index, eps = drawn(batch, tables)
     alpha = np.asarray(schedule.alpha, np.float64)
     sigma = np.asarray(schedule.sigma, np.float64)
     time = np.asarray(schedule.time)
-    top, bottom = (np.asarray(process.grid)[index - i] for i in (0, 1))
+    top, bottom = (np.asarray(tables.grid)[index - i] for i in (0, 1))
     mid = (top + bottom) // 2
     x = np.asarray(batch.image, np.float64)
 
@@ -89,14 +89,14 @@ def published(batch, process, schedule, teacher, student):
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_target_and_losses_equal_the_published_formulas(table, prediction):
     schedule = TABLES[table]()
-    process, batch = halved(schedule, 8), tiny.batch(12)
+    tables, batch = halved(schedule, 8), tiny.batch(12)
     teacher, student = (tiny.tiny_denoiser(i, prediction) for i in (0, 1))
-    wanted, losses = published(batch, process, schedule, teacher, student)
-    index, eps = drawn(batch, process)
-    levels = process.student.at(jnp.asarray(index))
+    wanted, losses = published(batch, tables, schedule, teacher, student)
+    index, eps = drawn(batch, tables)
+    levels = tables.student.at(jnp.asarray(index))
     z = expand(levels.alpha, batch.image) * batch.image + expand(levels.sigma, batch.image) * eps
     objective = Progressive()
-    target = objective.target(teacher, z.astype(jnp.float32), jnp.asarray(index), None, process)
+    target = objective.target(teacher, z.astype(jnp.float32), jnp.asarray(index), None, tables)
     # An eps-network's x0 is (z - sigma eps) / alpha: at the noisiest level of a cosine table the
     # float32 rounding of its output is multiplied by up to sigma / alpha.
     scale = np.abs(wanted).max(axis=(1, 2, 3))
@@ -106,43 +106,43 @@ def test_target_and_losses_equal_the_published_formulas(table, prediction):
     assert np.all(error <= 4 * limit)
     for loss in LOSSES:
         networks = {"student": student, "teacher": teacher}
-        values, _ = Progressive(loss=loss).value(networks, batch, process)
+        values, _ = Progressive(loss=loss).value(networks, batch, tables)
         np.testing.assert_allclose(values, losses[loss], rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_constant_teacher_is_its_own_target(table):
-    process, batch = halved(TABLES[table](), 4), tiny.batch(8)
+    tables, batch = halved(TABLES[table](), 4), tiny.batch(8)
 
     def constant(z, level, cond=None, *, key=None):
         x0 = jnp.full_like(z, 0.3)
         return Prediction(x0, (z - expand(level.alpha, z) * x0) / expand(level.sigma, z))
 
     index = jnp.asarray([1, 2, 3, 4, 1, 2, 3, 4])
-    target = Progressive().target(constant, batch.image, index, None, process)
+    target = Progressive().target(constant, batch.image, index, None, tables)
     np.testing.assert_allclose(target, 0.3, rtol=1e-6)
 
 
 def test_student_that_says_the_target_loses_nothing():
-    process, batch = halved(cosine(16), 8), tiny.batch(8)
+    tables, batch = halved(cosine(16), 8), tiny.batch(8)
     teacher, objective = tiny.tiny_denoiser(), Progressive()
-    index, _ = drawn(batch, process)
+    index, _ = drawn(batch, tables)
 
     def student(z, level, cond=None, *, key=None):
-        x0 = objective.target(teacher, z, jnp.asarray(index), None, process)
+        x0 = objective.target(teacher, z, jnp.asarray(index), None, tables)
         return Prediction(x0, (z - expand(level.alpha, z) * x0) / expand(level.sigma, z))
 
-    values, _ = objective.value({"student": student, "teacher": teacher}, batch, process)
+    values, _ = objective.value({"student": student, "teacher": teacher}, batch, tables)
     np.testing.assert_allclose(values, 0.0, atol=1e-9)
 
 
 def test_perfect_teacher_of_one_image():
     """Data that are a single point: teacher and student say it everywhere, and nothing is lost."""
-    process = halved(cosine(16), 8)
+    tables = halved(cosine(16), 8)
     batch = tiny.batch(8)
     batch = batch.replace(image=jnp.full_like(batch.image, 0.25))
     exact = GaussianDenoiser(mean=0.25, std=0.0)
-    values, _ = Progressive().value({"student": exact, "teacher": exact}, batch, process)
+    values, _ = Progressive().value({"student": exact, "teacher": exact}, batch, tables)
     np.testing.assert_allclose(values, 0.0, atol=1e-9)
 
 
@@ -150,7 +150,7 @@ def test_steps_onto_a_clean_level_have_the_second_prediction_as_target():
     for table in ("clean", "google"):
         schedule = TABLES[table]()
         assert float(schedule.sigma[0]) == 0.0
-        process, batch = halved(schedule, 8), tiny.batch(6)
+        tables, batch = halved(schedule, 8), tiny.batch(6)
         teacher, index = tiny.tiny_denoiser(), jnp.ones(6, jnp.int32)
         seen = []
 
@@ -158,16 +158,16 @@ def test_steps_onto_a_clean_level_have_the_second_prediction_as_target():
             seen.append(teacher(z, level, cond))
             return seen[-1]
 
-        target = Progressive().target(recorded, batch.image, index, None, process)
+        target = Progressive().target(recorded, batch.image, index, None, tables)
         np.testing.assert_allclose(target, seen[1].x0, atol=1e-7)
 
 
 def test_log_snr_of_20_is_as_good_as_clean():
     schedule = make_schedule("cosine_log_snr", 16, clean=False)
-    process, batch = halved(schedule, 8), tiny.batch(6)
+    tables, batch = halved(schedule, 8), tiny.batch(6)
     clean = halved(make_schedule("cosine_log_snr", 16), 8)
     teacher, index = tiny.tiny_denoiser(), jnp.ones(6, jnp.int32)
-    a, b = (Progressive().target(teacher, batch.image, index, None, p) for p in (process, clean))
+    a, b = (Progressive().target(teacher, batch.image, index, None, p) for p in (tables, clean))
     assert 0 < float(jnp.abs(a - b).max()) < 1e-3
 
 
@@ -202,14 +202,14 @@ def test_a_chain_of_exact_students_ends_where_the_first_teacher_ends(halvings, m
 
 
 def test_gradient_reaches_the_student_and_never_the_teacher():
-    process, batch = halved(cosine(16), 8), tiny.batch(6)
+    tables, batch = halved(cosine(16), 8), tiny.batch(6)
 
     def value(student, teacher):
         networks = {
             "student": tiny.tiny_denoiser().replace(params=student),
             "teacher": tiny.tiny_denoiser().replace(params=teacher),
         }
-        return Progressive().value(networks, batch, process)[0].mean()
+        return Progressive().value(networks, batch, tables)[0].mean()
 
     to_student, to_teacher = jax.grad(value, argnums=(0, 1))(
         tiny.tiny_params(1), tiny.tiny_params()
@@ -219,7 +219,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher():
 
 
 def test_teacher_calls_are_what_the_loss_makes():
-    process, batch, calls = halved(cosine(16), 8), tiny.batch(4), []
+    tables, batch, calls = halved(cosine(16), 8), tiny.batch(4), []
     teacher = tiny.tiny_denoiser()
 
     def counted(*args, **kwargs):
@@ -227,7 +227,7 @@ def test_teacher_calls_are_what_the_loss_makes():
         return teacher(*args, **kwargs)
 
     objective = Progressive()
-    objective.value({"student": teacher, "teacher": counted}, batch, process)
+    objective.value({"student": teacher, "teacher": counted}, batch, tables)
     assert len(calls) == objective.teacher_calls() == 2
 
 

@@ -21,16 +21,17 @@ from ddistill.denoiser import Denoiser
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
 from ddistill.objectives import hyperparameters, make_objective
-from ddistill.objectives.draws import normal, streams
 from ddistill.objectives.o2mkd import O2MKD
+from ddistill.objectives.sampling import normal, streams
+from ddistill.planning.checks.stage import check_network
+from ddistill.runtime.interrupt import Interrupted
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import Layout, data_mesh
 from ddistill.settings import Settings, StageSettings, parse
 from ddistill.students import stack, take
-from ddistill.training.checks import check_network
-from ddistill.training.interrupt import Interrupted
-from ddistill.training.sharding import Layout, data_mesh
-from ddistill.training.state import count_parameters, stream_key
+from ddistill.training.state import count_parameters
 from ddistill.training.step import StepSettings
-from ddistill.training.weights import load_network
+from ddistill.training.trained import load_network
 
 
 def prepared(student, teacher, **hyper) -> O2MKD:
@@ -80,17 +81,17 @@ def bound(objective: O2MKD, seed: int = 5):
 def test_value_is_the_sum_over_taps_of_mean_squares():
     """Projected, subtracted and averaged here in float64, from features of the bare modules."""
     (student, small), (teacher, large) = network(6, 4, 1), network(12, 8, 0)
-    process, batch = tiny.process(), tiny.batch()
+    tables, batch = tiny.tables(), tiny.batch()
     objective = prepared(small, large, output_weight=2.0)
     assert objective.projected == (("mid", 6, 12), ("last", 4, 8))
     params, call = bound(objective)
     params = jax.tree.map(lambda x: x + 0.1, params)  # the biases too
     both = {"student": student, "teacher": teacher, "projection": call(params)}
-    found, metrics = objective.loss(both, batch, process)
+    found, metrics = objective.loss(both, batch, tables)
 
     index_keys, noise_keys = streams(batch.keys, 2)
     index = jax.vmap(lambda key: jax.random.randint(key, (), 1, 5))(index_keys)
-    level = process.student.at(index)
+    level = tables.student.at(index)
     z = add_noise(batch.image, normal(noise_keys, batch.image), level)
     taps = {"taps": ("mid", "last")}
     ours, theirs = (
@@ -116,7 +117,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_no_gradient_and_no_projection
 
     def loss(params):
         both = {"student": teacher.replace(params=params), "teacher": teacher}
-        return jnp.sum(objective.loss(both, tiny.batch(), tiny.process())[0])
+        return jnp.sum(objective.loss(both, tiny.batch(), tiny.tables())[0])
 
     value, gradient = jax.value_and_grad(loss)(teacher.params)
     assert float(value) == 0.0
@@ -145,7 +146,7 @@ def test_gradients_reach_student_and_projections_and_not_the_teacher():
             "teacher": teacher.replace(params=trees["teacher"]),
             "projection": call(trees["projection"]),
         }
-        return jnp.mean(objective.loss(both, tiny.batch(), tiny.process())[0])
+        return jnp.mean(objective.loss(both, tiny.batch(), tiny.tables())[0])
 
     trees = {"student": student.params, "teacher": teacher.params, "projection": params}
     gradient = jax.jit(jax.grad(loss))(trees)
@@ -212,18 +213,18 @@ def trained(s: StepSettings, seeds: tuple[int, ...], steps: int, mapping: str = 
     weights = [first_weights(s, seed) for seed in seeds]
     keys = [stream_key(seed, "train") for seed in seeds]
     rng = [np.random.default_rng(seed) for seed in seeds]
-    picks = np.stack([r.integers(0, 40, (steps, 8)) for r in rng], axis=1).astype(np.int32)
+    batch_indices = np.stack([r.integers(0, 40, (steps, 8)) for r in rng], axis=1).astype(np.int32)
     rates = {name: np.full((steps, len(seeds)), 0.01, np.float32) for name in s.modules}
-    teacher, process = tiny.tiny_denoiser(9, module=WIDE), tiny.process()
+    teacher, tables = tiny.tiny_denoiser(9, module=WIDE), tiny.tables()
     data = (tiny.batch(40).image, tiny.batch(40).label)
     if mapping:
         s, weights = with_students(s, len(seeds), mapping), stack(weights)
-        process = jax.tree.map(lambda x: np.stack([x] * len(seeds)), process)
+        tables = jax.tree.map(lambda x: np.stack([x] * len(seeds)), tables)
         keys = jnp.stack(keys)
     else:
-        weights, keys, picks = weights[0], keys[0], picks[:, 0]
+        weights, keys, batch_indices = weights[0], keys[0], batch_indices[:, 0]
         rates = jax.tree.map(lambda x: x[:, 0], rates)
-    state, rows = train(s, weights, teacher, process, data, picks, keys, rates)
+    state, rows = train(s, weights, teacher, tables, data, batch_indices, keys, rates)
     return state, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -7,18 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddistill.evaluation import vocabulary
-from ddistill.evaluation.machine import command_string, machine_string
-from ddistill.evaluation.protocol import (
-    Protocol,
-    Row,
-    read_rows,
-    rows_from_scores,
-    summarise,
-    variant,
-    write_rows,
-)
-from ddistill.evaluation.resampling import Estimate
+from ddistill.evaluation.metrics.resampling import Estimate
+from ddistill.evaluation.records import names
+from ddistill.evaluation.records.environment import command_string, machine_string
+from ddistill.evaluation.records.protocol import Protocol, summarise, variant
+from ddistill.evaluation.records.rows import Row, read_rows, rows_from_scores, write_rows
 
 PROTOCOL = Protocol(
     features="digits_classifier",
@@ -301,23 +294,23 @@ def test_summarise_splits_common_from_own():
 
 
 def test_methods_and_metrics_can_be_added(monkeypatch):
-    monkeypatch.setattr(vocabulary, "METHODS", dict(vocabulary.METHODS))
-    monkeypatch.setattr(vocabulary, "METRICS", dict(vocabulary.METRICS))
+    monkeypatch.setattr(names, "METHODS", dict(names.METHODS))
+    monkeypatch.setattr(names, "METRICS", dict(names.METRICS))
     with pytest.raises(ValueError, match="register_method"):
         dataclasses.replace(ROW, method="dmd3")
-    vocabulary.register_method("dmd3", "DMD3")
-    vocabulary.register_metric("lpips", "LPIPS", better="lower")
+    names.register_method("dmd3", "DMD3")
+    names.register_metric("lpips", "LPIPS", better="lower")
     row = dataclasses.replace(ROW, method="dmd3", metric="lpips")
     assert row.method == "dmd3"
-    vocabulary.register_method("dmd3", "DMD3")  # the same again is no trouble
+    names.register_method("dmd3", "DMD3")  # the same again is no trouble
     with pytest.raises(ValueError, match="'dmd3' is taken"):
-        vocabulary.register_method("dmd3", "another")
+        names.register_method("dmd3", "another")
     with pytest.raises(ValueError, match="lower case"):
-        vocabulary.register_method("DMD 3", "x")
+        names.register_method("DMD 3", "x")
     with pytest.raises(ValueError, match="role='boss'"):
-        vocabulary.register_method("boss", "x", role="boss")
+        names.register_method("boss", "x", role="boss")
     with pytest.raises(ValueError, match="better='up'"):
-        vocabulary.register_metric("m", "x", better="up")
+        names.register_metric("m", "x", better="up")
 
 
 def test_machine_string_names_hardware_only():

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from ddistill.evaluation.markdown import BEGIN, END, merge_text, render
-from ddistill.evaluation.protocol import Protocol, Row, read_rows, write_rows
-from ddistill.evaluation.published import PUBLISHED, published
-from ddistill.evaluation.vocabulary import METHODS
+from ddistill.evaluation.records.names import METHODS
+from ddistill.evaluation.records.protocol import Protocol
+from ddistill.evaluation.records.published import PUBLISHED, published
+from ddistill.evaluation.records.rows import Row, read_rows, write_rows
+from ddistill.evaluation.report.results_md import BEGIN, END, merge_text, render
 from ddistill.record import main, merge, record
 
 

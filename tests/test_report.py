@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddistill.evaluation.curves import curves_from_metrics
-from ddistill.evaluation.drawing import LIGHT, Line, apart, draw_line, new_figure
-from ddistill.evaluation.images import (
+from ddistill.evaluation.figures.image_grids import (
     GAP,
     Grid,
     ImageRow,
@@ -19,13 +17,12 @@ from ddistill.evaluation.images import (
     Trajectory,
     enlarge_factor,
     grid_image,
-    psnr,
     row_image,
     sheet,
     strip_columns,
     strip_row,
 )
-from ddistill.evaluation.plots import (
+from ddistill.evaluation.figures.plots import (
     ClassChart,
     Curve,
     ScorePlot,
@@ -34,10 +31,13 @@ from ddistill.evaluation.plots import (
     score_figure,
     smooth,
 )
-from ddistill.evaluation.protocol import Protocol, Row
-from ddistill.evaluation.report import Highlight, Report, flatten, write_report
-from ddistill.evaluation.summary import Table, score_plot, score_table
-from ddistill.evaluation.vocabulary import METRICS
+from ddistill.evaluation.figures.style import LIGHT, Line, apart, draw_line, new_figure
+from ddistill.evaluation.figures.tables import Table, score_plot, score_table
+from ddistill.evaluation.metrics.pixels import psnr
+from ddistill.evaluation.records.names import METRICS
+from ddistill.evaluation.records.protocol import Protocol
+from ddistill.evaluation.records.rows import Row
+from ddistill.evaluation.report.report import Highlight, Report, flatten, write_report
 from ddistill.text import file_name
 
 LABELS = ("teacher DDIM, 256 steps", "teacher DDIM, 4 steps", "student <4> steps & more")
@@ -398,28 +398,6 @@ def test_over_the_same_seeds_differences_are_compared():
 def test_table_rows_must_fit():
     with pytest.raises(ValueError, match="Row 0 of table 'T' has 1 cells for 2"):
         Table(["a", "b"], [["1"]], "T")
-
-
-def test_curves_from_metrics():
-    records = [
-        {"stage": "teacher", "step": 1, "loss": 3.0, "grad_norm": 1.0},
-        {"stage": "teacher", "step": 3, "loss": 9.0},
-        {"stage": "teacher", "step": 2, "loss": 2.0},
-        {"stage": "teacher", "step": 3, "loss": 1.0},
-        {"stage": "students", "step": 1, "loss": [1.0, 2.0]},
-        {"stage": "gan", "step": 1, "loss/fake": 1.0, "loss/real": 2.0, "lossy": 3.0},
-        {"event": "checkpoint"},
-        {"step": 4, "loss": 0.5},
-    ]
-    got = {(c.stage, c.label): (c.steps, c.losses) for c in curves_from_metrics(records)}
-    assert got == {
-        ("teacher", ""): ([1, 2, 3], [3.0, 2.0, 1.0]),
-        ("students", "student 0"): ([1], [1.0]),
-        ("students", "student 1"): ([1], [2.0]),
-        ("gan", "fake"): ([1], [1.0]),
-        ("gan", "real"): ([1], [2.0]),
-        ("training", ""): ([4], [0.5]),
-    }
 
 
 def test_psnr_uses_the_peak_of_the_range():

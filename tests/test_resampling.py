@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ddistill.evaluation.frechet import frechet, frechet_distance
-from ddistill.evaluation.frechet_estimates import Target, frechet_estimates
-from ddistill.evaluation.neighbour_estimates import RealBalls, neighbour_estimates
-from ddistill.evaluation.precision_recall import precision_recall
-from ddistill.evaluation.resampling import (
+from ddistill.evaluation.metrics.frechet import frechet, frechet_distance
+from ddistill.evaluation.metrics.frechet_estimates import Target, frechet_estimates
+from ddistill.evaluation.metrics.neighbour_estimates import RealBalls, neighbour_estimates
+from ddistill.evaluation.metrics.precision_recall import precision_recall
+from ddistill.evaluation.metrics.resampling import (
     Resampling,
     draw_subsets,
     interval,
@@ -245,6 +245,6 @@ def test_numbers_of_subsets_that_cannot_be(wrong):
 
 
 def test_many_features_take_one_split():
-    assert Resampling().suited(64) == Resampling()
-    assert Resampling().suited(2048).splits == 1
-    assert Resampling(splits=0).suited(2048).splits == 0
+    assert Resampling().for_features(64) == Resampling()
+    assert Resampling().for_features(2048).splits == 1
+    assert Resampling(splits=0).for_features(2048).splits == 0

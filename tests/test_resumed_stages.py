@@ -16,6 +16,7 @@ from test_resume import Launcher, rows, succeeded
 from ddistill import data
 from ddistill.errors import TrainingError
 from ddistill.runtime.files import write_json
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.settings import (
     GridSettings,
     MeshSettings,
@@ -25,10 +26,9 @@ from ddistill.settings import (
 )
 from ddistill.students import take
 from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.initial import abstract_state
 from ddistill.training.loop import StageRun
-from ddistill.training.pipeline import run_stages
-from ddistill.training.weights import abstract_state, resumed
+from ddistill.training.run_stages import resumed, run_stages
 
 CONFIG = """
 from ddistill.recipes import to_config
@@ -209,7 +209,7 @@ def started(tmp_path, monkeypatch):
     """`started(stages, name, pairs)`: earlier states, and the one that `name` begins to train."""
     found = []
 
-    def train(run, state, step, frozen):
+    def train(run, state, step, inputs):
         found.append(jax.tree.map(np.asarray, state))
         assert step == 0
         raise Interrupted("it has begun")

@@ -12,11 +12,7 @@ from sampled import KEY, TwoPoints, coarse, every_sampler, network, scan_or_disp
 from ddistill import samplers
 from ddistill.diffusion import from_x0
 from ddistill.samplers import ddim, get_sampler, nfe
-from ddistill.schedules import (
-    cosine,
-    karras,
-    sigmoid_beta,
-)
+from ddistill.schedules import cosine, karras, sigmoid_beta
 
 # --------------------------------------------------------------------------------------- loops
 

@@ -14,16 +14,20 @@ from scored import DIM, SMALL, make_sets, options, project, run, save_folder, ti
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluate import Options
-from ddistill.evaluation import feature_store
-from ddistill.evaluation.calls import CallRecord, write_calls
-from ddistill.evaluation.detector import inception_detector
-from ddistill.evaluation.frechet import frechet
-from ddistill.evaluation.image_sets import dataset_images, open_image_set
-from ddistill.evaluation.inception_metrics import MetricSettings, inception_score, kernel_distance
-from ddistill.evaluation.precision_recall import precision_recall
-from ddistill.evaluation.protocol import Protocol
+from ddistill.evaluation.metrics import feature_store
+from ddistill.evaluation.metrics.detector import inception_detector
+from ddistill.evaluation.metrics.frechet import frechet
+from ddistill.evaluation.metrics.image_sets import dataset_images, open_image_set
+from ddistill.evaluation.metrics.inception_metrics import (
+    MetricSettings,
+    inception_score,
+    kernel_distance,
+)
+from ddistill.evaluation.metrics.precision_recall import precision_recall
+from ddistill.evaluation.records.protocol import Protocol
+from ddistill.evaluation.records.sampler_runs import CallRecord, write_calls
 from ddistill.interop.inception import InceptionWeights, from_state_dict
-from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 
 # ------------------------------------------------------------------------------------- the scores
 
@@ -90,7 +94,7 @@ def test_names_say_what_is_no_fid(sets):
 
 def test_enough_samples_are_no_proxy(sets, monkeypatch):
     folder, *_ = sets
-    monkeypatch.setattr("ddistill.evaluation.scoring.FULL_COUNT", 37)
+    monkeypatch.setattr("ddistill.evaluation.metrics.score_set.FULL_COUNT", 37)
     (made,), said = run(options(folder, metrics=("fid",)))
     assert list(made.scores) == ["fid", "fid_infinity"]
     assert made.intervals["fid"][0] < made.scores["fid"] < made.intervals["fid"][1]

@@ -12,8 +12,8 @@ from scored import DIM, Notes, make_sets, options, project, run, save_folder, ti
 from ddistill import evaluate as cli
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluate import Options, evaluate, main
-from ddistill.evaluation.scoring import chosen_metrics
-from ddistill.training.interrupt import StopRequest
+from ddistill.evaluation.metrics.score_set import chosen_metrics
+from ddistill.runtime.interrupt import StopRequest
 
 
 @pytest.fixture

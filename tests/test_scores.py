@@ -10,8 +10,8 @@ import pytest
 from runs import LateStop, Notes, one_stage, plans_of, saved_steps
 
 from ddistill import data
-from ddistill.training.interrupt import Interrupted, StopRequest
-from ddistill.training.pipeline import run_stages
+from ddistill.runtime.interrupt import Interrupted, StopRequest
+from ddistill.training.run_stages import run_stages
 from ddistill.training.scores import Score
 
 
@@ -65,7 +65,7 @@ def losses(plan) -> dict[int, float | None]:
 
 def test_what_is_handed_on_does_not_depend_on_logs_and_stops(tmp_path):
     """Bit for bit: another pace of the log, and a stop between two checkpoints."""
-    stage = dataclasses.replace(one_stage().stages["teacher"], hand_on="best")
+    stage = dataclasses.replace(one_stage().stages["teacher"], select_checkpoint="best")
     found = {}
     for name, every, stops in (("a", 10, ()), ("b", 3, ()), ("c", 10, (13,))):
         settings = one_stage(log_every=every, checkpoint_every=17, keep=10)

@@ -10,15 +10,9 @@ from runs import config, plans_of, tiny_settings
 
 from ddistill import data, networks
 from ddistill.objectives import OBJECTIVES, hyperparameters, make_objective
-from ddistill.settings import (
-    OptimizerSettings,
-    Settings,
-    StageSettings,
-    StudentsSettings,
-    parse,
-)
-from ddistill.training import identity
-from ddistill.training.identity import FIELDS, Kind, differences, digest_of, kind_of
+from ddistill.planning import identity
+from ddistill.planning.identity import FIELDS, Kind, differences, digest_of, kind_of
+from ddistill.settings import OptimizerSettings, Settings, StageSettings, StudentsSettings, parse
 
 
 def test_every_setting_is_classified_and_nothing_else_is():
@@ -172,7 +166,7 @@ def test_the_same_training_in_other_words_is_the_same_stage(changes):
         ({"stages.student.steps": 41}, {"student"}),
         ({"stages.student.batch_size": 4}, {"student"}),
         ({"stages.student.ema_warmup": False}, {"student"}),
-        ({"stages.student.hand_on": "best"}, {"student"}),
+        ({"stages.student.select_checkpoint": "best"}, {"student"}),
         ({"stages.student.init": "fresh"}, {"student"}),
         ({"stages.student.guidance": 2.0}, {"student"}),
         ({"stages.student.accumulate": 2}, {"student"}),
@@ -190,7 +184,7 @@ def test_what_is_learnt_is_part_of_it(changes, stages):
 
 
 def test_the_choice_of_checkpoints_counts_where_one_is_chosen():
-    best = {"stages.student.hand_on": "best"}
+    best = {"stages.student.select_checkpoint": "best"}
     first = digests(best)
     assert digests({**best, "training.log_every": 3, "training.keep": 1}) == first
     assert digests({**best, "training.checkpoint_every": 5})["student"] != first["student"]

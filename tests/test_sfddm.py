@@ -20,7 +20,7 @@ from ddistill.diffusion import (
     rollout,
 )
 from ddistill.errors import ConfigError
-from ddistill.objectives import Process, make_objective, make_process
+from ddistill.objectives import LevelTables, make_level_tables, make_objective
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.samplers import dpm_solver_pp
 from ddistill.schedules import cosine, make_grid, subsequence
@@ -28,13 +28,13 @@ from ddistill.schedules import cosine, make_grid, subsequence
 RELEASED = {"output_weight": 1.0, "output": "eps", "output_norm": "l1", "feature_weight": 1.0}
 
 
-def prepared(process: Process, **hyper) -> SFDDM:
-    return SFDDM(**hyper).prepare(np.asarray(process.grid)[: int(process.count) + 1])
+def prepared(tables: LevelTables, **hyper) -> SFDDM:
+    return SFDDM(**hyper).prepare(np.asarray(tables.grid)[: int(tables.count) + 1])
 
 
-def loss(objective, student, teacher, process, batch=None):
+def loss(objective, student, teacher, tables, batch=None):
     networks = {"student": student, "teacher": teacher}
-    return objective.loss(networks, batch or tiny.batch(), process)
+    return objective.loss(networks, batch or tiny.batch(), tables)
 
 
 @pytest.mark.parametrize("jitted", [True, False])
@@ -43,53 +43,53 @@ def loss(objective, student, teacher, process, batch=None):
 def test_student_equal_to_teacher_with_mapped_time_loses_exactly_nothing(
     spacing, prediction, jitted
 ):
-    process = tiny.process(spacing=spacing)
-    objective = prepared(process, **{**RELEASED, "output": prediction}, hidden_weight=0.0)
+    tables = tiny.tables(spacing=spacing)
+    objective = prepared(tables, **{**RELEASED, "output": prediction}, hidden_weight=0.0)
     teacher = tiny.tiny_denoiser(prediction=prediction)
-    compute = jax.jit(lambda s, t: loss(objective, s, t, process)[0]) if jitted else None
+    compute = jax.jit(lambda s, t: loss(objective, s, t, tables)[0]) if jitted else None
     if compute is not None:
         values = compute(teacher, teacher)
     else:
-        values, _ = loss(objective, teacher, teacher, process)
+        values, _ = loss(objective, teacher, teacher, tables)
     np.testing.assert_array_equal(values, 0.0)
 
 
 def test_identity_grid_with_all_terms_loses_nothing():
-    process = tiny.process(steps=16, levels=16)
-    objective = prepared(process, **RELEASED, hidden_weight=1.0, substeps=1, solver="ddim")
-    values, _ = loss(objective, tiny.tiny_denoiser(), tiny.tiny_denoiser(), process)
+    tables = tiny.tables(steps=16, levels=16)
+    objective = prepared(tables, **RELEASED, hidden_weight=1.0, substeps=1, solver="ddim")
+    values, _ = loss(objective, tiny.tiny_denoiser(), tiny.tiny_denoiser(), tables)
     np.testing.assert_allclose(values, 0.0, atol=1e-10)
 
 
 def test_own_index_as_time_makes_a_copy_of_the_teacher_wrong():
-    process = tiny.process(time="index")
-    objective = prepared(process, **RELEASED, hidden_weight=0.0)
-    values, _ = loss(objective, tiny.tiny_denoiser(), tiny.tiny_denoiser(), process)
+    tables = tiny.tables(time="index")
+    objective = prepared(tables, **RELEASED, hidden_weight=0.0)
+    values, _ = loss(objective, tiny.tiny_denoiser(), tiny.tiny_denoiser(), tables)
     assert float(values.min()) > 1e-3
 
 
 def test_l1_of_a_constant_shift_is_its_size():
-    process = tiny.process()
-    objective = prepared(process, **{**RELEASED, "feature_weight": 0.0}, hidden_weight=0.0)
+    tables = tiny.tables()
+    objective = prepared(tables, **{**RELEASED, "feature_weight": 0.0}, hidden_weight=0.0)
     teacher = tiny.tiny_denoiser(prediction="eps")
 
     def student(z, level, cond=None, *, key=None):
         prediction = teacher(z, level, cond)
         return Prediction(x0=prediction.x0, eps=prediction.eps - 0.37)
 
-    values, _ = loss(objective, student, teacher, process)
+    values, _ = loss(objective, student, teacher, tables)
     np.testing.assert_allclose(values, 0.37, rtol=1e-5)
 
 
 @pytest.mark.parametrize("hyper", [{**RELEASED, "hidden_weight": 1.0, "substeps": 4}])
 def test_teacher_gets_no_gradient_and_student_does(hyper):
-    process = tiny.process()
-    objective = prepared(process, **hyper)
+    tables = tiny.tables()
+    objective = prepared(tables, **hyper)
 
     def value(student_params, teacher_params):
         student = tiny.tiny_denoiser().replace(params=student_params)
         teacher = tiny.tiny_denoiser().replace(params=teacher_params)
-        return loss(objective, student, teacher, process)[0].mean()
+        return loss(objective, student, teacher, tables)[0].mean()
 
     to_student, to_teacher = jax.grad(value, argnums=(0, 1))(
         tiny.tiny_params(1), tiny.tiny_params(0)
@@ -99,12 +99,12 @@ def test_teacher_gets_no_gradient_and_student_does(hyper):
 
 
 def test_feature_term_does_not_reach_the_last_layer():
-    process = tiny.process()
-    objective = prepared(process, feature_weight=1.0, hidden_weight=0.0)
+    tables = tiny.tables()
+    objective = prepared(tables, feature_weight=1.0, hidden_weight=0.0)
 
     def value(params):
         student = tiny.tiny_denoiser().replace(params=params)
-        return loss(objective, student, tiny.tiny_denoiser(0), process)[0].mean()
+        return loss(objective, student, tiny.tiny_denoiser(0), tables)[0].mean()
 
     grads = jax.grad(value)(tiny.tiny_params(1))
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(grads["final"]))
@@ -169,8 +169,8 @@ def test_hidden_variable_term_is_zero_for_the_exact_student(walk_by, levels, k, 
     """The exact student of a Gaussian teacher is built here in float64 from the textbook form."""
     schedule = cosine(60)
     grid = make_grid(schedule, levels, "trailing")
-    process = make_process(schedule, grid)
-    objective = prepared(process, substeps=k, **WALKS[walk_by])
+    tables = make_level_tables(schedule, grid)
+    objective = prepared(tables, substeps=k, **WALKS[walk_by])
     teacher = GaussianDenoiser(mean=mean, std=0.6)
     slopes, shifts = np.zeros(levels + 1), np.zeros(levels + 1)
     alpha, sigma = (np.asarray(x, np.float64) for x in (schedule.alpha, schedule.sigma))
@@ -187,29 +187,29 @@ def test_hidden_variable_term_is_zero_for_the_exact_student(walk_by, levels, k, 
         shifts[n] = b / denominator
 
     def student(z, level, cond=None, *, key=None):
-        index = jnp.argmin(jnp.abs(process.student.time[None] - level.time[:, None]), axis=1)
+        index = jnp.argmin(jnp.abs(tables.student.time[None] - level.time[:, None]), axis=1)
         shape = (-1, 1, 1, 1)
         x0 = jnp.asarray(slopes, jnp.float32)[index].reshape(shape) * z
         x0 = x0 + jnp.asarray(shifts, jnp.float32)[index].reshape(shape)
         eps = (z - level.alpha.reshape(shape) * x0) / level.sigma.reshape(shape)
         return Prediction(x0=x0, eps=eps)
 
-    values, _ = loss(objective, student, teacher, process)
+    values, _ = loss(objective, student, teacher, tables)
     np.testing.assert_allclose(values, 0.0, atol=2e-8)
     if k > 1 and levels == 1:
-        plain, _ = loss(objective, teacher, teacher, process)
+        plain, _ = loss(objective, teacher, teacher, tables)
         assert float(plain.mean()) > 1e-4, "the teacher's own output must not pass for its walk"
 
 
 def test_second_order_walk_is_nearer_to_the_exact_flow():
     """Endpoints of 6 steps against the probability flow of a Gaussian, known in closed form."""
-    process = tiny.process(steps=60, levels=3)
+    tables = tiny.tables(steps=60, levels=3)
     teacher, index = GaussianDenoiser(mean=0.3, std=0.5), jnp.array([2, 3, 2])
     z = jax.random.normal(jax.random.key(0), (3, *tiny.IMAGE))
-    first = teacher(z, process.student.at(index))
+    first = teacher(z, tables.student.at(index))
     spread = {}
     for level in (index, index - 1):
-        here = process.student.at(level)
+        here = tables.student.at(level)
         spread[id(level)] = jnp.sqrt(here.alpha**2 * 0.25 + here.sigma**2), here
     (top, a), (bottom, b) = spread.values()
     column = (-1, 1, 1, 1)
@@ -217,8 +217,8 @@ def test_second_order_walk_is_nearer_to_the_exact_flow():
     exact = exact + 0.3 * b.alpha.reshape(column)
     errors = {}
     for solver in ("ddim", "dpm_solver_pp"):
-        objective = prepared(process, substeps=6, solver=solver)
-        target = objective.hidden_target(teacher, first, z, index, None, process)
+        objective = prepared(tables, substeps=6, solver=solver)
+        target = objective.hidden_target(teacher, first, z, index, None, tables)
         errors[solver] = float(jnp.abs(ddim_step(target, z, a, b) - exact).max())
     assert errors["dpm_solver_pp"] < 0.3 * errors["ddim"]
 
@@ -226,21 +226,19 @@ def test_second_order_walk_is_nearer_to_the_exact_flow():
 @pytest.mark.parametrize("levels, k", [(1, 6), (3, 2)])
 def test_looking_back_continues_the_multistep_sampler(levels, k):
     """From the top the walk is DPM-Solver++; below, its past makes it second order at once."""
-    process = tiny.process(steps=60, levels=levels)
+    tables = tiny.tables(steps=60, levels=levels)
     teacher = GaussianDenoiser(mean=0.3, std=0.5)
     z = jax.random.normal(jax.random.key(0), (1, *tiny.IMAGE))
-    full = subsequence(process.teacher, make_grid(process.teacher, levels * k))
+    full = subsequence(tables.teacher, make_grid(tables.teacher, levels * k))
     expected, states = dpm_solver_pp(teacher, full, z, trajectory=True)
     found = {}
     for lookback in (False, True):
-        objective = prepared(process, substeps=k, lookback=lookback)
+        objective = prepared(tables, substeps=k, lookback=lookback)
         index = jnp.array([max(1, levels - 1)])
         start = states[(levels - int(index[0])) * k]
-        level = process.student.at(index)
-        target = objective.hidden_target(
-            teacher, teacher(start, level), start, index, None, process
-        )
-        end = ddim_step(target, start, level, process.student.at(index - 1))
+        level = tables.student.at(index)
+        target = objective.hidden_target(teacher, teacher(start, level), start, index, None, tables)
+        end = ddim_step(target, start, level, tables.student.at(index - 1))
         wanted = states[(levels - int(index[0]) + 1) * k]
         found[lookback] = float(jnp.abs(end - wanted).max())
     if levels == 1:
@@ -251,13 +249,13 @@ def test_looking_back_continues_the_multistep_sampler(levels, k):
 
 
 def test_walk_in_a_loop_folds_as_one_step_target_does():
-    process = tiny.process(steps=60, levels=3)
+    tables = tiny.tables(steps=60, levels=3)
     teacher, index = tiny.tiny_denoiser(prediction="x0"), jnp.array([3, 1, 2])
     z = jax.random.normal(jax.random.key(0), (3, *tiny.IMAGE))
-    objective = prepared(process, substeps=5, solver="ddim")
-    levels = [objective.sub_level(j, index, process) for j in range(6)]
+    objective = prepared(tables, substeps=5, solver="ddim")
+    levels = [objective.sub_level(j, index, tables) for j in range(6)]
     _, x0s = rollout(teacher, z, levels)
-    found = objective.hidden_target(teacher, teacher(z, levels[0]), z, index, None, process)
+    found = objective.hidden_target(teacher, teacher(z, levels[0]), z, index, None, tables)
     np.testing.assert_allclose(found.x0, one_step_target(x0s, levels), rtol=1e-4, atol=1e-5)
 
 
@@ -265,18 +263,18 @@ def test_walk_in_a_loop_folds_as_one_step_target_does():
 @pytest.mark.parametrize("lookback", [False, True])
 def test_one_loop_makes_the_calls_of_a_walk_by_hand(k, lookback):
     """The first prediction, the look back and every sub-step, each with the past that it has."""
-    process = tiny.process(steps=60, levels=3)
+    tables = tiny.tables(steps=60, levels=3)
     teacher, index = GaussianDenoiser(mean=0.3, std=0.5), jnp.array([3, 1, 2])
     z = jax.random.normal(jax.random.key(0), (3, *tiny.IMAGE))
-    objective = prepared(process, substeps=k, lookback=lookback)
-    levels = [objective.sub_level(j, index, process) for j in range(k + 1)]
+    objective = prepared(tables, substeps=k, lookback=lookback)
+    levels = [objective.sub_level(j, index, tables) for j in range(k + 1)]
     first = teacher(z, levels[0])
 
     past = None
     if lookback:
-        grid, total = process.grid, process.teacher.num_steps
+        grid, total = tables.grid, tables.teacher.num_steps
         stride = (grid[index] - grid[index - 1] + k // 2) // k
-        before = process.teacher.at(jnp.minimum(grid[index] + stride, total))
+        before = tables.teacher.at(jnp.minimum(grid[index] + stride, total))
         past = before, teacher(ddim_step(first, z, levels[0], before), before).x0
     state, used = z, []
     for here, there in itertools.pairwise(levels):
@@ -287,33 +285,33 @@ def test_one_loop_makes_the_calls_of_a_walk_by_hand(k, lookback):
 
     expected = one_step_target(used, levels)
     for known in (first, None):
-        found = objective.hidden_target(teacher, known, z, index, None, process)
+        found = objective.hidden_target(teacher, known, z, index, None, tables)
         np.testing.assert_allclose(found.x0, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_students_that_look_back_and_that_do_not_share_their_program():
     """Both ask the network in one place, whatever the solver and k."""
-    process = tiny.process(steps=60, levels=3)
+    tables = tiny.tables(steps=60, levels=3)
     asked = []
 
     def teacher(z, level, cond):
         asked.append(z.shape)
         return GaussianDenoiser(mean=0.3, std=0.5)(z, level)
 
-    walks = [prepared(process, substeps=k, lookback=back) for k, back in ((6, False), (3, True))]
+    walks = [prepared(tables, substeps=k, lookback=back) for k, back in ((6, False), (3, True))]
     assert walks[0].program() == walks[1].program()
     z = jnp.zeros((3, *tiny.IMAGE))
-    walks[0].hidden_target(teacher, None, z, jnp.array([3, 1, 2]), None, process)
+    walks[0].hidden_target(teacher, None, z, jnp.array([3, 1, 2]), None, tables)
     assert len(asked) == 1
 
 
 def test_one_substep_is_output_matching():
-    process = tiny.process()
-    hidden = prepared(process, substeps=1, solver="ddim")
-    output = prepared(process, hidden_weight=0.0, output_weight=1.0)
+    tables = tiny.tables()
+    hidden = prepared(tables, substeps=1, solver="ddim")
+    output = prepared(tables, hidden_weight=0.0, output_weight=1.0)
     student, teacher = tiny.tiny_denoiser(1), tiny.tiny_denoiser(0)
-    a, _ = loss(hidden, student, teacher, process)
-    b, _ = loss(output, student, teacher, process)
+    a, _ = loss(hidden, student, teacher, tables)
+    b, _ = loss(output, student, teacher, tables)
     np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
@@ -321,30 +319,30 @@ def test_one_substep_is_output_matching():
 @settings(max_examples=30, deadline=None)
 def test_walk_visits_the_teachers_own_levels_in_order(steps, levels, k):
     grid = make_grid(cosine(steps), levels, "trailing")
-    process = make_process(cosine(steps), grid)
+    tables = make_level_tables(cosine(steps), grid)
     k = min(k, int(np.diff(grid).min()))
     objective = SFDDM(substeps=k).prepare(grid)
     index = jnp.arange(1, levels + 1)
-    walk = [objective.sub_level(j, index, process) for j in range(k + 1)]
+    walk = [objective.sub_level(j, index, tables) for j in range(k + 1)]
     times = np.stack([np.asarray(level.time) for level in walk])
     assert np.all(np.diff(times, axis=0) < 0)
-    np.testing.assert_array_equal(times[0], np.asarray(process.student.time)[1 : levels + 1])
-    np.testing.assert_array_equal(times[-1], np.asarray(process.student.time)[:levels])
+    np.testing.assert_array_equal(times[0], np.asarray(tables.student.time)[1 : levels + 1])
+    np.testing.assert_array_equal(times[-1], np.asarray(tables.student.time)[:levels])
 
 
 def test_zero_substeps_means_every_level_of_the_narrowest_interval():
-    process = tiny.process(steps=32, levels=4)
-    assert prepared(process, substeps=0).substeps == 8
-    assert prepared(process, substeps=0).teacher_calls() == 9
-    assert prepared(process, substeps=0, lookback=False).teacher_calls() == 8
-    assert prepared(process, substeps=0, solver="ddim").teacher_calls() == 8
-    assert prepared(process, hidden_weight=0.0, output_weight=1.0).teacher_calls() == 1
+    tables = tiny.tables(steps=32, levels=4)
+    assert prepared(tables, substeps=0).substeps == 8
+    assert prepared(tables, substeps=0).teacher_calls() == 9
+    assert prepared(tables, substeps=0, lookback=False).teacher_calls() == 8
+    assert prepared(tables, substeps=0, solver="ddim").teacher_calls() == 8
+    assert prepared(tables, hidden_weight=0.0, output_weight=1.0).teacher_calls() == 1
 
 
 @pytest.mark.parametrize("solver, calls_made", [("ddim", 5), ("dpm_solver_pp", 6)])
 def test_teacher_is_called_no_more_than_stated(solver, calls_made):
-    process = tiny.process()
-    objective = prepared(process, substeps=5, solver=solver, **RELEASED)
+    tables = tiny.tables()
+    objective = prepared(tables, substeps=5, solver=solver, **RELEASED)
     teacher, calls = tiny.tiny_denoiser(), []
 
     class Counting:
@@ -362,7 +360,7 @@ def test_teacher_is_called_no_more_than_stated(solver, calls_made):
             return call
 
     with jax.disable_jit():
-        loss(objective, tiny.tiny_denoiser(1), Counting(), process)
+        loss(objective, tiny.tiny_denoiser(1), Counting(), tables)
     assert len(calls) == objective.teacher_calls() == calls_made
 
 
@@ -379,7 +377,7 @@ def test_teacher_is_called_no_more_than_stated(solver, calls_made):
 )
 def test_impossible_settings_say_what_is_allowed(hyper, text):
     with pytest.raises(ConfigError, match=text):
-        prepared(tiny.process(steps=32, levels=4), **hyper)
+        prepared(tiny.tables(steps=32, levels=4), **hyper)
 
 
 def test_unknown_hyperparameters_and_names_have_a_nearest_match():

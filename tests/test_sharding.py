@@ -12,10 +12,11 @@ import pytest
 import tiny
 
 from ddistill.objectives import make_objective
-from ddistill.training.programs import Chunk
-from ddistill.training.sharding import AXES, Layout, data_mesh, over_data, replicate, replicated
-from ddistill.training.state import create_state, stream_key
-from ddistill.training.step import Frozen, StepSettings, make_step
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import AXES, Layout, data_mesh, over_data, replicate, replicated
+from ddistill.training.compiled import Chunk
+from ddistill.training.state import create_state
+from ddistill.training.step import StepInputs, StepSettings, make_step
 
 
 @pytest.mark.parametrize(
@@ -29,12 +30,12 @@ def test_mesh_has_the_most_devices_that_divide_the_batch(batch, devices, expecte
 
 def trained(devices: int, steps: int = 3, count: int = 1, **changes):
     """State and metrics after `steps` dispatches of `count` SFDDM steps on that many devices."""
-    process = tiny.process()
+    tables = tiny.tables()
     objective = make_objective({"name": "sfddm", "substeps": 2})
     optimizer = {"student": optax.adam(1e-2)}
     mesh = data_mesh(8 // changes.get("accumulate", 1), jax.devices()[:devices])
     s = StepSettings(
-        objective=objective.prepare(np.asarray(process.grid)[:5]),
+        objective=objective.prepare(np.asarray(tables.grid)[:5]),
         modules={"student": tiny.TinyNet(dropout=0.2)},
         prediction="v",
         optimizers=optimizer,
@@ -43,13 +44,13 @@ def trained(devices: int, steps: int = 3, count: int = 1, **changes):
         **changes,
     )
     state = create_state({"student": tiny.tiny_params(1)}, optimizer, (0.9,), s.layout)
-    frozen = replicate(mesh, Frozen(tiny.tiny_denoiser(0), process))
+    inputs = replicate(mesh, StepInputs(tiny.tiny_denoiser(0), tables))
     batch = tiny.batch(40)
     images, labels = replicate(mesh, (batch.image, batch.label))
     chunk = Chunk(make_step(s), count, True, s.layout)
     for i in range(steps):
-        picks = (np.arange(8 * count).reshape(count, 8) + i) % 40
-        state, metrics = chunk(state, frozen, images, labels, picks, stream_key(0, "train"))
+        batch_indices = (np.arange(8 * count).reshape(count, 8) + i) % 40
+        state, metrics = chunk(state, inputs, images, labels, batch_indices, stream_key(0, "train"))
     return mesh, state, metrics
 
 
@@ -90,7 +91,7 @@ def test_random_numbers_do_not_depend_on_the_devices():
 )
 def test_cores_are_devices_unless_the_user_chooses(variables, expected):
     code = (
-        "from ddistill.training.sharding import use_cores_as_devices; use_cores_as_devices();"
+        "from ddistill.runtime.sharding import use_cores_as_devices; use_cores_as_devices();"
         "import jax; print(len(jax.devices('cpu')))"
     )
     clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}

@@ -15,34 +15,35 @@ from hypothesis import strategies as st
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_objective
 from ddistill.objectives.base import Objective, Update
-from ddistill.settings import OptimizerSettings
-from ddistill.training.feed import spans
-from ddistill.training.optimizers import (
+from ddistill.optimizers import (
     OPTIMIZERS,
     check_optimizer,
     learning_rate,
     learning_rates,
     make_optimizer,
 )
-from ddistill.training.programs import Chunk
-from ddistill.training.sharding import Layout, data_mesh, replicate
-from ddistill.training.state import create_state, stream_key, update_ema
-from ddistill.training.step import Frozen, StepSettings, make_batch, make_step
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import Layout, data_mesh, replicate
+from ddistill.settings import OptimizerSettings
+from ddistill.training.batches import spans
+from ddistill.training.compiled import Chunk
+from ddistill.training.state import create_state, update_ema
+from ddistill.training.step import StepInputs, StepSettings, make_batch, make_step
 
 
 def setup(name="sfddm", **changes):
-    process = tiny.process()
+    tables = tiny.tables()
     objective = make_objective({"name": name, **({"substeps": 2} if name == "sfddm" else {})})
     optimizer = {"student": optax.adam(1e-2)}
     s = StepSettings(
-        objective=objective.prepare(np.asarray(process.grid)[:5]),
+        objective=objective.prepare(np.asarray(tables.grid)[:5]),
         modules={"student": tiny.TinyNet()},
         prediction="v",
         optimizers=optimizer,
         **changes,
     )
     state = create_state({"student": tiny.tiny_params(1)}, optimizer, (0.5, 0.99))
-    return s, state, Frozen(tiny.tiny_denoiser(0), process)
+    return s, state, StepInputs(tiny.tiny_denoiser(0), tables)
 
 
 def data(count=8):
@@ -54,64 +55,64 @@ def data(count=8):
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_changes_nothing_but_rounding(accumulate, unroll):
     key = stream_key(0, "train")
-    s, state, frozen = setup()
-    whole, metrics = jax.jit(make_step(s))(state, frozen, *data(), key)
-    s, state, frozen = setup(accumulate=accumulate, unroll=unroll)
-    parts, metrics_parts = jax.jit(make_step(s))(state, frozen, *data(), key)
+    s, state, inputs = setup()
+    whole, metrics = jax.jit(make_step(s))(state, inputs, *data(), key)
+    s, state, inputs = setup(accumulate=accumulate, unroll=unroll)
+    parts, metrics_parts = jax.jit(make_step(s))(state, inputs, *data(), key)
     chex.assert_trees_all_close(whole, parts, rtol=2e-4, atol=1e-6)
     chex.assert_trees_all_close(metrics, metrics_parts, rtol=1e-4)
 
 
 def test_steps_compile_once_and_scanned_steps_equal_single_ones():
-    s, state, frozen = setup()
+    s, state, inputs = setup()
     images, labels = data(20)
     layout = Layout(data_mesh(4, jax.devices()[:1]))
     key = stream_key(0, "train")
-    picks = np.arange(24).reshape(6, 4) % 20
+    batch_indices = np.arange(24).reshape(6, 4) % 20
     counted = chex.assert_max_traces(make_step(s), n=1)
     single = Chunk(counted, 1, resident=True, layout=layout)
     state = replicate(layout.mesh, state)
     one = jax.tree.map(jnp.copy, state)
     for i in range(6):
-        one, _ = single(one, frozen, images, labels, picks[i : i + 1], key)
+        one, _ = single(one, inputs, images, labels, batch_indices[i : i + 1], key)
     chex.clear_trace_counter()
     scanned = Chunk(make_step(s), 6, resident=True, layout=layout)
-    many, metrics = scanned(state, frozen, images, labels, picks, key)
+    many, metrics = scanned(state, inputs, images, labels, batch_indices, key)
     chex.assert_trees_all_close(one, many, rtol=1e-4, atol=1e-6)
     assert metrics["loss"].shape == (6,)
     assert int(many.step) == 6
 
 
 def test_streamed_batches_equal_resident_ones():
-    s, state, frozen = setup(flip=True)
+    s, state, inputs = setup(flip=True)
     images, labels = data(20)
-    picks, key = np.arange(8).reshape(2, 4), stream_key(3, "x")
+    batch_indices, key = np.arange(8).reshape(2, 4), stream_key(3, "x")
     layout = Layout(data_mesh(4, jax.devices()[:1]))
     other = jax.tree.map(jnp.copy, state)
     resident, streamed = (Chunk(make_step(s), 2, r, layout) for r in (True, False))
-    a, _ = resident(state, frozen, images, labels, picks, key)
-    b, _ = streamed(other, frozen, images[picks], labels, picks, key)
+    a, _ = resident(state, inputs, images, labels, batch_indices, key)
+    b, _ = streamed(other, inputs, images[batch_indices], labels, batch_indices, key)
     chex.assert_trees_all_close(a, b, rtol=1e-6)
 
 
 def test_uint8_images_are_normalised():
-    s, state, frozen = setup("denoising")
+    s, state, inputs = setup("denoising")
     images, labels = data()
     pixels = jnp.round((images + 1) * 127.5).astype(jnp.uint8)
     key = stream_key(0, "train")
     step = jax.jit(make_step(s))
-    _, a = step(state, frozen, pixels, labels, key)
-    _, b = step(state, frozen, pixels / 127.5 - 1, labels, key)
+    _, a = step(state, inputs, pixels, labels, key)
+    _, b = step(state, inputs, pixels / 127.5 - 1, labels, key)
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
 
 
 def test_every_step_and_stream_has_its_own_randomness():
-    s, state, frozen = setup("denoising")
+    s, state, inputs = setup("denoising")
     step = jax.jit(make_step(s))
-    first = step(state, frozen, *data(), stream_key(0, "train"))[1]["loss"]
-    same = step(state, frozen, *data(), stream_key(0, "train"))[1]["loss"]
-    later = step(state.replace(step=jnp.int32(1)), frozen, *data(), stream_key(0, "train"))
-    other = step(state, frozen, *data(), stream_key(0, "teacher/train"))[1]["loss"]
+    first = step(state, inputs, *data(), stream_key(0, "train"))[1]["loss"]
+    same = step(state, inputs, *data(), stream_key(0, "train"))[1]["loss"]
+    later = step(state.replace(step=jnp.int32(1)), inputs, *data(), stream_key(0, "train"))
+    other = step(state, inputs, *data(), stream_key(0, "teacher/train"))[1]["loss"]
     assert float(first) == float(same)
     assert len({float(first), float(later[1]["loss"]), float(other)}) == 3
 
@@ -126,8 +127,8 @@ class TwoPlayers(Objective):
             Update("critic", lambda n, b, p: self.value(n["critic"], b, p)),
         )
 
-    def value(self, network, batch, process):
-        level = process.student.at(jnp.ones_like(batch.label))
+    def value(self, network, batch, tables):
+        level = tables.student.at(jnp.ones_like(batch.label))
         return jnp.mean(network(batch.image, level).x0 ** 2, axis=(1, 2, 3)), {}
 
 
@@ -137,15 +138,15 @@ def game(objective, names, optimizer):
     modules = {name: tiny.TinyNet() for name in names}
     s = StepSettings(objective, modules, "v", optimizers)
     params = {name: tiny.tiny_params(i) for i, name in enumerate(names, 1)}
-    return s, create_state(params, optimizers, ()), Frozen(None, tiny.process())
+    return s, create_state(params, optimizers, ()), StepInputs(None, tiny.tables())
 
 
 def test_updates_run_at_their_own_pace_and_touch_their_own_network():
-    s, state, frozen = game(TwoPlayers(), ("student", "critic"), optax.sgd(0.1))
+    s, state, inputs = game(TwoPlayers(), ("student", "critic"), optax.sgd(0.1))
     step = jax.jit(make_step(s))
     changed = {"student": [], "critic": []}
     for _ in range(7):
-        new, metrics = step(state, frozen, *data(), stream_key(0, "t"))
+        new, metrics = step(state, inputs, *data(), stream_key(0, "t"))
         for name in changed:
             same = jax.tree.map(lambda a, b: bool((a == b).all()), new.params, state.params)
             changed[name].append(not all(jax.tree.leaves(same[name])))
@@ -162,9 +163,9 @@ class Together(TwoPlayers):
     def updates(self):
         return (Update(("critic", "judge"), self.sum_of_values),)
 
-    def sum_of_values(self, networks, batch, process):
+    def sum_of_values(self, networks, batch, tables):
         names = ("student", "critic", "judge")
-        values = [self.value(networks[n], batch, process)[0] for n in names]
+        values = [self.value(networks[n], batch, tables)[0] for n in names]
         return values[0] + values[1] * values[2], {}
 
 
@@ -172,17 +173,17 @@ class Together(TwoPlayers):
 def test_one_loss_trains_several_networks_each_by_its_own_optimiser(changes):
     """Against gradients taken by hand; clipping bounds each network's own."""
     rule = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
-    s, state, frozen = game(Together(), ("student", "critic", "judge"), rule)
+    s, state, inputs = game(Together(), ("student", "critic", "judge"), rule)
     s = dataclasses.replace(s, **changes)
     key, rates = stream_key(0, "t"), {"critic": jnp.float32(0.5), "judge": jnp.float32(0.25)}
-    new, metrics = jax.jit(make_step(s))(state, frozen, *data(), key, rates)
+    new, metrics = jax.jit(make_step(s))(state, inputs, *data(), key, rates)
     assert set(metrics) == {"loss_critic", "grad_norm_critic"}
     chex.assert_trees_all_equal(new.params["student"], state.params["student"])
     batch = make_batch(s, *data(), jax.random.fold_in(key, 0))
 
     def loss(params):
         networks = {n: tiny.tiny_denoiser().replace(params=p) for n, p in params.items()}
-        return jnp.mean(s.objective.sum_of_values(networks, batch, frozen.process)[0])
+        return jnp.mean(s.objective.sum_of_values(networks, batch, inputs.tables)[0])
 
     value, grads = jax.value_and_grad(loss)(state.params)
     wanted = {name: grads[name] for name in ("critic", "judge")}

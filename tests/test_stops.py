@@ -21,12 +21,12 @@ from runs import (
 from ddistill import data
 from ddistill.errors import TrainingError
 from ddistill.runtime.files import write_json
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.compiled import Programs
 from ddistill.training.loop import StageRun
-from ddistill.training.pipeline import run_stages
-from ddistill.training.programs import Programs
-from ddistill.training.weights import Networks, load_state, load_weights
+from ddistill.training.run_stages import run_stages
+from ddistill.training.trained import Networks, load_state, load_weights
 
 
 def in_background(workdir: Path, stop: StopRequest):
@@ -115,7 +115,7 @@ def test_the_best_checkpoint_is_handed_on(tmp_path, monkeypatch, stops):
 
     monkeypatch.setattr(Checkpoints, "save", made_up)
     settings = one_stage(checkpoint_every=10, keep=1)
-    stage = dataclasses.replace(settings.stages["teacher"], hand_on="best")
+    stage = dataclasses.replace(settings.stages["teacher"], select_checkpoint="best")
     settings = dataclasses.replace(settings, stages={"teacher": stage})
     plan, notes = plans_of(settings, tmp_path / "run")["teacher"], Notes()
     images, networks = data.load(settings.data, "train"), Networks()

@@ -16,9 +16,9 @@ from ddistill.errors import ConfigError
 from ddistill.mapping import MAPPINGS, lift, resolve
 from ddistill.schedules import cosine
 from ddistill.students import put, stack, take
-from ddistill.training.programs import Chunk
+from ddistill.training.compiled import Chunk
 from ddistill.training.state import STATE_AXES, create_state
-from ddistill.training.step import Frozen, make_step
+from ddistill.training.step import StepInputs, make_step
 
 EVERY_MAPPING = [m for m in MAPPINGS if m != "auto"]
 
@@ -115,14 +115,14 @@ def test_a_frozen_student_keeps_its_last_finite_weights():
     """An update that overflows is not kept, and a student that was frozen stays so."""
     s = settings(freeze=True)
     state = create_state({"student": stack([tiny.tiny_params(0)])}, s.optimizers, (), students=1)
-    images, labels, picks, keys, _ = feed(1, 3)
-    frozen = Frozen(tiny.tiny_denoiser(9), jax.tree.map(lambda x: x[None], processes(1)[0]))
+    images, labels, batch_indices, keys, _ = feed(1, 3)
+    inputs = StepInputs(tiny.tiny_denoiser(9), jax.tree.map(lambda x: x[None], processes(1)[0]))
     layout = dataclasses.replace(s.layout, students=1, mapping="unroll")
     chunk = Chunk(make_step(s), 1, True, layout)
     kept = jax.tree.map(jnp.copy, state.params)
     for i, rate in enumerate([np.inf, 0.01, 0.01]):
         rates = {"student": np.full((1, 1), rate, np.float32)}
-        state, _ = chunk(state, frozen, images, labels, picks[i : i + 1], keys, rates)
+        state, _ = chunk(state, inputs, images, labels, batch_indices[i : i + 1], keys, rates)
     np.testing.assert_array_equal(state.diverged, [1])
     chex.assert_trees_all_equal(state.params, kept)
 

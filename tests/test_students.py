@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
-from ddistill.objectives import make_process
-from ddistill.objectives.draws import draw_index
+from ddistill.objectives import make_level_tables
+from ddistill.objectives.sampling import draw_index
 from ddistill.partitions import (
     ConditionPartition,
     ProductPartition,
@@ -174,17 +174,19 @@ def test_stack_unstack_take_and_put():
 
 
 @pytest.mark.parametrize("outside", [None, 0.2])
-def test_a_student_is_shown_its_range_and_the_share_outside(outside):
-    process = make_process(cosine(32), np.arange(33), low=9, high=16, outside=outside)
+def test_a_student_is_shown_its_range_and_the_share_outside(full_range_share):
+    tables = make_level_tables(
+        cosine(32), np.arange(33), low=9, high=16, full_range_share=full_range_share
+    )
     keys = jax.random.split(jax.random.key(0), 20_000)
-    index = np.asarray(jax.jit(draw_index)(keys, process))
+    index = np.asarray(jax.jit(draw_index)(keys, tables))
     inside = (index >= 9) & (index <= 16)
-    if outside is None:
+    if full_range_share is None:
         assert inside.all()
     else:
         assert (index.min(), index.max()) == (1, 32)
         # What is drawn from everywhere falls into the range, of 1 / 4, too.
-        np.testing.assert_allclose(np.mean(~inside), outside * (1 - 1 / 4), atol=0.01)
+        np.testing.assert_allclose(np.mean(~inside), full_range_share * (1 - 1 / 4), atol=0.01)
     counts = np.bincount(index[inside], minlength=17)[9:]
     assert counts.min() > 0.85 * counts.max()
 

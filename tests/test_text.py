@@ -18,13 +18,10 @@ from rich.console import Console
 from ddistill import data, record
 from ddistill.data.names import in_order, text_of
 from ddistill.errors import ConfigError
-from ddistill.evaluation import page
-from ddistill.evaluation.drawing import LIGHT, Line, new_figure, styled, wrapped
-from ddistill.evaluation.images import Grid, ImageRow, drawable, grid_image, row_image
-from ddistill.evaluation.markdown import markdown as markdown_table
-from ddistill.evaluation.markdown import picture_names
-from ddistill.evaluation.panels import Panel, PanelPlot, panels_figure
-from ddistill.evaluation.plots import (
+from ddistill.evaluation.figures import page
+from ddistill.evaluation.figures.image_grids import Grid, ImageRow, drawable, grid_image, row_image
+from ddistill.evaluation.figures.panels import Panel, PanelPlot, panels_figure
+from ddistill.evaluation.figures.plots import (
     ClassChart,
     Curve,
     ScorePlot,
@@ -32,15 +29,16 @@ from ddistill.evaluation.plots import (
     curves_figure,
     score_figure,
 )
-from ddistill.evaluation.protocol import (
-    Protocol,
-    read_rows,
-    rows_from_scores,
-    write_rows,
-)
-from ddistill.evaluation.report import Report, write_grids, write_report
-from ddistill.evaluation.summary import Table
+from ddistill.evaluation.figures.style import LIGHT, Line, new_figure, styled, wrapped
+from ddistill.evaluation.figures.tables import Table
+from ddistill.evaluation.records.protocol import Protocol
+from ddistill.evaluation.records.rows import read_rows, rows_from_scores, write_rows
+from ddistill.evaluation.report.report import Report, write_grids, write_report
+from ddistill.evaluation.report.results_md import markdown as markdown_table
+from ddistill.evaluation.report.results_md import picture_names
+from ddistill.runtime.console import Reporter
 from ddistill.runtime.files import write_text
+from ddistill.runtime.metrics_log import MetricsLog
 from ddistill.text import (
     code_span,
     distinct,
@@ -53,7 +51,6 @@ from ddistill.text import (
     printable,
     shortened,
 )
-from ddistill.training.progress import MetricsLog, Reporter
 
 SHOWN = {
     LATIN: r"caf\xe9", "\ud800": r"\ud800", "two\nlines": r"two\nlines",
@@ -195,7 +192,7 @@ def test_a_legend_names_samplers_that_begin_with_an_underscore(monkeypatch):
 
 
 def test_a_logarithmic_axis_shows_plain_numbers_without_formulas(monkeypatch):
-    from ddistill.evaluation import plots
+    from ddistill.evaluation.figures import plots
 
     texts = []
     png = plots.png
@@ -382,8 +379,8 @@ def test_two_rows_of_one_look_are_two_files(tmp_path):
 def test_names_that_records_and_folders_cannot_hold_are_refused(tmp_path, changes, part):
     from runs import config
 
+    from ddistill.planning.planner import plan_stages
     from ddistill.settings import Settings, parse
-    from ddistill.training.stages import plan_stages
 
     plain = config()
     if "stages" in changes:

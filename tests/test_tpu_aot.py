@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from benchmarks.hlo import convolution_groups, crossed, exchanges
-from ddistill.training.sharding import make_mesh
+from ddistill.runtime.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
 MESH = {"student": 4, "data": 4, "model": 1}
@@ -31,8 +31,13 @@ SECONDS = 1800
 
 
 def program() -> dict:
-    """What `benchmarks/ahead.py` tells of the program."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "ahead.py"), "--batch=256", "--quick"]
+    """What `benchmarks/aot_compile.py` tells of the program."""
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "aot_compile.py"),
+        "--batch=256",
+        "--quick",
+    ]
     command += ["--config=configs/o2mkd_cifar.py", "--mesh=4,4,1"]
     # In a process of its own: neither these variables nor libtpu are any other test's business.
     inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}

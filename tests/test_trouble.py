@@ -20,22 +20,25 @@ import orbax.checkpoint as ocp
 import pytest
 from runs import LOGGED, differences, one_stage, plans_of, saved_state, saved_steps
 
-from ddistill import data, main
+from ddistill import data, experiment, main
 from ddistill.errors import TrainingError
 from ddistill.recipes import to_config
+from ddistill.runtime.console import Reporter
+from ddistill.runtime.interrupt import StopRequest
+from ddistill.runtime.metrics_log import MetricsLog, read_metrics
 from ddistill.settings import OptimizerSettings, Settings
-from ddistill.training.interrupt import StopRequest
+from ddistill.training.compiled import Programs
+from ddistill.training.initial import abstract_state, initial_state, memory_budget
 from ddistill.training.loop import StageRun
-from ddistill.training.programs import Programs
-from ddistill.training.progress import MetricsLog, Reporter, read_metrics
-from ddistill.training.weights import abstract_state, initial_state, memory_budget
 
 
 def launch(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
     """Runs settings as the command line would; returns exit status, stdout and stderr."""
 
     def start(argv):
-        return main.run(to_config(wanted), workdir, workdir.parent / "shared", "", "the command")
+        return experiment.run(
+            to_config(wanted), workdir, workdir.parent / "shared", "", "the command"
+        )
 
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:

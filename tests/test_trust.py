@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ddistill.evaluation.features import reference
-from ddistill.evaluation.resampling import Estimate
+from ddistill.evaluation.metrics.features import reference
+from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.trust import warnings_of
 
 

@@ -10,12 +10,7 @@ import pytest
 from ddistill.errors import ConfigError
 from ddistill.networks import build
 from ddistill.networks.convolution import Conv, upsample
-from ddistill.networks.layers import (
-    Attention,
-    GroupNorm,
-    downsample,
-    sinusoidal_embedding,
-)
+from ddistill.networks.layers import Attention, GroupNorm, downsample, sinusoidal_embedding
 
 TINY = {
     "channels": 8,

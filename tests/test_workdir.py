@@ -57,7 +57,7 @@ def test_what_is_learnt_gives_a_folder_of_its_own():
 
 
 def test_the_checkpoints_count_where_the_best_one_is_handed_on():
-    best = {"stages.student.hand_on": "best"}
+    best = {"stages.student.select_checkpoint": "best"}
     other = {**best, "training.checkpoint_every": 20}
     assert workdir({"training.checkpoint_every": 20}) == "runs/tiny"
     assert workdir(best) != workdir(other)

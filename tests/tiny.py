@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 
 from ddistill.denoiser import Denoiser
-from ddistill.objectives import Batch, make_process
+from ddistill.objectives import Batch, make_level_tables
 from ddistill.schedules import cosine, make_grid
 
 IMAGE = (4, 4, 1)
@@ -53,6 +53,6 @@ def batch(count: int = 6, seed: int = 0, conditional: bool = False) -> Batch:
     )
 
 
-def process(steps: int = 32, levels: int = 4, spacing: str = "trailing", time: str = "mapped"):
+def tables(steps: int = 32, levels: int = 4, spacing: str = "trailing", time: str = "mapped"):
     schedule = cosine(steps)
-    return make_process(schedule, make_grid(schedule, levels, spacing), time)
+    return make_level_tables(schedule, make_grid(schedule, levels, spacing), time)

@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddistill.command_line import Parser, one_line_ending
-from ddistill.data.tfds_files import (
-    FORMAT,
-    INFO,
-    Prepared,
-    check_shards,
-    data_folder,
-    find,
-)
+from ddistill.data.tfds_files import FORMAT, INFO, Prepared, check_shards, data_folder, find
 from ddistill.errors import DataError
 from ddistill.runtime.files import write_json
 from ddistill.text import printable

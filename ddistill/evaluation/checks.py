@@ -1,9 +1,14 @@
 """What would stop an evaluation only after hours of training, looked at before."""
 
+import math
+
 from ddistill import data
 from ddistill.data import Dataset
-from ddistill.errors import ConfigError, DataError
-from ddistill.evaluation.sampling import Call
+from ddistill.errors import ConfigError, DataError, check_choice
+from ddistill.evaluation.records.names import METHODS
+from ddistill.evaluation.sampling_plan import Call, planned_calls
+from ddistill.planning.checks.stage import check_scale
+from ddistill.planning.plan import StagePlan
 from ddistill.settings import Settings
 
 # The largest neighbourhood that `features.score` looks at.
@@ -63,3 +68,52 @@ def check_real_images(settings: Settings, dataset: Dataset) -> None:
                 f"look at so many neighbours, and the data have {count}: use more data, or another "
                 f"data.test_fraction where the data have no test split. {way_out}"
             )
+
+
+def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
+    """Raises `ConfigError` for evaluation settings that cannot work."""
+    e = settings.evaluation
+    if not e.enabled:
+        return
+    judges = [p.name for p in plans if p.objective.trains_classifier]
+    if e.classifier and not judges:
+        raise ConfigError(
+            f"config.evaluation.classifier={e.classifier!r}, but no stage of this config trains a "
+            "classifier. Set it to '' to sample without scores."
+        )
+    if e.classifier:
+        check_choice("config.evaluation.classifier", e.classifier, judges)
+    if e.teacher in judges:
+        raise ConfigError(
+            f"config.evaluation.teacher={e.teacher!r} is a classifier and makes no images."
+        )
+    for plan in plans:
+        if plan.settings.method:
+            check_choice(f"config.stages.{plan.name}.method", plan.settings.method, METHODS)
+    teachers = {plan.name: plan for plan in plans if plan.name == e.teacher}
+    check_scale(e.guidance, e.teacher, "config.evaluation", teachers)
+    if not 0 <= e.clip < math.inf:
+        raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
+    if 0 < e.clip < 1:
+        raise ConfigError(
+            f"config.evaluation.clip={e.clip} cuts into images, whose pixels are in [-1, 1] with "
+            "every schedule. Set 1 or above, or 0 (off)."
+        )
+    if e.noise_seed < 0:
+        raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
+    if any(seed < 0 for seed in e.tuned_on):
+        raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
+    if e.classifier and e.samples <= NEIGHBOURS:
+        raise ConfigError(
+            f"config.evaluation.samples={e.samples}: precision and recall look at {NEIGHBOURS} "
+            "neighbours of every sample and need more samples than that."
+        )
+    for key in ("samples", "batch_size", "grid_images", "strip_images"):
+        if getattr(e, key) < 1:
+            raise ConfigError(f"config.evaluation.{key}={getattr(e, key)} must be 1 or more.")
+    if e.samples < max(e.grid_images, e.strip_images):
+        raise ConfigError(
+            f"config.evaluation.samples={e.samples} is below grid_images={e.grid_images} or "
+            f"strip_images={e.strip_images}."
+        )
+    check_rows(planned_calls(settings, plans))

@@ -1,9 +1,6 @@
 """When the scores of a run mean little: said with the scores, not found out later."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ddistill.evaluation.scorer import Scored, Scorer
+from ddistill.evaluation.scored import Scored, Scorer
 
 # A classifier that is right less often has features in which noise can look like images. Many
 # classes are harder to tell apart.
@@ -17,7 +14,7 @@ LEAST_PER_FEATURE = 2
 FARTHEST_TEACHER = 0.1
 
 
-def warnings_of(scorer: "Scorer", teacher: "Scored") -> list[str]:
+def warnings_of(scorer: Scorer, teacher: Scored) -> list[str]:
     """Sentences that say why the scores of a run may mean little; empty for no reason.
 
     Args:
@@ -28,7 +25,7 @@ def warnings_of(scorer: "Scorer", teacher: "Scored") -> list[str]:
     return [text for text in found if text]
 
 
-def _weak(scorer: "Scorer") -> str:
+def _weak(scorer: Scorer) -> str:
     classes = 0 if scorer.real.histogram is None else len(scorer.real.histogram)
     least = LEAST_ACCURACY_OF_MANY if classes > MANY_CLASSES else LEAST_ACCURACY
     if scorer.accuracy >= least:
@@ -40,7 +37,7 @@ def _weak(scorer: "Scorer") -> str:
     )
 
 
-def _few(scorer: "Scorer", samples: int) -> list[str]:
+def _few(scorer: Scorer, samples: int) -> list[str]:
     dim = scorer.real.features.shape[1]
     counts = {
         "samples": samples,
@@ -55,7 +52,7 @@ def _few(scorer: "Scorer", samples: int) -> list[str]:
     ]
 
 
-def _far(scorer: "Scorer", teacher: "Scored") -> str:
+def _far(scorer: Scorer, teacher: Scored) -> str:
     name = "fd_infinity"
     if name not in teacher.scores or name not in scorer.floor:
         return ""

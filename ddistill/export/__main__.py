@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.errors import ConfigError
-from ddistill.evaluation.protocol import read_rows
+from ddistill.evaluation.records.rows import read_rows
 from ddistill.export import diffusers, safetensors, stablehlo
 from ddistill.export.facts import Exported, rows_of
+from ddistill.planning.plan import StagePlan
 from ddistill.product import Run, open_run
 from ddistill.runtime.files import expand
 from ddistill.text import printable
-from ddistill.training.stages import StagePlan
 
 FORMS = ("diffusers", "stablehlo", "safetensors")
 

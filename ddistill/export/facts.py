@@ -10,8 +10,8 @@ import numpy as np
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
-from ddistill.evaluation.protocol import Row
-from ddistill.evaluation.sampling import Call, experiment_of
+from ddistill.evaluation.records.rows import Row
+from ddistill.evaluation.sampling_plan import Call, experiment_of
 from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.networks.unet import UNet
 from ddistill.settings import Settings
@@ -58,7 +58,7 @@ class Exported:
     @property
     def conditional(self) -> bool:
         """Whether the network is told a class."""
-        return self.call.member.process.classes is not None
+        return self.call.student_plan.tables.classes is not None
 
     @property
     def clip(self) -> float:

@@ -20,7 +20,7 @@ from ddistill.errors import ConfigError
 from ddistill.export.facts import Exported
 from ddistill.export.trees import flatten, unflatten
 from ddistill.interop.tensors import write_tensors
-from ddistill.networks.convolution import suited
+from ddistill.networks.convolution import for_platform
 from ddistill.runtime.files import write_bytes, write_text
 from ddistill.samplers import get_sampler
 from ddistill.students import RoutedDenoiser
@@ -136,7 +136,7 @@ def _portable(denoiser: Denoiser) -> Denoiser:
     module = getattr(apply, "module", None)
     if module is None:
         return denoiser
-    return denoiser.replace(apply_fn=type(apply)(suited(module, "tpu", False)))  # type: ignore[attr-defined]
+    return denoiser.replace(apply_fn=type(apply)(for_platform(module, "tpu", False)))  # type: ignore[attr-defined]
 
 
 def _names(exported: Exported, inside: bool) -> list[str]:

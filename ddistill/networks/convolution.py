@@ -182,7 +182,7 @@ def _bilinear(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], A
     return call
 
 
-def suited(module: nn.Module, platform: str, vmapped: bool) -> nn.Module:
+def for_platform(module: nn.Module, platform: str, vmapped: bool) -> nn.Module:
     """A network with convolutions, unless they were chosen, that are fast where they are to run.
 
     Args:

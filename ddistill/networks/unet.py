@@ -13,12 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.convolution import CONV_IMPLS, Conv, glorot, upsample, zeros
-from ddistill.networks.layers import (
-    Attention,
-    GroupNorm,
-    downsample,
-    sinusoidal_embedding,
-)
+from ddistill.networks.layers import Attention, GroupNorm, downsample, sinusoidal_embedding
 
 RESAMPLE = ("conv", "resblock")
 TIME_CONDITIONING = ("additive", "scale_shift")

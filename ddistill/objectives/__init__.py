@@ -11,10 +11,10 @@ from ddistill.objectives.classification import Classification
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.dmd import DMD
 from ddistill.objectives.dmd2 import DMD2
+from ddistill.objectives.inputs import Batch, LevelTables, make_level_tables
 from ddistill.objectives.ladd import LADD
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.objectives.pairs import MakePairs
-from ddistill.objectives.process import Batch, Process, make_process
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.objectives.tsm import TSM
@@ -36,12 +36,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "LevelTables",
     "Objective",
-    "Process",
     "Update",
     "hyperparameters",
+    "make_level_tables",
     "make_objective",
-    "make_process",
 ]
 
 

@@ -20,7 +20,7 @@ from ddistill.denoiser import Denoiser
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
-from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.schedules import Level
 
 Networks = Mapping[str, Any]
@@ -46,7 +46,7 @@ class Aside:
 
 
 # A loss returns one value per example, scalar metrics and, where it has something, an `Aside`.
-Loss = Callable[[Networks, Batch, Process], tuple[Any, ...]]
+Loss = Callable[[Networks, Batch, LevelTables], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Update:
     loss: Loss
     every: int = 1
     skip: int = 0
-    otherwise: Callable[[Networks, Batch, Process], Mapping[str, Array]] | None = None
+    otherwise: Callable[[Networks, Batch, LevelTables], Mapping[str, Array]] | None = None
 
     @property
     def always(self) -> bool:
@@ -226,9 +226,9 @@ class Objective:
         """
         return ()
 
-    def value_of(self, name: str, process: Process) -> Any:
+    def value_of(self, name: str, tables: LevelTables) -> Any:
         """A hyperparameter: as the process gives it, or as it stands here."""
-        return process.values.get(name, getattr(self, name))
+        return tables.values.get(name, getattr(self, name))
 
     def check_classes(self, num_classes: int) -> None:
         """Checks hyperparameters against the classes that a conditional network knows.
@@ -300,17 +300,17 @@ class Objective:
         return ""
 
     def draw_panels(
-        self, networks: Networks, noise: Array, process: Process, cond: Array | None
+        self, networks: Networks, noise: Array, tables: LevelTables, cond: Array | None
     ) -> tuple[Array, ...]:
         """Images `[B, H, W, C]` in [-1, 1], one array for each of `panels`.
 
         Args:
           networks: as losses get them.
           noise: `[B, H, W, C]` standard normal.
-          process: the student's.
+          tables: the student's.
           cond: `[B]` classes of the student, or None.
         """
-        del networks, noise, process, cond
+        del networks, noise, tables, cond
         return ()
 
     def replace(self, **changes: Any) -> "Objective":

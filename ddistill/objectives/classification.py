@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import Aside, Metrics, Networks, Objective, Update
-from ddistill.objectives.draws import streams
-from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.sampling import streams
 
 
 @struct.dataclass
@@ -100,10 +100,10 @@ class Classification(Objective):
         return (jnp.zeros((1, *image_shape)),)
 
     def loss(
-        self, networks: Networks, batch: Batch, process: Process
+        self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics, Any]:
         """Cross-entropy per example, the batch's accuracy, and new batch statistics, if any."""
-        del process
+        del tables
         shift_keys, cutout_keys = streams(batch.keys, 2)
         images = batch.image
         if self.shift:

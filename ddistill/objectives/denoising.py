@@ -17,8 +17,8 @@ from ddistill.diffusion import Prediction, add_noise, error_weight, output_of
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Metrics, Networks, Update
 from ddistill.objectives.classifier_terms import ClassifierTerms
-from ddistill.objectives.draws import LAWS, draw_level, mean_per_example, normal, streams
-from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.sampling import LAWS, draw_level, mean_per_example, normal, streams
 from ddistill.schedules import Level, snr
 
 ERRORS = ("x0", "eps", "v")
@@ -94,11 +94,11 @@ class Denoising(ClassifierTerms):
         return (Update("student", self.loss),)
 
     def loss(
-        self, networks: Networks, batch: Batch, process: Process
+        self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics]:
         """Weighted squared error at a level drawn by `draw_level`."""
         index_keys, noise_keys, drop_keys = streams(batch.keys, 3)
-        level = process.student.at(draw_level(index_keys, process, self.levels))
+        level = tables.student.at(draw_level(index_keys, tables, self.levels))
         noise = normal(noise_keys, batch.image)
         z = add_noise(batch.image, noise, level)
         cond = self._condition(batch, drop_keys)

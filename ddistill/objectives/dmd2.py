@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ddistill.objectives.matching import Matching
+from ddistill.objectives.matching.losses import Matching
 
 
 @dataclass(frozen=True)

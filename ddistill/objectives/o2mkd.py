@@ -31,8 +31,8 @@ from ddistill.objectives.base import (
 )
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
-from ddistill.objectives.draws import draw_index, mean_per_example, normal, streams
-from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.sampling import draw_index, mean_per_example, normal, streams
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class O2MKD(ClassifierTerms):
         return each * any((self.output_weight, self.feature_weight, self.classifier_weight))
 
     def loss(
-        self, networks: Networks, batch: Batch, process: Process
+        self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The weighted sum of the distances at a level that the student is trained on."""
         index_keys, noise_keys = streams(batch.keys, 2)
-        index = draw_index(index_keys, process)
-        level, teacher_level = process.student.at(index), process.teacher.at(process.grid[index])
+        index = draw_index(index_keys, tables)
+        level, teacher_level = tables.student.at(index), tables.teacher.at(tables.grid[index])
         noise = normal(noise_keys, batch.image)
         z = add_noise(batch.image, noise, level)
         taps = self.taps()

@@ -20,8 +20,8 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Metrics, Networks, Update, check_not_negative
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import weighted_error
-from ddistill.objectives.draws import noisy
-from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.sampling import noisy
 
 # loss -> (error that is squared, weight); PD's truncated SNR is max(|dx|^2, |deps|^2). It is
 # written in v, whose scale is even over all levels.
@@ -79,11 +79,11 @@ class Progressive(ClassifierTerms):
         return 2 * each
 
     def value(
-        self, networks: Networks, batch: Batch, process: Process
+        self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The loss at a student level drawn from 1 .. N."""
-        index, level, z = noisy(batch, process)
-        target = from_x0(self.target(networks["teacher"], z, index, batch.cond, process), z, level)
+        index, level, z = noisy(batch, tables)
+        target = from_x0(self.target(networks["teacher"], z, index, batch.cond, tables), z, level)
         student = networks["student"](z, level, batch.cond, key=batch.keys[0])
         values, metrics = jnp.zeros(z.shape[0]), {}
         if self.pixel_weight:
@@ -104,15 +104,15 @@ class Progressive(ClassifierTerms):
         z: Float[Array, "B H W C"],
         index: Int[Array, " B"],
         cond: Any,
-        process: Process,
+        tables: LevelTables,
     ) -> Float[Array, "B H W C"]:
         """The x0 whose one DDIM step from student level `index` ends where two teacher steps end.
 
         PD's x~ (arXiv 2202.00512 algorithm 2); where the step ends on a clean level it is the
         teacher's second prediction.
         """
-        top, bottom = process.grid[index], process.grid[index - 1]
-        levels = [process.teacher.at(i) for i in (top, (top + bottom) // 2, bottom)]
+        top, bottom = tables.grid[index], tables.grid[index - 1]
+        levels = [tables.teacher.at(i) for i in (top, (top + bottom) // 2, bottom)]
         first = teacher(z, levels[0], cond)
         middle = ddim_step(first, z, levels[0], levels[1])
         second = teacher(middle, levels[1], cond)

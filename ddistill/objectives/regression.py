@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddistill.objectives.draws import mean_per_example
+from ddistill.objectives.sampling import mean_per_example
 
 REGRESSIONS = ("l2", "pseudo_huber", "classifier")
 # Improved consistency training's constant, times the root of the number of values (arXiv

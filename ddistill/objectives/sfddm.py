@@ -37,8 +37,8 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Metrics, Networks, Update, check_not_negative, predict
 from ddistill.objectives.classifier_terms import ClassifierTerms
 from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
-from ddistill.objectives.draws import mean_per_example, noisy
-from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.sampling import mean_per_example, noisy
 from ddistill.schedules import Level
 
 NORMS = ("l1", "l2")
@@ -164,11 +164,11 @@ class SFDDM(ClassifierTerms):
         return self.lookback and self._multistep()
 
     def loss(
-        self, networks: Networks, batch: Batch, process: Process
+        self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The weighted sum of the three distances at a student level drawn from 1 .. N."""
-        index, level, z = noisy(batch, process)
-        teacher_level = process.teacher.at(process.grid[index])
+        index, level, z = noisy(batch, tables)
+        teacher_level = tables.teacher.at(tables.grid[index])
 
         taps = self.taps()
         student, ours = predict(networks["student"], taps, z, level, batch.cond, batch.keys[0])
@@ -184,7 +184,7 @@ class SFDDM(ClassifierTerms):
         if self.feature_weight:
             terms["feature"] = mean_per_example(jnp.abs(ours[self.tap] - theirs[self.tap]))
         if self._has_target():
-            target = self.hidden_target(networks["teacher"], teacher, z, index, batch.cond, process)
+            target = self.hidden_target(networks["teacher"], teacher, z, index, batch.cond, tables)
         if self.hidden_weight:
             terms["hidden"] = weighted_error(
                 student, target, z, level, self.hidden_error, self.hidden_level_weight
@@ -195,7 +195,7 @@ class SFDDM(ClassifierTerms):
                 networks["classifier"], student.x0, target.x0
             )
             metrics |= found
-        weighted = [self.value_of(f"{n}_weight", process) * term for n, term in terms.items()]
+        weighted = [self.value_of(f"{n}_weight", tables) * term for n, term in terms.items()]
         return jnp.sum(jnp.stack(weighted), axis=0), metrics
 
     def hidden_target(
@@ -205,7 +205,7 @@ class SFDDM(ClassifierTerms):
         z: Array,
         index: Array,
         cond: Any,
-        process: Process,
+        tables: LevelTables,
     ) -> Prediction:
         """The prediction whose one step from level `index` ends where the teacher's k steps end.
 
@@ -219,20 +219,18 @@ class SFDDM(ClassifierTerms):
           z: `[B, H, W, C]`, noisy images at student level `index`.
           index: `[B]`, in 1 .. N.
           cond: what the teacher is conditioned on.
-          process: the stage's levels.
+          tables: the stage's levels.
         """
-        back = (
-            jnp.asarray(self.value_of("lookback", process), jnp.int32) if self._multistep() else 0
-        )
+        back = jnp.asarray(self.value_of("lookback", tables), jnp.int32) if self._multistep() else 0
         x0 = jnp.zeros_like(z) if first is None else first.x0
         walk = _Walk(state=z, first=x0, previous=x0, used=x0, target=x0)
 
         def body(call, walk):
-            return self._walk_on(teacher, walk, call, back, z, index, cond, process)
+            return self._walk_on(teacher, walk, call, back, z, index, cond, tables)
 
-        calls = back + self.value_of("substeps", process)
+        calls = back + self.value_of("substeps", tables)
         walk = jax.lax.fori_loop(0 if first is None else 1, calls, body, walk)
-        level = self.sub_level(0, index, process)
+        level = self.sub_level(0, index, tables)
         return from_x0(jax.lax.stop_gradient(walk.target), z, level)
 
     def _walk_on(
@@ -244,7 +242,7 @@ class SFDDM(ClassifierTerms):
         z: Array,
         index: Array,
         cond: Any,
-        process: Process,
+        tables: LevelTables,
     ) -> "_Walk":
         """The teacher's call of this number, and what becomes of the walk.
 
@@ -255,12 +253,12 @@ class SFDDM(ClassifierTerms):
         is_first, is_past = call == 0, (call == 1) & (j == 0)
 
         def number(i):
-            return self._sub_number(jnp.maximum(i, 0), index, process)
+            return self._sub_number(jnp.maximum(i, 0), index, tables)
 
         start, last, here, there = number(0), number(j - 1), number(j), number(j + 1)
-        above = self._number_above(index, process)
+        above = self._number_above(index, tables)
         before = jnp.where(is_past, above, last)
-        at = process.teacher.at
+        at = tables.teacher.at
         asked = jnp.where(is_past, above, here)
         known, origin = jnp.where(is_past, walk.first, walk.used), jnp.where(is_past, start, last)
         source = jnp.where(is_past, z, walk.state)
@@ -284,20 +282,20 @@ class SFDDM(ClassifierTerms):
             target=folded,
         )
 
-    def _number_above(self, index: Array, process: Process) -> Array:
+    def _number_above(self, index: Array, tables: LevelTables) -> Array:
         """The teacher level one sub-step noisier than phi_index, or the noisiest there is."""
-        k = self.value_of("substeps", process)
-        top, bottom = process.grid[index], process.grid[index - 1]
+        k = self.value_of("substeps", tables)
+        top, bottom = tables.grid[index], tables.grid[index - 1]
         stride = (top - bottom + k // 2) // k
-        return jnp.minimum(top + stride, process.teacher.num_steps)
+        return jnp.minimum(top + stride, tables.teacher.num_steps)
 
-    def sub_level(self, j: Any, index: Array, process: Process) -> Level:
+    def sub_level(self, j: Any, index: Array, tables: LevelTables) -> Level:
         """Teacher level j of the k+1 from phi_index (0) to phi_{index-1} (k), even in index."""
-        return process.teacher.at(self._sub_number(j, index, process))
+        return tables.teacher.at(self._sub_number(j, index, tables))
 
-    def _sub_number(self, j: Any, index: Array, process: Process) -> Array:
-        top, bottom = process.grid[index], process.grid[index - 1]
-        k = self.value_of("substeps", process)
+    def _sub_number(self, j: Any, index: Array, tables: LevelTables) -> Array:
+        top, bottom = tables.grid[index], tables.grid[index - 1]
+        k = self.value_of("substeps", tables)
         return (top * (k - j) + bottom * j + k // 2) // k
 
     def _output_distance(self, student, teacher, z: Array, level: Level) -> Float[Array, " B"]:

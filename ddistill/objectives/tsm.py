@@ -15,8 +15,8 @@ from ddistill.diffusion import add_noise
 from ddistill.errors import check_choice
 from ddistill.objectives.base import Metrics, Networks, Objective, Update
 from ddistill.objectives.denoising import WEIGHTS, weighted_error
-from ddistill.objectives.draws import LAWS, draw_level, mean_per_example, normal, streams
-from ddistill.objectives.process import Batch, Process
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.sampling import LAWS, draw_level, mean_per_example, normal, streams
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class TSM(Objective):
         return each
 
     def loss(
-        self, networks: Networks, batch: Batch, process: Process
+        self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The weighted distance at a level of the student's."""
         level_keys, noise_keys = streams(batch.keys, 2)
-        index = draw_level(level_keys, process, self.levels)
-        level, teacher_level = process.student.at(index), process.teacher.at(process.grid[index])
+        index = draw_level(level_keys, tables, self.levels)
+        level, teacher_level = tables.student.at(index), tables.teacher.at(tables.grid[index])
         z = add_noise(batch.image, normal(noise_keys, batch.image), level)
         student = networks["student"](z, level, batch.cond, key=batch.keys[0])
         teacher = jax.lax.stop_gradient(networks["teacher"](z, teacher_level, batch.cond))

@@ -28,7 +28,7 @@ PD_NETWORK = {
 }
 
 
-def critic_stage(
+def feature_classifier_stage(
     name: str, *, epochs: int = 300, images: int = 50_000, **options: Any
 ) -> StageSettings:
     """A classifier whose features images are compared in, trained as CFD's (arXiv 2211.12039).
@@ -103,7 +103,7 @@ def pd_cifar(start: int = 8192, end: int = 1) -> Settings:
 def cfd_cifar(
     name: str,
     method: str,
-    critic: str,
+    feature_classifier: str,
     loss: Mapping[str, Any],
     *,
     start: int = 1024,
@@ -119,7 +119,7 @@ def cfd_cifar(
     Args:
       name: of the experiment.
       method: "cfd" or "rcfd".
-      critic: network of the classifier, see `critic_stage`.
+      feature_classifier: network of the classifier, see `feature_classifier_stage`.
       loss: `CFD_DENSENET201` or `RCFD_RESNET18`.
       start, switch, end: steps of the teacher, of the first teacher of the feature halvings, and
         of the last student.
@@ -143,7 +143,7 @@ def cfd_cifar(
         "prediction": "x0",
     }
     stages = {
-        "critic": critic_stage(critic),
+        "feature_classifier": feature_classifier_stage(feature_classifier),
         "teacher": teacher,
         **progressive(start, switch, shared=True, **common),
         **progressive(
@@ -151,7 +151,7 @@ def cfd_cifar(
             end,
             method=method,
             teacher=f"pd_n{switch}",
-            classifier="critic",
+            classifier="feature_classifier",
             loss=loss,
             **common,
         ),
@@ -192,7 +192,9 @@ def cfd_imagenet64(start: int = 1024, switch: int = 8, end: int = 1) -> Settings
         "optimizer": dataclasses.replace(adam, schedule="cosine"),
     }
     stages = {
-        "critic": critic_stage("densenet", epochs=90, images=1_281_167, num_classes=1000),
+        "feature_classifier": feature_classifier_stage(
+            "densenet", epochs=90, images=1_281_167, num_classes=1000
+        ),
         "teacher": teacher,
         **progressive(start, switch, shared=True, **common),
         **progressive(
@@ -200,7 +202,7 @@ def cfd_imagenet64(start: int = 1024, switch: int = 8, end: int = 1) -> Settings
             end,
             method="cfd",
             teacher=f"pd_n{switch}",
-            classifier="critic",
+            classifier="feature_classifier",
             loss={**CFD_DENSENET201, "tau": 0.75},
             **common,
         ),

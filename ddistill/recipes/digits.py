@@ -73,7 +73,7 @@ def digits_network(width: int = 16) -> dict[str, Any]:
     )
 
 
-def digits_critic() -> StageSettings:
+def digits_feature_classifier() -> StageSettings:
     """A classifier to compare images in: another one than what scores them.
 
     A residual network with batch norm, pooled features after a ReLU and SGD, as those of CFD
@@ -123,16 +123,18 @@ def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSett
 
 
 def digits_chain(method: str, loss: Mapping[str, Any]) -> dict[str, StageSettings]:
-    """A critic, PD's halvings from 32 to 8 steps, and those of `method` from 8 to 1.
+    """A feature classifier, PD's halvings from 32 to 8 steps, and those of `method` from 8 to 1.
 
     Args:
       method: "cfd" or "rcfd"; its stages are called METHOD_nN.
       loss: how they compare images, see `ddistill.objectives.progressive.Progressive`.
     """
     return {
-        "critic": digits_critic(),
+        "feature_classifier": digits_feature_classifier(),
         **digits_halvings(32, 8),
-        **digits_halvings(8, 1, method=method, teacher="pd_n8", classifier="critic", loss=loss),
+        **digits_halvings(
+            8, 1, method=method, teacher="pd_n8", classifier="feature_classifier", loss=loss
+        ),
     }
 
 

@@ -5,12 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.recipes.common import objective
-from ddistill.settings import (
-    GridSettings,
-    OptimizerSettings,
-    StageSettings,
-    StudentsSettings,
-)
+from ddistill.settings import GridSettings, OptimizerSettings, StageSettings, StudentsSettings
 
 
 def pairs_stage(

@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ddistill.errors import CheckpointError
+from ddistill.planning.manifests import RECORD, SEAL, completed
 from ddistill.runtime.files import read_object_or_none, sync_tree, write_json
-from ddistill.training.hosts import agree, from_first, wait
-from ddistill.training.manifests import RECORD, SEAL, completed
+from ddistill.runtime.hosts import agree, from_first, wait
 from ddistill.training.state import TrainState
 
 

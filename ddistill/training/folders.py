@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ddistill.errors import CheckpointError
+from ddistill.planning.identity import differences
+from ddistill.planning.manifests import OWNER
+from ddistill.planning.plan import StagePlan, incomplete
+from ddistill.runtime.console import Reporter
 from ddistill.runtime.files import DamagedFile, read_object, read_object_or_none, write_json
+from ddistill.runtime.hosts import agree, from_first
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
-from ddistill.training.hosts import agree, from_first
-from ddistill.training.identity import differences
-from ddistill.training.interrupt import Interrupted, StopRequest
-from ddistill.training.manifests import OWNER
-from ddistill.training.progress import Reporter
-from ddistill.training.stages import StagePlan, incomplete
 
 _LOCK_POLL_SECONDS = 0.25
 

@@ -12,32 +12,29 @@ import numpy as np
 from ddistill.data import Dataset
 from ddistill.errors import TrainingError
 from ddistill.networks.weights import Weights
-from ddistill.objectives.process import Pairs
+from ddistill.objectives.inputs import Pairs
+from ddistill.optimizers import learning_rates, update_rule
+from ddistill.planning.plan import StagePlan
+from ddistill.runtime.console import Reporter
 from ddistill.runtime.files import write_json
+from ddistill.runtime.hosts import agree, from_first, is_first, several, wait
+from ddistill.runtime.interrupt import Interrupted, StopRequest
+from ddistill.runtime.metrics_log import open_log
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import place, to_host
 from ddistill.settings import TrainingSettings, to_plain
+from ddistill.training.alarms import AlarmMonitor, overflow
+from ddistill.training.batches import BatchReader, spans
 from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.feed import Feed, spans
-from ddistill.training.hosts import agree, from_first, is_first, several, wait
-from ddistill.training.interrupt import Interrupted, StopRequest
+from ddistill.training.clock import Clock
+from ddistill.training.compiled import Chunk, Programs, step_settings
+from ddistill.training.initial import Start, abstract_state, initial_state, memory_budget
 from ddistill.training.metrics_buffer import MetricsBuffer
-from ddistill.training.optimizers import learning_rates, update_rule
-from ddistill.training.programs import Chunk, Programs, step_settings
-from ddistill.training.progress import Clock, Reporter, open_log
+from ddistill.training.rounds import advance, join_state, split, split_state
 from ddistill.training.scores import Score
-from ddistill.training.sharding import place, to_host
-from ddistill.training.stages import StagePlan
-from ddistill.training.state import TrainState, count_parameters, stream_key
-from ddistill.training.step import Frozen
-from ddistill.training.turns import advance, join_state, split, split_state
-from ddistill.training.watch import Watch, overflow
-from ddistill.training.weights import (
-    Start,
-    abstract_state,
-    handed_on,
-    initial_state,
-    memory_budget,
-    state_at,
-)
+from ddistill.training.state import TrainState, count_parameters
+from ddistill.training.step import StepInputs
+from ddistill.training.trained import handed_on, state_at
 
 # On several hosts: how long a signal may wait until all processes know of it.
 _SECONDS_BETWEEN_ASKING = 3.0
@@ -65,7 +62,7 @@ class StageRun:
         self.clock = Clock()
         self.loss, self.score = math.nan, Score()
         self.frozen: set[int] = set()
-        self.watch = Watch(plan, training.log_every, self._say, self._diverged)
+        self.alarms = AlarmMonitor(plan, training.log_every, self._say, self._diverged)
         self._ask_every, self._unasked = 1, 0
 
     def run(
@@ -111,7 +108,11 @@ class StageRun:
 
     def _chosen(self, state: TrainState) -> TrainState:
         """The state that the stage hands on: the last step's, which is given, or the best one."""
-        best = from_first(self.checkpoints.best) if self.plan.settings.hand_on == "best" else None
+        best = (
+            from_first(self.checkpoints.best)
+            if self.plan.settings.select_checkpoint == "best"
+            else None
+        )
         if best in (None, int(state.step)):
             return state
         self.reporter.say(f"{self.plan.name}: the best checkpoint, of step {best}, is handed on")
@@ -128,49 +129,49 @@ class StageRun:
         self.clock = Clock(**{name: record["clock"][name] for name in vars(Clock())})
         self.loss = math.nan if record["loss"] is None else record["loss"]
         self.score.restore(record["scores"])
-        self.watch.restore(record["watch"])
+        self.alarms.restore(record["alarms"])
         step = int(state.step)
         self.reporter.say(f"{self.plan.name}: going on from the checkpoint at step {step}")
         return state, step
 
-    def _frozen(self, teacher: Any, classifier: Any, pairs: Pairs | None) -> list[Frozen]:
+    def _frozen(self, teacher: Any, classifier: Any, pairs: Pairs | None) -> list[StepInputs]:
         """What a step reads, by turn."""
         layout = self.layout
         teacher = place(teacher, layout.of_teacher(teacher))
         classifier, pairs = (place(x, layout.whole()) for x in (classifier, pairs))
         lies = layout.by_student() if layout.in_turn else layout.whole()
         return [
-            Frozen(teacher, place(process, lies), classifier, pairs)
-            for process in split(layout, self.plan.process)
+            StepInputs(teacher, place(tables, lies), classifier, pairs)
+            for tables in split(layout, self.plan.tables)
         ]
 
     def _keys(self) -> list[jax.Array]:
         """The stream key of the stage, or one for each student; by turn."""
         plan = self.plan
-        keys = [stream_key(m.seed, f"{plan.name}/train{m.stream}") for m in plan.members]
+        keys = [stream_key(m.seed, f"{plan.name}/train{m.stream}") for m in plan.students]
         return split(self.layout, jnp.stack(keys) if plan.stacked else keys[0])
 
     def _rates(self) -> dict[str, np.ndarray]:
         """By network the learning rate of every step, `[steps]`, or `[steps, K]`."""
         settings, every = self.plan.settings, {}
         for name in self.plan.modules:
-            used = [settings.optimizers.get(name, m.optimizer) for m in self.plan.members]
+            used = [settings.optimizers.get(name, m.optimizer) for m in self.plan.students]
             rates = [learning_rates(o, settings.steps) for o in used]
             every[name] = np.stack(rates, axis=1) if self.plan.stacked else rates[0]
         return every
 
-    def _train(self, state: TrainState, step: int, frozen: list[Frozen]) -> TrainState:
+    def _train(self, state: TrainState, step: int, frozen: list[StepInputs]) -> TrainState:
         settings, every = self.plan.settings, self.training
-        feed = Feed(self.dataset, self.plan.members, settings.batch_size, self.layout)
-        steps = _Steps(self, feed, frozen)
-        turns = split_state(self.layout, state)
+        reader = BatchReader(self.dataset, self.plan.students, settings.batch_size, self.layout)
+        steps = _Steps(self, reader, frozen)
+        rounds = split_state(self.layout, state)
         del state  # its buffers are the turns' or are not needed
         window = MetricsBuffer()
         cuts = spans(step, settings.steps, self.scan, (every.log_every, every.checkpoint_every))
         asked = time.perf_counter()
-        for step, count, images, picks in feed.batches(cuts):
+        for step, count, images, batch_indices in reader.batches(cuts):
             window.wait += time.perf_counter() - asked
-            turns, metrics, took = steps(turns, step, count, images, picks)
+            rounds, metrics, took = steps(rounds, step, count, images, batch_indices)
             self.clock.compile += took
             window.add(step, count, metrics, took)
             step += count
@@ -181,12 +182,12 @@ class StageRun:
                 window = self._flush(window, step)
             if step % every.checkpoint_every == 0 or ends:
                 self.log.sync()
-                self._save(step, join_state(self.layout, turns))
+                self._save(step, join_state(self.layout, rounds))
             if stopping and step < settings.steps:
                 self.checkpoints.wait()
                 raise Interrupted(f"stage '{self.plan.name}' at step {step}")
             asked = time.perf_counter()
-        return join_state(self.layout, turns)
+        return join_state(self.layout, rounds)
 
     def _is_asked_to_stop(self) -> bool:
         """Whether a stop was asked for, of any process.
@@ -216,14 +217,14 @@ class StageRun:
         self._ask_every = from_first(
             lambda: max(1, int(_SECONDS_BETWEEN_ASKING * dispatches / seconds))
         )
-        images = window.timed * self.plan.settings.batch_size * len(self.plan.members)
+        images = window.timed * self.plan.settings.batch_size * len(self.plan.students)
         rate = {"images_per_second": images / seconds} if images else {}
         self.loss = values.get("loss", self.loss)
         share = {"data_wait_share": min(1.0, window.wait / seconds)}
         spent = {"seconds": self.clock.train, "compile_seconds": self.clock.compile}
         extra = {**rate, **share, **spent}
         self.log.write(step, {**values, **extra})
-        self.watch(values, step)
+        self.alarms(values, step)
         self.reporter.advance(
             step,
             f"loss {self.loss:.4g}"
@@ -252,7 +253,7 @@ class StageRun:
             return {name: float(np.mean(metrics[name][chosen][used]))} if used.any() else {}
 
         means = {name: m for n in metrics for name, m in mean(n, slice(None)).items()}
-        for k in range(len(self.plan.members) if diverged is not None else 0):
+        for k in range(len(self.plan.students) if diverged is not None else 0):
             last = int(ended[k]) or step + 1
             means[f"images/{k}"] = float(min(step, last - 1) * self.plan.settings.batch_size)
             for name in metrics:
@@ -275,7 +276,7 @@ class StageRun:
         self.reporter.say(f"{self.plan.name}: {text}")
 
     def _who(self, k: Any) -> str:
-        label = self.plan.members[int(k)].label
+        label = self.plan.students[int(k)].label
         return f"student {int(k)}" + (f" ({label})" if label else "")
 
     def _check_finite(self, begin: int, count: int, metrics: dict[str, np.ndarray]) -> None:
@@ -317,7 +318,7 @@ class StageRun:
             "loss": self.loss,
             "score": score,
             "scores": self.score.record(),
-            "watch": self.watch.record(),
+            "alarms": self.alarms.record(),
             "digest": self.plan.digest,
             "settings": to_plain(dataclasses.asdict(self.plan.settings)),
         }
@@ -328,7 +329,7 @@ class StageRun:
         # Guidance asks the teacher twice.
         each = 1 if settings.guidance == 1.0 else 2
         examples = settings.steps * settings.batch_size
-        calls = [round(examples * m.objective.teacher_calls(each)) for m in self.plan.members]
+        calls = [round(examples * m.objective.teacher_calls(each)) for m in self.plan.students]
         every = count_parameters(state.params["student"])
         manifest = {
             "stage": self.plan.name,
@@ -336,7 +337,7 @@ class StageRun:
             "steps": settings.steps,
             "updates": self.plan.objective.student_updates(settings.steps),
             "batch_size": settings.batch_size,
-            "students": len(self.plan.members),
+            "students": len(self.plan.students),
             "parameters": every // (settings.students.count or 1),
             "ema": list(settings.ema),
             "teacher_calls": sum(calls),
@@ -357,18 +358,18 @@ class StageRun:
 class _Steps:
     """The train steps of one stage, of all its students, on batches as its feed gives them."""
 
-    def __init__(self, run: StageRun, feed: Feed, frozen: list[Frozen]):
-        self._run, self._feed, self._frozen = run, feed, frozen
+    def __init__(self, run: StageRun, reader: BatchReader, frozen: list[StepInputs]):
+        self._run, self._feed, self._frozen = run, reader, frozen
         self._keys, self._rates = run._keys(), run._rates()
         self._chunks: dict[int, Chunk] = {}
 
     def __call__(
-        self, turns: list[TrainState], step: int, count: int, images: list, picks: list
+        self, rounds: list[TrainState], step: int, count: int, images: list, batch_indices: list
     ) -> tuple[list[TrainState], dict[str, jax.Array], float]:
         """States and metrics of `count` steps after `step`, and seconds that compiling took."""
         run, labels, new = self._run, self._feed.labels, False
         if count not in self._chunks:
-            shapes = (turns[0], self._frozen[0], images[0], labels, picks[0])
+            shapes = (rounds[0], self._frozen[0], images[0], labels, batch_indices[0])
             settings = run.plan.settings
             rule = tuple(update_rule(settings.optimizer_of(name)) for name in run.plan.modules)
             wanted = step_settings(run.plan, run.layout, run.dataset.hflip)
@@ -380,12 +381,12 @@ class _Steps:
         if new:
             run._say("compiling the train step")
         begun = time.perf_counter()
-        turns, metrics = advance(
-            run.layout, chunk, turns, frozen, images, labels, picks, keys, rates
+        rounds, metrics = advance(
+            run.layout, chunk, rounds, frozen, images, labels, batch_indices, keys, rates
         )
         if not new:
-            return turns, metrics, 0.0
-        jax.block_until_ready(turns)
+            return rounds, metrics, 0.0
+        jax.block_until_ready(rounds)
         seconds = time.perf_counter() - begun
         run._say(f"compiled in {seconds:.1f} s")
-        return turns, metrics, seconds
+        return rounds, metrics, seconds

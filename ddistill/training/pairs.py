@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddistill.errors import CheckpointError, TrainingError
+from ddistill.objectives.inputs import Pairs
 from ddistill.objectives.pairs import MakePairs
-from ddistill.objectives.process import Pairs
+from ddistill.planning.plan import StagePlan, incomplete
+from ddistill.runtime.console import Reporter
 from ddistill.runtime.files import read_arrays, read_object_or_none, write_arrays, write_json
+from ddistill.runtime.hosts import from_first, is_first
+from ddistill.runtime.interrupt import Interrupted, StopRequest
+from ddistill.runtime.rng import stream_key
 from ddistill.runtime.schemas import NUMBER, Schema
 from ddistill.samplers import get_sampler, nfe
 from ddistill.students import in_groups
-from ddistill.training.hosts import from_first, is_first
-from ddistill.training.interrupt import Interrupted, StopRequest
-from ddistill.training.progress import Reporter
-from ddistill.training.stages import StagePlan, incomplete
-from ddistill.training.state import stream_key
 
 
 def make_pairs(
@@ -121,7 +121,7 @@ def _batch(plan: StagePlan, teacher: Any, step: int) -> Pairs:
     key = stream_key(plan.seed, f"{plan.name}/pairs")
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
     noise = jax.vmap(lambda k: jax.random.normal(k, plan.image_shape, jnp.float32))(keys)
-    known = plan.members[0].process.classes
+    known = plan.students[0].tables.classes
     label = np.zeros(count, np.int32) if known is None else (numbers % len(known)).astype(np.int32)
 
     def sample(denoiser, rows):

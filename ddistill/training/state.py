@@ -1,6 +1,5 @@
 """The state of a stage and the random streams that it never has to store."""
 
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
-from ddistill.training.sharding import Layout, place
+from ddistill.runtime.sharding import Layout, place
 
 
 @struct.dataclass
@@ -39,11 +38,6 @@ class TrainState:
 
 # What of a state has the student axis: a prefix of its tree, as `ddistill.mapping.lift` takes it.
 STATE_AXES = TrainState(step=None, params=0, opt_state=0, statistics=0, ema=0, diverged=0)  # type: ignore[arg-type]
-
-
-def stream_key(seed: int, stream: str) -> Key[Array, ""]:
-    """The key of a named random stream; the key of step s is `fold_in(stream_key(...), s)`."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()) & 0x7FFFFFFF)
 
 
 def create_state(

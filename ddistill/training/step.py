@@ -19,33 +19,33 @@ from jaxtyping import Array
 
 from ddistill.data import random_flip, to_unit
 from ddistill.networks.weights import Weights
-from ddistill.objectives import Batch, Objective, Process, Update
+from ddistill.objectives import Batch, LevelTables, Objective, Update
 from ddistill.objectives.base import Aside
-from ddistill.objectives.draws import draw_pair
-from ddistill.objectives.process import Pairs
-from ddistill.training.sharding import Layout, constrain, over_data
+from ddistill.objectives.inputs import Pairs
+from ddistill.objectives.sampling import draw_pair
+from ddistill.runtime.sharding import Layout, constrain, over_data
 from ddistill.training.state import TrainState, update_ema
 
 
 @struct.dataclass
-class Frozen:
+class StepInputs:
     """What a step reads and never changes.
 
     Attributes:
       teacher: the teacher network, or None.
-      process: the levels of the stage.
+      tables: the levels of the stage.
       classifier: the network whose features are compared, or None.
       pairs: all pairs of the stage, of which every batch draws some, or None.
     """
 
     teacher: Any
-    process: Process
+    tables: LevelTables
     classifier: Any = None
     pairs: Pairs | None = None
 
 
 # What of it has the student axis in a stage of many students.
-FROZEN_AXES = Frozen(teacher=None, process=0, classifier=None, pairs=None)  # type: ignore[arg-type]
+STEP_INPUT_AXES = StepInputs(teacher=None, tables=0, classifier=None, pairs=None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,22 @@ def make_step(s: StepSettings) -> StepFn:
 
     def step(
         state: TrainState,
-        frozen: Frozen,
+        inputs: StepInputs,
         images: Array,
         labels: Array,
         key: Array,
         rates: Mapping[str, Array] | None = None,
     ):
         batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
-        if frozen.pairs is not None:
-            batch = _with_pairs(s, batch, frozen.pairs, frozen.process)
+        if inputs.pairs is not None:
+            batch = _with_pairs(s, batch, inputs.pairs, inputs.tables)
         if s.layout is not None and s.layout.cuts_teacher:
-            whole = constrain(frozen.teacher, s.layout.whole())
-            frozen = dataclasses.replace(frozen, teacher=whole)
+            whole = constrain(inputs.teacher, s.layout.whole())
+            inputs = dataclasses.replace(inputs, teacher=whole)
         trained = (dict(state.params), dict(state.opt_state), dict(state.statistics))
         metrics: dict[str, Array] = {}
         for update in s.objective.updates:
-            trained, found, made = _run(s, update, state.step, trained, frozen, batch, rates)
+            trained, found, made = _run(s, update, state.step, trained, inputs, batch, rates)
             metrics.update(found)
             batch = dataclasses.replace(batch, made={**batch.made, **made})
         params, opt_state, statistics = trained
@@ -130,7 +130,7 @@ def _run(
     update: Update,
     step: Array,
     trained: tuple[Any, Any, Any],
-    frozen: Frozen,
+    inputs: StepInputs,
     batch: Batch,
     rates: Any,
 ) -> tuple[tuple[Any, Any, Any], dict[str, Array], dict[str, Array]]:
@@ -141,7 +141,7 @@ def _run(
 
     def apply(operands):
         params, opt_state, statistics = operands
-        grads, found, aside = gradients(s, update, params, statistics, frozen, batch)
+        grads, found, aside = gradients(s, update, params, statistics, inputs, batch)
         learnt = _learn(s, grads, params, opt_state, rates)
         return (*learnt, {**statistics, **aside.statistics}), found, dict(aside.made)
 
@@ -151,7 +151,7 @@ def _run(
 
     def skip(operands):
         found = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return operands, found, _made_otherwise(s, update, operands, frozen, batch)
+        return operands, found, _made_otherwise(s, update, operands, inputs, batch)
 
     due = update.due(step)
     trained, found, made = jax.lax.cond(due, apply, skip, trained)
@@ -160,14 +160,14 @@ def _run(
 
 
 def _made_otherwise(
-    s: StepSettings, update: Update, trained: Any, frozen: Frozen, batch: Batch
+    s: StepSettings, update: Update, trained: Any, inputs: StepInputs, batch: Batch
 ) -> dict[str, Array]:
     if update.otherwise is None:
         return {}
     make = update.otherwise
     params, _, statistics = trained
-    networks = _networks(s, _whole(s, params), statistics, frozen)
-    return _accumulate(s, lambda part: ({}, dict(make(networks, part, frozen.process))), batch)[1]
+    networks = _networks(s, _whole(s, params), statistics, inputs)
+    return _accumulate(s, lambda part: ({}, dict(make(networks, part, inputs.tables))), batch)[1]
 
 
 def _learn(s: StepSettings, grads: Any, params: Any, opt_state: Any, rates: Any):
@@ -218,11 +218,11 @@ def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Bat
     return _spread(s, Batch(x, labels, labels if s.conditional else None, keys))
 
 
-def _with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, process: Process) -> Batch:
+def _with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, tables: LevelTables) -> Batch:
     """The batch with as many pairs, each drawn by the key of an example."""
     # Small numbers folded in are the keys that losses split off.
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _PAIRS))(batch.keys)
-    rows = draw_pair(keys, len(pairs.label), process, s.objective.filters_pairs)
+    rows = draw_pair(keys, len(pairs.label), tables, s.objective.filters_pairs)
     drawn = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), pairs)
     return _spread(s, dataclasses.replace(batch, pairs=drawn))
 
@@ -247,7 +247,7 @@ def _cut(s: StepSettings, grads: Any) -> Any:
 
 
 def gradients(
-    s: StepSettings, update: Update, params: Any, statistics: Any, frozen: Frozen, batch: Batch
+    s: StepSettings, update: Update, params: Any, statistics: Any, inputs: StepInputs, batch: Batch
 ):
     """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, and `Aside`.
 
@@ -259,8 +259,8 @@ def gradients(
     params = _whole(s, params)
 
     def loss(trained: Any, part: Batch):
-        networks = _networks(s, {**params, **trained}, statistics, frozen)
-        values, metrics, *rest = update.loss(networks, part, frozen.process)
+        networks = _networks(s, {**params, **trained}, statistics, inputs)
+        values, metrics, *rest = update.loss(networks, part, inputs.tables)
         chex.assert_shape(values, (part.image.shape[0],))
         value = jnp.mean(values)
         return value, ({f"loss{suffix}": value, **metrics}, rest[0] if rest else Aside())
@@ -277,13 +277,13 @@ def gradients(
     return _cut(s, grads), metrics, Aside(seen, made)
 
 
-def _networks(s: StepSettings, params: Any, statistics: Any, frozen: Frozen) -> dict[str, Any]:
+def _networks(s: StepSettings, params: Any, statistics: Any, inputs: StepInputs) -> dict[str, Any]:
     """Every network by name, as losses call them."""
     bound = {
         n: s.objective.bind(n, s.modules[n], Weights(p, statistics.get(n)), s.prediction)
         for n, p in params.items()
     }
-    return bound | {"teacher": frozen.teacher, "classifier": frozen.classifier}
+    return bound | {"teacher": inputs.teacher, "classifier": inputs.classifier}
 
 
 def _accumulate(s: StepSettings, compute: Callable[[Batch], tuple[Any, Any]], batch: Batch):

@@ -1,0 +1,254 @@
+"""Compiles a stage's train step for TPUs that need not be there, and tells what the program takes.
+
+    python benchmarks/aot_compile.py --config=configs/o2mkd_cifar.py --mesh=4,4,1 --batch=256
+
+Only shapes go in: no weights, no data, no TPU. What compiles is libtpu, which the extra `tpu`
+installs on any Linux; every release of jax wants its own. `--quick` compiles with the least
+optimisation, about six times as fast: the same operations and exchanges, memory within some
+percent, but every operation by itself reads from and writes to the chip's main memory.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from hlo import convolution_groups, estimated_cycles, exchanges
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ddistill.data import Dataset
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
+from ddistill.runtime.sharding import BATCH_AXES, Layout, data_mesh, make_mesh
+from ddistill.settings import Settings, parse
+from ddistill.training.compiled import Chunk, step_settings
+from ddistill.training.initial import abstract_state
+from ddistill.training.step import StepInputs, make_step
+from ddistill.training.trained import bind, handed_on
+
+# By the number of chips; a program has to use all of a topology's.
+TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+# Of one v5e chip: bytes that a program can have, bf16 operations a second, bytes a second, and the
+# clock that these operations mean for four 128 x 128 matrix units.
+HBM, FLOPS, BANDWIDTH = 15.75 * 2**30, 197e12, 819e9
+CLOCK = FLOPS / (4 * 128 * 128 * 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program.
+
+    Attributes:
+      config: a config file; its last stage is compiled.
+      mesh: sizes of (student, data, model).
+      count: K; 0 for the config's.
+      batch: of every student; 0 for the config's.
+      accumulate: parts that a batch is worked through in.
+      remat: whether the student recomputes its blocks in the backward pass.
+      quick: see above.
+    """
+
+    config: str
+    mesh: tuple[int, int, int]
+    count: int = 0
+    batch: int = 0
+    accumulate: int = 1
+    remat: bool = False
+    quick: bool = False
+
+
+def prepare() -> None:
+    """Makes libtpu usable where there is no TPU; has to come before jax looks at its devices."""
+    jax.config.update("jax_platforms", "cpu")
+    # libtpu cannot read back what it was made to write there.
+    jax.config.update("jax_enable_compilation_cache", False)
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        # Nobody's TPU is taken away: several may compile at once.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+
+
+def tpu_mesh(sizes: tuple[int, int, int]) -> Mesh:
+    """A mesh of all chips of a topology."""
+    from jax.experimental import topologies
+
+    name = TOPOLOGIES[int(np.prod(sizes))]
+    described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    return make_mesh(sizes, described.devices)
+
+
+def plans(case: Case) -> tuple[StagePlan, StagePlan, Dataset]:
+    """The config's last stage, its teacher's, and black images of the data's shape."""
+    spec = importlib.util.spec_from_file_location("config", case.config)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    settings = parse(module.get_config(), Settings)
+    stages = {name: _changed(stage, case) for name, stage in settings.stages.items()}
+    last = settings.pipeline[-1]
+    students = dataclasses.replace(stages[last].students)
+    students = dataclasses.replace(students, count=case.count or students.count)
+    stages[last] = dataclasses.replace(
+        stages[last],
+        students=students,
+        batch_size=case.batch or stages[last].batch_size,
+        accumulate=case.accumulate,
+        network={**stages[last].network, "remat": case.remat},
+    )
+    side = settings.data.get("image_size", 32)
+    images = np.zeros((8, side, side, 3), np.uint8)
+    names = tuple(str(i) for i in range(10))
+    dataset = Dataset("black", images, np.zeros(8, np.int32), 10, names, settings.data["flip"])
+    settings = dataclasses.replace(settings, stages=stages)
+    with tempfile.TemporaryDirectory() as folder:
+        made = plan_stages(settings, dataset, Path(folder), Path(folder))
+    by_name = {plan.name: plan for plan in made}
+    return by_name[last], by_name[by_name[last].settings.teacher], dataset
+
+
+def _changed(stage: Any, case: Case) -> Any:
+    """A stage as a TPU is given it: bf16, and XLA's convolutions, which are its default there."""
+    if stage.network.get("name") != "unet":
+        return stage
+    network = {**stage.network, "dtype": "bfloat16", "conv_impl": "xla"}
+    return dataclasses.replace(stage, network=network)
+
+
+def arguments(plan: StagePlan, teacher: StagePlan, dataset: Dataset, layout: Layout) -> list[Any]:
+    """Shapes of a step's arguments and where they lie; the images of a batch are streamed."""
+    students = layout.students
+    lead, axes = ((students,), ("student",)) if students else ((), ())
+
+    def shaped(shape: Any, dtype: Any, *axes: Any) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(layout.mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    def laid(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings
+        )
+
+    network = bind(teacher, handed_on(abstract_state(teacher), teacher.ema_key()))
+    network = laid(network, layout.of_teacher(network))
+    tables = jax.tree.map(
+        lambda x: shaped(x.shape, x.dtype, *axes),
+        plan.tables if students else plan.members[0].tables,
+    )
+    state = abstract_state(plan, layout) if students else _first(abstract_state(plan), layout)
+    size = plan.settings.batch_size
+    key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lead or ()))
+    return [
+        state,
+        StepInputs(network, tables),
+        shaped((1, *lead, size, *dataset.image_shape), np.uint8, None, *axes, BATCH_AXES),
+        shaped((len(dataset),), np.int32),
+        shaped((1, *lead, size), np.int32, None, *axes, BATCH_AXES),
+        shaped(key.shape, key.dtype, *axes),
+        {name: shaped((1, *lead), np.float32, None, *axes) for name in plan.modules},
+    ]
+
+
+def _first(state: Any, layout: Layout) -> Any:
+    """The shapes of one student's state from those of many."""
+
+    def one(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=layout.whole())
+
+    step = jax.ShapeDtypeStruct((), np.int32, sharding=layout.whole())
+    return jax.tree.map(one, state.replace(step=None, diverged=None)).replace(step=step)
+
+
+def operations_of_one(case: Case) -> float:
+    """Operations of one student's step on its whole batch, as XLA counts them before optimising.
+
+    Of a program for one device, without a student axis: nothing of the mesh is in it.
+    """
+    plan, teacher, dataset = plans(case)
+    layout = Layout(data_mesh(1, jax.devices("cpu")[:1]))
+    chunk = Chunk(make_step(step_settings(plan, layout, dataset.hflip)), 1, False, layout)
+    lowered = chunk.lower(*arguments(plan, teacher, dataset, layout))
+    return lowered.cost_analysis()["flops"]
+
+
+def quick_compiler(quick: bool) -> None:
+    """Makes libtpu do the least that gives a program, or its usual."""
+    jax.config.update("jax_optimization_level", "O0" if quick else "UNKNOWN")
+    jax.config.update("jax_memory_fitting_level", "O0" if quick else "O2")
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """What the compiled program takes: seconds to compile it, memory, operations, exchanges.
+
+    Memory, operations, bytes and seconds are those of one chip and one step.
+    """
+    plan, teacher, dataset = plans(case)
+    # Students that share a chip are batched: TPUs take grouped convolutions well.
+    layout = Layout(tpu_mesh(case.mesh), plan.settings.students.count, "vmap")
+    chunk = Chunk(make_step(step_settings(plan, layout, dataset.hflip)), 1, False, layout)
+    shapes = arguments(plan, teacher, dataset, layout)
+    quick_compiler(case.quick)
+    begun = time.perf_counter()
+    lowered = chunk.lower(*shapes)
+    lowered_in = time.perf_counter() - begun
+    compiled = lowered.compile()
+    took = time.perf_counter() - begun - lowered_in
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "students": plan.settings.students.count,
+        "batch": plan.settings.batch_size,
+        "lower_seconds": lowered_in,
+        "compile_seconds": took,
+        "memory": memory.argument_size_in_bytes
+        + kept
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "flops": cost["flops"],
+        "bytes": cost["bytes accessed"],
+        "optimal_seconds": cost.get("optimal_seconds"),
+        "cycles": estimated_cycles(text),
+        "exchanges": [
+            {"operation": name, "axes": axes, "count": n}
+            for (name, axes), n in exchanges(text, layout.mesh.shape).items()
+        ],
+        "convolution_groups": list(convolution_groups(text)),
+    }
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="configs/o2mkd_cifar.py")
+    parser.add_argument("--mesh", default="4,4,1", help="sizes of student, data, model")
+    parser.add_argument("--count", type=int, default=0, help="K; 0: the config's")
+    parser.add_argument("--batch", type=int, default=0, help="of every student; 0: the config's")
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags(parser)
+    args = vars(parser.parse_args())
+    sizes = tuple(int(n) for n in args.pop("mesh").split(","))
+    case = Case(mesh=sizes, **args)  # type: ignore[arg-type]
+    prepare()
+    found: Mapping[str, Any] = {"flops_of_one": operations_of_one(case), **compile_case(case)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

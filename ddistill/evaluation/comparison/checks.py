@@ -1,0 +1,118 @@
+"""Whether runs may be compared: the same data, noise, labels and features, and no seed twice."""
+
+from collections.abc import Sequence
+
+from ddistill.errors import ConfigError
+from ddistill.evaluation.comparison.join import FinishedRun
+from ddistill.evaluation.comparison.run_identity import images_of, recipes_of
+from ddistill.evaluation.records.protocol import RESAMPLED
+
+# Parts of the protocol that all numbers of a comparison share, and the setting behind each.
+_SHARED = {
+    "features": "config.evaluation.classifier",
+    "reference": "config.data",
+    "reference_n": "config.data",
+    "samples": "config.evaluation.samples",
+    "noise_seed": "config.evaluation.noise_seed",
+    "clip": "config.evaluation.clip",
+    "quantised": "",
+    "floor": "config.data",
+    "count": "config.evaluation.samples",
+    "subsets": "",
+    "splits": "",
+    "subset_seed": "",
+}
+
+
+def check_runs(runs: Sequence[FinishedRun]) -> None:
+    """Raises `ConfigError`, naming two runs, the key and both values, for runs not to compare."""
+    first = runs[0]
+    for run in runs[1:]:
+        _check_pair(first, run)
+    for i, run in enumerate(runs):
+        for earlier in runs[:i]:
+            if earlier.seed == run.seed:
+                _check_same_seed(earlier, run)
+            if earlier.experiment == run.experiment:
+                _check_same_recipe(earlier, run)
+
+
+def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
+    known = _check_images(a, b)
+    for key, setting in _SHARED.items():
+        ours, theirs = getattr(a.protocol, key), getattr(b.protocol, key)
+        if key == "reference" and known:  # the name of the data, and the split
+            ours, theirs = ours.rpartition("/")[2], theirs.rpartition("/")[2]
+        if ours != theirs:
+            advice = f"Evaluate both with one value of {setting}." if setting else ""
+            if (ours is None or theirs is None) and key in RESAMPLED:
+                # Scored by an earlier version, without intervals; its samples are still there.
+                old = b if theirs is None else a
+                advice = (
+                    f"{old.folder} was scored by an earlier version: give its command again with "
+                    "--stage=evaluate, which scores its samples anew."
+                )
+            raise _refusal(a, b, f"protocol.{key}", ours, theirs, advice)
+    labels = [max(call.classes for call in run.calls) for run in (a, b)]
+    if labels[0] != labels[1]:
+        raise _refusal(
+            a, b, "classes", labels[0], labels[1],
+            "It is the number of classes whose labels the samples were made for, 0 for none: "
+            "samples for other labels do not compare.",
+        )  # fmt: skip
+
+
+def _check_images(a: FinishedRun, b: FinishedRun) -> bool:
+    """Refuses other images; whether the content of both runs says that theirs are the same."""
+    ours, theirs = images_of(a), images_of(b)
+    names = a.rows[0].data, b.rows[0].data
+    if not ours or not theirs:
+        if names[0] != names[1]:
+            raise _refusal(a, b, "data", *names, "Compare runs of one data set.")
+        return False
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            called = f" Both are called '{names[0]}'." if names[0] == names[1] else ""
+            raise _refusal(
+                a, b, f"data.identity.{key}", ours.get(key), theirs.get(key),
+                f"They were trained on other images or labels.{called} Compare runs of one data "
+                "set.",
+            )  # fmt: skip
+    return True
+
+
+def _check_same_seed(a: FinishedRun, b: FinishedRun) -> None:
+    if a.experiment == b.experiment:
+        raise ConfigError(
+            f"{a.folder} and {b.folder} are both experiment '{a.experiment}' with config.seed="
+            f"{a.seed}, so they measure the same. Give one of them, or runs of different "
+            "--config.seed; a run of other settings needs a --config.name of its own."
+        )
+    ours, theirs = a.protocol.features_hash, b.protocol.features_hash
+    if ours != theirs:
+        raise _refusal(
+            a, b, "protocol.features_hash", ours, theirs,
+            "Runs of one seed must be scored by the same weights: give both the same --cache, "
+            "so that they share the stage that scores, and its settings.",
+        )  # fmt: skip
+
+
+def _check_same_recipe(a: FinishedRun, b: FinishedRun) -> None:
+    ours, theirs = recipes_of((a, b))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise _refusal(
+                a, b, f"config.{key}", ours.get(key), theirs.get(key),
+                "Runs of one experiment may differ in their seed alone, for its spread is that "
+                "between seeds. Train one of them under another --config.name.",
+            )  # fmt: skip
+
+
+def _refusal(
+    a: FinishedRun, b: FinishedRun, key: str, ours: object, theirs: object, advice: str
+) -> ConfigError:
+    text = (
+        f"{a.title} and {b.title} cannot be compared: {key} is {ours!r} in the first and "
+        f"{theirs!r} in the second; it must be the same."
+    )
+    return ConfigError(f"{text} {advice}".strip())

@@ -1,0 +1,358 @@
+"""What a comparison shows: tables, panels, sample rows, and the same numbers for programs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddistill.errors import ConfigError
+from ddistill.evaluation.comparison.join import Comparison, Point, Source
+from ddistill.evaluation.figures.image_grids import Grid, ImageRow
+from ddistill.evaluation.figures.panels import Panel, PanelPlot
+from ddistill.evaluation.figures.tables import (
+    BOLD_RULE,
+    NOTHING,
+    Table,
+    count,
+    line_of,
+    range_of,
+    score_label,
+    show,
+)
+from ddistill.evaluation.records.aggregate import Entry, Stat, best_lines, entry_of, tied
+from ddistill.evaluation.records.environment import portable
+from ddistill.evaluation.records.names import DISTANCES, METRICS, main_distance
+from ddistill.evaluation.records.protocol import Protocol, summarise, variant
+
+_MAIN = (*DISTANCES, "precision", "recall")
+_COST_HEADS = ("teacher calls", "student updates", "training, s")
+_COSTS = ("teacher_calls", "updates", "seconds")
+_SHOWN_IMAGES = 16
+
+
+def main_metrics(comparison: Comparison) -> list[str]:
+    """The distance that was measured, precision and recall, as far as there are any."""
+    measured = {metric for cells in comparison.scores.values() for _, metric in cells}
+    distance = main_distance(measured)
+    return [
+        *([distance] if distance else []),
+        *(m for m in ("precision", "recall") if m in measured),
+    ]
+
+
+def chosen_nfe(comparison: Comparison, wanted: Sequence[int]) -> list[int]:
+    """Those of `wanted` that were measured, in order.
+
+    Raises:
+      ConfigError: none of them was.
+    """
+    known = sorted({nfe for _, nfe in comparison.points if nfe})
+    found = [nfe for nfe in sorted(set(wanted)) if nfe in known]
+    if not found:
+        raise ConfigError(
+            f"--nfe={','.join(map(str, wanted))}: no sampler of these runs makes so many network "
+            f"evaluations. Measured: {', '.join(map(str, known))}."
+        )
+    return found
+
+
+def matrix(comparison: Comparison, metric: str, counts: Sequence[int]) -> Table:
+    """Method by NFE of one metric; below it, the same in every column, full teacher and floor."""
+    scores, names = comparison.scores, comparison.names
+    entries = [e for e in scores if any((nfe, metric) in scores[e] for nfe in counts)]
+    rows = [
+        [names[e], *(show(metric, scores[e].get((nfe, metric))) for nfe in counts)] for e in entries
+    ]
+    roles = [e.role for e in entries]
+    best = frozenset(
+        (i, 1 + j)
+        for j, nfe in enumerate(counts)
+        for i in best_lines(scores, [(e, nfe) for e in entries], metric)
+    )
+    for label, role, stat in _references(comparison, metric, counts):
+        rows.append([label, *[show(metric, stat)] * len(counts)])
+        roles.append(role)
+    m = METRICS[metric]
+    return Table(
+        ["method", *(f"NFE {nfe}" for nfe in counts)],
+        rows,
+        title=f"{m.label[:1].upper()}{m.label[1:]} by network evaluations an image (NFE)",
+        caption=f"{_what(comparison)} {m.better.capitalize()} is better. {BOLD_RULE} The last "
+        "lines are what to hold a column against, whatever its NFE.",
+        roles=roles,
+        best=best,
+    )
+
+
+def _references(
+    comparison: Comparison, metric: str, counts: Sequence[int]
+) -> list[tuple[str, str, Stat]]:
+    scores, names = comparison.scores, comparison.names
+    found = [
+        (f"{names[e]}, NFE {nfe} (reference)", "teacher", scores[e][nfe, metric])
+        for e, nfe in comparison.full
+        if nfe not in counts and (nfe, metric) in scores[e]
+    ]
+    real = [e for e in scores if e.role == "real" and (0, metric) in scores[e]]
+    return found + [(names[e], "real", scores[e][0, metric]) for e in real]
+
+
+def score_tables(comparison: Comparison) -> list[Table]:
+    """One line for every method and NFE: first quality and training cost, then all else."""
+    metrics = main_metrics(comparison)
+    others = [
+        m
+        for m in METRICS
+        if m not in _MAIN
+        and any(e.role != "real" and (n, m) in comparison.scores[e] for e, n in comparison.points)
+    ]
+    costs = [[_cost(comparison, p, name) for name in _COSTS] for p in comparison.points]
+    seeds = [[str(_seed_count(comparison, p))] for p in comparison.points]
+    cost_caption = (
+        f"{_what(comparison)} The cost is that of all distillation between the "
+        "teacher and the network, a chain's earlier stages with it: forward passes of the "
+        "teacher (of one image each), optimiser steps, and seconds without compilation."
+    )
+    first = _table(comparison, metrics, ("seeds",), seeds, _COST_HEADS, costs)
+    size = [[_cost(comparison, p, "parameters")] for p in comparison.points]
+    second = _table(comparison, others, (), [], ("parameters",), size)
+    return [
+        Table(first.columns, first.rows, "Scores and cost", cost_caption, first.roles, first.best),
+        Table(
+            second.columns,
+            second.rows,
+            "Further scores",
+            f"{_what(comparison)} PSNR compares with the full teacher's image from "
+            "the same noise; milliseconds an image depend on the machine.",
+            second.roles,
+            second.best,
+        ),
+    ]
+
+
+def _table(
+    comparison: Comparison,
+    metrics: Sequence[str],
+    front_heads: Sequence[str],
+    front: Sequence[Sequence[str]],
+    end_heads: Sequence[str],
+    end: Sequence[Sequence[str]],
+) -> Table:
+    points, scores = comparison.points, comparison.scores
+    columns = ["method", "NFE", *front_heads, *(METRICS[m].label for m in metrics), *end_heads]
+    rows = []
+    for i, (entry, nfe) in enumerate(points):
+        cells = [show(m, scores[entry].get((nfe, m))) for m in metrics]
+        own = front[i] if front else []
+        rows.append([comparison.names[entry], _nfe(nfe), *own, *cells, *end[i]])
+    left = 2 + len(front_heads)
+    best = frozenset(
+        (i, left + j) for j, m in enumerate(metrics) for i in best_lines(scores, points, m)
+    )
+    return Table(columns, rows, roles=[e.role for e, _ in points], best=best)
+
+
+def _nfe(nfe: int) -> str:
+    return str(nfe) if nfe else NOTHING
+
+
+def _cost(comparison: Comparison, point: Point, name: str) -> str:
+    stat = comparison.costs.get(point, {}).get(name)
+    if stat is None or not stat.mean:
+        return NOTHING
+    if name != "seconds":
+        return count(stat.mean)
+    return f"{stat.mean:,.0f}" + (f" ± {stat.spread:,.0f}" if stat.spread is not None else "")
+
+
+def _seed_count(comparison: Comparison, point: Point) -> int:
+    return len(
+        {s for (e, n, _), found in comparison.seeds.items() if (e, n) == point for s in found}
+    )
+
+
+def panel_plot(comparison: Comparison) -> PanelPlot:
+    """The main metrics against NFE, all measured NFE."""
+    return PanelPlot(
+        [_panel(comparison, metric) for metric in main_metrics(comparison)],
+        caption=f"{_what(comparison)} The dotted line is what {_floor_count(comparison)}real test "
+        f"images score against the training images{_floor_rule(comparison)}.",
+    )
+
+
+def _what(comparison: Comparison) -> str:
+    """What the numbers are, for captions."""
+    seeds = {run.seed for run in comparison.runs}
+    if len(seeds) > 1:
+        return "Mean ± standard deviation over seeds."
+    return "Of one training seed; in brackets the 95 % interval over other samples."
+
+
+def _floor_count(comparison: Comparison) -> str:
+    """ "360 ", or nothing for floors of several sizes."""
+    rows = [r for r in comparison.rows if entry_of(r).role == "real"]
+    sizes = {Protocol.parse(row.protocol).samples for row in rows}
+    return f"{sizes.pop()} " if len(sizes) == 1 else ""
+
+
+def _floor_rule(comparison: Comparison) -> str:
+    """How the floor is made comparable with samples, or that it is not."""
+    protocol = comparison.runs[0].protocol
+    if protocol.count is None:
+        return "; few images give a larger distance than many"
+    return (
+        f": FD\N{INFINITY} is extrapolated to infinitely many images, recall is taken at "
+        f"{protocol.count} images of both"
+    )
+
+
+def _panel(comparison: Comparison, metric: str) -> Panel:
+    lines, floor = [], None
+    for entry, cells in comparison.scores.items():
+        own = {nfe: stat for (nfe, m), stat in cells.items() if m == metric}
+        if entry.role == "real":
+            floor = own.get(0)
+        else:
+            lines.append(line_of(comparison.names[entry], own, entry.role))
+    row = next(r for r in comparison.rows if r.metric == metric)
+    distance = metric in DISTANCES
+    title = score_label(row, metric) if distance else METRICS[metric].label
+    return Panel(
+        title,
+        METRICS[metric].better,
+        lines,
+        None if floor is None else floor.mean,
+        None if floor is None else range_of(floor),
+        logarithmic=distance,
+    )
+
+
+def sample_grid(
+    comparison: Comparison,
+    counts: Sequence[int],
+    load: Callable[[Source], np.ndarray],
+) -> Grid:
+    """Samples from the same noise: the full teacher, then every method, most evaluations first.
+
+    Args:
+      comparison: of one noise bank, as `comparable.check_runs` makes sure.
+      counts: NFE to show.
+      load: the images `[N, H, W, C]` of a source.
+    """
+    seed = _shown_seed(comparison)
+    points = [*comparison.full]
+    for nfe in sorted(counts, reverse=True):
+        points += [p for p in comparison.points if p[1] == nfe and p not in points]
+    rows, others = [], False
+    for point in points:
+        found = comparison.sources.get(point)
+        if found is None:
+            continue
+        own = seed if seed in found else min(found)
+        others = others or own != seed
+        label = f"{comparison.names[point[0]]}, NFE {point[1]}"
+        rows.append(_row(found[own], label if own == seed else f"{label}, seed {own}", load))
+    caption = f"A column starts from one noise. Training seed {seed}"
+    caption += ", where no other is named." if others else "."
+    return Grid("Same noise, same column", rows, caption)
+
+
+def _row(source: Source, label: str, load: Callable[[Source], np.ndarray]) -> ImageRow:
+    images = np.clip(load(source)[:_SHOWN_IMAGES], -1.0, 1.0)
+    metric = main_distance(source.scores) or ""
+    note = f"{METRICS[metric].label} {source.scores[metric]:.2f}" if metric else ""
+    return ImageRow(label, images, note)
+
+
+def _shown_seed(comparison: Comparison) -> int:
+    """The lowest seed that all experiments have; without one, the lowest of all."""
+    seeds: dict[str, set[int]] = {}
+    for run in comparison.runs:
+        seeds.setdefault(run.experiment, set()).add(run.seed)
+    common = set.intersection(*seeds.values())
+    return min(common or set.union(*seeds.values()))
+
+
+def tiles(comparison: Comparison, counts: Sequence[int]) -> list[tuple[str, str, str]]:
+    """The best student of each NFE, four at most: value, what it is, the best teacher there."""
+    metric = main_metrics(comparison)[0]
+    found = []
+    for nfe in counts:
+        student = _best(comparison, metric, nfe, "student")
+        teacher = _best(comparison, metric, nfe, "teacher")
+        if student:
+            name, text, ties = student
+            note = f"{teacher[0]}: {teacher[1]}" if teacher else ""
+            kind = f"best student {METRICS[metric].label} at NFE {nfe}"
+            kind += f", a tie with {ties} other{'s' if ties > 1 else ''}" if ties else ""
+            found.append((text, f"{kind}: {name}", note))
+    return found[:4]
+
+
+def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str, str, int] | None:
+    """Label and score of the best of a role, and how many of the role tie with it."""
+    own: dict[Entry, Stat] = {
+        entry: cells[nfe, metric]
+        for entry, cells in comparison.scores.items()
+        if entry.role == role and (nfe, metric) in cells
+    }
+    if not own:
+        return None
+    entry = min(own, key=lambda e: own[e].mean)
+    ties = sum(tied(own[entry], own[other], metric) for other in own if other != entry)
+    return comparison.names[entry], show(metric, own[entry], spread=False), ties
+
+
+def protocols(comparison: Comparison) -> tuple[str, list[tuple[str, str]]]:
+    """What all numbers share, and what each method adds; weights of the features left out."""
+    rows = sorted(comparison.rows, key=entry_of)
+    return summarise((comparison.names[entry_of(r)], variant(r.protocol)) for r in rows)
+
+
+def as_data(comparison: Comparison, command: str) -> dict[str, Any]:
+    """Every number with its seeds, the costs and the sources, ready for JSON."""
+    shared, own = protocols(comparison)
+    return {
+        "command": command,
+        "scores": [
+            {**_key(comparison, (entry, nfe)), "metric": metric, **_stat(stat)}
+            | {"seeds": list(comparison.seeds[entry, nfe, metric])}
+            for entry, cells in comparison.scores.items()
+            for (nfe, metric), stat in cells.items()
+        ],
+        "costs": [
+            {**_key(comparison, point), **{name: _stat(stat) for name, stat in stats.items()}}
+            | {"seeds": sorted(comparison.sources[point])}
+            for point, stats in sorted(comparison.costs.items())
+        ],
+        "protocol": {"shared": shared, "further": dict(own)},
+        "sources": [
+            {
+                "run": portable(run.folder),
+                "experiment": run.experiment,
+                "seed": run.seed,
+                "features_hash": run.protocol.features_hash,
+                "commands": sorted({row.command for row in run.rows}),
+                "machines": sorted({row.machine for row in run.rows}),
+            }
+            for run in comparison.runs
+        ],
+        "notes": list(comparison.notes),
+    }
+
+
+def _key(comparison: Comparison, point: Point) -> dict[str, Any]:
+    entry, nfe = point
+    return {
+        "label": comparison.names[entry],
+        "role": entry.role,
+        "method": entry.method,
+        "variant": entry.recipe,
+        "students": entry.students,
+        "width": entry.width,
+        "nfe": nfe,
+    }
+
+
+def _stat(stat: Stat) -> dict[str, float | None]:
+    return {"mean": stat.mean, "spread": stat.spread, "low": stat.low, "high": stat.high}

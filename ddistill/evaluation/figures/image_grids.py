@@ -1,0 +1,320 @@
+"""Images as people look at them: quantised, enlarged, in labelled grids and denoising strips.
+
+Images are [N, H, W, C] with C = 1 or 3, uint8 or float in [-1, 1]. Enlargement is by a whole
+factor and nearest neighbour: what a pixel is stays visible, and nothing is smoothed away.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.text import printable, shortened
+
+GAP = 4  # pixels between cells: neighbours must never run into one another
+
+
+CELL = 48  # images smaller than this are enlarged to at least this many pixels
+
+
+# Half transparent: light grey on white paper, dark grey on a dark page, apart from black images.
+_GAP_COLOR = (160, 170, 190, 96)
+
+
+_INK, _MUTED, _PAPER = (31, 36, 48), (110, 118, 135), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One sampler's images: column i of every row of a grid starts from the same noise.
+
+    Attributes:
+      label: for example "teacher DDIM, 256 steps".
+      images: [N, H, W, C], uint8 or float in [-1, 1].
+      note: a short second line, for example "FD 1.4".
+    """
+
+    label: str
+    images: np.ndarray
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A block of rows that share their noise.
+
+    Attributes:
+      title: heading of the block.
+      rows: at least one row; all with the same number and shape of images.
+      caption: what to see in it.
+    """
+
+    title: str
+    rows: Sequence[ImageRow]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sampler's way from noise to image.
+
+    Attributes:
+      label: for example "student, 4 steps".
+      frames: [S, N, H, W, C], noise first; values beyond [-1, 1] are clipped for display.
+      levels: [S] noise level of each frame on one common axis (the teacher's schedule index).
+    """
+
+    label: str
+    frames: np.ndarray
+    levels: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Denoising of a few samples by several samplers, frames aligned at equal noise levels.
+
+    Attributes:
+      title: heading.
+      trajectories: same noise, same number of samples.
+      columns: noise levels to show, noisiest first; empty for those of the sampler with the
+        fewest frames that still has at least 8, else of the longest, thinned to `max_columns`.
+      max_columns: most frames in a row.
+      caption: what to see in it.
+    """
+
+    title: str
+    trajectories: Sequence[Trajectory]
+    columns: Sequence[float] = field(default=())
+    max_columns: int = 9
+    caption: str = ""
+
+
+def enlarge_factor(size: int) -> int:
+    """Whole factor that makes an image `size` pixels high at least CELL high: 8 -> 6, 32 -> 2."""
+    return max(1, math.ceil(CELL / size))
+
+
+def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:
+    """Images [N, H, W, C] side by side, enlarged, each in a frame of GAP / 2 pixels (RGBA).
+
+    Rows put under one another without space show equal gaps in both directions.
+    """
+    pixels = _rgb(images)
+    factor = factor or enlarge_factor(pixels.shape[1])
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    n, height, width, _ = pixels.shape
+    canvas = np.empty((height + GAP, n, width + GAP, 4), np.uint8)
+    canvas[:] = _GAP_COLOR
+    inside = slice(GAP // 2, GAP // 2 + height), slice(None), slice(GAP // 2, GAP // 2 + width)
+    canvas[(*inside, slice(0, 3))] = pixels.transpose(1, 0, 2, 3)
+    canvas[(*inside, 3)] = 255
+    return Image.fromarray(canvas.reshape(height + GAP, n * (width + GAP), 4))
+
+
+def sheet(images: np.ndarray, columns: int | None = None, factor: int | None = None) -> Image.Image:
+    """Images alone, without labels, in a near-square sheet with light gaps (RGB)."""
+    images = np.asarray(images)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = [row_image(images[i : i + columns], factor) for i in range(0, len(images), columns)]
+    canvas = Image.new("RGB", (rows[0].width, len(rows) * rows[0].height), _PAPER)
+    for i, row in enumerate(rows):
+        canvas.paste(row, (0, i * row.height), row)
+    return canvas
+
+
+def grid_image(grids: Sequence[Grid]) -> Image.Image:
+    """Blocks of labelled rows under one another on white (RGB); see `Grid`."""
+    rows = [(grid, row) for grid in grids for row in check_grid(grid).rows]
+    if not rows:
+        raise ValueError("Nothing to draw: no grid has a row.")
+    blocks = []
+    for grid in grids:
+        lines: list[tuple[str, str, Image.Image]] = [
+            (row.label, row.note, row_image(row.images)) for row in grid.rows
+        ]
+        blocks.append((grid.title, grid.caption, lines))
+    return _compose(blocks)
+
+
+def strip_image(strip: Strip) -> Image.Image:
+    """The strip as one labelled figure on white (RGB)."""
+    columns = strip_columns(strip)
+    header = [f"{c:g}" for c in columns]
+    blocks = []
+    for sample in range(np.asarray(strip.trajectories[0].frames).shape[1]):
+        lines = [(t.label, "", strip_row(t, sample, columns)) for t in strip.trajectories]
+        title = strip.title if sample == 0 else ""
+        blocks.append((title, strip.caption if sample == 0 else "", lines))
+    return _compose(blocks, header, "noise level")
+
+
+def strip_columns(strip: Strip) -> list[float]:
+    """Noise levels of the strip's columns, noisiest first.
+
+    Raises:
+      ValueError: no trajectory, or frames that fit neither their levels nor one another.
+    """
+    if not strip.trajectories:
+        raise ValueError("A strip needs at least one trajectory.")
+    samples = {np.asarray(t.frames).shape[1:2] for t in strip.trajectories}
+    for t in strip.trajectories:
+        if np.asarray(t.frames).ndim != 5 or len(t.levels) != len(t.frames):
+            raise ValueError(
+                f"Trajectory '{t.label}' needs frames [S, N, H, W, C] and S levels; got"
+                f" {np.asarray(t.frames).shape} and {len(t.levels)} levels."
+            )
+    if len(samples) > 1:
+        raise ValueError(f"Trajectories show different numbers of samples: {sorted(samples)}.")
+    columns = [float(c) for c in strip.columns]
+    if not columns:
+        by_length = sorted(strip.trajectories, key=lambda t: len(t.levels))
+        source = next((t for t in by_length if len(t.levels) >= 8), by_length[-1])
+        columns = sorted((float(v) for v in source.levels), reverse=True)
+    if len(columns) > strip.max_columns:
+        keep = np.linspace(0, len(columns) - 1, strip.max_columns).round().astype(int)
+        columns = [columns[i] for i in keep]
+    return columns
+
+
+def strip_row(trajectory: Trajectory, sample: int, columns: Sequence[float]) -> Image.Image:
+    """Frames of one sample at the columns' noise levels (RGBA).
+
+    A thin line runs through the levels that this sampler jumps over.
+    """
+    frames = np.asarray(trajectory.frames)[:, sample]
+    levels = np.asarray(trajectory.levels, np.float64)
+    spacing = np.abs(np.diff(columns)).min() if len(columns) > 1 else np.inf
+    factor = enlarge_factor(frames.shape[1])
+    height, width = frames.shape[1] * factor + GAP, frames.shape[2] * factor + GAP
+    canvas = Image.new("RGBA", (len(columns) * width, height), (0, 0, 0, 0))
+    line = ImageDraw.Draw(canvas)
+    for i, column in enumerate(columns):
+        nearest = int(np.abs(levels - column).argmin())
+        if abs(levels[nearest] - column) < 0.5 * spacing:
+            canvas.paste(row_image(frames[nearest : nearest + 1], factor), (i * width, 0))
+        else:
+            ends = (i * width, height // 2), ((i + 1) * width, height // 2)
+            line.line(ends, (150, 158, 175, 255), 2)
+    return canvas
+
+
+def check_grid(grid: Grid) -> Grid:
+    """Returns `grid` if its rows fit together.
+
+    Raises:
+      ValueError: no rows, or rows of different number or size of images, naming the row.
+    """
+    if not grid.rows:
+        raise ValueError(f"Grid '{grid.title}' has no rows.")
+    first = np.asarray(grid.rows[0].images).shape
+    for row in grid.rows:
+        shape = np.asarray(row.images).shape
+        if shape != first or len(shape) != 4 or shape[-1] not in (1, 3) or not shape[0]:
+            raise ValueError(
+                f"Row '{row.label}' of grid '{grid.title}' has images {shape}; all rows need the"
+                f" shape of the first, [N, H, W, 1 or 3]: {first}."
+            )
+    return grid
+
+
+def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it, so that figures look alike on every machine."""
+    from matplotlib import get_data_path
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def drawable(text: str, most: int = 80) -> str:
+    """`printable` text of at most `most` characters, as the font of `load_font` can draw it.
+
+    Characters that the font lacks are escaped, because empty boxes all look alike.
+    """
+    known = _characters()
+    return shortened(
+        "".join(c if ord(c) in known else ascii(c)[1:-1] for c in printable(text)), most
+    )
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Code points of the regular and the bold font; joiners and variants draw nothing."""
+    from matplotlib.font_manager import get_font
+
+    fonts = (set(get_font(load_font(10, bold).path).get_charmap()) for bold in (False, True))
+    return frozenset.intersection(*map(frozenset, fonts))
+
+
+def _rgb(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise ValueError(f"Expected images [N, H, W, 1 or 3]; got {images.shape}.")
+    return np.broadcast_to(quantise(images), (*images.shape[:3], 3))
+
+
+def _compose(
+    blocks: Sequence[tuple[str, str, Sequence[tuple[str, str, Image.Image]]]],
+    header: Sequence[str] = (),
+    header_label: str = "",
+) -> Image.Image:
+    """Draws blocks of (label, note, row image) with titles; rows start at one common edge."""
+    label_font, note_font, title_font = load_font(15), load_font(12), load_font(18, bold=True)
+    blocks = [
+        (
+            drawable(title),
+            drawable(caption, 240),
+            [(drawable(a), drawable(b), row) for a, b, row in block],
+        )
+        for title, caption, block in blocks
+    ]
+    lines = [line for _, _, block in blocks for line in block]
+    left = 30 + math.ceil(
+        max(max(label_font.getlength(a), note_font.getlength(b)) for a, b, _ in lines)
+    )
+    width = left + max(row.width for _, _, row in lines) + 16
+    for title, caption, _ in blocks:
+        width = max(
+            width, 32 + math.ceil(title_font.getlength(title)), _text_width(caption, note_font)
+        )
+    heights = [
+        (34 if title else 6) + (20 if caption else 0) + sum(r.height for _, _, r in block) + 8
+        for title, caption, block in blocks
+    ]
+    canvas = Image.new("RGB", (width, 12 + sum(heights) + (22 if header else 0) + 6), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    y = 12
+    for index, (title, caption, block) in enumerate(blocks):
+        if title:
+            draw.text((16, y), title, _INK, title_font)
+            y += 28
+        if caption:
+            draw.text((16, y), caption, _MUTED, note_font)
+            y += 20
+        y += 6
+        if header and index == 0:
+            step = block[0][2].width / len(header)
+            draw.text((left - 14, y), header_label, _MUTED, note_font, anchor="ra")
+            for i, text in enumerate(header):
+                centre = left + (i + 0.5) * step
+                draw.text((centre, y), text, _MUTED, note_font, anchor="ma")
+            y += 22
+        for label, note, row in block:
+            middle = y + row.height / 2
+            draw.text(
+                (left - 14, middle - (8 if note else 0)), label, _INK, label_font, anchor="rm"
+            )
+            if note:
+                draw.text((left - 14, middle + 10), note, _MUTED, note_font, anchor="rm")
+            canvas.paste(row, (left, y), row)
+            y += row.height
+        y += 8
+    return canvas
+
+
+def _text_width(text: str, font: ImageFont.FreeTypeFont) -> int:
+    return 32 + math.ceil(font.getlength(text)) if text else 0

@@ -1,0 +1,183 @@
+"""One figure of several scores against NFE: a large panel, two smaller beside it, one legend."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ddistill.evaluation.figures.image_grids import drawable
+from ddistill.evaluation.figures.style import (
+    LIGHT,
+    Line,
+    Theme,
+    apart,
+    draw_floor,
+    draw_line,
+    new_figure,
+    nfe_axis,
+    png,
+    styled,
+    value_axis,
+    wrapped,
+)
+
+_MOST = 3  # panels that fit
+_MARK = 6  # points: smaller than in a single plot, because a panel is
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One score against NFE.
+
+    Attributes:
+      title: name of the score.
+      better: "lower" or "higher".
+      lines: one a sampler; lines of one label look alike in all panels.
+      floor: score of real test images, drawn as a dotted line; None for none.
+      floor_range: its interval or spread, (low, high).
+      logarithmic: axis of the score; a linear one starts where the scores do.
+    """
+
+    title: str
+    better: str
+    lines: Sequence[Line]
+    floor: float | None = None
+    floor_range: tuple[float, float] | None = None
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class PanelPlot:
+    """Panels with one legend below; students of one NFE stand a little apart.
+
+    Attributes:
+      panels: one to three; the first is the largest.
+      floor_label: what the floor is.
+      title: heading.
+      caption: what to see in it.
+    """
+
+    panels: Sequence[Panel]
+    floor_label: str = "real test images"
+    title: str = "Quality against network evaluations"
+    caption: str = ""
+
+
+def panels_figure(plot: PanelPlot, theme: Theme = LIGHT) -> bytes:
+    """PNG of the panels; NFE is logarithmic in all of them.
+
+    Raises:
+      ValueError: no panel, or more than three.
+    """
+    if not 1 <= len(plot.panels) <= _MOST:
+        raise ValueError(f"{len(plot.panels)} panels; one figure holds 1 to {_MOST}.")
+    order = _order(plot.panels)
+    legend_rows = math.ceil((len(order) + 1) / 3)
+    legend_height = 0.15 + 0.24 * legend_rows
+    with styled(theme):
+        figure = new_figure(9.2, 5.9 + legend_height, theme)
+        handles: dict[str, Artist] = {}
+        for axes, panel in zip(_axes(figure, len(plot.panels), legend_height), plot.panels):
+            handles |= _draw(axes, panel, order, theme)
+            floor = _floor(axes, panel, plot.floor_label, theme)
+            if floor is not None:
+                handles.setdefault("", floor)
+        labels = [label for label in order if label in handles]
+        texts = [wrapped(label) for label in labels]
+        if "" in handles:
+            labels.append("")
+            texts.append(drawable(plot.floor_label))
+        figure.legend(
+            [handles[label] for label in labels],
+            texts,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 0.0),
+            ncol=min(3, len(labels)),
+            columnspacing=2.5,
+            handlelength=2.6,
+        )
+        return png(figure)
+
+
+def panels_alt(plot: PanelPlot) -> str:
+    """The figure in words, for those who do not see it."""
+    parts = []
+    for panel in plot.panels:
+        lines = "; ".join(
+            f"{line.label}: "
+            + ", ".join(f"{v:.3g} at {n:g}" for n, v in zip(line.nfe, line.value, strict=True))
+            for line in panel.lines
+        )
+        floor = "" if panel.floor is None else f"; {plot.floor_label}: {panel.floor:.3g}"
+        parts.append(f"{panel.title} against network evaluations. {lines}{floor}")
+    return ". ".join(parts)
+
+
+def _order(panels: Sequence[Panel]) -> dict[str, tuple[str, int]]:
+    """Label -> role and number among its role, in the order of the legend."""
+    roles: dict[str, str] = {}
+    for panel in panels:
+        for line in panel.lines:
+            roles.setdefault(line.label, "teacher" if line.role == "teacher" else "student")
+    return {
+        label: (role, index)
+        for role in ("teacher", "student")
+        for index, label in enumerate(name for name in roles if roles[name] == role)
+    }
+
+
+def _axes(figure: Figure, count: int, legend: float) -> list[Axes]:
+    """Axes of the panels above `legend` inches: the first on the left, others stacked beside it."""
+    height = figure.get_figheight()
+    bottom = (legend + 0.55) / height
+    top = 1 - 0.35 / height
+    if count == 1:
+        return [figure.add_axes((0.075, bottom, 0.9, top - bottom))]
+    places = [figure.add_axes((0.07, bottom, 0.45, top - bottom))]
+    space = 0.85 / height
+    each = (top - bottom - space * (count - 2)) / (count - 1)
+    for i in range(count - 1):
+        low = top - (i + 1) * each - i * space
+        places.append(figure.add_axes((0.6, low, 0.385, each)))
+    return places
+
+
+def _draw(
+    axes: Axes, panel: Panel, order: dict[str, tuple[str, int]], theme: Theme
+) -> dict[str, Artist]:
+    axes.set_xscale("log", base=2)
+    if panel.logarithmic:
+        axes.set_yscale("log")
+    handles: dict[str, Artist] = {}
+    for line in apart(panel.lines):
+        role, index = order[line.label]
+        handles[line.label] = draw_line(axes, line, index, theme)
+        if role == "student":
+            handles[line.label].set(markersize=_MARK)
+    ticks = sorted({n for line in panel.lines for n in line.nfe if n > 0})
+    nfe_axis(axes, ticks)
+    title = f"{drawable(panel.title)}, {panel.better} is better"
+    axes.set_title(title, loc="left", fontsize=10.5, pad=8)
+    axes.set_xlabel("network evaluations an image (NFE)")
+    axes.grid(True, axis="y", which="major")
+    return handles
+
+
+def _floor(axes: Axes, panel: Panel, label: str, theme: Theme) -> Artist | None:
+    """Draws the floor line with its value and sets the axis of the score; None without a floor."""
+    line = None
+    if panel.floor is not None:
+        line = draw_floor(axes, panel.floor, panel.floor_range, label, theme)
+    low, high = axes.get_ylim()
+    if panel.logarithmic:
+        axes.set_ylim(low / 1.15, high * 1.15)
+        value_axis(axes)
+    else:
+        # A share cannot leave [0, 1]; a little room keeps marks at its ends whole.
+        axes.set_ylim(max(low, -0.03), high + 0.1 * (high - low))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    return line

@@ -1,0 +1,251 @@
+"""What samples are scored against: images, or statistics that others or we have written.
+
+npz files of statistics hold `mu` and `sigma` (EDM's; EDM2's are pickles), with `mu_s` and `sigma_s`
+beside them, which belong to another score, and often the images themselves as `arr_0` (ADM's). Ours
+hold `mu`, `sigma` and what they are of, so that features of another network are refused, and the
+features themselves where scores need them.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddistill.errors import ConfigError, DataError
+from ddistill.evaluation.metrics.detector import Detector
+from ddistill.evaluation.metrics.feature_store import FeatureStore, store_features
+from ddistill.evaluation.metrics.image_sets import (
+    IMAGE_KEYS,
+    ImageSet,
+    array_of,
+    images_of_npz,
+    open_image_set,
+    open_npz,
+)
+from ddistill.interop.edm_pickles import read_objects
+from ddistill.interop.tensors import file_digest
+from ddistill.runtime.console import Reporter
+from ddistill.runtime.files import expand, write_arrays
+from ddistill.runtime.interrupt import StopRequest
+
+# What states the range of a reference's values.
+_FLAG = "--reference_range"
+_LABELS = ("name", "count", "images", "resize", "size", "detector", "detector_sha256")
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceSet:
+    """Statistics of real images.
+
+    Attributes:
+      name: of the folder, file or data set, without its path.
+      count: images behind mean and covariance; 0 where the file does not say.
+      digest: of the file or the images.
+      mean, cov: `[D]` and `[D, D]`, float64.
+      features: `[N, D]`; None where there are statistics alone.
+      resize: what was done to the images' size before the detector.
+      size: their width and height, "unknown" where the file does not say.
+    """
+
+    name: str
+    count: int
+    digest: str
+    mean: np.ndarray
+    cov: np.ndarray
+    features: np.ndarray | None = None
+    resize: str = "unknown"
+    size: str = "unknown"
+
+    @property
+    def text(self) -> str:
+        """Name, number of images and beginning of the hash, for protocols."""
+        return f"{self.name}:{self.count or 'unknown'}@{self.digest[:8]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """How features are made.
+
+    Attributes:
+      detector: the network.
+      folder: where features are kept.
+      reporter, stop: progress and polite stopping.
+    """
+
+    detector: Detector
+    folder: Path
+    reporter: Reporter
+    stop: StopRequest
+
+    def __call__(self, images: ImageSet) -> FeatureStore:
+        """The features of a set of images, as far as they are not there already."""
+        if images.values:
+            self.reporter.say(f"{images.name}: {images.values}")
+        return store_features(self.detector, images, self.folder, self.reporter, self.stop)
+
+
+def open_reference(
+    path: str | os.PathLike,
+    extraction: Extraction,
+    features: bool = True,
+    image_size: int = 0,
+    values: str = "",
+) -> ReferenceSet:
+    """Opens statistics, or images, whose statistics are then computed.
+
+    Args:
+      path: npz file of statistics or images, EDM2's pickle of statistics, npy file of images, or
+        folder of images.
+      extraction: how features are made where there are only images.
+      features: whether single features are needed beside mean and covariance.
+      image_size, values: as for `open_image_set`.
+
+    Raises:
+      DataError: see `open_image_set`; statistics of another network or another number of features,
+        or such that cannot be a mean and a covariance.
+      Interrupted: a stop was asked for.
+    """
+    path = expand(path)
+    if path.suffix in (".pkl", ".pickle"):
+        return _of_pickle(path, extraction.detector)
+    if path.suffix != ".npz":
+        images = open_image_set(path, image_size, values, _FLAG)
+        return reference_of_images(images, extraction, features)
+    with open_npz(path) as file:
+        if {"mu", "sigma"} <= set(file.files):
+            return _statistics(path, file, extraction, features, values)
+        if not set(IMAGE_KEYS) & set(file.files):
+            raise DataError(
+                f"{path} holds the arrays {', '.join(file.files) or 'none'}. A reference has 'mu' "
+                "and 'sigma' (EDM's and ADM's statistics, or ours), or images as 'arr_0' or "
+                "'images'."
+            )
+        images = images_of_npz(path, file, values, _FLAG)
+    return reference_of_images(images, extraction, features)
+
+
+def reference_of_images(
+    images: ImageSet, extraction: Extraction, features: bool = True
+) -> ReferenceSet:
+    """The statistics of a set of images.
+
+    Raises:
+      DataError: a single image, which has no covariance.
+      Interrupted: a stop was asked for.
+    """
+    if len(images) < 2:
+        raise DataError(f"{images.name} has {len(images)} image; a covariance needs at least 2.")
+    store = extraction(images)
+    found = store.moments()
+    return ReferenceSet(
+        name=images.name,
+        count=found.count,
+        digest=images.digest,
+        mean=found.mean,
+        cov=found.covariance,
+        features=store.features() if features else None,
+        resize=images.resize,
+        size=images.size,
+    )
+
+
+def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> None:
+    """Writes statistics as an npz file that `open_reference` reads, atomically.
+
+    `mu` and `sigma` are where EDM's code looks for them.
+    """
+    arrays: dict[str, Any] = {
+        "mu": reference.mean,
+        "sigma": reference.cov,
+        "name": reference.name,
+        "count": reference.count,
+        "images": reference.digest,
+        "resize": reference.resize,
+        "size": reference.size,
+        "detector": detector.text,
+        "detector_sha256": detector.sha256,
+    }
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    write_arrays(path, **arrays)
+
+
+def _of_pickle(path: Path, detector: Detector) -> ReferenceSet:
+    """The statistics in one of EDM2's pickles: of several networks by name, FID's as "fid"."""
+    try:
+        found = read_objects(path)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    fid = found.get("fid", found)
+    if not isinstance(fid, dict) or not {"mu", "sigma"} <= set(fid):
+        raise DataError(
+            f"{path} holds {', '.join(map(repr, found)) or 'nothing'}. A pickle of statistics has "
+            "'mu' and 'sigma', or 'fid' with both of them (EDM2's dataset-refs)."
+        )
+    mean, cov = (_numbers(path, key, fid[key]) for key in ("mu", "sigma"))
+    _check_statistics(path, mean, cov, detector)
+    return ReferenceSet(path.name, 0, file_digest(path), mean, cov)
+
+
+def _numbers(path: Path, key: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: '{key}' is a {type(value).__name__}, not an array.") from None
+
+
+def _statistics(
+    path: Path, file: Any, extraction: Extraction, features: bool, values: str
+) -> ReferenceSet:
+    detector = extraction.detector
+    # Others' files may have arrays of these names that mean something else.
+    own = _LABELS if "detector" in file.files else ()
+    labels = {key: array_of(path, file, key).item() for key in own if key in file.files}
+    if labels.get("detector", detector.text) != detector.text:
+        raise DataError(
+            f"{path} holds features of {labels['detector']}, and the samples are scored in "
+            f"{detector.text}. Make the reference anew with --save_reference."
+        )
+    mean, cov = (np.asarray(array_of(path, file, k), np.float64) for k in ("mu", "sigma"))
+    _check_statistics(path, mean, cov, detector)
+    single, count = None, int(labels.get("count", 0))
+    if features and "features" in file.files:
+        single = array_of(path, file, "features")
+        _check_features(path, single, detector)
+    elif features and "arr_0" in file.files:
+        # Of ADM's reference files, whose statistics are of more images than are in them.
+        single = extraction(images_of_npz(path, file, values, _FLAG)).features()
+    return ReferenceSet(
+        name=path.name,
+        count=count,
+        digest=file_digest(path),
+        mean=mean,
+        cov=cov,
+        features=single,
+        resize=labels.get("resize", "unknown"),
+        size=labels.get("size", "unknown"),
+    )
+
+
+def _check_statistics(path: Path, mean: np.ndarray, cov: np.ndarray, detector: Detector) -> None:
+    if mean.ndim != 1 or cov.shape != (mean.size, mean.size):
+        raise DataError(
+            f"{path}: mu has the shape {mean.shape} and sigma {cov.shape}; they must be [D] and "
+            "[D, D]."
+        )
+    if mean.size != detector.dim:
+        raise DataError(
+            f"{path} has {mean.size} features, and {detector.text} has {detector.dim}: it was made "
+            "with another network, or other features of it (--feature)."
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise DataError(f"{path}: mu or sigma holds values that are not finite.")
+
+
+def _check_features(path: Path, features: np.ndarray, detector: Detector) -> None:
+    if features.ndim != 2 or features.shape[1] != detector.dim:
+        raise DataError(
+            f"{path}: features has the shape {features.shape}, not [N, {detector.dim}]."
+        )

@@ -1,0 +1,186 @@
+"""Scores at equal counts, and how far they would move with other samples.
+
+Both come from random subsets of the samples, drawn without replacement. A bootstrap draws with
+replacement, and its duplicates shorten the distances to nearest neighbours and enlarge a Frechet
+distance. Over subsets of h out of N samples, the variance of a score that averages over samples is
+(N - h) / N of what it is over new sets of h samples. So sqrt(h / (N - h)) times the spread over
+subsets is the standard error of the score of all N. The reference is never resampled: a score is
+that against these real images, and an interval says what other samples would score against them.
+
+Sets that hold a fixed number of images of each class (test sets, samples for labels in turn) vary
+less than independent draws. Their subsets keep these proportions; `strata` names the classes.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+# Coverage of all intervals, and the half-width that a normal distribution has for it in standard
+# errors.
+LEVEL = 0.95
+NORMAL_QUANTILE = 1.959964
+MANY_FEATURES = 512
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How scores are resampled.
+
+    Attributes:
+      subsets: random subsets behind every interval, and behind the mean of a score at a smaller
+        count; 0 for no intervals.
+      splits: random splits into halves behind the extrapolation of the Frechet distance; 0 for
+        no extrapolation.
+      seed: of all draws.
+
+    Raises:
+      ValueError: a negative number, or a single subset, which has no spread.
+    """
+
+    subsets: int = 100
+    splits: int = 8
+    seed: int = 2020
+
+    def __post_init__(self) -> None:
+        if self.subsets < 0 or self.subsets == 1:
+            raise ValueError(f"subsets={self.subsets} must be 0 (no intervals), or 2 or more.")
+        for name in ("splits", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
+
+    def for_features(self, features: int) -> "Resampling":
+        """With one split for many features, of which each takes seconds and varies little."""
+        return replace(self, splits=min(self.splits, 1)) if features > MANY_FEATURES else self
+
+
+USUAL = Resampling()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score and its 95 % interval.
+
+    Attributes:
+      value: the score.
+      low, high: ends of the interval; both None where it was not or cannot be estimated.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subsets:
+    """Subsets of N samples, as masks.
+
+    Attributes:
+      masks: `[R + M, N]` bool: first the subsets behind the interval, then those behind the value.
+      spread: R, 0 for no interval.
+      scale: standard error of a score over the spread between the first R subsets.
+      means: M where the value is a mean over random subsets, which differs between draws of them;
+        0 where all samples are scored once.
+    """
+
+    masks: np.ndarray
+    spread: int
+    scale: float
+    means: int = 0
+
+    def estimate(
+        self, scores: np.ndarray, lowest: float = -math.inf, highest: float = math.inf
+    ) -> Estimate:
+        """The estimate from the score of every mask, `[R + M]`, its interval cut to a range."""
+        value = float(scores[self.spread :].mean())
+        if not self.spread:
+            return Estimate(value)
+        drawn = 1 / self.means if self.means else 0.0
+        error = float(scores[: self.spread].std(ddof=1)) * math.sqrt(self.scale**2 + drawn)
+        return interval(value, error, lowest, highest)
+
+
+def draw_subsets(
+    samples: int,
+    count: int,
+    least: int,
+    resampling: Resampling,
+    strata: np.ndarray | None = None,
+) -> Subsets:
+    """Subsets for scores of `samples` samples at an equal count.
+
+    Args:
+      samples: N.
+      count: size of the subsets whose mean score is the value, at most N; all samples once for N.
+      least: smallest subset that can be scored; smaller ones would give the interval no basis, and
+        there is none then.
+      resampling: number of subsets and seed.
+      strata: `[N]` classes with a fixed number of samples each; None for independent samples.
+
+    Raises:
+      ValueError: a count outside 1 .. N.
+    """
+    if not 1 <= count <= samples:
+        raise ValueError(f"count={count} must be in 1 .. {samples}, the number of samples.")
+    size = min(count, samples // 2)
+    rng = np.random.default_rng(resampling.seed)
+    many = resampling.subsets
+
+    def masks(number: int, size: int) -> np.ndarray:
+        found = np.zeros((number, samples), bool)
+        for mask in found:
+            mask[subset(rng, samples, size, strata)] = True
+        return found
+
+    first = masks(many if size >= least else 0, size)
+    if count == samples:
+        second = np.ones((1, samples), bool)
+    elif count == size and len(first):
+        second = first
+    else:
+        second = masks(max(many, 8), count)
+    scale = math.sqrt(size / (samples - size)) if size else 0.0
+    means = 0 if count == samples else len(second)
+    return Subsets(np.concatenate([first, second]), len(first), scale, means)
+
+
+def subset(
+    rng: np.random.Generator, samples: int, size: int, strata: np.ndarray | None = None
+) -> np.ndarray:
+    """Indices `[size]` of a random subset, of every stratum its share to within one."""
+    return spread_order(rng, samples, strata)[np.arange(size) * samples // size]
+
+
+def spread_order(
+    rng: np.random.Generator, samples: int, strata: np.ndarray | None = None
+) -> np.ndarray:
+    """Indices `[samples]` in random order within each stratum, one stratum after another."""
+    order = rng.permutation(samples)
+    return order if strata is None else order[np.argsort(strata[order], kind="stable")]
+
+
+def interval(
+    value: float, error: float, lowest: float = -math.inf, highest: float = math.inf
+) -> Estimate:
+    """A value with its 95 % interval, from its standard error, cut to a range."""
+    width = NORMAL_QUANTILE * error
+    low, high = (min(max(end, lowest), highest) for end in (value - width, value + width))
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def share_interval(inside: np.ndarray) -> Estimate:
+    """The share of True in `[N]` bool, with Wilson's interval, which is sound at 0 and 1 too."""
+    n, share = len(inside), float(np.mean(inside))
+    square = NORMAL_QUANTILE**2 / n
+    centre = (share + square / 2) / (1 + square)
+    width = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    low, high = max(centre - width, 0.0), min(centre + width, 1.0)
+    return Estimate(share, min(low, share), max(high, share))  # rounding at 0 and 1
+
+
+def mean_interval(values: np.ndarray) -> Estimate:
+    """The mean of `[N]` values of 0 or more, with the interval of its standard error."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean)
+    return interval(mean, float(np.std(values, ddof=1)) / math.sqrt(len(values)), lowest=0.0)

@@ -1,0 +1,1 @@
+"""The files in which numbers leave a run."""

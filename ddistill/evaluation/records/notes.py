@@ -1,0 +1,92 @@
+"""What tables of several runs say beside the numbers: warnings, and seeds of tuned settings."""
+
+from collections.abc import Iterable, Sequence
+
+from ddistill.evaluation.records.names import METHODS, METRICS
+from ddistill.evaluation.records.rows import Row
+
+
+def warning_notes(rows: Iterable[Row]) -> list[str]:
+    """One sentence for each warning of the runs, with the runs that have it."""
+    runs: dict[str, dict[tuple[str, int], None]] = {}
+    for row in rows:
+        if row.warnings:
+            run = row.experiment.partition("/")[0], row.seed
+            runs.setdefault(row.warnings, {})[run] = None
+    return [
+        f"Warning, {'; '.join(f'{name}, seed {seed}' for name, seed in found)}: {text}"
+        for text, found in runs.items()
+    ]
+
+
+def tuning_notes(rows: Iterable[Row]) -> list[str]:
+    """Which experiments show seeds that their settings were chosen on, with all seeds shown."""
+    tuned: dict[str, set[int]] = {}
+    shown: dict[str, set[int]] = {}
+    for row in rows:
+        name = row.experiment.partition("/")[0]
+        tuned.setdefault(name, set()).update(row.tuned_on)
+        shown.setdefault(name, set()).add(row.seed)
+    said: dict[tuple[str, str], list[str]] = {}
+    for name in shown:
+        if tuned[name]:
+            key = listed(tuned[name]), listed(shown[name])
+            said.setdefault(key, []).append(name)
+    return [
+        f"{', '.join(names)}: settings tuned on seed{_s(on)} {on}; these seeds: {of}."
+        for (on, of), names in said.items()
+    ]
+
+
+EARLIER = (
+    "Scored by an earlier version, without intervals{more}: give the command of the run again with "
+    "--stage=evaluate, which scores its samples anew."
+)
+
+
+def resampled(row: Row) -> bool:
+    """Whether a row is of a protocol that says how it was resampled."""
+    return any(part.startswith("subset_seed=") for part in row.protocol.split())
+
+
+def comparable_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Rows without floors of another number of images than the samples, and what to say of it.
+
+    Floors of an earlier version were the scores of all test images, whatever the number of samples.
+    """
+    if all(resampled(row) for row in rows if METRICS[row.metric].sampled):
+        return list(rows), []
+    counts = {_count(row) for row in rows if METHODS[row.method].role != "real"}
+    kept = [
+        row
+        for row in rows
+        if METHODS[row.method].role != "real" or resampled(row) or counts <= {_count(row)}
+    ]
+    more = (
+        "; its floor is of another number of images and left out" if len(kept) < len(rows) else ""
+    )
+    return kept, [EARLIER.format(more=more)]
+
+
+def _count(row: Row) -> str:
+    return next((p for p in row.protocol.split() if p.startswith("samples=")), "")
+
+
+def fresh_rows(rows: Sequence[Row], seeds: Sequence[int] = ()) -> list[Row]:
+    """The rows of `seeds`; without any, of seeds that no settings of them were tuned on.
+
+    Where all seeds are tuned ones, they are all there is, and stay.
+    """
+    if seeds:
+        return [row for row in rows if row.seed in seeds]
+    tuned = {seed for row in rows for seed in row.tuned_on}
+    return [row for row in rows if row.seed not in tuned] or list(rows)
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """ "0, 1, 2"."""
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def _s(text: str) -> str:
+    return "s" if "," in text else ""

@@ -1,0 +1,234 @@
+"""What a number was measured with, and the one format in which numbers leave a run.
+
+A score without its protocol cannot be compared, so every `Row` of results.json carries the string
+of a `Protocol`. Reading and writing are strict: a missing or unknown key, an unknown method or
+metric, or a value that is not finite is an error that names the file, the row and the key.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+_TOKEN = re.compile(r"[^\s=,;|`]+")
+
+
+_FID_FEATURES = "inception-2015-12-05"
+
+
+_RESAMPLING = ("floor", "count", "subsets", "splits", "subset_seed")
+
+
+# Parts that say how a number was resampled, not what it is of.
+RESAMPLED = (*_RESAMPLING, "strata")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that two scores must share before they may stand side by side.
+
+    Text fields hold no spaces and none of = , ; | or a backtick, so that the string can be read
+    back.
+
+    Attributes:
+      features: feature network, for example "digits_classifier" or "inception-2015-12-05".
+      features_hash: short hash of its weights (`features.params_hash`).
+      reference: reference set and split, for example "digits/train".
+      reference_n: images in it.
+      samples: generated images that were scored.
+      sampler: "ddim", "heun", ..., "heun-edm" on EDM's own sigmas; "none" for real data.
+      nfe: network evaluations an image; 0 for real data.
+      ema: rate of the weight average that was sampled; None for the raw weights.
+      clip: limit of clipped x0 predictions; None for no clipping.
+      noise_seed: seed of the noise bank.
+      quantised: samples were rounded to uint8 before scoring.
+      guidance: classifier-free guidance scale; None without.
+      floor: real test images behind the floor; None, as all that follows, for numbers without
+        equal counts and intervals (an earlier version).
+      count: samples at which recall, coverage and class shares are taken, for samples and floor
+        alike: means over subsets of that size.
+      subsets: random subsets behind these means and behind every 95 % interval.
+      splits: splits into halves behind "fd_infinity".
+      subset_seed: of all subsets and splits.
+      strata: whether samples have fixed numbers for each class, which subsets keep.
+    """
+
+    features: str
+    features_hash: str
+    reference: str
+    reference_n: int
+    samples: int
+    sampler: str
+    nfe: int
+    ema: float | None
+    clip: float | None
+    noise_seed: int
+    quantised: bool
+    guidance: float | None = None
+    floor: int | None = None
+    count: int | None = None
+    subsets: int | None = None
+    splits: int | None = None
+    subset_seed: int | None = None
+    strata: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("features", "features_hash", "reference", "sampler"):
+            value = getattr(self, key)
+            if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+                raise ValueError(
+                    f"protocol.{key}={value!r} must be a word without spaces and = , ; | `."
+                )
+        if "@" in self.features or ":" in self.reference:
+            raise ValueError(f"'@' in features={self.features!r} or ':' in {self.reference!r}.")
+        for key, least in (("reference_n", 1), ("samples", 1), ("nfe", 0), ("noise_seed", 0)):
+            value = getattr(self, key)
+            if not _is_int(value) or value < least:
+                raise ValueError(
+                    f"protocol.{key}={value!r} must be an integer of at least {least}."
+                )
+        resampled = [getattr(self, key) for key in _RESAMPLING]
+        if resampled != [None] * 5 and not all(_is_int(v) and v >= 0 for v in resampled):
+            raise ValueError(
+                f"protocol.{', '.join(_RESAMPLING)}={resampled!r} must be integers of at least 0, "
+                "or all None."
+            )
+        for key in ("ema", "clip", "guidance"):
+            value = getattr(self, key)
+            if value is not None and not _is_finite(value):
+                raise ValueError(f"protocol.{key}={value!r} must be a finite number or None.")
+        if not isinstance(self.quantised, bool):
+            raise ValueError(f"protocol.quantised={self.quantised!r} must be True or False.")
+
+    def string(self) -> str:
+        """The protocol on one line; `Protocol.parse` reads it back."""
+        return " ".join(f"{key}={value}" for key, value in self.items().items())
+
+    def items(self) -> dict[str, str]:
+        """The parts of the string, in order."""
+        parts = {
+            "features": f"{self.features}@{self.features_hash}",
+            "reference": f"{self.reference}:{self.reference_n}",
+            "samples": str(self.samples),
+            "sampler": self.sampler,
+            "nfe": str(self.nfe),
+            "ema": _optional(self.ema),
+            "clip": _optional(self.clip),
+            "noise_seed": str(self.noise_seed),
+            "uint8": "yes" if self.quantised else "no",
+            "guidance": _optional(self.guidance),
+        }
+        if self.count is None:
+            return parts
+        parts |= {key: str(getattr(self, key)) for key in _RESAMPLING}
+        return parts | {"strata": "yes" if self.strata else "no"}
+
+    @classmethod
+    def parse(cls, text: str) -> "Protocol":
+        """Reads what `string` wrote.
+
+        Raises:
+          ValueError: a part that is missing, unknown or malformed, naming it.
+        """
+        parts = dict(part.partition("=")[::2] for part in text.split())
+        if tuple(parts) not in (_OLD_PARTS, _PARTS):
+            missing = [key for key in _PARTS if key not in parts]
+            unknown = [key for key in parts if key not in _PARTS]
+            raise ValueError(
+                f"Not a protocol string (missing: {missing}, unknown: {unknown}): {text!r}."
+            )
+        features, _, features_hash = parts["features"].partition("@")
+        reference, _, reference_n = parts["reference"].partition(":")
+        for key in ("uint8", "strata"):
+            if parts.get(key, "no") not in ("yes", "no"):
+                raise ValueError(f"{key}={parts[key]!r} must be yes or no in protocol {text!r}.")
+        return cls(
+            features=features,
+            features_hash=features_hash,
+            reference=reference,
+            reference_n=int(reference_n),
+            samples=int(parts["samples"]),
+            sampler=parts["sampler"],
+            nfe=int(parts["nfe"]),
+            ema=_number(parts["ema"]),
+            clip=_number(parts["clip"]),
+            noise_seed=int(parts["noise_seed"]),
+            quantised=parts["uint8"] == "yes",
+            guidance=_number(parts["guidance"]),
+            **{key: int(parts[key]) for key in _RESAMPLING if key in parts},
+            strata=parts.get("strata") == "yes",
+        )
+
+    @property
+    def label(self) -> str:
+        """Name of the Frechet distance under this protocol.
+
+        "FID" only with the Inception graph and 50 000 samples or more, "FID proxy" with fewer,
+        "FD (features)" with any other features.
+        """
+        if self.features != _FID_FEATURES:
+            return f"FD ({self.features})"
+        return "FID" if self.samples >= 50_000 and self.quantised else "FID proxy"
+
+
+def variant(protocol: str, drop: Sequence[str] = ()) -> str:
+    """A protocol string without the feature network's hash and without the parts in `drop`."""
+    parts = [part for part in protocol.split() if part.partition("=")[0] not in drop]
+    return " ".join(
+        part.partition("@")[0] if part.startswith("features=") else part for part in parts
+    )
+
+
+def summarise(labelled: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+    """Splits protocol strings into what all share and what each label adds.
+
+    Args:
+      labelled: (label, protocol string); a label may come several times.
+
+    Returns:
+      (shared parts, [(label, its further parts)]), without `nfe` and without labels that add
+      nothing. Parts that vary within one label are all listed, joined by "|".
+    """
+    table: dict[str, dict[str, list[str]]] = {}
+    for label, text in labelled:
+        for part in text.split():
+            key, _, value = part.partition("=")
+            values = table.setdefault(label, {}).setdefault(key, [])
+            if value not in values:
+                values.append(value)
+    keys = list(dict.fromkeys(key for parts in table.values() for key in parts if key != "nfe"))
+    first = next(iter(table.values()), {})
+    shared = [k for k in keys if all(p.get(k) == first.get(k) for p in table.values())]
+    shared = [k for k in shared if len(first[k]) == 1]
+
+    def show(parts: dict[str, list[str]], names: list[str]) -> str:
+        return " ".join(f"{k}={'|'.join(parts[k])}" for k in names if k in parts)
+
+    own = [k for k in keys if k not in shared]
+    rest = [(label, show(parts, own)) for label, parts in table.items()]
+    return show(first, shared), [(label, text) for label, text in rest if text]
+
+
+def _optional(value: float | None) -> str:
+    return "none" if value is None else f"{value:.10g}"
+
+
+def _number(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_OLD = Protocol("x", "x", "x", 1, 1, "x", 0, None, None, 0, True)
+
+
+_OLD_PARTS = tuple(_OLD.items())
+
+
+_PARTS = tuple(replace(_OLD, floor=1, count=1, subsets=0, splits=0, subset_seed=0).items())

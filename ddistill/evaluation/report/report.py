@@ -1,0 +1,241 @@
+"""report.html: what a run made, to be opened and looked at.
+
+    report = Report(title="SFDDM on digits", grids=[Grid(...)], plot=score_plot(rows), ...)
+    write_report(folder, report)
+
+The page is one file: pictures are inside it, nothing is loaded from anywhere. The pictures lie
+beside it as well: samples.png, fd_vs_nfe.png, strip.png, classes.png, curves.png.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from ddistill.evaluation.figures import page
+from ddistill.evaluation.figures.image_grids import Grid, Strip, grid_image, sheet, strip_image
+from ddistill.evaluation.figures.plots import (
+    ClassChart,
+    Curve,
+    ScorePlot,
+    classes_figure,
+    curves_figure,
+    score_figure,
+)
+from ddistill.evaluation.figures.style import DARK, LIGHT
+from ddistill.evaluation.figures.tables import Table
+from ddistill.evaluation.records.protocol import summarise
+from ddistill.runtime.files import replacing, write_bytes, write_text
+from ddistill.runtime.interrupt import Interrupted
+from ddistill.runtime.leftovers import remove_leftovers
+from ddistill.text import file_names, one_line
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """A number worth its own tile: value "3.1", label "FD at 4 steps", note "teacher: 9.8"."""
+
+    value: str
+    label: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report shows; what is empty is left out.
+
+    Attributes:
+      title: heading.
+      subtitle: one or two sentences: what was distilled into what, on which data.
+      command: what to type to make it again.
+      warnings: why the scores may mean little; shown before all of them.
+      highlights: at most about four tiles.
+      grids: samples from the same noise, a row a sampler.
+      plot: FD against NFE.
+      tables: usually one `summary.score_table`.
+      strip: denoising of a few samples.
+      classes: class histogram of the samples.
+      curves: training losses, a panel a stage.
+      config: summary of the configuration; nested mappings become dotted keys.
+      protocols: (sampler, protocol string) of the numbers shown.
+      provenance: further facts, for example machine, versions, data source.
+      notes: paragraphs below the subtitle.
+      failed: (heading, error) of parts that could not be made (`Attempts`).
+    """
+
+    title: str
+    subtitle: str = ""
+    command: str = ""
+    warnings: Sequence[str] = ()
+    highlights: Sequence[Highlight] = ()
+    grids: Sequence[Grid] = ()
+    plot: ScorePlot | None = None
+    tables: Sequence[Table] = ()
+    strip: Strip | None = None
+    classes: ClassChart | None = None
+    curves: Sequence[Curve] = ()
+    config: Mapping[str, object] = field(default_factory=dict)
+    protocols: Sequence[tuple[str, str]] = ()
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    failed: Sequence[tuple[str, str]] = ()
+
+
+class Attempts:
+    """Makes parts of a report; one that fails is noted, because it must not lose the results.
+
+    Attributes:
+      failed: heading and error of every part that could not be made.
+    """
+
+    def __init__(self) -> None:
+        self.failed: list[tuple[str, str]] = []
+
+    def __call__(self, title: str, make: Callable[[], T]) -> T | None:
+        """What `make` returns, or None where it fails.
+
+        Raises:
+          OSError: a disk that is full or cannot be written.
+          Interrupted: a stop was asked for.
+        """
+        try:
+            return make()
+        except (OSError, Interrupted):
+            raise
+        except Exception as error:
+            self.failed.append((title, f"{type(error).__name__}: {one_line(error)}"))
+            return None
+
+
+def write_report(
+    folder: str | os.PathLike,
+    report: Report,
+    *,
+    separate_grids: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Writes report.html and its pictures into `folder` and returns the path of the page.
+
+    A picture that cannot be drawn is replaced by the reason; the page is written all the same.
+
+    Args:
+      folder: made if it does not exist; files of an earlier report are replaced.
+      report: what to show.
+      separate_grids: also write every row of every grid alone, unlabelled, as
+        images/GRID/ROW.png (`write_grids`).
+      say: is told of every part that could not be made.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared, own = summarise(report.protocols)
+    tiles = [(h.value, h.label, h.note) for h in report.highlights]
+    parts = [
+        page.header(report.title, report.subtitle, report.notes, report.command),
+        page.warnings(report.warnings),
+    ]
+    attempt = Attempts()
+    parts += [page.tiles(tiles), *_pictures(folder, report, attempt), page.protocol(shared, own)]
+    for title, why in [*report.failed, *attempt.failed]:
+        if say is not None:
+            say(f"report: '{title}' could not be drawn: {why}")
+    parts.append(page.facts("Provenance", flatten(report.provenance)))
+    parts.append(page.facts("Configuration", flatten(report.config), folded=True))
+    if separate_grids:
+        write_grids(folder / "images", report.grids)
+    path = folder / "report.html"
+    write_text(path, page.document(report.title, parts))
+    return path
+
+
+def _pictures(folder: Path, report: Report, attempt: Attempts) -> list[str]:
+    """Pieces of the page: samples, plot, tables, strip, classes and curves, as far as given."""
+
+    def drawn(title: str, name: str, draw: Callable[[Path, T], list[str]], given: T) -> list[str]:
+        path = folder / name
+        made = attempt(title, lambda: draw(path, given))
+        if made is None:  # nor may the picture of an earlier report stay
+            path.unlink(missing_ok=True)
+        return [page.failure(*attempt.failed[-1])] if made is None else made
+
+    parts: list[str] = []
+    if report.grids:
+        parts += drawn("Samples", "samples.png", _samples, report.grids)
+    if report.plot is not None:
+        parts += drawn(report.plot.title, "fd_vs_nfe.png", _plot, report.plot)
+    parts += [page.table(t) for t in report.tables]
+    if report.strip is not None:
+        parts += drawn(report.strip.title, "strip.png", _strip, report.strip)
+    if report.classes is not None:
+        parts += drawn(report.classes.title, "classes.png", _classes, report.classes)
+    if report.curves:
+        parts += drawn("Training", "curves.png", _curves, report.curves)
+    return parts + [page.failure(*failed) for failed in report.failed]
+
+
+def _samples(path: Path, grids: Sequence[Grid]) -> list[str]:
+    parts = [page.grid(g) for g in grids]
+    _save(path, grid_image(grids))
+    return parts
+
+
+def _plot(path: Path, plot: ScorePlot) -> list[str]:
+    pictures = score_figure(plot, LIGHT), score_figure(plot, DARK)
+    write_bytes(path, pictures[0])
+    return [page.figure(plot.title, plot.caption, *pictures, alt=page.plot_alt(plot))]
+
+
+def _strip(path: Path, strip: Strip) -> list[str]:
+    _save(path, strip_image(strip))
+    return [page.strip(strip)]
+
+
+def _classes(path: Path, chart: ClassChart) -> list[str]:
+    pictures = classes_figure(chart, LIGHT), classes_figure(chart, DARK)
+    write_bytes(path, pictures[0])
+    alt = "Share of each class among " + ", ".join(["real images", *chart.samplers])
+    return [page.figure(chart.title, chart.caption, *pictures, alt=alt)]
+
+
+def _curves(path: Path, curves: Sequence[Curve]) -> list[str]:
+    pictures = curves_figure(curves, LIGHT), curves_figure(curves, DARK)
+    write_bytes(path, pictures[0])
+    stages = ", ".join(dict.fromkeys(c.stage for c in curves))
+    caption = "Loss at every logged step (faint) and its running mean."
+    return [page.figure("Training", caption, *pictures, alt=f"Losses of {stages}")]
+
+
+def write_grids(folder: str | os.PathLike, grids: Sequence[Grid]) -> list[Path]:
+    """Writes every row of every grid as a sheet of images without labels: GRID/ROW.png."""
+    paths: list[Path] = []
+    titles = file_names(grid.title for grid in grids)
+    for grid in grids:
+        remove_leftovers(Path(folder) / titles[grid.title])
+        names = file_names(row.label for row in grid.rows)
+        for row in grid.rows:
+            path = Path(folder) / titles[grid.title] / f"{names[row.label]}.png"
+            if path in paths:
+                raise ValueError(f"Two rows of grid '{grid.title}' are both called '{row.label}'.")
+            _save(path, sheet(row.images))
+            paths.append(path)
+    return paths
+
+
+def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as dotted keys with their values as text."""
+    flat: dict[str, str] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    with replacing(path) as file:
+        image.save(file, "PNG", optimize=True)

@@ -1,0 +1,203 @@
+"""The generated part of docs/results.md: tables of all recorded rows."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ddistill.evaluation.figures.tables import BOLD_RULE, NOTHING, Table, score_table, show
+from ddistill.evaluation.records.aggregate import (
+    Entry,
+    Scores,
+    Stat,
+    aggregate,
+    best_lines,
+    entry_of,
+    experiments,
+    labels,
+)
+from ddistill.evaluation.records.names import METRICS, main_distance
+from ddistill.evaluation.records.notes import (
+    comparable_rows,
+    fresh_rows,
+    listed,
+    tuning_notes,
+    warning_notes,
+)
+from ddistill.evaluation.records.protocol import summarise
+from ddistill.evaluation.records.published import Published, published
+from ddistill.evaluation.records.rows import Row
+from ddistill.text import code_span, file_names
+from ddistill.text import markdown as escaped
+
+BEGIN = "<!-- generated:begin (python -m ddistill.record; do not edit between the markers) -->"
+END = "<!-- generated:end -->"
+_INTERVAL = re.compile(r"[-+.,\de]+ \[[-+.,\de]+, [-+.,\de]+\]( \(\d+\))?")
+_BEGIN_KEY, _END_KEY = "<!-- generated:begin", "<!-- generated:end"
+_TITLE = "# Results\n\n"
+
+
+def merge_text(before: str, generated: str, name: str) -> str:
+    """Puts `generated` between the markers of the page `before`, keeping the text outside.
+
+    A page without markers gets them at its end; an empty one gets a title too.
+
+    Raises:
+      ValueError: one marker without the other, several, or in the wrong order; `name` is the
+        file in the message.
+    """
+    block = f"{BEGIN}\n\n{generated.strip()}\n\n{END}"
+    begins, ends = before.count(_BEGIN_KEY), before.count(_END_KEY)
+    if (begins, ends) == (0, 0):
+        return (f"{before.rstrip()}\n\n" if before.strip() else _TITLE) + block + "\n"
+    start, end = before.find(_BEGIN_KEY), before.find(_END_KEY)
+    if (begins, ends) != (1, 1) or end < start:
+        raise ValueError(
+            f"{name}: found {begins} '{_BEGIN_KEY} -->' and {ends} '{_END_KEY} -->'; there must be"
+            " one of each, in this order. Mend the markers by hand: text outside them is kept."
+        )
+    close = before.find("-->", end) + len("-->")
+    return before[:start] + block + before[close:]
+
+
+def render(
+    rows: Sequence[Row],
+    pictures: Mapping[str, str] | None = None,
+    seeds: Sequence[int] = (),
+) -> str:
+    """Markdown of all rows: a section for each experiment and data set.
+
+    A section shows the seeds that its settings were not tuned on, where there are any.
+
+    Args:
+      rows: any rows.
+      pictures: name by `picture_names` -> link, for the sections that have one.
+      seeds: those to show, whatever settings were tuned on; empty for the fresh ones.
+    """
+    if not rows:
+        return "No results yet: `python -m ddistill.record runs/NAME` adds those of a run."
+    parts = [
+        "Mean ± standard deviation over training seeds, number of seeds in round brackets; for one"
+        " seed, in square brackets, the 95 % interval over other samples. FD\N{INFINITY} is the"
+        " Frechet distance extrapolated to infinitely many samples; FD is that of the number in the"
+        f" protocol, and larger. {BOLD_RULE} A number compares only with numbers of the same"
+        " protocol, which stands below each table."
+    ]
+    found = experiments(rows)
+    names = picture_names(found)
+    for key, own in found.items():
+        fresh = fresh_rows(own, seeds)
+        shown, earlier = comparable_rows(fresh)
+        if shown:
+            notes = [*warning_notes(shown), *earlier, *_seed_notes(own, fresh)]
+            parts += _section(*key, shown, notes, (pictures or {}).get(names[key], ""))
+    return "\n\n".join(parts)
+
+
+def picture_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """File names of the pictures of (experiment, data set), all of them different."""
+    texts = {key: "\0".join(key) for key in keys}
+    names = file_names(texts.values())
+    return {key: f"{names[text]}.png" for key, text in texts.items()}
+
+
+def _seed_notes(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
+    """On which seeds settings were tuned, and which seeds of the record are not shown."""
+    notes = tuning_notes(shown)
+    left_out = {row.seed for row in rows} - {row.seed for row in shown}
+    if left_out:
+        tuned = {seed for row in rows for seed in row.tuned_on}
+        why = ", on which settings were tuned" if left_out <= tuned else ""
+        kept = listed({row.seed for row in shown})
+        of = listed(left_out)
+        noun = "seeds" if len(left_out) > 1 else "seed"
+        notes = [f"These seeds: {kept}. Left out: {noun} {of}{why} (rows in results.json)."]
+    return notes
+
+
+def _section(
+    experiment: str, data: str, rows: Sequence[Row], notes: Sequence[str], picture: str
+) -> list[str]:
+    title = f"{escaped(experiment)}, {escaped(data)}"
+    parts = [f"## {title}", *map(escaped, notes)]
+    if picture:
+        parts.append(f"![FD against network evaluations: {title}]({picture})")
+    metrics = {row.metric for row in rows}
+    main = main_distance(metrics) or min(metrics)
+    matrix, sources = _matrix(rows, main, data)
+    parts.append(f"**{METRICS[main].label} by network evaluations an image (NFE)**")
+    parts.append(markdown(matrix))
+    parts += [f"Published FID: {sources}."] if sources else []
+    every = METRICS.keys() - {main}
+    if metrics & every:
+        parts.append("<details><summary>All scores and costs</summary>")
+        parts.append(markdown(score_table(rows, spread_of=tuple(METRICS))))
+        parts.append("</details>")
+    parts.append(_provenance(rows))
+    return parts
+
+
+def _matrix(rows: Sequence[Row], metric: str, data: str) -> tuple[Table, str]:
+    """Method x NFE of one metric, with the published FIDs of the same cells."""
+    scores = aggregate(row for row in rows if row.metric == metric)
+    names = labels(scores)
+    counts = sorted({nfe for entry in scores for nfe, _ in scores[entry] if nfe > 0})
+    table, sources = [], []
+    for entry in scores:
+        cells = [_cell(scores, entry, nfe, metric) for nfe in counts]
+        found = [] if entry.role == "real" else _papers(entry, data, counts)
+        sources += [p.source for p in found]
+        paper = ", ".join(f"{p.nfe}: {p.value:.2f}" for p in found) or NOTHING
+        table.append([names[entry], *cells, paper])
+    columns = ["method", *map(str, counts), "paper (NFE: FID)"]
+    best = frozenset(
+        (i, 1 + j)
+        for j, nfe in enumerate(counts)
+        for i in best_lines(scores, [(entry, nfe) for entry in scores], metric)
+    )
+    return Table(columns, table, best=best), "; ".join(dict.fromkeys(sources))
+
+
+def _cell(scores: Scores, entry: Entry, nfe: int, metric: str) -> str:
+    if entry.role == "real":  # the floor is the same whatever the sampler does
+        stat: Stat | None = next(iter(scores[entry].values()))
+    else:
+        stat = scores[entry].get((nfe, metric))
+    return show(metric, stat) + (f" ({stat.seeds})" if stat else "")
+
+
+def _papers(entry: Entry, data: str, counts: Sequence[int]) -> list[Published]:
+    # A recipe other than the paper's, or another number of students, has no published number.
+    if entry.recipe:
+        return []
+    found = [published(entry.method, data, nfe, entry.students) for nfe in counts]
+    return [p for p in found if p is not None]
+
+
+def _provenance(rows: Sequence[Row]) -> str:
+    names = labels({entry_of(row) for row in rows})
+    ordered = sorted(rows, key=entry_of)
+    shared, own = summarise((names[entry_of(row)], row.protocol) for row in ordered)
+    lines = [f"- protocol: `{shared}`"] if shared else []
+    lines += [f"- protocol, {escaped(label)}: `{text}`" for label, text in own]
+    lines += [f"- command: {code_span(text)}" for text in sorted({row.command for row in rows})]
+    lines += [f"- machine: {escaped(text)}" for text in sorted({row.machine for row in rows})]
+    return "\n".join(lines)
+
+
+def markdown(table: Table) -> str:
+    """A table in GitHub's markdown: first column left, numbers right, best values bold."""
+    lines = [
+        "| " + " | ".join(escaped(c) for c in table.columns) + " |",
+        "|:--" + "|--:" * (len(table.columns) - 1) + "|",
+    ]
+    for i, row in enumerate(table.rows):
+        cells = [
+            f"**{_text_cell(text)}**" if (i, j) in table.best else _text_cell(text)
+            for j, text in enumerate(row)
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _text_cell(text: str) -> str:
+    # Intervals stay readable in the file itself; they have no link in them.
+    return text if _INTERVAL.fullmatch(text) else escaped(text)

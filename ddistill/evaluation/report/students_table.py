@@ -1,0 +1,146 @@
+"""How the students of a stage fared, one by one: for the report of a run with many."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ddistill.data import Dataset, to_unit
+from ddistill.diffusion import add_noise
+from ddistill.errors import in_words
+from ddistill.evaluation.figures.tables import Table
+from ddistill.evaluation.sampling import noise_bank
+from ddistill.partitions import TimestepPartition, level_ranges
+from ddistill.planning.plan import StagePlan
+from ddistill.runtime.metrics_log import read_metrics
+from ddistill.settings import EvaluationSettings
+from ddistill.students import RoutedDenoiser
+from ddistill.training.trained import Networks
+
+# Images at which two neighbours are compared.
+COMPARED = 64
+
+
+_COLUMNS = [
+    "stage",
+    "student",
+    "answers for",
+    "images seen",
+    "loss",
+    "gradient",
+    "EMA apart",
+    "jump",
+]
+
+
+def students_table(
+    plans: list[StagePlan], networks: Networks, dataset: Dataset, settings: EvaluationSettings
+) -> Table | None:
+    """A row for every student of every stage of many; None where there is none.
+
+    Args:
+      plans: the stages, complete.
+      networks: the trained networks.
+      dataset: training images, at which neighbours are compared.
+      settings: for the noise bank.
+    """
+    rows = [
+        row
+        for plan in plans
+        if plan.stacked
+        for row in _rows(plan, _jumps(plan, networks, dataset, settings))
+    ]
+    if not rows:
+        return None
+    return Table(
+        _COLUMNS,
+        rows,
+        title="Students",
+        caption="Loss and gradient norm are means of the last log interval; 'EMA apart' is the "
+        "distance of the average from the weights, relative to it. 'Jump' is the root mean square "
+        "difference of the images that a student and the next noisier one predict at the first "
+        "level of the latter.",
+        roles=["student"] * len(rows),
+    )
+
+
+def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
+    logged = read_metrics(plan.folder / "metrics.jsonl")
+    last, frozen = (logged or [{}])[-1], plan.diverged_students()
+
+    def told(name: str, k: int) -> str:
+        if k in frozen:
+            return "frozen"
+        # A student that learns at some steps only may have had none in the last interval.
+        values = [row[f"{name}/{k}"] for row in logged if f"{name}/{k}" in row]
+        return f"{values[-1]:.3g}" if values else ""
+
+    rows = []
+    for k, student_plan in enumerate(plan.students):
+        rows.append(
+            [
+                plan.name,
+                student_plan.label or str(k),
+                _share(plan, k),
+                f"{last.get(f'images/{k}', 0):,.0f}",
+                told("loss", k),
+                told("grad_norm", k),
+                told("ema_distance", k),
+                f"{jumps[k]:.3g}" if k < len(jumps) else "",
+            ]
+        )
+    return rows
+
+
+def _share(plan: StagePlan, k: int) -> str:
+    """The levels and the classes of a student, as far as they are not all."""
+    student_plan = plan.students[k]
+    low, high = 1, student_plan.levels.num_steps
+    if plan.partition is not None:  # without the margin, which is for training alone
+        low, high = (int(x[k]) for x in level_ranges(plan.partition, plan.levels))
+    parts = []
+    if (low, high) != (1, student_plan.levels.num_steps) or student_plan.classes is None:
+        parts.append(f"levels {low} to {high}")
+    if student_plan.classes is not None:
+        parts.append("classes " + in_words(student_plan.classes))
+    return ", ".join(parts)
+
+
+def _jumps(
+    plan: StagePlan, networks: Networks, dataset: Dataset, settings: EvaluationSettings
+) -> list[float]:
+    if not isinstance(plan.partition, TimestepPartition):
+        return []  # students of other classes are no neighbours
+    count = min(COMPARED, len(dataset))
+    images = to_unit(jnp.asarray(dataset.take(np.arange(count))))
+    cond = jnp.asarray(dataset.labels[:count]) if plan.settings.conditional else None
+    noise = noise_bank(settings, plan.image_shape, 0, count)
+    return boundary_jumps(networks(plan), plan, images, noise, cond)
+
+
+def boundary_jumps(
+    router: RoutedDenoiser,
+    plan: StagePlan,
+    images: Float[Array, "B H W C"],
+    noise: Float[Array, "B H W C"],
+    cond: Array | None = None,
+) -> list[float]:
+    """RMS |x_k - x_{k+1}| at the first level of student k+1, for k = 0 .. K-2.
+
+    Args:
+      router: the students.
+      plan: their stage.
+      images: clean images in [-1, 1].
+      noise: what is added to them.
+      cond: classes, or None.
+    """
+    low, _ = level_ranges(router.partition, plan.levels)
+
+    @jax.jit
+    def apart(index, k):
+        level = plan.levels.at(index)
+        z = add_noise(images, noise, level)
+        here, there = (router.student(j)(z, level, cond).x0 for j in (k, k + 1))
+        return jnp.sqrt(jnp.mean(jnp.square(here - there)))
+
+    return [float(apart(jnp.int32(low[k + 1]), jnp.int32(k))) for k in range(len(low) - 1)]

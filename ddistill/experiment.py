@@ -1,0 +1,95 @@
+"""A run: its stages, then its evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from ddistill import data
+from ddistill.data import Dataset
+from ddistill.errors import ConfigError, nearest
+from ddistill.evaluation.checks import check_evaluation, check_real_images
+from ddistill.evaluation.evaluate import evaluate
+from ddistill.interop.sources import write_noted
+from ddistill.planning.checks.levels import notes
+from ddistill.planning.partitions import note_groups
+from ddistill.planning.planner import SOURCES, plan_stages
+from ddistill.runtime import hosts
+from ddistill.runtime.console import Reporter
+from ddistill.runtime.files import write_json
+from ddistill.runtime.interrupt import Interrupted, StopRequest
+from ddistill.runtime.leftovers import remove_leftovers
+from ddistill.settings import Settings, parse, plain
+from ddistill.training.folders import check_folders
+from ddistill.training.run_stages import run_stages
+from ddistill.training.trained import Networks
+
+
+def run(
+    config: Any,
+    workdir: Path,
+    cache: Path,
+    stage: str,
+    command: str,
+    dataset: Dataset | None = None,
+) -> int:
+    """Runs the stages of a config and then the evaluation.
+
+    Args:
+      config: `ConfigDict` or dictionary of `ddistill.settings.Settings`.
+      workdir: the run's folder.
+      cache: folder of shared stages.
+      stage: one stage to run alone, "evaluate", or "" for everything.
+      command: the command as the user gave it, for the results.
+      dataset: the training images, where they have been opened already.
+
+    Returns:
+      The exit status: 0, or that of a run that a signal has stopped (`StopRequest.status`).
+    """
+    settings = parse(config, Settings)
+    dataset = data.load(settings.data, "train") if dataset is None else dataset
+    plans = plan_stages(settings, dataset, workdir, cache)
+    check_evaluation(settings, plans)
+    check_real_images(settings, dataset)
+    names = [plan.name for plan in plans]
+    if stage and stage not in (*names, "evaluate"):
+        raise ConfigError(
+            f"--stage={stage} is not a stage of this config.{nearest(stage, [*names, 'evaluate'])} "
+            f"Stages: {', '.join(names)}, evaluate."
+        )
+    check_folders(plans, stage)
+    hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
+    # No other folders: the user may have named one full of files of their own. Stages see to theirs
+    # when they hold their locks.
+    hosts.from_first(lambda: remove_leftovers(workdir, workdir / "samples"))
+    noted_config = note_groups(plain(config), {plan.name: plan.settings for plan in plans})
+    hosts.from_first(lambda: write_json(workdir / "config.json", noted_config))
+    hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
+    noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
+    if noted:
+        hosts.from_first(lambda: write_noted(workdir / SOURCES, noted))
+    hosts.check_shared(workdir / "config.json")
+    reporter = Reporter()
+    reporter.say("\n".join(data.summary(dataset)))
+    for note in notes(plans, settings, dataset):
+        reporter.say(f"note: {note}")
+    networks = Networks()
+    status, waits, first = 0, False, hosts.is_first()
+    with StopRequest(speaks=hosts.is_first()) as stop:
+        try:
+            if stage != "evaluate":
+                run_stages(plans, settings, dataset, reporter, stop, stage, networks)
+            waits = stage in ("", "evaluate") and settings.evaluation.enabled
+            if waits:
+                if hosts.several():  # reading a checkpoint takes all of them
+                    networks.read(plans)
+                if hosts.is_first():
+                    evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
+        except Interrupted as where:
+            status = stop.status
+            reporter.say(
+                f"Stopped by {stop.name or 'request'} in {where}; everything up to there is saved. "
+                f"To go on, give the same command again:\n  {command}"
+            )
+        hosts.leave()
+        if waits and not first and not (workdir / "evaluation.json").exists():
+            status = status or stop.status  # the first process was stopped in its evaluation
+    return status

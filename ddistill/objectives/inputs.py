@@ -1,0 +1,146 @@
+"""What a loss is given beside networks: a batch, and the levels of its stage as tables."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, Key
+
+from ddistill.schedules import Schedule, index_time, subsequence
+
+
+@struct.dataclass
+class Batch:
+    """A training batch.
+
+    Attributes:
+      image: `[B, H, W, C]` in [-1, 1].
+      label: `[B]` class ids.
+      cond: what a conditional network is given (`label`), or None for an unconditional one.
+      pairs: noise and the teacher's images from it, as many as images; None where none are needed.
+      made: what earlier updates of the same step have computed, see `Aside`.
+      keys: `[B]` random keys, one an example, so that what is drawn for an example depends neither
+        on gradient accumulation nor on how the batch lies on devices.
+    """
+
+    image: Float[Array, "B H W C"]
+    label: Int[Array, " B"]
+    cond: Int[Array, " B"] | None
+    keys: Key[Array, " B"]
+    pairs: "Pairs | None" = None
+    made: Mapping[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Pairs:
+    """Where a teacher's deterministic sampler leads from noise.
+
+    Attributes:
+      noise: `[B, H, W, C]` standard normal; the sampler starts at noise * max(1, sigma_T).
+      label: `[B]` class ids.
+      image: `[B, H, W, C]`, what the sampler made of it.
+    """
+
+    noise: Float[Array | np.ndarray, "B H W C"]
+    label: Int[Array | np.ndarray, " B"]
+    image: Float[Array | np.ndarray, "B H W C"]
+
+
+@struct.dataclass
+class LevelTables:
+    """The noise levels of a stage; make it with `make_level_tables`.
+
+    Tables are filled up to one length by repeating their last row, so that students of different N,
+    and a chain of them, are one compiled program.
+
+    Attributes:
+      teacher: `[rows]`, the levels that the teacher knows, with the times that it is told.
+      student: `[rows]`, the teacher's levels at `grid`, with the student's own times; rows 0 .. N
+        count.
+      grid: `[rows]` indices of `teacher`, 0 = phi_0 < ... < phi_N, then repeated.
+      count: N, the student's steps.
+      low, high: the student is trained on levels low .. high of 1 .. N.
+      full_range_share: the share of examples that are drawn from all of 1 .. N instead; None for
+        none.
+      classes: `[C]`, the classes that the student answers for, filled up; None where networks are
+        not conditional.
+      class_count: how many of them count.
+      values: by name, those hyperparameters of the objective that are numbers of the program and
+        not parts of it: other values do not compile again.
+    """
+
+    teacher: Schedule
+    student: Schedule
+    grid: Int[Array, " T_1"]
+    count: Int[Array, ""]
+    low: Int[Array, ""]
+    high: Int[Array, ""]
+    full_range_share: Float[Array, ""] | None = None
+    classes: Int[Array, " C"] | None = None
+    class_count: Int[Array, ""] | None = None
+    values: Mapping[str, Array] = struct.field(default_factory=dict)
+
+
+def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> Schedule:
+    """A student's `[N+1]` levels: the teacher's at a grid.
+
+    Args:
+      schedule: the teacher's, `[T+1]`.
+      grid: `[N+1]` increasing indices of it, from 0.
+      time: what the student is told: "mapped" (the teacher's time) or "index" (0 .. N-1).
+    """
+    levels = subsequence(schedule, grid)
+    return index_time(levels) if time == "index" else levels
+
+
+def make_level_tables(
+    schedule: Schedule,
+    grid: np.ndarray,
+    time: str = "mapped",
+    rows: int = 0,
+    *,
+    low: int = 1,
+    high: int = 0,
+    full_range_share: float | None = None,
+    classes: Sequence[int] | None = None,
+    num_classes: int = 0,
+    values: Mapping[str, float] | None = None,
+) -> LevelTables:
+    """The levels of a stage as tables.
+
+    Args:
+      schedule, grid, time: as in `student_levels`.
+      rows: length of the tables, at least T+1; 0 for T+1.
+      low, high, full_range_share, classes, values: see `LevelTables`; high 0 for N.
+      num_classes: length of the table of classes.
+    """
+    student = student_levels(schedule, grid, time)
+    rows = rows or schedule.num_steps + 1
+    count = len(grid) - 1
+
+    def fill(row):
+        return np.concatenate([row, np.repeat(row[-1:], rows - len(row))])
+
+    # Unlike jnp.asarray, device_put compiles nothing: plans are made before anything may.
+    return LevelTables(
+        teacher=jax.device_put(jax.tree.map(fill, schedule)),
+        student=jax.device_put(jax.tree.map(fill, student)),
+        grid=jax.device_put(fill(np.asarray(grid, np.int32))),
+        count=jax.device_put(np.asarray(count, np.int32)),
+        low=jax.device_put(np.asarray(low, np.int32)),
+        high=jax.device_put(np.asarray(high or count, np.int32)),
+        full_range_share=None
+        if full_range_share is None
+        else jax.device_put(np.float32(full_range_share)),
+        classes=None if classes is None else jax.device_put(_filled(classes, num_classes)),
+        class_count=None if classes is None else jax.device_put(np.int32(len(classes))),
+        values={
+            k: jax.device_put(np.asarray(v, np.int32 if isinstance(v, int) else np.float32))
+            for k, v in (values or {}).items()
+        },
+    )
+
+
+def _filled(classes: Sequence[int], length: int) -> Int[np.ndarray, " C"]:
+    return np.append(classes, [classes[-1]] * (length - len(classes))).astype(np.int32)

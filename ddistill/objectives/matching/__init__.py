@@ -1,0 +1,1 @@
+"""Distribution matching: settings, losses, generator, discriminator, alarms."""

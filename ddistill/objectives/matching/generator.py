@@ -1,0 +1,153 @@
+"""One- and few-step students: what they are asked, and how far their images are from the data's.
+
+A student is a denoiser whose x0 at a level of its grid is an image: at the noisiest level it makes
+one from noise, at the others it makes a better one from an image that was noised again.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Key
+
+from ddistill.diffusion import add_noise
+from ddistill.objectives.base import Metrics
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.sampling import draw_class, normal, streams, uniform_index
+from ddistill.schedules import Level
+
+BACKWARD = ("none", "data", "rollout")
+
+
+@struct.dataclass
+class Question:
+    """What a student is asked for one image.
+
+    Attributes:
+      z: `[B, H, W, C]`.
+      level: its noise level, `[B]`.
+      cond: `[B]` classes, or None.
+    """
+
+    z: Float[Array, "B H W C"]
+    level: Level
+    cond: Int[Array, " B"] | None
+
+
+def ask(student: Any, question: Question) -> Float[Array, "B H W C"]:
+    """The student's images."""
+    return student(question.z, question.level, question.cond).x0
+
+
+def starting(noise: Array, tables: LevelTables, cond: Any) -> Question:
+    """The question that sampling begins with: noise at the student's noisiest level."""
+    top = tables.student.at(jnp.broadcast_to(tables.count, noise.shape[:1]))
+    return Question(noise * jnp.maximum(1.0, top.sigma[0]), top, cond)
+
+
+def question(
+    student: Any,
+    batch: Batch,
+    keys: Key[Array, " B"],
+    tables: LevelTables,
+    backward: str,
+    steps: int,
+) -> Question:
+    """A question for every example.
+
+    Args:
+      student: for "rollout".
+      batch: for "data".
+      keys: `[B]`.
+      tables: the student's levels and classes.
+      backward: where the noisy image of a level below the noisiest comes from: "data" noises real
+        images, of which the student will see none when it samples; "rollout" what the student
+        itself makes on its way there, a constant (backward simulation, arXiv 2405.14867 section
+        4.5); "none" is for students of one step.
+      steps: N, the student's steps.
+    """
+    noise_keys, class_keys, index_keys, walk_keys = streams(keys, 4)
+    noise = normal(noise_keys, batch.image)
+    if backward == "none":
+        return starting(noise, tables, draw_class(class_keys, tables))
+    index = uniform_index(index_keys, tables.low, tables.high)
+    level = tables.student.at(index)
+    if backward == "data":
+        top = starting(noise, tables, batch.cond)
+        at_top = _like(index == tables.count, noise)
+        z = jnp.where(at_top, top.z, add_noise(batch.image, noise, level))
+        return Question(z, level, batch.cond)
+    now = starting(noise, tables, draw_class(class_keys, tables))
+    found = now.z
+    for i in range(steps, 1, -1):
+        there = tables.student.at(jnp.full_like(index, i - 1))
+        fresh = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(walk_keys)
+        z = add_noise(ask(student, now), normal(fresh, noise), there)
+        now = Question(z, there, now.cond)
+        found = jnp.where(_like(index == i - 1, z), z, found)
+    return Question(jax.lax.stop_gradient(found), level, now.cond)
+
+
+def _like(flags: Array, images: Array) -> Array:
+    return flags.reshape(-1, *(1,) * (images.ndim - 1))
+
+
+def attach(value: Float[Array, " B"], image: Array, gradient: Array) -> Float[Array, " B"]:
+    """`value`, whose derivative with respect to `image` is `gradient`.
+
+    A loss that is written as its gradient at the image is added up with others, measured there and
+    differentiated through the student once.
+    """
+    value, gradient = jax.lax.stop_gradient((value, gradient))
+    moved = image - jax.lax.stop_gradient(image)
+    return value + jnp.sum(gradient * moved, axis=tuple(range(1, image.ndim)))
+
+
+def root_mean_square(values: Array) -> Array:
+    """Root mean square over everything."""
+    return jnp.sqrt(jnp.mean(jnp.square(values)))
+
+
+# Pixels beyond this are out of the data's range by more than a student's rounding.
+SATURATED = 1.1
+# Fewer images than these say nothing of a distribution.
+FEWEST = 4
+
+
+def image_health(images: Array, data: Array, classifier: Any = None) -> Metrics:
+    """How generated images differ from as many of the data's, in numbers that need few of them.
+
+    Args:
+      images: `[B, H, W, C]`, generated.
+      data: `[B, H, W, C]` of the same classes.
+      classifier: images -> (logits, features); None compares pixels.
+
+    Returns:
+      saturation: the share of pixels beyond `SATURATED`.
+      mean_drift: mean of the pixels minus that of the data's.
+      std_ratio: standard deviation of the pixels over that of the data's.
+      diversity: variance of features over the batch, over that of the data's; 0 where all images
+        are one.
+      proxy: Frechet distance between Gaussians with diagonal covariances in feature space, by which
+        checkpoints are told apart; with few images it is above 0 for the data themselves.
+      The last two are left out where there are fewer than `FEWEST` images.
+    """
+    images, data = jax.lax.stop_gradient((images, data))
+    pixels = {
+        "saturation": jnp.mean((jnp.abs(images) > SATURATED).astype(jnp.float32)),
+        "mean_drift": jnp.mean(images) - jnp.mean(data),
+        "std_ratio": jnp.std(images) / jnp.maximum(jnp.std(data), 1e-6),
+    }
+    if len(images) < FEWEST:
+        return pixels
+    ours, theirs = (
+        x.reshape(len(x), -1) if classifier is None else classifier(x)[1] for x in (images, data)
+    )
+    mean, std = jnp.mean(ours, axis=0), jnp.std(ours, axis=0)
+    wanted_mean, wanted_std = jnp.mean(theirs, axis=0), jnp.std(theirs, axis=0)
+    spread = jnp.sum(jnp.square(wanted_std))
+    return pixels | {
+        "diversity": jnp.sum(jnp.square(std)) / jnp.maximum(spread, 1e-12),
+        "proxy": jnp.sum(jnp.square(mean - wanted_mean) + jnp.square(std - wanted_std)),
+    }

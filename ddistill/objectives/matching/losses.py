@@ -1,0 +1,307 @@
+"""Distribution matching: a student whose images, noised, have the teacher's score everywhere.
+
+DMD (arXiv 2311.18828), DMD2 (arXiv 2405.14867), f-distill's weights and LADD are this with other
+parts switched on; each has a file of its own. The generator follows the difference between the
+score of its own images, which a "fake" denoiser learns as they change, and the teacher's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from ddistill.denoiser import Denoiser, GuidedDenoiser
+from ddistill.diffusion import Prediction, add_noise
+from ddistill.objectives.base import Aside, Metrics, Networks, Update, predict
+from ddistill.objectives.denoising import weighted_error
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.matching.adversarial import (
+    density_ratio,
+    discriminator_loss,
+    divergence_weights,
+    generator_loss,
+    mean_of_bins,
+    noise_bins,
+    smoothness,
+)
+from ddistill.objectives.matching.generator import (
+    Question,
+    ask,
+    attach,
+    image_health,
+    question,
+    root_mean_square,
+    starting,
+)
+from ddistill.objectives.matching.settings import MatchingSettings
+from ddistill.objectives.regression import regression_distance
+from ddistill.objectives.sampling import mean_per_example, normal, streams, uniform_index
+from ddistill.schedules import Level
+
+
+@dataclass(frozen=True)
+class Matching(MatchingSettings):
+    """The losses of the family; `MatchingSettings` says what its hyperparameters mean."""
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The student's, and one of everything that judges it, on the same images."""
+        student = Update(
+            "student", self.student_loss, every=self.student_every, otherwise=self.generate
+        )
+        pause = self.student_every if self.alternate else 0
+        return student, Update(tuple(self.networks()), self.guidance_loss, skip=pause)
+
+    def generate(self, networks: Networks, batch: Batch, tables: LevelTables) -> dict[str, Array]:
+        """Images of the student, constants, and their classes, if any."""
+        asked = self._asked(networks["student"], batch, tables)
+        return _made(jax.lax.stop_gradient(ask(networks["student"], asked)), asked)
+
+    def _asked(self, student: Any, batch: Batch, tables: LevelTables) -> Question:
+        """What the student is asked in this step; every update gets the same."""
+        return question(
+            student, batch, streams(batch.keys, 3)[0], tables, self.backward, self.steps
+        )
+
+    def student_loss(
+        self, networks: Networks, batch: Batch, tables: LevelTables
+    ) -> tuple[Float[Array, " B"], Metrics, Aside]:
+        """The three terms, whose gradients at the images go through the student at once."""
+        student, asked = networks["student"], self._asked(networks["student"], batch, tables)
+        if self.regression_weight:
+            image, regressed = _ask_both(student, asked, batch, tables)
+        else:
+            image = ask(student, asked)
+        fixed = jax.lax.stop_gradient(image)
+        values = jnp.zeros(image.shape[:1])
+        metrics = image_health(fixed, batch.image, networks.get("classifier"))
+        terms, statistics = self._judgements(networks, fixed, asked, batch, tables)
+        for value, gradient, found in terms:
+            values = values + attach(value, image, gradient)
+            metrics |= found
+        if self.regression_weight:
+            pairs: Any = batch.pairs
+            classifier = networks.get("classifier")
+            distance, pullback = jax.vjp(
+                lambda x: regression_distance(self.regression, x, pairs.image, classifier),
+                jax.lax.stop_gradient(regressed),
+            )
+            (gradient,) = pullback(jnp.full_like(distance, self.regression_weight))
+            values = values + attach(self.regression_weight * distance, regressed, gradient)
+            metrics |= {
+                "regression": jnp.mean(distance),
+                "image_grad_regression": root_mean_square(gradient),
+            }
+        kept = {"discriminator": statistics} if statistics else {}
+        return values, metrics, Aside(statistics=kept, made=_made(fixed, asked))
+
+    def _judgements(
+        self, networks: Networks, image: Array, asked: Question, batch: Batch, tables: LevelTables
+    ) -> tuple[list[tuple[Array, Array, Metrics]], dict[str, Array]]:
+        """(value per example, gradient at the image, metrics) of the judges of generated images.
+
+        Also the discriminator's new statistics, where it keeps such.
+
+        Teacher and fake denoiser see the same noisy images, each once.
+        """
+        index_keys, noise_keys = streams(streams(batch.keys, 3)[1], 2)
+        index = uniform_index(index_keys, *self._compared())
+        level = tables.teacher.at(index)
+        noise = normal(noise_keys, image)
+        terms, answers, logits = [], {}, None
+        statistics: dict[str, Array] = {}
+        if self.gan_weight:
+
+            def verdict(x):
+                z = add_noise(x, noise, level)
+                judge = networks[self.features_of]
+                prediction, features = predict(judge, self.features, z, level, asked.cond)
+                found = networks["discriminator"](features)
+                return self.gan_weight * generator_loss(found), (prediction, found)
+
+            value, pullback, (answer, logits) = jax.vjp(verdict, image, has_aux=True)
+            (gradient,) = pullback(jnp.ones_like(value))
+            answers[self.features_of] = answer
+            metrics = {
+                "gan": jnp.mean(value) / self.gan_weight,
+                "image_grad_gan": root_mean_square(gradient),
+            }
+            terms.append((value, gradient, metrics))
+        if self.score_weight:
+            z = add_noise(image, noise, level)
+            for name in ("teacher", "fake"):
+                if name not in answers:
+                    answers[name] = networks[name](z, level, asked.cond)
+            gradient = score_difference(
+                image, answers["fake"].x0, answers["teacher"].x0, self.floor
+            )
+            if logits is not None:
+                h, statistics = self._divergence_weights(networks, logits, index, tables)
+                gradient = gradient * h.reshape(-1, *(1,) * (image.ndim - 1))
+            value = 0.5 * self.score_weight * mean_per_example(jnp.square(gradient))
+            gradient = self.score_weight * gradient / gradient[0].size
+            metrics = {
+                "score": jnp.mean(value) / self.score_weight,
+                "image_grad_score": root_mean_square(gradient),
+            }
+            terms.append((value, gradient, metrics))
+        return terms, statistics
+
+    def _divergence_weights(
+        self, networks: Networks, logits: Array, index: Array, tables: LevelTables
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """The weights h of the score difference, of ratios that are compared per noise level.
+
+        Also the discriminator's new statistics, where it keeps such.
+        """
+        if self.divergence == "rkl" or not self.ratio_bins:
+            return divergence_weights(self.divergence, logits), {}
+        bins = noise_bins(index, tables.teacher, self.top, self.ratio_bins)
+        ones = jnp.ones(self.ratio_bins)
+        before = networks["discriminator"].ratio_mean if self.ratio_ema else ones
+        means = mean_of_bins(density_ratio(logits), bins, before, self.ratio_ema)
+        h = divergence_weights(self.divergence, logits, means[bins])
+        return h, {"ratio_mean": means} if self.ratio_ema else {}
+
+    def _compared(self) -> tuple[int, int]:
+        """The first and the last level at which scores are compared."""
+        low = max(1, round(self.lowest * self.top))
+        return low, max(low, min(self.top, round(self.highest * self.top)))
+
+    def guidance_loss(
+        self, networks: Networks, batch: Batch, tables: LevelTables
+    ) -> tuple[Float[Array, " B"], Metrics]:
+        """The fake denoiser's error on generated images, and the discriminator's loss."""
+        keys = streams(batch.keys, 3)[2]
+        fake_keys, real_keys, change_keys = streams(keys, 3)
+        image, cond = batch.made["image"], batch.made.get("cond")
+        level, noise, z = self._noised(image, fake_keys, tables)
+        values, metrics = jnp.zeros(image.shape[:1]), {}
+        features: Mapping[str, Array] = {}
+        if "fake" in networks:
+            taps = self.features if self.gan_weight and self.features_of == "fake" else ()
+            prediction, features = predict(networks["fake"], taps, z, level, cond)
+            target = Prediction(x0=image, eps=noise)
+            error = weighted_error(prediction, target, z, level, "x0", self.fake_weight)
+            values = values + error
+            metrics["fake_error"] = jnp.mean(error)
+        if self.gan_weight:
+            discriminator = networks["discriminator"]
+            if not features:
+                _, features = predict(self._seen(networks), self.features, z, level, cond)
+            fake = discriminator(features)
+            real = self._judge(networks, batch.image, batch.cond, real_keys, tables)
+            value = discriminator_loss(fake, real)
+            metrics |= {
+                "discriminator": jnp.mean(value),
+                "logit_fake": jnp.mean(fake),
+                "logit_real": jnp.mean(real),
+            }
+            if self.smooth_weight:
+                moved = batch.image + self.smooth_step * normal(change_keys, image)
+                moved = self._judge(networks, moved, batch.cond, real_keys, tables)
+                penalty = smoothness(real, moved)
+                metrics["smoothness"] = jnp.mean(penalty)
+                value = value + self.smooth_weight * penalty
+            values = values + self.discriminator_weight * value
+        return values, metrics
+
+    # -------------------------------------------------------------------------------- pictures
+
+    @property
+    def panels(self) -> tuple[str, ...]:
+        """What the two denoisers make of a student's images."""
+        if "fake" not in self.networks():
+            return ()
+        return ("images", "noised, by the teacher", "by the fake denoiser", "driven to")
+
+    @property
+    def panels_caption(self) -> str:
+        """What to see in them."""
+        return (
+            "What both denoisers make of a student's images at the middle noise level, and the "
+            "difference that it follows."
+        )
+
+    def draw_panels(
+        self, networks: Networks, noise: Array, tables: LevelTables, cond: Array | None
+    ) -> tuple[Array, ...]:
+        """The student's images, both denoisers' answers, and the direction of descent.
+
+        Noise in the last one means that there is little left to learn, one pattern in all of its
+        images a shift that is not being followed.
+        """
+        image = ask(networks["student"], starting(noise, tables, cond))
+        level = tables.teacher.at(jnp.full(len(noise), max(1, self.top // 2), jnp.int32))
+        z = add_noise(image, jnp.roll(noise, 1, axis=0), level)
+        teacher, fake = (networks[n](z, level, cond).x0 for n in ("teacher", "fake"))
+        driven = -score_difference(image, fake, teacher, self.floor)
+        return image, teacher, fake, driven / jnp.maximum(jnp.max(jnp.abs(driven)), 1e-6)
+
+    # --------------------------------------------------------------------------------- helpers
+
+    def _noised(
+        self, image: Array, keys: Key[Array, " B"], tables: LevelTables
+    ) -> tuple[Level, Array, Array]:
+        index_keys, noise_keys = streams(keys, 2)
+        level = tables.teacher.at(uniform_index(index_keys, 1, self.top))
+        noise = normal(noise_keys, image)
+        return level, noise, add_noise(image, noise, level)
+
+    def _judge(
+        self,
+        networks: Networks,
+        image: Array,
+        cond: Any,
+        keys: Key[Array, " B"],
+        tables: LevelTables,
+    ) -> Float[Array, "B N"]:
+        """The discriminator's logits of images, each at a level of its own."""
+        level, _, z = self._noised(image, keys, tables)
+        _, features = predict(self._seen(networks), self.features, z, level, cond)
+        return networks["discriminator"](features)
+
+    def _seen(self, networks: Networks) -> Any:
+        """Whose features are looked at; those of a guided teacher are its plain ones."""
+        network = networks[self.features_of]
+        return network.denoiser if isinstance(network, GuidedDenoiser) else network
+
+
+def score_difference(
+    image: Float[Array, "B H W C"],
+    fake: Float[Array, "B H W C"],
+    teacher: Float[Array, "B H W C"],
+    floor: float,
+) -> Float[Array, "B H W C"]:
+    """DMD's direction (arXiv 2311.18828 eq. 7 and 8): the student descends it.
+
+    (fake - teacher) / mean |image - teacher|, both denoisers at the same noised image, the mean
+    over pixels and channels, in float32.
+
+    Args:
+      image: generated images.
+      fake, teacher: what the two denoisers say of them.
+      floor: added to the mean.
+    """
+    image, fake, teacher = (x.astype(jnp.float32) for x in (image, fake, teacher))
+    scale = mean_per_example(jnp.abs(image - teacher)) + floor
+    return (fake - teacher) / scale.reshape(-1, *(1,) * (image.ndim - 1))
+
+
+def _made(image: Array, asked: Question) -> dict[str, Array]:
+    return {"image": image} | ({} if asked.cond is None else {"cond": asked.cond})
+
+
+def _ask_both(
+    student: Denoiser, asked: Question, batch: Batch, tables: LevelTables
+) -> tuple[Array, Array]:
+    """The student's images, and those from the pairs' noise.
+
+    Two calls: one of twice the batch takes a CPU longer (docs/benchmarks.md).
+    """
+    pairs: Any = batch.pairs
+    given = starting(pairs.noise, tables, None if asked.cond is None else pairs.label)
+    return ask(student, asked), ask(student, given)

@@ -1,0 +1,314 @@
+"""What methods of distribution matching can be set to, and what they need of a stage."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ddistill.errors import ConfigError, check_choice
+from ddistill.networks.discriminator import Discriminator
+from ddistill.networks.weights import Weights
+from ddistill.objectives.base import Alarm, FeatureShapes, Objective, check_not_negative, filled_in
+from ddistill.objectives.matching.adversarial import DIVERGENCES
+from ddistill.objectives.matching.alarms import matching_alarms
+from ddistill.objectives.matching.generator import BACKWARD
+from ddistill.objectives.regression import REGRESSIONS
+
+FAKE_WEIGHTS = ("edm", "uniform", "snr", "truncated_snr", "min_snr")
+FEATURES_OF = ("fake", "teacher")
+
+
+@dataclass(frozen=True)
+class BoundDiscriminator:
+    """The discriminator with its weights: a function of {tap: features}.
+
+    Attributes:
+      module, weights: of the network.
+    """
+
+    module: nn.Module
+    weights: Weights
+
+    def __call__(self, features: Mapping[str, Array]) -> Float[Array, "B N"]:
+        """Logits."""
+        return self.module.apply(self.weights.variables(), features)  # type: ignore[return-value]
+
+    @property
+    def ratio_mean(self) -> Float[Array, " M"]:
+        """The running means of ratios by noise level, of a discriminator that keeps them."""
+        return self.weights.statistics["ratio_mean"]
+
+
+@dataclass(frozen=True)
+class MatchingSettings(Objective):
+    """Hyperparameters of all methods of this family, whose losses `Matching` adds.
+
+    The student learns from `score_weight` times the score difference, `regression_weight` times the
+    distance to the teacher's images from the same noise, and `gan_weight` times what a
+    discriminator says. The first two are means over pixels and channels and the third is one value
+    an image: porting it to another image size keeps gan_weight * H * W * C.
+
+    Attributes:
+      score_weight: of the score difference; 0 leaves the fake denoiser out.
+      lowest, highest: the noise levels at which the student is judged, by scores and by the
+        discriminator alike, as shares of the teacher's T.
+      floor: added to the normaliser of the score difference.
+      fake_weight: of the fake denoiser's x0 error, as in `weighted_error`.
+      regression_weight: of the pairs; 0 leaves them out.
+      regression: "l2", "pseudo_huber", or "classifier" features, in place of the paper's LPIPS.
+      filter_pairs: whether a student of some classes sees pairs of these alone; MSD found that this
+        ends in fewer modes and worse images (arXiv 2410.23274).
+      gan_weight: of the discriminator's verdict on generated images; 0 leaves it out.
+      discriminator_weight: of the discriminator's own loss.
+      features_of: whose features it sees: "fake", whose encoder then learns to discriminate too
+        (DMD2), or "teacher", which stays as it is (LADD, FastGen).
+      features: the taps.
+      smooth_weight, smooth_step: weight of the approximate R1 penalty on real images, and the
+        standard deviation of the change.
+      divergence: whose gradient the score difference is turned into by the discriminator's ratio
+        (f-distill, arXiv 2502.15681).
+      ratio_bins: the ratio is divided by its mean over the batch's examples of the same noise
+        level before it weighs anything; levels are sorted into so many bins, see `noise_bins`. 10
+        as in f-distill's release; 0 is off.
+      ratio_ema: what remains in a step of the means of the steps before, where bins are seen again.
+        0 as in the release's CIFAR-10: those of the batch alone. Its 64-pixel ImageNet has 0.5.
+      student_every: the student learns at steps divisible by this, the others at every step.
+      alternate: whether the others pause when the student learns.
+      backward: the inputs of students of several steps, see `matching.generator`.
+      fake, fake_prediction, shapes, top, steps: the teacher's network and what it predicts, its
+        features, its noisiest level, the student's steps.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    score_weight: float = 1.0
+    lowest: float = 0.02
+    highest: float = 0.98
+    floor: float = 1e-6
+    fake_weight: str = "edm"
+    regression_weight: float = 0.0
+    regression: str = "l2"
+    filter_pairs: bool = False
+    gan_weight: float = 0.0
+    discriminator_weight: float = 1.0
+    features_of: str = "teacher"
+    features: tuple[str, ...] = ("mid",)
+    smooth_weight: float = 0.0
+    smooth_step: float = 0.1
+    divergence: str = "rkl"
+    ratio_bins: int = 10
+    ratio_ema: float = 0.0
+    student_every: int = 1
+    alternate: bool = False
+    backward: str = "none"
+    fake: nn.Module | None = filled_in(None)  # noqa: RUF009
+    fake_prediction: str = filled_in("")
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = filled_in(())
+    top: int = filled_in(0)
+    steps: int = filled_in(1)
+
+    def __post_init__(self):
+        names = (self.features,) if isinstance(self.features, str) else tuple(self.features)
+        object.__setattr__(self, "features", names)  # hashable, also where a list was given
+        _check(self)
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Where pairs are compared in its features."""
+        return bool(self.regression_weight) and self.regression == "classifier"
+
+    @property
+    def all_levels(self) -> bool:
+        """A generator's steps are one way, which begins at the noisiest level."""
+        return True
+
+    @property
+    def sampler(self) -> str:
+        """Students of several steps are trained on images that are noised again."""
+        return "renoise" if self.steps > 1 else ""
+
+    @property
+    def needs_every_class(self) -> bool:
+        """A discriminator knows the images of a class that it never sees real by their label."""
+        return self.gan_weight > 0
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Where the student is regressed onto them."""
+        return self.regression_weight > 0
+
+    @property
+    def filters_pairs(self) -> bool:
+        """As set."""
+        return self.filter_pairs
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """A divergence's weights are relative to the batch."""
+        return self.divergence != "rkl"
+
+    def without_effect(self) -> tuple[str, ...]:
+        """The bins of a ratio that weighs nothing."""
+        return ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The fake denoiser and the discriminator, as far as they are used."""
+        found: dict[str, nn.Module] = {}
+        if self.score_weight or (self.gan_weight and self.features_of == "fake"):
+            found["fake"] = self.fake  # type: ignore[assignment]
+        if self.gan_weight:
+            found["discriminator"] = Discriminator(
+                self.features, ratio_bins=self.ratio_bins if self.ratio_ema else 0
+            )
+        return found
+
+    def starts(self) -> tuple[str, ...]:
+        """The fake denoiser begins as the teacher."""
+        return ("fake",) if "fake" in self.networks() else ()
+
+    def prepare(self, grid: np.ndarray) -> "MatchingSettings":
+        """Notes the teacher's noisiest level and the student's steps."""
+        steps = len(grid) - 1
+        if steps > 1 and self.backward == "none":
+            raise ConfigError(
+                f"objective.backward='none' with a grid of {steps} steps: say where a student of "
+                "several steps starts from below the noisiest level, 'rollout' or 'data', or set "
+                "grid.steps=1."
+            )
+        if steps == 1 and self.backward != "none":
+            raise ConfigError(
+                f"objective.backward={self.backward!r} with a grid of one step: a student of one "
+                "step is asked at its noisiest level alone. Leave backward at 'none'."
+            )
+        return self.replace(top=int(grid[-1]), steps=steps)  # type: ignore[return-value]
+
+    def prepare_networks(self, teacher: nn.Module, prediction: str) -> "MatchingSettings":
+        """The fake denoiser has the teacher's network."""
+        return self.replace(fake=teacher, fake_prediction=prediction)  # type: ignore[return-value]
+
+    def teacher_taps(self) -> tuple[str, ...]:
+        """What the discriminator sees; of the fake denoiser too, which has the same network."""
+        return self.features if self.gan_weight else ()
+
+    def prepare_features(
+        self, student: FeatureShapes, teacher: FeatureShapes
+    ) -> "MatchingSettings":
+        """Notes the shapes of what the discriminator sees."""
+        del student
+        return self.replace(shapes=tuple(teacher.items()))  # type: ignore[return-value]
+
+    def bind(self, name: str, module: nn.Module, weights: Weights, prediction: str) -> Any:
+        """Joins module and weights; see `BoundDiscriminator`."""
+        if name == "discriminator":
+            return BoundDiscriminator(module, weights)
+        return super().bind(
+            name, module, weights, self.fake_prediction if name == "fake" else prediction
+        )
+
+    def init_inputs(
+        self, name: str, image_shape: tuple[int, int, int], conditional: bool
+    ) -> tuple[Any, ...]:
+        """Features for the discriminator."""
+        if name == "discriminator":
+            return ({tap: jnp.zeros((1, *shape)) for tap, shape in self.shapes},)
+        return super().init_inputs(name, image_shape, conditional)
+
+    def teacher_calls(self, each: int = 1) -> float:
+        """One for the student's update, and those of the teacher's features."""
+        share = 1 / self.student_every
+        seen = bool(self.gan_weight) and self.features_of == "teacher"
+        judging = (2 + bool(self.smooth_weight)) * (1 - share * self.alternate) if seen else 0
+        return each * share * bool(self.score_weight or seen) + judging
+
+    def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
+        """Saturation, spread, collapse, and a discriminator that has won."""
+        return matching_alarms(means)
+
+
+# What has no effect where a weight is 0.
+_OF_A_TERM = {
+    "regression_weight": ("regression", "filter_pairs"),
+    "gan_weight": ("discriminator_weight", "features_of", "features", "smooth_weight"),
+    "smooth_weight": ("smooth_step",),
+    "score_weight": ("floor",),
+}
+
+
+def _check_idle(o: MatchingSettings) -> None:
+    """Raises `ConfigError` for hyperparameters of a term that is off."""
+    usual = {f.name: f.default for f in dataclasses.fields(o)}
+    for weight, names in _OF_A_TERM.items():
+        for name in names if not getattr(o, weight) else ():
+            if getattr(o, name) != usual[name]:
+                raise ConfigError(
+                    f"objective.{name}={getattr(o, name)!r} has no effect: objective.{weight} is 0."
+                )
+    for name in ("ratio_bins", "ratio_ema") if o.divergence == "rkl" else ():
+        if getattr(o, name) != usual[name]:
+            raise ConfigError(
+                f"objective.{name}={getattr(o, name)} has no effect: the weights of "
+                "objective.divergence='rkl' are 1 whatever the ratio is."
+            )
+    if o.ratio_ema and not o.ratio_bins:
+        raise ConfigError(
+            f"objective.ratio_ema={o.ratio_ema} has no effect: objective.ratio_bins is 0."
+        )
+    if o.fake_weight != usual["fake_weight"] and "fake" not in o.networks():
+        raise ConfigError(
+            f"objective.fake_weight={o.fake_weight!r} has no effect: no fake denoiser is trained "
+            "where score_weight is 0 and the discriminator sees the teacher's features."
+        )
+
+
+def _check(o: MatchingSettings) -> None:
+    """Raises `ConfigError` for hyperparameters that cannot work."""
+    weights = ("score_weight", "regression_weight", "gan_weight")
+    check_not_negative(o, *weights, "discriminator_weight", "smooth_weight", "smooth_step", "floor")
+    check_choice("objective.fake_weight", o.fake_weight, FAKE_WEIGHTS)
+    check_choice("objective.regression", o.regression, REGRESSIONS)
+    check_choice("objective.features_of", o.features_of, FEATURES_OF)
+    check_choice("objective.divergence", o.divergence, DIVERGENCES)
+    check_choice("objective.backward", o.backward, BACKWARD)
+    if not (o.score_weight or o.gan_weight):
+        raise ConfigError(
+            "objective: score_weight and gan_weight are both 0; set one above 0. Regression on "
+            "pairs (regression_weight) is a term beside one of them and no method by itself."
+        )
+    if not 0.0 <= o.lowest <= o.highest <= 1.0:
+        raise ConfigError(
+            f"objective.lowest={o.lowest} and highest={o.highest} are shares of the noise levels: "
+            "0 <= lowest <= highest <= 1."
+        )
+    if o.divergence != "rkl" and not (o.score_weight and o.gan_weight):
+        raise ConfigError(
+            f"objective.divergence={o.divergence!r} weighs the score difference by a "
+            "discriminator's ratio: it needs score_weight and gan_weight above 0."
+        )
+    if isinstance(o.ratio_bins, bool) or o.ratio_bins != int(o.ratio_bins) or o.ratio_bins < 0:
+        raise ConfigError(
+            f"objective.ratio_bins={o.ratio_bins!r} must be an integer: 0 (off) or more."
+        )
+    if not 0.0 <= o.ratio_ema < 1.0:
+        raise ConfigError(f"objective.ratio_ema={o.ratio_ema} must be in [0, 1).")
+    _check_idle(o)
+    if o.gan_weight and not o.discriminator_weight:
+        raise ConfigError(
+            "objective.discriminator_weight=0 leaves the discriminator as it was drawn, and "
+            f"objective.gan_weight={o.gan_weight} makes the student follow it. Set "
+            "discriminator_weight above 0, or gan_weight=0 and leave discriminator_weight out."
+        )
+    if o.student_every < 1 or (o.alternate and o.student_every == 1):
+        raise ConfigError(
+            f"objective.student_every={o.student_every} with alternate={o.alternate}: 1 or more is "
+            "needed, and 2 or more where the others pause at the student's steps."
+        )
+    if o.gan_weight and (not o.features or len(set(o.features)) < len(o.features)):
+        raise ConfigError(
+            f"objective.features={o.features!r} must name at least one feature tap, and each once, "
+            "for example ('mid',)."
+        )

@@ -1,0 +1,129 @@
+"""What is drawn for an example: noise, a level, a class; each example from its own key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ddistill.diffusion import add_noise
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.schedules import Level
+
+
+def normal(keys: Key[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """Standard normal noise of the shape of `like`, each example from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], jnp.float32))(keys)
+
+
+def uniform_index(keys: Key[Array, " B"], low: Any, high: Any) -> Int[Array, " B"]:
+    """Integers uniform on low .. high (both included), each example from its own key."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(keys)
+
+
+def draw_index(keys: Key[Array, " B"], tables: LevelTables) -> Int[Array, " B"]:
+    """A level for every example, uniform on those that the student is trained on."""
+    index = uniform_index(keys, tables.low, tables.high)
+    full_range_share = tables.full_range_share
+    if full_range_share is None:
+        return index
+    leave_keys, index_keys = streams(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), 2)
+    leave = jax.vmap(lambda key: jax.random.bernoulli(key, full_range_share))(leave_keys)
+    return jnp.where(leave, uniform_index(index_keys, 1, tables.count), index)
+
+
+LAWS = ("uniform", "lognormal")
+# Of log(sigma / alpha) in EDM (arXiv 2206.00364 table 1).
+_LOG_MEAN, _LOG_STD = -1.2, 1.2
+_OUTSIDE = 0x6F75
+
+
+def draw_level(keys: Key[Array, " B"], tables: LevelTables, law: str) -> Int[Array, " B"]:
+    """A level for every example, on those that the student is trained on.
+
+    Args:
+      keys: `[B]`.
+      tables: the student's levels.
+      law: "uniform" over the table, as `draw_index`; "lognormal": the first level at least as noisy
+        as sigma / alpha = exp(-1.2 + 1.2 n), n standard normal (EDM), among a student's own.
+    """
+    if law == "uniform":
+        return draw_index(keys, tables)
+    index = _lognormal(keys, tables, tables.low, tables.high)
+    full_range_share: Any = tables.full_range_share
+    if full_range_share is None:
+        return index
+    other_keys = jax.vmap(lambda key: jax.random.fold_in(key, _OUTSIDE))(keys)
+    leave_keys, index_keys = streams(other_keys, 2)
+    leave = jax.vmap(lambda key: jax.random.bernoulli(key, full_range_share))(leave_keys)
+    return jnp.where(leave, _lognormal(index_keys, tables, 1, tables.count), index)
+
+
+def _lognormal(
+    keys: Key[Array, " B"], tables: LevelTables, low: Any, high: Any
+) -> Int[Array, " B"]:
+    """EDM's law, cut off at both ends of a range of levels, by inverting its distribution."""
+    levels = tables.student
+    # The clean end is -inf; what is filled up repeats the noisiest level.
+    table = jnp.log(jnp.asarray(levels.sigma)) - jnp.log(jnp.asarray(levels.alpha))
+    begin = (jnp.where(low > 1, table[low - 1], -jnp.inf) - _LOG_MEAN) / _LOG_STD
+    end = (jnp.where(high < tables.count, table[high], jnp.inf) - _LOG_MEAN) / _LOG_STD
+    # Probabilities near 1 have no digits left: a range far up is drawn as its mirror image.
+    far = begin > 0
+    begin, end = jnp.where(far, -end, begin), jnp.where(far, -begin, end)
+    bounds = jax.scipy.special.ndtr(jnp.stack([begin, end]))
+    share = jax.vmap(lambda key: jax.random.uniform(key, (), minval=1e-7))(keys)
+    drawn = jax.scipy.special.ndtri(bounds[0] + (bounds[1] - bounds[0]) * share)
+    value = _LOG_MEAN + _LOG_STD * jnp.where(far, -drawn, drawn)
+    return jnp.clip(jnp.searchsorted(table, value), low, high).astype(jnp.int32)
+
+
+def draw_class(keys: Key[Array, " B"], tables: LevelTables) -> Int[Array, " B"] | None:
+    """A class for every example, uniform on those of the student; None where there are none."""
+    if tables.classes is None or tables.class_count is None:
+        return None
+    return tables.classes[uniform_index(keys, 0, tables.class_count - 1)]
+
+
+def draw_pair(
+    keys: Key[Array, " B"], pairs: int, tables: LevelTables, own: bool
+) -> Int[Array, " B"]:
+    """Rows of a stage's pairs, uniform, with repetition.
+
+    Args:
+      keys: `[B]`.
+      pairs: their number.
+      tables: whose classes are the student's.
+      own: only pairs of the student's classes; pair i is of class i modulo the number of classes.
+    """
+    if not own or tables.classes is None:
+        return uniform_index(keys, 0, pairs - 1)
+    class_keys, row_keys = streams(keys, 2)
+    count = tables.classes.shape[0]
+    owned: Any = draw_class(class_keys, tables)
+    return owned + count * uniform_index(row_keys, 0, pairs // count - 1)
+
+
+def noisy(
+    batch: Batch, tables: LevelTables
+) -> tuple[Int[Array, " B"], Level, Float[Array, "B H W C"]]:
+    """A student level for every example, as `draw_index` draws it, and the image brought to it.
+
+    Returns:
+      The levels' numbers, the levels, and z at them.
+    """
+    index_keys, noise_keys = streams(batch.keys, 2)
+    index = draw_index(index_keys, tables)
+    level = tables.student.at(index)
+    return index, level, add_noise(batch.image, normal(noise_keys, batch.image), level)
+
+
+def streams(keys: Key[Array, " B"], count: int) -> list[Key[Array, " B"]]:
+    """Splits the keys of every example into `count` independent sets."""
+    split = jax.vmap(lambda key: jax.random.split(key, count))(keys)
+    return [split[:, i] for i in range(count)]
+
+
+def mean_per_example(values: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """Mean over all axes but the first."""
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))

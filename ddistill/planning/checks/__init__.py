@@ -1,0 +1,1 @@
+"""Checks of a stage while it is planned."""

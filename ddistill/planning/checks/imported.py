@@ -1,0 +1,80 @@
+"""What is checked of a stage that starts from a network of another project."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddistill.data import Dataset
+from ddistill.errors import ConfigError
+from ddistill.interop.imported import Imported
+from ddistill.planning.build import in_full
+from ddistill.schedules import Schedule, build_schedule
+from ddistill.settings import StageSettings
+
+
+def check_imported(
+    stage: StageSettings,
+    imported: Imported,
+    schedule: Schedule,
+    dataset: Dataset,
+    path: str,
+) -> None:
+    """Raises `ConfigError` unless the stage can start from a network of another project."""
+    named = f"{path}.source={stage.source!r}"
+    if stage.init != "fresh" or stage.resume:
+        raise ConfigError(f"{named} has the weights; leave {path}.init and {path}.resume out.")
+    if stage.students.count:
+        raise ConfigError(
+            f"{named} is one network, but {path}.students.count={stage.students.count}. Make it a "
+            "stage of one, and name that as the students' init."
+        )
+    ours, theirs = in_full(stage.network), in_full(imported.network)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise ConfigError(
+                f"{path}.network.{key}={ours.get(key)!r}, but {stage.source} has "
+                f"{theirs.get(key)!r}. Leave {path}.network out to take what is there."
+            )
+    if stage.prediction != imported.prediction:
+        raise ConfigError(
+            f"{path}.prediction={stage.prediction!r}, but {stage.source} predicts "
+            f"{imported.prediction!r}. Leave it empty."
+        )
+    if dataset.image_shape != imported.image_shape:
+        raise ConfigError(
+            f"{named} makes images of shape {imported.image_shape} (height, width, channels); the "
+            f"data are {dataset.image_shape}."
+        )
+    if 0 < imported.num_classes < dataset.num_classes:
+        raise ConfigError(
+            f"{named} knows {imported.num_classes} classes; the data have {dataset.num_classes}. "
+            "Use data of its classes."
+        )
+    _check_levels(imported, schedule, named)
+
+
+def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:
+    """Compares the run's levels with those that a network was trained on."""
+    s = dict(imported.schedule or {})
+    if "steps" not in s:
+        wanted = f"name={s['name']!r}" if s else ""
+        # A network of all levels wants to be told c_noise, which only `karras` does.
+        fits = not s or np.allclose(schedule.time[1:], np.log(schedule.sigma[1:]) / 4)
+    else:
+        theirs = build_schedule(s["name"], s["steps"], **s["options"])
+        wanted = f"name={s['name']!r}, steps={s['steps']}, options={_short(s['options'])}"
+        fits = len(theirs.alpha) == len(schedule.alpha) and all(
+            np.array_equal(a, b) for a, b in zip(jax.tree.leaves(theirs), jax.tree.leaves(schedule))
+        )
+    if not fits:
+        raise ConfigError(
+            f"{named} was trained on other noise levels than config.schedule has; set "
+            f"config.schedule to {wanted}."
+        )
+
+
+def _short(options: Mapping[str, Any]) -> str:
+    text = repr(dict(options))
+    return text if len(text) < 200 else f"{text[:200]}... (as in its scheduler's config)"

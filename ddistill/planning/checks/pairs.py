@@ -1,0 +1,102 @@
+"""What is checked of a stage that makes pairs, or reads them, while it is planned."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddistill.errors import ConfigError, nearest
+from ddistill.objectives import Objective
+from ddistill.planning.plan import StagePlan
+from ddistill.schedules import make_grid
+from ddistill.settings import StageSettings
+
+
+def check_pairs(
+    stage: StageSettings, objective: Objective, path: str, earlier: Mapping[str, StagePlan]
+) -> None:
+    """Raises `ConfigError` unless the pairs that a stage names, or needs, are its teacher's."""
+    if objective.makes_pairs and stage.teacher:
+        _check_idle(stage, path, earlier[stage.teacher].settings)
+    known = {n: p for n, p in earlier.items() if p.objective.makes_pairs}
+    names = ", ".join(known) or "none, because no stage before this one makes pairs"
+    if objective.needs_pairs and not stage.pairs:
+        raise ConfigError(
+            f"{path}.pairs is empty, but objective.regression_weight is above 0. Allowed: {names}."
+        )
+    if not stage.pairs:
+        return
+    if stage.pairs not in known:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} is not a stage before this one that makes pairs."
+            f"{nearest(stage.pairs, known)} Allowed: {names}."
+        )
+    if not objective.needs_pairs:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} has no effect: objective.regression_weight is 0."
+        )
+    theirs = known[stage.pairs].settings
+    if theirs.guidance != stage.guidance:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} were made with guidance={theirs.guidance}, but the "
+            f"stage's teacher has guidance={stage.guidance}: set both alike."
+        )
+    if theirs.teacher != stage.teacher or theirs.conditional != stage.conditional:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} were made by the teacher '{theirs.teacher}' "
+            f"(conditional={theirs.conditional}), but the stage's teacher is '{stage.teacher}' "
+            f"(conditional={stage.conditional}): noise leads elsewhere there. Make pairs of "
+            f"'{stage.teacher}'."
+        )
+    _check_pairs_fit(stage, objective, path, known[stage.pairs], earlier[stage.teacher])
+
+
+def _check_pairs_fit(
+    stage: StageSettings,
+    objective: Objective,
+    path: str,
+    pairs: StagePlan,
+    teacher: StagePlan,
+) -> None:
+    """Raises `ConfigError` unless students start where the pairs do, and have pairs to see."""
+    g = stage.grid
+    grid = make_grid(
+        teacher.levels, g.steps or teacher.levels.num_steps, g.spacing, g.explicit or None
+    )
+    ours, theirs = teacher.indices[grid[-1]], pairs.indices[-1]
+    if ours != theirs:
+        raise ConfigError(
+            f"{path}.pairs={stage.pairs!r} start at noise level {theirs}, but the stage's students "
+            f"at level {ours}, where the same noise leads elsewhere: end the grids of both stages "
+            "at the same level."
+        )
+    made, known = pairs.settings.steps * pairs.settings.batch_size, pairs.students[0].tables.classes
+    if objective.filters_pairs and known is not None and made < len(known):
+        raise ConfigError(
+            f"{path}.objective.filter_pairs=True, but '{stage.pairs}' makes {made} pairs of "
+            f"{len(known)} classes in turn, so that some have none: make {len(known)} or more."
+        )
+
+
+def _check_idle(stage: StageSettings, path: str, teacher: StageSettings) -> None:
+    """Raises `ConfigError` for settings of a stage of pairs that belong to a training.
+
+    They would make other pairs of the same ones, as far as anybody can tell.
+    """
+    usual = StageSettings(stage.objective, stage.steps, stage.batch_size)
+    idle: dict[str, tuple[Any, Any]] = {
+        "network": (stage.network, teacher.network),
+        "optimizer": (stage.optimizer, usual.optimizer),
+        "optimizers": (stage.optimizers, usual.optimizers),
+        "ema": (stage.ema, usual.ema),
+        "grid.time": (stage.grid.time, "mapped"),
+        "students.count": (stage.students.count, 0),
+        "init": (stage.init, "fresh"),
+        "resume": (stage.resume, ""),
+        "accumulate": (stage.accumulate, 1),
+    }
+    for key, (value, only) in idle.items():
+        if value != only:
+            shown = f"={value!r}" if isinstance(value, (int, str)) else ""
+            raise ConfigError(
+                f"{path}.{key}{shown}: a stage of pairs trains nothing and samples its teacher as "
+                f"it is; leave {key} out."
+            )

@@ -1,0 +1,185 @@
+"""Checks of the students of a stage: their counts, partitions and shares."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ddistill.data import Dataset
+from ddistill.errors import ConfigError, check_choice, in_words
+from ddistill.mapping import MAPPINGS
+from ddistill.objectives import Objective
+from ddistill.partitions import (
+    CLASS_GROUPINGS,
+    Partition,
+)
+from ddistill.planning.plan import StagePlan, StudentPlan
+from ddistill.schedules import Schedule
+from ddistill.settings import StageSettings, StudentsSettings
+
+PARTITIONS = ("none", "timesteps", "classes", "both")
+
+
+BY_LEVEL, BY_CLASS = ("timesteps", "both"), ("classes", "both")
+
+
+ON_DIVERGENCE = ("stop", "freeze")
+
+
+# Settings that mean nothing without a partition of one of these kinds.
+_NEED = {
+    "spacing": BY_LEVEL,
+    "boundaries": BY_LEVEL,
+    "margin": BY_LEVEL,
+    "full_range_share": BY_LEVEL,
+    "grouping": BY_CLASS,
+    "groups": BY_CLASS,
+    "embeddings": BY_CLASS,
+    "ranges": ("both",),
+}
+
+
+def check_students(s: StudentsSettings, path: str) -> None:
+    """Raises `ConfigError` for values that depend on neither the levels nor the data."""
+    check_choice(f"{path}.partition", s.partition, PARTITIONS)
+    check_choice(f"{path}.mapping", s.mapping, MAPPINGS)
+    check_choice(f"{path}.on_divergence", s.on_divergence, ON_DIVERGENCE)
+    check_choice(f"{path}.grouping", s.grouping, CLASS_GROUPINGS)
+    for key in ("count", "margin", "ranges"):
+        if getattr(s, key) < 0:
+            none = " (no student axis)" if key == "count" else ""
+            raise ConfigError(f"{path}.{key}={getattr(s, key)} must be 0{none} or more.")
+    if not 0.0 <= s.full_range_share <= 1.0:
+        raise ConfigError(
+            f"{path}.full_range_share={s.full_range_share} is a share; allowed: 0 to 1."
+        )
+    _check_idle(s, path)
+    if bool(s.embeddings) != (s.grouping == "clustered"):
+        raise ConfigError(
+            f"{path}.grouping={s.grouping!r} with {path}.embeddings={s.embeddings!r}: a .npy file "
+            "of class embeddings goes with grouping='clustered', and with no other."
+        )
+    if s.partition == "none":
+        if s.count > 1 and not s.sweep:
+            raise ConfigError(
+                f"{path}.count={s.count}, but nothing tells the students apart: set "
+                f"{path}.partition to one of {', '.join(PARTITIONS[1:])}, or list their "
+                f"differences in {path}.sweep."
+            )
+        return
+    if s.count < 1:
+        raise ConfigError(f"{path}.partition={s.partition!r} needs {path}.count of 1 or more.")
+    if s.sweep:
+        raise ConfigError(
+            f"{path}.sweep and {path}.partition={s.partition!r} exclude each other: students of a "
+            "partition are one sampler, those of a sweep are samplers of their own."
+        )
+    if s.partition == "both" and (s.ranges < 1 or s.count % s.ranges):
+        raise ConfigError(
+            f"{path}.ranges={s.ranges} ranges of levels do not share out {path}.count={s.count} "
+            "students: set ranges to a divisor of count."
+        )
+
+
+def _check_idle(s: StudentsSettings, path: str) -> None:
+    """Raises `ConfigError` for settings that would be without effect."""
+    usual = StudentsSettings()
+
+    def is_set(key: str) -> bool:
+        return getattr(s, key) != getattr(usual, key)
+
+    for key, kinds in _NEED.items():
+        if is_set(key) and s.partition not in kinds:
+            wanted = " or ".join(f"'{kind}'" for kind in kinds)
+            raise ConfigError(
+                f"{path}.{key}={getattr(s, key)!r} has no effect without {path}.partition={wanted}."
+            )
+    for key, instead in (("spacing", "boundaries"), ("grouping", "groups")):
+        if is_set(key) and is_set(instead):
+            raise ConfigError(
+                f"{path}.{key}={getattr(s, key)!r} has no effect beside {path}.{instead}, which "
+                "lists them explicitly. Leave one of them out."
+            )
+    if is_set("on_divergence") and not s.count:
+        raise ConfigError(
+            f"{path}.on_divergence={s.on_divergence!r} has no effect without students: set "
+            f"{path}.count."
+        )
+
+
+def check_every_class(
+    objective: Objective, students: Sequence[StudentPlan], dataset: Dataset, path: str
+) -> None:
+    """Raises `ConfigError` where students are asked for classes that the data have no images of.
+
+    Args:
+      objective: the method, which says whether it minds.
+      students: the students.
+      dataset: the data.
+      path: of the stage.
+    """
+    if not objective.needs_every_class:
+        return
+    present = np.bincount(np.asarray(dataset.labels), minlength=dataset.num_classes) > 0
+    for k, student_plan in enumerate(students):
+        asked = (
+            () if student_plan.tables.classes is None else np.unique(student_plan.tables.classes)
+        )
+        missing = [int(c) for c in asked if not present[c]]
+        if missing:
+            raise ConfigError(
+                f"{path}: student {k} would be asked for images of class {in_words(missing)}, of "
+                "which the data have none, and a discriminator would know them by their label "
+                "alone. Add images, or leave the discriminator out (objective.gan_weight=0)."
+            )
+
+
+def check_same_shares(
+    stage: StageSettings,
+    levels: Schedule,
+    partition: Partition | None,
+    classes: int,
+    path: str,
+    earlier: Mapping[str, StagePlan],
+) -> None:
+    """Raises `ConfigError` where student k would start from one that has learnt another part.
+
+    Args:
+      stage: the new one.
+      levels: `[N+1]`, its students'.
+      partition: who of them answers for what; None where nobody shares anything out.
+      classes: how many the data have.
+      path: of the stage.
+      earlier: plans of the stages before it.
+    """
+    source = earlier.get(stage.init_source)
+    if source is None or not source.settings.students.count:
+        return
+    key = f"{path}.{'resume' if stage.resume else 'init'}"
+    begin = f"{key} takes the weights of the students of '{source.name}', who answer for other "
+    advice = "Share out alike, or start from a stage of one student."
+    if (partition is None) != (source.partition is None):
+        kinds = [s.students.partition for s in (stage, source.settings)]
+        raise ConfigError(
+            f"{begin}parts: students.partition is {kinds[0]!r} here and {kinds[1]!r} there. "
+            f"{advice}"
+        )
+    if partition is None or source.partition is None:
+        return
+    for what, first, here, there in (
+        ("levels", 1, partition.owned_levels(levels), source.partition.owned_levels(levels)),
+        (
+            "classes",
+            0,
+            partition.owned_classes(classes),
+            source.partition.owned_classes(classes),
+        ),
+    ):
+        differs = np.any(here != there, axis=1)
+        if differs.any():
+            k = int(np.argmax(differs))
+            own = [np.flatnonzero(shares[k]) + first for shares in (here, there)]
+            ours, theirs = (in_words(numbers.tolist()) or "none" for numbers in own)
+            raise ConfigError(
+                f"{begin}{what}: student {k} for {ours} here, and for {theirs} of these there. "
+                f"{advice}"
+            )

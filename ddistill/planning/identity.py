@@ -1,0 +1,301 @@
+"""What a stage is: the settings that its result depends on, and those that it does not.
+
+`FIELDS` says of every setting which kind it is. `StagePlan.identity` holds the settings that are
+learnt from, and instead of the settings of data and of files what these hold; its hash is the
+stage's digest. A stage with an equal digest is the same training, wherever its data lie and however
+it is run.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ddistill import networks
+from ddistill.data import Dataset
+from ddistill.data.digits import DigitsSettings
+from ddistill.data.folder import FolderSettings
+from ddistill.data.tfds import TfdsSettings
+from ddistill.objectives import Objective, hyperparameters
+from ddistill.optimizers import settings_used
+from ddistill.schedules import SCHEDULES
+from ddistill.settings import (
+    EvaluationSettings,
+    GridSettings,
+    MeshSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    StageSettings,
+    StudentsSettings,
+    TrainingSettings,
+    to_plain,
+)
+
+# Goes up where the same settings mean another training.
+FORMAT = 4
+
+
+class Kind(enum.Enum):
+    """What a setting does to a stage."""
+
+    LEARNT = "another value is another training"
+    GROUP = "settings that are classified one by one"
+    CONTENT = "says which data or files are read; their content counts, and not the setting"
+    PLANNED = "names other stages or their order; these count by their digests and their roles"
+    RUN = "how a training is run: pace, memory, devices, logs"
+    NAME = "names and places of results"
+    SCORED = "how students are sampled and scored"
+
+
+def _all(kind: Kind, names: str) -> dict[str, Kind]:
+    return dict.fromkeys(names.split(), kind)
+
+
+FIELDS: dict[type, dict[str, Kind]] = {
+    Settings: {
+        **_all(Kind.LEARNT, "seed"),
+        **_all(Kind.GROUP, "stages data schedule training evaluation"),
+        **_all(Kind.PLANNED, "pipeline"),
+        **_all(Kind.NAME, "name"),
+    },
+    ScheduleSettings: _all(Kind.LEARNT, "name steps options"),
+    StageSettings: {
+        **_all(Kind.LEARNT, "objective steps batch_size network prediction guidance accumulate"),
+        **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint conditional"),
+        **_all(Kind.LEARNT, "teacher init resume pairs"),
+        **_all(Kind.GROUP, "grid optimizer optimizers students"),
+        **_all(Kind.PLANNED, "classifier"),
+        **_all(Kind.CONTENT, "source"),
+        **_all(Kind.NAME, "shared method variant"),
+        **_all(Kind.SCORED, "samplers"),
+    },
+    GridSettings: _all(Kind.LEARNT, "steps spacing explicit time"),
+    OptimizerSettings: _all(
+        Kind.LEARNT,
+        "name learning_rate schedule warmup final_scale clip weight_decay b1 b2 eps momentum "
+        "milestones decay",
+    ),
+    StudentsSettings: {
+        **_all(
+            Kind.LEARNT,
+            "count partition spacing boundaries margin full_range_share grouping groups",
+        ),
+        **_all(Kind.LEARNT, "ranges sweep on_divergence"),
+        **_all(Kind.CONTENT, "embeddings"),
+        **_all(Kind.RUN, "mapping"),
+    },
+    # `checkpoint_every` is learnt from where the best checkpoint is handed on: it says which there
+    # are to choose from. Their scores are means over the steps between them, whatever `log_every`
+    # is. An alarm ends a stage, which then hands nothing on.
+    TrainingSettings: {
+        **_all(Kind.RUN, "log_every checkpoint_every keep scan_steps tensorboard"),
+        **_all(Kind.GROUP, "mesh"),
+    },
+    MeshSettings: _all(Kind.RUN, "student data model fsdp smallest"),
+    EvaluationSettings: _all(
+        Kind.SCORED,
+        "enabled teacher classifier samples batch_size noise_seed teacher_samplers full_sampler "
+        "teacher_spacing full_steps student_sampler guidance clip grid_images strip_images "
+        "tuned_on",
+    ),
+    DigitsSettings: _all(Kind.CONTENT, "name flip"),
+    FolderSettings: {
+        **_all(Kind.CONTENT, "name path image_size channels on_bad_image flip splits"),
+        **_all(Kind.CONTENT, "test_fraction"),
+        **_all(Kind.RUN, "in_memory_limit_mb workers"),
+    },
+    TfdsSettings: {
+        **_all(Kind.CONTENT, "name path data_dir image_key label_key image_size channels flip"),
+        **_all(Kind.CONTENT, "test_fraction"),
+        **_all(Kind.RUN, "in_memory_limit_mb workers"),
+    },
+}
+# Options of networks that change how a network computes what it computes.
+COMPUTED = ("remat", "conv_impl")
+
+
+def kind_of(cls: type, name: str) -> Kind:
+    """The kind of a setting.
+
+    Raises:
+      KeyError: it is not in `FIELDS`, where every new setting has to be put.
+    """
+    return FIELDS[cls][name]
+
+
+def learnt(settings: Any) -> Any:
+    """The settings that are learnt from, of a dataclass, as nested dictionaries."""
+    if isinstance(settings, Mapping):
+        return {str(key): learnt(value) for key, value in settings.items()}
+    if not dataclasses.is_dataclass(settings):
+        return to_plain(settings)
+    found = {}
+    for field in dataclasses.fields(settings):
+        kind, value = kind_of(type(settings), field.name), getattr(settings, field.name)
+        if kind is Kind.LEARNT:
+            found[field.name] = to_plain(value)
+        elif kind is Kind.GROUP:
+            found[field.name] = learnt(value)
+    return found
+
+
+def make_identity(
+    name: str,
+    stage: StageSettings,
+    objective: Objective,
+    settings: Settings,
+    dataset: Dataset,
+    sources: Mapping[str, str],
+    source: str = "",
+) -> dict[str, Any]:
+    """Everything that the result of a stage depends on, as JSON has it.
+
+    Args:
+      name: of the stage, from which its random streams are made.
+      stage: its settings, resolved.
+      objective: its method.
+      settings: the run's.
+      dataset: its training images.
+      sources: by name, the digests of the stages that it learns from, starts from or reads.
+      source: hash of the files that it starts from.
+    """
+    own = normalised(stage, objective, settings)
+    own["init"] = "" if stage.resume else stage.init_source
+    own["optimizers"] = {
+        n: settings_used(stage.optimizer_of(n)) for n in objective.networks() if n != "student"
+    }
+    if source:
+        own["source"] = source
+    found = {
+        "format": FORMAT,
+        "name": name,
+        "seed": settings.seed,
+        "data": dict(dataset.identity),
+        "schedule": _schedule(settings.schedule),
+        "stage": own,
+        "sources": dict(sources),
+    }
+    return json.loads(json.dumps(found, sort_keys=True, default=_plain))
+
+
+def normalised(stage: StageSettings, objective: Objective, settings: Settings) -> dict[str, Any]:
+    """What a stage itself learns from: its settings, the same training written in one way.
+
+    Settings that change nothing as the others are set are left out, and settings that are left to
+    their defaults are filled in.
+    """
+    own = learnt(stage)
+    own["objective"] = _objective(stage.objective, objective)
+    own["network"] = _network(stage.network)
+    own["optimizer"] = settings_used(stage.optimizer_of("student"))
+    own["optimizers"] = {name: settings_used(o) for name, o in stage.optimizers.items()}
+    if stage.grid.explicit:
+        own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
+    if not stage.students.count:
+        del own["students"]
+    if stage.select_checkpoint == "best":
+        own["checkpoint_every"] = settings.training.checkpoint_every
+    return own
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of a stage's identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _objective(given: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
+    name, idle = str(given["name"]), objective.without_effect()
+    return {k: v for k, v in _filled_in(given, hyperparameters(name)).items() if k not in idle}
+
+
+def _network(given: Mapping[str, Any]) -> dict[str, Any]:
+    name = str(given["name"]) if "name" in given else ""
+    defaults = networks.defaults(name) if name else {}
+    usual = {k: v for k, v in defaults.items() if v is not dataclasses.MISSING}
+    full = _filled_in(given, usual)
+    return {key: to_plain(value) for key, value in full.items() if key not in COMPUTED}
+
+
+def _filled_in(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with defaults, written in one way: 1 for a real number is 1.0, and "a" is ("a",)."""
+
+    def written(value: Any, default: Any) -> Any:
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(default, tuple) and not isinstance(value, (tuple, list)):
+            return (value,)
+        return value
+
+    return {
+        **defaults,
+        **{key: written(value, defaults.get(key)) for key, value in given.items()},
+    }
+
+
+def _schedule(s: ScheduleSettings) -> dict[str, Any]:
+    parameters = inspect.signature(SCHEDULES[s.name]).parameters.values()
+    own = {p.name: p.default for p in parameters if p.name not in ("T", "dtype")}
+    options = {key: value for key, value in own.items() if value is not inspect.Parameter.empty}
+    return {"name": s.name, "steps": s.steps, "options": _filled_in(to_plain(s.options), options)}
+
+
+def differences(
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    their_lineage: Mapping[str, Any],
+    our_lineage: Mapping[str, Any],
+) -> list[str]:
+    """What two stages differ in, setting by setting, with the old and the new value.
+
+    Args:
+      theirs, ours: identities.
+      their_lineage, our_lineage: by name, the identities of the stages that they rest on.
+    """
+    lines = _compare(theirs, ours)
+    for name, now in our_lineage.items():
+        was = their_lineage.get(name)
+        # What all stages share, such as the data, is told once.
+        new = [x for x in _compare(was, now) if x not in lines] if isinstance(was, dict) else []
+        lines += [f"stage '{name}': {line}" for line in new]
+    return lines
+
+
+def _compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+
+    def walk(a: Any, b: Any, at: str) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(a.keys() | b.keys()):
+                walk(a.get(key), b.get(key), f"{at}.{key}" if at else key)
+        elif a != b:
+            lines.append(f"{at} was {_short(a)} and is now {_short(b)}")
+
+    walk(_flat(theirs), _flat(ours), "")
+    return lines
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with the stage's own settings beside the run's, and the names of its sources."""
+    own, sources = identity.get("stage"), identity.get("sources")
+    found = {key: value for key, value in identity.items() if key not in ("stage", "sources")}
+    if isinstance(own, dict):
+        found.update(own)
+    return {**found, "sources": sorted(sources) if isinstance(sources, dict) else []}
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no type for, the same in every process."""
+    if hasattr(value, "tolist"):  # of numpy
+        return value.tolist()
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise TypeError(f"{value!r} of type {type(value).__name__} is no setting.")

@@ -1,0 +1,71 @@
+"""Who learnt from whom: the stages between a teacher and a student, and what they cost together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ddistill.planning.plan import StagePlan, incomplete
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What distillation took.
+
+    Attributes:
+      teacher_calls: teacher forward passes of one image each.
+      updates: optimiser steps of students.
+      seconds: wall time of training, compilation left out.
+    """
+
+    teacher_calls: int
+    updates: int
+    seconds: float
+
+
+def distillation(plan: StagePlan, root: str, plans: Sequence[StagePlan]) -> list[StagePlan]:
+    """The stages from the teacher `root`, left out, to `plan`, in the order of `plans`.
+
+    A stage belongs to them if `plan` learns from it or starts from its weights, directly or not.
+    The list is empty where `plan` does not come from `root`, and for `root` itself.
+    """
+    by_name = {p.name: p for p in plans}
+    found: set[str] = set()
+    reaches_root = False
+    open_names = [plan.name]
+    while open_names:
+        name = open_names.pop()
+        if name == root:
+            reaches_root = True
+        elif name and name not in found:
+            found.add(name)
+            settings = by_name[name].settings
+            open_names += [settings.teacher, settings.pairs, settings.init_source]
+    return [p for p in plans if p.name in found] if reaches_root and plan.name != root else []
+
+
+def cost(stages: Sequence[StagePlan], student: int | None = None) -> Cost:
+    """The sum over stages.
+
+    Args:
+      stages: in order.
+      student: of the students of a sweep, which is the last stage, the one that is meant: it is
+        charged with its own calls and updates and its share of the time.
+
+    Raises:
+      CheckpointError: a stage is not complete.
+    """
+    manifests = []
+    for plan in stages:
+        manifest = plan.manifest()
+        if manifest is None:
+            raise incomplete(plan)
+        manifests.append(dict(manifest))
+    if student is not None:
+        last = manifests[-1]
+        last["teacher_calls"] = last["teacher_calls_of_each"][student]
+        last["train_seconds"] /= last["students"]
+        last["students"] = 1
+    return Cost(
+        teacher_calls=sum(int(m["teacher_calls"]) for m in manifests),
+        updates=sum(int(m["updates"]) * int(m["students"]) for m in manifests),
+        seconds=sum(float(m["train_seconds"]) for m in manifests),
+    )

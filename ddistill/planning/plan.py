@@ -1,0 +1,184 @@
+"""What planning makes: the students of a stage, and a stage that has passed every check."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from ddistill.errors import CheckpointError
+from ddistill.interop.imported import Imported
+from ddistill.objectives import LevelTables, Objective
+from ddistill.objectives.pairs import MakePairs
+from ddistill.partitions import Partition
+from ddistill.planning.manifests import PAIRS, TRAINED
+from ddistill.runtime.files import read_object_or_none
+from ddistill.runtime.sharding import Layout, plan_layout
+from ddistill.schedules import Schedule
+from ddistill.settings import (
+    MeshSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    StageSettings,
+)
+
+
+@dataclass(frozen=True)
+class LevelTable:
+    """The noise levels that a stage picks from.
+
+    Attributes:
+      levels: its teacher's, or the run's schedule.
+      indices: their rows in the run's schedule.
+      schedule: what the run's schedule is made by.
+    """
+
+    levels: Schedule
+    indices: np.ndarray
+    schedule: ScheduleSettings
+
+    @classmethod
+    def whole(cls, levels: Schedule, schedule: ScheduleSettings) -> "LevelTable":
+        """All levels of the run's schedule."""
+        return cls(levels, np.arange(levels.num_steps + 1), schedule)
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """One student of a stage.
+
+    Attributes:
+      label: what a sweep sets it apart by, such as "grid_steps=4"; "" without one.
+      levels: `[N+1]`, what it is sampled on, with the times it is told.
+      indices: `[N+1]`, their rows in the run's schedule; with grid.spacing="edm" the rows nearest
+        to them.
+      tables: the same as tables, with the levels that it is trained on.
+      objective: the method, prepared for these levels.
+      seed: of its random streams and its batches.
+      stream: ends the names of its random streams.
+      optimizer: its optimiser.
+      classes: those of the data that it is shown; None for all.
+    """
+
+    label: str
+    levels: Schedule
+    indices: np.ndarray
+    tables: LevelTables
+    objective: Objective
+    seed: int
+    stream: str
+    optimizer: OptimizerSettings
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of its batches; students of one seed see other orders of the same data."""
+        return self.seed + (int(self.stream or 0) << 32)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage that has passed every check.
+
+    Attributes:
+      name: its key in `config.stages`.
+      settings: its settings.
+      identity: everything that the result depends on.
+      lineage: by name, the identities of the stages that it rests on, however far back.
+      digest: the hash of its identity.
+      folder: where checkpoints, metrics and the manifest lie.
+      objective: the method, prepared for this grid.
+      modules: networks by name: the student and whatever else the objective trains.
+      students: what each student learns from; one, unless `settings.students.count` is above 1.
+      partition: who answers for what, or None.
+      image_shape: (H, W, C).
+      seed: the run's seed.
+      imported: the network of another project that the stage starts from, or None.
+    """
+
+    name: str
+    settings: StageSettings
+    identity: Mapping[str, Any]
+    lineage: Mapping[str, Mapping[str, Any]]
+    digest: str
+    folder: Path
+    objective: Objective
+    modules: Mapping[str, nn.Module]
+    students: tuple[StudentPlan, ...]
+    partition: Partition | None
+    image_shape: tuple[int, int, int]
+    seed: int
+    imported: Imported | None = None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether weights have a leading student axis."""
+        return self.settings.students.count > 0
+
+    @property
+    def levels(self) -> Schedule:
+        """`[N+1]`, the noise levels that a student is sampled on, with the times it is told.
+
+        Those of the first student, where a sweep gives each its own.
+        """
+        return self.students[0].levels
+
+    @property
+    def indices(self) -> np.ndarray:
+        """`[N+1]`, their rows in the run's schedule."""
+        return self.students[0].indices
+
+    @property
+    def tables(self) -> LevelTables:
+        """Levels as tables for the losses; with a leading student axis where weights have one."""
+        if not self.stacked:
+            return self.students[0].tables
+        return jax.tree.map(lambda *x: np.stack(x), *(m.tables for m in self.students))
+
+    @property
+    def module(self) -> nn.Module:
+        """The student's network."""
+        return self.modules["student"]
+
+    @property
+    def manifest_path(self) -> Path:
+        """The file that says that the stage is complete."""
+        return self.folder / "complete.json"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None while the stage is not complete.
+
+        A damaged one is None too, and one that lacks what a manifest holds: training goes on at the
+        last checkpoint, which writes it anew.
+
+        Raises:
+          CheckpointError: there is a folder in its place.
+        """
+        pairs = isinstance(self.objective, MakePairs)
+        return read_object_or_none(self.manifest_path, PAIRS if pairs else TRAINED)
+
+    def diverged_students(self) -> list[int]:
+        """The students of a complete stage that diverged; none while it is not complete."""
+        steps = (self.manifest() or {}).get("diverged", [])
+        return [k for k, step in enumerate(steps) if step]
+
+    def layout(self, mesh: MeshSettings) -> Layout:
+        """Where its arrays lie; raises `ConfigError` for a mesh that does not fit."""
+        s = self.settings
+        path = f"stage '{self.name}', config.training.mesh"
+        return plan_layout(mesh, s.students, s.batch_size // s.accumulate, path)
+
+    def ema_key(self) -> str | None:
+        """The average that the stage hands on; None means the raw weights."""
+        return str(self.settings.ema[0]) if self.settings.ema else None
+
+
+def incomplete(plan: StagePlan) -> CheckpointError:
+    """The error for a stage that is needed and not complete."""
+    return CheckpointError(
+        f"Stage '{plan.name}' in {plan.folder} is not complete; run it with "
+        f"--stage={plan.name} first."
+    )

@@ -1,0 +1,97 @@
+"""What this machine has: versions, devices, memory, data and disk."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddistill.data import describe
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml_collections",
+    "chex",
+    "numpy",
+    "tensorflow-datasets",
+    "array-record",
+    "tensorboardX",
+    "torch",
+    "diffusers",
+    "tensorflow",
+)
+
+
+def report(data: Mapping[str, Any] | None, workdir: Path) -> list[str]:
+    """Lines on versions, devices, memory, data and disk.
+
+    Args:
+      data: the config's data settings, or None when no config was given.
+      workdir: the run folder, whose disk is looked at.
+    """
+    lines = [f"Python            {platform.python_version()}"]
+    for name in ("ddistill", *_PACKAGES):
+        lines.append(f"{name:<18}{_version(name)}")
+    lines += _devices()
+    lines.append(f"{'CPU cores':<18}{os.cpu_count()} ({_usable_cores()} usable)")
+    lines.append(f"{'memory':<18}{_memory()}")
+    lines.append(f"{'disk':<18}{_disk(workdir)}")
+    lines += _data(data)
+    return lines
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> list[str]:
+    import jax
+
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        return [f"{'devices':<18}none: {error}"]
+    kinds = ", ".join(sorted({d.device_kind for d in devices}))
+    cache = jax.config.values.get("jax_compilation_cache_dir") or "off"
+    return [
+        f"{'devices':<18}{len(devices)} x {devices[0].platform} ({kinds})",
+        f"{'compile cache':<18}{cache}",
+    ]
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return "unknown"
+    return f"{total / 2**30:.1f} GiB"
+
+
+def _disk(folder: Path) -> str:
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    usage = shutil.disk_usage(existing)
+    writable = "writable" if os.access(existing, os.W_OK) else "NOT WRITABLE"
+    return f"{usage.free / 2**30:.1f} GiB free for {folder} ({writable})"
+
+
+def _data(data: Mapping[str, Any] | None) -> list[str]:
+    if data is None:
+        return [f"{'data':<18}give --config=... to look for its data"]
+    found = describe(data)
+    text = found if isinstance(found, str) else "; ".join(found)
+    return [f"{'data':<18}{text}"]

@@ -1,0 +1,82 @@
+"""Batches on their way to the devices: which examples, when, and where they lie."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ddistill.data import Dataset, batch_indices, read_ahead
+from ddistill.planning.plan import StudentPlan
+from ddistill.runtime.hosts import several
+from ddistill.runtime.sharding import BATCH_AXES, Layout, place
+from ddistill.training.rounds import split
+
+
+class BatchReader:
+    """Batches of a stage: batch s depends on (seed, s) alone, and not on the devices.
+
+    A data set that lies in memory is put on the devices once and a batch is a list of indices; a
+    larger one is read ahead by a thread, of which every process reads what its devices are given.
+    Every student has a batch of its own, of the classes that it is shown.
+    """
+
+    def __init__(
+        self, dataset: Dataset, students: Sequence[StudentPlan], batch: int, layout: Layout
+    ):
+        self._dataset, self._batch, self._layout = dataset, batch, layout
+        self._members = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
+        self.resident = isinstance(dataset.images, np.ndarray)
+        self.images = place(dataset.images, layout.whole()) if self.resident else None
+        self.labels = place(dataset.labels, layout.whole())
+
+    def _indices(self, step: int, count: int) -> np.ndarray:
+        batch_indices = [
+            [rows[batch_indices(seed, s, self._batch, len(rows))] for seed, rows in self._members]
+            for s in range(step, step + count)
+        ]
+        indices = np.array(batch_indices, np.int32)
+        return indices if self._layout.students else indices[:, 0]
+
+    def _load(self, step: int, count: int) -> tuple[list[Any], list[np.ndarray]]:
+        batch_indices = split(self._layout, self._indices(step, count), axis=1)
+        return [
+            self.images if self.resident else self._read(own) for own in batch_indices
+        ], batch_indices
+
+    def _read(self, batch_indices: np.ndarray) -> Any:
+        if not several():
+            images = self._dataset.take(batch_indices.reshape(-1))
+            return images.reshape(*batch_indices.shape, *images.shape[1:])
+
+        def part(index: Any) -> np.ndarray:
+            own = batch_indices[index[: batch_indices.ndim]]
+            images = self._dataset.take(own.reshape(-1))
+            return images.reshape(*own.shape, *images.shape[1:])
+
+        stacked = self._layout.one_round().students
+        axes = [None, "student", BATCH_AXES] if stacked else [None, BATCH_AXES]
+        spread = NamedSharding(self._layout.mesh, PartitionSpec(*axes))
+        shape = (*batch_indices.shape, *self._dataset.image_shape)
+        return jax.make_array_from_callback(shape, spread, part)
+
+    def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list, list]]:
+        """Yields (step, count, images, indices) for spans of steps, both by turn, read ahead."""
+        return read_ahead(lambda span: (*span, *self._load(*span)), spans)
+
+
+def _examples(dataset: Dataset, classes: tuple[int, ...] | None) -> np.ndarray:
+    """Indices of the images of these classes, or of all images."""
+    if classes is None:
+        return np.arange(len(dataset))
+    return np.flatnonzero(np.isin(dataset.labels, classes))
+
+
+def spans(start: int, end: int, size: int, borders: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Cuts start .. end into (step, count) of at most `size` that cross no multiple of a border."""
+    step = start
+    while step < end:
+        stop = min([step + size, end] + [(step // b + 1) * b for b in borders])
+        yield step, stop - step
+        step = stop

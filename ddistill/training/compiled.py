@@ -1,0 +1,175 @@
+"""The compiled train steps of a run, shared by the stages whose programs are equal.
+
+What a step computes with stands in its arguments: levels, learning rates, teacher. So the stages of
+a chain of halvings, however many steps they have and however long they train, are one program, and
+so are all students of a stage.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ddistill.mapping import lift, shard
+from ddistill.networks.convolution import for_platform
+from ddistill.planning.plan import StagePlan
+from ddistill.runtime.compilation import compiler_options, is_wide
+from ddistill.runtime.sharding import Layout, constrain, over_data
+from ddistill.training.initial import optimizers
+from ddistill.training.state import STATE_AXES
+from ddistill.training.step import STEP_INPUT_AXES, StepFn, StepSettings, make_step
+
+
+def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
+    """The static part of a stage's train step.
+
+    Args:
+      plan: the stage.
+      layout: where it runs.
+      flip: whether images are mirrored at random.
+    """
+    s = plan.settings
+    vmapped = plan.stacked and layout.mapping == "vmap"
+    return StepSettings(
+        objective=plan.objective.program(),
+        modules={n: for_platform(m, layout.platform, vmapped) for n, m in plan.modules.items()},
+        prediction=s.prediction,
+        optimizers=optimizers(plan),
+        accumulate=s.accumulate,
+        # Averages that are taken over have seen more than this stage's steps.
+        ema_warmup=s.ema_warmup and not s.resume,
+        conditional=s.conditional,
+        flip=flip,
+        # XLA's convolutions are slow in the loops of a CPU.
+        unroll=layout.platform == "cpu",
+        layout=layout,
+        freeze=s.students.on_divergence == "freeze",
+    )
+
+
+class Chunk:
+    """`count` train steps in one dispatch; compiled when it is first called.
+
+    Its arguments are (state, frozen, images, labels, indices `[count, B]`, key, rates); `images`
+    are the whole set when it is resident, else the batches `[count, B, H, W, C]`; `rates` holds by
+    network `[count]` learning rates, or is None. It returns the state, which stays where it lies,
+    and stacked metrics, those of a student on its devices.
+
+    The layout is that of one turn, see `Layout.one_turn`. Where it has students, the state, the
+    process in `inputs` and the keys have a leading student axis, and indices, batches, rates and
+    metrics one after `count`.
+    """
+
+    def __init__(self, step: StepFn, count: int, resident: bool, layout: Layout):
+        layout = layout.one_round()
+        self._steps = _steps(
+            _lifted(_one(step, resident, layout), resident, layout), count, resident
+        )
+        self._layout = layout
+        self._jitted: Any = None
+
+    def _jit(self, state: Any) -> Any:
+        if self._jitted is None:
+            stays = jax.tree.map(lambda x: x.sharding, state)
+            self._jitted = jax.jit(
+                self._steps,
+                donate_argnums=0,
+                out_shardings=(stays, self._layout.of_metrics()),
+                compiler_options=compiler_options(self._layout.platform, is_wide(state.params)),
+            )
+        return self._jitted
+
+    def __call__(self, state, inputs, images, labels, batch_indices, key, rates=None):
+        """The new state and the metrics of the steps; `state` is given away."""
+        return self._jit(state)(state, inputs, images, labels, batch_indices, key, rates)
+
+    def lower(self, state, *args: Any) -> Any:
+        """`jax.jit(...).lower`, for arrays or for shapes that say where they lie."""
+        return self._jit(state).lower(state, *args)
+
+
+def _one(step: StepFn, resident: bool, layout: Layout) -> Callable:
+    """A step of one student from the indices of its batch."""
+
+    def one(state, inputs, images, labels, batch_indices, key, rates):
+        batch_indices = constrain(batch_indices, over_data(layout.mesh))
+        if resident:
+            images = jnp.take(images, batch_indices, axis=0)
+        return step(state, inputs, images, jnp.take(labels, batch_indices, axis=0), key, rates)
+
+    return one
+
+
+def _lifted(one: Callable, resident: bool, layout: Layout) -> Callable:
+    """`one` for all students of a turn."""
+    if not layout.students:
+        return one
+    ins = (STATE_AXES, STEP_INPUT_AXES, None if resident else 0, None, 0, 0, 0)
+    outs = (STATE_AXES, 0)
+    local = lift(one, layout.students // layout.spread, layout.mapping, ins, outs)
+    return local if layout.spread == 1 else shard(local, layout.mesh, ins, outs)
+
+
+def _steps(one: Callable, count: int, resident: bool) -> Callable:
+    """`count` steps of `one` after another."""
+    if count == 1:
+
+        def chunk(state, inputs, images, labels, batch_indices, key, rates):
+            images = images if resident else images[0]
+            rates = jax.tree.map(lambda x: x[0], rates)
+            state, metrics = one(state, inputs, images, labels, batch_indices[0], key, rates)
+            return state, jax.tree.map(lambda x: x[None], metrics)
+
+    else:
+
+        def chunk(state, inputs, images, labels, batch_indices, key, rates):
+            def body(state, xs):
+                batch, pick, rate = xs
+                return one(state, inputs, images if resident else batch, labels, pick, key, rate)
+
+            return jax.lax.scan(body, state, (None if resident else images, batch_indices, rates))
+
+    return chunk
+
+
+class Programs:
+    """Chunks by what they compute; one object serves a whole run."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Chunk] = {}
+
+    def __call__(
+        self, s: StepSettings, recipe: Hashable, count: int, resident: bool, shapes: Any
+    ) -> tuple[Chunk, bool]:
+        """The chunk, and whether it is new and will compile when it is first called.
+
+        Args:
+          s: the step's settings.
+          recipe: stands for `s.optimizers`, which cannot be compared.
+          count, resident: as in `Chunk`.
+          shapes: state, frozen and the batch of a turn, for their structure, shapes and dtypes.
+        """
+        if s.layout is None:
+            raise ValueError(
+                "Programs spread their arrays over devices; StepSettings.layout is None."
+            )
+        leaves, structure = jax.tree.flatten(shapes)
+        # How many turns there are is not part of any of them.
+        layout = s.layout.one_round()
+        key = (
+            s.objective,
+            tuple(sorted(s.modules.items())),
+            s.prediction,
+            recipe,
+            (s.accumulate, s.ema_warmup, s.conditional, s.flip, s.unroll, layout, s.freeze),
+            (count, resident),
+            structure,
+            tuple((x.shape, str(x.dtype)) for x in leaves),
+        )
+        made = self._made.get(key)
+        if made is not None:
+            return made, False
+        chunk = Chunk(make_step(s), count, resident, layout)
+        self._made[key] = chunk
+        return chunk, True

@@ -1,0 +1,132 @@
+"""The state of a stage at step 0, in the abstract and with values."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddistill.networks.weights import Weights
+from ddistill.optimizers import make_optimizer
+from ddistill.planning.plan import StagePlan, StudentPlan
+from ddistill.runtime.compilation import initialiser_options
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.sharding import Layout, place
+from ddistill.students import clone, stack
+from ddistill.training.state import TrainState, new_state, state_shardings
+
+
+def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
+    """The optimiser of every trained network of a stage."""
+    return {n: make_optimizer(plan.settings.optimizer_of(n)) for n in plan.modules}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from; what is not here starts fresh.
+
+    Where the stage is one of many students, everything is a stack of as many.
+
+    Attributes:
+      weights: by network.
+      opt_state: by network, the state of its optimiser.
+      ema: by rate (as text), the student's averages.
+      frozen: the students that diverged in the stage that is started from; they do not learn.
+    """
+
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    opt_state: Mapping[str, Any] = field(default_factory=dict)
+    ema: Mapping[str, Any] = field(default_factory=dict)
+    frozen: Sequence[int] = ()
+
+
+def initial_state(
+    plan: StagePlan, start: Start | None = None, layout: Layout | None = None
+) -> TrainState:
+    """The state at step 0."""
+    options = initialiser_options()
+    start = start or Start()
+    weights = dict(start.weights)
+    for name, module in plan.modules.items():
+        if name not in weights:
+            draw = jax.jit(module.init, compiler_options=options)
+            drawn = [_weights(draw(*_init_arguments(plan, name, m))) for m in plan.students]
+            weights[name] = stack(drawn) if plan.stacked else drawn[0]
+    state = _state(plan, weights)
+    state = dataclasses.replace(
+        state,
+        opt_state={**state.opt_state, **start.opt_state},
+        ema={**state.ema, **start.ema},
+    )
+    if start.frozen:
+        # As if its first update had diverged: it is not scored, nor is it charged with images.
+        frozen = state.diverged.at[jnp.array(start.frozen)].set(1)
+        state = dataclasses.replace(state, diverged=frozen)
+    return place(state, state_shardings(state, layout))
+
+
+def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:
+    """Shapes and dtypes of the stage's state, for arrays to be placed by `layout`.
+
+    Nothing is computed or compiled.
+    """
+
+    def create():
+        drawn = {
+            n: _weights(m.init(*_init_arguments(plan, n, plan.students[0])))
+            for n, m in plan.modules.items()
+        }
+        count = plan.settings.students.count
+        return _state(plan, {n: clone(w, count) if count else w for n, w in drawn.items()})
+
+    shapes = jax.eval_shape(create)
+    return jax.tree.map(
+        lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
+        shapes,
+        state_shardings(shapes, layout),
+    )
+
+
+def _weights(variables: Mapping[str, Any]) -> Weights:
+    return Weights(variables["params"], variables.get("batch_stats"))
+
+
+def _state(plan: StagePlan, weights: Mapping[str, Weights]) -> TrainState:
+    return new_state(
+        {name: w.params for name, w in weights.items()},
+        optimizers(plan),
+        plan.settings.ema,
+        {name: w.statistics for name, w in weights.items() if w.statistics is not None},
+        plan.settings.students.count,
+    )
+
+
+def memory_budget(state: TrainState) -> str:
+    """What a stage's own networks hold in memory from step to step, in words.
+
+    Activations come on top, and so do the teacher, a classifier, and data and pairs where they are
+    kept on the devices.
+
+    Args:
+      state: the state or its shapes.
+    """
+
+    def size(tree: Any) -> int:
+        shapes = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+    weights = sum(x.size for x in jax.tree.leaves(state.params))
+    total = size(state) + size(state.params)
+    return (
+        f"{weights / 1e6:.2f} M parameters; {total / 2**20:.0f} MiB a device for weights, "
+        "gradients, optimiser and averages"
+    )
+
+
+def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[Any, ...]:
+    key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
+    return key, *plan.objective.init_inputs(name, plan.image_shape, plan.settings.conditional)

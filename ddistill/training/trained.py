@@ -1,0 +1,146 @@
+"""Networks of complete stages, read from disk."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ddistill.denoiser import with_guidance
+from ddistill.errors import CheckpointError
+from ddistill.networks.weights import Weights
+from ddistill.planning.plan import StagePlan, incomplete
+from ddistill.runtime.sharding import Layout, to_host
+from ddistill.students import route, take
+from ddistill.training.checkpoints import Checkpoints
+from ddistill.training.initial import abstract_state
+from ddistill.training.state import TrainState
+
+
+def guided(plan: StagePlan, teacher: Any) -> Any:
+    """A stage's teacher, with the guidance that the stage's settings ask for."""
+    if plan.settings.guidance == 1.0:
+        return teacher
+    # The null class is the teacher's, whose network may know fewer classes than the student's.
+    network = getattr(teacher, "students", teacher)
+    return with_guidance(teacher, plan.settings.guidance, network.apply_fn.module.num_classes)
+
+
+def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
+    """The weights that a complete stage hands on, strictly loaded.
+
+    Args:
+      plan: the stage.
+      rate: an EMA rate other than the first one, or 0 for the raw weights.
+
+    Raises:
+      CheckpointError: as `load_state`, or there is no average of that rate.
+    """
+    key = plan.ema_key() if rate is None else (str(rate) if rate else None)
+    state = load_state(plan)
+    if key is not None and key not in state.ema:
+        raise CheckpointError(
+            f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
+        )
+    return handed_on(state, key)
+
+
+def load_state(plan: StagePlan) -> TrainState:
+    """The state that a complete stage hands on, strictly loaded.
+
+    Raises:
+      CheckpointError: the stage is not complete or its checkpoint is missing or of another kind.
+    """
+    manifest = plan.manifest()
+    if manifest is None:
+        raise incomplete(plan)
+    folder = plan.folder / "checkpoints"
+    if not folder.is_dir():
+        raise _no_checkpoint(plan, manifest["handed_on"])
+    checkpoints = Checkpoints(folder, keep=1_000_000, read_only=True)
+    try:
+        return state_at(checkpoints, plan, manifest["handed_on"])
+    finally:
+        checkpoints.close()
+
+
+def state_at(
+    checkpoints: Checkpoints, plan: StagePlan, step: int, layout: Layout | None = None
+) -> TrainState:
+    """The state in the checkpoint that a stage hands on; errors as of `load_state`."""
+    found = checkpoints.restore(abstract_state(plan, layout), step)
+    if found is None:
+        raise _no_checkpoint(plan, step)
+    return found[0]
+
+
+def _no_checkpoint(plan: StagePlan, step: int) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint at step {step}, which stage '{plan.name}' hands on, in {plan.folder} "
+        f"is missing or damaged. Delete {plan.manifest_path.name} there and give the run's command "
+        "again to train on from the newest checkpoint that is whole."
+    )
+
+
+def handed_on(state: TrainState, ema: str | None) -> Weights:
+    """The student's weights, or their average of the rate `ema` (as text)."""
+    params = state.ema[ema] if ema is not None else state.params["student"]
+    return Weights(params, state.statistics.get("student"))
+
+
+class Networks:
+    """The trained networks of a run's complete stages, read from disk at most once.
+
+    What has just been trained is not read at all. Weights lie on the host.
+    """
+
+    def __init__(self) -> None:
+        self._weights: dict[str, Weights] = {}
+        self._params: dict[str, Any] = {}
+
+    def add(self, plan: StagePlan, weights: Weights) -> None:
+        """Keeps the weights that a stage hands on."""
+        self._weights[plan.name] = to_host(weights)
+
+    def weights(self, plan: StagePlan) -> Weights:
+        """The weights that a complete stage hands on; errors as `load_weights`."""
+        if plan.name not in self._weights:
+            self.add(plan, load_weights(plan))
+        return self._weights[plan.name]
+
+    def read(self, plans: Iterable[StagePlan]) -> None:
+        """Reads the weights of these stages, as far as they are not in memory."""
+        for plan in plans:
+            if not plan.objective.makes_pairs:
+                self.weights(plan)
+            if plan.objective.panels:
+                self.params(plan)
+
+    def params(self, plan: StagePlan) -> Any:
+        """By name the raw parameters of a complete stage's networks; errors as `load_state`."""
+        if plan.name not in self._params:
+            self._params[plan.name] = to_host(load_state(plan).params)
+        return self._params[plan.name]
+
+    def __call__(self, plan: StagePlan, student: int | None = None) -> Any:
+        """The network of a stage, or one of its students alone, as `load_network` gives it."""
+        return bind(plan, self.weights(plan), student)
+
+
+def load_network(plan: StagePlan, rate: float | None = None, student: int | None = None) -> Any:
+    """The trained network of a complete stage, bound to its parameters.
+
+    The students of a partition are one denoiser, which asks the owner of a level; `student` picks
+    one alone.
+
+    Raises:
+      ValueError: the stage is a sweep, whose students are networks of their own, and none is named.
+    """
+    return bind(plan, load_weights(plan, rate), student)
+
+
+def bind(plan: StagePlan, weights: Weights, student: int | None = None) -> Any:
+    """Weights of a stage as a network; arguments and errors as of `load_network`."""
+    if student is not None:
+        weights = take(weights, student)
+    elif plan.stacked and plan.partition is None:
+        raise ValueError(f"Stage '{plan.name}' is a sweep; say which student is wanted.")
+    network = plan.objective.bind("student", plan.module, weights, plan.settings.prediction)
+    return network if student is not None else route(network, plan.partition)

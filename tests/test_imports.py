@@ -1,0 +1,149 @@
+"""The order in which the modules of the package import one another."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "ddistill"
+
+# From the ground up. A module imports modules of its own line and of lines above it, and never in a
+# circle; docs/architecture.md says why.
+ORDER = (
+    "errors",
+    "text",
+    "settings",
+    "schedules",
+    "diffusion",
+    "denoiser",
+    "partitions",
+    "students",
+    "mapping",
+    "runtime",
+    "networks",
+    "interop",
+    "optimizers",
+    "objectives",
+    "samplers",
+    "command_line",
+    "data",
+    "recipes",
+    "planning.manifests",
+    "planning.identity",
+    "planning.plan",
+    "planning.build",
+    "planning.lineage",
+    "planning.checks",
+    "planning",
+    "training",
+    "evaluation.metrics",
+    "evaluation.records",
+    "evaluation.figures",
+    "evaluation.sampling_plan",
+    "evaluation.sampling",
+    "evaluation.scored",
+    "evaluation.checks",
+    "evaluation.trust",
+    "evaluation.report",
+    "evaluation.evaluate",
+    "evaluation.comparison",
+    "config_files",
+    "workdir",
+    "experiment",
+    "product",
+    "export",
+    "system_info",
+    "compare",
+    "record",
+    "evaluate",
+    "main",
+    "doctor",
+)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package but packages themselves, by its dotted name below `ddistill`."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The dotted names that a module imports, also inside functions and for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@cache
+def graph() -> Mapping[str, frozenset[str]]:
+    """By module, the modules of the package that it imports."""
+    known = modules()
+
+    def module_of(name: str) -> str | None:
+        name = name.removeprefix("ddistill").removeprefix(".")
+        while name not in known:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {
+        name: frozenset(
+            module
+            for imported in imports(ast.parse(path.read_text(encoding="utf-8")))
+            if imported.split(".")[0] == "ddistill" and (module := module_of(imported)) != name
+        )
+        for name, path in known.items()
+    }
+
+
+def rank(module: str) -> int:
+    """The line of `ORDER` that a module belongs to: the one with the longest matching name."""
+    lines = [line for line in ORDER if module == line or module.startswith(f"{line}.")]
+    assert lines, f"'{module}' is not in ORDER: put it where it may be imported from"
+    return ORDER.index(max(lines, key=len))
+
+
+def test_no_module_imports_one_that_stands_above_it():
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        if name
+        for other in others
+        if other and rank(other) > rank(name)
+    ]
+    assert not wrong
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    left = {name: set(others) - {""} for name, others in graph().items() if name}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"circle among {sorted(left)}"
+
+
+def test_importing_the_package_imports_nothing_of_it_but_what_ends_programs():
+    assert graph()[""] <= {"runtime.ending", "product"}
+
+
+def test_no_import_is_made_for_types_alone():
+    """Such imports hide circles."""
+    files = {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+    assert not [name for name, text in files.items() if "TYPE_CHECKING" in text]
+
+
+def test_functions_import_no_module_of_the_package():
+    """Such imports hide circles too; programs alone make them, so that `--help` is quick."""
+    found = []
+    for name, path in modules().items():
+        if name in ("", "main"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found += [f"{name}: {i}" for i in imports(node) if i.split(".")[0] == "ddistill"]
+    assert not found
