@@ -173,7 +173,7 @@ def test_stack_unstack_take_and_put():
 # ---------------------------------------------------------------------------------- training draws
 
 
-@pytest.mark.parametrize("outside", [None, 0.2])
+@pytest.mark.parametrize("full_range_share", [None, 0.2])
 def test_a_student_is_shown_its_range_and_the_share_outside(full_range_share):
     tables = make_level_tables(
         cosine(32), np.arange(33), low=9, high=16, full_range_share=full_range_share

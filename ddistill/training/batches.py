@@ -32,33 +32,33 @@ class BatchReader:
         self.labels = place(dataset.labels, layout.whole())
 
     def _indices(self, step: int, count: int) -> np.ndarray:
-        batch_indices = [
+        chosen = [
             [rows[batch_indices(seed, s, self._batch, len(rows))] for seed, rows in self._members]
             for s in range(step, step + count)
         ]
-        indices = np.array(batch_indices, np.int32)
+        indices = np.array(chosen, np.int32)
         return indices if self._layout.students else indices[:, 0]
 
     def _load(self, step: int, count: int) -> tuple[list[Any], list[np.ndarray]]:
-        batch_indices = split(self._layout, self._indices(step, count), axis=1)
+        indices = split(self._layout, self._indices(step, count), axis=1)
         return [
             self.images if self.resident else self._read(own) for own in batch_indices
         ], batch_indices
 
-    def _read(self, batch_indices: np.ndarray) -> Any:
+    def _read(self, indices: np.ndarray) -> Any:
         if not several():
-            images = self._dataset.take(batch_indices.reshape(-1))
-            return images.reshape(*batch_indices.shape, *images.shape[1:])
+            images = self._dataset.take(indices.reshape(-1))
+            return images.reshape(*indices.shape, *images.shape[1:])
 
         def part(index: Any) -> np.ndarray:
-            own = batch_indices[index[: batch_indices.ndim]]
+            own = indices[index[: indices.ndim]]
             images = self._dataset.take(own.reshape(-1))
             return images.reshape(*own.shape, *images.shape[1:])
 
         stacked = self._layout.one_round().students
         axes = [None, "student", BATCH_AXES] if stacked else [None, BATCH_AXES]
         spread = NamedSharding(self._layout.mesh, PartitionSpec(*axes))
-        shape = (*batch_indices.shape, *self._dataset.image_shape)
+        shape = (*indices.shape, *self._dataset.image_shape)
         return jax.make_array_from_callback(shape, spread, part)
 
     def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list, list]]:
