@@ -41,9 +41,8 @@ class BatchReader:
 
     def _load(self, step: int, count: int) -> tuple[list[Any], list[np.ndarray]]:
         indices = split(self._layout, self._indices(step, count), axis=1)
-        return [
-            self.images if self.resident else self._read(own) for own in batch_indices
-        ], batch_indices
+        images = [self.images if self.resident else self._read(own) for own in indices]
+        return images, indices
 
     def _read(self, indices: np.ndarray) -> Any:
         if not several():
