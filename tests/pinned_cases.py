@@ -116,7 +116,8 @@ def _progressive() -> None:
 
 def _sfddm() -> None:
     name = "sfddm"
-    only = {"hidden_weight": 0.0, "levels": 2, "substeps": 1}
+    # All levels: weights differ from each other where little noise is.
+    only = {"hidden_weight": 0.0, "substeps": 1}
     for kind in ERRORS:
         for norm in ("l1", "l2"):
             add(
@@ -131,17 +132,18 @@ def _sfddm() -> None:
             own = {"output": kind, "output_level_weight": weight}
             add(f"output_{kind}_{weight}", name, output_weight=0.5, **own, **only)
             own = {"hidden_error": kind, "hidden_level_weight": weight}
-            add(f"hidden_{kind}_{weight}", name, levels=2, substeps=1, lookback=False, **own)
+            add(f"hidden_{kind}_{weight}", name, substeps=1, lookback=False, **own)
     for solver in ("ddim", "dpm_solver_pp"):
         for back in (True, False):
-            for k in (1, 3, 0):
+            for k in (1, 2, 3):
                 own = {"solver": solver, "lookback": back, "substeps": k}
                 add(f"walk_{solver}_{'back' if back else 'plain'}_{k}", name, levels=2, **own)
+    add("walk_all", name, levels=2, substeps=0)
     for tap in ("last", "mid"):
         add(f"feature_{tap}", name, feature_weight=1.0, tap=tap, **only)
     everything = {"output_weight": 0.7, "feature_weight": 0.3, "hidden_weight": 1.3}
     for label, more in (("all", {}), ("all_fields", {"program": False})):
-        for k in (1, 3):
+        for k in (1, 3) if not more else (2,):
             own = {**everything, "classifier_weight": 0.9, "beta": 0.2, "substeps": k}
             add(f"{label}_{k}", name, levels=2, **own, **more)
     for label, own in CRITIC.items():
@@ -216,7 +218,7 @@ def _dmd() -> None:
     add("all_pairs", name, own=(0, 2), classes=3, **one)
     add("without_pairs", name, regression_weight=0.0, **one)
     add("weights", name, score_weight=0.3, regression_weight=2.0, **one)
-    for weight in FAKE_WEIGHTS:
+    for weight in FAKE_WEIGHTS[1:]:
         add(f"fake_{weight}", name, fake_weight=weight, **one)
     add("narrow", name, lowest=0.3, highest=0.6, **one)
     add("floor", name, floor=0.5, **one)
@@ -246,8 +248,8 @@ def _dmd2() -> None:
         add(f"rollout_3_{of}", name, **own, backward="rollout", levels=3)
     add("data_3", name, backward="data", levels=3)
     for divergence in DIVERGENCES:
-        add(f"{divergence}", name, divergence=divergence, **one)
         if divergence != "rkl":
+            add(divergence, name, divergence=divergence, **one)
             add(f"{divergence}_no_bins", name, divergence=divergence, ratio_bins=0, **one)
     for divergence in ("kl", "softened_rkl", "neyman"):
         own = {"divergence": divergence, "ratio_bins": 3, "ratio_ema": 0.5}
