@@ -1,0 +1,349 @@
+"""Numbers of every loss on fixed inputs, and the command that stores them.
+
+A case of `pinned_cases` is an objective's settings and what its stage gives it. For each update of
+the objective the stored file has the losses per example, the metrics, a summary of the gradient of
+every trained network, and a summary of what the update hands to later ones. A change of the code
+that is meant to keep every loss keeps these numbers.
+
+Command: PYTHONPATH=. python tests/pinned_losses.py --write     (all cases)
+         PYTHONPATH=. python tests/pinned_losses.py sfddm/      (compares cases by prefix)
+
+`prepared`, `make_networks` and `make_batch` are all that knows how objectives, networks and batches
+are put together. All losses run operation by operation: nothing is compiled for a single case.
+"""
+
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from pinned_cases import CASES, Case
+
+from ddistill.denoiser import Denoiser, with_guidance
+from ddistill.networks.weights import Weights
+from ddistill.objectives import Batch, Objective, Process, make_objective, make_process
+from ddistill.objectives.classification import Classifier
+from ddistill.objectives.draws import draw_pair
+from ddistill.objectives.process import Pairs, student_levels
+from ddistill.samplers import get_sampler
+from ddistill.schedules import make_grid, make_schedule
+
+NUMBERS = Path(__file__).with_name("pinned_losses.json")
+TOLERANCE = 1e-6
+# Height, width and channels differ, so that a mean over the wrong axes is another number.
+IMAGE = (3, 4, 2)
+BATCH = 4
+WIDTH = 5
+PAIRS = 12
+_PAIR_KEYS = 0x7061
+
+
+class Small(nn.Module):
+    """A denoiser of five matrices: time, class, dropout, a mix of neighbours, and all taps.
+
+    One module without others, whose parameters are not checked at every call: that is most of what
+    flax takes where nothing is compiled.
+    """
+
+    width: int = WIDTH
+    num_classes: int = 0
+
+    def _weight(self, name: str, *shape: int) -> Any:
+        if self.is_initializing():
+            return self.param(name, lambda _: jnp.zeros(shape))
+        return self.get_variable("params", name)
+
+    @nn.compact
+    def __call__(self, x, time, cond=None, *, train=False, taps=()):
+        channels, width = IMAGE[-1], self.width
+        told = jnp.stack([time / 8, jnp.sin(time)], -1) @ self._weight("time", 2, width)
+        h = x @ self._weight("in", channels, width) + told[:, None, None]
+        if self.num_classes:
+            table = self._weight("class", self.num_classes + 1, width)
+            h = h + table[cond][:, None, None]
+        down = jnp.tanh(h + self._weight("bias", width))
+        mid = jnp.tanh((down + 0.5 * jnp.roll(down, 1, axis=2)) @ self._weight("mid", width, width))
+        kept = mid
+        if train:
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 0.75, mid.shape)
+            kept = jnp.where(keep, mid / 0.75, 0.0)
+        last = jnp.tanh(down + kept)
+        out = last @ self._weight("out", width, channels) + self._weight("out_bias", channels)
+        features = {"mid": mid, "last": last, "down_0": down}
+        features |= {tap: down + i * mid for i, tap in enumerate(taps) if tap not in features}
+        return (out, {tap: features[tap] for tap in taps}) if taps else out
+
+
+class SmallClassifier(nn.Module):
+    """Logits and features, by a batch norm and, in training, dropout."""
+
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        h = nn.Dense(6, name="in")(images.reshape(len(images), -1))
+        h = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(h)
+        h = nn.tanh(nn.Dropout(0.25, deterministic=not train)(h))
+        return nn.Dense(self.classes, name="logits")(h), h
+
+
+def prepared(case: Case) -> tuple[Objective, Process]:
+    """The objective and its process as a stage prepares them for the train step."""
+    schedule = make_schedule(case.schedule, case.T)
+    grid = make_grid(schedule, case.levels or case.T, case.spacing, explicit=case.grid or None)
+    objective = make_objective(case.objective).prepare(grid)
+    teacher = Small(num_classes=case.classes)
+    if objective.needs_teacher:
+        objective = objective.prepare_networks(teacher, case.prediction)
+    if objective.teacher_taps():
+        shapes = [
+            {tap: (*IMAGE[:2], width) for tap in taps}
+            for taps, width in (
+                (objective.taps(), case.student_width),
+                (objective.teacher_taps(), WIDTH),
+            )
+        ]
+        objective = objective.prepare_features(*shapes)
+    process = make_process(
+        schedule,
+        grid,
+        case.time,
+        low=case.low,
+        high=case.high,
+        outside=case.outside,
+        classes=case.own or (range(case.classes) if case.classes else None),
+        num_classes=case.classes,
+        values=objective.numbers() if case.program else None,
+    )
+    return objective.program() if case.program else objective, process
+
+
+def make_networks(case: Case, objective: Objective) -> tuple[dict[str, Any], Any]:
+    """Parameters of the trained networks by name, and `bind(params) -> networks`."""
+    classifies = objective.trains_classifier
+    student = SmallClassifier() if classifies else Small(case.student_width, case.classes)
+    modules = {"student": student, **objective.networks()}
+    inputs = {name: objective.init_inputs(name, IMAGE, case.classes > 0) for name in modules}
+    weights = {
+        name: fixed_weights(name, module, inputs[name], seed)
+        for seed, (name, module) in enumerate(sorted(modules.items()))
+    }
+    teacher = Small(num_classes=case.classes)
+    arguments = (jnp.zeros((1, *IMAGE)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))
+    frozen = fixed_weights("teacher", teacher, arguments, 10)
+    critic = fixed_weights("classifier", SmallClassifier(), arguments[:1], 11)
+    fixed = {
+        "teacher": with_guidance(
+            Denoiser.from_module(teacher, frozen.params, case.prediction),
+            case.guidance,
+            case.classes,
+        ),
+        "classifier": Classifier(critic, SmallClassifier()) if objective.needs_classifier else None,
+    }
+
+    def bind(params: dict[str, Any]) -> dict[str, Any]:
+        bound = {
+            name: objective.bind(
+                name, modules[name], Weights(own, weights[name].statistics), case.prediction
+            )
+            for name, own in params.items()
+        }
+        return {**bound, **fixed}
+
+    return {name: own.params for name, own in weights.items()}, bind
+
+
+def make_batch(case: Case, objective: Objective, process: Process) -> Batch:
+    """Images, labels, keys, and as many pairs where the objective needs any."""
+    rng = np.random.default_rng(3)
+    image = rng.uniform(-1, 1, (BATCH, *IMAGE)).astype(np.float32)
+    label = rng.integers(0, case.classes or 3, BATCH).astype(np.int32)
+    # With these keys examples are at levels of little and of much noise, whatever is drawn beside
+    # them: weights that are equal at one of both ends are told apart.
+    keys = jax.random.split(jax.random.key(7), BATCH)
+    pairs = None
+    if objective.needs_pairs:
+        shape = (PAIRS, *IMAGE)
+        table = Pairs(
+            noise=rng.standard_normal(shape).astype(np.float32),
+            label=(np.arange(PAIRS) % max(1, case.classes)).astype(np.int32),
+            image=rng.uniform(-1, 1, shape).astype(np.float32),
+        )
+        draws = jax.vmap(lambda key: jax.random.fold_in(key, _PAIR_KEYS))(keys)
+        rows = np.asarray(draw_pair(draws, PAIRS, process, objective.filters_pairs))
+        pairs = jax.tree.map(lambda x: jnp.asarray(x[rows]), table)
+    labels = jnp.asarray(label)
+    return Batch(jnp.asarray(image), labels, labels if case.classes else None, keys, pairs)
+
+
+@functools.cache
+def _shapes(name: str, module: nn.Module, inputs: Any) -> Any:
+    del name
+    tree, leaves = inputs
+    arguments = jax.tree.unflatten(tree, [jnp.zeros(*leaf) for leaf in leaves])
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))
+
+
+def fixed_weights(name: str, module: nn.Module, inputs: tuple[Any, ...], seed: int) -> Weights:
+    """Weights of numpy's random numbers, which no version of flax's initialisers changes."""
+    leaves, tree = jax.tree.flatten(inputs)
+    structs = tuple((x.shape, x.dtype) for x in leaves)
+    found = dict(_shapes(name, module, (tree, structs)))
+    rng = np.random.default_rng([seed, 7])
+
+    def draw(path: Any, x: Any) -> Any:
+        values = 0.7 * rng.standard_normal(x.shape) / np.sqrt(x.shape[0] if x.ndim > 1 else 4)
+        if "scale" in jax.tree_util.keystr(path):
+            values = values + 1.0
+        return jnp.asarray(values, jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, found["params"])
+    statistics = jax.tree.map(
+        lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), jnp.float32), found.get("batch_stats")
+    )
+    return Weights(params, statistics)
+
+
+def _python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
+    """`jax.lax.fori_loop` without a program of its own for every case."""
+    for i in range(int(lower), int(upper)):
+        value = body(i, value)
+    return value
+
+
+def numbers(name: str) -> dict[str, Any]:
+    """What the case `name` gives today, in the form of the stored file."""
+    case = CASES[name]
+    with mock.patch.object(jax.lax, "fori_loop", _python_loop):
+        objective, process = prepared(case)
+        params, bind = make_networks(case, objective)
+        if objective.makes_pairs:
+            return {"pairs": _made_pairs(case, objective, bind(params)["teacher"])}
+        batch = make_batch(case, objective, process)
+        found: dict[str, Any] = {}
+        for update in objective.updates:
+            own, made = _of_update(update, params, bind, batch, process)
+            found["+".join(update.trained)] = own
+            batch = batch.replace(made={**batch.made, **made})  # type: ignore[attr-defined]
+        if objective.panels and case.panels:
+            drawn = objective.draw_panels(bind(params), batch.image, process, batch.cond)
+            found["panels"] = [summary(x) for x in drawn]
+    return found
+
+
+def _of_update(update: Any, params: Any, bind: Any, batch: Batch, process: Process):
+    """The numbers of one update, and what it makes for later ones."""
+
+    def total(trained: Any):
+        values, metrics, *rest = update.loss(bind({**params, **trained}), batch, process)
+        return jnp.mean(values), (values, metrics, rest[0] if rest else None)
+
+    trained = {name: params[name] for name in update.trained}
+    gradients, (values, metrics, aside) = jax.grad(total, has_aux=True)(trained)
+    found: dict[str, Any] = {
+        "every": update.every,
+        "skip": update.skip,
+        "values": [_digits(x) for x in values],
+        "metrics": {name: _digits(x) for name, x in sorted(metrics.items())},
+        "gradients": {name: summary(x) for name, x in gradients.items()},
+    }
+    for kind in ("statistics", "made"):
+        if own := getattr(aside, kind, None):
+            found[kind] = {name: summary(x) for name, x in own.items()}
+    if update.otherwise is not None:
+        made = update.otherwise(bind(params), batch, process)
+        found["otherwise"] = {name: summary(x) for name, x in made.items()}
+    return found, {} if aside is None else aside.made
+
+
+def _made_pairs(case: Case, objective: Any, teacher: Any) -> list[float]:
+    """A summary of the teacher's images from noise, as a stage of pairs makes them."""
+    schedule = make_schedule(case.schedule, case.T)
+    grid = make_grid(schedule, case.levels or case.T, case.spacing, explicit=case.grid or None)
+    levels = student_levels(schedule, grid, case.time)
+    noise = np.random.default_rng(3).standard_normal((BATCH, *IMAGE)).astype(np.float32)
+    cond = jnp.arange(BATCH) % case.classes if case.classes else None
+    sample = get_sampler(objective.sampler)
+    return summary(
+        sample(teacher, levels, jnp.asarray(noise), cond=cond, clip=objective.clip or None)
+    )
+
+
+def summary(tree: Any) -> list[float]:
+    """The norm of all values of a tree and their products with three fixed random vectors."""
+    leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)]
+    flat = np.concatenate(leaves)
+    vectors = np.random.default_rng(11).standard_normal((3, len(flat)))
+    return [_digits(x) for x in (np.linalg.norm(flat), *(vectors @ flat))]
+
+
+def _digits(x: Any) -> float:
+    return float(f"{float(x):.9g}")
+
+
+def differences(stored: Any, found: Any, path: str = "") -> list[str]:
+    """Where two results differ, one line each; none where they agree to `TOLERANCE`.
+
+    The numbers of a list are compared relative to the largest of them.
+    """
+    if isinstance(stored, dict):
+        if not isinstance(found, dict) or set(stored) != set(found):
+            return [f"{path}: stored {sorted(stored)}, found {sorted(found)}"]
+        return [
+            line for key in stored for line in differences(stored[key], found[key], f"{path}/{key}")
+        ]
+    if isinstance(stored, list) and stored and isinstance(stored[0], list):
+        rows = range(max(len(stored), len(found)))
+        if len(stored) != len(found):
+            return [f"{path}: stored {len(stored)} rows, found {len(found)}"]
+        return [line for i in rows for line in differences(stored[i], found[i], f"{path}/{i}")]
+    a, b = np.atleast_1d(np.asarray(stored, float)), np.atleast_1d(np.asarray(found, float))
+    if a.shape != b.shape:
+        return [f"{path}: stored {len(a)} values, found {len(b)}"]
+    # A single metric may be a difference of larger numbers.
+    bound = TOLERANCE * np.max(np.abs(a), initial=0.0) + (1e-7 if a.size == 1 else 0.0)
+    apart = np.max(np.abs(a - b), initial=0.0)
+    if apart <= bound:
+        return []
+    return [f"{path}: stored {stored}, found {found}, apart {apart:.3g}, allowed {bound:.3g}"]
+
+
+def read() -> dict[str, Any]:
+    """The stored numbers by case."""
+    return json.loads(NUMBERS.read_text())
+
+
+def write(found: dict[str, Any]) -> None:
+    """Stores the numbers, one case a line."""
+    lines = [f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in found.items()]
+    NUMBERS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def main(arguments: list[str]) -> None:
+    """Writes or compares, see above."""
+    prefixes = tuple(a for a in arguments if a != "--write") or ("",)
+    begun = time.perf_counter()
+    found = {}
+    for name in CASES:
+        if name.startswith(prefixes):
+            at = time.perf_counter()
+            found[name] = numbers(name)
+            print(f"{time.perf_counter() - at:6.2f} s  {name}", flush=True)
+    print(f"{len(found)} cases, {time.perf_counter() - begun:.1f} s")
+    if "--write" in arguments:
+        write({**(read() if NUMBERS.exists() and prefixes != ("",) else {}), **found})
+        return
+    stored = read() if NUMBERS.exists() else {}
+    for name, own in found.items():
+        print(*differences(stored.get(name, {}), own, name), sep="\n", end="")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

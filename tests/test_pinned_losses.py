@@ -1,0 +1,64 @@
+"""Every loss gives the numbers that are stored for it (`pinned_losses.json`)."""
+
+import copy
+
+import pinned_losses
+import pytest
+from pinned_cases import CASES
+
+from ddistill.objectives import OBJECTIVES, hyperparameters
+
+# What changes no loss: how many batches of pairs a file holds.
+WITHOUT_NUMBERS = {("pairs", "shard")}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return pinned_losses.read()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_are_those_stored(name, stored):
+    assert name in stored, f"{name} has no stored numbers: python tests/pinned_losses.py --write"
+    lines = pinned_losses.differences(stored[name], pinned_losses.numbers(name), name)
+    assert not lines, "\n".join(["these numbers changed:", *lines])
+
+
+def test_stored_numbers_are_of_these_cases(stored):
+    assert set(stored) == set(CASES)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_hyperparameter_is_varied(name):
+    usual = hyperparameters(name)
+    own = [case.objective for case in CASES.values() if case.objective["name"] == name]
+    unvaried = {key for key in usual if all(o.get(key, usual[key]) == usual[key] for o in own)}
+    assert unvaried <= {key for objective, key in WITHOUT_NUMBERS if objective == name}
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        (("student", "values"), "dmd2/kl/student/values"),
+        (("student", "gradients", "student"), "dmd2/kl/student/gradients/student"),
+        (("fake+discriminator", "gradients", "fake"), "dmd2/kl/fake+discriminator/gradients/fake"),
+        (("student", "otherwise", "image"), "dmd2/kl/student/otherwise/image"),
+    ],
+)
+def test_another_number_is_named(path, label, stored):
+    changed = copy.deepcopy(stored["dmd2/kl"])
+    *parents, last = path
+    own = changed
+    for key in parents:
+        own = own[key]
+    largest = max(range(len(own[last])), key=lambda i: abs(own[last][i]))
+    own[last][largest] *= 1 + 3e-6
+    (line,) = pinned_losses.differences(stored["dmd2/kl"], changed, "dmd2/kl")
+    assert line.startswith(f"{label}: stored ")
+
+
+def test_a_missing_metric_is_named(stored):
+    changed = copy.deepcopy(stored["tsm/edm_lognormal"])
+    del changed["student"]["metrics"]["x0_mse"]
+    (line,) = pinned_losses.differences(stored["tsm/edm_lognormal"], changed, "tsm/edm_lognormal")
+    assert line.startswith("tsm/edm_lognormal/student/metrics: stored ['x0_mse']")
