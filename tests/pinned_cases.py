@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddistill import recipes
-from ddistill.objectives.adversarial import DIVERGENCES
+from ddistill.objectives.matching.adversarial import DIVERGENCES
 from ddistill.objectives.denoising import ERRORS, WEIGHTS
-from ddistill.objectives.draws import LAWS
-from ddistill.objectives.matching_settings import FAKE_WEIGHTS
+from ddistill.objectives.sampling import LAWS
+from ddistill.objectives.matching.settings import FAKE_WEIGHTS
 from ddistill.objectives.progressive import LOSSES
 from ddistill.objectives.regression import REGRESSIONS
-from ddistill.recipes.cifar import critic_stage, scorer_stage
+from ddistill.recipes.cifar import feature_classifier_stage, scorer_stage
 from ddistill.settings import OptimizerSettings, StageSettings
 
 
@@ -26,10 +26,10 @@ class Case:
       prediction: of all denoisers.
       classes: 0 for unconditional networks.
       own: the student's classes; all where there are none.
-      low, high, outside: the student's share of the levels, see `Process`.
+      low, high, full_range_share: the student's share of the levels, see `LevelTables`.
       guidance: scale of the teacher's.
       student_width: channels of its features; the teacher has 5.
-      program: whether numbers are taken from the process, as in training, and not from the fields.
+      program: whether numbers are taken from the tables, as in training, and not from the fields.
       panels: whether pictures are pinned too.
     """
 
@@ -45,7 +45,7 @@ class Case:
     own: tuple[int, ...] = ()
     low: int = 1
     high: int = 0
-    outside: float | None = None
+    full_range_share: float | None = None
     guidance: float = 1.0
     student_width: int = 5
     program: bool = True
@@ -90,7 +90,7 @@ def _denoising() -> None:
     add("min_snr_gamma", name, weight="min_snr", min_snr_gamma=1.5)
     for law in LAWS:
         add(f"range_{law}", name, _levels=law, low=2, high=4)
-        add(f"outside_{law}", name, _levels=law, low=5, high=6, outside=0.5)
+        add(f"outside_{law}", name, _levels=law, low=5, high=6, full_range_share=0.5)
     for kind in ("x0", "eps"):
         add(f"predicts_{kind}", name, prediction=kind)
     add("karras", name, error="x0", weight="edm", _levels="lognormal", **KARRAS)
@@ -180,7 +180,7 @@ def _o2mkd() -> None:
     for label in ("critic", "critic_beta"):
         add(f"{label}_only", name, output_weight=0.0, **CRITIC[label])
     add("range", name, low=2, high=4)
-    add("outside", name, low=5, high=6, outside=0.5)
+    add("full_range_share", name, low=5, high=6, full_range_share=0.5)
     add("conditional", name, classes=3, prediction="eps")
     add("guided", name, classes=3, guidance=2.0)
     add("index_time", name, levels=3, spacing="leading", time="index")
@@ -193,7 +193,7 @@ def _tsm() -> None:
             add(f"{weight}_{law}", "tsm", weight=weight, _levels=law)
     add("conditional", "tsm", classes=3, prediction="eps")
     add("range", "tsm", low=2, high=4)
-    add("outside", "tsm", low=5, high=6, outside=0.5)
+    add("full_range_share", "tsm", low=5, high=6, full_range_share=0.5)
     add("karras", "tsm", **KARRAS)
     add("guided", "tsm", classes=3, guidance=2.0)
 
@@ -317,9 +317,9 @@ def _recipes() -> None:
         of_stage(method, stages[f"{method}_n2"], T=4)
     of_stage("cfd_imagenet64", recipes.cfd_imagenet64().stages["cfd_n2"], T=4)
     of_stage("pd_cifar_teacher", recipes.pd_cifar().stages["teacher"])
-    of_stage("critic", critic_stage("resnet"))
+    of_stage("critic", feature_classifier_stage("resnet"))
     of_stage("scorer", scorer_stage())
-    of_stage("digits_critic", recipes.digits_critic())
+    of_stage("digits_critic", recipes.digits_feature_classifier())
     stages = recipes.o2mkd(2, steps=1, samplers={}, **usual)
     of_stage("o2mkd", stages["o2mkd_k2"], low=4, high=6)
     stages = recipes.digits_specialists(8, (2,), warmup=1, updates=2)

@@ -28,10 +28,10 @@ from pinned_cases import CASES, Case
 
 from ddistill.denoiser import Denoiser, with_guidance
 from ddistill.networks.weights import Weights
-from ddistill.objectives import Batch, Objective, Process, make_objective, make_process
+from ddistill.objectives import Batch, Objective, LevelTables, make_objective, make_level_tables
 from ddistill.objectives.classification import Classifier
-from ddistill.objectives.draws import draw_pair
-from ddistill.objectives.process import Pairs, student_levels
+from ddistill.objectives.sampling import draw_pair
+from ddistill.objectives.inputs import Pairs, student_levels
 from ddistill.samplers import get_sampler
 from ddistill.schedules import make_grid, make_schedule
 
@@ -94,8 +94,8 @@ class SmallClassifier(nn.Module):
         return nn.Dense(self.classes, name="logits")(h), h
 
 
-def prepared(case: Case) -> tuple[Objective, Process]:
-    """The objective and its process as a stage prepares them for the train step."""
+def prepared(case: Case) -> tuple[Objective, LevelTables]:
+    """The objective and its tables as a stage prepares them for the train step."""
     schedule = make_schedule(case.schedule, case.T)
     grid = make_grid(schedule, case.levels or case.T, case.spacing, explicit=case.grid or None)
     objective = make_objective(case.objective).prepare(grid)
@@ -111,18 +111,18 @@ def prepared(case: Case) -> tuple[Objective, Process]:
             )
         ]
         objective = objective.prepare_features(*shapes)
-    process = make_process(
+    tables = make_level_tables(
         schedule,
         grid,
         case.time,
         low=case.low,
         high=case.high,
-        outside=case.outside,
+        full_range_share=case.full_range_share,
         classes=case.own or (range(case.classes) if case.classes else None),
         num_classes=case.classes,
         values=objective.numbers() if case.program else None,
     )
-    return objective.program() if case.program else objective, process
+    return objective.program() if case.program else objective, tables
 
 
 def make_networks(case: Case, objective: Objective) -> tuple[dict[str, Any], Any]:
@@ -160,7 +160,7 @@ def make_networks(case: Case, objective: Objective) -> tuple[dict[str, Any], Any
     return {name: own.params for name, own in weights.items()}, bind
 
 
-def make_batch(case: Case, objective: Objective, process: Process) -> Batch:
+def make_batch(case: Case, objective: Objective, tables: LevelTables) -> Batch:
     """Images, labels, keys, and as many pairs where the objective needs any."""
     rng = np.random.default_rng(3)
     image = rng.uniform(-1, 1, (BATCH, *IMAGE)).astype(np.float32)
@@ -177,7 +177,7 @@ def make_batch(case: Case, objective: Objective, process: Process) -> Batch:
             image=rng.uniform(-1, 1, shape).astype(np.float32),
         )
         draws = jax.vmap(lambda key: jax.random.fold_in(key, _PAIR_KEYS))(keys)
-        rows = np.asarray(draw_pair(draws, PAIRS, process, objective.filters_pairs))
+        rows = np.asarray(draw_pair(draws, PAIRS, tables, objective.filters_pairs))
         pairs = jax.tree.map(lambda x: jnp.asarray(x[rows]), table)
     labels = jnp.asarray(label)
     return Batch(jnp.asarray(image), labels, labels if case.classes else None, keys, pairs)
@@ -222,27 +222,27 @@ def numbers(name: str) -> dict[str, Any]:
     """What the case `name` gives today, in the form of the stored file."""
     case = CASES[name]
     with mock.patch.object(jax.lax, "fori_loop", _python_loop):
-        objective, process = prepared(case)
+        objective, tables = prepared(case)
         params, bind = make_networks(case, objective)
         if objective.makes_pairs:
             return {"pairs": _made_pairs(case, objective, bind(params)["teacher"])}
-        batch = make_batch(case, objective, process)
+        batch = make_batch(case, objective, tables)
         found: dict[str, Any] = {}
         for update in objective.updates:
-            own, made = _of_update(update, params, bind, batch, process)
+            own, made = _of_update(update, params, bind, batch, tables)
             found["+".join(update.trained)] = own
             batch = batch.replace(made={**batch.made, **made})  # type: ignore[attr-defined]
         if objective.panels and case.panels:
-            drawn = objective.draw_panels(bind(params), batch.image, process, batch.cond)
+            drawn = objective.draw_panels(bind(params), batch.image, tables, batch.cond)
             found["panels"] = [summary(x) for x in drawn]
     return found
 
 
-def _of_update(update: Any, params: Any, bind: Any, batch: Batch, process: Process):
+def _of_update(update: Any, params: Any, bind: Any, batch: Batch, tables: LevelTables):
     """The numbers of one update, and what it makes for later ones."""
 
     def total(trained: Any):
-        values, metrics, *rest = update.loss(bind({**params, **trained}), batch, process)
+        values, metrics, *rest = update.loss(bind({**params, **trained}), batch, tables)
         return jnp.mean(values), (values, metrics, rest[0] if rest else None)
 
     trained = {name: params[name] for name in update.trained}
@@ -258,7 +258,7 @@ def _of_update(update: Any, params: Any, bind: Any, batch: Batch, process: Proce
         if own := getattr(aside, kind, None):
             found[kind] = {name: summary(x) for name, x in own.items()}
     if update.otherwise is not None:
-        made = update.otherwise(bind(params), batch, process)
+        made = update.otherwise(bind(params), batch, tables)
         found["otherwise"] = {name: summary(x) for name, x in made.items()}
     return found, {} if aside is None else aside.made
 
