@@ -2,12 +2,12 @@
 
 Scaling of the input, the time the network is told and the meaning of its output are settled here;
 teachers, students and fake scores are all `Denoiser`s, and nothing after them asks what a network
-predicts. Any other callable of that form is a denoiser too.
+predicts. Any other callable of that form is a denoiser too (`DenoiserLike`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,47 @@ from jaxtyping import Array, Float, Int, Key
 from ddistill.diffusion import KINDS, Prediction, clip_x0, convert, expand, input_scale
 from ddistill.errors import check_choice
 from ddistill.schedules import Level
+from ddistill.typing import Features, Images, Labels, RandomKey
+
+
+class DenoiserLike(Protocol):
+    """What samplers take: any callable that predicts x0 and eps from noisy images."""
+
+    def __call__(self, z: Images, level: Level, cond: Labels | None = None, /) -> Prediction:
+        """Returns the prediction at `z`, whose level is `[]` or `[B]`; class ids or None."""
+        ...
+
+
+class DenoiserWithFeatures(Protocol):
+    """A denoiser that also returns hidden features, as `NetworkDenoiser.with_features` makes it."""
+
+    def __call__(
+        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+    ) -> tuple[Prediction, Features]:
+        """Returns the prediction at `z` and the features by tap."""
+        ...
+
+
+class NetworkDenoiser(Protocol):
+    """What losses take: a `DenoiserLike` with dropout and hidden features.
+
+    `Denoiser`, `GuidedDenoiser` and `ddistill.students.RoutedDenoiser` are such.
+    """
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts: "x0", "eps", "v" or "edm"."""
+        ...
+
+    def __call__(
+        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+    ) -> Prediction:
+        """Returns the prediction at `z`; with a key in train mode, with dropout from the key."""
+        ...
+
+    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
+        """Returns the same denoiser with the features of the named taps."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "ddistill"
 # circle; docs/architecture.md says why.
 ORDER = (
     "errors",
+    "typing",
     "text",
     "settings",
     "schedules",
