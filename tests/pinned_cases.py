@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddistill import recipes
+from ddistill.objectives.distances import ERRORS, REGRESSIONS, WEIGHTS
 from ddistill.objectives.matching.adversarial import DIVERGENCES
-from ddistill.objectives.denoising import ERRORS, WEIGHTS
-from ddistill.objectives.sampling import LAWS
 from ddistill.objectives.matching.settings import FAKE_WEIGHTS
 from ddistill.objectives.progressive import LOSSES
-from ddistill.objectives.regression import REGRESSIONS
+from ddistill.objectives.sampling import LAWS
 from ddistill.recipes.cifar import feature_classifier_stage, scorer_stage
 from ddistill.settings import OptimizerSettings, StageSettings
 

@@ -28,10 +28,10 @@ from pinned_cases import CASES, Case
 
 from ddistill.denoiser import Denoiser, with_guidance
 from ddistill.networks.weights import Weights
-from ddistill.objectives import Batch, Objective, LevelTables, make_objective, make_level_tables
+from ddistill.objectives import Batch, LevelTables, Objective, make_level_tables, make_objective
 from ddistill.objectives.classification import Classifier
-from ddistill.objectives.sampling import draw_pair
 from ddistill.objectives.inputs import Pairs, student_levels
+from ddistill.objectives.sampling import draw_pair
 from ddistill.samplers import get_sampler
 from ddistill.schedules import make_grid, make_schedule
 
@@ -229,9 +229,9 @@ def numbers(name: str) -> dict[str, Any]:
         batch = make_batch(case, objective, tables)
         found: dict[str, Any] = {}
         for update in objective.updates:
-            own, made = _of_update(update, params, bind, batch, tables)
+            own, shared = _of_update(update, params, bind, batch, tables)
             found["+".join(update.trained)] = own
-            batch = batch.replace(made={**batch.made, **made})  # type: ignore[attr-defined]
+            batch = batch.replace(shared={**batch.shared, **shared})  # type: ignore[attr-defined]
         if objective.panels and case.panels:
             drawn = objective.draw_panels(bind(params), batch.image, tables, batch.cond)
             found["panels"] = [summary(x) for x in drawn]
@@ -254,13 +254,13 @@ def _of_update(update: Any, params: Any, bind: Any, batch: Batch, tables: LevelT
         "metrics": {name: _digits(x) for name, x in sorted(metrics.items())},
         "gradients": {name: summary(x) for name, x in gradients.items()},
     }
-    for kind in ("statistics", "made"):
+    for kind in ("statistics", "shared"):
         if own := getattr(aside, kind, None):
             found[kind] = {name: summary(x) for name, x in own.items()}
-    if update.otherwise is not None:
-        made = update.otherwise(bind(params), batch, tables)
-        found["otherwise"] = {name: summary(x) for name, x in made.items()}
-    return found, {} if aside is None else aside.made
+    if update.fallback is not None:
+        shared = update.fallback(bind(params), batch, tables)
+        found["fallback"] = {name: summary(x) for name, x in shared.items()}
+    return found, {} if aside is None else aside.shared
 
 
 def _made_pairs(case: Case, objective: Any, teacher: Any) -> list[float]:

@@ -15,8 +15,8 @@ from ddistill.networks import build
 from ddistill.networks.weights import Weights
 from ddistill.objectives import make_objective
 from ddistill.objectives.classification import Classifier
-from ddistill.objectives.classifier_terms import class_terms, feature_divergence
 from ddistill.objectives.denoising import Denoising
+from ddistill.objectives.distances import class_terms, feature_divergence
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.schedules import cosine

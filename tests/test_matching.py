@@ -16,7 +16,7 @@ from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import OBJECTIVES, make_objective
 from ddistill.objectives.inputs import Batch, Pairs, make_level_tables
-from ddistill.objectives.matching.generator import attach, question
+from ddistill.objectives.matching.generator import generator_input, with_gradient
 from ddistill.objectives.matching.losses import score_difference
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine, karras, make_grid, subsequence
@@ -105,8 +105,8 @@ def test_attach_is_its_value_and_its_gradient():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)), jnp.float32)
     wanted = jnp.cos(x)
     value = jnp.arange(3.0)
-    np.testing.assert_array_equal(attach(value, x, wanted), value)
-    found = jax.grad(lambda x: jnp.sum(attach(value, x, wanted)))(x)
+    np.testing.assert_array_equal(with_gradient(value, x, wanted), value)
+    found = jax.grad(lambda x: jnp.sum(with_gradient(value, x, wanted)))(x)
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -141,7 +141,7 @@ def test_the_gradient_is_the_closed_form(schedule):
     networks = {"teacher": Noting(1.0, 0.6), "fake": GaussianDenoiser(0.2, 0.4)}
     shown, method = tables(schedule), objective(schedule=schedule)
     _, _, aside = method.student_loss({**networks, "student": student}, batch(16), shown)
-    image = np.asarray(aside.made["image"], np.float64)
+    image = np.asarray(aside.shared["image"], np.float64)
 
     def at(image):
         class Fixed:
@@ -383,7 +383,7 @@ def test_losses_are_per_example_and_metrics_finite(which):
     values, metrics, aside = made.student_loss(networks, data, shown)
     chex.assert_shape(values, (6,))
     chex.assert_tree_all_finite((values, metrics))
-    data = dataclasses.replace(data, made=aside.made)
+    data = dataclasses.replace(data, made=aside.shared)
     values, metrics = made.guidance_loss(networks, data, shown)
     chex.assert_shape(values, (6,))
     chex.assert_tree_all_finite((values, metrics))
@@ -394,7 +394,7 @@ def test_the_images_that_the_student_learns_from_are_those_that_the_others_learn
     networks = bound(made, modules, params)
     _, _, aside = made.student_loss(networks, data, shown)
     again = made.generate(networks, data, shown)
-    chex.assert_trees_all_close(aside.made, again, atol=1e-6)
+    chex.assert_trees_all_close(aside.shared, again, atol=1e-6)
     assert set(np.asarray(again["cond"])) <= {1, 3}, "classes of others were asked for"
 
 
@@ -412,7 +412,7 @@ def test_the_smoothness_penalty_moves_images_and_not_their_noise():
             return call
 
     _, _, aside = made.student_loss(networks, data, shown)
-    data = dataclasses.replace(data, made=aside.made)
+    data = dataclasses.replace(data, made=aside.shared)
     made.guidance_loss({**networks, "teacher": Noting()}, data, shown)
     (z, level), (moved, same_level) = seen[1:]
     chex.assert_trees_all_equal(level, same_level)
@@ -441,7 +441,7 @@ def test_a_one_step_student_begins_as_the_teachers_answer_to_noise():
     teacher = GaussianDenoiser(0.5, 0.2)
     shown = tables(schedule)
     data = batch(16)
-    asked = question(teacher, data, data.keys, shown, "none", 1)
+    asked = generator_input(teacher, data, data.keys, shown, "none", 1)
     noise = asked.z / schedule.sigma[-1]
     chex.assert_trees_all_close(
         ddim(teacher, subsequence(schedule, [0, 32]), noise),
@@ -453,7 +453,7 @@ def test_a_one_step_student_begins_as_the_teachers_answer_to_noise():
 def test_rollout_is_the_students_own_way_down():
     """Levels are visited as the sampler visits them: z at level i comes from x0 at level i + 1."""
     steps, shown = 3, tables(steps=3)
-    asked = question(
+    asked = generator_input(
         TellsLevel(),
         batch(64),
         batch(64).keys,
@@ -475,7 +475,7 @@ def test_rollout_is_the_students_own_way_down():
     for level in np.unique(made[~top]):
         assert residual[made == level].mean() == pytest.approx(0.0, abs=0.4)
         assert residual[made == level].std() == pytest.approx(1.0, abs=0.3)
-    from_data = question(None, batch(64), batch(64).keys, shown, "data", steps)
+    from_data = generator_input(None, batch(64), batch(64).keys, shown, "data", steps)
     chex.assert_trees_all_equal(from_data.level, asked.level)
 
 
@@ -570,7 +570,7 @@ def test_nothing_is_asked_of_a_network_twice(which):
         del student["fake"]
     assert calls == student
     calls.clear()
-    made.guidance_loss(counted, dataclasses.replace(data, made=aside.made), shown)
+    made.guidance_loss(counted, dataclasses.replace(data, made=aside.shared), shown)
     real = bool(made.gan_weight)
     if made.features_of == "teacher" and real:
         wanted = {"teacher": 2 + bool(made.smooth_weight)} | (

@@ -15,7 +15,7 @@ from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
 from ddistill.networks.discriminator import Discriminator
 from ddistill.objectives import make_objective
-from ddistill.objectives.denoising import WEIGHTS
+from ddistill.objectives.distances import REGRESSIONS, WEIGHTS, regression_distance
 from ddistill.objectives.inputs import make_level_tables
 from ddistill.objectives.matching.adversarial import (
     DIVERGENCES,
@@ -28,7 +28,6 @@ from ddistill.objectives.matching.adversarial import (
 )
 from ddistill.objectives.matching.alarms import matching_alarms
 from ddistill.objectives.matching.generator import image_health
-from ddistill.objectives.regression import REGRESSIONS, regression_distance
 from ddistill.objectives.sampling import LAWS, draw_index, draw_level, normal, streams
 from ddistill.schedules import cosine, karras, make_grid
 

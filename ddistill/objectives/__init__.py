@@ -13,11 +13,10 @@ from ddistill.objectives.dmd import DMD
 from ddistill.objectives.dmd2 import DMD2
 from ddistill.objectives.inputs import Batch, LevelTables, make_level_tables
 from ddistill.objectives.ladd import LADD
-from ddistill.objectives.o2mkd import O2MKD
+from ddistill.objectives.o2mkd import O2MKD, TSM
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
-from ddistill.objectives.tsm import TSM
 from ddistill.settings import convert, to_plain
 
 OBJECTIVES: dict[str, type[Objective]] = {

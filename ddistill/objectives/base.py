@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ddistill.denoiser import Denoiser
 from ddistill.diffusion import Prediction
@@ -32,20 +32,22 @@ FeatureShapes = Mapping[str, tuple[int, ...]]
 
 
 @struct.dataclass
-class Aside:
-    """What a loss may return as a third value.
+class LossAux:
+    """The third value of a loss, for losses that have one.
 
     Attributes:
-      statistics: by name, the new batch statistics of networks that have such.
-      made: arrays `[B, ...]` that later updates of the same step find in `Batch.made`, so that what
-        one update has computed no other computes again.
+      statistics: by name, the new batch statistics of networks that keep such.
+      shared: arrays `[B, ...]` for later updates of the same step, which find them in
+        `Batch.shared`.
+      memory: by name, the new values of the objective's memory.
     """
 
-    statistics: Mapping[str, Any] = struct.field(default_factory=dict)
-    made: Mapping[str, Array] = struct.field(default_factory=dict)
+    statistics: Mapping[str, PyTree] = struct.field(default_factory=dict)
+    shared: Mapping[str, Array] = struct.field(default_factory=dict)
+    memory: Mapping[str, Array] = struct.field(default_factory=dict)
 
 
-# A loss returns one value per example, scalar metrics and, where it has something, an `Aside`.
+# A loss returns one value per example, scalar metrics and, where it has something, an `LossAux`.
 Loss = Callable[[Networks, Batch, LevelTables], tuple[Any, ...]]
 
 
@@ -57,10 +59,10 @@ class Update:
       trains: the network that is changed, or several, each by its own optimiser; all others are
         constants. Unless it is the student, the first one's name ends those of the metrics `loss`
         and `grad_norm`.
-      loss: `(networks, batch, process) -> ([B] values, scalar metrics)`, and an `Aside` if need be.
+      loss: `(networks, batch, process) -> ([B] values, scalar metrics)`, and an `LossAux` if need be.
       every: the update runs at steps divisible by this.
       skip: it is left out at steps divisible by this; 0 for none.
-      otherwise: `(networks, batch, process) -> made`, what the loss would have made, at steps at
+      fallback: `(networks, batch, tables) -> shared`, what the loss would have shared, at steps at
         which the update does not run.
     """
 
@@ -68,7 +70,7 @@ class Update:
     loss: Loss
     every: int = 1
     skip: int = 0
-    otherwise: Callable[[Networks, Batch, LevelTables], Mapping[str, Array]] | None = None
+    fallback: Callable[[Networks, Batch, LevelTables], Mapping[str, Array]] | None = None
 
     @property
     def always(self) -> bool:

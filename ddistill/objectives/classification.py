@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import Aside, Metrics, Networks, Objective, Update
+from ddistill.objectives.base import LossAux, Metrics, Networks, Objective, Update
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.sampling import streams
 
 
 @struct.dataclass
@@ -104,20 +103,19 @@ class Classification(Objective):
     ) -> tuple[Float[Array, " B"], Metrics, Any]:
         """Cross-entropy per example, the batch's accuracy, and new batch statistics, if any."""
         del tables
-        shift_keys, cutout_keys = streams(batch.keys, 2)
         images = batch.image
         if self.shift:
-            images = jax.vmap(self._shift)(shift_keys, images)
+            images = jax.vmap(self._shift)(batch.key("shift"), images)
         if self.cutout:
-            images = jax.vmap(self._cut)(cutout_keys, images)
-        logits, statistics = networks["student"].train(images, batch.keys[0])
+            images = jax.vmap(self._cut)(batch.key("cutout"), images)
+        logits, statistics = networks["student"].train(images, batch.dropout_key)
         targets = optax.smooth_labels(
             jax.nn.one_hot(batch.label, logits.shape[-1]), self.label_smoothing
         )
         correct = jnp.argmax(logits, axis=-1) == batch.label
         values = optax.softmax_cross_entropy(logits, targets)
         seen = {} if statistics is None else {"student": statistics}
-        return values, {"accuracy": jnp.mean(correct)}, Aside(statistics=seen)
+        return values, {"accuracy": jnp.mean(correct)}, LossAux(statistics=seen)
 
     def _shift(self, key: Array, image: Array) -> Array:
         pad = self.shift

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
+from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Schedule, index_time, subsequence
+from ddistill.typing import Images, Index, Keys, Labels, RandomKey, Scalar
 
 
 @struct.dataclass
@@ -15,21 +18,33 @@ class Batch:
     """A training batch.
 
     Attributes:
-      image: `[B, H, W, C]` in [-1, 1].
+      image: `[B, H, W, C]` in [-1, 1]; zeros for an objective that learns from noise alone.
       label: `[B]` class ids.
-      cond: what a conditional network is given (`label`), or None for an unconditional one.
+      cond: the classes that conditional networks are given (`label`); None for unconditional ones.
       pairs: noise and the teacher's images from it, as many as images; None where none are needed.
-      made: what earlier updates of the same step have computed, see `Aside`.
-      keys: `[B]` random keys, one an example, so that what is drawn for an example depends neither
-        on gradient accumulation nor on how the batch lies on devices.
+      shared: arrays `[B, ...]` that earlier updates of the same step have computed (`LossAux`).
+      memory: arrays that the objective carries from step to step, by name (`Objective.memory`).
+      keys: `[B]` random keys, one for each example, so that the draws of an example depend neither
+        on gradient accumulation nor on the layout of the batch on devices. Losses take named keys
+        (`key`) and never these.
     """
 
-    image: Float[Array, "B H W C"]
-    label: Int[Array, " B"]
-    cond: Int[Array, " B"] | None
-    keys: Key[Array, " B"]
+    image: Images
+    label: Labels
+    cond: Labels | None
+    keys: Keys
     pairs: "Pairs | None" = None
-    made: Mapping[str, Array] = struct.field(default_factory=dict)
+    shared: Mapping[str, Array] = struct.field(default_factory=dict)
+    memory: Mapping[str, Array] = struct.field(default_factory=dict)
+
+    def key(self, name: str) -> Keys:
+        """The keys of a named use, such as "noise", independent of all other names."""
+        return named_keys(self.keys, name)
+
+    @property
+    def dropout_key(self) -> RandomKey:
+        """The key of dropout, which is drawn once for all examples of a part of the batch."""
+        return self.key("dropout")[0]
 
 
 @struct.dataclass
@@ -66,8 +81,10 @@ class LevelTables:
       classes: `[C]`, the classes that the student answers for, filled up; None where networks are
         not conditional.
       class_count: how many of them count.
-      values: by name, those hyperparameters of the objective that are numbers of the program and
-        not parts of it: other values do not compile again.
+      values: by name, the hyperparameters of the objective that are arguments of the compiled
+        program: other values do not compile again.
+      step: train steps done, filled in by the train step.
+      steps: train steps of the stage.
     """
 
     teacher: Schedule
@@ -80,6 +97,13 @@ class LevelTables:
     classes: Int[Array, " C"] | None = None
     class_count: Int[Array, ""] | None = None
     values: Mapping[str, Array] = struct.field(default_factory=dict)
+    step: Index | np.ndarray = struct.field(default_factory=lambda: np.int32(0))
+    steps: Index | np.ndarray = struct.field(default_factory=lambda: np.int32(1))
+
+    @property
+    def progress(self) -> Scalar:
+        """The share of the training that is done, in [0, 1), for curricula."""
+        return jnp.asarray(self.step, jnp.float32) / jnp.maximum(1, self.steps)
 
 
 def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> Schedule:
@@ -106,13 +130,14 @@ def make_level_tables(
     classes: Sequence[int] | None = None,
     num_classes: int = 0,
     values: Mapping[str, float] | None = None,
+    steps: int = 1,
 ) -> LevelTables:
     """The levels of a stage as tables.
 
     Args:
       schedule, grid, time: as in `student_levels`.
       rows: length of the tables, at least T+1; 0 for T+1.
-      low, high, full_range_share, classes, values: see `LevelTables`; high 0 for N.
+      low, high, full_range_share, classes, values, steps: see `LevelTables`; high 0 for N.
       num_classes: length of the table of classes.
     """
     student = student_levels(schedule, grid, time)
@@ -139,6 +164,8 @@ def make_level_tables(
             k: jax.device_put(np.asarray(v, np.int32 if isinstance(v, int) else np.float32))
             for k, v in (values or {}).items()
         },
+        step=jax.device_put(np.int32(0)),
+        steps=jax.device_put(np.int32(steps)),
     )
 
 

@@ -10,33 +10,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from ddistill.diffusion import Prediction, add_noise
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.projection import Projection
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import (
-    FeatureShapes,
-    Metrics,
-    Networks,
-    Update,
-    check_feature_shapes,
-    check_not_negative,
-    filled_in,
-    predict,
-)
-from ddistill.objectives.classifier_terms import ClassifierTerms
-from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
-from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.sampling import draw_index, mean_per_example, normal, streams
+from ddistill.objectives.base import FeatureShapes, Networks, check_feature_shapes, filled_in
+from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
+from ddistill.objectives.distillation import Distillation
+from ddistill.objectives.sampling import LAWS
+from ddistill.typing import Features
 
 
 @dataclass(frozen=True)
-class O2MKD(ClassifierTerms):
+class O2MKD(Distillation):
     """Output distillation at single noise levels.
 
     With `classifier_weight` above 0 the two predicted clean images are compared in a classifier's
@@ -50,7 +38,8 @@ class O2MKD(ClassifierTerms):
 
     Attributes:
       error: quantity whose squared error is taken: "x0", "eps" (the paper's) or "v".
-      weight: of a level, as in `weighted_error`.
+      weight: of a noise level, as in `PredictionDistance`.
+      levels: how noise levels are drawn, see `draw_level`.
       output_weight: weight of the distance to the teacher's prediction.
       task_weight: weight of the distance to the data, the teacher's own loss. 0 by default: the
         teacher's prediction is the mean of what it varies around.
@@ -61,9 +50,12 @@ class O2MKD(ClassifierTerms):
     """
 
     needs_teacher: ClassVar[bool] = True
+    classifier_target: ClassVar[str] = "teacher"
+    reports_data_error: ClassVar[bool] = True
 
     error: str = "eps"
     weight: str = "uniform"
+    levels: str = "uniform"
     output_weight: float = 1.0
     task_weight: float = 0.0
     feature_weight: float = 0.0
@@ -71,25 +63,37 @@ class O2MKD(ClassifierTerms):
     projected: tuple[tuple[str, int, int], ...] = filled_in(())
 
     def __post_init__(self):
-        super().__post_init__()
         names = (self.features,) if isinstance(self.features, str) else tuple(self.features)
         object.__setattr__(self, "features", names)  # hashable, also where a list was given
         check_choice("objective.error", self.error, ERRORS)
         check_choice("objective.weight", self.weight, WEIGHTS)
-        weights = ("output_weight", "task_weight", "feature_weight", "classifier_weight")
-        check_not_negative(self, *weights)
-        if not any(getattr(self, name) for name in weights):
-            raise ConfigError(f"objective: {', '.join(weights)} are all 0; set one above 0.")
+        check_choice("objective.levels", self.levels, LAWS)
+        super().__post_init__()
         if self.feature_weight and (not names or len(set(names)) < len(names)):
             raise ConfigError(
                 f"objective.features={names!r} must name at least one feature tap, and each once, "
                 "for example ('mid', 'last')."
             )
+        if self.task_weight and (self.teacher_states or self.student_states):
+            raise ConfigError(
+                f"objective.task_weight={self.task_weight} compares with the data, but images of "
+                "rollouts (teacher_states, student_states) belong to no image of the data. Set "
+                "task_weight=0, or the shares of rollouts to 0."
+            )
+
+    def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
+        """The distances to the teacher's prediction and to the data."""
+        distance = PredictionDistance(self.error, self.weight)
+        return {"output": ("teacher", distance), "task": ("data", distance)}
 
     @property
-    def updates(self) -> tuple[Update, ...]:
-        """One update of the student and its projections."""
-        return (Update(("student", *self.networks()), self.loss),)
+    def level_law(self) -> str:
+        """As set."""
+        return self.levels
+
+    def projected_features(self, networks: Networks, features: Features) -> Features:
+        """The student's features, projected where their widths differ from the teacher's."""
+        return networks["projection"](features) if self.projected else features
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The projections of unlike features."""
@@ -123,67 +127,28 @@ class O2MKD(ClassifierTerms):
         return super().init_inputs(name, image_shape, conditional)
 
     def without_effect(self) -> tuple[str, ...]:
-        """What belongs to the features, where none are compared."""
-        return () if self.feature_weight else ("feature_weight", "features")
+        """The hyperparameters of features, where no features are compared."""
+        features = () if self.feature_weight else ("feature_weight", "features")
+        return (*super().without_effect(), *features)
 
     def taps(self) -> tuple[str, ...]:
         """The taps of the features that are compared."""
         return self.features if self.feature_weight else ()
 
     def teacher_calls(self, each: int = 1) -> int:
-        """One, unless nothing is asked of the teacher."""
-        return each * any((self.output_weight, self.feature_weight, self.classifier_weight))
-
-    def loss(
-        self, networks: Networks, batch: Batch, tables: LevelTables
-    ) -> tuple[Float[Array, " B"], Metrics]:
-        """The weighted sum of the distances at a level that the student is trained on."""
-        index_keys, noise_keys = streams(batch.keys, 2)
-        index = draw_index(index_keys, tables)
-        level, teacher_level = tables.student.at(index), tables.teacher.at(tables.grid[index])
-        noise = normal(noise_keys, batch.image)
-        z = add_noise(batch.image, noise, level)
-        taps = self.taps()
-        student, ours = predict(networks["student"], taps, z, level, batch.cond, batch.keys[0])
-        terms: list[Array] = []
-        metrics: Metrics = {}
-        if self.teacher_calls():
-            teacher, theirs = jax.lax.stop_gradient(
-                predict(networks["teacher"], taps, z, teacher_level, batch.cond)
-            )
-        if self.output_weight:
-            distance = weighted_error(student, teacher, z, level, self.error, self.weight)
-            metrics["output_distance"] = jnp.mean(distance)
-            terms.append(self.output_weight * distance)
-        if self.task_weight:
-            data = Prediction(x0=batch.image, eps=noise)
-            distance = weighted_error(student, data, z, level, self.error, self.weight)
-            metrics["task_distance"] = jnp.mean(distance)
-            terms.append(self.task_weight * distance)
-        if self.feature_weight:
-            if self.projected:
-                ours = networks["projection"](ours)
-            distance = feature_distance(ours, theirs)
-            metrics["feature_distance"] = jnp.mean(distance)
-            terms.append(self.feature_weight * distance)
-        if self.classifier_weight:
-            distance, found = self.classifier_distance(
-                networks["classifier"], student.x0, teacher.x0
-            )
-            metrics |= found
-            terms.append(self.classifier_weight * distance)
-        x0_error = mean_per_example(jnp.square(student.x0 - batch.image))
-        return jnp.sum(jnp.stack(terms), axis=0), {**metrics, "x0_mse": jnp.mean(x0_error)}
+        """One, unless all distances are to the data."""
+        return each * ("teacher" in self.targets_in_use())
 
 
-def feature_distance(
-    student: Mapping[str, Float[Array, "B H W C"]], teacher: Mapping[str, Float[Array, "B H W C"]]
-) -> Float[Array, " B"]:
-    """Mean squared error of each feature, summed over taps."""
+@dataclass(frozen=True)
+class TSM(O2MKD):
+    """A smaller student learns the teacher's prediction before it becomes a generator.
 
-    def error(tap: str) -> Float[Array, " B"]:
-        # Features may be bfloat16; a loss is not.
-        difference = student[tap].astype(jnp.float32) - teacher[tap].astype(jnp.float32)
-        return mean_per_example(jnp.square(difference))
+    Teacher score matching, the first stage of MSD (arXiv 2410.23274): without it small students of
+    distribution matching do not converge. It is the output distance in x0, with EDM's weights and
+    EDM's distribution of noise levels (arXiv 2206.00364 table 1).
+    """
 
-    return jnp.sum(jnp.stack([error(tap) for tap in teacher]), axis=0)
+    error: str = "x0"
+    weight: str = "edm"
+    levels: str = "lognormal"

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ddistill.diffusion import add_noise
-from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.schedules import Level
+from ddistill.objectives.inputs import LevelTables
 
 
 def normal(keys: Key[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -104,26 +102,7 @@ def draw_pair(
     return owned + count * uniform_index(row_keys, 0, pairs // count - 1)
 
 
-def noisy(
-    batch: Batch, tables: LevelTables
-) -> tuple[Int[Array, " B"], Level, Float[Array, "B H W C"]]:
-    """A student level for every example, as `draw_index` draws it, and the image brought to it.
-
-    Returns:
-      The levels' numbers, the levels, and z at them.
-    """
-    index_keys, noise_keys = streams(batch.keys, 2)
-    index = draw_index(index_keys, tables)
-    level = tables.student.at(index)
-    return index, level, add_noise(batch.image, normal(noise_keys, batch.image), level)
-
-
 def streams(keys: Key[Array, " B"], count: int) -> list[Key[Array, " B"]]:
     """Splits the keys of every example into `count` independent sets."""
     split = jax.vmap(lambda key: jax.random.split(key, count))(keys)
     return [split[:, i] for i in range(count)]
-
-
-def mean_per_example(values: Float[Array, "B ..."]) -> Float[Array, " B"]:
-    """Mean over all axes but the first."""
-    return jnp.mean(values, axis=tuple(range(1, values.ndim)))

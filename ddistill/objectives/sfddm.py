@@ -16,32 +16,24 @@ same sample (the paper's aligned chain). Three distances are offered, each with 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ddistill.diffusion import (
-    Prediction,
-    ddim_step,
-    expand,
-    fold_weight,
-    from_x0,
-    multistep_x0,
-    output_of,
-)
+from ddistill.denoiser import NetworkDenoiser
+from ddistill.diffusion import Prediction, ddim_step, expand, fold_weight, from_x0, multistep_x0
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import Metrics, Networks, Update, check_not_negative, predict
-from ddistill.objectives.classifier_terms import ClassifierTerms
-from ddistill.objectives.denoising import ERRORS, WEIGHTS, weighted_error
-from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.sampling import mean_per_example, noisy
+from ddistill.objectives.base import Networks
+from ddistill.objectives.distances import ERRORS, NORMS, WEIGHTS, PredictionDistance
+from ddistill.objectives.distillation import Distillation
+from ddistill.objectives.inputs import LevelTables
+from ddistill.objectives.states import State
 from ddistill.schedules import Level
 
-NORMS = ("l1", "l2")
 SOLVERS = ("ddim", "dpm_solver_pp")
 
 
@@ -65,7 +57,7 @@ class _Walk:
 
 
 @dataclass(frozen=True)
-class SFDDM(ClassifierTerms):
+class SFDDM(Distillation):
     """Single-fold distillation.
 
     With `classifier_weight` above 0 the hidden variable's target is compared in the classifier's
@@ -75,12 +67,12 @@ class SFDDM(ClassifierTerms):
       output_weight: weight of the output distance.
       output: quantity compared by it: "x0", "eps" or "v" ("eps" for an eps-network as released).
       output_norm: "l1" (released) or "l2".
-      output_level_weight: for "l2", a weight as in `weighted_error`.
+      output_level_weight: for "l2", a weight as in `PredictionDistance`.
       feature_weight: weight of the hidden-feature distance (L1).
       tap: name of the feature tap.
       hidden_weight: weight of the hidden-variable distance.
       substeps: k, teacher steps between two levels of the student; 0 = as many as there are
-        teacher levels in the narrowest interval (c where N divides T).
+        teacher levels in the narrowest interval.
       solver: how the teacher walks: "ddim", or "dpm_solver_pp" (2M, second order, equal cost).
       lookback: gives the multistep solver a past at the start of each interval, for one teacher
         call more: the teacher's prediction one sub-step up, at the state that DDIM inversion finds
@@ -89,6 +81,7 @@ class SFDDM(ClassifierTerms):
     """
 
     needs_teacher: ClassVar[bool] = True
+    feature_norm: ClassVar[str] = "l1"
 
     output_weight: float = 0.0
     output: str = "v"
@@ -104,17 +97,13 @@ class SFDDM(ClassifierTerms):
     hidden_level_weight: str = "truncated_snr"
 
     def __post_init__(self):
-        super().__post_init__()
-        check_not_negative(self, "output_weight", "feature_weight", "hidden_weight")
         check_choice("objective.output", self.output, ERRORS)
         check_choice("objective.output_norm", self.output_norm, NORMS)
         check_choice("objective.output_level_weight", self.output_level_weight, WEIGHTS)
         check_choice("objective.solver", self.solver, SOLVERS)
         check_choice("objective.hidden_error", self.hidden_error, ERRORS)
         check_choice("objective.hidden_level_weight", self.hidden_level_weight, WEIGHTS)
-        weights = ("output_weight", "feature_weight", "hidden_weight", "classifier_weight")
-        if not any(getattr(self, name) for name in weights):
-            raise ConfigError(f"objective: {', '.join(weights)} are all 0; set one above 0.")
+        super().__post_init__()
         if self.substeps < 0:
             raise ConfigError(f"objective.substeps={self.substeps} must be 0 (all) or more.")
 
@@ -129,10 +118,13 @@ class SFDDM(ClassifierTerms):
             )
         return self.replace(substeps=self.substeps or narrowest)  # type: ignore[return-value]
 
-    @property
-    def updates(self) -> tuple[Update, ...]:
-        """One update of the student."""
-        return (Update("student", self.loss),)
+    def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
+        """The distances of the student's output and of the hidden variable."""
+        weight = self.output_level_weight if self.output_norm == "l2" else "uniform"
+        return {
+            "output": ("teacher", PredictionDistance(self.output, weight, self.output_norm)),
+            "hidden": ("target", PredictionDistance(self.hidden_error, self.hidden_level_weight)),
+        }
 
     def numbers(self) -> Mapping[str, int | float]:
         """k, whether the solver looks back, and the weights of the terms in use."""
@@ -163,93 +155,43 @@ class SFDDM(ClassifierTerms):
     def _looks_back(self) -> bool:
         return self.lookback and self._multistep()
 
-    def loss(
-        self, networks: Networks, batch: Batch, tables: LevelTables
-    ) -> tuple[Float[Array, " B"], Metrics]:
-        """The weighted sum of the three distances at a student level drawn from 1 .. N."""
-        index, level, z = noisy(batch, tables)
-        teacher_level = tables.teacher.at(tables.grid[index])
+    def target(self, networks: Networks, state: State, tables: LevelTables) -> Prediction:
+        """The prediction whose one step from `state` ends where the teacher's k steps end.
 
-        taps = self.taps()
-        student, ours = predict(networks["student"], taps, z, level, batch.cond, batch.keys[0])
-        teacher: Prediction | None = None
-        theirs: dict[str, Array] = {}
-        if self.output_weight or self.feature_weight:
-            teacher, theirs = jax.lax.stop_gradient(
-                predict(networks["teacher"], taps, z, teacher_level, batch.cond)
-            )
-        terms = {}
-        if self.output_weight:
-            terms["output"] = self._output_distance(student, teacher, z, level)
-        if self.feature_weight:
-            terms["feature"] = mean_per_example(jnp.abs(ours[self.tap] - theirs[self.tap]))
-        if self._has_target():
-            target = self.hidden_target(networks["teacher"], teacher, z, index, batch.cond, tables)
-        if self.hidden_weight:
-            terms["hidden"] = weighted_error(
-                student, target, z, level, self.hidden_error, self.hidden_level_weight
-            )
-        metrics = {f"{name}_distance": jnp.mean(term) for name, term in terms.items()}
-        if self.classifier_weight:
-            terms["classifier"], found = self.classifier_distance(
-                networks["classifier"], student.x0, target.x0
-            )
-            metrics |= found
-        weighted = [self.value_of(f"{n}_weight", tables) * term for n, term in terms.items()]
-        return jnp.sum(jnp.stack(weighted), axis=0), metrics
-
-    def hidden_target(
-        self,
-        teacher: Any,
-        first: Prediction | None,
-        z: Array,
-        index: Array,
-        cond: Any,
-        tables: LevelTables,
-    ) -> Prediction:
-        """The prediction whose one step from level `index` ends where the teacher's k steps end.
-
-        The walk is one loop, so that the teacher is compiled once, and a loop whose length is a
-        number, so that students of any k share the program. Its calls are the teacher's prediction
-        at z, the one before it where the solver looks back, and those at the sub-steps 2 .. k.
-
-        Args:
-          teacher: the teacher denoiser.
-          first: its prediction at z; None lets the loop ask for it.
-          z: `[B, H, W, C]`, noisy images at student level `index`.
-          index: `[B]`, in 1 .. N.
-          cond: what the teacher is conditioned on.
-          tables: the stage's levels.
+        The walk is one loop, so that the teacher is compiled once, and the length of the loop is an
+        argument, so that students of any k share the program. Its calls are the teacher's
+        prediction at z (unless `state` has it), the one before it where the solver looks back, and
+        the ones at the sub-steps 2 .. k.
         """
         back = jnp.asarray(self.value_of("lookback", tables), jnp.int32) if self._multistep() else 0
-        x0 = jnp.zeros_like(z) if first is None else first.x0
-        walk = _Walk(state=z, first=x0, previous=x0, used=x0, target=x0)
+        first = state.teacher
+        x0 = jnp.zeros_like(state.z) if first is None else first.x0
+        walk = _Walk(state=state.z, first=x0, previous=x0, used=x0, target=x0)
+        teacher = networks["teacher"]
 
-        def body(call, walk):
-            return self._walk_on(teacher, walk, call, back, z, index, cond, tables)
+        def body(call: Array, walk: _Walk) -> _Walk:
+            return self._walk_on(teacher, walk, (call, call - back), state, tables)
 
         calls = back + self.value_of("substeps", tables)
         walk = jax.lax.fori_loop(0 if first is None else 1, calls, body, walk)
-        level = self.sub_level(0, index, tables)
-        return from_x0(jax.lax.stop_gradient(walk.target), z, level)
+        level = self.sub_level(0, state.index, tables)
+        return from_x0(jax.lax.stop_gradient(walk.target), state.z, level)
 
     def _walk_on(
         self,
-        teacher: Any,
-        walk: "_Walk",
-        call: Array,
-        back: Array | int,
-        z: Array,
-        index: Array,
-        cond: Any,
+        teacher: NetworkDenoiser,
+        walk: _Walk,
+        numbers: tuple[Array, Array],
+        state: State,
         tables: LevelTables,
-    ) -> "_Walk":
-        """The teacher's call of this number, and what becomes of the walk.
+    ) -> _Walk:
+        """One call of the teacher, and the walk after it.
 
-        Call 0 is at z. With `back` = 1, call 1 is at the state one sub-step up. The others are at
-        sub-step j = call - back, whose folds are those of `one_step_target`.
+        `numbers` are the call's number and its sub-step j. Call 0 is at z. With a look back, call 1
+        is at the state one sub-step up. The others are at sub-step j, folded as in
+        `one_step_target`.
         """
-        j = call - back
+        (call, j), z, index = numbers, state.z, state.index
         is_first, is_past = call == 0, (call == 1) & (j == 0)
 
         def number(i):
@@ -259,12 +201,12 @@ class SFDDM(ClassifierTerms):
         above = self._number_above(index, tables)
         before = jnp.where(is_past, above, last)
         at = tables.teacher.at
-        asked = jnp.where(is_past, above, here)
+        level = at(jnp.where(is_past, above, here))
         known, origin = jnp.where(is_past, walk.first, walk.used), jnp.where(is_past, start, last)
         source = jnp.where(is_past, z, walk.state)
-        stepped = ddim_step(from_x0(known, source, at(origin)), source, at(origin), at(asked))
-        state = jnp.where(is_first, z, stepped)
-        x0 = teacher(state, at(asked), cond).x0
+        stepped = ddim_step(from_x0(known, source, at(origin)), source, at(origin), level)
+        now = jnp.where(is_first, z, stepped)
+        x0 = teacher(now, level, state.cond).x0
 
         newer, older = jnp.where(is_past, walk.first, x0), jnp.where(is_past, x0, walk.previous)
         used = x0
@@ -275,7 +217,7 @@ class SFDDM(ClassifierTerms):
         folded = jnp.where(is_first | is_past, used, w * used + (1.0 - w) * walk.target)
         first = jnp.where(is_first, x0, walk.first)
         return _Walk(
-            state=jnp.where(is_past, z, state),
+            state=jnp.where(is_past, z, now),
             first=first,
             previous=newer,
             used=used,
@@ -289,19 +231,11 @@ class SFDDM(ClassifierTerms):
         stride = (top - bottom + k // 2) // k
         return jnp.minimum(top + stride, tables.teacher.num_steps)
 
-    def sub_level(self, j: Any, index: Array, tables: LevelTables) -> Level:
+    def sub_level(self, j: Array | int, index: Array, tables: LevelTables) -> Level:
         """Teacher level j of the k+1 from phi_index (0) to phi_{index-1} (k), even in index."""
         return tables.teacher.at(self._sub_number(j, index, tables))
 
-    def _sub_number(self, j: Any, index: Array, tables: LevelTables) -> Array:
+    def _sub_number(self, j: Array | int, index: Array, tables: LevelTables) -> Array:
         top, bottom = tables.grid[index], tables.grid[index - 1]
         k = self.value_of("substeps", tables)
         return (top * (k - j) + bottom * j + k // 2) // k
-
-    def _output_distance(self, student, teacher, z: Array, level: Level) -> Float[Array, " B"]:
-        if self.output_norm == "l2":
-            return weighted_error(student, teacher, z, level, self.output, self.output_level_weight)
-        difference = output_of(self.output, student, z, level) - output_of(
-            self.output, teacher, z, level
-        )
-        return mean_per_example(jnp.abs(difference))

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from ddistill.data import random_flip, to_unit
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, LevelTables, Objective, Update
-from ddistill.objectives.base import Aside
+from ddistill.objectives.base import LossAux
 from ddistill.objectives.inputs import Pairs
 from ddistill.objectives.sampling import draw_pair
 from ddistill.runtime.sharding import Layout, constrain, over_data
@@ -110,9 +110,9 @@ def make_step(s: StepSettings) -> StepFn:
         trained = (dict(state.params), dict(state.opt_state), dict(state.statistics))
         metrics: dict[str, Array] = {}
         for update in s.objective.updates:
-            trained, found, made = _run(s, update, state.step, trained, inputs, batch, rates)
+            trained, found, shared = _run(s, update, state.step, trained, inputs, batch, rates)
             metrics.update(found)
-            batch = dataclasses.replace(batch, made={**batch.made, **made})
+            batch = dataclasses.replace(batch, shared={**batch.shared, **shared})
         params, opt_state, statistics = trained
         ema = update_ema(state.ema, params["student"], state.step, s.ema_warmup)
         new = TrainState(state.step + 1, params, opt_state, statistics, ema, state.diverged)
@@ -143,7 +143,7 @@ def _run(
         params, opt_state, statistics = operands
         grads, found, aside = gradients(s, update, params, statistics, inputs, batch)
         learnt = _learn(s, grads, params, opt_state, rates)
-        return (*learnt, {**statistics, **aside.statistics}), found, dict(aside.made)
+        return (*learnt, {**statistics, **aside.statistics}), found, dict(aside.shared)
 
     if update.always:
         return apply(trained)
@@ -151,7 +151,7 @@ def _run(
 
     def skip(operands):
         found = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return operands, found, _made_otherwise(s, update, operands, inputs, batch)
+        return operands, found, _fallback(s, update, operands, inputs, batch)
 
     due = update.due(step)
     trained, found, made = jax.lax.cond(due, apply, skip, trained)
@@ -159,12 +159,12 @@ def _run(
     return trained, {**found, **{f"ran/{name}": ran for name in found}}, made
 
 
-def _made_otherwise(
+def _fallback(
     s: StepSettings, update: Update, trained: Any, inputs: StepInputs, batch: Batch
 ) -> dict[str, Array]:
-    if update.otherwise is None:
+    if update.fallback is None:
         return {}
-    make = update.otherwise
+    make = update.fallback
     params, _, statistics = trained
     networks = _networks(s, _whole(s, params), statistics, inputs)
     return _accumulate(s, lambda part: ({}, dict(make(networks, part, inputs.tables))), batch)[1]
@@ -249,7 +249,7 @@ def _cut(s: StepSettings, grads: Any) -> Any:
 def gradients(
     s: StepSettings, update: Update, params: Any, statistics: Any, inputs: StepInputs, batch: Batch
 ):
-    """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, and `Aside`.
+    """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, and `LossAux`.
 
     Gradients are by name of the trained networks.
     """
@@ -263,18 +263,18 @@ def gradients(
         values, metrics, *rest = update.loss(networks, part, inputs.tables)
         chex.assert_shape(values, (part.image.shape[0],))
         value = jnp.mean(values)
-        return value, ({f"loss{suffix}": value, **metrics}, rest[0] if rest else Aside())
+        return value, ({f"loss{suffix}": value, **metrics}, rest[0] if rest else LossAux())
 
     grad = jax.grad(loss, has_aux=True)
     trained = {n: params[n] for n in update.trained}
 
     def compute(part: Batch):
         grads, (metrics, aside) = grad(trained, part)
-        return (grads, metrics, aside.statistics), dict(aside.made)
+        return (grads, metrics, aside.statistics), dict(aside.shared)
 
     (grads, metrics, seen), made = _accumulate(s, compute, batch)
     metrics[f"grad_norm{suffix}"] = optax.tree.norm(grads)
-    return _cut(s, grads), metrics, Aside(seen, made)
+    return _cut(s, grads), metrics, LossAux(seen, made)
 
 
 def _networks(s: StepSettings, params: Any, statistics: Any, inputs: StepInputs) -> dict[str, Any]:

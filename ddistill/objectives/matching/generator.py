@@ -21,7 +21,7 @@ BACKWARD = ("none", "data", "rollout")
 
 
 @struct.dataclass
-class Question:
+class GeneratorInput:
     """What a student is asked for one image.
 
     Attributes:
@@ -35,25 +35,25 @@ class Question:
     cond: Int[Array, " B"] | None
 
 
-def ask(student: Any, question: Question) -> Float[Array, "B H W C"]:
+def generate(student: Any, generator_input: GeneratorInput) -> Float[Array, "B H W C"]:
     """The student's images."""
-    return student(question.z, question.level, question.cond).x0
+    return student(generator_input.z, generator_input.level, generator_input.cond).x0
 
 
-def starting(noise: Array, tables: LevelTables, cond: Any) -> Question:
+def initial_input(noise: Array, tables: LevelTables, cond: Any) -> GeneratorInput:
     """The question that sampling begins with: noise at the student's noisiest level."""
     top = tables.student.at(jnp.broadcast_to(tables.count, noise.shape[:1]))
-    return Question(noise * jnp.maximum(1.0, top.sigma[0]), top, cond)
+    return GeneratorInput(noise * jnp.maximum(1.0, top.sigma[0]), top, cond)
 
 
-def question(
+def generator_input(
     student: Any,
     batch: Batch,
     keys: Key[Array, " B"],
     tables: LevelTables,
     backward: str,
     steps: int,
-) -> Question:
+) -> GeneratorInput:
     """A question for every example.
 
     Args:
@@ -70,30 +70,30 @@ def question(
     noise_keys, class_keys, index_keys, walk_keys = streams(keys, 4)
     noise = normal(noise_keys, batch.image)
     if backward == "none":
-        return starting(noise, tables, draw_class(class_keys, tables))
+        return initial_input(noise, tables, draw_class(class_keys, tables))
     index = uniform_index(index_keys, tables.low, tables.high)
     level = tables.student.at(index)
     if backward == "data":
-        top = starting(noise, tables, batch.cond)
+        top = initial_input(noise, tables, batch.cond)
         at_top = _like(index == tables.count, noise)
         z = jnp.where(at_top, top.z, add_noise(batch.image, noise, level))
-        return Question(z, level, batch.cond)
-    now = starting(noise, tables, draw_class(class_keys, tables))
+        return GeneratorInput(z, level, batch.cond)
+    now = initial_input(noise, tables, draw_class(class_keys, tables))
     found = now.z
     for i in range(steps, 1, -1):
         there = tables.student.at(jnp.full_like(index, i - 1))
         fresh = jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(walk_keys)
-        z = add_noise(ask(student, now), normal(fresh, noise), there)
-        now = Question(z, there, now.cond)
+        z = add_noise(generate(student, now), normal(fresh, noise), there)
+        now = GeneratorInput(z, there, now.cond)
         found = jnp.where(_like(index == i - 1, z), z, found)
-    return Question(jax.lax.stop_gradient(found), level, now.cond)
+    return GeneratorInput(jax.lax.stop_gradient(found), level, now.cond)
 
 
 def _like(flags: Array, images: Array) -> Array:
     return flags.reshape(-1, *(1,) * (images.ndim - 1))
 
 
-def attach(value: Float[Array, " B"], image: Array, gradient: Array) -> Float[Array, " B"]:
+def with_gradient(value: Float[Array, " B"], image: Array, gradient: Array) -> Float[Array, " B"]:
     """`value`, whose derivative with respect to `image` is `gradient`.
 
     A loss that is written as its gradient at the image is added up with others, measured there and

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Key
 
 from ddistill.denoiser import Denoiser, GuidedDenoiser
 from ddistill.diffusion import Prediction, add_noise
-from ddistill.objectives.base import Aside, Metrics, Networks, Update, predict
-from ddistill.objectives.denoising import weighted_error
+from ddistill.objectives.base import LossAux, Metrics, Networks, Update, predict
+from ddistill.objectives.distances import PredictionDistance, mean_per_example, regression_distance
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.matching.adversarial import (
     density_ratio,
@@ -28,17 +28,16 @@ from ddistill.objectives.matching.adversarial import (
     smoothness,
 )
 from ddistill.objectives.matching.generator import (
-    Question,
-    ask,
-    attach,
+    GeneratorInput,
+    generate,
+    generator_input,
     image_health,
-    question,
+    initial_input,
     root_mean_square,
-    starting,
+    with_gradient,
 )
 from ddistill.objectives.matching.settings import MatchingSettings
-from ddistill.objectives.regression import regression_distance
-from ddistill.objectives.sampling import mean_per_example, normal, streams, uniform_index
+from ddistill.objectives.sampling import normal, streams, uniform_index
 from ddistill.schedules import Level
 
 
@@ -50,37 +49,37 @@ class Matching(MatchingSettings):
     def updates(self) -> tuple[Update, ...]:
         """The student's, and one of everything that judges it, on the same images."""
         student = Update(
-            "student", self.student_loss, every=self.student_every, otherwise=self.generate
+            "student", self.student_loss, every=self.student_every, fallback=self.generate
         )
         pause = self.student_every if self.alternate else 0
         return student, Update(tuple(self.networks()), self.guidance_loss, skip=pause)
 
     def generate(self, networks: Networks, batch: Batch, tables: LevelTables) -> dict[str, Array]:
         """Images of the student, constants, and their classes, if any."""
-        asked = self._asked(networks["student"], batch, tables)
-        return _made(jax.lax.stop_gradient(ask(networks["student"], asked)), asked)
+        given = self._input(networks["student"], batch, tables)
+        return _shared(jax.lax.stop_gradient(generate(networks["student"], given)), given)
 
-    def _asked(self, student: Any, batch: Batch, tables: LevelTables) -> Question:
+    def _input(self, student: Any, batch: Batch, tables: LevelTables) -> GeneratorInput:
         """What the student is asked in this step; every update gets the same."""
-        return question(
-            student, batch, streams(batch.keys, 3)[0], tables, self.backward, self.steps
+        return generator_input(
+            student, batch, batch.key("generator"), tables, self.backward, self.steps
         )
 
     def student_loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
-    ) -> tuple[Float[Array, " B"], Metrics, Aside]:
+    ) -> tuple[Float[Array, " B"], Metrics, LossAux]:
         """The three terms, whose gradients at the images go through the student at once."""
-        student, asked = networks["student"], self._asked(networks["student"], batch, tables)
+        student, given = networks["student"], self._input(networks["student"], batch, tables)
         if self.regression_weight:
-            image, regressed = _ask_both(student, asked, batch, tables)
+            image, regressed = _generate_both(student, given, batch, tables)
         else:
-            image = ask(student, asked)
+            image = generate(student, given)
         fixed = jax.lax.stop_gradient(image)
         values = jnp.zeros(image.shape[:1])
         metrics = image_health(fixed, batch.image, networks.get("classifier"))
-        terms, statistics = self._judgements(networks, fixed, asked, batch, tables)
+        terms, statistics = self._judgements(networks, fixed, given, batch, tables)
         for value, gradient, found in terms:
-            values = values + attach(value, image, gradient)
+            values = values + with_gradient(value, image, gradient)
             metrics |= found
         if self.regression_weight:
             pairs: Any = batch.pairs
@@ -90,16 +89,21 @@ class Matching(MatchingSettings):
                 jax.lax.stop_gradient(regressed),
             )
             (gradient,) = pullback(jnp.full_like(distance, self.regression_weight))
-            values = values + attach(self.regression_weight * distance, regressed, gradient)
+            values = values + with_gradient(self.regression_weight * distance, regressed, gradient)
             metrics |= {
                 "regression": jnp.mean(distance),
                 "image_grad_regression": root_mean_square(gradient),
             }
         kept = {"discriminator": statistics} if statistics else {}
-        return values, metrics, Aside(statistics=kept, made=_made(fixed, asked))
+        return values, metrics, LossAux(statistics=kept, shared=_shared(fixed, given))
 
     def _judgements(
-        self, networks: Networks, image: Array, asked: Question, batch: Batch, tables: LevelTables
+        self,
+        networks: Networks,
+        image: Array,
+        given: GeneratorInput,
+        batch: Batch,
+        tables: LevelTables,
     ) -> tuple[list[tuple[Array, Array, Metrics]], dict[str, Array]]:
         """(value per example, gradient at the image, metrics) of the judges of generated images.
 
@@ -107,7 +111,8 @@ class Matching(MatchingSettings):
 
         Teacher and fake denoiser see the same noisy images, each once.
         """
-        index_keys, noise_keys = streams(streams(batch.keys, 3)[1], 2)
+        keys = batch.key("judge")
+        index_keys, noise_keys = streams(keys, 2)
         index = uniform_index(index_keys, *self._compared())
         level = tables.teacher.at(index)
         noise = normal(noise_keys, image)
@@ -118,7 +123,7 @@ class Matching(MatchingSettings):
             def verdict(x):
                 z = add_noise(x, noise, level)
                 judge = networks[self.features_of]
-                prediction, features = predict(judge, self.features, z, level, asked.cond)
+                prediction, features = predict(judge, self.features, z, level, given.cond)
                 found = networks["discriminator"](features)
                 return self.gan_weight * generator_loss(found), (prediction, found)
 
@@ -134,7 +139,7 @@ class Matching(MatchingSettings):
             z = add_noise(image, noise, level)
             for name in ("teacher", "fake"):
                 if name not in answers:
-                    answers[name] = networks[name](z, level, asked.cond)
+                    answers[name] = networks[name](z, level, given.cond)
             gradient = score_difference(
                 image, answers["fake"].x0, answers["teacher"].x0, self.floor
             )
@@ -175,9 +180,8 @@ class Matching(MatchingSettings):
         self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics]:
         """The fake denoiser's error on generated images, and the discriminator's loss."""
-        keys = streams(batch.keys, 3)[2]
-        fake_keys, real_keys, change_keys = streams(keys, 3)
-        image, cond = batch.made["image"], batch.made.get("cond")
+        fake_keys, real_keys = batch.key("fake"), batch.key("real")
+        image, cond = batch.shared["image"], batch.shared.get("cond")
         level, noise, z = self._noised(image, fake_keys, tables)
         values, metrics = jnp.zeros(image.shape[:1]), {}
         features: Mapping[str, Array] = {}
@@ -185,7 +189,7 @@ class Matching(MatchingSettings):
             taps = self.features if self.gan_weight and self.features_of == "fake" else ()
             prediction, features = predict(networks["fake"], taps, z, level, cond)
             target = Prediction(x0=image, eps=noise)
-            error = weighted_error(prediction, target, z, level, "x0", self.fake_weight)
+            error = PredictionDistance("x0", self.fake_weight)(prediction, target, z, level)
             values = values + error
             metrics["fake_error"] = jnp.mean(error)
         if self.gan_weight:
@@ -201,7 +205,7 @@ class Matching(MatchingSettings):
                 "logit_real": jnp.mean(real),
             }
             if self.smooth_weight:
-                moved = batch.image + self.smooth_step * normal(change_keys, image)
+                moved = batch.image + self.smooth_step * normal(batch.key("smoothness"), image)
                 moved = self._judge(networks, moved, batch.cond, real_keys, tables)
                 penalty = smoothness(real, moved)
                 metrics["smoothness"] = jnp.mean(penalty)
@@ -234,7 +238,7 @@ class Matching(MatchingSettings):
         Noise in the last one means that there is little left to learn, one pattern in all of its
         images a shift that is not being followed.
         """
-        image = ask(networks["student"], starting(noise, tables, cond))
+        image = generate(networks["student"], initial_input(noise, tables, cond))
         level = tables.teacher.at(jnp.full(len(noise), max(1, self.top // 2), jnp.int32))
         z = add_noise(image, jnp.roll(noise, 1, axis=0), level)
         teacher, fake = (networks[n](z, level, cond).x0 for n in ("teacher", "fake"))
@@ -291,17 +295,17 @@ def score_difference(
     return (fake - teacher) / scale.reshape(-1, *(1,) * (image.ndim - 1))
 
 
-def _made(image: Array, asked: Question) -> dict[str, Array]:
-    return {"image": image} | ({} if asked.cond is None else {"cond": asked.cond})
+def _shared(image: Array, given: GeneratorInput) -> dict[str, Array]:
+    return {"image": image} | ({} if given.cond is None else {"cond": given.cond})
 
 
-def _ask_both(
-    student: Denoiser, asked: Question, batch: Batch, tables: LevelTables
+def _generate_both(
+    student: Denoiser, given: GeneratorInput, batch: Batch, tables: LevelTables
 ) -> tuple[Array, Array]:
     """The student's images, and those from the pairs' noise.
 
     Two calls: one of twice the batch takes a CPU longer (docs/benchmarks.md).
     """
     pairs: Any = batch.pairs
-    given = starting(pairs.noise, tables, None if asked.cond is None else pairs.label)
-    return ask(student, asked), ask(student, given)
+    given = initial_input(pairs.noise, tables, None if given.cond is None else pairs.label)
+    return generate(student, given), generate(student, given)

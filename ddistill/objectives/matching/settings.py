@@ -14,10 +14,10 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.discriminator import Discriminator
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import Alarm, FeatureShapes, Objective, check_not_negative, filled_in
+from ddistill.objectives.distances import REGRESSIONS
 from ddistill.objectives.matching.adversarial import DIVERGENCES
 from ddistill.objectives.matching.alarms import matching_alarms
 from ddistill.objectives.matching.generator import BACKWARD
-from ddistill.objectives.regression import REGRESSIONS
 
 FAKE_WEIGHTS = ("edm", "uniform", "snr", "truncated_snr", "min_snr")
 FEATURES_OF = ("fake", "teacher")
@@ -58,7 +58,7 @@ class MatchingSettings(Objective):
       lowest, highest: the noise levels at which the student is judged, by scores and by the
         discriminator alike, as shares of the teacher's T.
       floor: added to the normaliser of the score difference.
-      fake_weight: of the fake denoiser's x0 error, as in `weighted_error`.
+      fake_weight: of the fake denoiser's x0 error, as in `PredictionDistance`.
       regression_weight: of the pairs; 0 leaves them out.
       regression: "l2", "pseudo_huber", or "classifier" features, in place of the paper's LPIPS.
       filter_pairs: whether a student of some classes sees pairs of these alone; MSD found that this

@@ -1,0 +1,249 @@
+"""The regression loss: draw a state, predict, and sum weighted distances to targets.
+
+A method of regression says what its target is (`target`) and which distances are taken
+(`distances`). Everything else is here: the noise level and the noisy image, the student's
+prediction and its hidden features, the teacher's prediction at the same image, the distances in a
+classifier's feature space (CFD and RCFD, arXiv 2211.12039), weights and metrics.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ddistill.diffusion import Prediction
+from ddistill.errors import ConfigError
+from ddistill.objectives.base import Networks, Objective, Update, check_not_negative, predict
+from ddistill.objectives.distances import (
+    ClassifierLike,
+    PredictionDistance,
+    class_terms,
+    feature_distance,
+    feature_divergence,
+    mean_per_example,
+)
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.states import Rollouts, State, forward_state, rolled_out
+from ddistill.typing import Features, Images, Labels, Metrics, PerExample
+
+
+@struct.dataclass
+class Compared:
+    """What the distances of one loss are taken between.
+
+    Attributes:
+      student: the student's prediction.
+      features: its hidden features by tap.
+      targets: predictions by name: "data" (the clean image and its noise), "teacher" (the teacher's
+        prediction at the same image) and "target" (the method's own); those in use alone.
+      teacher_features: the teacher's hidden features by tap.
+    """
+
+    student: Prediction
+    features: Features
+    targets: Mapping[str, Prediction]
+    teacher_features: Features
+
+
+@dataclass(frozen=True)
+class Distillation(Objective):
+    """A student that regresses onto targets; a method of it is a `target` and defaults.
+
+    Attributes:
+      classifier_weight: weight of the distances in a classifier's feature space; 0 leaves the
+        classifier out.
+      tau: temperature of the target's features alone. Below 1 it sharpens them, and the optimum is
+        then at features / tau and no longer at the target.
+      beta: weight of the terms on the predicted classes, relative to the features' (RCFD; the
+        released code calls it alpha).
+      gamma: share of the entropy among them; the rest is diversity (released code: beta).
+      teacher_states, student_states: shares of the examples whose noisy image comes from a rollout
+        of the teacher or of the student (DDIL, arXiv 2410.11971); the rest is forward noising.
+    """
+
+    # The target of the classifier's distance, and the norm of hidden features.
+    classifier_target: ClassVar[str] = "target"
+    feature_norm: ClassVar[str] = "l2"
+    # Whether metrics have the error of x0 against the data, for methods that see no other measure.
+    reports_data_error: ClassVar[bool] = False
+
+    classifier_weight: float = 0.0
+    tau: float = 0.9
+    beta: float = 0.0
+    gamma: float = 0.75
+    teacher_states: float = 0.0
+    student_states: float = 0.0
+
+    def __post_init__(self):
+        check_not_negative(self, "classifier_weight", "beta")
+        if not self.tau > 0:
+            raise ConfigError(f"objective.tau={self.tau!r} must be above 0.")
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"objective.gamma={self.gamma!r} is a share; allowed: 0 to 1.")
+        check_not_negative(self, "teacher_states", "student_states")
+        if self.teacher_states + self.student_states > 1:
+            raise ConfigError(
+                f"objective.teacher_states={self.teacher_states} and student_states="
+                f"{self.student_states} are shares of the examples; their sum must be at most 1."
+            )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        names = [f"{name}_weight" for name in self.all_terms() if hasattr(self, f"{name}_weight")]
+        check_not_negative(self, *names)
+        if len(names) == len(self.all_terms()) and not any(getattr(self, name) for name in names):
+            raise ConfigError(f"objective: {', '.join(names)} are all 0; set one above 0.")
+
+    # ------------------------------------------------------------------- what a method says
+
+    def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
+        """The distances of predictions, by term: (name of the target, the distance).
+
+        The hyperparameter TERM_weight weighs a term, and its metric is TERM_distance.
+        """
+        raise TypeError(f"{type(self).__name__} does not define its distances.")
+
+    def target(self, networks: Networks, state: State, tables: LevelTables) -> Prediction:
+        """The method's own target at `state.z`; no gradient is taken through it."""
+        raise TypeError(f"{type(self).__name__} does not define its target.")
+
+    @property
+    def level_law(self) -> str:
+        """How noise levels are drawn, see `draw_level`."""
+        return "uniform"
+
+    def condition(self, batch: Batch) -> Labels | None:
+        """The classes that the networks are given."""
+        return batch.cond
+
+    def projected_features(self, networks: Networks, features: Features) -> Features:
+        """The student's features in the shapes of the teacher's."""
+        del networks
+        return features
+
+    # -------------------------------------------------------------------------------- the loss
+
+    def all_terms(self) -> tuple[str, ...]:
+        """Names of all terms, in use or not."""
+        feature = ("feature",) if hasattr(self, "feature_weight") else ()
+        return (*self.distances(), *feature, "classifier")
+
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms in use."""
+        return tuple(name for name in self.all_terms() if getattr(self, f"{name}_weight", 1.0))
+
+    def targets_in_use(self) -> frozenset[str]:
+        """Names of the targets that the terms in use need."""
+        of = {name: target for name, (target, _) in self.distances().items()}
+        of |= {"classifier": self.classifier_target, "feature": "teacher"}
+        return frozenset(of[name] for name in self.terms())
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """One update of the student, and of the networks beside it."""
+        return (Update(("student", *self.networks()), self.regression_loss),)
+
+    def regression_loss(
+        self, networks: Networks, batch: Batch, tables: LevelTables
+    ) -> tuple[PerExample, Metrics]:
+        """The weighted sum of the distances at a level that the student is trained on."""
+        state = self.state(networks, batch, tables)
+        found = self.compared(networks, state, batch, tables)
+        terms: dict[str, PerExample] = {}
+        metrics: dict[str, jax.Array] = {}
+        for name, (target, distance) in self.distances().items():
+            if name in self.terms():
+                wanted = found.targets[target]
+                terms[name] = distance(found.student, wanted, state.z, state.level)
+        if "feature" in self.terms():
+            terms["feature"] = feature_distance(
+                self.projected_features(networks, found.features),
+                found.teacher_features,
+                self.feature_norm,
+            )
+        metrics |= {f"{name}_distance": jnp.mean(term) for name, term in terms.items()}
+        if self.classifier_weight:
+            wanted = found.targets[self.classifier_target]
+            terms["classifier"], own = self.classifier_distance(
+                networks["classifier"], found.student.x0, wanted.x0
+            )
+            metrics |= own
+        if self.reports_data_error:
+            error = mean_per_example(jnp.square(found.student.x0 - batch.image))
+            metrics["x0_mse"] = jnp.mean(error)
+        weighted = [self._weight_of(name, tables) * term for name, term in terms.items()]
+        return jnp.sum(jnp.stack(weighted), axis=0), metrics
+
+    def state(self, networks: Networks, batch: Batch, tables: LevelTables) -> State:
+        """The noisy images of a batch."""
+        state = forward_state(batch, tables, self.level_law, self.condition(batch))
+        shares = Rollouts(self.teacher_states, self.student_states)
+        if shares.teacher or shares.student:
+            state = rolled_out(state, networks, batch, tables, shares)
+        return state
+
+    def compared(
+        self, networks: Networks, state: State, batch: Batch, tables: LevelTables
+    ) -> Compared:
+        """The student's prediction and the targets in use at a state."""
+        z, cond, taps = state.z, state.cond, self.taps()
+        student, ours = predict(networks["student"], taps, z, state.level, cond, batch.dropout_key)
+        needed, targets, theirs = self.targets_in_use(), {"data": state.data}, {}
+        if "teacher" in needed:
+            teacher, theirs = jax.lax.stop_gradient(
+                predict(networks["teacher"], taps, z, state.teacher_level, cond)
+            )
+            targets["teacher"] = teacher
+            state = state.replace(teacher=teacher)  # type: ignore[attr-defined]
+        if "target" in needed:
+            target = self.target(networks, state, tables)
+            targets["target"] = jax.lax.stop_gradient(target)
+        return Compared(student, ours, targets, theirs)
+
+    def _weight_of(self, name: str, tables: LevelTables) -> float | jax.Array:
+        key = f"{name}_weight"
+        return self.value_of(key, tables) if hasattr(self, key) else 1.0
+
+    def classifier_distance(
+        self, classifier: ClassifierLike, student: Images, target: Images
+    ) -> tuple[PerExample, Metrics]:
+        """The classifier's terms per example, without `classifier_weight`, and their means.
+
+        A student's clean image and its target go through the same classifier; their pooled
+        features, read as the logits of a distribution over channels, are compared by a
+        Kullback-Leibler divergence. Two terms keep the student on the classes of the data: each
+        image's prediction confident (entropy), their batch mean spread out (diversity).
+
+        Args:
+          classifier: images in [-1, 1] -> (logits `[B, K]`, features `[B, D]`).
+          student: the student's clean images, not clipped.
+          target: the clean images that it should predict; constants.
+        """
+        _, wanted = jax.lax.stop_gradient(classifier(target))
+        logits, features = classifier(student)
+        values = feature_divergence(features, wanted, self.tau)
+        metrics = {"classifier_distance": jnp.mean(values)}
+        if self.beta:
+            entropy, diversity = class_terms(logits)
+            values = values + self.beta * (self.gamma * entropy + (1.0 - self.gamma) * diversity)
+            metrics |= {"entropy": jnp.mean(entropy), "diversity": jnp.mean(diversity)}
+        return values, metrics
+
+    # --------------------------------------------------------------------- what a stage checks
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether the losses read networks["classifier"]."""
+        return self.classifier_weight > 0
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """The diversity term is a function of the batch's mean prediction."""
+        return self.needs_classifier and self.beta > 0 and self.gamma < 1
+
+    def without_effect(self) -> tuple[str, ...]:
+        """The shares of rollouts that are off."""
+        return tuple(n for n in ("teacher_states", "student_states") if not getattr(self, n))
