@@ -31,6 +31,7 @@ ORDER = (
     "planning.manifests",
     "planning.identity",
     "planning.plan",
+    "planning.context",
     "planning.build",
     "planning.lineage",
     "planning.checks",
