@@ -26,6 +26,7 @@ from hlo import convolution_groups, estimated_cycles, exchanges
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddistill.data import Dataset
+from ddistill.data.facts import DataFacts
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
 from ddistill.runtime.sharding import BATCH_AXES, Layout, data_mesh, make_mesh
@@ -113,7 +114,7 @@ def plans(case: Case) -> tuple[StagePlan, StagePlan, Dataset]:
     dataset = Dataset("black", images, np.zeros(8, np.int32), 10, names, settings.data["flip"])
     settings = dataclasses.replace(settings, stages=stages)
     with tempfile.TemporaryDirectory() as folder:
-        made = plan_stages(settings, dataset, Path(folder), Path(folder))
+        made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder))
     by_name = {plan.name: plan for plan in made}
     return by_name[last], by_name[by_name[last].settings.teacher], dataset
 

@@ -21,6 +21,7 @@ import numpy as np
 from timing import Variant, machine, measure, print_table
 
 from ddistill import data, recipes
+from ddistill.data.facts import DataFacts
 from ddistill.networks.weights import Weights
 from ddistill.objectives.classification import Classifier
 from ddistill.optimizers import make_optimizer
@@ -41,7 +42,7 @@ def plans(settings: Settings, image: tuple[int, int, int]) -> dict[str, StagePla
     images = np.zeros((256, *image), np.uint8)
     dataset = data.Dataset("made up", images, np.arange(256) % 10, 10, tuple("0123456789"))
     with TemporaryDirectory() as folder:
-        made = plan_stages(settings, dataset, Path(folder), Path(folder) / "shared")
+        made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder) / "shared")
     return {plan.name: plan for plan in made}
 
 

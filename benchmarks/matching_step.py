@@ -23,6 +23,7 @@ import numpy as np
 from timing import Variant, machine, measure, print_table
 
 from ddistill import data, recipes
+from ddistill.data.facts import DataFacts
 from ddistill.networks.weights import Weights
 from ddistill.objectives.inputs import Pairs
 from ddistill.planning.plan import StagePlan
@@ -82,7 +83,7 @@ def plans(settings: Settings, image: tuple[int, int, int]) -> dict[str, StagePla
     labels = (np.arange(256) % 10).astype(np.int32)
     dataset = data.Dataset("made up", images, labels, 10, tuple("0123456789"))
     with TemporaryDirectory() as folder:
-        made = plan_stages(settings, dataset, Path(folder), Path(folder) / "shared")
+        made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder) / "shared")
     return {plan.name: plan for plan in made}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ddistill.command_line import Parser, one_line_ending
-from ddistill.data.dataset import FACTS
+from ddistill.data.facts import FACTS
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.comparison import join as joined
 from ddistill.evaluation.comparison import tables as tables

@@ -1,16 +1,20 @@
 """A run: its stages, then its evaluation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ddistill import data
 from ddistill.data import Dataset
+from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.checks import check_evaluation, check_real_images
 from ddistill.evaluation.evaluate import evaluate
 from ddistill.interop.sources import write_noted
 from ddistill.planning.checks.levels import notes
+from ddistill.planning.opened import write_stages
 from ddistill.planning.partitions import note_groups
+from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import SOURCES, plan_stages
 from ddistill.runtime import hosts
 from ddistill.runtime.console import Reporter
@@ -21,6 +25,24 @@ from ddistill.settings import Settings, parse, plain
 from ddistill.training.folders import check_folders
 from ddistill.training.run_stages import run_stages
 from ddistill.training.trained import Networks
+
+
+def note_run(workdir: Path, config: Any, facts: DataFacts, plans: Sequence[StagePlan]) -> None:
+    """Writes the files from which a finished run is opened: settings, data, stages, sources.
+
+    Args:
+      workdir: the run's folder.
+      config: `ConfigDict` or dictionary of `ddistill.settings.Settings`.
+      facts: its training images.
+      plans: its stages.
+    """
+    groups = note_groups(plain(config), {plan.name: plan.settings for plan in plans})
+    write_json(workdir / "config.json", groups)
+    write_json(workdir / "data.json", facts.to_json())
+    write_stages(workdir, plans)
+    noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
+    if noted:
+        write_noted(workdir / SOURCES, noted)
 
 
 def run(
@@ -46,7 +68,8 @@ def run(
     """
     settings = parse(config, Settings)
     dataset = data.load(settings.data, "train") if dataset is None else dataset
-    plans = plan_stages(settings, dataset, workdir, cache)
+    facts = DataFacts.of(dataset)
+    plans = plan_stages(settings, facts, workdir, cache)
     check_evaluation(settings, plans)
     check_real_images(settings, dataset)
     names = [plan.name for plan in plans]
@@ -60,16 +83,11 @@ def run(
     # No other folders: the user may have named one full of files of their own. Stages see to theirs
     # when they hold their locks.
     hosts.from_first(lambda: remove_leftovers(workdir, workdir / "samples"))
-    noted_config = note_groups(plain(config), {plan.name: plan.settings for plan in plans})
-    hosts.from_first(lambda: write_json(workdir / "config.json", noted_config))
-    hosts.from_first(lambda: write_json(workdir / "data.json", dataset.facts()))
-    noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
-    if noted:
-        hosts.from_first(lambda: write_noted(workdir / SOURCES, noted))
+    hosts.from_first(lambda: note_run(workdir, config, facts, plans))
     hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
     reporter.say("\n".join(data.summary(dataset)))
-    for note in notes(plans, settings, dataset):
+    for note in notes(plans, settings, facts):
         reporter.say(f"note: {note}")
     networks = Networks()
     status, waits, first = 0, False, hosts.is_first()

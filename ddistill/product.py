@@ -10,14 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddistill.data.dataset import FACTS, from_facts
+from ddistill.data.facts import FACTS, DataFacts
 from ddistill.denoiser import Denoiser
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.evaluation.metrics.pixels import quantise
 from ddistill.evaluation.sampling import conditions, noise_bank, run_call
 from ddistill.evaluation.sampling_plan import Call, planned_calls, teacher_call, without_diverged
+from ddistill.planning.manifests import STAGES
+from ddistill.planning.opened import STAGES as STAGES_FILE
+from ddistill.planning.opened import open_stages
 from ddistill.planning.plan import StagePlan
-from ddistill.planning.planner import plan_stages
+from ddistill.planning.planner import Folders
 from ddistill.runtime.files import DamagedFile, expand, read_object
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.schemas import ANY, Schema
@@ -37,14 +40,14 @@ class Run:
     Attributes:
       folder: where it is.
       settings: its settings.
-      data: what it knows of its data (`Dataset.facts`).
+      data: its training images, as far as it knows them.
       plans: its stages, in order.
       networks: their weights, read when they are asked for.
     """
 
     folder: Path
     settings: Settings
-    data: Mapping[str, Any]
+    data: DataFacts
     plans: tuple[StagePlan, ...]
     networks: Networks
 
@@ -121,8 +124,9 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
       cache: folder of shared stages; by default `shared` beside the run.
 
     Raises:
-      CheckpointError: it is no folder of a run, or one whose stages belong to other settings.
-      ConfigError: its settings do not work any more.
+      CheckpointError: it is no folder of a run, was trained by another version, or has stages of
+        other settings.
+      ConfigError: this version does not know its settings.
     """
     folder = _path("folder", folder)
     shared = _path("cache", cache) if cache else folder.parent / "shared"
@@ -133,9 +137,12 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> Run:
                 "names alone. Rename the folder."
             )
     settings = _settings(folder / "config.json")
-    facts = _read(folder / "data.json", FACTS)
-    dataset = from_facts(facts)
-    plans = plan_stages(settings, dataset, folder, shared, reread=False)
+    facts = DataFacts.from_json(_read(folder / "data.json", FACTS))
+    stages = _read(folder / STAGES_FILE, STAGES)
+    try:
+        plans = open_stages(settings, facts, Folders(folder, shared), stages)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
     for plan in plans:
         check_owner(plan)
     return Run(folder, settings, facts, tuple(plans), Networks())
@@ -151,7 +158,10 @@ def _settings(path: Path) -> Settings:
     try:
         return parse(_read(path), Settings)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(
+            f"{path}: {error} If another version of ddistill trained the run, train it again in "
+            "another --workdir, or open it with that version."
+        ) from None
 
 
 def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
@@ -159,8 +169,8 @@ def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
         there = "has no" if path.parent.is_dir() else "does not exist; it should hold"
         raise CheckpointError(
             f"{path.parent} {there} {path.name}. Give the folder of a run (--workdir of "
-            "ddistill.main); a run that was made before that file was written gets it when its "
-            "command is given again, without training anew."
+            "ddistill.main). A run of this version writes the file when its command is given "
+            "again, without training anew; train a run of another version again."
         )
     try:
         return read_object(path, schema)

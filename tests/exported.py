@@ -1,7 +1,6 @@
 """Folders of finished runs whose students are sampled and exported in tests."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 from runs import manifest
 
 from ddistill import data
+from ddistill.data.facts import DataFacts
+from ddistill.experiment import note_run
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
 from ddistill.runtime.files import write_json
@@ -108,9 +109,10 @@ def run(made: Settings, folder: Path) -> Path:
     workdir = folder / made.name
     workdir.mkdir()
     dataset = data.load(made.data, "train")
-    write_json(workdir / "config.json", json.loads(json.dumps(to_plain(dataclasses.asdict(made)))))
-    write_json(workdir / "data.json", dataset.facts())
-    for plan in plan_stages(made, dataset, workdir, folder / "shared"):
+    facts = DataFacts.of(dataset)
+    plans = plan_stages(made, facts, workdir, folder / "shared")
+    note_run(workdir, to_plain(dataclasses.asdict(made)), facts, plans)
+    for plan in plans:
         pretend(plan)
     return workdir
 

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from tiny import TinyNet
 
 from ddistill import data, networks
+from ddistill.data.facts import DataFacts
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
 from ddistill.recipes import progressive
@@ -235,9 +236,8 @@ def config(changes: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def plans_of(settings: Settings, workdir: Path) -> dict[str, StagePlan]:
     """The stages of a run in `workdir`, with the cache beside it as on the command line."""
-    plans = plan_stages(
-        settings, data.load(settings.data, "train"), workdir, workdir.parent / "shared"
-    )
+    facts = DataFacts.of(data.load(settings.data, "train"))
+    plans = plan_stages(settings, facts, workdir, workdir.parent / "shared")
     return {plan.name: plan for plan in plans}
 
 

@@ -196,7 +196,7 @@ def test_wrong_types_and_missing_settings(refused, changes, parts):
         ({"stages.student.objective.substeps": 9}, ["substeps=9", "8 teacher levels", "1 to 8"]),
         (
             {"stages.teacher.accumulate": 3},
-            ["config.stages.teacher.batch_size=8 does not divide by accumulate=3"],
+            ["config.stages.teacher.batch_size=8 is not divisible by accumulate=3"],
         ),
         ({"stages.teacher.accumulate": 0}, ["accumulate=0 must be 1 or more"]),
         ({"stages.teacher.steps": 0}, ["config.stages.teacher.steps=0 must be 1 or more"]),

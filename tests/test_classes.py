@@ -10,6 +10,7 @@ import pytest
 from runs import Notes, config, differences, plans_of, saved_state, tiny_settings
 
 from ddistill import data, experiment
+from ddistill.data.facts import DataFacts
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.planning.planner import plan_stages
 from ddistill.product import open_run
@@ -379,7 +380,7 @@ def test_a_conditional_stage_needs_data_with_classes(digits, tmp_path):
         digits, labels=np.zeros_like(digits.labels), num_classes=1, class_names=("all",)
     )
     with pytest.raises(ConfigError, match=r"conditional=True, but the data have one class"):
-        plan_stages(wanted, alone, tmp_path / "run", tmp_path / "shared")
+        plan_stages(wanted, DataFacts.of(alone), tmp_path / "run", tmp_path / "shared")
 
 
 def test_a_discriminator_needs_images_of_every_class(digits, tmp_path):
@@ -397,4 +398,4 @@ def test_a_discriminator_needs_images_of_every_class(digits, tmp_path):
         now = dataclasses.replace(wanted, stages={**wanted.stages, "student": stage})
         expected = pytest.raises(ConfigError, match=words) if words else contextlib.nullcontext()
         with expected:
-            plan_stages(now, some, tmp_path / "run", tmp_path / "shared")
+            plan_stages(now, DataFacts.of(some), tmp_path / "run", tmp_path / "shared")

@@ -12,6 +12,7 @@ from runs import plans_of, tiny_chain
 
 from ddistill import data
 from ddistill.data import Dataset
+from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.evaluation.checks import check_evaluation, check_real_images
 from ddistill.optimizers import OPTIMIZERS, check_optimizer
@@ -78,7 +79,9 @@ def stand_in(settings: Settings) -> Dataset:
 
 
 def planned(settings: Settings, folder: Path) -> list[StagePlan]:
-    return plan_stages(settings, stand_in(settings), folder / "run", folder / "shared")
+    return plan_stages(
+        settings, DataFacts.of(stand_in(settings)), folder / "run", folder / "shared"
+    )
 
 
 # -------------------------------------------------------------------------------- the files

@@ -10,10 +10,11 @@ from runs import Notes, differences, one_stage, plans_of, saved_state, snapshot
 from test_files import damaged
 
 from ddistill import data
-from ddistill.data.dataset import FACTS
+from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluate import _config
 from ddistill.evaluation.evaluate import _is_done
+from ddistill.experiment import note_run
 from ddistill.planning.manifests import OWNER, PAIRS, RECORD, TRAINED
 from ddistill.planning.plan import StagePlan
 from ddistill.product import open_run
@@ -209,7 +210,7 @@ def one_config() -> dict:
 
 def test_facts_that_lack_a_key_are_damage(tmp_path):
     files.write_json(tmp_path / "config.json", one_config())
-    files.write_json(tmp_path / "data.json", {"name": "digits", "classes": None})
+    files.write_json(tmp_path / "data.json", {"name": "digits", "class_counts": None})
     with pytest.raises(CheckpointError, match=r"data\.json: key 'image_shape' is missing"):
         open_run(tmp_path)
 
@@ -318,8 +319,8 @@ def use(workdir: Path) -> None:
 
 
 def write_run(workdir: Path) -> None:
-    files.write_json(workdir / "config.json", one_config())
-    files.write_json(workdir / "data.json", data.load(SETTINGS.data, "train").facts())
+    facts = DataFacts.of(data.load(SETTINGS.data, "train"))
+    note_run(workdir, one_config(), facts, list(plans_of(SETTINGS, workdir).values()))
 
 
 def test_every_spoilt_fact_of_the_data_is_one_line(tmp_path):
@@ -331,7 +332,7 @@ def test_every_spoilt_fact_of_the_data_is_one_line(tmp_path):
         {**whole, "image_shape": [8, 8]},
         {**whole, "image_shape": [8, 8, 2]},
         {**whole, "image_shape": [8, 0, 1]},
-        {**whole, "classes": [10]},
+        {**whole, "class_counts": [10]},
         {**whole, "class_names": ["a"]},
     ]
     for content in cases:

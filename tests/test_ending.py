@@ -8,6 +8,7 @@ import pytest
 from runs import plans_of, tiny_settings
 
 from ddistill import data
+from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.planning.checks.levels import notes
 from ddistill.schedules import NOISE, build_schedule, last_log_snr, make_schedule
@@ -142,7 +143,7 @@ def with_student(wanted, student):
 def test_notes_tell_of_what_works_and_is_likely_not_meant(tmp_path):
     wanted = tiny_settings()
     dataset = data.load({"name": "digits"}, "train")
-    assert notes(plans_of(wanted, tmp_path / "a").values(), wanted, dataset) == []
+    assert notes(plans_of(wanted, tmp_path / "a").values(), wanted, DataFacts.of(dataset)) == []
     student = dataclasses.replace(
         wanted.stages["student"],
         objective={"name": "sfddm", "substeps": 1},
@@ -150,13 +151,16 @@ def test_notes_tell_of_what_works_and_is_likely_not_meant(tmp_path):
         batch_size=4096,
     )
     wanted = with_student(wanted, student)
-    found = notes(plans_of(wanted, tmp_path / "b").values(), wanted, dataset)
+    found = notes(plans_of(wanted, tmp_path / "b").values(), wanted, DataFacts.of(dataset))
     assert len(found) == 2
     assert "student: grid.spacing='leading' has its noisiest level at alpha=0.6" in found[0]
     assert f"batch_size=4096, but there are {len(dataset)} training images" in found[1]
     # Levels of a diffusers teacher are not refused, and not passed over either.
     theirs = dataclasses.replace(wanted, schedule=ScheduleSettings("linear_beta", 100))
-    assert "schedule: the teacher's levels end at alpha=0.6" in notes([], theirs, dataset)[0]
+    assert (
+        "schedule: the teacher's levels end at alpha=0.6"
+        in notes([], theirs, DataFacts.of(dataset))[0]
+    )
 
 
 def test_batches_are_compared_with_the_images_of_a_students_classes(tmp_path):
@@ -167,7 +171,10 @@ def test_batches_are_compared_with_the_images_of_a_students_classes(tmp_path):
     settings = dataclasses.replace(plan.settings, batch_size=512)
     own = dataclasses.replace(plan, students=(student_plan,), settings=settings)
     threes = int(np.sum(dataset.labels == 3))
-    assert f"there are {threes} training images of its classes" in notes([own], wanted, dataset)[0]
+    assert (
+        f"there are {threes} training images of its classes"
+        in notes([own], wanted, DataFacts.of(dataset))[0]
+    )
 
 
 @pytest.mark.parametrize(

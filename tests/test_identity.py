@@ -1,16 +1,18 @@
 """What makes a folder of images another data set to a stage, and what does not."""
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pictures import load, picture, save
 from runs import plans_of, tiny_settings
 
 from ddistill import data
-from ddistill.data.dataset import from_facts
+from ddistill.data.facts import DataFacts
 
 
 @pytest.fixture(autouse=True)
@@ -137,9 +139,16 @@ def test_the_identity_of_digits_is_their_content():
     assert first["images"] == 1437
 
 
-def test_facts_keep_the_identity(pets):
+def test_facts_keep_what_planning_needs(pets):
     dataset = load(pets)
-    assert from_facts(dataset.facts()).identity == dataset.identity
+    facts = DataFacts.of(dataset)
+    assert DataFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert facts.identity == dataset.identity
+    assert facts.num_classes == dataset.num_classes
+    assert facts.num_images == facts.images_of(None) == len(dataset)
+    first = int(np.sum(np.asarray(dataset.labels) == 0))
+    assert facts.images_of((0, 0)) == first > 0
+    assert facts.present.all()
 
 
 def test_the_same_images_elsewhere_and_read_otherwise_are_the_same_stage(pets, tmp_path):

@@ -18,6 +18,7 @@ from flax import traverse_util
 
 import ddistill
 from ddistill import data, recipes
+from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.export.__main__ import licences
 from ddistill.interop.diffusers import read_teacher
@@ -72,8 +73,11 @@ def stages(folder: Path, schedule: ScheduleSettings = LINEAR, **changes):
 
 
 def plan(made, tmp_path):
-    dataset = data.load(made.data, "train")
-    return plan_stages(made, dataset, tmp_path / "run", tmp_path / "shared")[0]
+    return plan_stages(made, facts(made), tmp_path / "run", tmp_path / "shared")[0]
+
+
+def facts(made):
+    return DataFacts.of(data.load(made.data, "train"))
 
 
 def test_a_folder_says_what_the_network_is(folder):
@@ -161,7 +165,7 @@ def test_an_experiment_takes_over_network_and_levels(folder):
 def test_a_finished_run_does_not_need_the_files_any_more(folder, tmp_path):
     made = recipes.with_teacher(levels_run(), f"diffusers:{folder}")
     workdir = run(made, tmp_path)
-    plans = plan_stages(made, data.load(made.data, "train"), workdir, tmp_path / "shared")
+    plans = plan_stages(made, facts(made), workdir, tmp_path / "shared")
     write_noted(workdir / SOURCES, {"teacher": (made.stages["teacher"].source, plans[0].imported)})
     shutil.rmtree(folder)
     opened = ddistill.load(workdir)
@@ -305,10 +309,7 @@ def test_any_config_can_be_given_a_teacher_on_the_command_line(folder, tmp_path)
     made = parse(module.get_config(f"diffusers:{folder}"), Settings)
     assert made.schedule == LINEAR
     plans = {
-        p.name: p
-        for p in plan_stages(
-            made, data.load(made.data, "train"), tmp_path / "run", tmp_path / "shared"
-        )
+        p.name: p for p in plan_stages(made, facts(made), tmp_path / "run", tmp_path / "shared")
     }
     assert plans["teacher"].imported is not None
     student = plans["sfddm_n4"]

@@ -32,6 +32,7 @@ ORDER = (
     "planning.manifests",
     "planning.identity",
     "planning.plan",
+    "planning.context",
     "planning.build",
     "planning.lineage",
     "planning.checks",

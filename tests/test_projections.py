@@ -17,16 +17,19 @@ from stacks import train, with_students
 from test_configs import FILES, load, planned
 from test_o2mkd import NARROW, run, settings
 
+from ddistill.data.facts import DataFacts
 from ddistill.denoiser import Denoiser
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
 from ddistill.objectives import hyperparameters, make_objective
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.objectives.sampling import normal, streams
-from ddistill.planning.checks.stage import check_network
+from ddistill.planning.checks.networks import check_network
+from ddistill.planning.context import StageContext
 from ddistill.runtime.interrupt import Interrupted
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import Layout, data_mesh
+from ddistill.schedules import make_schedule
 from ddistill.settings import Settings, StageSettings, parse
 from ddistill.students import stack, take
 from ddistill.training.state import count_parameters
@@ -38,10 +41,10 @@ def prepared(student, teacher, **hyper) -> O2MKD:
     """The objective as planning prepares it for two modules."""
     objective = O2MKD(**{"feature_weight": 0.1, **hyper})
     stage = StageSettings({"name": "o2mkd"}, steps=1, batch_size=1)
-    shapes = [
-        check_network(objective, m, objective.taps(), tiny.IMAGE, stage, "stage")
-        for m in (student, teacher)
-    ]
+    run = Settings("run", {"stage": stage}, ("stage",), {"name": "digits"})
+    facts = DataFacts("tiny", tiny.IMAGE, ("0",), (8,), False, "", {})
+    context = StageContext("stage", stage, run, make_schedule("karras", 8), facts, earlier={})
+    shapes = [check_network(context, objective, m, objective.taps()) for m in (student, teacher)]
     return objective.prepare_features(*shapes)
 
 

@@ -106,8 +106,8 @@ def digests(changes: dict[str, Any]) -> dict[str, str]:
     for name, stage in settings.stages.items():
         method = make_objective(stage.objective)
         sources = {other: found[other] for other in stage.sources}
-        dataset = images(settings.data.get("flip"))
-        own = identity.make_identity(name, stage, method, settings, dataset, sources)
+        inputs = identity.Inputs(images(settings.data.get("flip")).identity, sources)
+        own = identity.make_identity(name, stage, method, settings, inputs)
         found[name] = digest_of(own)
     return found
 

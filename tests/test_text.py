@@ -16,6 +16,7 @@ from hostile import FOLDERS, LATIN, NAMES, make_folder
 from rich.console import Console
 
 from ddistill import data, record
+from ddistill.data.facts import DataFacts
 from ddistill.data.names import in_order, text_of
 from ddistill.errors import ConfigError
 from ddistill.evaluation.figures import page
@@ -315,7 +316,7 @@ def test_a_folder_of_such_classes_is_opened_and_its_names_can_be_shown(tmp_path)
     assert found.class_names == tuple(map(printable, names))
     counts = dict(zip(names, map(int, np.bincount(found.labels))))
     assert counts == {name: 4 if name == "\xe9" else 2 for name in names}
-    json.dumps(found.facts(), ensure_ascii=False).encode()
+    json.dumps(DataFacts.of(found).to_json(), ensure_ascii=False).encode()
     found.provenance.encode()
     printable(data.describe(settings)).encode()
 
@@ -386,6 +387,7 @@ def test_names_that_records_and_folders_cannot_hold_are_refused(tmp_path, change
     if "stages" in changes:
         changes = {**changes, "stages": {changes["stages"]: plain["stages"]["teacher"]}}
     settings = parse({**plain, **changes}, Settings)
+    facts = DataFacts.of(data.load({"name": "digits"}, "train"))
     with pytest.raises(ConfigError, match="the name") as caught:
-        plan_stages(settings, data.load({"name": "digits"}, "train"), tmp_path, tmp_path)
+        plan_stages(settings, facts, tmp_path, tmp_path)
     assert part in str(caught.value)

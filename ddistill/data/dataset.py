@@ -3,11 +3,10 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from ddistill.runtime.schemas import COUNT, FLAG, OBJECT, TEXT, WHOLE, Schema, list_of
 from ddistill.text import name_of, printable
 
 SPLITS = ("train", "test")
@@ -98,66 +97,6 @@ class Dataset:
           DataError: a file that was fine when the set was opened cannot be read any more.
         """
         return self.images[np.asarray(indices, np.int64)]
-
-    def facts(self) -> dict[str, Any]:
-        """What a run that has been trained on the set needs to know of it, without its images."""
-        return {
-            "name": self.name,
-            "image_shape": list(self.image_shape),
-            "num_classes": self.num_classes,
-            "classes": [int(c) for c in np.unique(self.labels)],
-            "class_names": list(self.class_names),
-            "hflip": self.hflip,
-            "provenance": self.provenance,
-            "identity": dict(self.identity),
-        }
-
-
-def _facts_agree(facts: Mapping[str, Any]) -> str:
-    if facts["image_shape"][2] not in (1, 3):
-        return f"key 'image_shape' has {facts['image_shape'][2]} channels, and 1 or 3 are needed"
-    if len(facts["class_names"]) != facts["num_classes"]:
-        return (
-            f"key 'class_names' names {len(facts['class_names'])} of {facts['num_classes']} classes"
-        )
-    if max(facts["classes"]) >= facts["num_classes"]:
-        return f"key 'classes' goes to {max(facts['classes'])} of {facts['num_classes']} classes"
-    return ""
-
-
-# Of `Dataset.facts`, as they stand in the data.json of a run.
-FACTS = Schema(
-    {
-        "name": TEXT,
-        "image_shape": list_of(COUNT, 3, 3),
-        "num_classes": COUNT,
-        "classes": list_of(WHOLE, 1),
-        "class_names": list_of(TEXT),
-        "hflip": FLAG,
-        "provenance": TEXT,
-    },
-    {"identity": OBJECT},
-    agree=_facts_agree,
-)
-
-
-def from_facts(facts: Mapping[str, Any]) -> Dataset:
-    """A data set of which `facts` are known (`Dataset.facts`): one blank image of every class.
-
-    Args:
-      facts: an object as `FACTS` describes it.
-    """
-    labels = np.asarray(facts["classes"], np.int32)
-    return Dataset(
-        name=facts["name"],
-        images=np.broadcast_to(np.uint8(0), (len(labels), *facts["image_shape"])),
-        labels=labels,
-        num_classes=facts["num_classes"],
-        class_names=tuple(facts["class_names"]),
-        hflip=facts["hflip"],
-        provenance=facts["provenance"],
-        identity=facts.get("identity", {}),
-    )
 
 
 def identify(

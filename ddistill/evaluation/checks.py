@@ -7,7 +7,7 @@ from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.sampling_plan import Call, planned_calls
-from ddistill.planning.checks.stage import check_scale
+from ddistill.planning.checks.sources import check_scale
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import Settings
 

@@ -75,8 +75,8 @@ def collect(run: Run, stage: str = "", nfe: int | None = None, licence: str = ""
         call=call,
         network=run.network(call),
         settings=run.settings,
-        data=run.data["name"],
-        num_classes=run.data["num_classes"],
+        data=run.data.name,
+        num_classes=run.data.num_classes,
         rows=rows_of(call, read_rows(results) if results.exists() else [], run.settings),
         licence=licence or "; ".join(licences(run, call.plan)),
     )

@@ -1,4 +1,4 @@
-"""Settings of a stage with every default filled in, and the network that they describe."""
+"""The settings of a stage with every default filled in, and the network that they describe."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from flax import linen as nn
 
 from ddistill import networks
 from ddistill.errors import ConfigError, nearest
-from ddistill.interop.imported import Imported
+from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import StageSettings, to_plain
 
 
 def in_full(network: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a network its parameters depend on, with every default, as plain values."""
+    """The options of a network that its parameters depend on, with defaults, as plain values."""
     full = to_plain({**networks.defaults(str(network["name"])), **network})
     return {k: v for k, v in full.items() if k not in networks.WITHOUT_PARAMETERS}
 
@@ -31,18 +31,20 @@ def check_earlier(
         )
 
 
-def resolve(
-    stage: StageSettings,
-    path: str,
-    earlier: Mapping[str, StagePlan],
-    imported: Imported | None = None,
-) -> StageSettings:
-    """Fills in what a stage leaves to its source or its teacher: network, prediction type, classes.
+def resolve(context: StageContext) -> StageSettings:
+    """The stage's settings with network, prediction type and classes filled in.
 
-    What a source says and the stage says too is compared in `check_imported`.
+    Defaults are those of the imported network or of the teacher. `check_imported` compares the
+    settings that the stage gives itself.
+
+    Raises:
+      ConfigError: the teacher is not an earlier stage, or there is no network.
     """
+    stage, path, imported = context.settings, context.path, context.imported
+    if stage.network and "name" not in stage.network:
+        raise _nameless(f"{path}.network")
     if stage.teacher:
-        check_earlier(f"{path}.teacher", stage.teacher, (), earlier)
+        check_earlier(f"{path}.teacher", stage.teacher, (), context.earlier)
     if imported is not None:
         return dataclasses.replace(
             stage,
@@ -52,12 +54,12 @@ def resolve(
         )
     if stage.network:
         return dataclasses.replace(stage, prediction=stage.prediction or "eps")
-    if not stage.teacher:
+    if context.teacher is None:
         raise ConfigError(
             f"{path}.network is empty and there is no teacher to take it from. "
             f"Set {path}.network.name to one of {', '.join(sorted(networks.NETWORKS))}."
         )
-    theirs = earlier[stage.teacher].settings
+    theirs = context.teacher.settings
     if stage.prediction not in ("", theirs.prediction):
         raise ConfigError(
             f"{path}.prediction={stage.prediction!r}, but its network is that of "

@@ -1,9 +1,8 @@
-"""What a stage is: the settings that its result depends on, and those that it does not.
+"""The identity of a stage: everything that the result of its training depends on, and its hash.
 
-`FIELDS` says of every setting which kind it is. `StagePlan.identity` holds the settings that are
-learnt from, and instead of the settings of data and of files what these hold; its hash is the
-stage's digest. A stage with an equal digest is the same training, wherever its data lie and however
-it is run.
+`FIELDS` gives the kind of every setting. An identity holds the settings that change the training
+and, in place of the settings of data and files, the hashes of their content. Two stages of equal
+digest are the same training, wherever their data lie and however they are run.
 """
 
 import dataclasses
@@ -12,10 +11,10 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ddistill import networks
-from ddistill.data import Dataset
 from ddistill.data.digits import DigitsSettings
 from ddistill.data.folder import FolderSettings
 from ddistill.data.tfds import TfdsSettings
@@ -143,41 +142,48 @@ def learnt(settings: Any) -> Any:
     return found
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage reads beside its settings.
+
+    Attributes:
+      data: the identity of the training images, see `Dataset`.
+      stages: by name, the digests of the stages that it learns from, starts from or reads.
+      files: hash of the files of the network that it imports, "" for none.
+    """
+
+    data: Mapping[str, str | int | bool]
+    stages: Mapping[str, str]
+    files: str = ""
+
+
 def make_identity(
-    name: str,
-    stage: StageSettings,
-    objective: Objective,
-    settings: Settings,
-    dataset: Dataset,
-    sources: Mapping[str, str],
-    source: str = "",
+    name: str, stage: StageSettings, objective: Objective, settings: Settings, inputs: Inputs
 ) -> dict[str, Any]:
-    """Everything that the result of a stage depends on, as JSON has it.
+    """Everything that the result of a stage depends on, as JSON represents it.
 
     Args:
       name: of the stage, from which its random streams are made.
       stage: its settings, resolved.
-      objective: its method.
+      objective: its method, prepared.
       settings: the run's.
-      dataset: its training images.
-      sources: by name, the digests of the stages that it learns from, starts from or reads.
-      source: hash of the files that it starts from.
+      inputs: what the stage reads.
     """
     own = normalised(stage, objective, settings)
     own["init"] = "" if stage.resume else stage.init_source
     own["optimizers"] = {
         n: settings_used(stage.optimizer_of(n)) for n in objective.networks() if n != "student"
     }
-    if source:
-        own["source"] = source
+    if inputs.files:
+        own["source"] = inputs.files
     found = {
         "format": FORMAT,
         "name": name,
         "seed": settings.seed,
-        "data": dict(dataset.identity),
+        "data": dict(inputs.data),
         "schedule": _schedule(settings.schedule),
         "stage": own,
-        "sources": dict(sources),
+        "sources": dict(inputs.stages),
     }
     return json.loads(json.dumps(found, sort_keys=True, default=_plain))
 

@@ -54,6 +54,9 @@ PAIRS = Schema({**_COMMON, "pairs": WHOLE, "shards": map_of(TEXT, least=1)})
 # stage.json; the records of checkpoints and older manifests name the digest alone.
 OWNER = Schema({"digest": TEXT}, {"identity": OBJECT, "lineage": map_of(OBJECT)})
 
+# stages.json of a run: by stage the digest, and the format of identities that it was made with.
+STAGES = Schema({"format": WHOLE, "digests": map_of(TEXT, least=1)})
+
 # checkpoints/digests/STEP.json.
 SEAL = Schema({"files": map_of(TEXT)}, {"loss": maybe(NUMBER)})
 

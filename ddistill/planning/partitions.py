@@ -1,4 +1,4 @@
-"""Who of a stage's students answers for what, from its settings."""
+"""Which student of a stage owns which noise levels and classes, from its settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ddistill.data import Dataset
+from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.partitions import (
     ConditionPartition,
@@ -16,82 +16,70 @@ from ddistill.partitions import (
     timestep_partition,
 )
 from ddistill.planning.checks.students import check_students
+from ddistill.planning.context import StageContext
 from ddistill.runtime.files import expand
 from ddistill.schedules import Schedule
 from ddistill.settings import StageSettings, StudentsSettings
 
 
-def plan_partition(
-    stage: StageSettings, levels: Schedule, dataset: Dataset, seed: int, path: str
-) -> Partition:
+def plan_partition(context: StageContext, levels: Schedule) -> Partition:
     """The partition of a stage's students.
 
     Args:
-      stage: its settings, with a partition.
+      context: the stage, whose settings name a partition.
       levels: `[N+1]`, the students' levels.
-      dataset: whose classes are shared out.
-      seed: the run's, of a random grouping.
-      path: of the `students` settings, for messages.
 
     Raises:
-      ConfigError: settings that cannot work.
+      ConfigError: settings that cannot work; the message begins with "students".
     """
+    stage, num_classes = context.settings, context.data.num_classes
     s = stage.students
     if s.partition == "timesteps":
         return timestep_partition(levels, s.count, s.spacing, s.boundaries)
     if not stage.conditional:
         raise ConfigError(
             f"students.partition={s.partition!r} shares out classes, but the stage is not "
-            f"conditional: set {path.removesuffix('students')}conditional=True and a network with "
-            "num_classes, or share out noise levels (partition='timesteps')."
+            f"conditional: set {context.path}.conditional=True and a network with num_classes, "
+            " or share out noise levels (partition='timesteps')."
         )
     ranges = s.ranges if s.partition == "both" else 1
     if s.partition == "both":
-        _check_both(s, levels.num_steps, dataset.num_classes)
+        _check_both(s, levels.num_steps, num_classes)
+    embeddings = _embeddings(s.embeddings) if s.embeddings else None
     classes = condition_partition(
-        dataset.num_classes,
-        s.count // ranges,
-        s.grouping,
-        s.groups,
-        seed,
-        _embeddings(s.embeddings) if s.embeddings else None,
+        num_classes, s.count // ranges, s.grouping, s.groups, context.run.seed, embeddings
     )
-    _check_images(classes, dataset)
+    _check_images(classes, context.data)
     if s.partition == "classes":
         return classes
     times = timestep_partition(levels, ranges, s.spacing, s.boundaries)
     return ProductPartition(times, classes)
 
 
-def list_groups(stage: StageSettings, dataset: Dataset, seed: int, path: str) -> StageSettings:
-    """The stage with the groups listed that a file of embeddings leads to.
+def list_groups(context: StageContext) -> StageSettings:
+    """The stage's settings with a list of the groups in place of a file of class embeddings.
 
-    The file may change or go away; who owns what may not. Stages are compared, and known, by their
-    groups.
-
-    Args:
-      stage: its settings.
-      dataset: whose classes are shared out.
-      seed: the run's.
-      path: of the stage, for messages.
+    The file may change or be deleted, and the groups must stay. The groups are part of the stage's
+    digest, and the file is not.
 
     Raises:
-      ConfigError: no such file, or embeddings that are not those of the classes.
+      ConfigError: there is no such file, or its embeddings are not one for each class.
     """
+    stage, num_classes = context.settings, context.data.num_classes
     s = stage.students
     if s.grouping != "clustered":
         return stage
-    check_students(s, f"{path}.students")
+    check_students(s, f"{context.path}.students")
     each = s.count // max(1, s.ranges)
-    if not 1 <= each <= dataset.num_classes:
-        return stage  # what is wrong is told where students are planned
+    if not 1 <= each <= num_classes:
+        return stage  # `plan_partition` raises
     try:
         partition = condition_partition(
-            dataset.num_classes, each, s.grouping, (), seed, _embeddings(s.embeddings)
+            num_classes, each, s.grouping, (), context.run.seed, _embeddings(s.embeddings)
         )
-    except ConfigError as error:  # which begins with "students", not knowing the stage
-        raise ConfigError(f"{path}.{error}") from None
-    owned = partition.owned_classes(dataset.num_classes)
+    except ConfigError as error:  # its message begins with "students"
+        raise ConfigError(f"{context.path}.{error}") from None
+    owned = partition.owned_classes(num_classes)
     groups = tuple(tuple(np.flatnonzero(own).tolist()) for own in owned)
     listed = dataclasses.replace(
         s, grouping=StudentsSettings.grouping, embeddings="", groups=groups
@@ -100,7 +88,7 @@ def list_groups(stage: StageSettings, dataset: Dataset, seed: int, path: str) ->
 
 
 def note_groups(config: dict[str, Any], stages: Mapping[str, StageSettings]) -> dict[str, Any]:
-    """A plain config with the groups listed that were clustered, so that it needs no file."""
+    """A plain config with a list of the groups in place of a file of class embeddings."""
     noted = {}
     for name, stage in config["stages"].items():
         students = stage.get("students", {})
@@ -127,10 +115,9 @@ def _check_both(s: StudentsSettings, levels: int, classes: int) -> None:
         )
 
 
-def _check_images(classes: ConditionPartition, dataset: Dataset) -> None:
-    present = np.bincount(np.asarray(dataset.labels), minlength=dataset.num_classes) > 0
-    for k, own in enumerate(classes.owned_classes(dataset.num_classes)):
-        if not np.any(own & present):
+def _check_images(classes: ConditionPartition, data: DataFacts) -> None:
+    for k, own in enumerate(classes.owned_classes(data.num_classes)):
+        if not np.any(own & data.present):
             raise ConfigError(
                 f"students: the data have no image of the classes of student {k}, "
                 f"{np.flatnonzero(own).tolist()}. Use fewer students or other groups."

@@ -1,4 +1,4 @@
-"""What planning makes: the students of a stage, and a stage that has passed every check."""
+"""The plans that planning returns: of a stage, and of each of its students."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,13 +81,14 @@ class StudentPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage that has passed every check.
+    """A stage that has passed every check, or one of a finished run that was opened.
 
     Attributes:
       name: its key in `config.stages`.
       settings: its settings.
-      identity: everything that the result depends on.
-      lineage: by name, the identities of the stages that it rests on, however far back.
+      identity: everything that the result depends on; empty for a stage that was opened.
+      lineage: by name, the identities of all stages that it rests on, directly or not; empty for a
+        stage that was opened.
       digest: the hash of its identity.
       folder: where checkpoints, metrics and the manifest lie.
       objective: the method, prepared for this grid.

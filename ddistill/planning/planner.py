@@ -1,111 +1,117 @@
-"""Stages: a run's trainings, checked before anything compiles, each with a folder and a manifest.
+"""Plans the stages of a run: resolves their settings, checks them, and builds what is trained.
 
-A stage is identified by a hash of everything that its result depends on (`training.identity`):
-data, schedule, seed, its settings and the hashes of the stages that it starts or learns from.
-Shared stages (a teacher, a classifier) live in a cache under that hash; the others in the run's own
-folder, where a stage of another hash is refused and not overwritten.
+Nothing is compiled or written while a run is planned. A stage is identified by a hash of everything
+that its result depends on (`planning.identity`). Shared stages (a teacher, a classifier) have a
+folder of that hash in a cache; the other stages have a folder in the run's own, which is refused,
+and not overwritten, where it holds a stage of another hash.
 """
 
-from collections.abc import Hashable, Mapping
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
 
-from ddistill.data import Dataset
+from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError, check_choice
 from ddistill.interop.imported import Imported
 from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, make_objective
-from ddistill.objectives.base import FeatureShapes
-from ddistill.planning.build import _nameless, build_module, resolve
+from ddistill.partitions import Partition
+from ddistill.planning.build import build_module, resolve
 from ddistill.planning.checks.imported import check_imported
 from ddistill.planning.checks.levels import check_levels
+from ddistill.planning.checks.networks import check_classes, check_network, check_optimizers
 from ddistill.planning.checks.pairs import check_pairs
-from ddistill.planning.checks.stage import (
-    check_best,
-    check_classes,
+from ddistill.planning.checks.settings import (
+    check_accumulation,
+    check_name,
+    check_numbers,
+    check_run,
+    check_teacher,
+)
+from ddistill.planning.checks.sources import (
     check_classifier,
     check_copied,
     check_guidance,
-    check_name,
-    check_network,
-    check_numbers,
-    check_optimizers,
     check_resume,
     check_sources,
 )
 from ddistill.planning.checks.students import check_every_class, check_same_shares
-from ddistill.planning.identity import digest_of, make_identity
+from ddistill.planning.context import StageContext
+from ddistill.planning.identity import Inputs, digest_of, make_identity
 from ddistill.planning.partitions import list_groups
-from ddistill.planning.plan import LevelTable, StagePlan
+from ddistill.planning.plan import StagePlan, StudentPlan
 from ddistill.planning.students import plan_students
 from ddistill.schedules import Schedule, build_schedule, make_schedule
-from ddistill.settings import Settings, StageSettings
+from ddistill.settings import Settings
 
+# Beside config.json: what is known of the networks of other projects that stages start from.
 SOURCES = "sources.json"
 
 
-def plan_stages(
-    settings: Settings, dataset: Dataset, workdir: Path, cache: Path, reread: bool = True
-) -> list[StagePlan]:
+@dataclass(frozen=True)
+class Folders:
+    """Where the stages of a run lie.
+
+    Attributes:
+      run: the folder of the run.
+      shared: the folder of the stages that runs share.
+    """
+
+    run: Path
+    shared: Path
+
+    def of(self, name: str, digest: str, shared: bool) -> Path:
+        """The folder of one stage."""
+        return self.shared / f"{name}-{digest[:12]}" if shared else self.run / "stages" / name
+
+
+def plan_stages(settings: Settings, data: DataFacts, workdir: Path, cache: Path) -> list[StagePlan]:
     """Checks every stage of `settings.pipeline` and returns their plans in order.
 
     Args:
       settings: the run's.
-      dataset: its training images.
+      data: its training images.
       workdir: its folder.
       cache: folder of shared stages.
-      reread: whether networks of other projects are read again where their files are still there,
-        or what the run has noted of them in `SOURCES` is enough, because their stages are complete.
 
     Raises:
-      ConfigError: anything that cannot work; nothing has been compiled or written by then.
+      ConfigError: a setting that cannot work.
     """
-    check_name("config.name", settings.name)
-    _check_training(settings)
-    schedule = _schedule(settings)
-    plans: dict[str, StagePlan] = {}
-    seen: dict[Hashable, FeatureShapes] = {}
+    check_run(settings)
+    schedule = run_schedule(settings)
     noted = read_noted(workdir / SOURCES)
+    plans: dict[str, StagePlan] = {}
     for name in settings.pipeline:
         check_choice("config.pipeline", name, settings.stages)
         check_name("config.stages", name, folder=True)
         if name in plans:
             raise ConfigError(f"config.pipeline names '{name}' twice.")
-        imported = _imported(name, settings.stages[name].source, noted, reread)
-        plans[name] = _plan(
-            name, settings, schedule, dataset, workdir, cache, plans, seen, imported
-        )
+        stage = settings.stages[name]
+        imported = _imported(name, stage.source, noted)
+        context = StageContext(name, stage, settings, schedule, data, plans, imported)
+        plans[name] = _plan(_resolved(context), Folders(workdir, cache))
     for plan in plans.values():
         plan.layout(settings.training.mesh)
     return list(plans.values())
 
 
-def _imported(
-    name: str, source: str, noted: Mapping[str, tuple[str, Imported]], reread: bool
-) -> Imported | None:
-    """The network that a stage starts from, as it is noted or read."""
+def _imported(name: str, source: str, noted: Mapping[str, tuple[str, Imported]]) -> Imported | None:
+    """The network that a stage imports: read, or as the run has noted it if its files are gone."""
     setting, found = noted.get(name, ("", None))
-    if found is not None and setting == source and not (reread and is_there(source)):
+    if found is not None and setting == source and not is_there(source):
         return found
     return read_source(source, f"config.stages.{name}.source") if source else None
 
 
-def _check_training(settings: Settings) -> None:
-    lowest = {"log_every": 1, "checkpoint_every": 1, "keep": 1, "scan_steps": 0}
-    for key, low in lowest.items():
-        value = getattr(settings.training, key)
-        if value < low:
-            raise ConfigError(f"config.training.{key}={value} must be {low} or more.")
-    for name in settings.pipeline:
-        check_best(name, settings)
-    if settings.seed < 0:
-        raise ConfigError(f"config.seed={settings.seed} must be 0 or more.")
+def run_schedule(settings: Settings) -> Schedule:
+    """The noise levels of a run.
 
-
-def _schedule(settings: Settings) -> Schedule:
-    """The run's levels; those of a diffusers teacher are what it was trained on, noise or not."""
+    A diffusers teacher keeps the levels that it was trained on, also where they end before noise.
+    """
     s = settings.schedule
     sources = [
         settings.stages[name].source for name in settings.pipeline if name in settings.stages
@@ -114,120 +120,91 @@ def _schedule(settings: Settings) -> Schedule:
     return (build_schedule if theirs else make_schedule)(s.name, s.steps, **s.options)
 
 
-def _plan(
-    name: str,
-    settings: Settings,
-    schedule: Schedule,
-    dataset: Dataset,
-    workdir: Path,
-    cache: Path,
-    earlier: Mapping[str, StagePlan],
-    seen: dict[Hashable, FeatureShapes],
-    imported: Imported | None,
-) -> StagePlan:
-    path = f"config.stages.{name}"
-    if settings.stages[name].network and "name" not in settings.stages[name].network:
-        raise _nameless(f"{path}.network")
-    stage = resolve(settings.stages[name], path, earlier, imported)
-    stage = list_groups(stage, dataset, settings.seed, path)
-    check_numbers(stage, path)
-    if imported is not None:
-        check_imported(stage, imported, schedule, dataset, path)
-    check_sources(stage, path, earlier)
-    objective = make_objective(stage.objective, f"{path}.objective")
-    check_classifier(stage, objective, path, earlier)
-    check_pairs(stage, objective, path, earlier)
-    check_guidance(stage, path, earlier)
-    if objective.needs_whole_batch and stage.accumulate > 1:
-        dropped = {"gamma": "gamma=1", "divergence": "divergence='rkl'"}
-        ways = [f"objective.{value}" for key, value in dropped.items() if hasattr(objective, key)]
-        raise ConfigError(
-            f"{path}.accumulate={stage.accumulate}, but the objective needs a mean over the whole "
-            "batch at once (the classifier's diversity, or a divergence's weights): set "
-            f"accumulate=1, or {' or '.join(ways)} to drop it."
-        )
-    if objective.needs_teacher and not stage.teacher:
-        raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
-    check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))
-    above = earlier[stage.teacher] if stage.teacher else None
-    made = settings.schedule
-    table = (
-        LevelTable(above.levels, above.indices, made) if above else LevelTable.whole(schedule, made)
-    )
-    students, partition = plan_students(
-        stage, table, schedule.num_steps + 1, settings.seed, objective, dataset, f"{path}.students"
-    )
-    check_levels(stage, objective, students, table, path)
-    check_same_shares(stage, students[0].levels, partition, dataset.num_classes, path, earlier)
-    student, shape = build_module(stage.network, f"{path}.network"), dataset.image_shape
-    prepared = students[0].objective
-    if above:
-        check_copied(prepared, above, path)
-        prepared = prepared.prepare_networks(above.module, above.settings.prediction)
-    prepared = _prepare_features(
-        prepared, student, above.module if above else None, stage, shape, path, seen
-    )
-    check_optimizers(stage, prepared, path)
-    check_resume(stage, {"student": student, **prepared.networks()}, path, earlier)
-    check_classes(prepared, student, stage, dataset.num_classes, path)
-    check_every_class(prepared, students, dataset, path)
-    content = imported.digest if imported else ""
-    sources = {other: earlier[other].digest for other in stage.sources}
-    identity = make_identity(name, stage, prepared, settings, dataset, sources, content)
-    digest = digest_of(identity)
-    folder = cache / f"{name}-{digest[:12]}" if stage.shared else workdir / "stages" / name
-    return StagePlan(
-        name=name,
-        settings=stage,
-        identity=identity,
-        lineage=_lineage(stage, earlier),
-        digest=digest,
-        folder=folder,
-        objective=prepared,
-        modules={"student": student, **prepared.networks()},
-        students=students,
-        partition=partition,
-        image_shape=shape,
-        seed=settings.seed,
-        imported=imported,
-    )
+def _resolved(context: StageContext) -> StageContext:
+    """The context with every default of the stage's settings filled in."""
+    context = dataclasses.replace(context, settings=resolve(context))
+    return dataclasses.replace(context, settings=list_groups(context))
 
 
-def _lineage(
-    stage: StageSettings, earlier: Mapping[str, StagePlan]
-) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
-    for plan in (earlier[name] for name in stage.sources):
-        found |= {**plan.lineage, plan.name: plan.identity}
-    return found
+def _plan(context: StageContext, folders: Folders) -> StagePlan:
+    objective = make_objective(context.settings.objective, f"{context.path}.objective")
+    _check_settings(context, objective)
+    students, partition = plan_students(context, objective)
+    check_levels(context, objective, students)
+    check_same_shares(context, students, partition)
+    student = build_module(context.settings.network, f"{context.path}.network")
+    prepared = _prepare(context, students[0].objective, student)
+    modules = {"student": student, **prepared.networks()}
+    check_optimizers(context, prepared.networks())
+    check_resume(context, modules)
+    check_classes(context, prepared, student)
+    check_every_class(context, prepared, students)
+    return _build(context, prepared, modules, (students, partition), folders)
 
 
-def _prepare_features(
-    objective: Objective,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    stage: StageSettings,
-    shape: tuple[int, int, int],
-    path: str,
-    seen: dict[Hashable, FeatureShapes],
-) -> Objective:
-    """Checks the networks; returns the objective, prepared for the features that it reads of them.
+def _check_settings(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` for settings that work on no levels and with no network."""
+    check_numbers(context)
+    check_imported(context)
+    check_sources(context)
+    check_classifier(context, objective)
+    check_pairs(context, objective)
+    check_guidance(context)
+    check_accumulation(context, objective)
+    check_teacher(context, objective)
 
-    `seen` holds what is known of the networks of earlier stages.
-    """
 
-    def look(module: nn.Module, taps: tuple[str, ...]) -> FeatureShapes:
-        # Tracing takes a second: the equal networks of a chain are looked at once.
-        asked = (module, taps, stage.conditional, stage.ema, stage.accumulate)
-        if asked not in seen:
-            seen[asked] = check_network(objective, module, taps, shape, stage, path)
-        return seen[asked]
-
-    ours = look(student, objective.taps())
+def _prepare(context: StageContext, objective: Objective, student: nn.Module) -> Objective:
+    """Checks the networks and returns the objective prepared for them and their features."""
+    teacher = context.teacher
+    if teacher is not None:
+        check_copied(context, objective)
+        objective = objective.prepare_networks(teacher.module, teacher.settings.prediction)
+    ours = check_network(context, objective, student, objective.taps())
     if teacher is None or not objective.teacher_taps():
         return objective
-    theirs = look(teacher, objective.teacher_taps())
+    theirs = check_network(context, objective, teacher.module, objective.teacher_taps())
     try:
         return objective.prepare_features(ours, theirs)
-    except ConfigError as error:
-        raise ConfigError(f"{path}.{error}") from None
+    except ConfigError as error:  # its message begins with "objective"
+        raise ConfigError(f"{context.path}.{error}") from None
+
+
+def _build(
+    context: StageContext,
+    objective: Objective,
+    modules: Mapping[str, nn.Module],
+    planned: tuple[tuple[StudentPlan, ...], Partition | None],
+    folders: Folders,
+) -> StagePlan:
+    """The plan of a stage that has passed every check."""
+    stage = context.settings
+    digests = {name: context.earlier[name].digest for name in stage.sources}
+    files = context.imported.digest if context.imported else ""
+    inputs = Inputs(context.data.identity, digests, files)
+    identity = make_identity(context.name, stage, objective, context.run, inputs)
+    digest = digest_of(identity)
+    students, partition = planned
+    return StagePlan(
+        name=context.name,
+        settings=stage,
+        identity=identity,
+        lineage=_lineage(context),
+        digest=digest,
+        folder=folders.of(context.name, digest, stage.shared),
+        objective=objective,
+        modules=modules,
+        students=students,
+        partition=partition,
+        image_shape=context.data.image_shape,
+        seed=context.run.seed,
+        imported=context.imported,
+    )
+
+
+def _lineage(context: StageContext) -> dict[str, Mapping[str, Any]]:
+    """By name, the identities of all stages that a stage rests on, directly or not."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for plan in (context.earlier[name] for name in context.settings.sources):
+        found |= {**plan.lineage, plan.name: plan.identity}
+    return found

@@ -5,82 +5,63 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddistill.data import Dataset
 from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import Objective, make_level_tables
 from ddistill.objectives.inputs import student_levels
 from ddistill.optimizers import check_optimizer
 from ddistill.partitions import Partition, level_ranges
 from ddistill.planning.checks.students import BY_CLASS, BY_LEVEL, check_students
+from ddistill.planning.context import StageContext
 from ddistill.planning.partitions import plan_partition
-from ddistill.planning.plan import LevelTable, StudentPlan
+from ddistill.planning.plan import StudentPlan
 from ddistill.schedules import edm_sampling, make_grid
 from ddistill.settings import StageSettings, StudentsSettings
 
-# Beside the objective's own numbers, by their names.
+# What a sweep may list beside the numbers of the objective.
 SWEPT = ("grid_steps", "seed", "learning_rate")
-
-
 _WHOLE = ("grid_steps", "seed", "substeps")
 
 
 def plan_students(
-    stage: StageSettings,
-    table: LevelTable,
-    rows: int,
-    seed: int,
-    objective: Objective,
-    dataset: Dataset,
-    path: str,
+    context: StageContext, objective: Objective
 ) -> tuple[tuple[StudentPlan, ...], Partition | None]:
-    """The students of a stage and who of them answers for what.
+    """The students of a stage, and its partition if it has one.
 
     Args:
-      stage: its settings.
-      table: what the stage's grid picks from.
-      rows: length of the tables of a process.
-      seed: the run's.
-      objective: the method, not yet prepared for a grid.
-      dataset: whose classes are shared out.
-      path: of the `students` settings, for messages.
+      context: the stage.
+      objective: its method, not yet prepared for a grid.
 
     Raises:
       ConfigError: settings that cannot work.
     """
-    check_students(stage.students, path)
-    _check_levels(stage.students, objective, path)
-    swept = _swept(stage, seed, objective, path)
-    whole = _Share(classes=tuple(range(dataset.num_classes)) if stage.conditional else None)
-    stage_path = path.removesuffix(".students")
+    stage, path, num_classes = context.settings, context.path, context.data.num_classes
+    check_students(stage.students, f"{path}.students")
+    _check_levels(stage.students, objective, f"{path}.students")
+    _check_sweep(stage, objective, f"{path}.students")
+    swept = [_swept(context, objective, k) for k in range(max(1, stage.students.count))]
+    whole = _Share(classes=tuple(range(num_classes)) if stage.conditional else None)
     if stage.grid.spacing == "edm" and objective.makes_pairs and not stage.grid.explicit:
-        return (
-            _plan_edm_student(swept[0], table, rows, dataset.num_classes, whole, stage_path),
-        ), None
-    students = tuple(
-        _plan_student(one, table, rows, dataset.num_classes, whole, stage_path) for one in swept
-    )
+        return (_plan_edm_student(context, swept[0], whole),), None
+    students = tuple(_plan_student(context, one, whole) for one in swept)
     if stage.students.partition == "none":
         return students, None
     levels = students[0].levels
     try:
-        partition = plan_partition(stage, levels, dataset, seed, path)
+        partition = plan_partition(context, levels)
         low, high = level_ranges(partition, levels, stage.students.margin)
-    except ConfigError as error:  # which begins with "students", not knowing the stage
-        raise ConfigError(f"{path.removesuffix('students')}{error}") from error
-    owned = partition.owned_classes(dataset.num_classes)
+    except ConfigError as error:  # its message begins with "students"
+        raise ConfigError(f"{path}.{error}") from error
     shares = [
         _Share(int(a), int(b), tuple(np.flatnonzero(own).tolist()) if stage.conditional else None)
-        for a, b, own in zip(low, high, owned)
+        for a, b, own in zip(low, high, partition.owned_classes(num_classes))
     ]
-    return tuple(
-        _plan_student(one, table, rows, dataset.num_classes, own, stage_path)
-        for one, own in zip(swept, shares)
-    ), partition
+    students = tuple(_plan_student(context, one, own) for one, own in zip(swept, shares))
+    return students, partition
 
 
 @dataclass(frozen=True)
 class _Share:
-    """What one student is shown: levels low .. high (0 for the last), and these classes."""
+    """What one student is trained on: levels low .. high (0 for the last), and these classes."""
 
     low: int = 1
     high: int = 0
@@ -98,50 +79,40 @@ class _Swept:
     objective: Objective
 
 
-def _swept(stage: StageSettings, seed: int, objective: Objective, path: str) -> list[_Swept]:
-    """The settings of every student; those of a partition differ in their random streams alone."""
-    s = stage.students
-    _check_sweep(stage, objective, path)
-    swept = []
-    for k in range(max(1, s.count)):
-        values = {key: entries[k] for key, entries in s.sweep.items()}
-        grid, optimizer = stage.grid, stage.optimizer
-        if "grid_steps" in values:
-            grid = dataclasses.replace(grid, steps=int(values["grid_steps"]))
-        if "learning_rate" in values:
-            rate = float(values["learning_rate"])
-            optimizer = dataclasses.replace(optimizer, learning_rate=rate)
-            check_optimizer(optimizer, stage.steps, f"{path}.sweep: optimizer")
-        changes = {key: value for key, value in values.items() if key not in SWEPT}
-        swept.append(
-            _Swept(
-                label=", ".join(f"{key}={value:g}" for key, value in values.items()),
-                stage=dataclasses.replace(stage, grid=grid, optimizer=optimizer),
-                seed=int(values.get("seed", seed)),
-                # Students of a sweep are to differ in what is swept and in nothing else.
-                stream=str(k) if k and not s.sweep else "",
-                objective=objective.replace(
-                    **{key: _number(key, value) for key, value in changes.items()}
-                ),
-            )
-        )
-    return swept
+def _swept(context: StageContext, objective: Objective, k: int) -> _Swept:
+    """The settings of student `k`; students of a partition differ in their random streams alone."""
+    stage, sweep = context.settings, context.settings.students.sweep
+    values = {key: entries[k] for key, entries in sweep.items()}
+    grid, optimizer = stage.grid, stage.optimizer
+    if "grid_steps" in values:
+        grid = dataclasses.replace(grid, steps=int(values["grid_steps"]))
+    if "learning_rate" in values:
+        rate = float(values["learning_rate"])
+        optimizer = dataclasses.replace(optimizer, learning_rate=rate)
+        check_optimizer(optimizer, stage.steps, f"{context.path}.students.sweep: optimizer")
+    changes = {key: _number(key, value) for key, value in values.items() if key not in SWEPT}
+    return _Swept(
+        label=", ".join(f"{key}={value:g}" for key, value in values.items()),
+        stage=dataclasses.replace(stage, grid=grid, optimizer=optimizer),
+        seed=int(values.get("seed", context.run.seed)),
+        # Students of a sweep have equal random streams, so that they differ in what is swept alone.
+        stream=str(k) if k and not sweep else "",
+        objective=objective.replace(**changes),
+    )
 
 
 def _number(key: str, value: float) -> int | float:
-    """A swept value, whose kind is the key's and not that of what the config happens to hold."""
+    """A swept value as an integer or a float, whichever its key takes."""
     return int(value) if key in _WHOLE else float(value)
 
 
-def _plan_student(
-    one: _Swept, table: LevelTable, rows: int, num_classes: int, share: _Share, path: str
-) -> StudentPlan:
-    grid_settings, students = one.stage.grid, one.stage.students
-    grid = _grid(one.stage, table, rows, path)
+def _plan_student(context: StageContext, one: _Swept, share: _Share) -> StudentPlan:
+    grid_settings, students, table = one.stage.grid, one.stage.students, context.table
+    grid = _grid(context, one.stage)
     try:
         objective = one.objective.prepare(grid)
-    except ConfigError as error:  # which begins with "objective", not knowing the stage
-        raise ConfigError(f"{path}.{error}") from None
+    except ConfigError as error:  # its message begins with "objective"
+        raise ConfigError(f"{context.path}.{error}") from None
     return StudentPlan(
         label=one.label,
         levels=student_levels(table.levels, grid, grid_settings.time),
@@ -150,12 +121,12 @@ def _plan_student(
             table.levels,
             grid,
             grid_settings.time,
-            rows,
+            context.rows,
             low=share.low,
             high=share.high,
             full_range_share=students.full_range_share or None,
             classes=share.classes,
-            num_classes=num_classes,
+            num_classes=context.data.num_classes,
             values=objective.numbers(),
         ),
         objective=objective,
@@ -166,45 +137,44 @@ def _plan_student(
     )
 
 
-def _plan_edm_student(
-    one: _Swept, table: LevelTable, rows: int, num_classes: int, share: _Share, path: str
-) -> StudentPlan:
-    """What makes pairs on EDM's own levels, which need not be rows of the table."""
-    key = f"{path}.grid.spacing"
-    steps = one.stage.grid.steps or table.levels.num_steps
-    made = table.schedule
+def _plan_edm_student(context: StageContext, one: _Swept, share: _Share) -> StudentPlan:
+    """A stage of pairs on EDM's own levels, which need not be rows of the table."""
+    table = context.table
+    steps, made = one.stage.grid.steps or table.levels.num_steps, table.schedule
+    key = f"{context.path}.grid.spacing"
     levels, nearest_rows = edm_sampling(made.name, made.options, table.levels, steps, key)
     grid = dataclasses.replace(one.stage.grid, spacing="trailing", steps=1)
     plain = dataclasses.replace(one, stage=dataclasses.replace(one.stage, grid=grid))
-    student_plan = _plan_student(plain, table, rows, num_classes, share, path)
+    student_plan = _plan_student(context, plain, share)
     return dataclasses.replace(student_plan, levels=levels, indices=table.indices[nearest_rows])
 
 
-def _grid(stage: StageSettings, table: LevelTable, rows: int, path: str) -> np.ndarray:
-    """`[N+1]`, indices of the levels of `table` that a student uses.
+def _grid(context: StageContext, stage: StageSettings) -> np.ndarray:
+    """`[N+1]`, indices of the levels of the stage's table that a student uses.
 
     Raises:
-      ConfigError: as `make_grid`, with the name of the stage and of what it picks from.
+      ConfigError: as `make_grid`, with the name of the stage and of its teacher.
     """
-    g, T = stage.grid, table.levels.num_steps
+    path, levels = context.path, context.table.levels
+    g, T = stage.grid, levels.num_steps
     swept = "grid_steps" in stage.students.sweep
-    whose = f"{path}.students.sweep.grid_steps: " if swept else f"{path}."
+    begin = f"{path}.students.sweep.grid_steps: " if swept else f"{path}."
     highest = max(g.explicit) if g.explicit else g.steps
-    if rows - 1 > T and highest > T:
-        asked = f"explicit={g.explicit}" if g.explicit else f"steps={g.steps}"
+    if context.rows - 1 > T and highest > T:
+        given = f"explicit={g.explicit}" if g.explicit else f"steps={g.steps}"
         raise ConfigError(
-            f"{whose}grid.{asked} goes beyond the {T} levels of its teacher '{stage.teacher}', "
+            f"{begin}grid.{given} goes beyond the {T} levels of its teacher '{stage.teacher}', "
             f"which has fewer than config.schedule. Allowed: 1 to {T}; for more, name a teacher of "
             f"more levels, or give '{stage.teacher}' more (config.stages.{stage.teacher}.grid)."
         )
     try:
-        return make_grid(table.levels, g.steps or T, g.spacing, explicit=g.explicit or None)
-    except ConfigError as error:  # which begins with "grid", not knowing the stage
-        raise ConfigError(f"{whose}{error}") from None
+        return make_grid(levels, g.steps or T, g.spacing, explicit=g.explicit or None)
+    except ConfigError as error:  # its message begins with "grid"
+        raise ConfigError(f"{begin}{error}") from None
 
 
 def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:
-    """Raises `ConfigError` where students share out levels that each of them has to walk."""
+    """Raises `ConfigError` where students share out levels that each of them needs."""
     if not objective.all_levels:
         return
     if s.partition in BY_LEVEL:
@@ -226,7 +196,7 @@ def _check_sweep(stage: StageSettings, objective: Objective, path: str) -> None:
             f"{path}.sweep.grid_steps has no effect beside grid.explicit, which lists the levels "
             "of every student. Leave one of them out."
         )
-    # Whether a student does something at all is no number to sweep.
+    # A flag changes the program, which all students of a sweep share.
     flags = [name for name in objective.numbers() if isinstance(getattr(objective, name), bool)]
     known = [*SWEPT, *(name for name in objective.numbers() if name not in flags)]
     for key, values in s.sweep.items():

@@ -112,7 +112,7 @@ def check_owner(plan: StagePlan) -> None:
         return
     known, rest = theirs.get("identity"), theirs.get("lineage")
     lines = []
-    if isinstance(known, dict) and isinstance(rest, dict):
+    if plan.identity and isinstance(known, dict) and isinstance(rest, dict):
         lines = differences(known, plan.identity, rest, plan.lineage)
     # stage.json of an older version has settings; the manifest and checkpoints have none.
     unknown = "it was trained by another version of ddistill"

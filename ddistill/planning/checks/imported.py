@@ -1,27 +1,22 @@
-"""What is checked of a stage that starts from a network of another project."""
+"""Checks of a stage that starts from a network of another project."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
-from ddistill.data import Dataset
 from ddistill.errors import ConfigError
 from ddistill.interop.imported import Imported
 from ddistill.planning.build import in_full
+from ddistill.planning.context import StageContext
 from ddistill.schedules import Schedule, build_schedule
-from ddistill.settings import StageSettings
 
 
-def check_imported(
-    stage: StageSettings,
-    imported: Imported,
-    schedule: Schedule,
-    dataset: Dataset,
-    path: str,
-) -> None:
-    """Raises `ConfigError` unless the stage can start from a network of another project."""
+def check_imported(context: StageContext) -> None:
+    """Raises `ConfigError` unless the stage can start from the network that it imports, if any."""
+    stage, imported, path = context.settings, context.imported, context.path
+    if imported is None:
+        return
     named = f"{path}.source={stage.source!r}"
     if stage.init != "fresh" or stage.resume:
         raise ConfigError(f"{named} has the weights; leave {path}.init and {path}.resume out.")
@@ -42,17 +37,17 @@ def check_imported(
             f"{path}.prediction={stage.prediction!r}, but {stage.source} predicts "
             f"{imported.prediction!r}. Leave it empty."
         )
-    if dataset.image_shape != imported.image_shape:
+    if context.data.image_shape != imported.image_shape:
         raise ConfigError(
             f"{named} makes images of shape {imported.image_shape} (height, width, channels); the "
-            f"data are {dataset.image_shape}."
+            f"data are {context.data.image_shape}."
         )
-    if 0 < imported.num_classes < dataset.num_classes:
+    if 0 < imported.num_classes < context.data.num_classes:
         raise ConfigError(
-            f"{named} knows {imported.num_classes} classes; the data have {dataset.num_classes}. "
-            "Use data of its classes."
+            f"{named} knows {imported.num_classes} classes; the data have "
+            f"{context.data.num_classes}. Use data of its classes."
         )
-    _check_levels(imported, schedule, named)
+    _check_levels(imported, context.schedule, named)
 
 
 def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:
@@ -60,7 +55,7 @@ def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:
     s = dict(imported.schedule or {})
     if "steps" not in s:
         wanted = f"name={s['name']!r}" if s else ""
-        # A network of all levels wants to be told c_noise, which only `karras` does.
+        # A network of continuous levels takes c_noise as its time, as the schedule `karras` gives.
         fits = not s or np.allclose(schedule.time[1:], np.log(schedule.sigma[1:]) / 4)
     else:
         theirs = build_schedule(s["name"], s["steps"], **s["options"])
@@ -75,6 +70,6 @@ def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:
         )
 
 
-def _short(options: Mapping[str, Any]) -> str:
+def _short(options: Mapping[str, object]) -> str:
     text = repr(dict(options))
     return text if len(text) < 200 else f"{text[:200]}... (as in its scheduler's config)"

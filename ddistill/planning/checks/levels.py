@@ -1,13 +1,12 @@
-"""What is checked of a stage's noise levels, and what a run is told of them before it starts."""
+"""Checks of a stage's noise levels, and notes for the user before a run starts."""
 
 from collections.abc import Iterable
 
-import numpy as np
-
-from ddistill.data import Dataset
+from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.objectives import Objective
-from ddistill.planning.plan import LevelTable, StagePlan, StudentPlan
+from ddistill.planning.context import StageContext
+from ddistill.planning.plan import StagePlan, StudentPlan
 from ddistill.schedules import NOISE, Schedule, build_schedule, last_log_snr
 from ddistill.settings import Settings, StageSettings
 
@@ -16,24 +15,14 @@ _NO_SIGNAL = 1e-7
 
 
 def check_levels(
-    stage: StageSettings,
-    objective: Objective,
-    students: Iterable[StudentPlan],
-    table: LevelTable,
-    path: str,
+    context: StageContext, objective: Objective, students: Iterable[StudentPlan]
 ) -> None:
-    """Raises `ConfigError` for levels on which students cannot start from noise or cannot end.
-
-    Args:
-      stage, objective: of the stage.
-      students: its students.
-      table: what their grids pick from.
-      path: dotted name of the stage, for messages.
-    """
+    """Raises `ConfigError` for levels on which students cannot start from noise or cannot end."""
+    stage, path = context.settings, context.path
     if objective.trains_classifier:
         return
     for student_plan in students:
-        _check_top(stage, student_plan.levels, table.levels, path)
+        _check_top(stage, student_plan.levels, context.table.levels, path)
         alpha = float(student_plan.levels.alpha[-1])
         if stage.prediction == "eps" and alpha < _NO_SIGNAL:
             raise ConfigError(
@@ -44,7 +33,10 @@ def check_levels(
 
 
 def _check_top(stage: StageSettings, levels: Schedule, known: Schedule, path: str) -> None:
-    """Refuses a list of levels that stops short of noise; of spacings that do, `notes` tells."""
+    """Raises `ConfigError` for a list of levels that ends before noise.
+
+    A spacing that does so is a note, see `notes`.
+    """
     listed, found = stage.grid.explicit, last_log_snr(levels)
     if not listed or listed[-1] == known.num_steps or found <= NOISE:
         return
@@ -55,13 +47,13 @@ def _check_top(stage: StageSettings, levels: Schedule, known: Schedule, path: st
     )
 
 
-def notes(plans: Iterable[StagePlan], settings: Settings, dataset: Dataset) -> list[str]:
-    """What works and is likely not meant, one line each.
+def notes(plans: Iterable[StagePlan], settings: Settings, data: DataFacts) -> list[str]:
+    """Settings that work and are probably a mistake, one line each.
 
     Args:
       plans: the stages of a run.
       settings: its settings.
-      dataset: its training images.
+      data: its training images.
     """
     said, made = [], settings.schedule
     schedule = build_schedule(made.name, made.steps, **made.options)
@@ -81,16 +73,11 @@ def notes(plans: Iterable[StagePlan], settings: Settings, dataset: Dataset) -> l
             )
         if plan.objective.makes_pairs or not s.steps:
             continue
-        fewest = min(_images(student_plan, dataset) for student_plan in plan.students)
+        fewest = min(data.images_of(student_plan.classes) for student_plan in plan.students)
         if s.batch_size > fewest:
+            which = " of its classes" if fewest < data.num_images else ""
             said.append(
                 f"{plan.name}: batch_size={s.batch_size}, but there are {fewest} training images"
-                f"{' of its classes' * (fewest < len(dataset))}: a batch shows some more than once."
+                f"{which}: a batch shows some more than once."
             )
     return said
-
-
-def _images(student_plan: StudentPlan, dataset: Dataset) -> int:
-    if student_plan.classes is None:
-        return len(dataset)
-    return int(np.isin(dataset.labels, student_plan.classes).sum())

@@ -1,22 +1,19 @@
-"""What is checked of a stage that makes pairs, or reads them, while it is planned."""
-
-from collections.abc import Mapping
-from typing import Any
+"""Checks of a stage that makes pairs of noise and images, or reads them."""
 
 from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import Objective
+from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
 from ddistill.schedules import make_grid
 from ddistill.settings import StageSettings
 
 
-def check_pairs(
-    stage: StageSettings, objective: Objective, path: str, earlier: Mapping[str, StagePlan]
-) -> None:
+def check_pairs(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` unless the pairs that a stage names, or needs, are its teacher's."""
-    if objective.makes_pairs and stage.teacher:
-        _check_idle(stage, path, earlier[stage.teacher].settings)
-    known = {n: p for n, p in earlier.items() if p.objective.makes_pairs}
+    stage, path = context.settings, context.path
+    if objective.makes_pairs and context.teacher is not None:
+        _check_idle(stage, path, context.teacher.settings)
+    known = {n: p for n, p in context.earlier.items() if p.objective.makes_pairs}
     names = ", ".join(known) or "none, because no stage before this one makes pairs"
     if objective.needs_pairs and not stage.pairs:
         raise ConfigError(
@@ -46,22 +43,15 @@ def check_pairs(
             f"(conditional={stage.conditional}): noise leads elsewhere there. Make pairs of "
             f"'{stage.teacher}'."
         )
-    _check_pairs_fit(stage, objective, path, known[stage.pairs], earlier[stage.teacher])
+    _check_pairs_fit(context, objective, known[stage.pairs])
 
 
-def _check_pairs_fit(
-    stage: StageSettings,
-    objective: Objective,
-    path: str,
-    pairs: StagePlan,
-    teacher: StagePlan,
-) -> None:
+def _check_pairs_fit(context: StageContext, objective: Objective, pairs: StagePlan) -> None:
     """Raises `ConfigError` unless students start where the pairs do, and have pairs to see."""
+    stage, path, table = context.settings, context.path, context.table
     g = stage.grid
-    grid = make_grid(
-        teacher.levels, g.steps or teacher.levels.num_steps, g.spacing, g.explicit or None
-    )
-    ours, theirs = teacher.indices[grid[-1]], pairs.indices[-1]
+    grid = make_grid(table.levels, g.steps or table.levels.num_steps, g.spacing, g.explicit or None)
+    ours, theirs = table.indices[grid[-1]], pairs.indices[-1]
     if ours != theirs:
         raise ConfigError(
             f"{path}.pairs={stage.pairs!r} start at noise level {theirs}, but the stage's students "
@@ -79,10 +69,10 @@ def _check_pairs_fit(
 def _check_idle(stage: StageSettings, path: str, teacher: StageSettings) -> None:
     """Raises `ConfigError` for settings of a stage of pairs that belong to a training.
 
-    They would make other pairs of the same ones, as far as anybody can tell.
+    They change the digest of the stage but not the pairs.
     """
     usual = StageSettings(stage.objective, stage.steps, stage.batch_size)
-    idle: dict[str, tuple[Any, Any]] = {
+    idle: dict[str, tuple[object, object]] = {
         "network": (stage.network, teacher.network),
         "optimizer": (stage.optimizer, usual.optimizer),
         "optimizers": (stage.optimizers, usual.optimizers),

@@ -1,31 +1,21 @@
 """Checks of the students of a stage: their counts, partitions and shares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ddistill.data import Dataset
 from ddistill.errors import ConfigError, check_choice, in_words
 from ddistill.mapping import MAPPINGS
 from ddistill.objectives import Objective
-from ddistill.partitions import (
-    CLASS_GROUPINGS,
-    Partition,
-)
-from ddistill.planning.plan import StagePlan, StudentPlan
-from ddistill.schedules import Schedule
-from ddistill.settings import StageSettings, StudentsSettings
+from ddistill.partitions import CLASS_GROUPINGS, Partition
+from ddistill.planning.context import StageContext
+from ddistill.planning.plan import StudentPlan
+from ddistill.settings import StudentsSettings
 
 PARTITIONS = ("none", "timesteps", "classes", "both")
-
-
 BY_LEVEL, BY_CLASS = ("timesteps", "both"), ("classes", "both")
-
-
 ON_DIVERGENCE = ("stop", "freeze")
-
-
-# Settings that mean nothing without a partition of one of these kinds.
+# Settings without effect unless the partition is one of these kinds.
 _NEED = {
     "spacing": BY_LEVEL,
     "boundaries": BY_LEVEL,
@@ -107,24 +97,21 @@ def _check_idle(s: StudentsSettings, path: str) -> None:
 
 
 def check_every_class(
-    objective: Objective, students: Sequence[StudentPlan], dataset: Dataset, path: str
+    context: StageContext, objective: Objective, students: Sequence[StudentPlan]
 ) -> None:
-    """Raises `ConfigError` where students are asked for classes that the data have no images of.
+    """Raises `ConfigError` where students generate classes without images in the data.
 
     Args:
-      objective: the method, which says whether it minds.
-      students: the students.
-      dataset: the data.
-      path: of the stage.
+      context: the stage.
+      objective: its method, which says whether every class needs images.
+      students: its students.
     """
     if not objective.needs_every_class:
         return
-    present = np.bincount(np.asarray(dataset.labels), minlength=dataset.num_classes) > 0
+    path, present = context.path, context.data.present
     for k, student_plan in enumerate(students):
-        asked = (
-            () if student_plan.tables.classes is None else np.unique(student_plan.tables.classes)
-        )
-        missing = [int(c) for c in asked if not present[c]]
+        known = student_plan.tables.classes
+        missing = [int(c) for c in (() if known is None else np.unique(known)) if not present[c]]
         if missing:
             raise ConfigError(
                 f"{path}: student {k} would be asked for images of class {in_words(missing)}, of "
@@ -134,27 +121,20 @@ def check_every_class(
 
 
 def check_same_shares(
-    stage: StageSettings,
-    levels: Schedule,
-    partition: Partition | None,
-    classes: int,
-    path: str,
-    earlier: Mapping[str, StagePlan],
+    context: StageContext, students: Sequence[StudentPlan], partition: Partition | None
 ) -> None:
     """Raises `ConfigError` where student k would start from one that has learnt another part.
 
     Args:
-      stage: the new one.
-      levels: `[N+1]`, its students'.
-      partition: who of them answers for what; None where nobody shares anything out.
-      classes: how many the data have.
-      path: of the stage.
-      earlier: plans of the stages before it.
+      context: the stage.
+      students: its students.
+      partition: which of them owns which levels and classes, or None.
     """
-    source = earlier.get(stage.init_source)
+    stage, source = context.settings, context.source
     if source is None or not source.settings.students.count:
         return
-    key = f"{path}.{'resume' if stage.resume else 'init'}"
+    levels, classes = students[0].levels, context.data.num_classes
+    key = f"{context.path}.{'resume' if stage.resume else 'init'}"
     begin = f"{key} takes the weights of the students of '{source.name}', who answer for other "
     advice = "Share out alike, or start from a stage of one student."
     if (partition is None) != (source.partition is None):

@@ -1,0 +1,212 @@
+"""Checks of what a stage takes from earlier stages: teacher, weights, classifier, optimisers."""
+
+import math
+from collections.abc import Mapping
+
+from flax import linen as nn
+
+from ddistill.errors import ConfigError, nearest
+from ddistill.objectives import Objective
+from ddistill.optimizers import update_rule
+from ddistill.planning.build import check_earlier, in_full
+from ddistill.planning.context import StageContext
+from ddistill.planning.plan import StagePlan
+from ddistill.settings import StageSettings
+
+
+def check_sources(context: StageContext) -> None:
+    """Raises `ConfigError` unless teacher and initial weights exist and fit the stage."""
+    stage, path = context.settings, context.path
+    _check_teacher(context)
+    start = "resume" if stage.resume else "init"
+    for key, name in (("teacher", stage.teacher), (start, stage.init_source)):
+        source = context.earlier.get(name)
+        if source is None:
+            continue
+        _check_students_of(stage, source, f"{path}.{key}", key)
+        if source.objective.makes_pairs:
+            raise ConfigError(
+                f"{path}.{key}={name!r} makes pairs and trains no network; name it as {path}.pairs."
+            )
+    if stage.init == "teacher" and not stage.teacher:
+        raise ConfigError(f"{path}.init='teacher', but {path}.teacher is empty.")
+    if stage.resume and stage.init != "fresh":
+        raise ConfigError(
+            f"{path}.resume={stage.resume!r} and {path}.init={stage.init!r}: a stage that goes on "
+            "from another one has its weights from there; leave init out."
+        )
+    if stage.resume:
+        check_earlier(f"{path}.resume", stage.resume, (), context.earlier)
+    elif stage.init_source:
+        check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), context.earlier)
+    if context.source is not None:
+        _check_weights(stage, context.source, path)
+
+
+def _check_teacher(context: StageContext) -> None:
+    stage, path, teacher = context.settings, context.path, context.teacher
+    if teacher is None:
+        return
+    if stage.conditional and not teacher.settings.conditional:
+        raise ConfigError(
+            f"{path}.conditional=True, but its teacher '{teacher.name}' is unconditional."
+        )
+    if not stage.conditional and _needs_class(teacher):
+        raise ConfigError(
+            f"{path}.conditional=False, but its teacher '{teacher.name}' was trained with "
+            "objective.label_dropout=0: what it says without a class was never trained. Set "
+            "conditional=True."
+        )
+    if teacher.objective.trains_classifier:
+        raise ConfigError(
+            f"{path}.teacher={teacher.name!r} is a classifier, not a denoiser. Name it as "
+            f"{path}.classifier, and a stage that makes images as the teacher."
+        )
+
+
+def _needs_class(teacher: StagePlan) -> bool:
+    """Whether a denoiser was always given a class in its training."""
+    dropout = getattr(teacher.objective, "label_dropout", 1.0)
+    return teacher.settings.conditional and not dropout
+
+
+def _check_students_of(stage: StageSettings, source: StagePlan, path: str, key: str) -> None:
+    """Raises `ConfigError` unless the students of `source` fit as teacher or initial weights."""
+    theirs = source.settings.students
+    if not theirs.count:
+        return
+    if key == "teacher" and source.partition is None:
+        raise ConfigError(
+            f"{path}={source.name!r} is a sweep of {theirs.count} students and not one network; "
+            "name a stage of one student, or of students with a partition."
+        )
+    if key != "teacher" and stage.students.count != theirs.count:
+        raise ConfigError(
+            f"{path} takes the weights of '{source.name}', which has {theirs.count} students; "
+            f"this stage has students.count={stage.students.count}. Set it to {theirs.count}, or "
+            "start from a stage of one student."
+        )
+
+
+def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
+    """Raises `ConfigError` unless the network that weights are taken from is the stage's."""
+    start = "resume" if stage.resume else "init"
+    ours, theirs = in_full(stage.network), in_full(source.settings.network)
+    different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if different:
+        k = different[0]
+        raise ConfigError(
+            f"{path}.{start} takes the weights of '{source.name}', whose network differs: "
+            f"network.{k} is {ours.get(k)!r} here and {theirs.get(k)!r} there. "
+            "Use the same network, or a fresh one (init='fresh')."
+        )
+    if stage.prediction != source.settings.prediction:
+        raise ConfigError(
+            f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
+            f"starts from, predicts {source.settings.prediction!r}."
+        )
+
+
+def check_classifier(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` unless the classifier that a stage names, or needs, is one."""
+    named, path = context.settings.classifier, context.path
+    if not named and not objective.needs_classifier:
+        return
+    known = {n: p for n, p in context.earlier.items() if p.objective.trains_classifier}
+    names = ", ".join(known) or "none, because no stage before this one is a classifier"
+    if not named:
+        raise ConfigError(
+            f"{path}.classifier is empty, but objective.classifier_weight is above 0, or "
+            "another distance of the objective is one of a classifier's features. "
+            f"Allowed: {names}."
+        )
+    if named not in known:
+        raise ConfigError(
+            f"{path}.classifier={named!r} is not a classifier's stage before this "
+            f"one in config.pipeline.{nearest(named, known)} Allowed: {names}."
+        )
+
+
+def check_guidance(context: StageContext) -> None:
+    """Raises `ConfigError` unless the teacher can be sampled with the stage's guidance."""
+    stage, path = context.settings, context.path
+    if stage.guidance != 1.0 and stage.teacher and not stage.conditional:
+        raise ConfigError(
+            f"{path}.guidance={stage.guidance}, but {path}.conditional=False gives the teacher no "
+            "class to be guided to. Set conditional=True or guidance=1."
+        )
+    check_scale(stage.guidance, stage.teacher, path, context.earlier)
+
+
+def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, StagePlan]) -> None:
+    """Raises `ConfigError` unless a teacher can be sampled with guidance of a scale.
+
+    Args:
+      scale: scale of classifier-free guidance; 1 for none.
+      teacher: name of its stage, "" for none.
+      path: dotted name of the settings that hold the scale.
+      plans: by name, the stages, with the teacher among them.
+    """
+    if scale == 1.0:
+        return
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ConfigError(f"{path}.guidance={scale} must be 0 or above; 1 is none.")
+    if not teacher:
+        raise ConfigError(f"{path}.guidance={scale} is the teacher's, and there is none.")
+    theirs, why = plans[teacher], ""
+    if theirs.partition is not None and theirs.partition.groups > 1:
+        why = "is students of some classes each, of whom one alone knows the null class"
+    elif not theirs.settings.conditional:
+        why = "is unconditional: there is no class to be guided to"
+    elif not getattr(theirs.objective, "label_dropout", 0.0):
+        why = "was trained with objective.label_dropout=0: it has never seen the null class"
+    if why:
+        raise ConfigError(
+            f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1."
+        )
+
+
+def check_copied(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` where a network is to start as a copy of a teacher of many students."""
+    teacher = context.teacher
+    if teacher is not None and teacher.stacked and objective.starts():
+        raise ConfigError(
+            f"{context.path}.teacher={teacher.name!r} is {teacher.settings.students.count} "
+            f"students; the objective's {', '.join(objective.starts())} starts as a copy of one "
+            "network. Name a stage of one student as the teacher."
+        )
+
+
+def check_resume(context: StageContext, modules: Mapping[str, nn.Module]) -> None:
+    """Raises `ConfigError` unless optimisers and networks of an earlier stage can be taken over.
+
+    Args:
+      context: the stage.
+      modules: its networks by name.
+    """
+    stage, path, source = context.settings, context.path, context.source
+    if not stage.resume or source is None:
+        return
+    for name in [name for name in modules if name in source.modules]:
+        if name != "student" and modules[name] != source.modules[name]:
+            raise ConfigError(
+                f"{path}.resume={stage.resume!r}: the network '{name}' is another one there. Use "
+                "the same teacher and the same objective.features in both stages."
+            )
+        ours, theirs = (update_rule(s.optimizer_of(name)) for s in (stage, source.settings))
+        if ours != theirs:
+            raise ConfigError(
+                f"{path}.resume={stage.resume!r}: the optimiser of '{name}' differs in more than "
+                f"its rate, {ours} here and {theirs} there (name, clip, weight decay, b1, b2, eps, "
+                "momentum). Its state cannot be taken over; use the same one."
+            )
+    for key, here, there in (
+        ("teacher", stage.teacher, source.settings.teacher),
+        ("conditional", stage.conditional, source.settings.conditional),
+        ("grid.time", stage.grid.time, source.settings.grid.time),
+    ):
+        if here != there:
+            raise ConfigError(
+                f"{path}.resume={stage.resume!r}: {key} is {here!r} here and {there!r} there. A "
+                "stage goes on with what its networks have learnt; set both alike."
+            )

@@ -1,0 +1,64 @@
+"""What the checks and the builders of a stage read: its settings and everything around it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ddistill.data.facts import DataFacts
+from ddistill.interop.imported import Imported
+from ddistill.planning.plan import LevelTable, StagePlan
+from ddistill.schedules import Schedule
+from ddistill.settings import Settings, StageSettings
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A stage that is being planned.
+
+    Attributes:
+      name: its key in `config.stages`.
+      settings: its settings; network, prediction and classes are filled in by
+        `planning.build.resolve`.
+      run: the settings of the run.
+      schedule: `[T+1]`, the noise levels of the run.
+      data: the training images, as far as planning needs them.
+      earlier: by name, the plans of the stages before it.
+      imported: the network of another project that the stage starts from, or None.
+    """
+
+    name: str
+    settings: StageSettings
+    run: Settings
+    schedule: Schedule
+    data: DataFacts
+    earlier: Mapping[str, StagePlan]
+    imported: Imported | None = None
+
+    @property
+    def path(self) -> str:
+        """The dotted name of its settings, for messages."""
+        return f"config.stages.{self.name}"
+
+    @property
+    def teacher(self) -> StagePlan | None:
+        """The stage that it learns from, or None."""
+        return self.earlier[self.settings.teacher] if self.settings.teacher else None
+
+    @property
+    def source(self) -> StagePlan | None:
+        """The stage whose weights it starts from, or None."""
+        name = self.settings.init_source
+        return self.earlier[name] if name else None
+
+    @cached_property
+    def table(self) -> LevelTable:
+        """The levels that its grid picks from: its teacher's, or the run's."""
+        made = self.run.schedule
+        if self.teacher is None:
+            return LevelTable.whole(self.schedule, made)
+        return LevelTable(self.teacher.levels, self.teacher.indices, made)
+
+    @property
+    def rows(self) -> int:
+        """The length of the level tables, equal for all stages of the run."""
+        return self.schedule.num_steps + 1

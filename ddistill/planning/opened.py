@@ -1,0 +1,90 @@
+"""The stages of a finished run, opened from the files in its folder.
+
+A run notes the digest of every stage in stages.json. With config.json and data.json that is enough
+to sample its networks: nothing is checked, traced or hashed again, and no images are read.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ddistill.data.facts import DataFacts
+from ddistill.errors import CheckpointError
+from ddistill.interop.sources import read_noted
+from ddistill.objectives import make_objective
+from ddistill.planning.build import build_module, resolve
+from ddistill.planning.context import StageContext
+from ddistill.planning.identity import FORMAT
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import SOURCES, Folders, run_schedule
+from ddistill.planning.students import plan_students
+from ddistill.runtime.files import write_json
+from ddistill.settings import Settings
+
+STAGES = "stages.json"
+
+
+def write_stages(workdir: Path, plans: Sequence[StagePlan]) -> None:
+    """Notes the digests of a run's stages in its folder."""
+    digests = {plan.name: plan.digest for plan in plans}
+    write_json(workdir / STAGES, {"format": FORMAT, "digests": digests})
+
+
+def open_stages(
+    settings: Settings, data: DataFacts, folders: Folders, noted: Mapping
+) -> list[StagePlan]:
+    """The stages of a finished run, in order.
+
+    Their plans hold what sampling needs: settings, levels, partition and the student's network.
+    They have no identity, no lineage and no auxiliary networks, and cannot be trained.
+
+    Args:
+      settings: of the run, as noted in config.json.
+      data: its training images, as noted in data.json.
+      folders: where its stages lie.
+      noted: the object in stages.json, as `planning.manifests.STAGES` describes it.
+
+    Raises:
+      CheckpointError: the run was trained by another version, or lacks a stage.
+      ConfigError: settings from which no stage follows.
+    """
+    again = "Train it again in another --workdir, or open it with the version that trained it."
+    if noted["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folders.run / STAGES}: the run was trained by another version of ddistill (format "
+            f"{noted['format']}; this version reads format {FORMAT}). {again}"
+        )
+    schedule, imported = run_schedule(settings), read_noted(folders.run / SOURCES)
+    plans: dict[str, StagePlan] = {}
+    for name in settings.pipeline:
+        if name not in noted["digests"] or name not in settings.stages:
+            raise CheckpointError(
+                f"{folders.run}: stage '{name}' of config.json is not in {STAGES}. Give the run's "
+                "command again: it writes both files anew and trains nothing anew."
+            )
+        stage, (_, source) = settings.stages[name], imported.get(name, ("", None))
+        context = StageContext(name, stage, settings, schedule, data, plans, source)
+        context = dataclasses.replace(context, settings=resolve(context))
+        plans[name] = _open(context, folders, noted["digests"][name])
+    return list(plans.values())
+
+
+def _open(context: StageContext, folders: Folders, digest: str) -> StagePlan:
+    stage, path = context.settings, context.path
+    objective = make_objective(stage.objective, f"{path}.objective")
+    students, partition = plan_students(context, objective)
+    return StagePlan(
+        name=context.name,
+        settings=stage,
+        identity={},
+        lineage={},
+        digest=digest,
+        folder=folders.of(context.name, digest, stage.shared),
+        objective=students[0].objective,
+        modules={"student": build_module(stage.network, f"{path}.network")},
+        students=students,
+        partition=partition,
+        image_shape=context.data.image_shape,
+        seed=context.run.seed,
+        imported=context.imported,
+    )
