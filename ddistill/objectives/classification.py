@@ -8,11 +8,18 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import LossAux, Metrics, Networks, Objective, Update
+from ddistill.objectives.base import (
+    ImageShape,
+    LossAux,
+    NetworkForm,
+    Networks,
+    Objective,
+    Update,
+)
 from ddistill.objectives.inputs import Batch, LevelTables
 
 
@@ -50,6 +57,19 @@ class Classifier:
         return logits, new.get("batch_stats")
 
 
+def _inputs(image_shape: ImageShape, conditional: bool) -> tuple[PyTree, ...]:
+    del conditional
+    return (jnp.zeros((1, *image_shape)),)
+
+
+def _bind(module: nn.Module, weights: Weights, prediction: str) -> Classifier:
+    del prediction
+    return Classifier(weights, module)
+
+
+CLASSIFIER = NetworkForm("classifier", _inputs, _bind)
+
+
 @dataclass(frozen=True)
 class Classification(Objective):
     """Cross-entropy with label smoothing.
@@ -63,7 +83,7 @@ class Classification(Objective):
       fill: value of the pixels that `shift` brings in and `cutout` paints, in [-1, 1].
     """
 
-    trains_classifier: ClassVar[bool] = True
+    trains: ClassVar[NetworkForm] = CLASSIFIER
 
     label_smoothing: float = 0.0
     shift: int = 0
@@ -85,18 +105,6 @@ class Classification(Objective):
     def updates(self) -> tuple[Update, ...]:
         """One update of the classifier, which every stage calls its student."""
         return (Update("student", self.loss),)
-
-    def bind(self, name: str, module: nn.Module, weights: Weights, prediction: str) -> Classifier:
-        """Joins module and weights into a `Classifier`; there is no prediction type."""
-        del name, prediction
-        return Classifier(weights, module)
-
-    def init_inputs(
-        self, name: str, image_shape: tuple[int, int, int], conditional: bool
-    ) -> tuple[Any, ...]:
-        """A classifier takes images only."""
-        del name, conditional
-        return (jnp.zeros((1, *image_shape)),)
 
     def loss(
         self, networks: Networks, batch: Batch, tables: LevelTables

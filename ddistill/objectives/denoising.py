@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ddistill.errors import ConfigError, check_choice
+from ddistill.objectives.base import NetworkFacts
 from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch
@@ -71,10 +72,17 @@ class Denoising(Distillation):
         drop = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_dropout))(keys)
         return jnp.where(drop, self.null_class, batch.cond)
 
-    def check_classes(self, num_classes: int) -> None:
+    @property
+    def null_class_share(self) -> float:
+        """The share of dropped labels."""
+        return self.label_dropout
+
+    def prepare_networks(self, facts: NetworkFacts) -> "Denoising":
         """Refuses label dropout to anything but the null class."""
-        if self.label_dropout and self.null_class != num_classes:
+        known = facts.num_classes
+        if known and self.label_dropout and self.null_class != known:
             raise ConfigError(
                 f"objective.null_class={self.null_class}, but the null class of a network with "
-                f"{num_classes} classes is {num_classes}; a dropped label would be another class."
+                f"{known} classes is {known}; a dropped label would be another class."
             )
+        return self

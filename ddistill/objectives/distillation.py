@@ -16,7 +16,16 @@ from flax import struct
 
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
-from ddistill.objectives.base import Networks, Objective, Update, check_not_negative, predict
+from ddistill.objectives.base import (
+    Networks,
+    Objective,
+    Requirements,
+    Update,
+    check_not_negative,
+    hparam,
+    predict,
+    trained_auxiliaries,
+)
 from ddistill.objectives.distances import (
     ClassifierLike,
     PredictionDistance,
@@ -69,6 +78,8 @@ class Distillation(Objective):
     feature_norm: ClassVar[str] = "l2"
     # Whether metrics have the error of x0 against the data, for methods that see no other measure.
     reports_data_error: ClassVar[bool] = False
+    # Why the stage needs a teacher; "" where it needs none.
+    teacher_reason: ClassVar[str] = ""
 
     classifier_weight: float = 0.0
     tau: float = 0.9
@@ -144,7 +155,7 @@ class Distillation(Objective):
     @property
     def updates(self) -> tuple[Update, ...]:
         """One update of the student, and of the networks beside it."""
-        return (Update(("student", *self.networks()), self.regression_loss),)
+        return (Update(("student", *trained_auxiliaries(self)), self.regression_loss),)
 
     def regression_loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
@@ -189,7 +200,7 @@ class Distillation(Objective):
         self, networks: Networks, state: State, batch: Batch, tables: LevelTables
     ) -> Compared:
         """The student's prediction and the targets in use at a state."""
-        z, cond, taps = state.z, state.cond, self.taps()
+        z, cond, taps = state.z, state.cond, self.taps.student
         student, ours = predict(networks["student"], taps, z, state.level, cond, batch.dropout_key)
         needed, targets, theirs = self.targets_in_use(), {"data": state.data}, {}
         if "teacher" in needed:
@@ -205,7 +216,7 @@ class Distillation(Objective):
 
     def _weight_of(self, name: str, tables: LevelTables) -> float | jax.Array:
         key = f"{name}_weight"
-        return self.value_of(key, tables) if hasattr(self, key) else 1.0
+        return hparam(self, key, tables) if hasattr(self, key) else 1.0
 
     def classifier_distance(
         self, classifier: ClassifierLike, student: Images, target: Images
@@ -232,18 +243,22 @@ class Distillation(Objective):
             metrics |= {"entropy": jnp.mean(entropy), "diversity": jnp.mean(diversity)}
         return values, metrics
 
-    # --------------------------------------------------------------------- what a stage checks
+    # ------------------------------------------------------------------ what the stage provides
 
     @property
-    def needs_classifier(self) -> bool:
-        """Whether the losses read networks["classifier"]."""
-        return self.classifier_weight > 0
+    def requires(self) -> Requirements:
+        """A teacher for methods of distillation, and a classifier where images are compared in it."""
+        diversity = self.classifier_weight > 0 and self.beta > 0 and self.gamma < 1
+        rollouts = "objective.teacher_states is above 0" if self.teacher_states else ""
+        return Requirements(
+            teacher=self.teacher_reason or rollouts,
+            classifier="objective.classifier_weight is above 0" if self.classifier_weight else "",
+            whole_batch="the classifier's diversity is a function of the mean over the whole batch "
+            "(objective.gamma=1 drops it)"
+            if diversity
+            else "",
+        )
 
-    @property
-    def needs_whole_batch(self) -> bool:
-        """The diversity term is a function of the batch's mean prediction."""
-        return self.needs_classifier and self.beta > 0 and self.gamma < 1
-
-    def without_effect(self) -> tuple[str, ...]:
-        """The shares of rollouts that are off."""
+    def inert_hparams(self) -> tuple[str, ...]:
+        """The shares of rollouts that are 0."""
         return tuple(n for n in ("teacher_states", "student_states") if not getattr(self, n))

@@ -5,18 +5,29 @@ there are many students, and which levels each one is shown, is the stage's `stu
 which every other objective can be given too; with one student this is plain knowledge distillation.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import PyTree
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.projection import Projection
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import FeatureShapes, Networks, check_feature_shapes, filled_in
+from ddistill.objectives.base import (
+    Auxiliary,
+    ImageShape,
+    NetworkFacts,
+    NetworkForm,
+    Networks,
+    Taps,
+    check_feature_shapes,
+    filled_in,
+)
 from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.sampling import LAWS
@@ -49,7 +60,7 @@ class O2MKD(Distillation):
       projected: (tap, the student's channels, the teacher's) of the features that are projected.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    teacher_reason: ClassVar[str] = "it learns the teacher's predictions"
     classifier_target: ClassVar[str] = "teacher"
     reports_data_error: ClassVar[bool] = True
 
@@ -95,49 +106,56 @@ class O2MKD(Distillation):
         """The student's features, projected where their widths differ from the teacher's."""
         return networks["projection"](features) if self.projected else features
 
-    def networks(self) -> Mapping[str, nn.Module]:
+    @property
+    def auxiliaries(self) -> Mapping[str, Auxiliary]:
         """The projections of unlike features."""
         if not self.projected:
             return {}
-        return {"projection": Projection(tuple((tap, theirs) for tap, _, theirs in self.projected))}
+        widths = tuple((tap, theirs) for tap, _, theirs in self.projected)
+        inputs = {tap: ours for tap, ours, _ in self.projected}
+        return {"projection": Auxiliary(_projection_form(inputs), Projection(widths))}
 
-    def prepare_features(self, student: FeatureShapes, teacher: FeatureShapes) -> "O2MKD":
+    @property
+    def taps(self) -> Taps:
+        """The taps of the features that are compared."""
+        used = self.features if self.feature_weight else ()
+        return Taps(used, used)
+
+    def prepare_networks(self, facts: NetworkFacts) -> "O2MKD":
         """Finds the features to be projected; refuses those that differ in more than channels."""
+        student, teacher = facts.student_features, facts.teacher_features
+        if not (self.feature_weight and student):
+            return self
         advice = (
             "Only channels may differ: name other taps in objective.features, or use networks that "
             "halve the image equally often."
         )
         check_feature_shapes(student, teacher, advice, channels=False)
         widths = [(tap, student[tap][-1], teacher[tap][-1]) for tap in self.features]
-        unlike = tuple(x for x in widths if x[1] != x[2])
-        return self.replace(projected=unlike)  # type: ignore[return-value]
+        return dataclasses.replace(self, projected=tuple(x for x in widths if x[1] != x[2]))
 
-    def bind(self, name: str, module: nn.Module, weights: Weights, prediction: str) -> Any:
-        """Joins module and weights; projections are a function of {tap: features}."""
-        if name == "projection":
-            return partial(module.apply, weights.variables())
-        return super().bind(name, module, weights, prediction)
-
-    def init_inputs(
-        self, name: str, image_shape: tuple[int, int, int], conditional: bool
-    ) -> tuple[Any, ...]:
-        """One pixel of each feature for the projections."""
-        if name == "projection":
-            return ({tap: jnp.zeros((1, 1, 1, ours)) for tap, ours, _ in self.projected},)
-        return super().init_inputs(name, image_shape, conditional)
-
-    def without_effect(self) -> tuple[str, ...]:
+    def inert_hparams(self) -> tuple[str, ...]:
         """The hyperparameters of features, where no features are compared."""
         features = () if self.feature_weight else ("feature_weight", "features")
-        return (*super().without_effect(), *features)
-
-    def taps(self) -> tuple[str, ...]:
-        """The taps of the features that are compared."""
-        return self.features if self.feature_weight else ()
+        return (*super().inert_hparams(), *features)
 
     def teacher_calls(self, each: int = 1) -> int:
         """One, unless all distances are to the data."""
         return each * ("teacher" in self.targets_in_use())
+
+
+def _projection_form(inputs: Mapping[str, int]) -> NetworkForm:
+    """Projections as a function of {tap: features}; `inputs` are the student's channels by tap."""
+
+    def features(image_shape: ImageShape, conditional: bool) -> tuple[PyTree, ...]:
+        del image_shape, conditional
+        return ({tap: jnp.zeros((1, 1, 1, channels)) for tap, channels in inputs.items()},)
+
+    def bind(module: nn.Module, weights: Weights, prediction: str) -> Callable[..., PyTree]:
+        del prediction
+        return partial(module.apply, weights.variables())
+
+    return NetworkForm("denoiser", features, bind)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import Objective, Update
+from ddistill.objectives.base import DENOISER, NetworkForm, Objective, Requirements, Update
 
+# A stage of pairs has the network of its teacher, and trains none.
+PAIRS = NetworkForm("pairs", DENOISER.inputs, DENOISER.bind)
 SAMPLERS = ("ddim", "heun", "dpm_solver_pp")
 
 
@@ -23,14 +25,18 @@ class MakePairs(Objective):
       shard: batches in a file; a run that is stopped loses at most as many.
     """
 
-    needs_teacher: ClassVar[bool] = True
-    makes_pairs: ClassVar[bool] = True
+    trains: ClassVar[NetworkForm] = PAIRS
 
     sampler: str = "heun"
     clip: float = 0.0
     shard: int = 8
 
-    def without_effect(self) -> tuple[str, ...]:
+    @property
+    def requires(self) -> Requirements:
+        """The teacher that makes them."""
+        return Requirements(teacher="the teacher makes the pairs", images="")
+
+    def inert_hparams(self) -> tuple[str, ...]:
         """The pairs are the same in shards of any length."""
         return ("shard",)
 

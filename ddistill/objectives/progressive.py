@@ -40,7 +40,7 @@ class Progressive(Distillation):
       pixel_weight: weight of that comparison; CFD and RCFD set it to 0.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    teacher_reason: ClassVar[str] = "its target is two steps of the teacher"
 
     loss: str = "truncated_snr"
     pixel_weight: float = 1.0

@@ -14,6 +14,7 @@ same sample (the paper's aligned chain). Three distances are offered, each with 
   the teacher's integral, which output matching cannot.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +28,7 @@ from jaxtyping import Array
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, ddim_step, expand, fold_weight, from_x0, multistep_x0
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import Networks
+from ddistill.objectives.base import Networks, Taps, hparam
 from ddistill.objectives.distances import ERRORS, NORMS, WEIGHTS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import LevelTables
@@ -80,7 +81,7 @@ class SFDDM(Distillation):
       hidden_error, hidden_level_weight: error and weight of the hidden-variable distance.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    teacher_reason: ClassVar[str] = "its targets are the teacher's"
     feature_norm: ClassVar[str] = "l1"
 
     output_weight: float = 0.0
@@ -116,7 +117,7 @@ class SFDDM(Distillation):
                 f"grid {np.asarray(grid).tolist()[:12]} are only {narrowest} teacher levels apart. "
                 f"Allowed: 1 to {narrowest}, or 0 for all of them."
             )
-        return self.replace(substeps=self.substeps or narrowest)  # type: ignore[return-value]
+        return dataclasses.replace(self, substeps=self.substeps or narrowest)
 
     def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
         """The distances of the student's output and of the hidden variable."""
@@ -126,21 +127,18 @@ class SFDDM(Distillation):
             "hidden": ("target", PredictionDistance(self.hidden_error, self.hidden_level_weight)),
         }
 
-    def numbers(self) -> Mapping[str, int | float]:
+    def dynamic_hparams(self) -> Mapping[str, int | float]:
         """k, whether the solver looks back, and the weights of the terms in use."""
         weights = (f"{term}_weight" for term in ("output", "feature", "hidden", "classifier"))
         used = {name: getattr(self, name) for name in weights if getattr(self, name)}
         back = {"lookback": int(bool(self.lookback))} if self._multistep() else {}
         return {**used, "substeps": self.substeps, **back}
 
-    def program(self) -> "SFDDM":
-        """The terms in use with weight 1, and one sub-step."""
-        blank = {name: type(value)(1) for name, value in self.numbers().items()}
-        return self.replace(**blank)  # type: ignore[return-value]
-
-    def taps(self) -> tuple[str, ...]:
+    @property
+    def taps(self) -> Taps:
         """The tap of the feature distance."""
-        return (self.tap,) if self.feature_weight else ()
+        used = (self.tap,) if self.feature_weight else ()
+        return Taps(used, used)
 
     def teacher_calls(self, each: int = 1) -> int:
         """k for the hidden variable and one for its past; other terms reuse its first call."""
@@ -163,7 +161,7 @@ class SFDDM(Distillation):
         prediction at z (unless `state` has it), the one before it where the solver looks back, and
         the ones at the sub-steps 2 .. k.
         """
-        back = jnp.asarray(self.value_of("lookback", tables), jnp.int32) if self._multistep() else 0
+        back = jnp.asarray(hparam(self, "lookback", tables), jnp.int32) if self._multistep() else 0
         first = state.teacher
         x0 = jnp.zeros_like(state.z) if first is None else first.x0
         walk = _Walk(state=state.z, first=x0, previous=x0, used=x0, target=x0)
@@ -172,7 +170,7 @@ class SFDDM(Distillation):
         def body(call: Array, walk: _Walk) -> _Walk:
             return self._walk_on(teacher, walk, (call, call - back), state, tables)
 
-        calls = back + self.value_of("substeps", tables)
+        calls = back + hparam(self, "substeps", tables)
         walk = jax.lax.fori_loop(0 if first is None else 1, calls, body, walk)
         level = self.sub_level(0, state.index, tables)
         return from_x0(jax.lax.stop_gradient(walk.target), state.z, level)
@@ -226,7 +224,7 @@ class SFDDM(Distillation):
 
     def _number_above(self, index: Array, tables: LevelTables) -> Array:
         """The teacher level one sub-step noisier than phi_index, or the noisiest there is."""
-        k = self.value_of("substeps", tables)
+        k = hparam(self, "substeps", tables)
         top, bottom = tables.grid[index], tables.grid[index - 1]
         stride = (top - bottom + k // 2) // k
         return jnp.minimum(top + stride, tables.teacher.num_steps)
@@ -237,5 +235,5 @@ class SFDDM(Distillation):
 
     def _sub_number(self, j: Array | int, index: Array, tables: LevelTables) -> Array:
         top, bottom = tables.grid[index], tables.grid[index - 1]
-        k = self.value_of("substeps", tables)
+        k = hparam(self, "substeps", tables)
         return (top * (k - j) + bottom * j + k // 2) // k
