@@ -26,6 +26,10 @@ from ddistill.runtime.hosts import agree, from_first, wait
 from ddistill.training.state import TrainState
 
 
+# By field of a `TrainState` and by name in it, trees of shapes.
+Part = Mapping[str, Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class _NewestAndBest:
     """Orbax's question which checkpoints stay: the newest ones and the one of the lowest loss."""
@@ -46,6 +50,11 @@ def _best(losses: Mapping[int, float | None], steps: Sequence[int]) -> int | Non
         (loss, s) for s in steps if (loss := losses.get(s)) is not None and not math.isnan(loss)
     ]
     return min(known)[1] if known else None
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _number(value: object) -> float | None:
@@ -172,6 +181,43 @@ class Checkpoints:
             )
         return None
 
+    def restore_part(self, like: Part, step: int) -> dict[str, dict[str, Any]] | None:
+        """Some networks of the state in one checkpoint; nothing else is read.
+
+        Args:
+          like: by field of `TrainState` and name in it, shapes as `restore` takes them.
+          step: the checkpoint.
+
+        Returns:
+          Arrays in the structure of `like`, or None where the checkpoint is missing or damaged.
+
+        Raises:
+          CheckpointError: the checkpoint belongs to another network.
+        """
+        if not from_first(lambda: step in self.steps()):
+            return None
+        if from_first(lambda: self._is_damaged(step)):
+            self._set_aside(step, "its files are not the ones that were written")
+            return None
+        abstract, saved = jax.tree.map(_abstract, like), self._saved_structure(step)
+        if saved is not None:
+            part = {
+                field: {name: saved.get(field, {}).get(name, {}) for name in names}
+                for field, names in like.items()
+            }
+            check_same_structure(part, abstract, self._path(step))
+        args = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                return checkpointer.restore(self._path(step) / "state", args=args)
+        except Exception as error:  # Orbax and TensorStore raise many types for a bad file
+            self._set_aside(step, _reason(error))
+            return None
+
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
         """A checkpoint's (state, record), or None, and why it could not be read."""
         try:
@@ -182,8 +228,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax and TensorStore raise many types for a bad file
-            reason = str(error).strip().splitlines() or [""]
-            return None, f"{type(error).__name__}: {reason[0][:200]}"
+            return None, _reason(error)
         if not isinstance(found["record"], dict):
             return None, "its record is no object"
         return (found["state"], found["record"]), ""

@@ -91,6 +91,20 @@ def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:
     )
 
 
+def abstract_weights(plan: StagePlan) -> Weights:
+    """Shapes and dtypes of the weights that a stage hands on, on the first device.
+
+    Nothing is computed or compiled.
+    """
+    count = plan.settings.students.count
+
+    def create() -> Weights:
+        own = _weights(plan.module.init(*_init_arguments(plan, "student", plan.students[0])))
+        return clone(own, count) if count else own
+
+    return jax.eval_shape(create)
+
+
 def _weights(variables: Mapping[str, Any]) -> Weights:
     return Weights(variables["params"], variables.get("batch_stats"))
 

@@ -1,6 +1,7 @@
 """Networks of complete stages, read from disk."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ddistill.denoiser import with_guidance
@@ -10,7 +11,7 @@ from ddistill.planning.plan import StagePlan, incomplete
 from ddistill.runtime.sharding import Layout, to_host
 from ddistill.students import route, take
 from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.initial import abstract_state
+from ddistill.training.initial import abstract_state, abstract_weights
 from ddistill.training.state import TrainState
 
 
@@ -30,16 +31,25 @@ def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
       plan: the stage.
       rate: an EMA rate other than the first one, or 0 for the raw weights.
 
+    Neither the state of optimisers nor other networks are read.
+
     Raises:
       CheckpointError: as `load_state`, or there is no average of that rate.
     """
     key = plan.ema_key() if rate is None else (str(rate) if rate else None)
-    state = load_state(plan)
-    if key is not None and key not in state.ema:
-        raise CheckpointError(
-            f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {sorted(state.ema)}."
-        )
-    return handed_on(state, key)
+    rates = sorted(map(str, plan.settings.ema))
+    if key is not None and key not in rates:
+        raise CheckpointError(f"Stage '{plan.name}' keeps no EMA of rate {key}; it has {rates}.")
+    shapes = abstract_weights(plan)
+    field, name = ("params", "student") if key is None else ("ema", key)
+    like = {field: {name: shapes.params}}
+    if shapes.statistics is not None:
+        like["statistics"] = {"student": shapes.statistics}
+    with _checkpoints_of(plan) as (checkpoints, step):
+        found = checkpoints.restore_part(like, step)
+    if found is None:
+        raise _no_checkpoint(plan, step)
+    return Weights(found[field][name], found.get("statistics", {}).get("student"))
 
 
 def load_state(plan: StagePlan) -> TrainState:
@@ -48,6 +58,13 @@ def load_state(plan: StagePlan) -> TrainState:
     Raises:
       CheckpointError: the stage is not complete or its checkpoint is missing or of another kind.
     """
+    with _checkpoints_of(plan) as (checkpoints, step):
+        return state_at(checkpoints, plan, step)
+
+
+@contextlib.contextmanager
+def _checkpoints_of(plan: StagePlan) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a complete stage, read only, and the step of the one it hands on."""
     manifest = plan.manifest()
     if manifest is None:
         raise incomplete(plan)
@@ -56,7 +73,7 @@ def load_state(plan: StagePlan) -> TrainState:
         raise _no_checkpoint(plan, manifest["handed_on"])
     checkpoints = Checkpoints(folder, keep=1_000_000, read_only=True)
     try:
-        return state_at(checkpoints, plan, manifest["handed_on"])
+        yield checkpoints, manifest["handed_on"]
     finally:
         checkpoints.close()
 
