@@ -316,8 +316,13 @@ def _recipes() -> None:
         of_stage(method, stages[f"{method}_n2"], T=4)
     of_stage("cfd_imagenet64", recipes.cfd_imagenet64().stages["cfd_n2"], T=4)
     of_stage("pd_cifar_teacher", recipes.pd_cifar().stages["teacher"])
-    of_stage("critic", feature_classifier_stage("resnet"))
-    of_stage("scorer", scorer_stage())
+    # Of images this small a shift by 4 pixels and a square of 16 leave nothing.
+    for label, stage in (
+        ("critic", feature_classifier_stage("resnet")),
+        ("scorer", scorer_stage()),
+    ):
+        smaller = {"shift": 1, "cutout": min(2, stage.objective["cutout"])}
+        of_stage(label, dataclasses.replace(stage, objective={**stage.objective, **smaller}))
     of_stage("digits_critic", recipes.digits_feature_classifier())
     stages = recipes.o2mkd(2, steps=1, samplers={}, **usual)
     of_stage("o2mkd", stages["o2mkd_k2"], low=4, high=6)

@@ -75,7 +75,7 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     e = settings.evaluation
     if not e.enabled:
         return
-    judges = [p.name for p in plans if p.objective.trains_classifier]
+    judges = [p.name for p in plans if p.objective.trains.kind == "classifier"]
     if e.classifier and not judges:
         raise ConfigError(
             f"config.evaluation.classifier={e.classifier!r}, but no stage of this config trains a "

@@ -113,7 +113,7 @@ def make_scorer(
     others = {
         p.name: accuracy(extract(jax.jit(networks(p).__call__), test, batch)[0], test)
         for p in plans
-        if p.objective.trains_classifier and p is not plan
+        if p.objective.trains.kind == "classifier" and p is not plan
     }
     return Scorer(
         apply=apply,

@@ -1,15 +1,15 @@
 """The protocol of a distillation method: what it says of itself, and nothing of how it is trained.
 
 An objective is a frozen dataclass of hyperparameters. Its `updates` name the networks that learn
-from each loss; a loss returns one value per example, and the train step averages, differentiates and
-optimises. Objectives know no optimiser, device or checkpoint. Every member but `updates` has a
+from each loss; a loss returns one value per example, and the train step averages, differentiates
+and optimises. Objectives know no optimiser, device or checkpoint. Every member but `updates` has a
 default, so that a method defines what it needs alone.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,12 @@ from ddistill.schedules import Level
 from ddistill.typing import AnyArray, Features, Images, Labels, Metrics, RandomKey, Scalar
 
 # Networks by name, as losses call them: denoisers, classifiers, discriminators.
-Networks = Mapping[str, "Bound"]
-# A network and its weights; what it takes and returns depends on its kind.
-Bound = PyTree
-ImageShape = tuple[int, int, int]
+Networks: TypeAlias = Mapping[str, "Bound"]
+# A network and its weights. Its arguments and its result depend on its kind.
+Bound: TypeAlias = Any
+ImageShape: TypeAlias = tuple[int, int, int]
 # By feature tap, the height, width and channels of the features.
-FeatureShapes = Mapping[str, tuple[int, ...]]
+FeatureShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 @struct.dataclass

@@ -21,6 +21,7 @@ from ddistill.objectives.base import (
     Update,
 )
 from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.typing import Metrics, PerExample
 
 
 @struct.dataclass
@@ -108,7 +109,7 @@ class Classification(Objective):
 
     def loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
-    ) -> tuple[Float[Array, " B"], Metrics, Any]:
+    ) -> tuple[PerExample, Metrics, LossAux]:
         """Cross-entropy per example, the batch's accuracy, and new batch statistics, if any."""
         del tables
         images = batch.image

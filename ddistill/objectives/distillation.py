@@ -202,7 +202,8 @@ class Distillation(Objective):
         """The student's prediction and the targets in use at a state."""
         z, cond, taps = state.z, state.cond, self.taps.student
         student, ours = predict(networks["student"], taps, z, state.level, cond, batch.dropout_key)
-        needed, targets, theirs = self.targets_in_use(), {"data": state.data}, {}
+        needed, targets = self.targets_in_use(), {"data": state.data}
+        theirs: Features = {}
         if "teacher" in needed:
             teacher, theirs = jax.lax.stop_gradient(
                 predict(networks["teacher"], taps, z, state.teacher_level, cond)
@@ -247,7 +248,7 @@ class Distillation(Objective):
 
     @property
     def requires(self) -> Requirements:
-        """A teacher for methods of distillation, and a classifier where images are compared in it."""
+        """The teacher, the classifier and the whole batch, where the terms in use need them."""
         diversity = self.classifier_weight > 0 and self.beta > 0 and self.gamma < 1
         rollouts = "objective.teacher_states is above 0" if self.teacher_states else ""
         return Requirements(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool
 
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, add_noise, ddim_step, expand
+from ddistill.objectives.base import Networks
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.sampling import draw_level, normal
 from ddistill.schedules import Level, Schedule
@@ -70,7 +71,7 @@ def forward_state(batch: Batch, tables: LevelTables, law: str, cond: Labels | No
 
 def rolled_out(
     state: State,
-    networks: "dict[str, NetworkDenoiser]",
+    networks: Networks,
     batch: Batch,
     tables: LevelTables,
     shares: Rollouts,

@@ -19,6 +19,7 @@ from ddistill.data.digits import DigitsSettings
 from ddistill.data.folder import FolderSettings
 from ddistill.data.tfds import TfdsSettings
 from ddistill.objectives import Objective, hyperparameters
+from ddistill.objectives.base import trained_auxiliaries
 from ddistill.optimizers import settings_used
 from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
@@ -35,7 +36,7 @@ from ddistill.settings import (
 )
 
 # Goes up where the same settings mean another training.
-FORMAT = 4
+FORMAT = 5
 
 
 class Kind(enum.Enum):
@@ -172,7 +173,7 @@ def make_identity(
     own = normalised(stage, objective, settings)
     own["init"] = "" if stage.resume else stage.init_source
     own["optimizers"] = {
-        n: settings_used(stage.optimizer_of(n)) for n in objective.networks() if n != "student"
+        n: settings_used(stage.optimizer_of(n)) for n in trained_auxiliaries(objective)
     }
     if inputs.files:
         own["source"] = inputs.files
@@ -214,7 +215,7 @@ def digest_of(identity: Mapping[str, Any]) -> str:
 
 
 def _objective(given: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
-    name, idle = str(given["name"]), objective.without_effect()
+    name, idle = str(given["name"]), objective.inert_hparams()
     return {k: v for k, v in _filled_in(given, hyperparameters(name)).items() if k not in idle}
 
 

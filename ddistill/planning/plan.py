@@ -12,7 +12,6 @@ from flax import linen as nn
 from ddistill.errors import CheckpointError
 from ddistill.interop.imported import Imported
 from ddistill.objectives import LevelTables, Objective
-from ddistill.objectives.pairs import MakePairs
 from ddistill.partitions import Partition
 from ddistill.planning.manifests import PAIRS, TRAINED
 from ddistill.runtime.files import read_object_or_none
@@ -158,7 +157,7 @@ class StagePlan:
         Raises:
           CheckpointError: there is a folder in its place.
         """
-        pairs = isinstance(self.objective, MakePairs)
+        pairs = self.objective.trains.kind == "pairs"
         return read_object_or_none(self.manifest_path, PAIRS if pairs else TRAINED)
 
     def diverged_students(self) -> list[int]:

@@ -19,6 +19,7 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.interop.imported import Imported
 from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, make_objective
+from ddistill.objectives.base import FeatureShapes, NetworkFacts, trained_auxiliaries
 from ddistill.partitions import Partition
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.checks.imported import check_imported
@@ -134,8 +135,9 @@ def _plan(context: StageContext, folders: Folders) -> StagePlan:
     check_same_shares(context, students, partition)
     student = build_module(context.settings.network, f"{context.path}.network")
     prepared = _prepare(context, students[0].objective, student)
-    modules = {"student": student, **prepared.networks()}
-    check_optimizers(context, prepared.networks())
+    beside = trained_auxiliaries(prepared)
+    modules = {"student": student, **beside}
+    check_optimizers(context, beside)
     check_resume(context, modules)
     check_classes(context, prepared, student)
     check_every_class(context, prepared, students)
@@ -156,18 +158,27 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
 
 def _prepare(context: StageContext, objective: Objective, student: nn.Module) -> Objective:
     """Checks the networks and returns the objective prepared for them and their features."""
-    teacher = context.teacher
+    teacher, taps, conditional = context.teacher, objective.taps, context.settings.conditional
+    facts = NetworkFacts(
+        student_features=check_network(context, objective, student, taps.student),
+        num_classes=getattr(student, "num_classes", 0) if conditional else 0,
+    )
     if teacher is not None:
-        check_copied(context, objective)
-        objective = objective.prepare_networks(teacher.module, teacher.settings.prediction)
-    ours = check_network(context, objective, student, objective.taps())
-    if teacher is None or not objective.teacher_taps():
-        return objective
-    theirs = check_network(context, objective, teacher.module, objective.teacher_taps())
+        theirs: FeatureShapes = {}
+        if taps.teacher:
+            theirs = check_network(context, objective, teacher.module, taps.teacher)
+        facts = dataclasses.replace(
+            facts,
+            teacher=teacher.module,
+            prediction=teacher.settings.prediction,
+            teacher_features=theirs,
+        )
     try:
-        return objective.prepare_features(ours, theirs)
+        objective = objective.prepare_networks(facts)
     except ConfigError as error:  # its message begins with "objective"
         raise ConfigError(f"{context.path}.{error}") from None
+    check_copied(context, objective)
+    return objective
 
 
 def _build(

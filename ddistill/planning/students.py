@@ -19,7 +19,7 @@ from ddistill.settings import StageSettings, StudentsSettings
 
 # What a sweep may list beside the numbers of the objective.
 SWEPT = ("grid_steps", "seed", "learning_rate")
-_WHOLE = ("grid_steps", "seed", "substeps")
+_WHOLE = ("grid_steps", "seed")
 
 
 def plan_students(
@@ -40,7 +40,7 @@ def plan_students(
     _check_sweep(stage, objective, f"{path}.students")
     swept = [_swept(context, objective, k) for k in range(max(1, stage.students.count))]
     whole = _Share(classes=tuple(range(num_classes)) if stage.conditional else None)
-    if stage.grid.spacing == "edm" and objective.makes_pairs and not stage.grid.explicit:
+    if stage.grid.spacing == "edm" and objective.trains.kind == "pairs" and not stage.grid.explicit:
         return (_plan_edm_student(context, swept[0], whole),), None
     students = tuple(_plan_student(context, one, whole) for one in swept)
     if stage.students.partition == "none":
@@ -90,20 +90,25 @@ def _swept(context: StageContext, objective: Objective, k: int) -> _Swept:
         rate = float(values["learning_rate"])
         optimizer = dataclasses.replace(optimizer, learning_rate=rate)
         check_optimizer(optimizer, stage.steps, f"{context.path}.students.sweep: optimizer")
-    changes = {key: _number(key, value) for key, value in values.items() if key not in SWEPT}
+    changes = {k: _number(objective, k, value) for k, value in values.items() if k not in SWEPT}
     return _Swept(
         label=", ".join(f"{key}={value:g}" for key, value in values.items()),
         stage=dataclasses.replace(stage, grid=grid, optimizer=optimizer),
         seed=int(values.get("seed", context.run.seed)),
         # Students of a sweep have equal random streams, so that they differ in what is swept alone.
         stream=str(k) if k and not sweep else "",
-        objective=objective.replace(**changes),
+        objective=dataclasses.replace(objective, **changes),
     )
 
 
-def _number(key: str, value: float) -> int | float:
+def _is_whole(objective: Objective, key: str) -> bool:
+    """Whether a sweep of `key` lists integers."""
+    return key in _WHOLE or isinstance(objective.dynamic_hparams().get(key), int)
+
+
+def _number(objective: Objective, key: str, value: float) -> int | float:
     """A swept value as an integer or a float, whichever its key takes."""
-    return int(value) if key in _WHOLE else float(value)
+    return int(value) if _is_whole(objective, key) else float(value)
 
 
 def _plan_student(context: StageContext, one: _Swept, share: _Share) -> StudentPlan:
@@ -127,7 +132,8 @@ def _plan_student(context: StageContext, one: _Swept, share: _Share) -> StudentP
             full_range_share=students.full_range_share or None,
             classes=share.classes,
             num_classes=context.data.num_classes,
-            values=objective.numbers(),
+            values=objective.dynamic_hparams(),
+            steps=one.stage.steps,
         ),
         objective=objective,
         seed=one.seed,
@@ -175,12 +181,13 @@ def _grid(context: StageContext, stage: StageSettings) -> np.ndarray:
 
 def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:
     """Raises `ConfigError` where students share out levels that each of them needs."""
-    if not objective.all_levels:
+    reason = objective.requires.all_levels
+    if not reason:
         return
     if s.partition in BY_LEVEL:
         raise ConfigError(
-            f"{path}.partition={s.partition!r} shares out noise levels, but a student of this "
-            "objective makes its images from noise by itself. Use partition='classes'."
+            f"{path}.partition={s.partition!r} shares out noise levels, but {reason}. Use "
+            "partition='classes'."
         )
     if "grid_steps" in s.sweep:
         raise ConfigError(
@@ -197,8 +204,9 @@ def _check_sweep(stage: StageSettings, objective: Objective, path: str) -> None:
             "of every student. Leave one of them out."
         )
     # A flag changes the program, which all students of a sweep share.
-    flags = [name for name in objective.numbers() if isinstance(getattr(objective, name), bool)]
-    known = [*SWEPT, *(name for name in objective.numbers() if name not in flags)]
+    dynamic = objective.dynamic_hparams()
+    flags = [name for name in dynamic if isinstance(getattr(objective, name), bool)]
+    known = [*SWEPT, *(name for name in dynamic if name not in flags)]
     for key, values in s.sweep.items():
         if key not in known:
             raise ConfigError(
@@ -213,8 +221,8 @@ def _check_sweep(stage: StageSettings, objective: Objective, path: str) -> None:
                 f"{path}.sweep.{key}={values!r}: {s.count} numbers are needed, one for each of "
                 f"{path}.count={s.count} students."
             )
-        if any(v < 0 or v != _number(key, v) for v in values):
-            kind = "integers" if key in _WHOLE else "numbers"
+        if any(v < 0 or v != _number(objective, key, v) for v in values):
+            kind = "integers" if _is_whole(objective, key) else "numbers"
             raise ConfigError(f"{path}.sweep.{key}={values!r} must be {kind} of 0 or more.")
         if key.endswith("_weight") and not all(values):
             raise ConfigError(

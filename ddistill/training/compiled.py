@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ddistill.mapping import lift, shard
 from ddistill.networks.convolution import for_platform
+from ddistill.objectives.base import static_part
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.compilation import compiler_options, is_wide
 from ddistill.runtime.sharding import Layout, constrain, over_data
@@ -32,7 +33,7 @@ def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
     s = plan.settings
     vmapped = plan.stacked and layout.mapping == "vmap"
     return StepSettings(
-        objective=plan.objective.program(),
+        objective=static_part(plan.objective),
         modules={n: for_platform(m, layout.platform, vmapped) for n, m in plan.modules.items()},
         prediction=s.prediction,
         optimizers=optimizers(plan),
@@ -45,20 +46,21 @@ def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
         unroll=layout.platform == "cpu",
         layout=layout,
         freeze=s.students.on_divergence == "freeze",
+        image_shape=plan.image_shape,
     )
 
 
 class Chunk:
     """`count` train steps in one dispatch; compiled when it is first called.
 
-    Its arguments are (state, frozen, images, labels, indices `[count, B]`, key, rates); `images`
-    are the whole set when it is resident, else the batches `[count, B, H, W, C]`; `rates` holds by
-    network `[count]` learning rates, or is None. It returns the state, which stays where it lies,
-    and stacked metrics, those of a student on its devices.
+    Its arguments are (state, inputs, images, labels, indices `[count, B]`, key, rates). `images` is
+    the whole data set if it is resident, else `[count, B, H, W, C]`, or None for an objective
+    without images; `rates` holds by network `[count]` learning rates, or is None. It returns the
+    state, on the same devices, and stacked metrics, a student's on its own devices.
 
-    The layout is that of one turn, see `Layout.one_turn`. Where it has students, the state, the
-    process in `inputs` and the keys have a leading student axis, and indices, batches, rates and
-    metrics one after `count`.
+    The layout is that of one round, see `Layout.one_round`. If it has students, the state, the
+    tables in `inputs` and the keys have a leading student axis, and indices, batches, rates and
+    metrics have one after `count`.
     """
 
     def __init__(self, step: StepFn, count: int, resident: bool, layout: Layout):
@@ -94,7 +96,7 @@ def _one(step: StepFn, resident: bool, layout: Layout) -> Callable:
 
     def one(state, inputs, images, labels, batch_indices, key, rates):
         batch_indices = constrain(batch_indices, over_data(layout.mesh))
-        if resident:
+        if resident and images is not None:
             images = jnp.take(images, batch_indices, axis=0)
         return step(state, inputs, images, jnp.take(labels, batch_indices, axis=0), key, rates)
 
@@ -102,7 +104,7 @@ def _one(step: StepFn, resident: bool, layout: Layout) -> Callable:
 
 
 def _lifted(one: Callable, resident: bool, layout: Layout) -> Callable:
-    """`one` for all students of a turn."""
+    """`one` for all students of a round."""
     if not layout.students:
         return one
     ins = (STATE_AXES, STEP_INPUT_AXES, None if resident else 0, None, 0, 0, 0)
@@ -148,14 +150,14 @@ class Programs:
           s: the step's settings.
           recipe: stands for `s.optimizers`, which cannot be compared.
           count, resident: as in `Chunk`.
-          shapes: state, frozen and the batch of a turn, for their structure, shapes and dtypes.
+          shapes: state, inputs and the batch of a round, for their structure, shapes and dtypes.
         """
         if s.layout is None:
             raise ValueError(
                 "Programs spread their arrays over devices; StepSettings.layout is None."
             )
         leaves, structure = jax.tree.flatten(shapes)
-        # How many turns there are is not part of any of them.
+        # The number of rounds is not part of a program's identity.
         layout = s.layout.one_round()
         key = (
             s.objective,
@@ -163,6 +165,7 @@ class Programs:
             s.prediction,
             recipe,
             (s.accumulate, s.ema_warmup, s.conditional, s.flip, s.unroll, layout, s.freeze),
+            s.image_shape,
             (count, resident),
             structure,
             tuple((x.shape, str(x.dtype)) for x in leaves),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ddistill.networks.weights import Weights
+from ddistill.objectives.base import init_inputs, start_memory
 from ddistill.optimizers import make_optimizer
 from ddistill.planning.plan import StagePlan, StudentPlan
 from ddistill.runtime.compilation import initialiser_options
@@ -35,12 +36,16 @@ class Start:
       weights: by network.
       opt_state: by network, the state of its optimiser.
       ema: by rate (as text), the student's averages.
+      targets: by name of an auxiliary network, the average that losses see.
+      memory: by name, the objective's arrays.
       frozen: the students that diverged in the stage that is started from; they do not learn.
     """
 
     weights: Mapping[str, Weights] = field(default_factory=dict)
     opt_state: Mapping[str, Any] = field(default_factory=dict)
     ema: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict)
     frozen: Sequence[int] = ()
 
 
@@ -56,11 +61,13 @@ def initial_state(
             draw = jax.jit(module.init, compiler_options=options)
             drawn = [_weights(draw(*_init_arguments(plan, name, m))) for m in plan.students]
             weights[name] = stack(drawn) if plan.stacked else drawn[0]
-    state = _state(plan, weights)
+    state = _state(plan, weights, _memory(plan))
     state = dataclasses.replace(
         state,
         opt_state={**state.opt_state, **start.opt_state},
         ema={**state.ema, **start.ema},
+        targets={**state.targets, **start.targets},
+        memory={**state.memory, **start.memory},
     )
     if start.frozen:
         # As if its first update had diverged: it is not scored, nor is it charged with images.
@@ -81,7 +88,8 @@ def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:
             for n, m in plan.modules.items()
         }
         count = plan.settings.students.count
-        return _state(plan, {n: clone(w, count) if count else w for n, w in drawn.items()})
+        stacked = {n: clone(w, count) if count else w for n, w in drawn.items()}
+        return _state(plan, stacked, _memory(plan))
 
     shapes = jax.eval_shape(create)
     return jax.tree.map(
@@ -109,14 +117,33 @@ def _weights(variables: Mapping[str, Any]) -> Weights:
     return Weights(variables["params"], variables.get("batch_stats"))
 
 
-def _state(plan: StagePlan, weights: Mapping[str, Weights]) -> TrainState:
-    return new_state(
+def _memory(plan: StagePlan) -> dict[str, jax.Array]:
+    """The objective's memory before the first step, of every student."""
+    found = []
+    for one in plan.students:
+        key = stream_key(one.seed, f"{plan.name}/init/memory{one.stream}")
+        found.append(start_memory(one.objective, key))
+    return stack(found) if plan.stacked else found[0]
+
+
+def _state(
+    plan: StagePlan, weights: Mapping[str, Weights], memory: dict[str, jax.Array]
+) -> TrainState:
+    state = new_state(
         {name: w.params for name, w in weights.items()},
         optimizers(plan),
         plan.settings.ema,
         {name: w.statistics for name, w in weights.items() if w.statistics is not None},
         plan.settings.students.count,
     )
+    student = state.params["student"]
+    # An average of rate 0 is the student itself and needs no copy.
+    targets = {
+        name: jax.tree.map(lambda x: jnp.array(x, copy=True), student)
+        for name, own in plan.objective.auxiliaries.items()
+        if own.start == "average" and own.rate != 0.0
+    }
+    return dataclasses.replace(state, targets=targets, memory=memory)
 
 
 def memory_budget(state: TrainState) -> str:
@@ -143,4 +170,4 @@ def memory_budget(state: TrainState) -> str:
 
 def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[Any, ...]:
     key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
-    return key, *plan.objective.init_inputs(name, plan.image_shape, plan.settings.conditional)
+    return key, *init_inputs(plan.objective, name, plan.image_shape, plan.settings.conditional)

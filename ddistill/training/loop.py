@@ -12,6 +12,7 @@ import numpy as np
 from ddistill.data import Dataset
 from ddistill.errors import TrainingError
 from ddistill.networks.weights import Weights
+from ddistill.objectives.base import student_updates
 from ddistill.objectives.inputs import Pairs
 from ddistill.optimizers import learning_rates, update_rule
 from ddistill.planning.plan import StagePlan
@@ -60,7 +61,7 @@ class StageRun:
         self.layout = plan.layout(training.mesh)
         self.checkpoints = Checkpoints(plan.folder / "checkpoints", training.keep)
         self.clock = Clock()
-        self.loss, self.score = math.nan, Score()
+        self.loss, self.score = math.nan, Score(plan.objective.quality_metric)
         self.frozen: set[int] = set()
         self.alarms = AlarmMonitor(plan, training.log_every, self._say, self._diverged)
         self._ask_every, self._unasked = 1, 0
@@ -335,7 +336,7 @@ class StageRun:
             "stage": self.plan.name,
             "digest": self.plan.digest,
             "steps": settings.steps,
-            "updates": self.plan.objective.student_updates(settings.steps),
+            "updates": student_updates(self.plan.objective, settings.steps),
             "batch_size": settings.batch_size,
             "students": len(self.plan.students),
             "parameters": every // (settings.students.count or 1),

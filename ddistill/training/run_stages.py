@@ -85,7 +85,7 @@ def _run_one(
         teacher, classifier = (
             networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
         )
-        if plan.objective.makes_pairs:
+        if plan.objective.trains.kind == "pairs":
             teacher = guided(plan, in_float32(teacher))
             manifest = make_pairs(plan, teacher, reporter, stop)
             reporter.say(
@@ -137,7 +137,11 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
     """What the networks of a stage start from."""
     s = plan.settings
     start = resumed(plan, by_name[s.resume]) if s.resume else Start()
-    sources = {"student": s.init_source} | dict.fromkeys(plan.objective.starts(), s.teacher)
+    sources = {"student": s.init_source} | {
+        name: s.teacher
+        for name, own in plan.objective.auxiliaries.items()
+        if own.start == "teacher"
+    }
     weights = dict(start.weights)
     if plan.imported is not None:
         if plan.imported.params is None:
@@ -167,4 +171,6 @@ def resumed(plan: StagePlan, source: StagePlan) -> Start:
         {n: Weights(state.params[n], state.statistics.get(n)) for n in names},
         {n: state.opt_state[n] for n in names},
         {rate: tree for rate, tree in state.ema.items() if float(rate) in plan.settings.ema},
+        {n: tree for n, tree in state.targets.items() if n in plan.objective.auxiliaries},
+        {n: x for n, x in state.memory.items() if n in plan.objective.memory},
     )

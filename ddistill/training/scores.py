@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-# The proxy of quality comes first, where an objective measures one.
-_CHOSEN_BY = ("proxy", "loss")
-
 
 class Score:
-    """The mean of the proxy, or of the loss, over the steps since the last regular checkpoint.
+    """The mean of the quality metric, or of the loss, since the last regular checkpoint.
 
     Steps are added one by one, so that the mean does not depend on how often metrics are brought to
-    the host. A mean over no step at all, of a proxy that is measured in some updates, is the last
-    one that there was.
+    the host. Where the metric was measured in no step since then, the score is the last mean.
+
+    Args:
+      metric: name of the objective's quality metric, lower is better; "" for the loss.
     """
 
-    def __init__(self) -> None:
-        self._sums = {name: (0.0, 0) for name in _CHOSEN_BY}
+    def __init__(self, metric: str = "") -> None:
+        self._chosen_by = tuple(dict.fromkeys(name for name in (metric, "loss") if name))
+        self._sums = {name: (0.0, 0) for name in self._chosen_by}
         # Of the metrics that the objective has.
         self._last: dict[str, float] = {}
 
@@ -30,7 +30,7 @@ class Score:
           metrics: `[S]`, or `[S, K]` of many students; `ran/NAME` says at which steps NAME was
             measured, and `diverged` which students have stopped learning (their step, or 0).
         """
-        for name in _CHOSEN_BY:
+        for name in self._chosen_by:
             if name not in metrics:
                 continue
             self._last.setdefault(name, math.nan)
@@ -50,7 +50,7 @@ class Score:
             if count:
                 self._last[name] = total / count
             self._sums[name] = 0.0, 0
-        return next((self._last[name] for name in _CHOSEN_BY if name in self._last), math.nan)
+        return next((self._last[name] for name in self._chosen_by if name in self._last), math.nan)
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -59,5 +59,5 @@ class Score:
     def restore(self, record: Mapping[str, Any]) -> None:
         """Goes on from a `record`."""
         given = {name: (total, count) for name, (total, count) in record["sums"].items()}
-        self._sums = {**{name: (0.0, 0) for name in _CHOSEN_BY}, **given}
+        self._sums = {**{name: (0.0, 0) for name in self._chosen_by}, **given}
         self._last = dict(record["last"])

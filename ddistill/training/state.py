@@ -24,6 +24,9 @@ class TrainState:
       ema: by rate (as text), the moving average of the student's parameters.
       diverged: in a stage of many students, the step at which each one's loss was no longer finite
         and it was frozen, 0 while it learns; None elsewhere.
+      targets: by name of an auxiliary network, the average of the student's parameters that losses
+        see.
+      memory: by name, the arrays that the objective carries from step to step.
 
     In a stage of many students everything but the step has a leading student axis, `[K, ...]`.
     """
@@ -34,10 +37,21 @@ class TrainState:
     statistics: dict[str, Any]
     ema: dict[str, Any]
     diverged: Any = None
+    targets: dict[str, Any] = struct.field(default_factory=dict)
+    memory: dict[str, Any] = struct.field(default_factory=dict)
 
 
 # What of a state has the student axis: a prefix of its tree, as `ddistill.mapping.lift` takes it.
-STATE_AXES = TrainState(step=None, params=0, opt_state=0, statistics=0, ema=0, diverged=0)  # type: ignore[arg-type]
+STATE_AXES = TrainState(
+    step=None,  # type: ignore[arg-type]
+    params=0,  # type: ignore[arg-type]
+    opt_state=0,  # type: ignore[arg-type]
+    statistics=0,  # type: ignore[arg-type]
+    ema=0,  # type: ignore[arg-type]
+    diverged=0,
+    targets=0,  # type: ignore[arg-type]
+    memory=0,  # type: ignore[arg-type]
+)
 
 
 def create_state(

@@ -7,7 +7,6 @@ batch fixed, the mean over examples, the optimiser and the moving averages.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import chex
 import jax
@@ -15,16 +14,17 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ddistill.data import random_flip, to_unit
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, LevelTables, Objective, Update
-from ddistill.objectives.base import LossAux
+from ddistill.objectives.base import Bound, LossAux, Networks, bind, target_rate
 from ddistill.objectives.inputs import Pairs
 from ddistill.objectives.sampling import draw_pair
 from ddistill.runtime.sharding import Layout, constrain, over_data
 from ddistill.training.state import TrainState, update_ema
+from ddistill.typing import Metrics, Params
 
 
 @struct.dataclass
@@ -38,13 +38,13 @@ class StepInputs:
       pairs: all pairs of the stage, of which every batch draws some, or None.
     """
 
-    teacher: Any
+    teacher: Bound
     tables: LevelTables
-    classifier: Any = None
+    classifier: Bound = None
     pairs: Pairs | None = None
 
 
-# What of it has the student axis in a stage of many students.
+# The vmap axes of `StepInputs` in a stage of many students.
 STEP_INPUT_AXES = StepInputs(teacher=None, tables=0, classifier=None, pairs=None)  # type: ignore[arg-type]
 
 
@@ -64,6 +64,7 @@ class StepSettings:
       unroll: True runs accumulation as straight code (CPU), False as a scan.
       layout: devices over which weights and batches are spread; None leaves them where they are.
       freeze: whether a student of many whose loss is no longer finite is left as it was.
+      image_shape: (H, W, C), for objectives that learn from noise alone.
     """
 
     objective: Objective
@@ -77,100 +78,161 @@ class StepSettings:
     unroll: bool = True
     layout: Layout | None = None
     freeze: bool = False
+    image_shape: tuple[int, int, int] = (0, 0, 0)
 
 
-_PAIRS = 0x7061
 StepFn = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(s: StepSettings) -> StepFn:
-    """Returns `step(state, frozen, images, labels, key, rates=None) -> (state, metrics)`.
+    """Returns `step(state, inputs, images, labels, key, rates=None) -> (state, metrics)`.
 
-    `images` are `[B, H, W, C]`, uint8 or floats in [-1, 1]; `labels` `[B]`; `key` is the stage's
-    stream key, into which the step number is folded; `rates` holds by network this step's learning
-    rate, for optimisers that are built with a rate of 1. Metrics are float32 scalars: one loss and
-    one gradient norm per update and whatever the losses report. Those of an update that does not
-    run at every step are 0 where it does not, and for each of them `ran/NAME` is 1 where it does.
+    `images` are `[B, H, W, C]`, uint8 or floats in [-1, 1], or None for an objective that learns
+    from noise alone; `labels` `[B]`; `key` is the stage's stream key, into which the step number is
+    folded; `rates` holds by network this step's learning rate, for optimisers that are built with a
+    rate of 1. Metrics are float32 scalars: one loss and one gradient norm per update and the
+    losses' own. The metrics of an update that does not run at every step are 0 where it does not,
+    and for each of them `ran/NAME` is 1 where it does.
     """
 
     def step(
         state: TrainState,
         inputs: StepInputs,
-        images: Array,
+        images: Array | None,
         labels: Array,
         key: Array,
         rates: Mapping[str, Array] | None = None,
-    ):
+    ) -> tuple[TrainState, dict[str, Array]]:
+        inputs = _at_step(s, inputs, state.step)
         batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
+        batch = dataclasses.replace(batch, memory=state.memory)
         if inputs.pairs is not None:
             batch = _with_pairs(s, batch, inputs.pairs, inputs.tables)
-        if s.layout is not None and s.layout.cuts_teacher:
-            whole = constrain(inputs.teacher, s.layout.whole())
-            inputs = dataclasses.replace(inputs, teacher=whole)
-        trained = (dict(state.params), dict(state.opt_state), dict(state.statistics))
+        learning = _Learning(
+            dict(state.params), dict(state.opt_state), dict(state.statistics), dict(state.memory)
+        )
+        once = _Once(inputs, batch, state.targets, state.step, rates)
         metrics: dict[str, Array] = {}
         for update in s.objective.updates:
-            trained, found, shared = _run(s, update, state.step, trained, inputs, batch, rates)
+            learning, found, shared = _run(s, update, learning, once)
             metrics.update(found)
-            batch = dataclasses.replace(batch, shared={**batch.shared, **shared})
-        params, opt_state, statistics = trained
-        ema = update_ema(state.ema, params["student"], state.step, s.ema_warmup)
-        new = TrainState(state.step + 1, params, opt_state, statistics, ema, state.diverged)
+            batch = dataclasses.replace(
+                once.batch, shared={**once.batch.shared, **shared}, memory=learning.memory
+            )
+            once = dataclasses.replace(once, batch=batch)
+        new = _next_state(s, state, learning, inputs.tables)
         if state.diverged is None:
             return new, metrics
         if s.freeze:
             new, metrics = _freeze(state, new, metrics)
-        return new, {**metrics, **_health(new)}
+        return new, {**metrics, **_training_signs(new)}
 
     return step
 
 
-def _run(
-    s: StepSettings,
-    update: Update,
-    step: Array,
-    trained: tuple[Any, Any, Any],
-    inputs: StepInputs,
-    batch: Batch,
-    rates: Any,
-) -> tuple[tuple[Any, Any, Any], dict[str, Array], dict[str, Array]]:
-    """An update where it is due: (parameters, optimiser states, statistics), metrics, what it made.
+@struct.dataclass
+class _Learning:
+    """What the updates of a step change, by name."""
 
-    Where it is not, the first is as it was and metrics are 0.
+    params: dict[str, Params]
+    opt_state: dict[str, PyTree]
+    statistics: dict[str, PyTree]
+    memory: dict[str, Array]
+
+
+@struct.dataclass
+class _Once:
+    """What all updates of a step read."""
+
+    inputs: StepInputs
+    batch: Batch
+    targets: Mapping[str, Params]
+    step: Array
+    rates: Mapping[str, Array] | None
+
+
+def _at_step(s: StepSettings, inputs: StepInputs, step: Array) -> StepInputs:
+    """The inputs with the step number in the tables, and with the teacher's weights gathered."""
+    tables = dataclasses.replace(inputs.tables, step=step)
+    if s.layout is not None and s.layout.cuts_teacher:
+        whole = constrain(inputs.teacher, s.layout.whole())
+        inputs = dataclasses.replace(inputs, teacher=whole)
+    return dataclasses.replace(inputs, tables=tables)
+
+
+def _next_state(
+    s: StepSettings, state: TrainState, learning: _Learning, tables: LevelTables
+) -> TrainState:
+    """The state after a step, with its averages moved."""
+    student = learning.params["student"]
+    targets = {
+        name: optax.incremental_update(
+            student, average, 1.0 - target_rate(s.objective.auxiliaries[name], tables.progress)
+        )
+        for name, average in state.targets.items()
+    }
+    return TrainState(
+        step=state.step + 1,
+        params=learning.params,
+        opt_state=learning.opt_state,
+        statistics=learning.statistics,
+        ema=update_ema(state.ema, student, state.step, s.ema_warmup),
+        diverged=state.diverged,
+        targets=targets,
+        memory=learning.memory,
+    )
+
+
+def _run(
+    s: StepSettings, update: Update, learning: _Learning, once: _Once
+) -> tuple[_Learning, dict[str, Array], dict[str, Array]]:
+    """An update where it is due: the networks after it, its metrics, and what it shares.
+
+    Where it is not due, the networks are unchanged and its metrics are 0.
     """
 
-    def apply(operands):
-        params, opt_state, statistics = operands
-        grads, found, aside = gradients(s, update, params, statistics, inputs, batch)
-        learnt = _learn(s, grads, params, opt_state, rates)
-        return (*learnt, {**statistics, **aside.statistics}), found, dict(aside.shared)
+    def apply(learning: _Learning) -> tuple[_Learning, dict[str, Array], dict[str, Array]]:
+        grads, found, aux = gradients(s, update, learning, once)
+        params, opt_state = _learn(s, grads, learning.params, learning.opt_state, once.rates)
+        statistics = {**learning.statistics, **aux.statistics}
+        memory = {**learning.memory, **aux.memory}
+        return _Learning(params, opt_state, statistics, memory), found, dict(aux.shared)
 
     if update.always:
-        return apply(trained)
-    shapes = jax.eval_shape(apply, trained)[1]
+        return apply(learning)
+    shapes = jax.eval_shape(apply, learning)[1]
 
-    def skip(operands):
+    def skip(learning: _Learning) -> tuple[_Learning, dict[str, Array], dict[str, Array]]:
         found = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return operands, found, _fallback(s, update, operands, inputs, batch)
+        return learning, found, _fallback(s, update, learning, once)
 
-    due = update.due(step)
-    trained, found, made = jax.lax.cond(due, apply, skip, trained)
+    due = update.due(once.step)
+    learning, found, shared = jax.lax.cond(due, apply, skip, learning)
     ran = due.astype(jnp.float32)
-    return trained, {**found, **{f"ran/{name}": ran for name in found}}, made
+    return learning, {**found, **{f"ran/{name}": ran for name in found}}, shared
 
 
 def _fallback(
-    s: StepSettings, update: Update, trained: Any, inputs: StepInputs, batch: Batch
+    s: StepSettings, update: Update, learning: _Learning, once: _Once
 ) -> dict[str, Array]:
-    if update.fallback is None:
-        return {}
     make = update.fallback
-    params, _, statistics = trained
-    networks = _networks(s, _whole(s, params), statistics, inputs)
-    return _accumulate(s, lambda part: ({}, dict(make(networks, part, inputs.tables))), batch)[1]
+    if make is None:
+        return {}
+    networks = _networks(s, _whole(s, learning.params), learning.statistics, once)
+
+    def compute(part: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
+        return {}, dict(make(networks, part, once.inputs.tables))
+
+    return _accumulate(s, compute, once.batch)[1]
 
 
-def _learn(s: StepSettings, grads: Any, params: Any, opt_state: Any, rates: Any):
+def _learn(
+    s: StepSettings,
+    grads: Mapping[str, Params],
+    params: Mapping[str, Params],
+    opt_state: Mapping[str, PyTree],
+    rates: Mapping[str, Array] | None,
+) -> tuple[dict[str, Params], dict[str, PyTree]]:
     """Parameters and optimiser states after each network of `grads` has followed its own."""
     params, opt_state = dict(params), dict(opt_state)
     for name, own in grads.items():
@@ -182,7 +244,7 @@ def _learn(s: StepSettings, grads: Any, params: Any, opt_state: Any, rates: Any)
 
 
 def _freeze(old: TrainState, new: TrainState, metrics: dict[str, Array]):
-    """One of many students: as it was, from the first step on that gives no finite number."""
+    """Keeps the last finite state of a student once its loss or weights are not finite."""
     found = [*jax.tree.leaves(metrics), optax.tree.norm(new.params)]
     finite = jnp.all(jnp.stack([jnp.isfinite(x) for x in found]))
     learns = (old.diverged == 0) & finite
@@ -192,27 +254,27 @@ def _freeze(old: TrainState, new: TrainState, metrics: dict[str, Array]):
         return jax.tree.map(lambda x, y: jnp.where(learns, x, y), a, b)
 
     kept = keep(new, old.replace(step=new.step))  # type: ignore[attr-defined]
-    # Its metrics say nothing any more; the loop leaves a frozen student out of the means.
+    # The loop leaves the metrics of a diverged student out of the means.
     metrics = keep(metrics, jax.tree.map(jnp.zeros_like, metrics))
     return kept.replace(step=new.step, diverged=diverged), metrics
 
 
-def _health(state: TrainState) -> dict[str, Array]:
+def _training_signs(state: TrainState) -> dict[str, Array]:
     """How far the first average is from the weights, relative to them, and whether it learns."""
-    health = {"diverged": state.diverged.astype(jnp.float32)}
+    signs = {"diverged": state.diverged.astype(jnp.float32)}
     for average in list(state.ema.values())[:1]:
         apart = jax.tree.map(jnp.subtract, state.params["student"], average)
         norms = [optax.tree.norm(tree) for tree in (apart, average)]
-        health["ema_distance"] = norms[0] / jnp.maximum(norms[1], 1e-12)
-    return health
+        signs["ema_distance"] = norms[0] / jnp.maximum(norms[1], 1e-12)
+    return signs
 
 
-def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Batch:
+def make_batch(s: StepSettings, images: Array | None, labels: Array, key: Array) -> Batch:
     """Normalises and flips images and gives every example its own random key."""
     flip_key, loss_key = jax.random.split(key)
-    count = images.shape[0]
-    x = to_unit(images)
-    if s.flip:
+    count = labels.shape[0]
+    x = jnp.zeros((count, *s.image_shape)) if images is None else to_unit(images)
+    if s.flip and images is not None:
         x = random_flip(jax.random.split(flip_key, count), x)
     keys = jax.random.split(loss_key, count)
     return _spread(s, Batch(x, labels, labels if s.conditional else None, keys))
@@ -220,9 +282,8 @@ def make_batch(s: StepSettings, images: Array, labels: Array, key: Array) -> Bat
 
 def _with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, tables: LevelTables) -> Batch:
     """The batch with as many pairs, each drawn by the key of an example."""
-    # Small numbers folded in are the keys that losses split off.
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, _PAIRS))(batch.keys)
-    rows = draw_pair(keys, len(pairs.label), tables, s.objective.filters_pairs)
+    own = bool(s.objective.requires.own_pairs)
+    rows = draw_pair(batch.key("pairs"), len(pairs.label), tables, own)
     drawn = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), pairs)
     return _spread(s, dataclasses.replace(batch, pairs=drawn))
 
@@ -232,14 +293,14 @@ def _spread(s: StepSettings, batch: Batch, axis: int = 0) -> Batch:
     return batch if s.layout is None else constrain(batch, over_data(s.layout.mesh, axis))
 
 
-def _whole(s: StepSettings, params: Any) -> Any:
+def _whole(s: StepSettings, params: Params) -> Params:
     """Students' weights, those that are cut over devices put together for use."""
     if s.layout is None or not s.layout.cuts_students:
         return params
     return constrain(params, s.layout.whole())
 
 
-def _cut(s: StepSettings, grads: Any) -> Any:
+def _cut(s: StepSettings, grads: Params) -> Params:
     """Gradients, each device keeping the part that belongs to its weights."""
     if s.layout is None or not s.layout.cuts_students:
         return grads
@@ -247,20 +308,19 @@ def _cut(s: StepSettings, grads: Any) -> Any:
 
 
 def gradients(
-    s: StepSettings, update: Update, params: Any, statistics: Any, inputs: StepInputs, batch: Batch
-):
-    """Mean gradient over the batch, taken in `s.accumulate` equal parts, mean metrics, and `LossAux`.
+    s: StepSettings, update: Update, learning: _Learning, once: _Once
+) -> tuple[dict[str, Params], dict[str, Array], LossAux]:
+    """Gradients by trained network, the metrics, and what the loss returns beside them.
 
-    Gradients are by name of the trained networks.
+    Gradients and metrics are means over the batch, which is taken in `s.accumulate` equal parts.
     """
     first = update.trained[0]
     suffix = "" if first == "student" else f"_{first}"
+    params = _whole(s, learning.params)
 
-    params = _whole(s, params)
-
-    def loss(trained: Any, part: Batch):
-        networks = _networks(s, {**params, **trained}, statistics, inputs)
-        values, metrics, *rest = update.loss(networks, part, inputs.tables)
+    def loss(trained: dict[str, Params], part: Batch) -> tuple[Array, tuple[Metrics, LossAux]]:
+        networks = _networks(s, {**params, **trained}, learning.statistics, once)
+        values, metrics, *rest = update.loss(networks, part, once.inputs.tables)
         chex.assert_shape(values, (part.image.shape[0],))
         value = jnp.mean(values)
         return value, ({f"loss{suffix}": value, **metrics}, rest[0] if rest else LossAux())
@@ -268,26 +328,35 @@ def gradients(
     grad = jax.grad(loss, has_aux=True)
     trained = {n: params[n] for n in update.trained}
 
-    def compute(part: Batch):
-        grads, (metrics, aside) = grad(trained, part)
-        return (grads, metrics, aside.statistics), dict(aside.shared)
+    def compute(part: Batch) -> tuple[PyTree, dict[str, Array]]:
+        grads, (metrics, aux) = grad(trained, part)
+        return (grads, metrics, aux.statistics, dict(aux.memory)), dict(aux.shared)
 
-    (grads, metrics, seen), made = _accumulate(s, compute, batch)
+    (grads, metrics, seen, memory), shared = _accumulate(s, compute, once.batch)
     metrics[f"grad_norm{suffix}"] = optax.tree.norm(grads)
-    return _cut(s, grads), metrics, LossAux(seen, made)
+    return _cut(s, grads), metrics, LossAux(seen, shared, memory)
 
 
-def _networks(s: StepSettings, params: Any, statistics: Any, inputs: StepInputs) -> dict[str, Any]:
+def _networks(
+    s: StepSettings, params: Mapping[str, Params], statistics: Mapping[str, PyTree], once: _Once
+) -> Networks:
     """Every network by name, as losses call them."""
     bound = {
-        n: s.objective.bind(n, s.modules[n], Weights(p, statistics.get(n)), s.prediction)
+        n: bind(s.objective, n, s.modules[n], Weights(p, statistics.get(n)), s.prediction)
         for n, p in params.items()
     }
-    return bound | {"teacher": inputs.teacher, "classifier": inputs.classifier}
+    for name, own in s.objective.auxiliaries.items():
+        if own.start == "average":
+            average = once.targets.get(name, params["student"])
+            weights = Weights(jax.lax.stop_gradient(average), statistics.get("student"))
+            bound[name] = bind(s.objective, name, s.modules["student"], weights, s.prediction)
+    return bound | {"teacher": once.inputs.teacher, "classifier": once.inputs.classifier}
 
 
-def _accumulate(s: StepSettings, compute: Callable[[Batch], tuple[Any, Any]], batch: Batch):
-    """Of the two results of `compute` over equal parts of a batch the mean, and both joined."""
+def _accumulate(
+    s: StepSettings, compute: Callable[[Batch], tuple[PyTree, PyTree]], batch: Batch
+) -> tuple[PyTree, PyTree]:
+    """Computes micro-batches; averages the first result over them and concatenates the second."""
     if s.accumulate == 1:
         return compute(batch)
     size = batch.image.shape[0] // s.accumulate

@@ -125,7 +125,7 @@ class Networks:
     def read(self, plans: Iterable[StagePlan]) -> None:
         """Reads the weights of these stages, as far as they are not in memory."""
         for plan in plans:
-            if not plan.objective.makes_pairs:
+            if plan.objective.trains.kind != "pairs":
                 self.weights(plan)
             if plan.objective.panels:
                 self.params(plan)
@@ -159,5 +159,5 @@ def bind(plan: StagePlan, weights: Weights, student: int | None = None) -> Any:
         weights = take(weights, student)
     elif plan.stacked and plan.partition is None:
         raise ValueError(f"Stage '{plan.name}' is a sweep; say which student is wanted.")
-    network = plan.objective.bind("student", plan.module, weights, plan.settings.prediction)
+    network = plan.objective.trains.bind(plan.module, weights, plan.settings.prediction)
     return network if student is not None else route(network, plan.partition)

@@ -8,6 +8,7 @@ import numpy as np
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow
 from ddistill.evaluation.sampling import noise_bank
 from ddistill.networks.weights import Weights
+from ddistill.objectives.base import bind
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import EvaluationSettings
 from ddistill.students import take
@@ -36,6 +37,8 @@ def panel_grids(
 
 
 def _grid(plan: StagePlan, networks: Networks, teacher: Any, settings: EvaluationSettings) -> Grid:
+    panels = plan.objective.panels
+    assert panels is not None, "panel_grids leaves other stages out"
     params = networks.params(plan)
     count = min(IMAGES, settings.samples)
     noise = noise_bank(settings, plan.image_shape, 0, count)
@@ -43,11 +46,11 @@ def _grid(plan: StagePlan, networks: Networks, teacher: Any, settings: Evaluatio
     @jax.jit
     def look(own, teacher, tables, cond):
         bound = {
-            n: plan.objective.bind(n, plan.modules[n], Weights(p), plan.settings.prediction)
+            n: bind(plan.objective, n, plan.modules[n], Weights(p), plan.settings.prediction)
             for n, p in own.items()
         }
         bound["teacher"] = guided(plan, teacher)
-        return plan.objective.draw_panels(bound, noise, tables, cond)
+        return panels.draw(bound, noise, tables, cond)
 
     rows: list[ImageRow] = []
     for k, student_plan in list(enumerate(plan.students))[:SHOWN]:
@@ -55,8 +58,6 @@ def _grid(plan: StagePlan, networks: Networks, teacher: Any, settings: Evaluatio
         known = student_plan.tables.classes
         cond = None if known is None else np.resize(np.unique(np.asarray(known)), count)
         whose = f"student {k}: " if plan.stacked else ""
-        for label, images in zip(
-            plan.objective.panels, look(own, teacher, student_plan.tables, cond)
-        ):
+        for label, images in zip(panels.names, look(own, teacher, student_plan.tables, cond)):
             rows.append(ImageRow(whose + label, np.clip(np.asarray(images), -1, 1)))
-    return Grid(f"Inside the stage '{plan.name}'", rows, plan.objective.panels_caption)
+    return Grid(f"Inside the stage '{plan.name}'", rows, panels.caption)

@@ -12,10 +12,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from ddistill.diffusion import add_noise
-from ddistill.objectives.base import Metrics
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.sampling import draw_class, normal, streams, uniform_index
 from ddistill.schedules import Level
+from ddistill.typing import Metrics
 
 BACKWARD = ("none", "data", "rollout")
 
@@ -129,8 +129,8 @@ def image_health(images: Array, data: Array, classifier: Any = None) -> Metrics:
       std_ratio: standard deviation of the pixels over that of the data's.
       diversity: variance of features over the batch, over that of the data's; 0 where all images
         are one.
-      proxy: Frechet distance between Gaussians with diagonal covariances in feature space, by which
-        checkpoints are told apart; with few images it is above 0 for the data themselves.
+      diagonal_fd: Frechet distance between Gaussians with diagonal covariances in feature space,
+        which selects checkpoints; with few images it is above 0 for the data themselves.
       The last two are left out where there are fewer than `FEWEST` images.
     """
     images, data = jax.lax.stop_gradient((images, data))
@@ -149,5 +149,5 @@ def image_health(images: Array, data: Array, classifier: Any = None) -> Metrics:
     spread = jnp.sum(jnp.square(wanted_std))
     return pixels | {
         "diversity": jnp.sum(jnp.square(std)) / jnp.maximum(spread, 1e-12),
-        "proxy": jnp.sum(jnp.square(mean - wanted_mean) + jnp.square(std - wanted_std)),
+        "diagonal_fd": jnp.sum(jnp.square(mean - wanted_mean) + jnp.square(std - wanted_std)),
     }

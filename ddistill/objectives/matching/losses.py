@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from ddistill.denoiser import Denoiser, GuidedDenoiser
 from ddistill.diffusion import Prediction, add_noise
-from ddistill.objectives.base import LossAux, Metrics, Networks, Update, predict
+from ddistill.objectives.base import LossAux, Networks, Panels, Update, predict
 from ddistill.objectives.distances import PredictionDistance, mean_per_example, regression_distance
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.matching.adversarial import (
@@ -39,6 +39,7 @@ from ddistill.objectives.matching.generator import (
 from ddistill.objectives.matching.settings import MatchingSettings
 from ddistill.objectives.sampling import normal, streams, uniform_index
 from ddistill.schedules import Level
+from ddistill.typing import Images, Labels, Metrics
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Matching(MatchingSettings):
             "student", self.student_loss, every=self.student_every, fallback=self.generate
         )
         pause = self.student_every if self.alternate else 0
-        return student, Update(tuple(self.networks()), self.guidance_loss, skip=pause)
+        return student, Update(tuple(self.auxiliaries), self.guidance_loss, skip=pause)
 
     def generate(self, networks: Networks, batch: Batch, tables: LevelTables) -> dict[str, Array]:
         """Images of the student, constants, and their classes, if any."""
@@ -76,7 +77,7 @@ class Matching(MatchingSettings):
             image = generate(student, given)
         fixed = jax.lax.stop_gradient(image)
         values = jnp.zeros(image.shape[:1])
-        metrics = image_health(fixed, batch.image, networks.get("classifier"))
+        metrics = dict(image_health(fixed, batch.image, networks.get("classifier")))
         terms, statistics = self._judgements(networks, fixed, given, batch, tables)
         for value, gradient, found in terms:
             values = values + with_gradient(value, image, gradient)
@@ -104,7 +105,7 @@ class Matching(MatchingSettings):
         given: GeneratorInput,
         batch: Batch,
         tables: LevelTables,
-    ) -> tuple[list[tuple[Array, Array, Metrics]], dict[str, Array]]:
+    ) -> tuple[list[tuple[Array, Array, dict[str, Array]]], dict[str, Array]]:
         """(value per example, gradient at the image, metrics) of the judges of generated images.
 
         Also the discriminator's new statistics, where it keeps such.
@@ -216,23 +217,20 @@ class Matching(MatchingSettings):
     # -------------------------------------------------------------------------------- pictures
 
     @property
-    def panels(self) -> tuple[str, ...]:
-        """What the two denoisers make of a student's images."""
-        if "fake" not in self.networks():
-            return ()
-        return ("images", "noised, by the teacher", "by the fake denoiser", "driven to")
-
-    @property
-    def panels_caption(self) -> str:
-        """What to see in them."""
-        return (
-            "What both denoisers make of a student's images at the middle noise level, and the "
-            "difference that it follows."
+    def panels(self) -> Panels | None:
+        """What the two denoisers predict from a student's images."""
+        if "fake" not in self.auxiliaries:
+            return None
+        return Panels(
+            names=("images", "noised, by the teacher", "by the fake denoiser", "driven to"),
+            caption="What both denoisers predict from a student's images at the middle noise "
+            "level, and the difference that the student follows.",
+            draw=self.draw_panels,
         )
 
     def draw_panels(
-        self, networks: Networks, noise: Array, tables: LevelTables, cond: Array | None
-    ) -> tuple[Array, ...]:
+        self, networks: Networks, noise: Images, tables: LevelTables, cond: Labels | None
+    ) -> tuple[Images, ...]:
         """The student's images, both denoisers' answers, and the direction of descent.
 
         Noise in the last one means that there is little left to learn, one pattern in all of its
@@ -307,5 +305,5 @@ def _generate_both(
     Two calls: one of twice the batch takes a CPU longer (docs/benchmarks.md).
     """
     pairs: Any = batch.pairs
-    given = initial_input(pairs.noise, tables, None if given.cond is None else pairs.label)
-    return generate(student, given), generate(student, given)
+    noise_of_pairs = initial_input(pairs.noise, tables, None if given.cond is None else pairs.label)
+    return generate(student, given), generate(student, noise_of_pairs)

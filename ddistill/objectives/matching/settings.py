@@ -3,17 +3,28 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.discriminator import Discriminator
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import Alarm, FeatureShapes, Objective, check_not_negative, filled_in
+from ddistill.objectives.base import (
+    DENOISER,
+    Alarm,
+    Auxiliary,
+    ImageShape,
+    NetworkFacts,
+    NetworkForm,
+    Objective,
+    Requirements,
+    Taps,
+    check_not_negative,
+    filled_in,
+)
 from ddistill.objectives.distances import REGRESSIONS
 from ddistill.objectives.matching.adversarial import DIVERGENCES
 from ddistill.objectives.matching.alarms import matching_alarms
@@ -42,6 +53,20 @@ class BoundDiscriminator:
     def ratio_mean(self) -> Float[Array, " M"]:
         """The running means of ratios by noise level, of a discriminator that keeps them."""
         return self.weights.statistics["ratio_mean"]
+
+
+def _discriminator_form(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> NetworkForm:
+    """A discriminator of features of these shapes, by tap."""
+
+    def features(image_shape: ImageShape, conditional: bool) -> tuple[PyTree, ...]:
+        del image_shape, conditional
+        return ({tap: jnp.zeros((1, *shape)) for tap, shape in shapes},)
+
+    def bind(module: nn.Module, weights: Weights, prediction: str) -> BoundDiscriminator:
+        del prediction
+        return BoundDiscriminator(module, weights)
+
+    return NetworkForm("classifier", features, bind)
 
 
 @dataclass(frozen=True)
@@ -84,8 +109,6 @@ class MatchingSettings(Objective):
         features, its noisiest level, the student's steps.
     """
 
-    needs_teacher: ClassVar[bool] = True
-
     score_weight: float = 1.0
     lowest: float = 0.02
     highest: float = 0.98
@@ -118,14 +141,25 @@ class MatchingSettings(Objective):
         _check(self)
 
     @property
-    def needs_classifier(self) -> bool:
-        """Where pairs are compared in its features."""
-        return bool(self.regression_weight) and self.regression == "classifier"
-
-    @property
-    def all_levels(self) -> bool:
-        """A generator's steps are one way, which begins at the noisiest level."""
-        return True
+    def requires(self) -> Requirements:
+        """A teacher, and what the terms in use need."""
+        return Requirements(
+            teacher="its student follows the teacher's score",
+            classifier="objective.regression is 'classifier'"
+            if self.regression_weight and self.regression == "classifier"
+            else "",
+            pairs="objective.regression_weight is above 0" if self.regression_weight else "",
+            own_pairs="objective.filter_pairs is True" if self.filter_pairs else "",
+            whole_batch="the weights of a divergence are relative to the whole batch "
+            "(objective.divergence='rkl' has none)"
+            if self.divergence != "rkl"
+            else "",
+            every_class="a discriminator would recognise the class by its label alone "
+            "(objective.gan_weight=0 leaves the discriminator out)"
+            if self.gan_weight
+            else "",
+            all_levels="a student of this objective makes its images from noise by itself",
+        )
 
     @property
     def sampler(self) -> str:
@@ -133,43 +167,30 @@ class MatchingSettings(Objective):
         return "renoise" if self.steps > 1 else ""
 
     @property
-    def needs_every_class(self) -> bool:
-        """A discriminator knows the images of a class that it never sees real by their label."""
-        return self.gan_weight > 0
+    def quality_metric(self) -> str:
+        """The distance of means and spreads of features, see `matching.generator`."""
+        return "diagonal_fd"
 
     @property
-    def needs_pairs(self) -> bool:
-        """Where the student is regressed onto them."""
-        return self.regression_weight > 0
-
-    @property
-    def filters_pairs(self) -> bool:
-        """As set."""
-        return self.filter_pairs
-
-    @property
-    def needs_whole_batch(self) -> bool:
-        """A divergence's weights are relative to the batch."""
-        return self.divergence != "rkl"
-
-    def without_effect(self) -> tuple[str, ...]:
-        """The bins of a ratio that weighs nothing."""
-        return ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        """The fake denoiser and the discriminator, as far as they are used."""
-        found: dict[str, nn.Module] = {}
+    def auxiliaries(self) -> Mapping[str, Auxiliary]:
+        """The fake denoiser, which starts as the teacher, and the discriminator, if in use."""
+        found: dict[str, Auxiliary] = {}
         if self.score_weight or (self.gan_weight and self.features_of == "fake"):
-            found["fake"] = self.fake  # type: ignore[assignment]
+            found["fake"] = Auxiliary(DENOISER, self.fake, self.fake_prediction, start="teacher")
         if self.gan_weight:
-            found["discriminator"] = Discriminator(
-                self.features, ratio_bins=self.ratio_bins if self.ratio_ema else 0
-            )
+            bins = self.ratio_bins if self.ratio_ema else 0
+            discriminator = Discriminator(self.features, ratio_bins=bins)
+            found["discriminator"] = Auxiliary(_discriminator_form(self.shapes), discriminator)
         return found
 
-    def starts(self) -> tuple[str, ...]:
-        """The fake denoiser begins as the teacher."""
-        return ("fake",) if "fake" in self.networks() else ()
+    @property
+    def taps(self) -> Taps:
+        """The features that the discriminator sees; the fake denoiser has the same network."""
+        return Taps(teacher=self.features if self.gan_weight else ())
+
+    def inert_hparams(self) -> tuple[str, ...]:
+        """The bins of the ratio, where the divergence's weights are 1."""
+        return ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
 
     def prepare(self, grid: np.ndarray) -> "MatchingSettings":
         """Notes the teacher's noisiest level and the student's steps."""
@@ -185,38 +206,16 @@ class MatchingSettings(Objective):
                 f"objective.backward={self.backward!r} with a grid of one step: a student of one "
                 "step is asked at its noisiest level alone. Leave backward at 'none'."
             )
-        return self.replace(top=int(grid[-1]), steps=steps)  # type: ignore[return-value]
+        return dataclasses.replace(self, top=int(grid[-1]), steps=steps)
 
-    def prepare_networks(self, teacher: nn.Module, prediction: str) -> "MatchingSettings":
-        """The fake denoiser has the teacher's network."""
-        return self.replace(fake=teacher, fake_prediction=prediction)  # type: ignore[return-value]
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """What the discriminator sees; of the fake denoiser too, which has the same network."""
-        return self.features if self.gan_weight else ()
-
-    def prepare_features(
-        self, student: FeatureShapes, teacher: FeatureShapes
-    ) -> "MatchingSettings":
-        """Notes the shapes of what the discriminator sees."""
-        del student
-        return self.replace(shapes=tuple(teacher.items()))  # type: ignore[return-value]
-
-    def bind(self, name: str, module: nn.Module, weights: Weights, prediction: str) -> Any:
-        """Joins module and weights; see `BoundDiscriminator`."""
-        if name == "discriminator":
-            return BoundDiscriminator(module, weights)
-        return super().bind(
-            name, module, weights, self.fake_prediction if name == "fake" else prediction
+    def prepare_networks(self, facts: NetworkFacts) -> "MatchingSettings":
+        """Notes the teacher's network, which the fake denoiser has too, and its features."""
+        return dataclasses.replace(
+            self,
+            fake=facts.teacher,
+            fake_prediction=facts.prediction,
+            shapes=tuple(facts.teacher_features.items()),
         )
-
-    def init_inputs(
-        self, name: str, image_shape: tuple[int, int, int], conditional: bool
-    ) -> tuple[Any, ...]:
-        """Features for the discriminator."""
-        if name == "discriminator":
-            return ({tap: jnp.zeros((1, *shape)) for tap, shape in self.shapes},)
-        return super().init_inputs(name, image_shape, conditional)
 
     def teacher_calls(self, each: int = 1) -> float:
         """One for the student's update, and those of the teacher's features."""
@@ -258,7 +257,7 @@ def _check_idle(o: MatchingSettings) -> None:
         raise ConfigError(
             f"objective.ratio_ema={o.ratio_ema} has no effect: objective.ratio_bins is 0."
         )
-    if o.fake_weight != usual["fake_weight"] and "fake" not in o.networks():
+    if o.fake_weight != usual["fake_weight"] and "fake" not in o.auxiliaries:
         raise ConfigError(
             f"objective.fake_weight={o.fake_weight!r} has no effect: no fake denoiser is trained "
             "where score_weight is 0 and the discriminator sees the teacher's features."

@@ -69,7 +69,7 @@ def check_network(
     stage, path, shape = context.settings, context.path, context.data.image_shape
     if stage.conditional and not getattr(module, "num_classes", 0):
         raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
-    inputs = jax.eval_shape(lambda: objective.init_inputs("student", shape, stage.conditional))
+    inputs = jax.eval_shape(lambda: objective.trains.inputs(shape, stage.conditional))
     try:
         traced = _trace(module, taps, inputs)
     except ConfigError as error:
@@ -128,7 +128,7 @@ def check_classes(context: StageContext, objective: Objective, module: nn.Module
     """Raises `ConfigError` unless the classes of the student's network fit those of the data."""
     stage, path, there = context.settings, context.path, context.data.num_classes
     here = getattr(module, "num_classes", 0)
-    if objective.trains_classifier and here != there:
+    if objective.trains.kind == "classifier" and here != there:
         raise ConfigError(
             f"{path}.network.num_classes={here}, but the data have {there} classes: set it to "
             f"{there}."
@@ -146,7 +146,3 @@ def check_classes(context: StageContext, objective: Objective, module: nn.Module
             f"other classes of the network would stay as they were drawn. Set {path}.conditional="
             "False, or give data with labels (a folder for each class, or data.label_key)."
         )
-    try:
-        objective.check_classes(here)
-    except ConfigError as error:
-        raise ConfigError(f"{path}.{error}") from None

@@ -11,14 +11,13 @@ from ddistill.settings import StageSettings
 def check_pairs(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` unless the pairs that a stage names, or needs, are its teacher's."""
     stage, path = context.settings, context.path
-    if objective.makes_pairs and context.teacher is not None:
+    if objective.trains.kind == "pairs" and context.teacher is not None:
         _check_idle(stage, path, context.teacher.settings)
-    known = {n: p for n, p in context.earlier.items() if p.objective.makes_pairs}
+    known = {n: p for n, p in context.earlier.items() if p.objective.trains.kind == "pairs"}
     names = ", ".join(known) or "none, because no stage before this one makes pairs"
-    if objective.needs_pairs and not stage.pairs:
-        raise ConfigError(
-            f"{path}.pairs is empty, but objective.regression_weight is above 0. Allowed: {names}."
-        )
+    reason = objective.requires.pairs
+    if reason and not stage.pairs:
+        raise ConfigError(f"{path}.pairs is empty, but {reason}. Allowed: {names}.")
     if not stage.pairs:
         return
     if stage.pairs not in known:
@@ -26,9 +25,10 @@ def check_pairs(context: StageContext, objective: Objective) -> None:
             f"{path}.pairs={stage.pairs!r} is not a stage before this one that makes pairs."
             f"{nearest(stage.pairs, known)} Allowed: {names}."
         )
-    if not objective.needs_pairs:
+    if not reason:
         raise ConfigError(
-            f"{path}.pairs={stage.pairs!r} has no effect: objective.regression_weight is 0."
+            f"{path}.pairs={stage.pairs!r} has no effect: '{stage.objective['name']}' reads no "
+            "pairs with these hyperparameters. Leave pairs out."
         )
     theirs = known[stage.pairs].settings
     if theirs.guidance != stage.guidance:
@@ -59,9 +59,10 @@ def _check_pairs_fit(context: StageContext, objective: Objective, pairs: StagePl
             "at the same level."
         )
     made, known = pairs.settings.steps * pairs.settings.batch_size, pairs.students[0].tables.classes
-    if objective.filters_pairs and known is not None and made < len(known):
+    own = objective.requires.own_pairs
+    if own and known is not None and made < len(known):
         raise ConfigError(
-            f"{path}.objective.filter_pairs=True, but '{stage.pairs}' makes {made} pairs of "
+            f"{path}: {own}, but '{stage.pairs}' makes {made} pairs of "
             f"{len(known)} classes in turn, so that some have none: make {len(known)} or more."
         )
 

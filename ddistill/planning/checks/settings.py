@@ -99,20 +99,17 @@ def _check_average(stage: StageSettings, path: str) -> None:
 def check_accumulation(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` for micro-batches where a loss needs the whole batch at once."""
     stage, path = context.settings, context.path
-    if not objective.needs_whole_batch or stage.accumulate == 1:
-        return
-    dropped = {"gamma": "gamma=1", "divergence": "divergence='rkl'"}
-    ways = [f"objective.{value}" for key, value in dropped.items() if hasattr(objective, key)]
-    raise ConfigError(
-        f"{path}.accumulate={stage.accumulate}, but the objective needs a mean over the whole "
-        "batch at once (the classifier's diversity, or a divergence's weights): set "
-        f"accumulate=1, or {' or '.join(ways)} to drop it."
-    )
+    reason = objective.requires.whole_batch
+    if objective.memory and not reason:
+        reason = f"the objective's memory ({', '.join(objective.memory)}) changes with every batch"
+    if reason and stage.accumulate > 1:
+        raise ConfigError(f"{path}.accumulate={stage.accumulate}, but {reason}. Set accumulate=1.")
 
 
 def check_teacher(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` where the objective needs a teacher and the stage names none."""
     stage, path = context.settings, context.path
-    if objective.needs_teacher and not stage.teacher:
-        raise ConfigError(f"{path}.teacher is empty, but '{stage.objective['name']}' needs one.")
+    reason, name = objective.requires.teacher, stage.objective["name"]
+    if reason and not stage.teacher:
+        raise ConfigError(f"{path}.teacher is empty, but '{name}' needs one: {reason}.")
     check_choice(f"{path}.grid.time", stage.grid.time, ("mapped", "index"))

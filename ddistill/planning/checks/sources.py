@@ -24,7 +24,7 @@ def check_sources(context: StageContext) -> None:
         if source is None:
             continue
         _check_students_of(stage, source, f"{path}.{key}", key)
-        if source.objective.makes_pairs:
+        if source.objective.trains.kind == "pairs":
             raise ConfigError(
                 f"{path}.{key}={name!r} makes pairs and trains no network; name it as {path}.pairs."
             )
@@ -53,11 +53,11 @@ def _check_teacher(context: StageContext) -> None:
         )
     if not stage.conditional and _needs_class(teacher):
         raise ConfigError(
-            f"{path}.conditional=False, but its teacher '{teacher.name}' was trained with "
-            "objective.label_dropout=0: what it says without a class was never trained. Set "
+            f"{path}.conditional=False, but its teacher '{teacher.name}' was trained with a class "
+            "for every example: its predictions without a class were never trained. Set "
             "conditional=True."
         )
-    if teacher.objective.trains_classifier:
+    if teacher.objective.trains.kind == "classifier":
         raise ConfigError(
             f"{path}.teacher={teacher.name!r} is a classifier, not a denoiser. Name it as "
             f"{path}.classifier, and a stage that makes images as the teacher."
@@ -66,8 +66,7 @@ def _check_teacher(context: StageContext) -> None:
 
 def _needs_class(teacher: StagePlan) -> bool:
     """Whether a denoiser was always given a class in its training."""
-    dropout = getattr(teacher.objective, "label_dropout", 1.0)
-    return teacher.settings.conditional and not dropout
+    return teacher.settings.conditional and teacher.objective.null_class_share == 0
 
 
 def _check_students_of(stage: StageSettings, source: StagePlan, path: str, key: str) -> None:
@@ -110,16 +109,13 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
 def check_classifier(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` unless the classifier that a stage names, or needs, is one."""
     named, path = context.settings.classifier, context.path
-    if not named and not objective.needs_classifier:
+    reason = objective.requires.classifier
+    if not named and not reason:
         return
-    known = {n: p for n, p in context.earlier.items() if p.objective.trains_classifier}
+    known = {n: p for n, p in context.earlier.items() if p.objective.trains.kind == "classifier"}
     names = ", ".join(known) or "none, because no stage before this one is a classifier"
     if not named:
-        raise ConfigError(
-            f"{path}.classifier is empty, but objective.classifier_weight is above 0, or "
-            "another distance of the objective is one of a classifier's features. "
-            f"Allowed: {names}."
-        )
+        raise ConfigError(f"{path}.classifier is empty, but {reason}. Allowed: {names}.")
     if named not in known:
         raise ConfigError(
             f"{path}.classifier={named!r} is not a classifier's stage before this "
@@ -158,8 +154,8 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
         why = "is students of some classes each, of whom one alone knows the null class"
     elif not theirs.settings.conditional:
         why = "is unconditional: there is no class to be guided to"
-    elif not getattr(theirs.objective, "label_dropout", 0.0):
-        why = "was trained with objective.label_dropout=0: it has never seen the null class"
+    elif not theirs.objective.null_class_share:
+        why = "was trained with a class for every example: it has never seen the null class"
     if why:
         raise ConfigError(
             f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1."
@@ -169,10 +165,11 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
 def check_copied(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` where a network is to start as a copy of a teacher of many students."""
     teacher = context.teacher
-    if teacher is not None and teacher.stacked and objective.starts():
+    copies = [name for name, own in objective.auxiliaries.items() if own.start == "teacher"]
+    if teacher is not None and teacher.stacked and copies:
         raise ConfigError(
             f"{context.path}.teacher={teacher.name!r} is {teacher.settings.students.count} "
-            f"students; the objective's {', '.join(objective.starts())} starts as a copy of one "
+            f"students; the objective's {', '.join(copies)} starts as a copy of one "
             "network. Name a stage of one student as the teacher."
         )
 

@@ -106,7 +106,8 @@ def check_every_class(
       objective: its method, which says whether every class needs images.
       students: its students.
     """
-    if not objective.needs_every_class:
+    reason = objective.requires.every_class
+    if not reason:
         return
     path, present = context.path, context.data.present
     for k, student_plan in enumerate(students):
@@ -114,9 +115,8 @@ def check_every_class(
         missing = [int(c) for c in (() if known is None else np.unique(known)) if not present[c]]
         if missing:
             raise ConfigError(
-                f"{path}: student {k} would be asked for images of class {in_words(missing)}, of "
-                "which the data have none, and a discriminator would know them by their label "
-                "alone. Add images, or leave the discriminator out (objective.gan_weight=0)."
+                f"{path}: student {k} would generate images of class {in_words(missing)}, of which "
+                f"the data have none, and {reason}. Add images of the class."
             )
 
 
