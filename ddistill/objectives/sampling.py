@@ -1,42 +1,46 @@
 """What is drawn for an example: noise, a level, a class; each example from its own key."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from ddistill.objectives.inputs import LevelTables
+from ddistill.runtime.rng import named_keys
+from ddistill.typing import Index, Keys, Scalar
 
 
-def normal(keys: Key[Array, " B"], like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+def normal(keys: Keys, like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     """Standard normal noise of the shape of `like`, each example from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], jnp.float32))(keys)
 
 
-def uniform_index(keys: Key[Array, " B"], low: Any, high: Any) -> Int[Array, " B"]:
+def uniform_index(keys: Keys, low: Index | int, high: Index | int) -> Int[Array, " B"]:
     """Integers uniform on low .. high (both included), each example from its own key."""
     return jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(keys)
 
 
-def draw_index(keys: Key[Array, " B"], tables: LevelTables) -> Int[Array, " B"]:
+def draw_index(keys: Keys, tables: LevelTables) -> Int[Array, " B"]:
     """A level for every example, uniform on those that the student is trained on."""
     index = uniform_index(keys, tables.low, tables.high)
     full_range_share = tables.full_range_share
     if full_range_share is None:
         return index
-    leave_keys, index_keys = streams(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), 2)
-    leave = jax.vmap(lambda key: jax.random.bernoulli(key, full_range_share))(leave_keys)
-    return jnp.where(leave, uniform_index(index_keys, 1, tables.count), index)
+    anywhere = uniform_index(named_keys(keys, "full range level"), 1, tables.count)
+    return jnp.where(_leaves_range(keys, full_range_share), anywhere, index)
+
+
+def _leaves_range(keys: Keys, share: Scalar) -> Bool[Array, " B"]:
+    """Which examples are drawn from all levels and not from the student's own range."""
+    own = named_keys(keys, "full range")
+    return jax.vmap(lambda key: jax.random.bernoulli(key, share))(own)
 
 
 LAWS = ("uniform", "lognormal")
 # Of log(sigma / alpha) in EDM (arXiv 2206.00364 table 1).
 _LOG_MEAN, _LOG_STD = -1.2, 1.2
-_OUTSIDE = 0x6F75
 
 
-def draw_level(keys: Key[Array, " B"], tables: LevelTables, law: str) -> Int[Array, " B"]:
+def draw_level(keys: Keys, tables: LevelTables, law: str) -> Int[Array, " B"]:
     """A level for every example, on those that the student is trained on.
 
     Args:
@@ -48,17 +52,15 @@ def draw_level(keys: Key[Array, " B"], tables: LevelTables, law: str) -> Int[Arr
     if law == "uniform":
         return draw_index(keys, tables)
     index = _lognormal(keys, tables, tables.low, tables.high)
-    full_range_share: Any = tables.full_range_share
+    full_range_share = tables.full_range_share
     if full_range_share is None:
         return index
-    other_keys = jax.vmap(lambda key: jax.random.fold_in(key, _OUTSIDE))(keys)
-    leave_keys, index_keys = streams(other_keys, 2)
-    leave = jax.vmap(lambda key: jax.random.bernoulli(key, full_range_share))(leave_keys)
-    return jnp.where(leave, _lognormal(index_keys, tables, 1, tables.count), index)
+    anywhere = _lognormal(named_keys(keys, "full range level"), tables, 1, tables.count)
+    return jnp.where(_leaves_range(keys, full_range_share), anywhere, index)
 
 
 def _lognormal(
-    keys: Key[Array, " B"], tables: LevelTables, low: Any, high: Any
+    keys: Keys, tables: LevelTables, low: Index | int, high: Index | int
 ) -> Int[Array, " B"]:
     """EDM's law, cut off at both ends of a range of levels, by inverting its distribution."""
     levels = tables.student
@@ -76,16 +78,14 @@ def _lognormal(
     return jnp.clip(jnp.searchsorted(table, value), low, high).astype(jnp.int32)
 
 
-def draw_class(keys: Key[Array, " B"], tables: LevelTables) -> Int[Array, " B"] | None:
+def draw_class(keys: Keys, tables: LevelTables) -> Int[Array, " B"] | None:
     """A class for every example, uniform on those of the student; None where there are none."""
     if tables.classes is None or tables.class_count is None:
         return None
     return tables.classes[uniform_index(keys, 0, tables.class_count - 1)]
 
 
-def draw_pair(
-    keys: Key[Array, " B"], pairs: int, tables: LevelTables, own: bool
-) -> Int[Array, " B"]:
+def draw_pair(keys: Keys, pairs: int, tables: LevelTables, own: bool) -> Int[Array, " B"]:
     """Rows of a stage's pairs, uniform, with repetition.
 
     Args:
@@ -96,13 +96,7 @@ def draw_pair(
     """
     if not own or tables.classes is None:
         return uniform_index(keys, 0, pairs - 1)
-    class_keys, row_keys = streams(keys, 2)
     count = tables.classes.shape[0]
-    owned: Any = draw_class(class_keys, tables)
-    return owned + count * uniform_index(row_keys, 0, pairs // count - 1)
-
-
-def streams(keys: Key[Array, " B"], count: int) -> list[Key[Array, " B"]]:
-    """Splits the keys of every example into `count` independent sets."""
-    split = jax.vmap(lambda key: jax.random.split(key, count))(keys)
-    return [split[:, i] for i in range(count)]
+    owned = draw_class(named_keys(keys, "class"), tables)
+    assert owned is not None, "there are classes"
+    return owned + count * uniform_index(named_keys(keys, "row"), 0, pairs // count - 1)

@@ -1,28 +1,29 @@
-"""One- and few-step students: what they are asked, and how far their images are from the data's.
+"""One- and few-step students as generators: their inputs, and statistics of their images.
 
 A student is a denoiser whose x0 at a level of its grid is an image: at the noisiest level it makes
 one from noise, at the others it makes a better one from an image that was noised again.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array
 
+from ddistill.denoiser import DenoiserLike
 from ddistill.diffusion import add_noise
+from ddistill.objectives.distances import ClassifierLike
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.sampling import draw_class, normal, streams, uniform_index
+from ddistill.objectives.sampling import draw_class, normal, uniform_index
+from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level
-from ddistill.typing import Metrics
+from ddistill.typing import Images, Keys, Labels, Metrics, PerExample
 
 BACKWARD = ("none", "data", "rollout")
 
 
 @struct.dataclass
 class GeneratorInput:
-    """What a student is asked for one image.
+    """The input of a student for one image.
 
     Attributes:
       z: `[B, H, W, C]`.
@@ -30,48 +31,48 @@ class GeneratorInput:
       cond: `[B]` classes, or None.
     """
 
-    z: Float[Array, "B H W C"]
+    z: Images
     level: Level
-    cond: Int[Array, " B"] | None
+    cond: Labels | None
 
 
-def generate(student: Any, generator_input: GeneratorInput) -> Float[Array, "B H W C"]:
-    """The student's images."""
-    return student(generator_input.z, generator_input.level, generator_input.cond).x0
+def generate(student: DenoiserLike, given: GeneratorInput) -> Images:
+    """The student's images from its inputs."""
+    return student(given.z, given.level, given.cond).x0
 
 
-def initial_input(noise: Array, tables: LevelTables, cond: Any) -> GeneratorInput:
-    """The question that sampling begins with: noise at the student's noisiest level."""
+def initial_input(noise: Images, tables: LevelTables, cond: Labels | None) -> GeneratorInput:
+    """The input that sampling starts from: noise at the student's noisiest level."""
     top = tables.student.at(jnp.broadcast_to(tables.count, noise.shape[:1]))
     return GeneratorInput(noise * jnp.maximum(1.0, top.sigma[0]), top, cond)
 
 
 def generator_input(
-    student: Any,
+    student: DenoiserLike,
     batch: Batch,
-    keys: Key[Array, " B"],
+    keys: Keys,
     tables: LevelTables,
     backward: str,
     steps: int,
 ) -> GeneratorInput:
-    """A question for every example.
+    """The input for every example.
 
     Args:
       student: for "rollout".
       batch: for "data".
       keys: `[B]`.
       tables: the student's levels and classes.
-      backward: where the noisy image of a level below the noisiest comes from: "data" noises real
-        images, of which the student will see none when it samples; "rollout" what the student
-        itself makes on its way there, a constant (backward simulation, arXiv 2405.14867 section
-        4.5); "none" is for students of one step.
+      backward: source of the noisy images below the noisiest level: "data" adds noise to real
+        images, which the student does not see when it samples; "rollout" samples with the student
+        down to the level, without gradient (backward simulation, arXiv 2405.14867 section 4.5);
+        "none" is for students of one step.
       steps: N, the student's steps.
     """
-    noise_keys, class_keys, index_keys, walk_keys = streams(keys, 4)
-    noise = normal(noise_keys, batch.image)
+    noise = normal(named_keys(keys, "noise"), batch.image)
+    class_keys, walk_keys = named_keys(keys, "class"), named_keys(keys, "walk")
     if backward == "none":
         return initial_input(noise, tables, draw_class(class_keys, tables))
-    index = uniform_index(index_keys, tables.low, tables.high)
+    index = uniform_index(named_keys(keys, "level"), tables.low, tables.high)
     level = tables.student.at(index)
     if backward == "data":
         top = initial_input(noise, tables, batch.cond)
@@ -93,10 +94,10 @@ def _like(flags: Array, images: Array) -> Array:
     return flags.reshape(-1, *(1,) * (images.ndim - 1))
 
 
-def with_gradient(value: Float[Array, " B"], image: Array, gradient: Array) -> Float[Array, " B"]:
-    """`value`, whose derivative with respect to `image` is `gradient`.
+def with_gradient(value: PerExample, image: Images, gradient: Images) -> PerExample:
+    """`value` with `gradient` as its derivative with respect to `image`.
 
-    A loss that is written as its gradient at the image is added up with others, measured there and
+    Losses that are given as gradients at the image can so be measured one by one, added up, and
     differentiated through the student once.
     """
     value, gradient = jax.lax.stop_gradient((value, gradient))
@@ -109,14 +110,14 @@ def root_mean_square(values: Array) -> Array:
     return jnp.sqrt(jnp.mean(jnp.square(values)))
 
 
-# Pixels beyond this are out of the data's range by more than a student's rounding.
+# Pixels beyond this are outside the range of the data by more than rounding.
 SATURATED = 1.1
-# Fewer images than these say nothing of a distribution.
+# Statistics of fewer images are meaningless.
 FEWEST = 4
 
 
-def image_health(images: Array, data: Array, classifier: Any = None) -> Metrics:
-    """How generated images differ from as many of the data's, in numbers that need few of them.
+def image_health(images: Images, data: Images, classifier: ClassifierLike | None = None) -> Metrics:
+    """Cheap statistics of generated against real images; meaningful for small batches.
 
     Args:
       images: `[B, H, W, C]`, generated.

@@ -37,7 +37,8 @@ from ddistill.objectives.matching.generator import (
     with_gradient,
 )
 from ddistill.objectives.matching.settings import MatchingSettings
-from ddistill.objectives.sampling import normal, streams, uniform_index
+from ddistill.objectives.sampling import normal, uniform_index
+from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level
 from ddistill.typing import Images, Labels, Metrics
 
@@ -112,11 +113,9 @@ class Matching(MatchingSettings):
 
         Teacher and fake denoiser see the same noisy images, each once.
         """
-        keys = batch.key("judge")
-        index_keys, noise_keys = streams(keys, 2)
-        index = uniform_index(index_keys, *self._compared())
+        index = uniform_index(batch.key("judged level"), *self._compared())
         level = tables.teacher.at(index)
-        noise = normal(noise_keys, image)
+        noise = normal(batch.key("judged noise"), image)
         terms, answers, logits = [], {}, None
         statistics: dict[str, Array] = {}
         if self.gan_weight:
@@ -248,9 +247,8 @@ class Matching(MatchingSettings):
     def _noised(
         self, image: Array, keys: Key[Array, " B"], tables: LevelTables
     ) -> tuple[Level, Array, Array]:
-        index_keys, noise_keys = streams(keys, 2)
-        level = tables.teacher.at(uniform_index(index_keys, 1, self.top))
-        noise = normal(noise_keys, image)
+        level = tables.teacher.at(uniform_index(named_keys(keys, "level"), 1, self.top))
+        noise = normal(named_keys(keys, "noise"), image)
         return level, noise, add_noise(image, noise, level)
 
     def _judge(
