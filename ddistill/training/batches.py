@@ -19,16 +19,23 @@ class BatchReader:
 
     A data set that lies in memory is put on the devices once and a batch is a list of indices; a
     larger one is read ahead by a thread, of which every process reads what its devices are given.
-    Every student has a batch of its own, of the classes that it is shown.
+    Every student has a batch of its own, of the classes that it is trained on. An objective that
+    learns from noise alone is given labels and no images, and none are read.
     """
 
     def __init__(
-        self, dataset: Dataset, students: Sequence[StudentPlan], batch: int, layout: Layout
+        self,
+        dataset: Dataset,
+        students: Sequence[StudentPlan],
+        batch: int,
+        layout: Layout,
+        images: bool = True,
     ):
         self._dataset, self._batch, self._layout = dataset, batch, layout
         self._members = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
-        self.resident = isinstance(dataset.images, np.ndarray)
-        self.images = place(dataset.images, layout.whole()) if self.resident else None
+        self.resident = not images or isinstance(dataset.images, np.ndarray)
+        kept = images and self.resident
+        self.images = place(dataset.images, layout.whole()) if kept else None
         self.labels = place(dataset.labels, layout.whole())
 
     def _indices(self, step: int, count: int) -> np.ndarray:

@@ -163,7 +163,13 @@ class StageRun:
 
     def _train(self, state: TrainState, step: int, frozen: list[StepInputs]) -> TrainState:
         settings, every = self.plan.settings, self.training
-        reader = BatchReader(self.dataset, self.plan.students, settings.batch_size, self.layout)
+        reader = BatchReader(
+            self.dataset,
+            self.plan.students,
+            settings.batch_size,
+            self.layout,
+            images=bool(self.plan.objective.requires.images),
+        )
         steps = _Steps(self, reader, frozen)
         rounds = split_state(self.layout, state)
         del state  # its buffers are the turns' or are not needed

@@ -73,6 +73,9 @@ def notes(plans: Iterable[StagePlan], settings: Settings, data: DataFacts) -> li
             )
         if plan.objective.trains.kind == "pairs" or not s.steps:
             continue
+        if not plan.objective.requires.images:
+            said.append(f"{plan.name}: learns from noise alone; no image of the data is read.")
+            continue
         fewest = min(data.images_of(student_plan.classes) for student_plan in plan.students)
         if s.batch_size > fewest:
             which = " of its classes" if fewest < data.num_images else ""
