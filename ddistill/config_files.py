@@ -10,12 +10,11 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -47,7 +46,7 @@ class ConfigFileParser(flags.ArgumentParser):
 
     given = ""
 
-    def parse(self, argument: str) -> Any:
+    def parse(self, argument: str) -> ConfigDict | None:
         """The locked config of FILE[:VARIANT]; None for an argument of None.
 
         Raises:
@@ -136,7 +135,7 @@ def _load(path: str) -> ModuleType:
     return module
 
 
-def _check_variant(path: str, get_config: Any, given: tuple[str, ...]) -> None:
+def _check_variant(path: str, get_config: Callable[..., object], given: tuple[str, ...]) -> None:
     """Raises `ConfigFileError` unless the function takes the variant, or needs none."""
     try:
         signature = inspect.signature(get_config)
@@ -167,7 +166,7 @@ def _failure(path: str, error: BaseException) -> str:
     return f"The config file {path} fails: {reason}{where}"
 
 
-def check_override(config: Mapping[str, Any], text: str) -> None:
+def check_override(config: ConfigDict | Mapping[str, object], text: str) -> None:
     """Checks a flag that changes a config.
 
     Args:
@@ -182,7 +181,7 @@ def check_override(config: Mapping[str, Any], text: str) -> None:
         return
     negated = flag.startswith("no")
     names = flag.removeprefix("no").split(".")[1:]
-    group: Any = config
+    group: object = config
     for i, name in enumerate(names):
         path = ".".join(["config", *names[:i]])
         if not isinstance(group, ConfigDict | Mapping):
@@ -199,11 +198,13 @@ def check_override(config: Mapping[str, Any], text: str) -> None:
     _check_value(text, ".".join(["config", *names]), kind, value, bare=not equals or negated)
 
 
-def _plain_groups(group: Any) -> Any:
+def _plain_groups(group: ConfigDict | Mapping[str, object]) -> dict[str, object]:
     """Groups of settings as dictionaries; `ConfigDict` is no `Mapping`."""
-    if isinstance(group, ConfigDict | Mapping):
-        return {str(key): _plain_groups(group[key]) for key in group}
-    return group
+    values = {str(key): group[key] for key in group}
+    return {
+        key: _plain_groups(value) if isinstance(value, ConfigDict | Mapping) else value
+        for key, value in values.items()
+    }
 
 
 def _check_value(text: str, key: str, kind: type, value: str, bare: bool) -> None:
@@ -250,7 +251,7 @@ def _check_list(text: str, key: str, value: str) -> None:
         raise ConfigFileError(f'--{text}: write a list of texts as --{key}="{listed}".')
 
 
-def _literal(value: str) -> Any:
+def _literal(value: str) -> object:
     try:
         return ast.literal_eval(value)
     except (SyntaxError, ValueError):
@@ -268,7 +269,7 @@ def wrong_flag(error: flags.IllegalFlagValueError) -> str:
     return f"--{match[1]}={match[2]}: {match[2]!r} is not {names[kind]}."
 
 
-def unknown_flag(name: str, value: str, known: Sequence[str], config: Any) -> str:
+def unknown_flag(name: str, value: str, known: Sequence[str], config: object) -> str:
     """One line for a flag that does not exist.
 
     Args:
@@ -297,12 +298,12 @@ def unknown_flag(name: str, value: str, known: Sequence[str], config: Any) -> st
     )
 
 
-def _settings_called(name: str, config: Any) -> list[str]:
+def _settings_called(name: str, config: object) -> list[str]:
     """Dotted names of the settings that end in `name`, those nearest to the top first."""
     wanted = _ALIASES.get(name, name).split(".")
     found: list[list[str]] = []
 
-    def walk(group: Any, path: list[str]) -> None:
+    def walk(group: object, path: list[str]) -> None:
         if len(path) > 1 and path[-len(wanted) :] == wanted:
             found.append(path)
         if isinstance(group, ConfigDict | Mapping):

@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -180,7 +179,7 @@ def _quiet_libraries() -> None:
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
-    def unraisable(hook: Any) -> None:
+    def unraisable(hook: "sys.UnraisableHookArgs") -> None:
         if "Event loop is closed" not in str(hook.exc_value):
             sys.__unraisablehook__(hook)
 

@@ -5,7 +5,6 @@ of a partition, so that they cannot disagree.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +88,7 @@ class TimestepPartition(Partition):
         """K."""
         return self.edges.shape[0] + 1
 
-    def owner(self, level: Level, cond: Any = None) -> Int[Array, "*B"]:
+    def owner(self, level: Level, cond: Int[Array, "*B"] | None = None) -> Int[Array, "*B"]:
         """The student whose range holds the level; `cond` does not matter."""
         del cond
         noisiness = angle(level)

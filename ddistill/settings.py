@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ddistill.errors import ConfigError, nearest_setting
+from ddistill.typing import JsonRecord, Options
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class ScheduleSettings:
 
     name: str = "cosine"
     steps: int = 1000
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class StudentsSettings:
     groups: tuple[tuple[int, ...], ...] = ()
     embeddings: str = ""
     ranges: int = 0
-    sweep: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Options = field(default_factory=dict)
     mapping: str = "auto"
     on_divergence: str = "stop"
 
@@ -130,10 +131,10 @@ class StageSettings:
     matched distributions in several steps), else `evaluation.student_sampler`, on all their levels.
     """
 
-    objective: Mapping[str, Any]
+    objective: Options
     steps: int
     batch_size: int
-    network: Mapping[str, Any] = field(default_factory=dict)
+    network: Options = field(default_factory=dict)
     prediction: str = ""
     teacher: str = ""
     guidance: float = 1.0
@@ -248,7 +249,7 @@ class Settings:
     name: str
     stages: Mapping[str, StageSettings]
     pipeline: tuple[str, ...]
-    data: Mapping[str, Any]
+    data: Options
     seed: int = 0
     schedule: ScheduleSettings = ScheduleSettings()
     training: TrainingSettings = TrainingSettings()
@@ -259,7 +260,7 @@ class Settings:
         object.__setattr__(self, "data", given)
 
 
-def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "config") -> T:  # type: ignore[assignment]
+def parse(config: Options, cls: type[T] = Settings, path: str = "config") -> T:  # type: ignore[assignment]
     """Turns nested mappings into the dataclass `cls`, strictly.
 
     Args:
@@ -290,7 +291,7 @@ def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "confi
     return cls(**values)
 
 
-def _groups(cls: type) -> dict[str, Any]:
+def _groups(cls: type) -> dict[str, object]:
     """The names of the settings of a dataclass, with those of the groups among them."""
     hints = typing.get_type_hints(cls)
     return {
@@ -299,7 +300,7 @@ def _groups(cls: type) -> dict[str, Any]:
     }
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Any:
     """Returns `value` with ConfigDicts and other mappings as dicts and lists as tuples."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
@@ -310,12 +311,13 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def convert(value: Any, hint: Any, path: str) -> Any:
+def convert(value: object, hint: Any, path: str) -> Any:
     """Checks a value of a setting against its type and converts nested groups.
 
     Args:
       value: as `to_plain` gives it.
-      hint: annotation of a field: a dataclass, a mapping, a tuple, `Any`, or a scalar's type.
+      hint: annotation of a field: a dataclass, a mapping, a tuple or a scalar's type; or `Any` or a
+        union, whose values the owner of the setting checks.
       path: dotted name of the setting, for messages.
 
     Raises:
@@ -333,12 +335,12 @@ def convert(value: Any, hint: Any, path: str) -> Any:
         inner = typing.get_args(hint)[0]
         items = value if isinstance(value, tuple) else (value,)
         return tuple(convert(v, inner, f"{path}[{i}]") for i, v in enumerate(items))
-    if hint is Any or isinstance(hint, types.GenericAlias):
+    if hint is Any or isinstance(hint, types.GenericAlias | types.UnionType):
         return value
     return _scalar(value, hint, path)
 
 
-def _scalar(value: Any, hint: type, path: str) -> Any:
+def _scalar(value: object, hint: type, path: str) -> object:
     wrong_bool = isinstance(value, bool) and hint is not bool
     if hint is float and isinstance(value, int) and not wrong_bool:
         return float(value)
@@ -355,7 +357,7 @@ def kind_of(cls: type) -> str:
     return words.get(cls, f"a {cls.__name__}")
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: object) -> JsonRecord:
     """A config as JSON holds it: dictionaries, lists, text, numbers, booleans and None."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddistill.runtime.schemas import COUNT, FLAG, OBJECT, TEXT, WHOLE, Schema, list_of
 from ddistill.text import name_of, printable
+from ddistill.typing import JsonObject
 
 SPLITS = ("train", "test")
 
@@ -99,7 +100,7 @@ class Dataset:
         """
         return self.images[np.asarray(indices, np.int64)]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """What a run that has been trained on the set needs to know of it, without its images."""
         return {
             "name": self.name,

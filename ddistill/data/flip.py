@@ -1,6 +1,6 @@
 """Whether training mirrors images: a setting, or the published recipe of a data set."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ddistill.errors import ConfigError
 
@@ -26,7 +26,7 @@ class Mirroring(NamedTuple):
     why: str
 
 
-def decide_flip(flip: Any, recipe: str = "") -> Mirroring:
+def decide_flip(flip: object, recipe: str = "") -> Mirroring:
     """Returns `flip` where it is set, else whether the data set's own recipe mirrors.
 
     Args:

@@ -3,12 +3,12 @@
 import contextlib
 import hashlib
 import json
-from typing import Any
 
 from ddistill.errors import CheckpointError
 from ddistill.runtime.files import cache_home, read_object_or_none, write_text
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.runtime.schemas import ANY, Schema
+from ddistill.typing import JsonObject, JsonRecord
 
 # Of what is remembered; goes up when images are decoded otherwise.
 VERSION = 3
@@ -28,13 +28,13 @@ class Memo:
         digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         self.path = home / "ddistill" / f"{digest[:32]}.json" if home else None
 
-    def recall(self, schema: Schema = ANY) -> dict[str, Any] | None:
+    def recall(self, schema: Schema = ANY) -> JsonRecord | None:
         """The facts, or None when they are not known or not as `schema` has them."""
         with contextlib.suppress(OSError, CheckpointError):
             return read_object_or_none(self.path, schema) if self.path is not None else None
         return None
 
-    def remember(self, facts: dict[str, Any]) -> None:
+    def remember(self, facts: JsonObject) -> None:
         """Writes the facts; a folder that cannot be written is no reason to stop."""
         if self.path is not None:
             with contextlib.suppress(OSError):

@@ -11,7 +11,6 @@ import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.tfds_files import FORMAT, INFO, Prepared, check_shards, data_folder, find
@@ -144,7 +143,7 @@ def _download(name: str, root: Path) -> None:
     import tensorflow_datasets as tfds
 
     try:
-        builder: Any = tfds.builder(name, data_dir=root, file_format=FORMAT)
+        builder = tfds.builder(name, data_dir=root, file_format=FORMAT)
     # An unknown config is a ValueError, a set whose own modules are missing an ImportError, ...
     except Exception as error:
         raise DataError(f"TFDS does not open '{name}': {_first_line(error)}") from error

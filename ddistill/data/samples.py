@@ -7,10 +7,13 @@ them.
 import io
 import re
 import sys
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
+
+# An entry of `ImageFile.tile`: decoder, extents, offset, arguments. Named since Pillow 11.1.
+Tile = TypeVar("Tile", bound=tuple)
 
 # How files begin.
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -124,12 +127,12 @@ def _swapped(name: str) -> str:
     return f"{found[1]};16{_OTHER_ORDER[found[2]]}" if found else name
 
 
-def _with_name(tile: tuple, name: str) -> Any:
+def _with_name(tile: Tile, name: str) -> Tile:
     codec, extents, offset, arguments = tile
     given = (name, *arguments[1:]) if isinstance(arguments, tuple) else name
-    # A tuple with names since Pillow 11.1.
     changed = codec, extents, offset, given
-    return tile._make(changed) if hasattr(tile, "_make") else changed
+    make = getattr(type(tile), "_make", type(tile))
+    return make(changed)
 
 
 def rounded(image: Image.Image, wide: np.ndarray) -> Image.Image:

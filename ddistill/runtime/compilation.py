@@ -4,9 +4,10 @@ import functools
 import hashlib
 import platform as host
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jax
+from jaxtyping import PyTree
 
 # XLA's CPU compiler hands operations to a library by kind; docs/benchmarks.md has the measurements.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
@@ -14,6 +15,9 @@ _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 _CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 # Convolutions of this many channels, in and out, are faster without that library.
 _WIDE = 128
+
+# The argument `compiler_options` of `jax.jit`: options of XLA by name.
+CompilerOptions: TypeAlias = dict[str, str | bool | int]
 
 
 def cache_folder(base: Path, cpu_info: Path = Path("/proc/cpuinfo")) -> Path:
@@ -36,7 +40,7 @@ def cache_folder(base: Path, cpu_info: Path = Path("/proc/cpuinfo")) -> Path:
     return base / hashlib.sha256("\n".join(kind).encode()).hexdigest()[:8]
 
 
-def compiler_options(platform: str = "", wide: bool = False) -> dict[str, Any] | None:
+def compiler_options(platform: str = "", wide: bool = False) -> CompilerOptions | None:
     """Options for `jax.jit(..., compiler_options=...)`; None for the platform's own.
 
     On CPU, LLVM's expensive passes take a good part of the time to compile a U-Net's train step and
@@ -52,7 +56,7 @@ def compiler_options(platform: str = "", wide: bool = False) -> dict[str, Any] |
     return {"xla_llvm_disable_expensive_passes": True, **library_options(wide)}
 
 
-def is_wide(weights: Any) -> bool:
+def is_wide(weights: PyTree) -> bool:
     """Whether most of the weights of convolutions are in kernels of 128 channels and more.
 
     Args:
@@ -68,7 +72,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return shape[0] * shape[1] * shape[2] * shape[3]
 
 
-def library_options(wide: bool) -> dict[str, Any]:
+def library_options(wide: bool) -> CompilerOptions:
     """Which operations of a network XLA's CPU compiler hands to its library.
 
     Reductions always: without it, the sums over pixels of group norms take up to eight times as
@@ -80,14 +84,14 @@ def library_options(wide: bool) -> dict[str, Any]:
     return _known_options(_REDUCTIONS if wide else f"{_REDUCTIONS},{_CONVOLUTIONS}") or {}
 
 
-def initialiser_options() -> dict[str, Any] | None:
+def initialiser_options() -> CompilerOptions | None:
     """Options for programs that run once, such as drawing a network's first weights."""
     if jax.default_backend() != "cpu":
         return None
     return {"xla_backend_optimization_level": 1}
 
 
-def forward_options(platform: str = "") -> dict[str, Any] | None:
+def forward_options(platform: str = "") -> CompilerOptions | None:
     """Options for large convolutional networks that only run forward, such as Inception.
 
     The library takes up to four times as long as XLA's own code where the image is large and not
@@ -103,9 +107,9 @@ def forward_options(platform: str = "") -> dict[str, Any] | None:
 
 
 @functools.cache
-def _known_options(kinds: str) -> dict[str, Any] | None:
+def _known_options(kinds: str) -> CompilerOptions | None:
     """The option that names the library's kinds of operations, if XLA knows it and them."""
-    options = {_LIBRARY: kinds}
+    options: CompilerOptions = {_LIBRARY: kinds}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -14,13 +14,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.runtime.leftovers import new_name
 from ddistill.runtime.schemas import ANY, Schema
+from ddistill.typing import JsonRecord
 
 # Numbers by which file systems say that they cannot sync a folder; many network ones cannot.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
@@ -87,15 +89,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes a JSON file with sorted keys; see `replacing`."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def write_arrays(path: str | os.PathLike, **arrays: Any) -> None:
+def write_arrays(path: str | os.PathLike, **arrays: ArrayLike) -> None:
     """Writes an npz archive; see `replacing`."""
     with replacing(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
 def sync_tree(folder: Path) -> None:
@@ -137,7 +139,7 @@ def read_text(path: str | os.PathLike) -> str:
         raise DamagedFile(f"{path}: not UTF-8 text, at byte {error.start}") from None
 
 
-def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
+def parse_object(text: str, path: str | os.PathLike) -> JsonRecord:
     """The JSON object that `text`, the content of `path`, holds; raises `DamagedFile`."""
     if not text.strip("\0 \t\r\n"):
         raise DamagedFile(f"{path}: not valid JSON: the file is empty")
@@ -151,7 +153,7 @@ def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-def read_object(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any]:
+def read_object(path: str | os.PathLike, schema: Schema = ANY) -> JsonRecord:
     """The object in a JSON file.
 
     Args:
@@ -169,7 +171,7 @@ def read_object(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any]
     return found
 
 
-def read_object_or_none(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any] | None:
+def read_object_or_none(path: str | os.PathLike, schema: Schema = ANY) -> JsonRecord | None:
     """As `read_object`, and None where the file is missing or damaged.
 
     Raises:

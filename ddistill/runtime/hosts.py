@@ -10,13 +10,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from ddistill import errors
+from ddistill.typing import JsonRecord
+
+T = TypeVar("T")
 
 # The first process samples and scores alone; the others wait for it as long as that takes.
 _WAIT_SECONDS = 7 * 24 * 3600
@@ -65,14 +68,14 @@ def agree(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def from_first(fn: Callable[[], Any]) -> Any:
+def from_first(fn: Callable[[], T]) -> T:
     """What `fn` returns on the first process, which alone calls it; all of them have to ask.
 
     The value has to be JSON's. What `fn` raises is raised by every process.
     """
     if not several():
         return fn()
-    told: dict[str, Any] = {}
+    told: JsonRecord = {}
     raised: Exception | None = None
     if is_first():
         try:
@@ -89,7 +92,7 @@ def from_first(fn: Callable[[], Any]) -> Any:
     return told["value"]
 
 
-def _broadcast(value: Any) -> Any:
+def _broadcast(value: JsonRecord) -> JsonRecord:
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = content if is_first() else np.zeros(size, np.uint8)

@@ -13,15 +13,16 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.mapping import resolve
 from ddistill.settings import MeshSettings, StudentsSettings
+from ddistill.typing import AnyArray, Tree
 
 AXES = ("student", "data", "model")
 BATCH_AXES = ("data", "model")
@@ -87,7 +88,7 @@ def over_data(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
-def constrain(x: Any, sharding: NamedSharding) -> Any:
+def constrain(x: Tree, sharding: NamedSharding) -> Tree:
     """Asks for arrays to be placed by `sharding`, within jit and within one student's shard."""
     within = jax.sharding.get_abstract_mesh()
     if not within.empty:
@@ -95,7 +96,7 @@ def constrain(x: Any, sharding: NamedSharding) -> Any:
     return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def place(tree: Tree, shardings: PyTree) -> Tree:
     """Puts arrays that every process holds in full onto devices, also those of other hosts.
 
     Args:
@@ -109,19 +110,19 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_from_host, tree, shardings)
 
 
-def _from_host(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def _from_host(x: AnyArray, sharding: jax.sharding.Sharding) -> jax.Array:
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_from_host(jax.random.key_data(x), sharding))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """The tree with every array on every device of the mesh."""
     return place(tree, replicated(mesh))
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: PyTree) -> PyTree:
     """The tree as numpy arrays, also where parts of it lie on other hosts; all have to call it."""
     leaves, structure = jax.tree.flatten(tree)
     far = [i for i, x in enumerate(leaves) if _is_elsewhere(x)]
@@ -134,7 +135,7 @@ def to_host(tree: Any) -> Any:
     return jax.device_get(jax.tree.unflatten(structure, leaves))
 
 
-def _is_elsewhere(x: Any) -> bool:
+def _is_elsewhere(x: object) -> bool:
     return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
@@ -220,7 +221,7 @@ class Layout:
         spread = (None, "student") if self.students else ()
         return NamedSharding(self.mesh, PartitionSpec(*spread))
 
-    def of_weights(self, tree: Any, stacked: bool) -> Any:
+    def of_weights(self, tree: PyTree, stacked: bool) -> PyTree:
         """The shardings of students' weights, optimiser states and averages.
 
         Args:
@@ -229,7 +230,7 @@ class Layout:
         """
         return jax.tree.map(lambda x: self._of(x.shape, stacked, self.cuts_students), tree)
 
-    def of_teacher(self, tree: Any) -> Any:
+    def of_teacher(self, tree: PyTree) -> PyTree:
         """The shardings of a frozen network, which all students share."""
         return jax.tree.map(lambda x: self._of(x.shape, False, self.cuts_teacher), tree)
 

@@ -1,12 +1,12 @@
 """A noise level, and tables of them."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
+
+from ddistill.typing import AnyArray
 
 
 @struct.dataclass
@@ -52,7 +52,7 @@ class Schedule:
         return Level(*gather(self, index))
 
 
-def gather(schedule: Schedule, index: Any) -> list[Any]:
+def gather(schedule: Schedule, index: int | AnyArray) -> list[Array]:
     """The three tables at an index; numpy stays numpy unless the index is jax's."""
     tables = (schedule.alpha, schedule.sigma, schedule.time)
     return [(jnp.asarray(t) if isinstance(index, jax.Array) else t)[index] for t in tables]
