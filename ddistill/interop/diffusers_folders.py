@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddistill.errors import ConfigError
 from ddistill.interop.diffusers_weights import (
@@ -14,6 +13,7 @@ from ddistill.interop.diffusers_weights import (
     is_average,
 )
 from ddistill.interop.file_kinds import why_unusable
+from ddistill.typing import JsonRecord
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
 # The network of a pipeline; diffusers' training scripts save its average as unet_ema.
@@ -40,8 +40,8 @@ class Found:
     """
 
     network: Path
-    config: dict[str, Any]
-    scheduler_config: dict[str, Any]
+    config: JsonRecord
+    scheduler_config: JsonRecord
     scheduler: str
     weights: tuple[Path, ...]
     files: tuple[Path, ...]
@@ -86,7 +86,7 @@ def find_model(folder: Path) -> Found:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonRecord:
     """The object in a JSON file.
 
     Raises:

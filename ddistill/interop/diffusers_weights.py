@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddistill.errors import ConfigError
+from ddistill.typing import JsonRecord
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = tuple(
@@ -76,7 +76,7 @@ def average_folders(folder: Path, config: str) -> list[Path]:
     return full or [path for path in named if (path / config).is_file()]
 
 
-def find_weights(network: Path, read_json: Callable[[Path], dict[str, Any]]) -> Weights:
+def find_weights(network: Path, read_json: Callable[[Path], JsonRecord]) -> Weights:
     """The weights of a network's folder; see the module for the order.
 
     Args:
@@ -178,7 +178,7 @@ def _refuse_none(network: Path) -> None:
     )
 
 
-def _shards(index: Path, content: Mapping[str, Any], whole: list[str]) -> tuple[Path, ...]:
+def _shards(index: Path, content: JsonRecord, whole: list[str]) -> tuple[Path, ...]:
     """The files that an index of weights names; `whole` are files that could be read instead."""
     table = content.get("weight_map")
     if not isinstance(table, Mapping) or not all(_is_name(name) for name in table.values()):
@@ -194,6 +194,6 @@ def _shards(index: Path, content: Mapping[str, Any], whole: list[str]) -> tuple[
     return tuple(index.parent / name for name in names)
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     """Whether a value names a file that lies beside its index."""
     return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\")

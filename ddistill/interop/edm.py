@@ -6,7 +6,6 @@ F is our prediction "edm", and the time that it is told is c_noise = ln(sigma) /
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.interop.edm_pickles import Record, read_objects
@@ -14,6 +13,7 @@ from ddistill.interop.edm_weights import place
 from ddistill.interop.imported import Imported
 from ddistill.interop.torch_files import open_file
 from ddistill.runtime.files import expand
+from ddistill.typing import Options
 
 LICENCE = (
     "CC BY-NC-SA 4.0 (EDM's code and its own weights: not for commercial use, and what is made of "
@@ -23,14 +23,14 @@ _SIGMA_DATA = 0.5
 
 # EDM's options: our name and the default of EDM's class. Those of `_ELSEWHERE` are none of a
 # network of ours: they say what is checked here, or how it was trained.
-_COMMON: dict[str, tuple[str, Any]] = {
+_COMMON: dict[str, tuple[str, object]] = {
     "channel_mult_emb": ("embedding_multiplier", 4),
     "dropout": ("dropout", 0.10),
     "label_dim": ("num_classes", 0),
     "augment_dim": ("augment_dim", 0),
     "out_channels": ("out_channels", None),
 }
-_SONG: dict[str, tuple[str, Any]] = {
+_SONG: dict[str, tuple[str, object]] = {
     **_COMMON,
     "model_channels": ("channels", 128),
     "channel_mult": ("multipliers", (1, 2, 2, 2)),
@@ -42,7 +42,7 @@ _SONG: dict[str, tuple[str, Any]] = {
     "decoder_type": ("decoder", "standard"),
     "resample_filter": ("resample_filter", (1, 1)),
 }
-_DHARIWAL: dict[str, tuple[str, Any]] = {
+_DHARIWAL: dict[str, tuple[str, object]] = {
     **_COMMON,
     "model_channels": ("channels", 192),
     "channel_mult": ("multipliers", (1, 2, 3, 4)),
@@ -101,7 +101,7 @@ def read_teacher(path: Path) -> Imported:
     )
 
 
-def describe(net: Record) -> tuple[dict[str, Any], tuple[int, int, int]]:
+def describe(net: Record) -> tuple[Options, tuple[int, int, int]]:
     """The network inside of EDM's preconditioning as a config has it, and the shape of its images.
 
     Raises:
@@ -120,18 +120,24 @@ def describe(net: Record) -> tuple[dict[str, Any], tuple[int, int, int]]:
                 f"its {model.class_name} has the option {key}={given[key]!r}, which is not "
                 f"supported.{nearest(key, table)} Known: {', '.join((*table, *_ELSEWHERE))}."
             )
-    for key in ("img_resolution", "in_channels", "out_channels"):
-        if type(given.get(key)) is not int or given[key] < 1:
-            raise ConfigError(f"its {model.class_name} has {key}={given.get(key)!r}.")
-    if given["in_channels"] != given["out_channels"]:
+    side, inputs, outputs = (
+        _count(model, key) for key in ("img_resolution", "in_channels", "out_channels")
+    )
+    if inputs != outputs:
         raise ConfigError(
-            f"its network makes {given['out_channels']} channels of {given['in_channels']}; "
+            f"its network makes {outputs} channels of {inputs}; "
             "only networks whose output has the shape of their input are supported."
         )
     network = {"name": name, **{ours: _plain(given.get(k, d)) for k, (ours, d) in table.items()}}
-    side = given["img_resolution"]
     network["attention"] = _sizes_there(network["attention"], side, network["multipliers"])
-    return network, (side, side, given["in_channels"])
+    return network, (side, side, inputs)
+
+
+def _count(model: Record, key: str) -> int:
+    value = model.options.get(key)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"its {model.class_name} has {key}={value!r}.")
+    return value
 
 
 def _check_preconditioning(net: Record) -> None:
@@ -147,14 +153,14 @@ def _check_preconditioning(net: Record) -> None:
         raise ConfigError(f"its sigma_data is {sigma_data!r}; supported is {_SIGMA_DATA} alone.")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Lists as tuples, and numpy's numbers as Python's."""
     if isinstance(value, (list, tuple)):
         return tuple(_plain(v) for v in value)
     return value.item() if hasattr(value, "item") else value
 
 
-def _sizes_there(sizes: Any, side: int, multipliers: Any) -> tuple[int, ...]:
+def _sizes_there(sizes: object, side: int, multipliers: object) -> tuple[int, ...]:
     """The sizes of attention that the network meets: EDM's list may name others, ours may not."""
     if not isinstance(sizes, tuple) or not isinstance(multipliers, tuple):
         raise ConfigError(f"attn_resolutions={sizes!r} and channel_mult={multipliers!r}: no lists.")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from flax import traverse_util
 from ddistill.errors import ConfigError, nearest
 from ddistill.interop.tensors import full_precision
 from ddistill.networks.unet import UNet
+from ddistill.typing import Params
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ _TO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def to_params(
     net: UNet, image_shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], where: str
-) -> dict[str, Any]:
+) -> Params:
     """Our parameters from a `UNet2DModel`'s tensors, as float32.
 
     float16 and bfloat16 become float32, which loses nothing; float64 is rounded. A class table of
@@ -170,7 +170,7 @@ def _some(names: list[str]) -> str:
 
 
 def to_tensors(
-    net: UNet, image_shape: tuple[int, ...], params: Mapping[str, Any]
+    net: UNet, image_shape: tuple[int, ...], params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A `UNet2DModel`'s tensors by name, from our parameters; the inverse of `to_params`."""
     flat = traverse_util.flatten_dict(params)
