@@ -1,4 +1,4 @@
-"""What the two networks of EDM are made of: their residual block and its options.
+"""The residual block of EDM's two networks, and its options.
 
 Source: EDM (arXiv 2206.00364 appendix F), which describes DDPM++, NCSN++ (arXiv 2011.13456) and ADM
 (arXiv 2105.05233) as one block with options.
@@ -6,13 +6,14 @@ Source: EDM (arXiv 2206.00364 appendix F), which describes DDPM++, NCSN++ (arXiv
 
 import dataclasses
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ddistill.networks.convolution import Conv, glorot, zeros
+from ddistill.networks.convolution import Conv, ConvOptions, glorot, zeros
 from ddistill.networks.layers import Attention, GroupNorm
 from ddistill.networks.resampling import filter_down, filter_up
 
@@ -49,7 +50,7 @@ class BlockOptions:
         """A group norm: 32 groups, fewer where a group would have less than 4 channels."""
         return GroupNorm(norm_groups(channels), self.eps, self.dtype, name=name)
 
-    def conv(self, features: int, name: str, **options) -> Conv:
+    def conv(self, features: int, name: str, **options: Unpack[ConvOptions]) -> Conv:
         """A convolution of this network."""
         return Conv(features, dtype=self.dtype, impl=self.conv_impl, name=name, **options)
 
