@@ -1,4 +1,4 @@
-"""Config files and the flags that change them: loading, and one line for what is wrong with them.
+"""Config files and the flags that override their settings: loading, and errors in one line.
 
 `--config=FILE[:VARIANT]` runs the function `get_config` of a Python file; flags such as
 `--config.seed=1` then change single settings.
@@ -59,12 +59,12 @@ class ConfigFileParser(flags.ArgumentParser):
         return config.lock()
 
     def flag_type(self) -> str:
-        """What the help calls the value."""
+        """The name of the type in the help."""
         return "config file"
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """The flags that change the config, as KEY=VALUE, also those given as two words."""
+    """The flags that override settings, as KEY=VALUE, also if given as two words."""
     found = []
     for word, following in zip(arguments, [*arguments[1:], ""]):
         flag = word.lstrip("-")
@@ -75,7 +75,7 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def load_config(argument: str) -> ConfigDict:
-    """What the function `get_config` of a file returns.
+    """The result of the function `get_config` of a file.
 
     Args:
       argument: FILE, or FILE:VARIANT, where VARIANT is the function's argument.
@@ -192,7 +192,7 @@ def check_override(config: ConfigDict | Mapping[str, object], text: str) -> None
                 f"{nearest_setting(names[i:], _plain_groups(group))} "
                 f"Known in {path}: {', '.join(sorted(map(str, group)))}."
             )
-        # A placeholder without value knows its type.
+        # A placeholder without a value has a type.
         kind = group.get_type(name) if isinstance(group, ConfigDict) else type(group[name])
         group = group[name]
     _check_value(text, ".".join(["config", *names]), kind, value, bare=not equals or negated)
@@ -244,7 +244,7 @@ def _as_whole_number(kind: type, value: str) -> str:
 
 
 def _check_list(text: str, key: str, value: str) -> None:
-    """Raises `ConfigFileError` for a list whose items would be taken for one text."""
+    """Raises `ConfigFileError` for a list that would be parsed as one text."""
     if "," in value and isinstance(_literal(value), str):
         items = [item.strip(" '\"()[]") for item in value.split(",")]
         listed = "(" + ", ".join(f"'{item}'" for item in items if item) + ")"
@@ -259,7 +259,7 @@ def _literal(value: str) -> object:
 
 
 def wrong_flag(error: flags.IllegalFlagValueError) -> str:
-    """One line for a flag whose value is of another type."""
+    """One line for a flag with a value of another type."""
     text = str(error)
     match = re.match(r"flag --(\w+)=(.*): ", text, re.DOTALL)
     kind = flags.FLAGS[match[1]].flag_type() if match and match[1] in flags.FLAGS else ""
@@ -274,7 +274,7 @@ def unknown_flag(name: str, value: str, known: Sequence[str], config: object) ->
 
     Args:
       name: the flag, without dashes.
-      value: what it was given, or "".
+      value: the value of the flag, or "".
       known: the flags that exist.
       config: the config that was loaded, or None.
     """
@@ -299,7 +299,7 @@ def unknown_flag(name: str, value: str, known: Sequence[str], config: object) ->
 
 
 def _settings_called(name: str, config: object) -> list[str]:
-    """Dotted names of the settings that end in `name`, those nearest to the top first."""
+    """Dotted names of the settings that end in `name`, outermost first."""
     wanted = _ALIASES.get(name, name).split(".")
     found: list[list[str]] = []
 

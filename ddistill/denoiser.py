@@ -23,10 +23,10 @@ from ddistill.typing import Features, Images, Labels, Params, PerExample, Random
 
 
 class DenoiserLike(Protocol):
-    """What samplers take: any callable that predicts x0 and eps from noisy images."""
+    """The argument of samplers: any callable that predicts x0 and eps from noisy images."""
 
     def __call__(self, z: Images, level: Level, cond: Labels | None = None, /) -> Prediction:
-        """Returns the prediction at `z`, whose level is `[]` or `[B]`; class ids or None."""
+        """Returns the prediction at noisy images `z` of a level `[]` or `[B]` and class ids."""
         ...
 
 
@@ -41,14 +41,14 @@ class DenoiserWithFeatures(Protocol):
 
 
 class NetworkDenoiser(Protocol):
-    """What losses take: a `DenoiserLike` with dropout and hidden features.
+    """The argument of losses: a `DenoiserLike` with dropout and hidden features.
 
     `Denoiser`, `GuidedDenoiser` and `ddistill.students.RoutedDenoiser` are such.
     """
 
     @property
     def prediction(self) -> str:
-        """What the network predicts: "x0", "eps", "v" or "edm"."""
+        """The prediction type: "x0", "eps", "v" or "edm"."""
         ...
 
     def __call__(
@@ -238,7 +238,7 @@ class GuidedDenoiser:
 
     @property
     def prediction(self) -> str:
-        """What the network predicts."""
+        """The prediction type."""
         return self.denoiser.prediction
 
     def __call__(

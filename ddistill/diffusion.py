@@ -67,7 +67,7 @@ def from_eps(eps: Array, z: Array, level: Level) -> Prediction:
 def convert(
     kind: str, output: Array, z: Array, level: Level, sigma_data: float = 0.5
 ) -> Prediction:
-    """What a network's output says about x0 and eps; the only place that knows prediction types.
+    """Converts a network's output to x0 and eps; the only code that depends on prediction types.
 
     Args:
       kind: "x0", "eps", "v" (arXiv 2202.00512 appendix D) or "edm", EDM's preconditioned F
@@ -121,7 +121,7 @@ def output_of(
 
 
 def input_scale(kind: str, level: Level, sigma_data: float = 0.5) -> Float[Array, "*B"]:
-    """What z is multiplied by before the network sees it: EDM's c_in, 1 for the other kinds."""
+    """Factor of z at the network's input: EDM's c_in, 1 for the other prediction types."""
     check_choice("prediction", kind, KINDS)
     if kind != "edm":
         return jnp.ones_like(level.alpha)

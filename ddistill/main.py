@@ -1,6 +1,6 @@
 """Trains, distils, samples, scores and reports: `python -m ddistill.main --config=FILE[:VARIANT]`.
 
-The same command again goes on where the run stopped, and finds what is complete.
+The same command again resumes the run and skips complete stages.
 """
 
 import errno
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
     except BrokenPipeError as error:
-        # Before or after all training, which says what it does in another way.
+        # Before or after training, which reports through the console.
         if not is_output_closed():
             _fail(f"{error}; another program or host has closed its end.", RUN_ERROR)
         silence_output()

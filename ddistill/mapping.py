@@ -1,8 +1,8 @@
 """How a function of one student becomes a function of K: the student axis on the machine.
 
-All mappings compute the same; they differ in what is compiled and in how fast it is. XLA turns a
-vmapped convolution into a grouped one, whose backward passes are slow on CPU and GPU; measurements
-are in docs/benchmarks.md.
+All mappings compute the same results, with different programs and speeds. XLA turns a vmapped
+convolution into a grouped one, with slow backward passes on CPU and GPU; docs/benchmarks.md has the
+measurements.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def lift(
         device by "auto".
       in_axes: as `jax.vmap`'s, 0 or None, or a tuple with a prefix of each argument's tree: 0 where
         leaves are stacked `[K, ...]`, None where all students share them.
-      out_axes: a prefix of the result's tree, with None for what is equal for all students.
+      out_axes: a prefix of the result's tree, with None for results that all students share.
       mesh: for "shard", one with an axis "student" that divides K; default as many of this
         process's devices as do.
 
@@ -83,7 +83,7 @@ def lift(
 def shard(local: Callable, mesh: Mesh, in_axes: Axes = 0, out_axes: Axes = 0) -> Callable:
     """A function of the students of one device, run on each device of the axis "student".
 
-    Nothing is exchanged between those devices. The mesh's other axes are left to the compiler.
+    These devices do not communicate. The mesh's other axes are left to the compiler.
 
     Args:
       local: takes and returns stacks of K / (size of the axis) students.

@@ -1,8 +1,8 @@
-"""The settings of a run: what keys exist, their types and their defaults.
+"""The settings of a run: keys, types and defaults.
 
 A config file returns an `ml_collections.ConfigDict`; `parse` turns it into frozen dataclasses and
-refuses every key that is not listed here. The names inside `objective`, `network` and `data` belong
-to the method, the network and the data set of that name and are checked by those.
+raises `ConfigError` for every other key. The method, the network and the data source check the keys
+inside `objective`, `network` and `data`.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class GridSettings:
-    """Which of the teacher's levels a stage uses, and what time its network is told.
+    """The levels of the teacher that a stage uses, and the time input of its network.
 
     `steps` = 0 takes every level. `explicit` lists indices 0 = phi_0 < ... < phi_N of the levels
-    that the stage's teacher knows and overrides `steps` and `spacing`. The `spacing` "edm" is for
+    of the stage's teacher and overrides `steps` and `spacing`. The `spacing` "edm" is for
     stages of pairs on the schedule "karras": the sigmas on which EDM's sampler runs in so many
     steps, which need not be rows of the table. `time` is "mapped" (the teacher's own time at that
     level) or "index" (0 .. N-1, as SFDDM's released code has it).
@@ -105,11 +105,11 @@ class StudentsSettings:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """One training: which network learns what, from whom, on which levels, for how long.
+    """One training run: the network, the objective, the teacher, the levels and the duration.
 
     An empty `network` is the teacher's: its architecture, prediction type and conditioning.
     `prediction` is what the network predicts, "" = "eps", or as the teacher's if the network is.
-    `teacher` names an earlier stage ("" = none), whose levels the student's grid picks from;
+    `teacher` names an earlier stage ("" = none); the student's grid indexes its levels;
     `guidance` is the scale of its classifier-free guidance, 1 for none.
     `classifier` names the stage whose features an objective compares in ("" = none), `pairs` the
     one that made its pairs.
@@ -159,7 +159,7 @@ class StageSettings:
 
     @property
     def init_source(self) -> str:
-        """Name of the stage whose weights this one starts from; "" for fresh ones."""
+        """Name of the stage that the initial weights come from; "" for fresh weights."""
         return self.resume or {"fresh": "", "teacher": self.teacher}.get(self.init, self.init)
 
     @property
@@ -192,7 +192,7 @@ class MeshSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How every stage is run; nothing here changes what is learnt.
+    """How every stage is run. These settings do not change the result of training.
 
     With `select_checkpoint="best"`, `checkpoint_every` says which weights there are to choose from.
     A fatal alarm ends a stage after the steps of three log intervals (`log_every`), also where
@@ -211,7 +211,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is sampled and scored after the last stage.
+    """Sampling and scoring after the last stage.
 
     `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
     counts it is run with; `full_sampler` with `full_steps` steps (0 = all levels) is the call that
@@ -270,7 +270,7 @@ def parse(config: Options, cls: type[T] = Settings, path: str = "config") -> T: 
 
     Raises:
       ConfigError: an unknown or missing key, or a value of another type; the message names the
-        key, the value, what is allowed and the nearest match.
+        key, the value, the allowed values and the nearest match.
     """
     plain = to_plain(config)
     if not isinstance(plain, dict):
@@ -292,7 +292,7 @@ def parse(config: Options, cls: type[T] = Settings, path: str = "config") -> T: 
 
 
 def _groups(cls: type) -> dict[str, object]:
-    """The names of the settings of a dataclass, with those of the groups among them."""
+    """The names of the settings of a dataclass, nested by group."""
     hints = typing.get_type_hints(cls)
     return {
         f.name: _groups(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else None

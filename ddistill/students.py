@@ -1,6 +1,6 @@
 """Many students as one: stacked parameters, and a denoiser that routes calls to their owner.
 
-K students of one shape are one pytree whose leaves have a leading axis `[K, ...]`. A `Partition`
+K students of one shape are one pytree; its leaves have a leading axis `[K, ...]`. A `Partition`
 (`ddistill.partitions`) names the student that owns a noise level and a class.
 """
 
@@ -56,7 +56,7 @@ class RoutedDenoiser:
 
     Attributes:
       students: a denoiser whose `params` are stacked, `[K, ...]`.
-      partition: who owns what.
+      partition: the owner of each level and class.
     """
 
     students: Denoiser
@@ -64,7 +64,7 @@ class RoutedDenoiser:
 
     @property
     def prediction(self) -> str:
-        """What the students predict."""
+        """The prediction type of the students."""
         return self.students.prediction
 
     def student(self, k: int | Index) -> Denoiser:
@@ -141,7 +141,7 @@ def in_groups(
       `[count, ...]`, in the order of the batch.
 
     Raises:
-      ValueError: the students are shared out by class and there are no classes.
+      ValueError: the students are partitioned by class and `cond` is None.
     """
     rows = np.arange(count)
     if not isinstance(network, RoutedDenoiser):
@@ -149,7 +149,7 @@ def in_groups(
     if network.partition.groups == 1:
         return sample(network.of_group(0), rows)
     if cond is None:
-        raise ValueError("Students are shared out by class, but no class (cond) was given.")
+        raise ValueError("Students are partitioned by class, but no class (cond) was given.")
     group = network.partition.group(np.asarray(cond))
     size = -(-count // network.partition.groups)
     images: Array | None = None

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, memory, data and disk."""
+"""Versions, devices, memory, data and disk of this machine."""
 
 import importlib.metadata
 import os

@@ -1,6 +1,6 @@
-"""Convolution, in the forms that are fast on the platforms that there are.
+"""Convolution, in forms that are fast on CPU, GPU and TPU.
 
-Parameters are float32 always; `dtype` is what is computed in.
+Parameters are always float32; `dtype` is the compute dtype.
 """
 
 from collections.abc import Callable

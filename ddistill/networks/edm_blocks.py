@@ -20,7 +20,7 @@ from ddistill.networks.resampling import filter_down, filter_up
 
 @dataclasses.dataclass(frozen=True)
 class BlockOptions:
-    """What the blocks of one network have in common.
+    """Options of all blocks of a network.
 
     Attributes:
       dropout: rate before every second convolution.
@@ -101,11 +101,11 @@ class EdmBlock(nn.Module):
         o, d = self.options, self.features
         h = self._resize(o.norm(x.shape[-1], "norm1")(x, silu=True))
         h = o.conv(d, "conv1")(h)
-        told = o.dense(2 * d if o.scale_shift else d, "time")(embedding)
+        projected = o.dense(2 * d if o.scale_shift else d, "time")(embedding)
         if o.scale_shift:
-            h = o.norm(d, "norm2")(h, silu=True, scale_shift=jnp.split(told, 2, axis=-1))
+            h = o.norm(d, "norm2")(h, silu=True, scale_shift=jnp.split(projected, 2, axis=-1))
         else:
-            h = o.norm(d, "norm2")(h + told[:, None, None, :], silu=True)
+            h = o.norm(d, "norm2")(h + projected[:, None, None, :], silu=True)
         h = nn.Dropout(o.dropout, deterministic=not train)(h)
         h = o.conv(d, "conv2", kernel_init=zeros)(h)
         widened = x.shape[-1] != d

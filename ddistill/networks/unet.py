@@ -36,7 +36,7 @@ class UNetFields(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """What the blocks of one U-Net have in common; `UNet` says what the fields mean."""
+    """Options of all blocks of a U-Net, as in `UNet`."""
 
     time_conditioning: str
     head_dim: int
@@ -73,7 +73,7 @@ class ResBlock(nn.Module):
 
     Attributes:
       features: output channels.
-      config: settings of the U-Net whose block this is.
+      config: options of the U-Net.
       resample: "", "up" or "down": resamples after the first SiLU and on the shortcut (ADM).
     """
 
@@ -177,10 +177,10 @@ class UNet(nn.Module):
 
         Args:
           x: noisy images.
-          time: what the network is told of the noise level; real-valued.
+          time: real-valued time inputs, see `Level.time`.
           cond: class ids in 0 ... num_classes, or None for the null class (or no class at all).
           train: whether dropout is on; then an rng named "dropout" is needed.
-          taps: names of the features that are wanted too.
+          taps: names of the features to return too.
 
         Returns:
           The output `[B, H, W, out_channels]` in float32, or (output, {tap: features}) when taps

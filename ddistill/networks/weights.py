@@ -1,4 +1,4 @@
-"""What a trained network consists of."""
+"""The weights of a network: parameters and statistics."""
 
 from flax import struct
 from jaxtyping import PyTree

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import jax
 from jaxtyping import PyTree
 
-# XLA's CPU compiler hands operations to a library by kind; docs/benchmarks.md has the measurements.
+# XLA's CPU compiler can lower operations to a library, by kind; docs/benchmarks.md measures it.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 _CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
@@ -48,7 +48,7 @@ def compiler_options(platform: str = "", wide: bool = False) -> CompilerOptions 
     library is called is chosen by the width of the networks.
 
     Args:
-      platform: what is compiled for: "cpu", "gpu" or "tpu"; "" for jax's default.
+      platform: the target: "cpu", "gpu" or "tpu"; "" for jax's default.
       wide: whether the program's networks are, see `is_wide`.
     """
     if (platform or jax.default_backend()) != "cpu":
@@ -73,13 +73,13 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def library_options(wide: bool) -> CompilerOptions:
-    """Which operations of a network XLA's CPU compiler hands to its library.
+    """Options that name the operations which XLA's CPU compiler lowers to its library.
 
     Reductions always: without it, the sums over pixels of group norms take up to eight times as
     long. Convolutions of narrow networks. Matrix products never.
 
     Returns:
-      Options of `jax.jit`; none where this version of XLA does not know them.
+      Options of `jax.jit`; empty where this version of XLA does not accept them.
     """
     return _known_options(_REDUCTIONS if wide else f"{_REDUCTIONS},{_CONVOLUTIONS}") or {}
 
@@ -99,7 +99,7 @@ def forward_options(platform: str = "") -> CompilerOptions | None:
     left alone.
 
     Args:
-      platform: what is compiled for: "cpu", "gpu" or "tpu"; "" for jax's default.
+      platform: the target: "cpu", "gpu" or "tpu"; "" for jax's default.
     """
     if (platform or jax.default_backend()) != "cpu":
         return None
@@ -108,7 +108,7 @@ def forward_options(platform: str = "") -> CompilerOptions | None:
 
 @functools.cache
 def _known_options(kinds: str) -> CompilerOptions | None:
-    """The option that names the library's kinds of operations, if XLA knows it and them."""
+    """The option that names the library's kinds of operations; None if XLA does not accept it."""
     options: CompilerOptions = {_LIBRARY: kinds}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()

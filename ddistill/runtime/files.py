@@ -1,8 +1,8 @@
 """Files that a power cut or a kill leaves whole: one way to write them, one way to read them.
 
 A file is written under another name, brought to the disk and renamed, so that a reader finds the
-old content or the new one. Files that are damaged all the same (by an older program, a full disk, a
-network file system) raise `DamagedFile`, or read as None where the caller makes them again.
+old content or the new one. Files that are damaged nevertheless (by an older program, a full disk, a
+network file system) raise `DamagedFile`, or read as None where the caller can recreate them.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from ddistill.runtime.leftovers import new_name
 from ddistill.runtime.schemas import ANY, Schema
 from ddistill.typing import JsonRecord
 
-# Numbers by which file systems say that they cannot sync a folder; many network ones cannot.
+# Error numbers of file systems that cannot sync a folder; many network file systems cannot.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
-# A file that is there, whole as far as anybody knows, and cannot be read now.
+# Errors of reading that say nothing about the content of a file.
 _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
-# What reading a damaged npz archive raises, by the place of the damage.
+# Exceptions of reading a damaged npz archive; which one depends on the damaged bytes.
 _DAMAGED_ARRAYS = (
     EOFError,
     KeyError,
@@ -43,7 +43,7 @@ _DAMAGED_ARRAYS = (
 
 
 class DamagedFile(ValueError):
-    """A file that is there and does not hold what it should; the message names it and says why."""
+    """A file with unexpected content; the message gives its path and the reason."""
 
 
 @contextlib.contextmanager
@@ -54,8 +54,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     of the file is that of any new file: 0666 less the umask.
 
     Raises:
-      OSError: the disk is full, the folder cannot be written, `path` is a folder; it is then as it
-        was.
+      OSError: the disk is full, the folder is not writable, or `path` is a folder. The old file is
+        kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file as UTF-8 with the line ends that `text` has; see `replacing`.
 
-    What UTF-8 cannot hold, such as parts of file names in another encoding, is written as escapes.
+    Characters that UTF-8 cannot encode, such as bytes of file names in another encoding, are
+    written as escapes.
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
@@ -101,7 +102,7 @@ def write_arrays(path: str | os.PathLike, **arrays: ArrayLike) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Brings every file and folder below `folder`, which others have written, to the disk."""
+    """Flushes every file and folder below `folder` to the disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             _sync(Path(place) / name)
@@ -110,7 +111,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk as far as the file system can."""
+    """Flushes a file, or the entries of a folder, to the disk where the file system supports it."""
     try:
         opened = os.open(path, os.O_RDONLY)
     except OSError:
@@ -176,7 +177,7 @@ def read_object_or_none(path: str | os.PathLike, schema: Schema = ANY) -> JsonRe
 
     Raises:
       OSError: the file is there and cannot be read, for example because of its mode.
-      CheckpointError: it is a folder, in whose place no file can be written.
+      CheckpointError: `path` is a folder, so that no file can be written there.
     """
     try:
         return read_object(path, schema)

@@ -1,12 +1,12 @@
-"""Where arrays lie: meshes of devices, and how a stage's weights and batches are spread over them.
+"""Meshes of devices, and the shardings of a stage's weights and batches.
 
-A mesh has the axes `AXES`. Students lie on "student", each on its own devices, which never talk to
-those of another student. A student's batch is spread over "data" and "model" together; its weights
-are whole on every device of "data" and, where "model" has several, cut over those and put together
-when they are used (fully sharded data parallelism).
+A mesh has the axes `AXES`. Students are sharded over "student"; devices of different students never
+communicate. A student's batch is sharded over "data" and "model" together. Its weights are
+replicated over "data" and sharded over "model", and gathered for use (fully sharded data
+parallelism).
 
-On CPU the devices are virtual, one a core (`use_cores_as_devices`): a core that walks through its
-own share of the batch waits less for the others than cores that share every small operation.
+On CPU the devices are virtual, one per core (`use_cores_as_devices`): cores with a share of the
+batch each synchronise less often than cores that share every small operation.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def make_mesh(sizes: Sequence[int], devices: Sequence[jax.Device] | None = None)
 
     Args:
       sizes: of the three axes.
-      devices: those to choose from; default all, those of other hosts among them.
+      devices: candidates; default all devices, also of other hosts.
     """
     devices = list(devices or jax.devices())
     count = int(np.prod(sizes))
@@ -63,7 +63,7 @@ def data_mesh(batch: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
     Args:
       batch: examples of one forward and backward pass.
-      devices: those to choose from; default all of this process.
+      devices: candidates; default all devices of this process.
 
     Returns:
       Mesh with axes `AXES` of sizes (1, n, 1), n the largest divisor of `batch` that is at most
@@ -97,7 +97,7 @@ def constrain(x: Tree, sharding: NamedSharding) -> Tree:
 
 
 def place(tree: Tree, shardings: PyTree) -> Tree:
-    """Puts arrays that every process holds in full onto devices, also those of other hosts.
+    """Shards arrays that every process holds in full, also over devices of other hosts.
 
     Args:
       tree: arrays.
@@ -128,7 +128,7 @@ def to_host(tree: PyTree) -> PyTree:
     far = [i for i, x in enumerate(leaves) if _is_elsewhere(x)]
     if far:
         everywhere = replicated(leaves[far[0]].sharding.mesh)
-        # Of a function that stays: jax compiles what it has seen before no second time.
+        # A module-level function, so that jax finds the compiled program in its cache.
         whole = jax.jit(_same, out_shardings=everywhere)([leaves[i] for i in far])
         for i, x in zip(far, whole):
             leaves[i] = x
@@ -150,10 +150,10 @@ class Layout:
     Attributes:
       mesh: devices with axes `AXES`.
       students: K, or 0 for weights without a student axis.
-      mapping: how those students are mapped that lie on the same devices, see
-        `ddistill.mapping.lift`; "loop" takes them in turn.
-      fsdp: whose weights are cut over the model axis: "students", "teacher" or "both".
-      smallest: arrays of fewer elements are never cut.
+      mapping: how students on the same devices are mapped, see `ddistill.mapping.lift`; "loop"
+        dispatches them one after the other.
+      fsdp: networks with weights sharded over the model axis: "students", "teacher" or "both".
+      smallest: arrays of fewer elements are never sharded.
     """
 
     mesh: Mesh
@@ -164,7 +164,7 @@ class Layout:
 
     @property
     def platform(self) -> str:
-        """What the devices are: "cpu", "gpu" or "tpu"."""
+        """The kind of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     @property
@@ -214,9 +214,9 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec("student"))
 
     def of_metrics(self) -> NamedSharding:
-        """Metrics `[count]`, or `[count, K]`: those of a student stay on its devices.
+        """Metrics `[count]`, or `[count, K]`, each student's on its own devices.
 
-        Bringing them together would make the students wait for one another at every step.
+        Gathering them would synchronise the students at every step.
         """
         spread = (None, "student") if self.students else ()
         return NamedSharding(self.mesh, PartitionSpec(*spread))
@@ -276,7 +276,7 @@ def plan_layout(mesh: MeshSettings, students: StudentsSettings, batch: int, path
             raise ConfigError(f"{path}.{axis}={size} must be {least}.")
     _check_size(path, sizes, devices)
     if count < 2 and sizes["student"] > 1:
-        # One network has nothing to share out by student: those devices take part of its batch.
+        # With one network, the devices of "student" are added to the data axis.
         sizes["data"] *= sizes["student"]
         sizes["student"] = 1
     if not sizes["student"]:

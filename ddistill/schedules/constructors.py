@@ -208,22 +208,22 @@ def karras(
 def edm_sampling(
     name: str, options: Options, known: Schedule, steps: int, key: str
 ) -> tuple[Schedule, Int[np.ndarray, " N_1"]]:
-    """The levels on which EDM samples in N steps (arXiv 2206.00364 eq. 5), whatever table there is.
+    """The levels on which EDM samples in N steps (arXiv 2206.00364 eq. 5), for any table.
 
-    A network that is told c_noise knows every sigma between the ends of its table. Rows of a long
-    table at even distances are other levels: they leave out sigma_min.
+    A network with c_noise as its time is defined at every sigma between the ends of its table.
+    Evenly spaced rows of a long table are other levels: they leave out sigma_min.
 
     Args:
       name, options: constructor and options of the run's schedule.
       known: the levels of the network, `[T+1]`.
       steps: N.
-      key: dotted name of the setting that asks for these levels, for messages.
+      key: dotted name of the setting with the value "edm", for messages.
 
     Returns:
       The levels, `[N+1]`, and the rows of `known` nearest to them.
 
     Raises:
-      ConfigError: the schedule is not "karras", the network is told something else than c_noise, or
+      ConfigError: the schedule is not "karras", the times of the network are not c_noise, or
         N is below 1.
     """
     if name != "karras":
@@ -233,12 +233,12 @@ def edm_sampling(
         )
     levels = karras(steps, **options)
     sigma = np.asarray(known.sigma[1:], np.float64)
-    told = np.allclose(known.time[1:], np.log(sigma) / 4.0, atol=1e-5)
+    noise_times = np.allclose(known.time[1:], np.log(sigma) / 4.0, atol=1e-5)
     ends = np.isclose(sigma[-1], levels.sigma[-1], rtol=1e-6)
-    if not told or not ends or sigma[0] > float(levels.sigma[1]) * (1 + 1e-6):
+    if not noise_times or not ends or sigma[0] > float(levels.sigma[1]) * (1 + 1e-6):
         raise ConfigError(
-            f"{key}='edm' asks the network at sigmas between the rows of its table, but it is not "
-            "told c_noise, or knows levels from sigma "
+            f"{key}='edm' samples at sigmas between the rows of the network's table, but its times "
+            "are not c_noise, or its levels go from sigma "
             f"{sigma[0]:.3g} to {sigma[-1]:.3g} alone: its stage has a grid of its own. Set "
             f"{key}='trailing'."
         )

@@ -37,7 +37,7 @@ def check_ends_in_noise(
     Args:
       schedule: `[T+1]`.
       build: options -> the schedule of as many steps, to try remedies.
-      name, options: what it was made by.
+      name, options: constructor and options of the schedule.
     """
     found, steps = last_log_snr(schedule), schedule.num_steps
     if found <= NOISE:

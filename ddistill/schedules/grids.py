@@ -67,7 +67,7 @@ def make_grid(
     """The grid that settings describe.
 
     Args:
-      schedule: whose levels are picked.
+      schedule: the table of levels.
       steps: N.
       spacing: one of `SPACINGS`.
       explicit: indices 0 = phi_0 < ... < phi_N, which override `steps` and `spacing`.
@@ -134,7 +134,7 @@ def subsequence(schedule: Schedule, grid: Sequence[int] | AnyArray) -> Schedule:
 
 
 def index_time(schedule: Schedule) -> Schedule:
-    """The same levels, with the network told its own index 0 .. N-1 (-1 at the clean end)."""
+    """The same levels, with indices 0 .. N-1 as times (-1 at the clean end)."""
     own = np.arange(schedule.num_steps + 1) - 1
     return schedule.replace(time=own.astype(schedule.time.dtype))  # type: ignore[attr-defined]
 

@@ -1,5 +1,7 @@
 """A noise level, and tables of them."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ class Level:
     Attributes:
       alpha: `[]` or `[B]`, what the clean image is multiplied by.
       sigma: `[]` or `[B]`, the standard deviation of the noise.
-      time: `[]` or `[B]`, what the network is told: a DDPM index, a log-SNR, EDM's c_noise.
+      time: `[]` or `[B]`, the network's time input: a DDPM index, a log-SNR, EDM's c_noise.
     """
 
     alpha: Float[Array, "*B"]
@@ -55,7 +57,9 @@ class Schedule:
 def gather(schedule: Schedule, index: int | AnyArray) -> list[Array]:
     """The three tables at an index; numpy stays numpy unless the index is jax's."""
     tables = (schedule.alpha, schedule.sigma, schedule.time)
-    return [(jnp.asarray(t) if isinstance(index, jax.Array) else t)[index] for t in tables]
+    if isinstance(index, jax.Array):
+        return [jnp.asarray(t)[index] for t in tables]
+    return [cast(Array, t[index]) for t in tables]
 
 
 def snr(level: Level | Schedule) -> Float[Array, "*B"]:
