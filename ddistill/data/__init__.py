@@ -74,8 +74,8 @@ def load(settings: Options, split: str) -> Dataset:
 
     Raises:
       ConfigError: an unknown key, or a value that cannot be.
-      DataError: the data are missing, broken or not as the settings say; the message says what to
-        do.
+      DataError: the data are missing, damaged or do not fit the settings; the message names a
+        remedy.
     """
     check_choice("split", split, SPLITS)
     source, own = _source(settings)
@@ -86,7 +86,7 @@ def count(settings: Options, split: str) -> int:
     """Number of images of a split, without decoding one; unreadable ones are counted too.
 
     Raises:
-      ConfigError, DataError: as `load`, for what is seen without opening images.
+      ConfigError, DataError: as `load`, for problems that need no image to be opened.
     """
     check_choice("split", split, SPLITS)
     source, own = _source(settings)
@@ -94,7 +94,7 @@ def count(settings: Options, split: str) -> int:
 
 
 def describe(settings: Options) -> str:
-    """One line on what of these data this machine has; trouble is told and not raised."""
+    """One line on the data of this machine; an error is part of the text and not raised."""
     try:
         source, own = _source(settings)
         return source.describe(own)

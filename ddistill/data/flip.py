@@ -8,7 +8,7 @@ _DDPM = "the recipe of DDPM, arXiv 2006.11239, mirrors it"
 _DDIM = "the recipe of DDIM, arXiv 2010.02502, mirrors it"
 _ADM = "the recipe of ADM, arXiv 2105.05233, mirrors it"
 # By the name of a TFDS set. Whatever is not listed is not mirrored: letters, charts, scans and
-# instruments mean something else in a mirror, and no name tells all of them.
+# instruments change their meaning when mirrored, and names do not identify all of them.
 RECIPES = {
     "cifar10": _DDPM,
     "celeb_a": _DDIM,

@@ -1,7 +1,6 @@
-"""The values that an image file stores: their depth, their range and the colour that is no colour.
+"""The values that an image file stores: depth, range and the transparent colour.
 
-Pillow reads values of 2, 4, 12 and 16 bits into other types without what else the file says of
-them.
+Pillow reads values of 2, 4, 12 and 16 bits into other types and drops their range.
 """
 
 import io
@@ -36,7 +35,7 @@ def has_sixteen_bit_colours(content: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return 16 in _tag(image, _BITS) and not image.mode.startswith("I")
-    except Exception:  # a broken image, of which `decode` says what is wrong
+    except Exception:  # a damaged image, which `decode` reports
         return False
 
 
@@ -155,7 +154,7 @@ def is_colour(
     Args:
       image: as Pillow has read it.
       stored: Pillow's name of the stored values, such as "L;2".
-      colour: of one or three values, of which those bits count that the file has.
+      colour: one or three values, compared in the bits that the file stores.
       wide: int32 [H, W, 3], the values of 16-bit RGB, of which `image` has the high bytes.
     """
     values = np.asarray(image)

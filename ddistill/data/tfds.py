@@ -145,8 +145,8 @@ def load_tfds(settings: TfdsSettings, split: str) -> Dataset:
         check=False,
     )
     shape = opened.images.shape[1:]
-    # Large sets are not decoded here, so that the encoded images and what is made of them stand for
-    # the pixels of all sets.
+    # Large sets are not decoded here: the encoded images and the decoding settings identify the
+    # pixels of all sets.
     pixels = f"{chosen.digest} {spec}, decoding {decoding(chosen.sixteen_bits)}"
     count = len(chosen.numbers)
     return Dataset(
@@ -195,7 +195,7 @@ class _Opened:
 
     Attributes:
       builder: TFDS's reader of its folder.
-      found: its folder and what is noted there.
+      found: its folder and metadata.
       keys: the features that are read.
       workers: threads that read.
     """

@@ -1,8 +1,7 @@
 """diffusers' scheduler configs and our schedules.
 
-Of a scheduler's config only the forward process is read: betas and what the network predicts. How
-it was sampled from (clipping, spacing, order) is a choice of the sampler. Keys that are neither
-(`scheduler_keys`) are refused.
+Only the forward process of a scheduler's config is read: betas and the prediction type. Options of
+sampling (clipping, spacing, order) are ignored, and other keys (`scheduler_keys`) raise an error.
 """
 
 from typing import TypeVar
@@ -32,7 +31,7 @@ _NAMED = {
     "sigmoid": "logistic_beta",
 }
 COSINE = "squaredcos_cap_v2"
-# Our schedules by the names that a DDIMScheduler knows.
+# Our schedules and their names in a DDIMScheduler.
 BETA_SCHEDULES = {
     "linear_beta": "linear",
     "scaled_linear_beta": "scaled_linear",
@@ -82,7 +81,7 @@ def _check_keys(config: JsonRecord, where: str) -> None:
 
 
 def _check_process(config: JsonRecord, where: str) -> None:
-    """Refuses options that make another process, or another network."""
+    """Raises `ConfigError` for options of another process or another network."""
     for key in ("rescale_betas_zero_snr", "use_flow_sigmas", "predict_epsilon"):
         if not isinstance(config.get(key, False), bool):
             raise ConfigError(f"{where}: {key}={config[key]!r} must be true or false.")

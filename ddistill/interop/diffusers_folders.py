@@ -31,9 +31,9 @@ class Found:
       config: content of config.json.
       scheduler_config: content of scheduler_config.json, with the class that model_index.json
         names where there is one: diffusers makes that class of it.
-      scheduler: what to call it in messages.
+      scheduler: its path in messages.
       weights: one file, or the shards in the order of their names.
-      files: all of the files that say what the model is, for a digest.
+      files: all files that define the model, for a digest.
       taken: the file or index of the weights from the model's folder on, and whether it is the
         average.
       averaged: whether the average was taken where the network may be there too.
@@ -149,7 +149,7 @@ def _average(average: Path) -> Path:
 
 
 def _refuse_without_network(folder: Path) -> None:
-    """Says what else a folder without config.json is, if that is known."""
+    """Raises `ConfigError` for known kinds of folders without config.json."""
     checkpoints = [c for c in folder.glob("checkpoint-*") if c.is_dir()]
     if checkpoints:
         names = ", ".join(sorted((c.name for c in checkpoints), key=lambda n: (len(n), n)))

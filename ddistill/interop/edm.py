@@ -1,7 +1,7 @@
 """EDM's teachers (arXiv 2206.00364): their pickles as networks of ours, with every weight placed.
 
-What is read: networks with EDM's preconditioning (`EDMPrecond`) around DDPM++, NCSN++ or ADM. Its
-F is our prediction "edm", and the time that it is told is c_noise = ln(sigma) / 4.
+Networks with EDM's preconditioning (`EDMPrecond`) around DDPM++, NCSN++ or ADM are supported. Its F
+is the prediction type "edm", and its time input is c_noise = ln(sigma) / 4.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ LICENCE = (
 )
 _SIGMA_DATA = 0.5
 
-# EDM's options: our name and the default of EDM's class. Those of `_ELSEWHERE` are none of a
-# network of ours: they say what is checked here, or how it was trained.
+# EDM's options: our name and the default of EDM's class. `_ELSEWHERE` lists the options that are no
+# fields of a network here: they are checked below, or belong to training.
 _COMMON: dict[str, tuple[str, object]] = {
     "channel_mult_emb": ("embedding_multiplier", 4),
     "dropout": ("dropout", 0.10),
@@ -67,7 +67,7 @@ def read_teacher(path: Path) -> Imported:
 
     Raises:
       ConfigError: the file is missing, damaged, names code, holds another kind of network or an
-        option that is not supported, or its tensors are not those of its network.
+        option that is not supported, or its tensors do not fit its options.
     """
     given, path = path, expand(path)
     if path.is_dir():
@@ -90,8 +90,8 @@ def read_teacher(path: Path) -> Imported:
         network=network,
         params=params,
         prediction="edm",
-        # The one schedule whose times are c_noise. How many levels, and from where to where, the
-        # file does not say: EDM draws them anew for every image in training.
+        # The only schedule with c_noise as times. The file gives neither the number of levels nor
+        # their range: in training EDM draws a level for every image.
         schedule={"name": "karras"},
         image_shape=image_shape,
         num_classes=network["num_classes"],
@@ -105,7 +105,7 @@ def describe(net: Record) -> tuple[Options, tuple[int, int, int]]:
     """The network inside of EDM's preconditioning as a config has it, and the shape of its images.
 
     Raises:
-      ConfigError: another preconditioning, network or option than those that are supported.
+      ConfigError: the preconditioning, the network or an option is not supported.
     """
     _check_preconditioning(net)
     model = net.child("model")
@@ -141,7 +141,7 @@ def _count(model: Record, key: str) -> int:
 
 
 def _check_preconditioning(net: Record) -> None:
-    """Refuses everything but EDM's own preconditioning for data of standard deviation 1/2."""
+    """Raises `ConfigError` unless the preconditioning is EDM's, with sigma_data 1/2."""
     if net.class_name != "EDMPrecond":
         what = _OTHER_PRECONDITIONING.get(net.class_name, "not one that is known here")
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""EDM's network pickles as plain records, without the code that they bring.
+"""EDM's network pickles as plain records, without running the code in them.
 
-The format (arXiv 2206.00364, NVlabs/edm): a pickle of a dictionary whose "ema" is the network. An
+The format (arXiv 2206.00364, NVlabs/edm): a pickle of a dictionary; "ema" is the network. An
 object of one of EDM's classes is a call of `torch_utils.persistence._reconstruct_persistent_obj`
 with its class's name, its state and the source text of the module that the class is from. EDM's own
 reader executes that text. Here it is skipped, and the object becomes a `Record`.
@@ -18,7 +18,7 @@ from ddistill.interop.torch_files import ZIP, open_file, parse_torch
 
 
 class Record:
-    """An object of a class that is not run here.
+    """An object of a class that does not exist here.
 
     Attributes:
       class_name: of its class.
@@ -42,7 +42,7 @@ class Record:
 
     @property
     def options(self) -> dict[str, object]:
-        """The arguments that it was constructed with, by name.
+        """The arguments of its constructor, by name.
 
         Raises:
           ConfigError: they were not kept, or some were given by position.

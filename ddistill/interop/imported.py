@@ -27,15 +27,15 @@ class Imported:
     Attributes:
       network: the value of `stages.NAME.network` in a config: the name of a network of ddistill,
         and its options.
-      params: its parameters as nested dictionaries of float32 numpy arrays; None where only what
-        a run has noted of it is known.
-      prediction: what it predicts, one of `ddistill.diffusion.KINDS`.
-      schedule: the fields of `ScheduleSettings` that the file settles; None where it says nothing.
+      params: its parameters as nested dictionaries of float32 numpy arrays; None for a network
+        that was read from the facts of a run.
+      prediction: its prediction type, one of `ddistill.diffusion.KINDS`.
+      schedule: the fields of `ScheduleSettings` that the file defines; None for none.
       image_shape: (height, width, channels) of the images that it was trained on.
       num_classes: 0 for an unconditional network.
       digest: SHA-256 of the file or files, in hexadecimal.
-      source: where it comes from, as the user wrote it, and which of several networks it is.
-      licence: that of the weights, as far as it is known.
+      source: the setting of the user, and which of several networks was read.
+      licence: of the weights; "" if unknown.
     """
 
     network: Options

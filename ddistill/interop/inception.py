@@ -1,9 +1,9 @@
 """The weights of FID's Inception network from the file that torch-fidelity and pytorch-fid read.
 
 Both projects publish the same bytes under two names: the values of TensorFlow's graph of 5 December
-2015 as a torch state dict. The number in the names is the beginning of the file's SHA-256. Nothing
-is fetched here: the file has to be there, and a file of another hash is refused unless asked for,
-because a distance measured with other weights is no FID.
+2015 as a torch state dict. The number in the names is the beginning of the file's SHA-256.
+Nothing is downloaded: the file has to exist. A file of another hash needs `other=True`, because a
+distance measured with other weights is no FID.
 """
 
 import os
@@ -101,11 +101,11 @@ def from_state_dict(state: Mapping[str, np.ndarray], where: str = "the state dic
     """torch's tensors as parameters of `Inception`, batch norms folded in.
 
     y = (conv(x) - mean) / sqrt(var + 1e-3) * weight + bias is a convolution with another kernel and
-    a bias; it is worked out in float64.
+    a bias, computed in float64.
 
     Args:
       state: arrays by torch's names, kernels `[out, in, height, width]`.
-      where: what to call it in messages.
+      where: the file in messages.
 
     Raises:
       CheckpointError: tensors that are missing, unknown, of another shape or not finite; all used

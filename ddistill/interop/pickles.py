@@ -55,7 +55,7 @@ STORAGES: dict[str, str] = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
-# What unpickling a damaged or forged file may raise.
+# Exceptions of unpickling a damaged or forged file.
 DAMAGE = (
     pickle.UnpicklingError,
     EOFError,
@@ -116,7 +116,7 @@ class PickledArray(np.ndarray):
 
     def __setstate__(self, state: object) -> None:  # type: ignore[override]
         """Takes numpy's (version, shape, dtype, Fortran order, bytes)."""
-        if self.size:  # a second time would free what views of it still read
+        if self.size:  # a second time would free memory that views still read
             raise ValueError("an array is given its contents twice")
         if not isinstance(state, tuple):
             raise ValueError(f"an array with the state {str(state)[:80]!r}")
@@ -205,7 +205,7 @@ def _first(data: T, *ignored: object) -> T:
 _NUMPY = ("numpy.core", "numpy._core")
 _BUILTINS = (set, frozenset, list, dict, tuple, complex, int, float, bool, str)
 
-# What any file of weights may name.
+# Names that any file of weights may use, and the objects that stand for them.
 PLAIN: dict[str, object] = {
     "collections.OrderedDict": Call(collections.OrderedDict),
     "collections.defaultdict": Call(_default_dict),
@@ -234,10 +234,10 @@ class StrictUnpickler(pickle.Unpickler):
 
     Args:
       file: where the pickle begins.
-      source: what errors call the file.
+      source: the file in errors.
       allowed: "module.name" to the object that stands for it.
-      storage: flat array from a type's name, a key, a number of elements and what else the file
-        says of it; None where the format has no storages.
+      storage: returns a flat array for a dtype, a key, a number of elements and further
+        arguments of the file; None where the format has no storages.
     """
 
     def __init__(

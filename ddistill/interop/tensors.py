@@ -43,7 +43,7 @@ _NESTED = ("state_dict", "model", "model_state_dict", "module", "ema", "params",
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, or of a torch file that holds a state dict, by name.
 
-    The format is told by the content: weights are often renamed.
+    The format is detected from the content, because weights are often renamed.
 
     Raises:
       ConfigError: the file is missing, damaged, or holds something else.
@@ -78,7 +78,7 @@ def _array(name: str, part: Mapping[str, Any], path: Path) -> np.ndarray:
 
 
 def _state_dict(found: object, path: Path) -> dict[str, np.ndarray]:
-    """What torch.save wrote, if it is nothing but tensors by name."""
+    """The object of a torch file, if it is a dictionary of tensors."""
     if not isinstance(found, Mapping):
         raise ConfigError(
             f"{path} holds a {type(found).__name__}, no state dict, that is tensors by name."

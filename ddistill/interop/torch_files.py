@@ -22,9 +22,9 @@ _LEGACY_PROTOCOL = 1001
 
 
 def read_torch(path: Path) -> object:
-    """What torch.save wrote to `path` (.pt, .pth, .bin), with arrays for tensors.
+    """The object that torch.save wrote to `path` (.pt, .pth, .bin), with arrays for tensors.
 
-    Nothing in the file is run. Tensors that share a storage are views of one array; do not write to
+    No code of the file is run. Tensors that share a storage are views of one array; do not write to
     them. bfloat16 is `ml_dtypes.bfloat16`; types of numbers and devices come as their names, and
     types of containers that torch or Python have subclassed as plain ones.
 
@@ -33,17 +33,17 @@ def read_torch(path: Path) -> object:
 
     Raises:
       ConfigError: the file is missing, damaged, not torch's, or names anything that is not a tensor
-        or a plain container; the message says what.
+        or a plain container; the message gives the name.
     """
     return parse_torch(read_bytes(Path(path)), str(path))
 
 
 def parse_torch(data: bytes, source: str) -> object:
-    """What a file of these contents holds; see `read_torch`.
+    """The object in the bytes of a file; see `read_torch`.
 
     Args:
       data: the bytes.
-      source: what errors call them.
+      source: the file in errors.
     """
     return _read_zip(data, source) if data.startswith(ZIP) else _read_legacy(data, source)
 
@@ -95,7 +95,7 @@ class _ZipReader:
         self._archive, self._source = archive, source
         self._members = {info.filename: info for info in archive.infolist()}
         self._check_kind()
-        # torch compresses nothing. A member that is larger than what the file can hold is a bomb.
+        # torch compresses nothing. Members larger than the file are a zip bomb.
         if any(m.compress_type != zipfile.ZIP_STORED for m in self._members.values()):
             raise ConfigError(f"{source} is a compressed zip archive, which torch does not write.")
         if sum(m.file_size for m in self._members.values()) > size:

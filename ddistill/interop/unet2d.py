@@ -21,7 +21,7 @@ _PLAIN = {
 }
 _ATTENDING = {"AttnDownBlock2D": "down", "AttnUpBlock2D": "up"}
 
-# What `UNet2DModel` takes where config.json is silent.
+# Defaults of `UNet2DModel` for keys that config.json lacks.
 DEFAULTS: Options = {
     "sample_size": None,
     "in_channels": 3,
@@ -53,7 +53,7 @@ DEFAULTS: Options = {
     "num_train_timesteps": None,
 }
 
-# What diffusers' training scripts note in the config.json of an averaged network (`unet_ema/`).
+# Keys that diffusers' training scripts add to the config.json of an average (`unet_ema/`).
 AVERAGE_NOTES = frozenset(
     (
         *("decay", "min_decay", "inv_gamma", "power"),
@@ -91,7 +91,7 @@ def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int
 
     Raises:
       ConfigError: another class of network, an unknown key, or an option that our U-Net does not
-        have; the message names it, its value and what is allowed.
+        have; the message gives its name, its value and the allowed values.
     """
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ConfigError(

@@ -16,12 +16,12 @@ from ddistill.typing import Params
 
 @dataclass(frozen=True)
 class Leaf:
-    """One of our parameters and what it is called in diffusers.
+    """One of our parameters and its names in diffusers.
 
     Attributes:
       path: in our tree.
       names: the tensors it is made of; several for the joint projection of an attention.
-      old: what these were called before diffusers 0.15.
+      old: their names before diffusers 0.15.
       kind: "same", "dense", "conv", "pointwise" (a 1 x 1 convolution there is a linear layer).
     """
 
@@ -118,7 +118,7 @@ def to_params(
     not have.
 
     Args:
-      net: what `read_options` describes.
+      net: the network of `read_options`.
       image_shape: (H, W, C).
       tensors: by diffusers' name.
       where: the file's name, for messages.
