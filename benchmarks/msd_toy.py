@@ -31,7 +31,7 @@ from flax import linen as nn
 from flax import struct
 from timing import machine, print_table
 
-from ddistill.denoiser import Denoiser
+from ddistill.denoiser import Denoiser, DenoiserLike
 from ddistill.diffusion import Prediction, expand, from_x0
 from ddistill.evaluation.figures.style import (
     LIGHT,
@@ -42,7 +42,7 @@ from ddistill.evaluation.figures.style import (
     png,
     styled,
 )
-from ddistill.objectives import LevelTables, make_level_tables, make_objective
+from ddistill.objectives import LevelTables, Objective, make_level_tables, make_objective
 from ddistill.objectives.inputs import Pairs
 from ddistill.partitions import ConditionPartition, condition_partition
 from ddistill.runtime.rng import stream_key
@@ -53,6 +53,7 @@ from ddistill.students import RoutedDenoiser, in_groups, stack, take
 from ddistill.training.compiled import Chunk
 from ddistill.training.state import count_parameters, create_state
 from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.typing import Options, Params
 
 CLASSES = 16
 SCHEDULE = karras(64, sigma_min=0.02, sigma_max=20.0)
@@ -62,7 +63,7 @@ AVERAGE = 0.997
 RATES = {"tsm": 2e-3, "student": 5e-3, "fake": 5e-3}
 # What the students learn from beside the teacher's scores: nothing, pairs (noise, what the
 # teacher's deterministic sampler makes of it) of their own classes, or of all classes.
-METHODS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, Options] = {
     "own_pairs": {"regression_weight": 20.0, "filter_pairs": True},
     "all_pairs": {"regression_weight": 20.0, "filter_pairs": False},
     "scores": {"regression_weight": 0.0},
@@ -110,7 +111,7 @@ class MixtureDenoiser:
       std: of every Gaussian.
     """
 
-    means: Any
+    means: np.ndarray | jax.Array
     std: Any
 
     def __call__(self, z, level: Level, cond=None, *, key=None) -> Prediction:
@@ -199,34 +200,45 @@ class Member:
         return make_level_tables(SCHEDULE, grid, classes=np.flatnonzero(own), num_classes=CLASSES)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is trained.
+
+    Attributes:
+      objective: its loss.
+      modules: networks by name.
+      rates: learning rates by name of the network.
+      grid: the students' levels.
+      teacher: the teacher, whose samples are the data.
+      pairs: noise and the teacher's images, for regression.
+    """
+
+    objective: Objective
+    modules: dict[str, nn.Module]
+    rates: dict[str, float]
+    grid: np.ndarray
+    teacher: MixtureDenoiser
+    pairs: Pairs | None = None
+
+
 def train(
-    objective: Any,
-    modules: dict[str, nn.Module],
-    rates: dict[str, float],
-    params: dict[str, Any],
-    members: Sequence[Member],
-    grid: np.ndarray,
-    teacher: MixtureDenoiser,
-    steps: int,
-    size: Size,
-    pairs: Pairs | None = None,
-) -> dict[int, Any]:
+    problem: Problem, params: dict[str, Params], members: Sequence[Member], steps: int, size: Size
+) -> dict[int, Params]:
     """Trains all members as one stack; their averaged weights `[len(members), ...]` by step."""
     layout = Layout(make_mesh((1, 1, 1)), students=len(members), mapping="vmap")
     settings = StepSettings(
-        objective=objective,
-        modules=modules,
+        objective=problem.objective,
+        modules=problem.modules,
         prediction=PREDICTION,
-        optimizers={name: optax.adam(rates[name]) for name in modules},
+        optimizers={name: optax.adam(problem.rates[name]) for name in problem.modules},
         conditional=True,
         layout=layout,
     )
     state = create_state(params, settings.optimizers, (AVERAGE,), layout, students=len(members))
-    tables = jax.tree.map(lambda *x: np.stack(x), *(m.tables(grid) for m in members))
-    images, labels = draw_data(teacher)
-    inputs, images, labels = place(
-        (StepInputs(teacher, tables, pairs=pairs), images, labels), layout.whole()
-    )
+    tables = jax.tree.map(lambda *x: np.stack(x), *(m.tables(problem.grid) for m in members))
+    images, labels = draw_data(problem.teacher)
+    inputs = StepInputs(problem.teacher, tables, pairs=problem.pairs)
+    inputs, images, labels = place((inputs, images, labels), layout.whole())
     keys = jnp.stack([stream_key(m.seed, f"train {m.k} of {m.count}") for m in members])
     generators = [np.random.default_rng((m.seed, m.count, m.k)) for m in members]
     chunk, kept = Chunk(make_step(settings), size.chunk, True, layout), {}
@@ -238,8 +250,8 @@ def train(
     return kept
 
 
-def match(teacher: MixtureDenoiser, module: nn.Module, seeds: Sequence[int], size: Size) -> Any:
-    """Networks that say of noisy points of all classes what the teacher says, one a seed."""
+def match(teacher: MixtureDenoiser, module: nn.Module, seeds: Sequence[int], size: Size) -> Params:
+    """Networks that predict as the teacher for noisy points of all classes, one per seed."""
     inputs = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
     init = jax.jit(module.init)
     fresh = stack([init(jax.random.key(seed), *inputs)["params"] for seed in seeds])
@@ -247,15 +259,14 @@ def match(teacher: MixtureDenoiser, module: nn.Module, seeds: Sequence[int], siz
         return fresh
     members = [Member(seed, 1, 0) for seed in seeds]
     every = make_grid(SCHEDULE, SCHEDULE.num_steps)
-    objective, modules = make_objective({"name": "tsm"}), {"student": module}
-    rates, fresh = {"student": RATES["tsm"]}, {"student": fresh}
-    kept = train(objective, modules, rates, fresh, members, every, teacher, size.warm, size)
-    return kept[size.warm]
+    objective = make_objective({"name": "tsm"})
+    problem = Problem(objective, {"student": module}, {"student": RATES["tsm"]}, every, teacher)
+    return train(problem, {"student": fresh}, members, size.warm, size)[size.warm]
 
 
 def distill(
     teacher: MixtureDenoiser, method: str, seeds: Sequence[int], size: Size
-) -> tuple[list[Member], dict[int, Any]]:
+) -> tuple[list[Member], dict[int, Params]]:
     """Students of all K and seeds, and their weights by step."""
     modules = {"student": STUDENT, "fake": FAKE}
     begin = {name: match(teacher, module, seeds, size) for name, module in modules.items()}
@@ -268,10 +279,8 @@ def distill(
     if objective.needs_pairs:
         noise, labels = noise_of(99, size.pairs), np.arange(size.pairs, dtype=np.int32) % CLASSES
         pairs = Pairs(noise, labels, teach(teacher, noise, labels))
-    kept = train(
-        objective, modules, RATES, params, members, ONE_STEP, teacher, size.steps, size, pairs
-    )
-    return members, kept
+    problem = Problem(objective, modules, RATES, ONE_STEP, teacher, pairs)
+    return members, train(problem, params, members, size.steps, size)
 
 
 # ------------------------------------------------------------------------------------ measuring
@@ -302,7 +311,7 @@ def sliced(ours: np.ndarray, theirs: np.ndarray, directions: int = 32) -> float:
 
 
 def measure(
-    teacher: MixtureDenoiser, members: Sequence[Member], kept: dict[int, Any], size: Size
+    teacher: MixtureDenoiser, members: Sequence[Member], kept: dict[int, Params], size: Size
 ) -> Outcome:
     """Compares students with the teacher, from the same noise and as distributions."""
     labels = np.arange(CLASSES * size.each, dtype=np.int32) % CLASSES
@@ -313,7 +322,7 @@ def measure(
         own = [(made[labels == c, 0, 0], fresh[labels == c, 0, 0]) for c in range(CLASSES)]
         return float(np.mean([sliced(*both) for both in own]))
 
-    def sample(denoiser: Any, rows: np.ndarray) -> Any:
+    def sample(denoiser: DenoiserLike, rows: np.ndarray) -> jax.Array:
         return ddim(denoiser, subsequence(SCHEDULE, ONE_STEP), noise[rows], cond=labels[rows])
 
     seeds = list(dict.fromkeys(m.seed for m in members))
@@ -333,7 +342,9 @@ def measure(
     return Outcome(scores, apart(wanted), samples, size.counts)
 
 
-def _network(params: Any, first: int, partition: ConditionPartition) -> Any:
+def _network(
+    params: Params, first: int, partition: ConditionPartition
+) -> Denoiser | RoutedDenoiser:
     """The students from number `first` of a stack on, as one denoiser."""
     if partition.count == 1:
         return Denoiser.from_module(STUDENT, take(params, first), PREDICTION)

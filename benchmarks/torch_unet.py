@@ -5,6 +5,7 @@ number of parameters, which the benchmark checks before it times anything.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -46,13 +47,25 @@ class Attention(nn.Module):
         return x + self.out(y.transpose(-1, -2).reshape(b, c, h, w))
 
 
+class Fields(NamedTuple):
+    """The fields of a U-Net, as of `ddistill.networks.unet.UNet`, and the size of its images."""
+
+    size: int
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    norm_groups: int
+
+
 class UNet(nn.Module):
     """A DDPM U-Net on `[B, C, H, W]`."""
 
-    def __init__(self, size, in_channels, channels, multipliers, blocks, attention, norm_groups):
+    def __init__(self, in_channels: int, fields: Fields):
         super().__init__()
+        size, channels, multipliers, blocks, attention, groups = fields
         self.channels = channels
-        embedding, groups = 4 * channels, norm_groups
+        embedding = 4 * channels
         self.time = nn.Sequential(
             nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )

@@ -125,12 +125,12 @@ def torch_variant(
 ) -> Variant:
     """The same step in eager torch, with the fused Adam and one fused EMA update."""
     import torch
-    from torch_unet import UNet
+    from torch_unet import Fields, UNet
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     fields = {k: v for k, v in spec.items() if k != "image"}
-    net = UNet(in_channels=spec["image"], **fields).to(device, memory_format=memory)
+    net = UNet(spec["image"], Fields(**fields)).to(device, memory_format=memory)
     if parameters != sum(p.numel() for p in net.parameters()):
         raise SystemExit("The torch U-Net and ours differ in size; the comparison means nothing.")
     x, t = (torch.from_numpy(np.array(v)) for v in inputs(spec, batch))

@@ -1,4 +1,4 @@
-"""What the commands beside `ddistill.main` share: wrong flags, and one line at every other end."""
+"""Shared by the commands beside `ddistill.main`: flag errors, and one-line endings."""
 
 import argparse
 import contextlib
@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def parse_all(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The arguments; an unknown flag is told with the nearest known one."""
+        """Parses the arguments; the error for an unknown flag names the nearest known one."""
         make_streams_safe()
         given, unknown = self.parse_known_args(argv)
         if unknown:
@@ -42,12 +42,14 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def one_line_ending(*more: type[Exception]) -> Iterator[None]:
-    """Ends the process with one line where the user has to mend something or has stopped it.
+    """Ends the process with one line on an expected error or an interruption.
 
     The exit status is 1 for expected errors: ddistill's own, files that cannot be read or written,
     values that a file holds, and what `more` names. It is 130 after Ctrl-C, and 141 where the
     reader of the output ends first. As a decorator it is for functions that return nothing.
     """
+    expected: tuple[type[Exception], ...]
+    expected = (ConfigError, DataError, CheckpointError, TrainingError, ValueError, *more)
     with answer_closed_output():
         try:
             with answer_while_working():
@@ -57,5 +59,5 @@ def one_line_ending(*more: type[Exception]) -> Iterator[None]:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             sys.exit(f"error: {one_line(f'{where}{error.strerror or error}')}")
-        except (ConfigError, DataError, CheckpointError, TrainingError, ValueError, *more) as error:
+        except expected as error:
             sys.exit(f"error: {one_line(error)}")

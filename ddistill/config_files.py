@@ -1,4 +1,4 @@
-"""Config files and the flags that change them: loading, and one line for what is wrong with them.
+"""Config files and the flags that override their settings: loading, and errors in one line.
 
 `--config=FILE[:VARIANT]` runs the function `get_config` of a Python file; flags such as
 `--config.seed=1` then change single settings.
@@ -10,12 +10,11 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -47,7 +46,7 @@ class ConfigFileParser(flags.ArgumentParser):
 
     given = ""
 
-    def parse(self, argument: str) -> Any:
+    def parse(self, argument: str) -> ConfigDict | None:
         """The locked config of FILE[:VARIANT]; None for an argument of None.
 
         Raises:
@@ -60,12 +59,12 @@ class ConfigFileParser(flags.ArgumentParser):
         return config.lock()
 
     def flag_type(self) -> str:
-        """What the help calls the value."""
+        """The name of the type in the help."""
         return "config file"
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """The flags that change the config, as KEY=VALUE, also those given as two words."""
+    """The flags that override settings, as KEY=VALUE, also if given as two words."""
     found = []
     for word, following in zip(arguments, [*arguments[1:], ""]):
         flag = word.lstrip("-")
@@ -76,7 +75,7 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def load_config(argument: str) -> ConfigDict:
-    """What the function `get_config` of a file returns.
+    """The result of the function `get_config` of a file.
 
     Args:
       argument: FILE, or FILE:VARIANT, where VARIANT is the function's argument.
@@ -136,7 +135,7 @@ def _load(path: str) -> ModuleType:
     return module
 
 
-def _check_variant(path: str, get_config: Any, given: tuple[str, ...]) -> None:
+def _check_variant(path: str, get_config: Callable[..., object], given: tuple[str, ...]) -> None:
     """Raises `ConfigFileError` unless the function takes the variant, or needs none."""
     try:
         signature = inspect.signature(get_config)
@@ -167,7 +166,7 @@ def _failure(path: str, error: BaseException) -> str:
     return f"The config file {path} fails: {reason}{where}"
 
 
-def check_override(config: Mapping[str, Any], text: str) -> None:
+def check_override(config: ConfigDict | Mapping[str, object], text: str) -> None:
     """Checks a flag that changes a config.
 
     Args:
@@ -182,7 +181,7 @@ def check_override(config: Mapping[str, Any], text: str) -> None:
         return
     negated = flag.startswith("no")
     names = flag.removeprefix("no").split(".")[1:]
-    group: Any = config
+    group: object = config
     for i, name in enumerate(names):
         path = ".".join(["config", *names[:i]])
         if not isinstance(group, ConfigDict | Mapping):
@@ -193,17 +192,19 @@ def check_override(config: Mapping[str, Any], text: str) -> None:
                 f"{nearest_setting(names[i:], _plain_groups(group))} "
                 f"Known in {path}: {', '.join(sorted(map(str, group)))}."
             )
-        # A placeholder without value knows its type.
+        # A placeholder without a value has a type.
         kind = group.get_type(name) if isinstance(group, ConfigDict) else type(group[name])
         group = group[name]
     _check_value(text, ".".join(["config", *names]), kind, value, bare=not equals or negated)
 
 
-def _plain_groups(group: Any) -> Any:
+def _plain_groups(group: ConfigDict | Mapping[str, object]) -> dict[str, object]:
     """Groups of settings as dictionaries; `ConfigDict` is no `Mapping`."""
-    if isinstance(group, ConfigDict | Mapping):
-        return {str(key): _plain_groups(group[key]) for key in group}
-    return group
+    values = {str(key): group[key] for key in group}
+    return {
+        key: _plain_groups(value) if isinstance(value, ConfigDict | Mapping) else value
+        for key, value in values.items()
+    }
 
 
 def _check_value(text: str, key: str, kind: type, value: str, bare: bool) -> None:
@@ -243,14 +244,14 @@ def _as_whole_number(kind: type, value: str) -> str:
 
 
 def _check_list(text: str, key: str, value: str) -> None:
-    """Raises `ConfigFileError` for a list whose items would be taken for one text."""
+    """Raises `ConfigFileError` for a list that would be parsed as one text."""
     if "," in value and isinstance(_literal(value), str):
         items = [item.strip(" '\"()[]") for item in value.split(",")]
         listed = "(" + ", ".join(f"'{item}'" for item in items if item) + ")"
         raise ConfigFileError(f'--{text}: write a list of texts as --{key}="{listed}".')
 
 
-def _literal(value: str) -> Any:
+def _literal(value: str) -> object:
     try:
         return ast.literal_eval(value)
     except (SyntaxError, ValueError):
@@ -258,7 +259,7 @@ def _literal(value: str) -> Any:
 
 
 def wrong_flag(error: flags.IllegalFlagValueError) -> str:
-    """One line for a flag whose value is of another type."""
+    """One line for a flag with a value of another type."""
     text = str(error)
     match = re.match(r"flag --(\w+)=(.*): ", text, re.DOTALL)
     kind = flags.FLAGS[match[1]].flag_type() if match and match[1] in flags.FLAGS else ""
@@ -268,12 +269,12 @@ def wrong_flag(error: flags.IllegalFlagValueError) -> str:
     return f"--{match[1]}={match[2]}: {match[2]!r} is not {names[kind]}."
 
 
-def unknown_flag(name: str, value: str, known: Sequence[str], config: Any) -> str:
+def unknown_flag(name: str, value: str, known: Sequence[str], config: object) -> str:
     """One line for a flag that does not exist.
 
     Args:
       name: the flag, without dashes.
-      value: what it was given, or "".
+      value: the value of the flag, or "".
       known: the flags that exist.
       config: the config that was loaded, or None.
     """
@@ -297,12 +298,12 @@ def unknown_flag(name: str, value: str, known: Sequence[str], config: Any) -> st
     )
 
 
-def _settings_called(name: str, config: Any) -> list[str]:
-    """Dotted names of the settings that end in `name`, those nearest to the top first."""
+def _settings_called(name: str, config: object) -> list[str]:
+    """Dotted names of the settings that end in `name`, outermost first."""
     wanted = _ALIASES.get(name, name).split(".")
     found: list[list[str]] = []
 
-    def walk(group: Any, path: list[str]) -> None:
+    def walk(group: object, path: list[str]) -> None:
         if len(path) > 1 and path[-len(wanted) :] == wanted:
             found.append(path)
         if isinstance(group, ConfigDict | Mapping):

@@ -1,31 +1,32 @@
 """A network as samplers and losses see it: `(z, level, cond) -> Prediction`.
 
-Scaling of the input, the time the network is told and the meaning of its output are settled here;
-teachers, students and fake scores are all `Denoiser`s, and nothing after them asks what a network
-predicts. Any other callable of that form is a denoiser too (`DenoiserLike`).
+A `Denoiser` scales the input, passes the network its time and converts the output. Teachers,
+students and fake scores are all `Denoiser`s, so that no code that calls them depends on the
+prediction type. Any other callable of that form is a denoiser too (`DenoiserLike`).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, PyTree
 
 from ddistill.diffusion import KINDS, Prediction, clip_x0, convert, expand, input_scale
 from ddistill.errors import check_choice
 from ddistill.schedules import Level
-from ddistill.typing import Features, Images, Labels, RandomKey
+from ddistill.typing import Features, Images, Labels, Params, PerExample, RandomKey
 
 
 class DenoiserLike(Protocol):
-    """What samplers take: any callable that predicts x0 and eps from noisy images."""
+    """The argument of samplers: any callable that predicts x0 and eps from noisy images."""
 
     def __call__(self, z: Images, level: Level, cond: Labels | None = None, /) -> Prediction:
-        """Returns the prediction at `z`, whose level is `[]` or `[B]`; class ids or None."""
+        """Returns the prediction at noisy images `z` of a level `[]` or `[B]` and class ids."""
         ...
 
 
@@ -40,14 +41,14 @@ class DenoiserWithFeatures(Protocol):
 
 
 class NetworkDenoiser(Protocol):
-    """What losses take: a `DenoiserLike` with dropout and hidden features.
+    """The argument of losses: a `DenoiserLike` with dropout and hidden features.
 
     `Denoiser`, `GuidedDenoiser` and `ddistill.students.RoutedDenoiser` are such.
     """
 
     @property
     def prediction(self) -> str:
-        """What the network predicts: "x0", "eps", "v" or "edm"."""
+        """The prediction type: "x0", "eps", "v" or "edm"."""
         ...
 
     def __call__(
@@ -61,6 +62,24 @@ class NetworkDenoiser(Protocol):
         ...
 
 
+D = TypeVar("D")
+N = TypeVar("N", bound=NetworkDenoiser)
+
+
+class Mode(TypedDict):
+    """Keyword arguments of an `apply_fn`.
+
+    Attributes:
+      train: whether dropout is on.
+      rngs: the key of "dropout" in train mode, else None.
+      taps: names of the hidden features to return.
+    """
+
+    train: bool
+    rngs: dict[str, RandomKey] | None
+    taps: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class ModuleApply:
     """`apply_fn` of a Linen module. Equal modules give equal functions, so jit compiles them once.
@@ -72,28 +91,27 @@ class ModuleApply:
     module: nn.Module
 
     def __call__(
-        self, params: Any, x: Array, time: Array, cond: Any, *, train: bool, rngs: Any, taps: Any
-    ) -> Any:
+        self, params: Params, x: Images, time: PerExample, cond: Labels | None, **mode: Unpack[Mode]
+    ) -> PyTree:
         """Returns the network's output, or (output, features) when taps are named."""
-        variables = {"params": params}
-        return self.module.apply(variables, x, time, cond, train=train, taps=taps, rngs=rngs)
+        return self.module.apply({"params": params}, x, time, cond, **mode)
 
 
 @struct.dataclass
 class Denoiser:
-    """A network, its parameters and what its output means. A pytree: only `params` is data.
+    """A network, its parameters and its prediction type. A pytree: only `params` is data.
 
     Attributes:
       params: the network's parameters.
       apply_fn: `(params, x, time, cond, *, train, rngs, taps) -> output`, or (output, {tap:
         features}) when taps are named. Hashable, since it is a static part of the pytree.
-      prediction: what the output is: "x0", "eps", "v" or "edm".
+      prediction: type of the output: "x0", "eps", "v" or "edm".
       sigma_data: standard deviation of the data, for "edm".
       clip: bound on |x0| of every prediction, eps derived anew; None for none.
     """
 
-    params: Any
-    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    params: Params
+    apply_fn: Callable[..., PyTree] = struct.field(pytree_node=False)
     prediction: str = struct.field(pytree_node=False, default="eps")
     sigma_data: float = struct.field(pytree_node=False, default=0.5)
     clip: float | None = struct.field(pytree_node=False, default=None)
@@ -102,7 +120,7 @@ class Denoiser:
     def from_module(
         cls,
         module: nn.Module,
-        params: Any,
+        params: Params,
         prediction: str = "eps",
         sigma_data: float = 0.5,
         clip: float | None = None,
@@ -116,12 +134,7 @@ class Denoiser:
         return cls(params, ModuleApply(module), prediction, sigma_data, clip)
 
     def __call__(
-        self,
-        z: Float[Array, "B H W C"],
-        level: Level,
-        cond: Int[Array, " B"] | None = None,
-        *,
-        key: Key[Array, ""] | None = None,
+        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
     ) -> Prediction:
         """Predicts x0 and eps from noisy images.
 
@@ -136,19 +149,32 @@ class Denoiser:
         """
         return self._predict(self.raw(z, level, cond, key), z, level)
 
-    def with_features(self, taps: Sequence[str]) -> Callable[..., tuple[Prediction, dict]]:
+    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
         """The same callable, returning (prediction, {tap: features}) for the named taps."""
 
-        def call(z, level, cond=None, *, key=None):
-            output, features = self.raw(z, level, cond, key, tuple(taps))
+        def call(
+            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        ) -> tuple[Prediction, Features]:
+            output, features = self._apply(z, level, cond, key, tuple(taps))
             return self._predict(output, z, level), features
 
         return call
 
     def raw(
-        self, z: Array, level: Level, cond: Any = None, key: Any = None, taps: tuple[str, ...] = ()
-    ) -> Any:
-        """The network's output in its own terms, at least float32; (output, features) with taps."""
+        self, z: Images, level: Level, cond: Labels | None = None, key: RandomKey | None = None
+    ) -> Images:
+        """The network's output as its `prediction` type says, at least float32."""
+        return self._apply(z, level, cond, key, ())[0]
+
+    def _apply(
+        self,
+        z: Images,
+        level: Level,
+        cond: Labels | None,
+        key: RandomKey | None,
+        taps: tuple[str, ...],
+    ) -> tuple[Images, Features]:
+        """The raw output and the features of the taps."""
         scale = input_scale(self.prediction, level, self.sigma_data)
         time = jnp.broadcast_to(level.time, z.shape[:1])
         result = self.apply_fn(
@@ -167,26 +193,28 @@ class Denoiser:
                 "equal: set the network's out_channels to the images' channels."
             )
         # Conversions divide by alpha or sigma: bfloat16 must end here.
-        output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-        return (output, features) if taps else output
+        return output.astype(jnp.promote_types(output.dtype, jnp.float32)), features
 
     def _predict(self, output: Array, z: Array, level: Level) -> Prediction:
         prediction = convert(self.prediction, output, z, level, self.sigma_data)
         return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)
 
 
-def in_float32(denoiser: Any) -> Any:
-    """A denoiser, or routed students, computing in float32, whatever they were trained in."""
+def in_float32(denoiser: D) -> D:
+    """A `Denoiser` or routed students, computing in float32 whatever dtype they were trained in."""
     if hasattr(denoiser, "students"):
-        return denoiser.replace(students=in_float32(denoiser.students))
-    apply = denoiser.apply_fn
+        return _replace(denoiser, students=in_float32(denoiser.students))
+    apply = denoiser.apply_fn  # type: ignore[attr-defined]
     if not isinstance(apply, ModuleApply) or not hasattr(apply.module, "dtype"):
         return denoiser
-    exact = ModuleApply(apply.module.clone(dtype="float32"))
-    return denoiser.replace(apply_fn=exact)  # type: ignore[attr-defined]
+    return _replace(denoiser, apply_fn=ModuleApply(apply.module.clone(dtype="float32")))
 
 
-def with_guidance(denoiser: Any, scale: float, null_class: int) -> Any:
+def _replace(denoiser: D, **changes: object) -> D:
+    return dataclasses.replace(denoiser, **changes)  # type: ignore[type-var]
+
+
+def with_guidance(denoiser: N, scale: float, null_class: int) -> "N | GuidedDenoiser":
     """The denoiser itself where the scale is 1, else a `GuidedDenoiser`."""
     return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, scale, null_class)
 
@@ -195,58 +223,59 @@ def with_guidance(denoiser: Any, scale: float, null_class: int) -> Any:
 class GuidedDenoiser:
     """A conditional denoiser with classifier-free guidance (arXiv 2207.12598 eq. 6).
 
-    x0 = x0(null) + scale (x0(class) - x0(null)), and eps likewise: two network evaluations a call,
-    made as one of twice the batch.
+    x0 = x0(null) + scale (x0(class) - x0(null)), and eps likewise. One call evaluates the network
+    once on twice the batch.
 
     Attributes:
-      denoiser: the conditional one.
-      scale: 1 is no guidance, 0 no condition; above 1 the class is followed more than it should be.
-      null_class: what it is given for "no class".
+      denoiser: the conditional denoiser.
+      scale: 1 is no guidance, 0 no condition; above 1 extrapolates away from the null class.
+      null_class: class id that stands for "no class".
     """
 
-    denoiser: Any
+    denoiser: NetworkDenoiser
     scale: float = struct.field(pytree_node=False)
     null_class: int = struct.field(pytree_node=False)
 
     @property
     def prediction(self) -> str:
-        """What the network predicts."""
+        """The prediction type."""
         return self.denoiser.prediction
 
     def __call__(
-        self,
-        z: Float[Array, "B H W C"],
-        level: Level,
-        cond: Int[Array, " B"] | None = None,
-        *,
-        key: Key[Array, ""] | None = None,
+        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
     ) -> Prediction:
         """Predicts x0 and eps; arguments as of `Denoiser`, but `cond` is needed.
 
         Raises:
-          ValueError: there is no class to be guided to.
+          ValueError: `cond` is None.
         """
-        return self._ask(self.denoiser, z, level, cond, key)
+        return self._guided(self.denoiser(*self._doubled(z, level, cond), key=key))
 
-    def with_features(self, taps: Sequence[str]) -> Callable[..., tuple[Prediction, dict]]:
-        """The same, returning (prediction, {tap: features}); features are those under the class."""
-        ask = self.denoiser.with_features(taps)
+    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
+        """The same, returning (prediction, {tap: features}) with the class-conditional features."""
+        denoiser = self.denoiser.with_features(taps)
 
-        def call(z, level, cond=None, *, key=None):
-            return self._ask(ask, z, level, cond, key)
+        def call(
+            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        ) -> tuple[Prediction, Features]:
+            both, features = denoiser(*self._doubled(z, level, cond), key=key)
+            return self._guided(both), {tap: x[: z.shape[0]] for tap, x in features.items()}
 
         return call
 
-    def _ask(self, ask: Callable, z: Array, level: Level, cond: Any, key: Any) -> Any:
+    def _doubled(
+        self, z: Images, level: Level, cond: Labels | None
+    ) -> tuple[Images, Level, Labels]:
+        """The batch twice, with its classes and then with the null class."""
         if cond is None:
             raise ValueError(f"Guidance of scale {self.scale} needs classes; cond is None.")
         count = z.shape[0]
         cond = jnp.broadcast_to(cond, (count,))
         null = jnp.full_like(cond, self.null_class)
         levels = jax.tree.map(lambda x: jnp.tile(jnp.broadcast_to(x, (count,)), 2), level)
-        both = ask(jnp.concatenate([z, z]), levels, jnp.concatenate([cond, null]), key=key)
-        found, features = both if isinstance(both, tuple) else (both, None)
-        guided = jax.tree.map(lambda x: x[count:] + self.scale * (x[:count] - x[count:]), found)
-        if features is None:
-            return guided
-        return guided, {tap: x[:count] for tap, x in features.items()}
+        return jnp.concatenate([z, z]), levels, jnp.concatenate([cond, null])
+
+    def _guided(self, both: Prediction) -> Prediction:
+        """The guided prediction from those with the classes and with the null class."""
+        count = both.x0.shape[0] // 2
+        return jax.tree.map(lambda x: x[count:] + self.scale * (x[:count] - x[count:]), both)

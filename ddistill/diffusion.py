@@ -7,8 +7,6 @@ assumes alpha^2 + sigma^2 = 1, so that the same code serves DDPM's levels and ED
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +33,7 @@ class Prediction:
     eps: Float[Array, "B ..."]
 
 
-def expand(coefficient: Any, like: Any) -> Any:
+def expand(coefficient: Array, like: Array) -> Array:
     """Gives `[]` or `[B]` coefficients the trailing axes that broadcast over `like`, `[B, ...]`."""
     missing = np.ndim(like) - np.ndim(coefficient)
     if np.ndim(coefficient) == 0 or missing <= 0:
@@ -43,7 +41,7 @@ def expand(coefficient: Any, like: Any) -> Any:
     return coefficient.reshape(coefficient.shape + (1,) * missing)
 
 
-def _scales(level: Level, like: Any) -> tuple[Any, Any]:
+def _scales(level: Level, like: Array) -> tuple[Array, Array]:
     return expand(level.alpha, like), expand(level.sigma, like)
 
 
@@ -69,7 +67,7 @@ def from_eps(eps: Array, z: Array, level: Level) -> Prediction:
 def convert(
     kind: str, output: Array, z: Array, level: Level, sigma_data: float = 0.5
 ) -> Prediction:
-    """What a network's output says about x0 and eps; the only place that knows prediction types.
+    """Converts a network's output to x0 and eps; the only code that depends on prediction types.
 
     Args:
       kind: "x0", "eps", "v" (arXiv 2202.00512 appendix D) or "edm", EDM's preconditioned F
@@ -123,7 +121,7 @@ def output_of(
 
 
 def input_scale(kind: str, level: Level, sigma_data: float = 0.5) -> Float[Array, "*B"]:
-    """What z is multiplied by before the network sees it: EDM's c_in, 1 for the other kinds."""
+    """Factor of z at the network's input: EDM's c_in, 1 for the other prediction types."""
     check_choice("prediction", kind, KINDS)
     if kind != "edm":
         return jnp.ones_like(level.alpha)
@@ -230,28 +228,6 @@ def _log_step(level: Level, next_level: Level) -> Float[Array, "*B"]:
     q, lost = snr_step(level, next_level)
     near = lost < 0.5
     return -jnp.where(near, jnp.log1p(-jnp.where(near, lost, 0.0)), jnp.log(q))
-
-
-def rollout(
-    denoiser: Any, z: Array, levels: Sequence[Level], cond: Array | None = None
-) -> tuple[list[Array], list[Array]]:
-    """Walks k deterministic DDIM steps.
-
-    Args:
-      denoiser: `(z, level, cond) -> Prediction`.
-      z: `[B, H, W, C]` at `levels[0]`.
-      levels: k + 1 levels, from noisy to less noisy.
-      cond: what the denoiser is conditioned on.
-
-    Returns:
-      The k + 1 states, `z` first, and the k x0-predictions made on the way.
-    """
-    zs, x0s = [z], []
-    for here, there in pairwise(levels):
-        prediction = denoiser(zs[-1], here, cond)
-        x0s.append(prediction.x0)
-        zs.append(ddim_step(prediction, zs[-1], here, there))
-    return zs, x0s
 
 
 def one_step_target(x0s: Sequence[Array], levels: Sequence[Level]) -> Float[Array, "B ..."]:

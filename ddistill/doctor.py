@@ -1,4 +1,4 @@
-"""`python -m ddistill.doctor [--config=FILE]`: what this machine has, for users and bug reports.
+"""`python -m ddistill.doctor [--config=FILE]`: a report on this machine, for users and bug reports.
 
 It is the same as `python -m ddistill.main --doctor`.
 """

@@ -1,4 +1,4 @@
-"""Errors that say what was given, what is allowed and what to do."""
+"""Errors; messages give the key, the value, the allowed values and a remedy."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,11 +29,11 @@ def nearest(name: object, allowed: Iterable[object]) -> str:
 def nearest_setting(names: Sequence[str], group: Mapping[str, object]) -> str:
     """As `nearest`, for a setting that a group does not have.
 
-    Settings of the same name further down go first; those of a very similar name go before those of
-    the group itself that are hardly alike.
+    Settings of the same name in nested groups come first; then those of a very similar name, before
+    less similar settings of the group itself.
 
     Args:
-      names: the name that is not there, and those that were given below it.
+      names: the unknown name, and the names given below it.
       group: nested settings.
 
     Returns:
@@ -53,7 +53,7 @@ def nearest_setting(names: Sequence[str], group: Mapping[str, object]) -> str:
 
 
 def _names_below(group: Mapping[str, object], path: str = "") -> list[str]:
-    """The dotted names of all settings of a group, those nearest to the top first."""
+    """The dotted names of all settings of a group, outermost first."""
     names = {f"{path}{key}": value for key, value in group.items()}
     below = [_names_below(v, f"{n}.") for n, v in names.items() if isinstance(v, Mapping)]
     found = [*names, *(name for inner in below for name in inner)]

@@ -1,6 +1,6 @@
 """Trains, distils, samples, scores and reports: `python -m ddistill.main --config=FILE[:VARIANT]`.
 
-The same command again goes on where the run stopped, and finds what is complete.
+The same command again resumes the run and skips complete stages.
 """
 
 import errno
@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -85,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     except (ConfigError, DataError, CheckpointError) as error:
         _fail(str(error), USAGE_ERROR)
     except BrokenPipeError as error:
-        # Before or after all training, which says what it does in another way.
+        # Before or after training, which reports through the console.
         if not is_output_closed():
             _fail(f"{error}; another program or host has closed its end.", RUN_ERROR)
         silence_output()
@@ -180,7 +179,7 @@ def _quiet_libraries() -> None:
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
-    def unraisable(hook: Any) -> None:
+    def unraisable(hook: "sys.UnraisableHookArgs") -> None:
         if "Event loop is closed" not in str(hook.exc_value):
             sys.__unraisablehook__(hook)
 

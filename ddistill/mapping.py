@@ -1,21 +1,28 @@
 """How a function of one student becomes a function of K: the student axis on the machine.
 
-All mappings compute the same; they differ in what is compiled and in how fast it is. XLA turns a
-vmapped convolution into a grouped one, whose backward passes are slow on CPU and GPU; measurements
-are in docs/benchmarks.md.
+All mappings compute the same results, with different programs and speeds. XLA turns a vmapped
+convolution into a grouped one, with slow backward passes on CPU and GPU; docs/benchmarks.md has the
+measurements.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 
 from ddistill.errors import check_choice
 from ddistill.students import take
+from ddistill.typing import Index, Tree
+
+# As `jax.vmap`'s: a prefix of a tree, with 0 where leaves are stacked `[K, ...]`, None where all
+# students share them.
+Axes: TypeAlias = PyTree
+PartFn: TypeAlias = Callable[[PyTree], PyTree]
 
 MAPPINGS = ("auto", "vmap", "unroll", "map", "loop", "shard")
 
@@ -39,8 +46,8 @@ def lift(
     fn: Callable,
     count: int,
     mapping: str = "auto",
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    in_axes: Axes = 0,
+    out_axes: Axes = 0,
     mesh: Mesh | None = None,
 ) -> Callable:
     """`fn` of one student as a function of `count` students.
@@ -54,7 +61,7 @@ def lift(
         device by "auto".
       in_axes: as `jax.vmap`'s, 0 or None, or a tuple with a prefix of each argument's tree: 0 where
         leaves are stacked `[K, ...]`, None where all students share them.
-      out_axes: a prefix of the result's tree, with None for what is equal for all students.
+      out_axes: a prefix of the result's tree, with None for results that all students share.
       mesh: for "shard", one with an axis "student" that divides K; default as many of this
         process's devices as do.
 
@@ -73,24 +80,24 @@ def lift(
     return partial(_each, jax.jit(fn) if mapping == "loop" else fn, count, in_axes, out_axes)
 
 
-def shard(local: Callable, mesh: Mesh, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
+def shard(local: Callable, mesh: Mesh, in_axes: Axes = 0, out_axes: Axes = 0) -> Callable:
     """A function of the students of one device, run on each device of the axis "student".
 
-    Nothing is exchanged between those devices. The mesh's other axes are left to the compiler.
+    These devices do not communicate. The mesh's other axes are left to the compiler.
 
     Args:
       local: takes and returns stacks of K / (size of the axis) students.
       mesh, in_axes, out_axes: as in `lift`; what `out_axes` calls shared has to be equal on all.
     """
 
-    def specs(axes: Any) -> Any:
+    def specs(axes: Axes) -> PyTree:
         return jax.tree.map(
             lambda axis: PartitionSpec() if axis is None else PartitionSpec("student"),
             axes,
             is_leaf=lambda x: x is None,
         )
 
-    def call(*args: Any) -> Any:
+    def call(*args: PyTree) -> PyTree:
         mapped = jax.shard_map(
             local,
             mesh=mesh,
@@ -110,7 +117,7 @@ def _student_mesh(count: int) -> Mesh:
     return Mesh(np.array(devices[:size]), ("student",))
 
 
-def _prefixed(axes: Any, tree: Any, stacked: Callable, shared: Callable) -> Any:
+def _prefixed(axes: Axes, tree: PyTree, stacked: PartFn, shared: PartFn) -> PyTree:
     """`stacked` or `shared` applied to the parts of `tree` that the prefix `axes` names."""
     return jax.tree.map(
         lambda axis, part: shared(part) if axis is None else stacked(part),
@@ -120,16 +127,16 @@ def _prefixed(axes: Any, tree: Any, stacked: Callable, shared: Callable) -> Any:
     )
 
 
-def pick(args: Any, axes: Any, k: Any) -> Any:
+def pick(args: Tree, axes: Axes, k: int | Index) -> Tree:
     """Student k's part of `args`; `axes` is a prefix of their tree, 0 or None."""
     return _prefixed(axes, args, lambda part: take(part, k), lambda part: part)
 
 
-def _axes(in_axes: Any, args: tuple[Any, ...]) -> Any:
+def _axes(in_axes: Axes, args: tuple[PyTree, ...]) -> Axes:
     return in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
 
 
-def _each(fn: Callable, count: int, in_axes: Any, out_axes: Any, *args: Any) -> Any:
+def _each(fn: Callable, count: int, in_axes: Axes, out_axes: Axes, *args: PyTree) -> PyTree:
     results = [fn(*pick(args, _axes(in_axes, args), k)) for k in range(count)]
     return jax.tree.map(
         lambda axis, *parts: (
@@ -141,7 +148,7 @@ def _each(fn: Callable, count: int, in_axes: Any, out_axes: Any, *args: Any) -> 
     )
 
 
-def _map(fn: Callable, count: int, in_axes: Any, out_axes: Any, *args: Any) -> Any:
+def _map(fn: Callable, count: int, in_axes: Axes, out_axes: Axes, *args: PyTree) -> PyTree:
     axes = _axes(in_axes, args)
     results = jax.lax.map(lambda k: fn(*pick(args, axes, k)), jnp.arange(count))
     return _prefixed(out_axes, results, lambda part: part, lambda part: take(part, 0))

@@ -1,7 +1,6 @@
 """Optimisers and learning-rate schedules from settings; all of them are optax's."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 RATE_SCHEDULES = ("constant", "linear", "cosine", "step")
 _WITH_WEIGHT_DECAY = ("adamw", "sgd")
 _ZERO_WORKS = ("b1", "b2", "momentum", "final_scale", "clip", "weight_decay")
-# From where to below what, and the same in words.
+# (low, high, text of the allowed range); `high` is excluded, `low` unless in `_ZERO_WORKS`.
 _RANGES = {
     "learning_rate": (0.0, np.inf, "above 0 and finite"),
     "eps": (0.0, np.inf, "above 0 and finite"),
@@ -97,7 +96,7 @@ def check_optimizer(o: OptimizerSettings, steps: int, path: str = "optimizer") -
 
 
 def _check_ranges(o: OptimizerSettings, path: str) -> None:
-    """Refuses numbers that no update can be made with, infinite ones and NaN among them."""
+    """Raises `ConfigError` for a number outside its range, and for infinities and NaN."""
     for key, (low, high, allowed) in _RANGES.items():
         value = getattr(o, key)
         inside = low <= value < high if key in _ZERO_WORKS else low < value < high
@@ -108,19 +107,19 @@ def _check_ranges(o: OptimizerSettings, path: str) -> None:
 def learning_rates(o: OptimizerSettings, steps: int) -> np.ndarray:
     """The learning rate of every step, `[steps]`.
 
-    Steps are given their rate instead of counting it out, so that stages of other lengths and rates
-    run the same compiled program.
+    The rate is an argument of the compiled step, so that stages of other lengths and other rates
+    run the same program.
     """
     rates = jax.vmap(learning_rate(o, steps))(jnp.arange(steps))
     return np.broadcast_to(np.asarray(rates, np.float32), (steps,))
 
 
-def update_rule(o: OptimizerSettings) -> tuple[Any, ...]:
-    """What `make_optimizer` depends on, as a value that can be compared."""
+def update_rule(o: OptimizerSettings) -> tuple[str | float, ...]:
+    """The settings that `make_optimizer` reads; optimisers with equal ones are interchangeable."""
     return (o.name, o.clip, o.weight_decay, o.b1, o.b2, o.eps, o.momentum)
 
 
-# By optimiser and by learning-rate schedule, the settings that it reads.
+# The settings that each optimiser and each learning-rate schedule reads.
 _READ_BY_RULE: dict[str, tuple[str, ...]] = {
     "adam": ("b1", "b2", "eps"),
     "adamw": ("b1", "b2", "eps", "weight_decay"),
@@ -135,8 +134,8 @@ _READ_BY_SCHEDULE: dict[str, tuple[str, ...]] = {
 }
 
 
-def settings_used(o: OptimizerSettings) -> dict[str, Any]:
-    """The settings that a training depends on, without those that its optimiser does not read."""
+def settings_used(o: OptimizerSettings) -> dict[str, object]:
+    """The settings that the optimiser and its learning-rate schedule read, by name."""
     always = ("name", "learning_rate", "schedule", "warmup", "clip")
     read = (*always, *_READ_BY_RULE[o.name], *_READ_BY_SCHEDULE[o.schedule])
     return {name: getattr(o, name) for name in read}
@@ -145,7 +144,7 @@ def settings_used(o: OptimizerSettings) -> dict[str, Any]:
 def make_optimizer(o: OptimizerSettings) -> optax.GradientTransformation:
     """Builds the optimiser, at a learning rate of 1; clipping comes first.
 
-    Every optimiser here is linear in its rate, which the step multiplies in afterwards.
+    The updates of every optimiser here are linear in the rate; the train step multiplies by it.
     """
     core = OPTIMIZERS[o.name](o)
     return optax.chain(optax.clip_by_global_norm(o.clip), core) if o.clip else core

@@ -1,11 +1,10 @@
-"""Who of K students answers for what: ranges of noise levels, groups of classes, and both.
+"""Partitions of the task among K students: by ranges of noise levels, groups of classes, or both.
 
-Training (what a student is shown), sampling (whom a step asks) and evaluation all go by the `owner`
-of a partition, so that they cannot disagree.
+Training (the examples of a student), sampling (the student of a step) and evaluation all use the
+`owner` of a partition, so that they cannot disagree.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,9 @@ CLASS_GROUPINGS = ("consecutive", "random", "clustered")
 
 
 class Partition:
-    """Which of K students answers for which part of the task.
+    """Assigns every noise level and class to one of K students.
 
-    Subclasses are pytrees whose boundaries are arrays: other boundaries are not another program.
+    Subclasses are pytrees with their boundaries as arrays: changing boundaries does not recompile.
     """
 
     @property
@@ -32,23 +31,23 @@ class Partition:
         raise TypeError(f"{type(self).__name__} does not define its count.")
 
     def owner(self, level: Level, cond: Int[Array, " B"] | None = None) -> Int[Array, "*B"]:
-        """The student that answers at a noise level for a condition, in 0 .. K-1.
+        """The student that owns a noise level and a class, in 0 .. K-1.
 
-        The result is a scalar where everything that it depends on is one.
+        The result is a scalar where the arguments that it depends on are scalars.
         """
         raise TypeError(f"{type(self).__name__} does not define its owner.")
 
     def owned_levels(self, schedule: Schedule) -> Bool[np.ndarray, "K N"]:
-        """Which of levels 1 .. N of a schedule each student answers for, under any condition."""
+        """Which of levels 1 .. N of a schedule each student owns for some class."""
         return np.ones((self.count, schedule.num_steps), bool)
 
     def owned_classes(self, num_classes: int) -> Bool[np.ndarray, "K C"]:
-        """Which classes each student answers for, at any level."""
+        """Which classes each student owns at some level."""
         return np.ones((self.count, num_classes), bool)
 
     @property
     def groups(self) -> int:
-        """Into how many groups classes are shared out; 1 where they do not matter."""
+        """Number of groups of classes; 1 where owners do not depend on the class."""
         return 1
 
     def group(self, cond: Int[np.ndarray, "*B"]) -> Int[np.ndarray, "*B"]:
@@ -56,7 +55,7 @@ class Partition:
         return np.zeros(np.shape(cond), np.int32)
 
     def within(self, g: int) -> tuple[Int[np.ndarray, " k"], "Partition | None"]:
-        """The students of a group, and who of them answers for what; None where it is one."""
+        """The students of a group, and the partition among them; None for a single student."""
         del g
         return np.arange(self.count), self
 
@@ -73,7 +72,7 @@ def angle(level: Level | Schedule) -> Float[Array, "*B"]:
 
 @struct.dataclass
 class TimestepPartition(Partition):
-    """Contiguous ranges of noise levels; student 0 answers for the cleanest (arXiv 2410.04191).
+    """Contiguous ranges of noise levels; student 0 owns the cleanest (arXiv 2410.04191).
 
     Make it with `timestep_partition`.
 
@@ -89,8 +88,8 @@ class TimestepPartition(Partition):
         """K."""
         return self.edges.shape[0] + 1
 
-    def owner(self, level: Level, cond: Any = None) -> Int[Array, "*B"]:
-        """The student whose range holds the level; `cond` does not matter."""
+    def owner(self, level: Level, cond: Int[Array, "*B"] | None = None) -> Int[Array, "*B"]:
+        """The student that owns the level; `cond` is ignored."""
         del cond
         noisiness = angle(level)
         if isinstance(noisiness, jax.Array):
@@ -98,7 +97,7 @@ class TimestepPartition(Partition):
         return np.searchsorted(np.asarray(self.edges), noisiness).astype(np.int32)
 
     def owned_levels(self, schedule: Schedule) -> Bool[np.ndarray, "K N"]:
-        """Which of levels 1 .. N each student answers for."""
+        """Which of levels 1 .. N each student owns."""
         table = jax.tree.map(lambda x: np.asarray(x)[1:], schedule)
         owners = np.asarray(self.owner(Level(table.alpha, table.sigma, table.time)))
         return owners[None] == np.arange(self.count)[:, None]
@@ -106,7 +105,7 @@ class TimestepPartition(Partition):
 
 @struct.dataclass
 class ConditionPartition(Partition):
-    """Classes shared out among students (arXiv 2410.23274). Make it with `condition_partition`.
+    """Classes partitioned among students (arXiv 2410.23274). Make it with `condition_partition`.
 
     Attributes:
       owners: `[C]`, the student of each class.
@@ -129,11 +128,11 @@ class ConditionPartition(Partition):
         """
         del level
         if cond is None:
-            raise ValueError("Students are shared out by class, but no class (cond) was given.")
+            raise ValueError("Students are partitioned by class, but no class (cond) was given.")
         return jnp.asarray(self.owners)[cond]
 
     def owned_classes(self, num_classes: int) -> Bool[np.ndarray, "K C"]:
-        """Which classes each student answers for."""
+        """Which classes each student owns."""
         return np.asarray(self.owners)[None, :num_classes] == np.arange(self.count)[:, None]
 
     @property
@@ -152,7 +151,7 @@ class ConditionPartition(Partition):
 
 @struct.dataclass
 class ProductPartition(Partition):
-    """Ranges of levels, each shared out by class: student `k * conditions.count + c`.
+    """Ranges of levels, each partitioned by class: student `k * conditions.count + c`.
 
     Attributes:
       times: the ranges.
@@ -213,7 +212,7 @@ def timestep_partition(
     levels = schedule.num_steps
     if not 1 <= count <= levels:
         raise ConfigError(
-            f"students.count={count}, but there are {levels} noise levels to share out; "
+            f"students.count={count}, but there are {levels} noise levels to partition; "
             f"allowed: 1 to {levels}."
         )
     if len(boundaries):
@@ -251,8 +250,8 @@ def _edges(schedule: Schedule, firsts: np.ndarray, count: int) -> np.ndarray:
     if np.any(same):
         at = int(firsts[np.argmax(same)])
         raise ConfigError(
-            f"students: levels {at - 1} and {at} have the same noise, so nobody can tell whose "
-            "they are. Set students.boundaries to other levels."
+            f"students: levels {at - 1} and {at} have the same noise, so that no boundary can "
+            "separate them. Set students.boundaries to other levels."
         )
     return edges
 
@@ -265,7 +264,7 @@ def condition_partition(
     seed: int = 0,
     embeddings: Float[np.ndarray, "C D"] | None = None,
 ) -> ConditionPartition:
-    """Classes shared out among K students.
+    """Partitions classes among K students.
 
     Group sizes differ by at most one, unless the groups are listed. The null class, `num_classes`,
     belongs to the last student.
@@ -286,7 +285,7 @@ def condition_partition(
     check_choice("students.grouping", grouping, CLASS_GROUPINGS)
     if not 1 <= count <= num_classes:
         raise ConfigError(
-            f"students.count={count}, but there are {num_classes} classes to share out; allowed: "
+            f"students.count={count}, but there are {num_classes} classes to partition; allowed: "
             f"1 to {num_classes}."
         )
     if len(groups):
@@ -323,7 +322,7 @@ def _listed(num_classes: int, count: int, groups: Sequence[Sequence[int]]) -> np
     left = np.flatnonzero(owners < 0)
     if left.size:
         shown = ", ".join(map(str, left[:8])) + (", ..." if left.size > 8 else "")
-        raise ConfigError(f"students.groups: nobody owns the classes {shown}.")
+        raise ConfigError(f"students.groups: no student owns the classes {shown}.")
     return owners
 
 
@@ -381,7 +380,7 @@ def level_ranges(
     """The first and the last level that each student is trained on.
 
     Args:
-      partition: whose `owner` decides.
+      partition: of the levels.
       schedule: the students' levels, `[N+1]`.
       margin: levels by which every range is widened at both ends, within 1 .. N.
 

@@ -1,8 +1,8 @@
-"""The settings of a run: what keys exist, their types and their defaults.
+"""The settings of a run: keys, types and defaults.
 
 A config file returns an `ml_collections.ConfigDict`; `parse` turns it into frozen dataclasses and
-refuses every key that is not listed here. The names inside `objective`, `network` and `data` belong
-to the method, the network and the data set of that name and are checked by those.
+raises `ConfigError` for every other key. The method, the network and the data source check the keys
+inside `objective`, `network` and `data`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ddistill.errors import ConfigError, nearest_setting
+from ddistill.typing import JsonRecord, Options
 
 T = TypeVar("T")
 
@@ -24,15 +25,15 @@ class ScheduleSettings:
 
     name: str = "cosine"
     steps: int = 1000
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class GridSettings:
-    """Which of the teacher's levels a stage uses, and what time its network is told.
+    """The levels of the teacher that a stage uses, and the time input of its network.
 
     `steps` = 0 takes every level. `explicit` lists indices 0 = phi_0 < ... < phi_N of the levels
-    that the stage's teacher knows and overrides `steps` and `spacing`. The `spacing` "edm" is for
+    of the stage's teacher and overrides `steps` and `spacing`. The `spacing` "edm" is for
     stages of pairs on the schedule "karras": the sigmas on which EDM's sampler runs in so many
     steps, which need not be rows of the table. `time` is "mapped" (the teacher's own time at that
     level) or "index" (0 .. N-1, as SFDDM's released code has it).
@@ -97,18 +98,18 @@ class StudentsSettings:
     groups: tuple[tuple[int, ...], ...] = ()
     embeddings: str = ""
     ranges: int = 0
-    sweep: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Options = field(default_factory=dict)
     mapping: str = "auto"
     on_divergence: str = "stop"
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """One training: which network learns what, from whom, on which levels, for how long.
+    """One training run: the network, the objective, the teacher, the levels and the duration.
 
     An empty `network` is the teacher's: its architecture, prediction type and conditioning.
     `prediction` is what the network predicts, "" = "eps", or as the teacher's if the network is.
-    `teacher` names an earlier stage ("" = none), whose levels the student's grid picks from;
+    `teacher` names an earlier stage ("" = none); the student's grid indexes its levels;
     `guidance` is the scale of its classifier-free guidance, 1 for none.
     `classifier` names the stage whose features an objective compares in ("" = none), `pairs` the
     one that made its pairs.
@@ -130,10 +131,10 @@ class StageSettings:
     matched distributions in several steps), else `evaluation.student_sampler`, on all their levels.
     """
 
-    objective: Mapping[str, Any]
+    objective: Options
     steps: int
     batch_size: int
-    network: Mapping[str, Any] = field(default_factory=dict)
+    network: Options = field(default_factory=dict)
     prediction: str = ""
     teacher: str = ""
     guidance: float = 1.0
@@ -158,7 +159,7 @@ class StageSettings:
 
     @property
     def init_source(self) -> str:
-        """Name of the stage whose weights this one starts from; "" for fresh ones."""
+        """Name of the stage that the initial weights come from; "" for fresh weights."""
         return self.resume or {"fresh": "", "teacher": self.teacher}.get(self.init, self.init)
 
     @property
@@ -191,7 +192,7 @@ class MeshSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How every stage is run; nothing here changes what is learnt.
+    """How every stage is run. These settings do not change the result of training.
 
     With `select_checkpoint="best"`, `checkpoint_every` says which weights there are to choose from.
     A fatal alarm ends a stage after the steps of three log intervals (`log_every`), also where
@@ -210,7 +211,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is sampled and scored after the last stage.
+    """Sampling and scoring after the last stage.
 
     `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
     counts it is run with; `full_sampler` with `full_steps` steps (0 = all levels) is the call that
@@ -248,7 +249,7 @@ class Settings:
     name: str
     stages: Mapping[str, StageSettings]
     pipeline: tuple[str, ...]
-    data: Mapping[str, Any]
+    data: Options
     seed: int = 0
     schedule: ScheduleSettings = ScheduleSettings()
     training: TrainingSettings = TrainingSettings()
@@ -259,7 +260,7 @@ class Settings:
         object.__setattr__(self, "data", given)
 
 
-def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "config") -> T:  # type: ignore[assignment]
+def parse(config: Options, cls: type[T] = Settings, path: str = "config") -> T:  # type: ignore[assignment]
     """Turns nested mappings into the dataclass `cls`, strictly.
 
     Args:
@@ -269,7 +270,7 @@ def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "confi
 
     Raises:
       ConfigError: an unknown or missing key, or a value of another type; the message names the
-        key, the value, what is allowed and the nearest match.
+        key, the value, the allowed values and the nearest match.
     """
     plain = to_plain(config)
     if not isinstance(plain, dict):
@@ -290,8 +291,8 @@ def parse(config: Mapping[str, Any], cls: type[T] = Settings, path: str = "confi
     return cls(**values)
 
 
-def _groups(cls: type) -> dict[str, Any]:
-    """The names of the settings of a dataclass, with those of the groups among them."""
+def _groups(cls: type) -> dict[str, object]:
+    """The names of the settings of a dataclass, nested by group."""
     hints = typing.get_type_hints(cls)
     return {
         f.name: _groups(hints[f.name]) if dataclasses.is_dataclass(hints[f.name]) else None
@@ -299,7 +300,7 @@ def _groups(cls: type) -> dict[str, Any]:
     }
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Any:
     """Returns `value` with ConfigDicts and other mappings as dicts and lists as tuples."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
@@ -310,12 +311,13 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def convert(value: Any, hint: Any, path: str) -> Any:
+def convert(value: object, hint: Any, path: str) -> Any:
     """Checks a value of a setting against its type and converts nested groups.
 
     Args:
       value: as `to_plain` gives it.
-      hint: annotation of a field: a dataclass, a mapping, a tuple, `Any`, or a scalar's type.
+      hint: annotation of a field: a dataclass, a mapping, a tuple or a scalar's type; or `Any` or a
+        union, whose values the owner of the setting checks.
       path: dotted name of the setting, for messages.
 
     Raises:
@@ -333,12 +335,12 @@ def convert(value: Any, hint: Any, path: str) -> Any:
         inner = typing.get_args(hint)[0]
         items = value if isinstance(value, tuple) else (value,)
         return tuple(convert(v, inner, f"{path}[{i}]") for i, v in enumerate(items))
-    if hint is Any or isinstance(hint, types.GenericAlias):
+    if hint is Any or isinstance(hint, types.GenericAlias | types.UnionType):
         return value
     return _scalar(value, hint, path)
 
 
-def _scalar(value: Any, hint: type, path: str) -> Any:
+def _scalar(value: object, hint: type, path: str) -> object:
     wrong_bool = isinstance(value, bool) and hint is not bool
     if hint is float and isinstance(value, int) and not wrong_bool:
         return float(value)
@@ -355,7 +357,7 @@ def kind_of(cls: type) -> str:
     return words.get(cls, f"a {cls.__name__}")
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: object) -> JsonRecord:
     """A config as JSON holds it: dictionaries, lists, text, numbers, booleans and None."""
     if hasattr(config, "to_dict"):
         config = config.to_dict()

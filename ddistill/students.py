@@ -1,52 +1,45 @@
-"""Many students as one: stacked parameters, and a network that asks the owner.
+"""Many students as one: stacked parameters, and a denoiser that routes calls to their owner.
 
-K students of one shape are one pytree whose leaves have a leading axis `[K, ...]`. A `Partition`
-(ddistill/partitions.py) says which of them answers for a noise level and a condition.
+K students of one shape are one pytree; its leaves have a leading axis `[K, ...]`. A `Partition`
+(`ddistill.partitions`) names the student that owns a noise level and a class.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, PyTree
 
-from ddistill.denoiser import Denoiser
+from ddistill.denoiser import Denoiser, DenoiserLike, DenoiserWithFeatures
 from ddistill.diffusion import Prediction
 from ddistill.partitions import Partition
 from ddistill.schedules import Level
+from ddistill.typing import Features, HostLabels, Images, Index, Labels, RandomKey, Tree
+
+T = TypeVar("T")
+D = TypeVar("D", bound=DenoiserLike)
 
 
-def stack(students: Sequence[Any]) -> Any:
+def stack(students: Sequence[Tree]) -> Tree:
     """One tree with leaves `[K, ...]` from K trees of equal structure and shapes."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *students)
 
 
-def unstack(stacked: Any) -> list[Any]:
-    """The K trees of a stack."""
-    return [take(stacked, k) for k in range(num_students(stacked))]
-
-
-def take(stacked: Any, k: int | Int[Array, ""]) -> Any:
+def take(stacked: Tree, k: int | Index) -> Tree:
     """Student k of a stack; `k` may be traced, and then has to be in 0 .. K-1."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), stacked)
 
 
-def put(stacked: Any, k: int | Int[Array, ""], student: Any) -> Any:
-    """The stack with `student` in place of student k."""
-    return jax.tree.map(
-        lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, k, 0), stacked, student
-    )
-
-
-def clone(student: Any, count: int) -> Any:
+def clone(student: Tree, count: int) -> Tree:
     """A stack of `count` equal students."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), student)
 
 
-def num_students(stacked: Any) -> int:
+def num_students(stacked: PyTree) -> int:
     """K of a stack."""
     return jax.tree.leaves(stacked)[0].shape[0]
 
@@ -56,14 +49,14 @@ def num_students(stacked: Any) -> int:
 
 @struct.dataclass
 class RoutedDenoiser:
-    """K students as one denoiser: every call is answered by the owner, and by nobody else.
+    """K students as one denoiser: the owner of an example's level and class predicts it.
 
-    A sampler's step has one level, so it costs one forward pass of one student. Where owners
-    differ within a batch the examples are taken one by one.
+    A call at one level and one class is one forward pass of one student. Where owners differ within
+    a batch, examples are predicted one by one.
 
     Attributes:
       students: a denoiser whose `params` are stacked, `[K, ...]`.
-      partition: who owns what.
+      partition: the owner of each level and class.
     """
 
     students: Denoiser
@@ -71,46 +64,56 @@ class RoutedDenoiser:
 
     @property
     def prediction(self) -> str:
-        """What the students predict."""
+        """The prediction type of the students."""
         return self.students.prediction
 
-    def student(self, k: int | Int[Array, ""]) -> Denoiser:
+    def student(self, k: int | Index) -> Denoiser:
         """Student k alone."""
-        return self.students.replace(params=take(self.students.params, k))  # type: ignore[attr-defined]
+        return replace(self.students, params=take(self.students.params, k))
 
-    def of_group(self, g: int) -> Any:
-        """Those who answer for one group of classes: one student, or ranges of levels."""
+    def of_group(self, g: int) -> "Denoiser | RoutedDenoiser":
+        """The students of one group of classes: a single one, or one for each range of levels."""
         ks, rest = self.partition.within(g)
         if rest is None:
             return self.student(int(ks[0]))
         if rest is self.partition:
             return self
         params = jax.tree.map(lambda x: x[ks], self.students.params)
-        return RoutedDenoiser(self.students.replace(params=params), rest)  # type: ignore[attr-defined]
+        return RoutedDenoiser(replace(self.students, params=params), rest)
 
     def __call__(
-        self, z: Float[Array, "B H W C"], level: Level, cond: Any = None, *, key: Any = None
+        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
     ) -> Prediction:
         """Predicts x0 and eps; arguments as of `Denoiser`."""
-        return self._ask(lambda student: student, z, level, cond, key)
+        return self._by_owner(lambda student: student, z, level, cond, key)
 
-    def with_features(self, taps: Sequence[str]) -> Callable[..., tuple[Prediction, dict]]:
+    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
         """The same, returning (prediction, {tap: features}) for the named taps."""
 
-        def call(z, level, cond=None, *, key=None):
-            return self._ask(lambda student: student.with_features(taps), z, level, cond, key)
+        def call(
+            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        ) -> tuple[Prediction, Features]:
+            return self._by_owner(lambda student: student.with_features(taps), z, level, cond, key)
 
         return call
 
-    def _ask(self, form: Callable, z: Array, level: Level, cond: Any, key: Any) -> Any:
+    def _by_owner(
+        self,
+        form: Callable[[Denoiser], Callable[..., T]],
+        z: Images,
+        level: Level,
+        cond: Labels | None,
+        key: RandomKey | None,
+    ) -> T:
+        """The results of `form(student)`, each example's from its owner."""
         owner = self.partition.owner(level, cond)
         if owner.ndim == 0:
             return form(self.student(owner))(z, level, cond, key=key)
 
-        def one(example):
+        def one(example: tuple[Array, Array, Level, Array | None]) -> T:
             k, z, level, cond = jax.tree.map(lambda x: x[None], example)
-            answer = form(self.student(k[0]))(z, level, cond, key=key)
-            return jax.tree.map(lambda x: x[0], answer)
+            found = form(self.student(k[0]))(z, level, cond, key=key)
+            return jax.tree.map(lambda x: x[0], found)
 
         count = z.shape[0]
         levels = jax.tree.map(lambda x: jnp.broadcast_to(x, (count,)), level)
@@ -118,18 +121,18 @@ class RoutedDenoiser:
 
 
 def in_groups(
-    network: Any,
-    cond: Int[np.ndarray, " B"] | None,
+    network: D,
+    cond: HostLabels | None,
     count: int,
-    sample: Callable[[Any, np.ndarray], Array],
+    sample: Callable[[D | Denoiser | RoutedDenoiser, np.ndarray], Array],
 ) -> Array:
-    """Samples a batch of mixed classes: every student makes the images of its own.
+    """Samples a batch of mixed classes, each image with the students of its class.
 
-    Examples are sorted by who answers for their class; the shares are cut into pieces of equal
-    size, filled up with repetitions, so that one compiled sampler serves them all.
+    Examples are sorted by group of classes and cut into pieces of equal size, padded with
+    repetitions, so that one compiled sampler runs for all pieces.
 
     Args:
-      network: any denoiser; only one that is shared out by class is taken apart.
+      network: any denoiser; one that is partitioned by class is sampled group by group.
       cond: `[count]` classes, on the host.
       count: images in the batch.
       sample: `(denoiser, rows) -> [len(rows), ...]`, the images of these rows of the batch.
@@ -138,7 +141,7 @@ def in_groups(
       `[count, ...]`, in the order of the batch.
 
     Raises:
-      ValueError: the students are shared out by class and there are no classes.
+      ValueError: the students are partitioned by class and `cond` is None.
     """
     rows = np.arange(count)
     if not isinstance(network, RoutedDenoiser):
@@ -146,10 +149,10 @@ def in_groups(
     if network.partition.groups == 1:
         return sample(network.of_group(0), rows)
     if cond is None:
-        raise ValueError("Students are shared out by class, but no class (cond) was given.")
+        raise ValueError("Students are partitioned by class, but no class (cond) was given.")
     group = network.partition.group(np.asarray(cond))
     size = -(-count // network.partition.groups)
-    images: Any = None
+    images: Array | None = None
     for g in range(network.partition.groups):
         own = rows[group == g]
         for first in range(0, len(own), size):
@@ -157,12 +160,13 @@ def in_groups(
             missing = size - len(piece)
             made = sample(network.of_group(g), np.append(piece, np.full(missing, piece[-1])))
             images = jnp.zeros((count, *made.shape[1:]), made.dtype) if images is None else images
-            # What fills up goes nowhere. All pieces have one shape, so that this compiles once too.
+            # The padding is dropped. All pieces have one shape, so that this compiles once too.
             places = np.append(piece, np.full(missing, count))
             images = images.at[places].set(made, mode="drop")
+    assert images is not None  # count is at least 1
     return images
 
 
-def route(network: Any, partition: Partition | None) -> Any:
-    """The network itself, or, where there is a partition, its stacked students as one denoiser."""
+def route(network: Denoiser, partition: Partition | None) -> Denoiser | RoutedDenoiser:
+    """The network itself, or with a partition its stacked students as one denoiser."""
     return network if partition is None else RoutedDenoiser(network, partition)

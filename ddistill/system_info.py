@@ -1,14 +1,13 @@
-"""What this machine has: versions, devices, memory, data and disk."""
+"""Versions, devices, memory, data and disk of this machine."""
 
 import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ddistill.data import describe
+from ddistill.typing import Options
 
 _PACKAGES = (
     "jax",
@@ -28,7 +27,7 @@ _PACKAGES = (
 )
 
 
-def report(data: Mapping[str, Any] | None, workdir: Path) -> list[str]:
+def report(data: Options | None, workdir: Path) -> list[str]:
     """Lines on versions, devices, memory, data and disk.
 
     Args:
@@ -89,7 +88,7 @@ def _disk(folder: Path) -> str:
     return f"{usage.free / 2**30:.1f} GiB free for {folder} ({writable})"
 
 
-def _data(data: Mapping[str, Any] | None) -> list[str]:
+def _data(data: Options | None) -> list[str]:
     if data is None:
         return [f"{'data':<18}give --config=... to look for its data"]
     found = describe(data)

@@ -19,7 +19,7 @@ _UNSAFE = re.compile(
     "\u2060-\u2069\ufeff\ufff0-\uffff]"
 )
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-# What GitHub's markdown gives a meaning inside a line; "_" and "~" only at the edge of a word.
+# Characters with a meaning inside a line of GitHub's markdown; "_" and "~" only at word edges.
 _MARKUP = re.compile(r"[\\`*\[\]<>&|$]|(?<![^\W_])[_~]+|[_~]+(?![^\W_])")
 _LONGEST_FILE_NAME = 100
 
@@ -58,7 +58,7 @@ def one_line(text: object) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """`text` of at most `most` characters: what is longer loses its middle to an ellipsis."""
+    """`text` of at most `most` characters: an ellipsis replaces the middle of longer text."""
     if len(text) <= most:
         return text
     tail = (most - 1) // 2
@@ -66,7 +66,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """`names`, of which those that look alike carry their numbers: `["é", "é"]` -> "é #0", "é #1".
+    """`names`, with their indices appended where they look alike: `["é", "é"]` -> "é #0", "é #1".
 
     Two spellings of one text in Unicode look alike, and so do texts that were shortened.
     """
@@ -106,7 +106,7 @@ def file_name(text: str) -> str:
 
 
 def file_names(texts: Iterable[str]) -> dict[str, str]:
-    """The `file_name` of every text; texts that would share one are told apart by a hash."""
+    """The `file_name` of every text; a hash is appended where two texts would share one."""
     texts = list(dict.fromkeys(texts))
     names = [file_name(text) for text in texts]
     found = {}

@@ -5,7 +5,7 @@ array on a device; `Host...` names stand for numpy arrays.
 """
 
 from collections.abc import Mapping
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -42,3 +42,7 @@ JsonValue: TypeAlias = (
     "bool | int | float | str | list[JsonValue] | tuple[JsonValue, ...] | JsonObject | None"
 )
 JsonObject: TypeAlias = Mapping[str, JsonValue]
+# An object that was read from JSON and has passed its schema, which fixes the types of its values.
+JsonRecord: TypeAlias = dict[str, Any]
+# Settings by name, whose types only their owner knows: a method, a network or a data source.
+Options: TypeAlias = Mapping[str, Any]

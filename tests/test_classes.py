@@ -312,7 +312,7 @@ PAIRED = [[2 * c, 2 * c + 1] for c in range(5)]
         ({"count": 34, "partition": "both", "ranges": 17}, [".ranges=17", "2 noise levels"]),
         (
             {"count": 5, "partition": "classes", "groups": [*PAIRED[:4], [8]]},
-            [".groups: nobody owns the classes 9"],
+            [".groups: no student owns the classes 9"],
         ),
         (
             {"count": 5, "partition": "classes", "groups": [*PAIRED[:4], [8, 9, 3]]},

@@ -97,7 +97,7 @@ def test_listed_groups_may_be_of_any_size():
     [
         ({"count": 6}, ["students.count=6", "1 to 5"]),
         ({"grouping": "cluster"}, ["students.grouping='cluster'", "Did you mean 'clustered'?"]),
-        ({"groups": ((0, 1), (2, 3))}, ["nobody owns the classes 4"]),
+        ({"groups": ((0, 1), (2, 3))}, ["no student owns the classes 4"]),
         ({"groups": ((0, 1, 2), (2, 3, 4))}, ["class 2 is owned by student 0 and by student 1"]),
         ({"groups": ((0, 1, 5), (2, 3, 4))}, ["groups[0] names class 5", "0 to 4"]),
         ({"groups": ((0, 1, 2, 3, 4), ())}, ["groups[1] is empty"]),

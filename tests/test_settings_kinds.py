@@ -19,7 +19,7 @@ def test_every_setting_is_classified_and_nothing_else_is():
     for cls, kinds in FIELDS.items():
         assert list(kinds.values()).count(None) == 0
         assert kinds.keys() == {f.name for f in dataclasses.fields(cls)}, cls.__name__
-    sources = {source[0] for source in data.SOURCES.values()}
+    sources = {source.settings for source in data.SOURCES.values()}
     assert sources <= FIELDS.keys()
 
 

@@ -22,7 +22,7 @@ from ddistill.partitions import (
 )
 from ddistill.samplers import ddim, dpm_solver_pp
 from ddistill.schedules import cosine, karras, linear_beta, log_snr, make_grid, subsequence
-from ddistill.students import RoutedDenoiser, clone, num_students, put, stack, take, unstack
+from ddistill.students import RoutedDenoiser, clone, num_students, stack, take
 
 
 def owners(partition, schedule, cond=None):
@@ -158,16 +158,17 @@ def test_composition_owns_each_level_and_class_once():
 # ---------------------------------------------------------------------------------- stacks
 
 
-def test_stack_unstack_take_and_put():
+def test_students_are_stacked_taken_and_cloned():
     trees = [tiny.tiny_params(i) for i in range(3)]
     stacked = stack(trees)
     assert num_students(stacked) == 3
-    for a, b in zip(trees, unstack(stacked)):
-        chex.assert_trees_all_equal(a, b)
+    for k, tree in enumerate(trees):
+        chex.assert_trees_all_equal(take(stacked, k), tree)
     chex.assert_trees_all_equal(jax.jit(take)(stacked, jnp.int32(2)), trees[2])
-    changed = put(stacked, 1, trees[0])
-    chex.assert_trees_all_equal(unstack(changed), [trees[0], trees[0], trees[2]])
-    chex.assert_trees_all_equal(unstack(clone(trees[1], 2)), [trees[1], trees[1]])
+    cloned = clone(trees[1], 2)
+    assert num_students(cloned) == 2
+    for k in range(2):
+        chex.assert_trees_all_equal(take(cloned, k), trees[1])
 
 
 # ---------------------------------------------------------------------------------- training draws
@@ -212,15 +213,13 @@ def test_students_that_are_the_teacher_sample_as_the_teacher(sampler, loop):
 
 
 def test_another_student_never_changes_an_answer():
-    params = stack([tiny.tiny_params(i) for i in range(3)])
-    router, schedule = routed(params)
+    trees = [tiny.tiny_params(i) for i in range(3)]
+    router, schedule = routed(stack(trees))
     z = jax.random.normal(jax.random.key(1), (4, *tiny.IMAGE))
     found = owners(router.partition, schedule)
     for j in range(3):
-        noise = jax.tree.map(lambda x: x + 1.0, take(params, j))
-        disturbed = RoutedDenoiser(
-            router.students.replace(params=put(params, j, noise)), router.partition
-        )
+        changed = [jax.tree.map(lambda x: x + 1.0, t) if k == j else t for k, t in enumerate(trees)]
+        disturbed = RoutedDenoiser(router.students.replace(params=stack(changed)), router.partition)
         for level in range(1, 13):
             a, b = (d(z, schedule.at(level)).x0 for d in (router, disturbed))
             assert np.array_equal(a, b) == (found[level - 1] != j)

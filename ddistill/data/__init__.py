@@ -6,8 +6,8 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Generic, TypeAlias, TypeVar
 
 from ddistill.data.augment import random_flip, to_unit
 from ddistill.data.batches import batch_indices, read_ahead
@@ -18,6 +18,7 @@ from ddistill.data.summary import summary
 from ddistill.data.tfds import TfdsSettings, count_tfds, describe_tfds, load_tfds
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.settings import parse, to_plain
+from ddistill.typing import Options
 
 __all__ = [
     "Dataset",
@@ -34,15 +35,36 @@ __all__ = [
     "to_unit",
 ]
 
-# Settings, loader, counter and one-line description of every source. A new source is a line here.
-SOURCES: dict[str, tuple[Any, Any, Any, Any]] = {
-    "digits": (DigitsSettings, load_digits, count_digits, describe_digits),
-    "folder": (FolderSettings, load_folder, count_folder, describe_folder),
-    "tfds": (TfdsSettings, load_tfds, count_tfds, describe_tfds),
+S = TypeVar("S")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(Generic[S]):
+    """A kind of data set.
+
+    Attributes:
+      settings: the dataclass of its settings.
+      load: opens a split, "train" or "test".
+      count: number of images of a split, without decoding one.
+      describe: one line on the files that this machine has.
+    """
+
+    settings: type[S]
+    load: Callable[[S, str], Dataset]
+    count: Callable[[S, str], int]
+    describe: Callable[[S], str]
+
+
+# By `data.name`. A new source is a line here.
+SOURCES: dict[str, Source] = {
+    "digits": Source(DigitsSettings, load_digits, count_digits, describe_digits),
+    "folder": Source(FolderSettings, load_folder, count_folder, describe_folder),
+    "tfds": Source(TfdsSettings, load_tfds, count_tfds, describe_tfds),
 }
+SourceSettings: TypeAlias = DigitsSettings | FolderSettings | TfdsSettings
 
 
-def load(settings: Mapping[str, Any], split: str) -> Dataset:
+def load(settings: Options, split: str) -> Dataset:
     """Opens one split of a data set.
 
     Args:
@@ -52,55 +74,57 @@ def load(settings: Mapping[str, Any], split: str) -> Dataset:
 
     Raises:
       ConfigError: an unknown key, or a value that cannot be.
-      DataError: the data are missing, broken or not as the settings say; the message says what to
-        do.
+      DataError: the data are missing, damaged or do not fit the settings; the message names a
+        remedy.
     """
     check_choice("split", split, SPLITS)
-    (_, loader, _, _), own = _source(settings)
-    return loader(own, split)
+    source, own = _source(settings)
+    return source.load(own, split)
 
 
-def count(settings: Mapping[str, Any], split: str) -> int:
+def count(settings: Options, split: str) -> int:
     """Number of images of a split, without decoding one; unreadable ones are counted too.
 
     Raises:
-      ConfigError, DataError: as `load`, for what is seen without opening images.
+      ConfigError, DataError: as `load`, for problems that need no image to be opened.
     """
     check_choice("split", split, SPLITS)
-    (_, _, counter, _), own = _source(settings)
-    return counter(own, split)
+    source, own = _source(settings)
+    return source.count(own, split)
 
 
-def describe(settings: Mapping[str, Any]) -> str:
-    """One line on what of these data this machine has; trouble is told and not raised."""
+def describe(settings: Options) -> str:
+    """One line on the data of this machine; an error is part of the text and not raised."""
     try:
-        (_, _, _, describer), own = _source(settings)
-        return describer(own)
+        source, own = _source(settings)
+        return source.describe(own)
     except (ConfigError, DataError, OSError) as error:
         return f"NOT READY: {error}"
 
 
-def defaults(name: str) -> dict[str, Any]:
+def defaults(name: str) -> dict[str, object]:
     """All settings of a source and their defaults."""
     check_choice("data.name", name, SOURCES)
-    return dataclasses.asdict(SOURCES[name][0]())
+    return dataclasses.asdict(SOURCES[name].settings())
 
 
-def read_settings(settings: Mapping[str, Any]) -> Any:
+def read_settings(settings: Options) -> SourceSettings:
     """The settings of a source as its dataclass, with defaults; errors as of `load`."""
     return _source(settings)[1]
 
 
 def setting_types() -> dict[str, type]:
     """Every setting that a source has, the name apart, with its type."""
-    hints = [typing.get_type_hints(cls) for cls, *_ in SOURCES.values()]
-    # What may also be None ("flip") is a switch.
-    found = {key: bool if kind is Any else kind for own in hints for key, kind in own.items()}
+    hints = [typing.get_type_hints(source.settings) for source in SOURCES.values()]
+    # "flip" is bool or None.
+    found = {
+        key: bool if kind == bool | None else kind for own in hints for key, kind in own.items()
+    }
     del found["name"]
     return found
 
 
-def _source(settings: Mapping[str, Any]) -> tuple[tuple[Any, Any, Any, Any], Any]:
+def _source(settings: Options) -> tuple[Source, SourceSettings]:
     """The source of these settings, and the settings as its dataclass."""
     given = to_plain(settings)
     plain = {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else {}
@@ -115,4 +139,4 @@ def _source(settings: Mapping[str, Any]) -> tuple[tuple[Any, Any, Any, Any], Any
                 f"data.{key} is a setting of data.name={' or '.join(map(repr, having))}, and "
                 f"data.name is {name!r}. Known there: {', '.join(sorted(defaults(name)))}."
             )
-    return SOURCES[name], parse(plain, SOURCES[name][0], "data")
+    return SOURCES[name], parse(plain, SOURCES[name].settings, "data")

@@ -8,7 +8,7 @@ def to_unit(images: jax.Array) -> jax.Array:
     """Images as float32 in [-1, 1]: uint8 0..255 as x / 127.5 - 1; floats pass.
 
     Raises:
-      TypeError: integers other than uint8, whose range is not known.
+      TypeError: integers other than uint8, because their range is unknown.
     """
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:

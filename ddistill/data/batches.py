@@ -41,7 +41,7 @@ def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
 def read_ahead(read: Callable[[T], U], tasks: Iterable[T], ahead: int = 2) -> Iterator[U]:
     """Yields `read(task)` for every task in order, the next `ahead` of them read by a thread.
 
-    That hides the decoding of a lazy set behind the caller's work. What is yielded does not depend
+    The decoding of a lazy set overlaps the caller's work. The batches do not depend
     on `ahead`; an error in `read` is raised where its result would have been yielded.
     """
     with ThreadPoolExecutor(1, "ddistill-prefetch") as pool:
@@ -62,7 +62,7 @@ def read_ahead(read: Callable[[T], U], tasks: Iterable[T], ahead: int = 2) -> It
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of n from the counter-based Philox generator, keyed by seed and epoch.
 
-    Sorting its raw output, whose stream NumPy guarantees for ever, keeps batches the same across
+    Sorting its raw output, a stream that NumPy never changes, keeps batches the same across
     NumPy versions; `Generator.permutation` has no such guarantee.
     """
     raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)

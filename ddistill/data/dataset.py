@@ -1,4 +1,4 @@
-"""What every data source gives: images, labels and where they came from."""
+"""The result of every data source: images, labels and their provenance."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source was read, in words; see `ddistill.data.summary`.
+    """The reading of a source as text; see `ddistill.data.summary`.
 
     Attributes:
-      source: what was opened.
+      source: the files that were opened.
       split: which images are for training and which for testing.
       flip: why images are mirrored, or not.
-      left_out: what lies there and is not read.
+      left_out: files that were not read.
       further: how many files hold further frames, of which the first is the image.
     """
 
@@ -75,7 +75,7 @@ class Dataset:
     reading: Reading = Reading()
 
     def __post_init__(self) -> None:
-        # Folders may be called anything; a run writes these names into its records and pictures.
+        # Folders can have any name; a run writes these names into its records and pictures.
         object.__setattr__(self, "name", name_of(self.name))
         object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
         object.__setattr__(self, "provenance", printable(self.provenance))
@@ -94,7 +94,7 @@ class Dataset:
 
         Raises:
           IndexError: an index is not in the data set.
-          DataError: a file that was fine when the set was opened cannot be read any more.
+          DataError: a file was readable when the set was opened and no longer is.
         """
         return self.images[np.asarray(indices, np.int64)]
 

@@ -21,7 +21,7 @@ from ddistill.data.samples import (
 )
 from ddistill.errors import ConfigError
 
-# What a folder is searched for. Pillow reads more, but not all of that is pictures.
+# File types that count as images. Pillow reads more types, some of which are no pictures.
 EXTENSIONS = (
     *(".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm"),
     *(".tif", ".tiff", ".webp"),
@@ -186,7 +186,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     """The largest centre square, resized to `size`; nothing is resampled that fits already."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Cut out first: `resize` with a box would blend in what lies beside it.
+    # Cropped first: `resize` with a box would blend in pixels outside of the box.
     image = image.crop((left, top, left + side, top + side))
     if side == size:
         return image

@@ -8,7 +8,6 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ class DigitsSettings:
     """Data settings of `digits`. `flip`: None = no, because mirrored digits are no digits."""
 
     name: str = "digits"
-    flip: Any = None
+    flip: bool | None = None
 
 
 def load_digits(settings: DigitsSettings, split: str) -> Dataset:

@@ -1,6 +1,6 @@
 """Whether training mirrors images: a setting, or the published recipe of a data set."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ddistill.errors import ConfigError
 
@@ -8,7 +8,7 @@ _DDPM = "the recipe of DDPM, arXiv 2006.11239, mirrors it"
 _DDIM = "the recipe of DDIM, arXiv 2010.02502, mirrors it"
 _ADM = "the recipe of ADM, arXiv 2105.05233, mirrors it"
 # By the name of a TFDS set. Whatever is not listed is not mirrored: letters, charts, scans and
-# instruments mean something else in a mirror, and no name tells all of them.
+# instruments change their meaning when mirrored, and names do not identify all of them.
 RECIPES = {
     "cifar10": _DDPM,
     "celeb_a": _DDIM,
@@ -26,7 +26,7 @@ class Mirroring(NamedTuple):
     why: str
 
 
-def decide_flip(flip: Any, recipe: str = "") -> Mirroring:
+def decide_flip(flip: object, recipe: str = "") -> Mirroring:
     """Returns `flip` where it is set, else whether the data set's own recipe mirrors.
 
     Args:

@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import __version__ as PILLOW
@@ -47,7 +46,7 @@ class FolderSettings:
     image_size: int = 0
     channels: int = 3
     on_bad_image: str = "error"
-    flip: Any = None
+    flip: bool | None = None
     splits: str = "auto"
     test_fraction: float = 0.1
     in_memory_limit_mb: float = 2048.0

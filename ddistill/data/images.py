@@ -27,9 +27,9 @@ class Source:
     Attributes:
       read: gives uint8 [H, W, C] of image i, or raises `DataError` naming it.
       count: how many there are.
-      name: what to call image i in messages.
+      name: image i in messages.
       shape: (H, W, C) of every image, or None when that is not known before reading.
-      title: what to call them all in messages.
+      title: the set in messages.
       further: numbers of the files that hold further frames, which `read` notes.
     """
 
@@ -152,7 +152,7 @@ class ShapeError(DataError):
     """Images of unlike sizes: a matter of settings and so never skipped."""
 
 
-# What is remembered of a set.
+# The facts of a set in the cache.
 _CHECKED = Schema({"bad": list_of(WHOLE), "digest": TEXT, "further": WHOLE})
 
 

@@ -105,7 +105,7 @@ def held_out(
     be held out at a larger fraction.
 
     Args:
-      names: [N] what is hashed.
+      names: [N] names, which are hashed.
       labels: [N] classes.
       test_fraction: share of files for testing, in [0, 1).
     """

@@ -15,7 +15,7 @@ SPLIT_WORDS = {
 }
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 
-# Words are told apart by case too: "trainA", "TestImages".
+# Words are also split by case: "trainA", "TestImages".
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 _FIRST_WORD = re.compile(f"[^A-Za-z]*({_WORD.pattern})")
 # "trainset", "testdata"; not "contest", nor "trains", which may be a class.

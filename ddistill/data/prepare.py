@@ -11,7 +11,6 @@ import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.tfds_files import FORMAT, INFO, Prepared, check_shards, data_folder, find
@@ -131,7 +130,7 @@ def _download(name: str, root: Path) -> None:
     """Lets TFDS download and write a set.
 
     Raises:
-      DataError: the extra is missing, TFDS does not know the set, or it could not be made.
+      DataError: the extra is missing, the set is unknown to TFDS, or TFDS cannot make it.
     """
     absent = [m for m in EXTRA if importlib.util.find_spec(m) is None]
     if absent:
@@ -144,8 +143,8 @@ def _download(name: str, root: Path) -> None:
     import tensorflow_datasets as tfds
 
     try:
-        builder: Any = tfds.builder(name, data_dir=root, file_format=FORMAT)
-    # An unknown config is a ValueError, a set whose own modules are missing an ImportError, ...
+        builder = tfds.builder(name, data_dir=root, file_format=FORMAT)
+    # An unknown config is a ValueError, missing modules of a set are an ImportError, ...
     except Exception as error:
         raise DataError(f"TFDS does not open '{name}': {_first_line(error)}") from error
     try:

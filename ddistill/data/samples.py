@@ -1,16 +1,18 @@
-"""The values that an image file stores: their depth, their range and the colour that is no colour.
+"""The values that an image file stores: depth, range and the transparent colour.
 
-Pillow reads values of 2, 4, 12 and 16 bits into other types without what else the file says of
-them.
+Pillow reads values of 2, 4, 12 and 16 bits into other types and drops their range.
 """
 
 import io
 import re
 import sys
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
+
+# An entry of `ImageFile.tile`: decoder, extents, offset, arguments. Named since Pillow 11.1.
+Tile = TypeVar("Tile", bound=tuple)
 
 # How files begin.
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,7 +35,7 @@ def has_sixteen_bit_colours(content: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return 16 in _tag(image, _BITS) and not image.mode.startswith("I")
-    except Exception:  # a broken image, of which `decode` says what is wrong
+    except Exception:  # a damaged image, which `decode` reports
         return False
 
 
@@ -124,12 +126,12 @@ def _swapped(name: str) -> str:
     return f"{found[1]};16{_OTHER_ORDER[found[2]]}" if found else name
 
 
-def _with_name(tile: tuple, name: str) -> Any:
+def _with_name(tile: Tile, name: str) -> Tile:
     codec, extents, offset, arguments = tile
     given = (name, *arguments[1:]) if isinstance(arguments, tuple) else name
-    # A tuple with names since Pillow 11.1.
     changed = codec, extents, offset, given
-    return tile._make(changed) if hasattr(tile, "_make") else changed
+    make = getattr(type(tile), "_make", type(tile))
+    return make(changed)
 
 
 def rounded(image: Image.Image, wide: np.ndarray) -> Image.Image:
@@ -152,7 +154,7 @@ def is_colour(
     Args:
       image: as Pillow has read it.
       stored: Pillow's name of the stored values, such as "L;2".
-      colour: of one or three values, of which those bits count that the file has.
+      colour: one or three values, compared in the bits that the file stores.
       wide: int32 [H, W, 3], the values of 16-bit RGB, of which `image` has the high bytes.
     """
     values = np.asarray(image)

@@ -5,9 +5,10 @@ notation, which some formats take and ignore.
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,10 +55,25 @@ class TfdsSettings:
     label_key: str = ""
     image_size: int = 0
     channels: int = 0
-    flip: Any = None
+    flip: bool | None = None
     test_fraction: float = 0.1
     in_memory_limit_mb: float = 2048.0
     workers: int = 0
+
+
+class _Builder(Protocol):
+    """What is used of `tfds.core.DatasetBuilder`, which has no type information."""
+
+    @property
+    def info(self) -> Any:
+        """`DatasetInfo`, with the features."""
+        ...
+
+    def as_data_source(
+        self, *, split: str, decoders: Mapping[str, object]
+    ) -> Sequence[Mapping[str, Any]]:
+        """Opens the examples of a split by number."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -117,20 +133,20 @@ def load_tfds(settings: TfdsSettings, split: str) -> Dataset:
     name = str(found.info["name"])
     flip = decide_flip(settings.flip, RECIPES.get(name, ""))
     own = _own_split(found, split)
-    builder, keys = _open(settings, found)
+    prepared = _open(settings, found)
+    keys = prepared.keys
     spec = ImageSpec(settings.image_size, settings.channels or _stored_channels(keys))
-    workers = settings.workers or usable_cores() + 2
-    chosen = _choose_examples(builder, found, own, split, keys, settings, workers)
+    chosen = _choose_examples(prepared, own, split, settings.test_fraction)
     opened = open_images(
         _source(chosen.records, chosen.numbers, spec, keys),
         limit_mb=settings.in_memory_limit_mb,
         skip=False,
-        workers=workers,
+        workers=prepared.workers,
         check=False,
     )
     shape = opened.images.shape[1:]
-    # Large sets are not decoded here, so that the encoded images and what is made of them stand for
-    # the pixels of all sets.
+    # Large sets are not decoded here: the encoded images and the decoding settings identify the
+    # pixels of all sets.
     pixels = f"{chosen.digest} {spec}, decoding {decoding(chosen.sixteen_bits)}"
     count = len(chosen.numbers)
     return Dataset(
@@ -161,9 +177,8 @@ def count_tfds(settings: TfdsSettings, split: str) -> int:
     own = _own_split(found, split)
     if not own.shared:
         return own.count
-    builder, keys = _open(settings, found)
-    workers = settings.workers or usable_cores() + 2
-    return len(_choose_examples(builder, found, own, split, keys, settings, workers).numbers)
+    chosen = _choose_examples(_open(settings, found), own, split, settings.test_fraction)
+    return len(chosen.numbers)
 
 
 def describe_tfds(settings: TfdsSettings) -> str:
@@ -174,10 +189,27 @@ def describe_tfds(settings: TfdsSettings) -> str:
     return f"TFDS {found.title} in {found.folder}: {splits} examples"
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A prepared set that is open.
+
+    Attributes:
+      builder: TFDS's reader of its folder.
+      found: its folder and metadata.
+      keys: the features that are read.
+      workers: threads that read.
+    """
+
+    builder: _Builder
+    found: Prepared
+    keys: _Keys
+    workers: int
+
+
 class _Records:
     """Encoded images and labels of one of the set's own splits, by index; safe between threads."""
 
-    def __init__(self, builder: Any, found: Prepared, split: str, keys: _Keys):
+    def __init__(self, builder: _Builder, found: Prepared, split: str, keys: _Keys):
         from tensorflow_datasets import decode as tfds_decode
 
         # Our own decoder takes the bytes: it runs in threads and crops and resizes at once.
@@ -215,7 +247,7 @@ class _Records:
             list(pool.map(read, range(0, len(self), 1024)))
         return labels, digests, deep
 
-    def _example(self, number: int) -> Any:
+    def _example(self, number: int) -> Mapping[str, Any]:
         try:
             example = self._examples[number]
         # The readers raise RuntimeError, ValueError or protobuf's own error, as the damage has it.
@@ -228,15 +260,16 @@ class _Records:
         return example
 
 
-def _open(settings: TfdsSettings, found: Prepared) -> tuple[Any, _Keys]:
-    """TFDS's reader of a set, and the features to read."""
+def _open(settings: TfdsSettings, found: Prepared) -> _Opened:
+    """Opens a set and chooses the features to read."""
     check_format(found)
     check_shards(found, FORMAT)
     builder = _builder(found)
-    return builder, _keys(settings, builder.info.features, found.title)
+    keys = _keys(settings, builder.info.features, found.title)
+    return _Opened(builder, found, keys, settings.workers or usable_cores() + 2)
 
 
-def _builder(found: Prepared) -> Any:
+def _builder(found: Prepared) -> _Builder:
     """TFDS's reader of a folder."""
     import tensorflow_datasets
 
@@ -283,26 +316,18 @@ def _own_split(found: Prepared, split: str) -> _Own:
     return _Own(name, sizes[name], True)
 
 
-def _choose_examples(
-    builder: Any,
-    found: Prepared,
-    own: _Own,
-    split: str,
-    keys: _Keys,
-    settings: TfdsSettings,
-    workers: int,
-) -> _Chosen:
+def _choose_examples(prepared: _Opened, own: _Own, split: str, fraction: float) -> _Chosen:
     """The examples of a split, their labels and their digest, which are remembered for large sets.
 
     Raises:
       DataError: the split is left without images, or examples have no class.
     """
-    records = _Records(builder, found, own.name, keys)
-    fraction = settings.test_fraction
+    found, keys = prepared.found, prepared.keys
+    records = _Records(prepared.builder, found, own.name, keys)
     memo = Memo(f"{found.folder} {found.changed} {own} {split} {keys} {fraction}")
     labels, digest, sixteen_bits = _recall(memo, own.count)
     if not digest:
-        labels, digests, deep = records.look_at_all(workers)
+        labels, digests, deep = records.look_at_all(prepared.workers)
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(keys.classes):
         raise DataError(
             f"{records.where} has examples without a class ('{keys.label}' = {labels.min()}). Set "
@@ -347,7 +372,7 @@ def _own_splits_in_words(found: Prepared) -> str:
     )
 
 
-def _keys(settings: TfdsSettings, features: Any, title: str) -> _Keys:
+def _keys(settings: TfdsSettings, features: object, title: str) -> _Keys:
     """The features to read as image and label."""
     from tensorflow_datasets import features as kinds
 

@@ -8,10 +8,11 @@ import hashlib
 import os
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ddistill.errors import ConfigError, DataError
 from ddistill.runtime.files import DamagedFile, expand, read_object
+from ddistill.typing import JsonRecord
 
 INFO = "dataset_info.json"
 FORMAT = "array_record"
@@ -23,7 +24,7 @@ class Prepared(NamedTuple):
     """A prepared set: the folder of one version, and what its `dataset_info.json` says."""
 
     folder: Path
-    info: dict[str, Any]
+    info: JsonRecord
 
     @property
     def title(self) -> str:
@@ -45,7 +46,7 @@ class Prepared(NamedTuple):
         root = self.folder.parents[min(depth, len(self.folder.parents)) - 1]
         return prepare_command(str(self.info["name"]), str(root))
 
-    def shard(self, split: dict[str, Any], index: int, file_format: str) -> Path:
+    def shard(self, split: JsonRecord, index: int, file_format: str) -> Path:
         """File of shard `index` of an entry of `info["splits"]`."""
         template = split.get("filepathTemplate") or TEMPLATE
         names = {
@@ -117,7 +118,7 @@ def find(path: str, data_dir: str) -> Prepared:
     return _converted(Prepared(newest.absolute(), read_info(newest)))
 
 
-def read_info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> JsonRecord:
     """The content of `dataset_info.json`.
 
     Raises:

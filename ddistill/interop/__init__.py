@@ -1,4 +1,4 @@
 """Networks of other projects, read into ours and written from ours.
 
-What is read is data only: no code of a file is ever run, and nothing is downloaded.
+Readers read data only: they run no code of a file and download nothing.
 """

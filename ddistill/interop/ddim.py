@@ -1,12 +1,10 @@
 """diffusers' scheduler configs and our schedules.
 
-Of a scheduler's config only the forward process is read: betas and what the network predicts. How
-it was sampled from (clipping, spacing, order) is a choice of the sampler. Keys that are neither
-(`scheduler_keys`) are refused.
+Only the forward process of a scheduler's config is read: betas and the prediction type. Options of
+sampling (clipping, spacing, order) are ignored, and other keys (`scheduler_keys`) raise an error.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +20,9 @@ from ddistill.interop.scheduler_keys import (
     TIMESTEPS,
 )
 from ddistill.schedules import Schedule, betas
+from ddistill.typing import JsonRecord, Options
+
+T = TypeVar("T")
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _NAMED = {
@@ -30,7 +31,7 @@ _NAMED = {
     "sigmoid": "logistic_beta",
 }
 COSINE = "squaredcos_cap_v2"
-# Our schedules by the names that a DDIMScheduler knows.
+# Our schedules and their names in a DDIMScheduler.
 BETA_SCHEDULES = {
     "linear_beta": "linear",
     "scaled_linear_beta": "scaled_linear",
@@ -38,7 +39,7 @@ BETA_SCHEDULES = {
 }
 
 
-def read_schedule(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
+def read_schedule(config: JsonRecord, where: str) -> tuple[Options, str]:
     """`ScheduleSettings` as a dictionary, and the prediction type, from a scheduler's config.
 
     Where the config is silent, the defaults of its class hold. Keys that begin with "_" are
@@ -61,7 +62,7 @@ def read_schedule(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any]
     return _betas(config, steps, where), PREDICTIONS[predicts]
 
 
-def _check_keys(config: Mapping[str, Any], where: str) -> None:
+def _check_keys(config: JsonRecord, where: str) -> None:
     name = config.get("_class_name", "DDPMScheduler")
     if (process := OTHERS.get(str(name))) is not None:
         raise ConfigError(
@@ -79,8 +80,8 @@ def _check_keys(config: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _check_process(config: Mapping[str, Any], where: str) -> None:
-    """Refuses options that make another process, or another network."""
+def _check_process(config: JsonRecord, where: str) -> None:
+    """Raises `ConfigError` for options of another process or another network."""
     for key in ("rescale_betas_zero_snr", "use_flow_sigmas", "predict_epsilon"):
         if not isinstance(config.get(key, False), bool):
             raise ConfigError(f"{where}: {key}={config[key]!r} must be true or false.")
@@ -108,7 +109,7 @@ def _check_process(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _prediction(config: Mapping[str, Any], where: str) -> str:
+def _prediction(config: JsonRecord, where: str) -> str:
     """diffusers' name of the prediction type; before 0.9 `predict_epsilon` said it."""
     old = config.get("predict_epsilon")
     silent = "sample" if old is False else PREDICTION_TYPE
@@ -122,7 +123,7 @@ def _prediction(config: Mapping[str, Any], where: str) -> str:
     return predicts
 
 
-def _betas(config: Mapping[str, Any], steps: int, where: str) -> dict[str, Any]:
+def _betas(config: JsonRecord, steps: int, where: str) -> Options:
     table = config.get("trained_betas")
     if table is not None:
         if not isinstance(table, (list, tuple)) or not all(map(_is_number, table)):
@@ -151,7 +152,7 @@ def _betas(config: Mapping[str, Any], steps: int, where: str) -> dict[str, Any]:
     }
 
 
-def _or_default(config: Mapping[str, Any], key: str, default: Any, where: str) -> Any:
+def _or_default(config: JsonRecord, key: str, default: T, where: str) -> T:
     if key not in config and "_class_name" not in config:
         raise ConfigError(
             f"{where}: {key} is missing, and _class_name too; the default of {key} is not the same "
@@ -160,18 +161,18 @@ def _or_default(config: Mapping[str, Any], key: str, default: Any, where: str) -
     return config.get(key, default)
 
 
-def _check_beta(key: str, value: Any, where: str) -> None:
-    if not _is_number(value):
+def _check_beta(key: str, value: object, where: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise ConfigError(f"{where}: {key}={value!r} must be a number.")
     if not 0 < value < 1:
         raise ConfigError(f"{where}: {key}={value!r} must be above 0 and below 1.")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def write_scheduler(levels: Schedule, prediction: str, clip: float) -> dict[str, Any]:
+def write_scheduler(levels: Schedule, prediction: str, clip: float) -> JsonRecord:
     """scheduler_config.json of a `DDIMScheduler` whose every timestep is one of `levels`.
 
     Level i + 1 is its timestep i, so that as many inference steps as there are levels walk through

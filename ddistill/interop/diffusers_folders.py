@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddistill.errors import ConfigError
 from ddistill.interop.diffusers_weights import (
@@ -14,6 +13,7 @@ from ddistill.interop.diffusers_weights import (
     is_average,
 )
 from ddistill.interop.file_kinds import why_unusable
+from ddistill.typing import JsonRecord
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
 # The network of a pipeline; diffusers' training scripts save its average as unet_ema.
@@ -31,17 +31,17 @@ class Found:
       config: content of config.json.
       scheduler_config: content of scheduler_config.json, with the class that model_index.json
         names where there is one: diffusers makes that class of it.
-      scheduler: what to call it in messages.
+      scheduler: its path in messages.
       weights: one file, or the shards in the order of their names.
-      files: all of the files that say what the model is, for a digest.
+      files: all files that define the model, for a digest.
       taken: the file or index of the weights from the model's folder on, and whether it is the
         average.
       averaged: whether the average was taken where the network may be there too.
     """
 
     network: Path
-    config: dict[str, Any]
-    scheduler_config: dict[str, Any]
+    config: JsonRecord
+    scheduler_config: JsonRecord
     scheduler: str
     weights: tuple[Path, ...]
     files: tuple[Path, ...]
@@ -86,7 +86,7 @@ def find_model(folder: Path) -> Found:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonRecord:
     """The object in a JSON file.
 
     Raises:
@@ -149,7 +149,7 @@ def _average(average: Path) -> Path:
 
 
 def _refuse_without_network(folder: Path) -> None:
-    """Says what else a folder without config.json is, if that is known."""
+    """Raises `ConfigError` for known kinds of folders without config.json."""
     checkpoints = [c for c in folder.glob("checkpoint-*") if c.is_dir()]
     if checkpoints:
         names = ", ".join(sorted((c.name for c in checkpoints), key=lambda n: (len(n), n)))

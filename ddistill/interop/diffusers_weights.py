@@ -1,17 +1,17 @@
-"""Which files hold the weights of a network of diffusers, where there are several.
+"""The choice among several files of weights of a network of diffusers.
 
 An average of the weights goes before the weights themselves, full precision before half precision
-whether it lies in one file or in shards, and safetensors before torch's files. Averages under names
-that diffusers does not know, and several of them, are asked about.
+whether it lies in one file or in shards, and safetensors before torch's files. Averages under other
+names than those of diffusers, and several averages, raise an error with the choices.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddistill.errors import ConfigError
+from ddistill.typing import JsonRecord
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = tuple(
@@ -21,7 +21,7 @@ _KINDS = ("safetensors", "bin")
 _OTHER_KINDS = ("pt", "pth", "ckpt", "pkl", "msgpack")
 _HALF = {"fp16", "bf16", "float16", "bfloat16", "half"}
 _FULL = {"fp32", "float32", "full"}
-# Words of a name that say that weights are an average, alone or next to what is averaged.
+# Words in names of averages, alone or joined to a word of `_AVERAGED_THINGS`.
 _AVERAGE = ("ema", "swa", "avg", "average", "averaged")
 _AVERAGED_THINGS = ("", "unet", "model", "net", "weights", "params")
 _NOT = {"non", "no", "not", "raw", "without"}
@@ -46,12 +46,12 @@ class Weights:
 @dataclass(frozen=True)
 class _Candidate:
     path: Path
-    # 0 for an average, 1 for the weights themselves, 2 for what is said to be no average.
+    # 0 for an average, 1 for the weights themselves, 2 for a name such as "non_ema".
     choice: int
     half: bool
     kind: int
     index: bool
-    # Of an average, what tells it from other averages.
+    # The words by which several averages differ.
     variant: tuple[str, ...]
 
     @property
@@ -76,7 +76,7 @@ def average_folders(folder: Path, config: str) -> list[Path]:
     return full or [path for path in named if (path / config).is_file()]
 
 
-def find_weights(network: Path, read_json: Callable[[Path], dict[str, Any]]) -> Weights:
+def find_weights(network: Path, read_json: Callable[[Path], JsonRecord]) -> Weights:
     """The weights of a network's folder; see the module for the order.
 
     Args:
@@ -178,7 +178,7 @@ def _refuse_none(network: Path) -> None:
     )
 
 
-def _shards(index: Path, content: Mapping[str, Any], whole: list[str]) -> tuple[Path, ...]:
+def _shards(index: Path, content: JsonRecord, whole: list[str]) -> tuple[Path, ...]:
     """The files that an index of weights names; `whole` are files that could be read instead."""
     table = content.get("weight_map")
     if not isinstance(table, Mapping) or not all(_is_name(name) for name in table.values()):
@@ -194,6 +194,6 @@ def _shards(index: Path, content: Mapping[str, Any], whole: list[str]) -> tuple[
     return tuple(index.parent / name for name in names)
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     """Whether a value names a file that lies beside its index."""
     return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\")

@@ -1,12 +1,11 @@
 """EDM's teachers (arXiv 2206.00364): their pickles as networks of ours, with every weight placed.
 
-What is read: networks with EDM's preconditioning (`EDMPrecond`) around DDPM++, NCSN++ or ADM. Its
-F is our prediction "edm", and the time that it is told is c_noise = ln(sigma) / 4.
+Networks with EDM's preconditioning (`EDMPrecond`) around DDPM++, NCSN++ or ADM are supported. Its F
+is the prediction type "edm", and its time input is c_noise = ln(sigma) / 4.
 """
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.interop.edm_pickles import Record, read_objects
@@ -14,6 +13,7 @@ from ddistill.interop.edm_weights import place
 from ddistill.interop.imported import Imported
 from ddistill.interop.torch_files import open_file
 from ddistill.runtime.files import expand
+from ddistill.typing import Options
 
 LICENCE = (
     "CC BY-NC-SA 4.0 (EDM's code and its own weights: not for commercial use, and what is made of "
@@ -21,16 +21,16 @@ LICENCE = (
 )
 _SIGMA_DATA = 0.5
 
-# EDM's options: our name and the default of EDM's class. Those of `_ELSEWHERE` are none of a
-# network of ours: they say what is checked here, or how it was trained.
-_COMMON: dict[str, tuple[str, Any]] = {
+# EDM's options: our name and the default of EDM's class. `_ELSEWHERE` lists the options that are no
+# fields of a network here: they are checked below, or belong to training.
+_COMMON: dict[str, tuple[str, object]] = {
     "channel_mult_emb": ("embedding_multiplier", 4),
     "dropout": ("dropout", 0.10),
     "label_dim": ("num_classes", 0),
     "augment_dim": ("augment_dim", 0),
     "out_channels": ("out_channels", None),
 }
-_SONG: dict[str, tuple[str, Any]] = {
+_SONG: dict[str, tuple[str, object]] = {
     **_COMMON,
     "model_channels": ("channels", 128),
     "channel_mult": ("multipliers", (1, 2, 2, 2)),
@@ -42,7 +42,7 @@ _SONG: dict[str, tuple[str, Any]] = {
     "decoder_type": ("decoder", "standard"),
     "resample_filter": ("resample_filter", (1, 1)),
 }
-_DHARIWAL: dict[str, tuple[str, Any]] = {
+_DHARIWAL: dict[str, tuple[str, object]] = {
     **_COMMON,
     "model_channels": ("channels", 192),
     "channel_mult": ("multipliers", (1, 2, 3, 4)),
@@ -67,7 +67,7 @@ def read_teacher(path: Path) -> Imported:
 
     Raises:
       ConfigError: the file is missing, damaged, names code, holds another kind of network or an
-        option that is not supported, or its tensors are not those of its network.
+        option that is not supported, or its tensors do not fit its options.
     """
     given, path = path, expand(path)
     if path.is_dir():
@@ -90,8 +90,8 @@ def read_teacher(path: Path) -> Imported:
         network=network,
         params=params,
         prediction="edm",
-        # The one schedule whose times are c_noise. How many levels, and from where to where, the
-        # file does not say: EDM draws them anew for every image in training.
+        # The only schedule with c_noise as times. The file gives neither the number of levels nor
+        # their range: in training EDM draws a level for every image.
         schedule={"name": "karras"},
         image_shape=image_shape,
         num_classes=network["num_classes"],
@@ -101,11 +101,11 @@ def read_teacher(path: Path) -> Imported:
     )
 
 
-def describe(net: Record) -> tuple[dict[str, Any], tuple[int, int, int]]:
+def describe(net: Record) -> tuple[Options, tuple[int, int, int]]:
     """The network inside of EDM's preconditioning as a config has it, and the shape of its images.
 
     Raises:
-      ConfigError: another preconditioning, network or option than those that are supported.
+      ConfigError: the preconditioning, the network or an option is not supported.
     """
     _check_preconditioning(net)
     model = net.child("model")
@@ -120,22 +120,28 @@ def describe(net: Record) -> tuple[dict[str, Any], tuple[int, int, int]]:
                 f"its {model.class_name} has the option {key}={given[key]!r}, which is not "
                 f"supported.{nearest(key, table)} Known: {', '.join((*table, *_ELSEWHERE))}."
             )
-    for key in ("img_resolution", "in_channels", "out_channels"):
-        if type(given.get(key)) is not int or given[key] < 1:
-            raise ConfigError(f"its {model.class_name} has {key}={given.get(key)!r}.")
-    if given["in_channels"] != given["out_channels"]:
+    side, inputs, outputs = (
+        _count(model, key) for key in ("img_resolution", "in_channels", "out_channels")
+    )
+    if inputs != outputs:
         raise ConfigError(
-            f"its network makes {given['out_channels']} channels of {given['in_channels']}; "
+            f"its network makes {outputs} channels of {inputs}; "
             "only networks whose output has the shape of their input are supported."
         )
     network = {"name": name, **{ours: _plain(given.get(k, d)) for k, (ours, d) in table.items()}}
-    side = given["img_resolution"]
     network["attention"] = _sizes_there(network["attention"], side, network["multipliers"])
-    return network, (side, side, given["in_channels"])
+    return network, (side, side, inputs)
+
+
+def _count(model: Record, key: str) -> int:
+    value = model.options.get(key)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"its {model.class_name} has {key}={value!r}.")
+    return value
 
 
 def _check_preconditioning(net: Record) -> None:
-    """Refuses everything but EDM's own preconditioning for data of standard deviation 1/2."""
+    """Raises `ConfigError` unless the preconditioning is EDM's, with sigma_data 1/2."""
     if net.class_name != "EDMPrecond":
         what = _OTHER_PRECONDITIONING.get(net.class_name, "not one that is known here")
         raise ConfigError(
@@ -147,14 +153,14 @@ def _check_preconditioning(net: Record) -> None:
         raise ConfigError(f"its sigma_data is {sigma_data!r}; supported is {_SIGMA_DATA} alone.")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Lists as tuples, and numpy's numbers as Python's."""
     if isinstance(value, (list, tuple)):
         return tuple(_plain(v) for v in value)
     return value.item() if hasattr(value, "item") else value
 
 
-def _sizes_there(sizes: Any, side: int, multipliers: Any) -> tuple[int, ...]:
+def _sizes_there(sizes: object, side: int, multipliers: object) -> tuple[int, ...]:
     """The sizes of attention that the network meets: EDM's list may name others, ours may not."""
     if not isinstance(sizes, tuple) or not isinstance(multipliers, tuple):
         raise ConfigError(f"attn_resolutions={sizes!r} and channel_mult={multipliers!r}: no lists.")

@@ -1,14 +1,14 @@
-"""EDM's network pickles as plain records, without the code that they bring.
+"""EDM's network pickles as plain records, without running the code in them.
 
-The format (arXiv 2206.00364, NVlabs/edm): a pickle of a dictionary whose "ema" is the network. An
+The format (arXiv 2206.00364, NVlabs/edm): a pickle of a dictionary; "ema" is the network. An
 object of one of EDM's classes is a call of `torch_utils.persistence._reconstruct_persistent_obj`
 with its class's name, its state and the source text of the module that the class is from. EDM's own
 reader executes that text. Here it is skipped, and the object becomes a `Record`.
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,31 +18,31 @@ from ddistill.interop.torch_files import ZIP, open_file, parse_torch
 
 
 class Record:
-    """An object of a class that is not run here.
+    """An object of a class that does not exist here.
 
     Attributes:
       class_name: of its class.
       state: its attributes by name.
     """
 
-    def __init__(self, class_name: str = "container", state: dict[str, Any] | None = None):
+    def __init__(self, class_name: str = "container", state: Mapping[str, object] | None = None):
         self.class_name, self.state = class_name, dict(state or {})
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Takes the attributes of an object that was pickled in the plain way."""
         if not isinstance(state, dict):
             raise ValueError(f"an object's state is a {type(state).__name__}")
         self.state.update(state)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
+    def __new__(cls, *args: object, **kwargs: object) -> "Record":
         """Makes one without attributes, which is how pickle makes an object."""
         made = super().__new__(cls)
         made.class_name, made.state = "container", {}
         return made
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The arguments that it was constructed with, by name.
+    def options(self) -> dict[str, object]:
+        """The arguments of its constructor, by name.
 
         Raises:
           ConfigError: they were not kept, or some were given by position.
@@ -86,7 +86,7 @@ class Record:
             elif module is not None:
                 raise ConfigError(f"'{prefix}{name}' is a {type(module).__name__}, not a module.")
 
-    def _table(self, name: str) -> dict[str, Any]:
+    def _table(self, name: str) -> dict[str, object]:
         table = self.state.get(name, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{name} of its {self.class_name} is a {type(table).__name__}.")
@@ -96,19 +96,21 @@ class Record:
 class _Dict(dict):
     """A dictionary whose class EDM has derived from Python's."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Leaves attributes alone; without this method a pickle could set those of the class."""
 
 
-def _persistent(meta: Any) -> Record:
-    """An object of EDM's. `module_src`, the source of its class, is left alone."""
+def _persistent(meta: object) -> Record:
+    """An object of one of EDM's classes. `module_src`, the source of its class, is not read."""
+    if not isinstance(meta, dict):
+        raise ValueError(f"an object described by a {type(meta).__name__}")
     name, state = meta["class_name"], meta["state"]
     if meta.get("type") != "class" or not isinstance(name, str) or not isinstance(state, dict):
         raise ValueError("an object of a class that is not described as EDM does")
     return Record(name, state)
 
 
-def _storage(source: str, data: Any) -> np.ndarray:
+def _storage(source: str, data: object) -> np.ndarray:
     """A tensor's storage, which lies in the pickle as a torch file of its own."""
     if not isinstance(data, bytes):
         raise ValueError(f"a storage in a {type(data).__name__}")
@@ -118,7 +120,7 @@ def _storage(source: str, data: Any) -> np.ndarray:
     return found
 
 
-def read_objects(path: Path) -> dict[str, Any]:
+def read_objects(path: Path) -> dict[str, object]:
     """The dictionary in one of EDM's pickles, with a `Record` for every object of its classes.
 
     Raises:

@@ -1,7 +1,6 @@
 """Where the tensors of EDM's networks belong in ours."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from flax import traverse_util
 from ddistill import networks
 from ddistill.errors import ConfigError
 from ddistill.interop.tensors import full_precision
+from ddistill.typing import Options, Params
 
 _BLOCK = {
     "norm1": "norm0",
@@ -32,8 +32,8 @@ _EMBEDDING = {
 
 
 def place(
-    network: Mapping[str, Any], tensors: Mapping[str, np.ndarray], image_shape: tuple[int, int, int]
-) -> dict[str, Any]:
+    network: Options, tensors: Mapping[str, np.ndarray], image_shape: tuple[int, int, int]
+) -> Params:
     """Our parameters, made of the tensors of an EDM network; each of these is used exactly once.
 
     Args:
@@ -55,7 +55,7 @@ def place(
     return traverse_util.unflatten_dict(placed)
 
 
-def edm_name(path: Sequence[str], network: Mapping[str, Any], side: int) -> str:
+def edm_name(path: Sequence[str], network: Options, side: int) -> str:
     """EDM's name of one of our parameters.
 
     Args:
@@ -74,7 +74,7 @@ def edm_name(path: Sequence[str], network: Mapping[str, Any], side: int) -> str:
     return f"{module}.{_BLOCK[part]}.{leaf}" if part else f"{module}.{leaf}"
 
 
-def _module_name(ours: str, network: Mapping[str, Any], side: int) -> str:
+def _module_name(ours: str, network: Options, side: int) -> str:
     """EDM's name of one of our modules. EDM calls levels by their size, and puts what leads from
     one level to the next into the latter."""
     levels = len(network["multipliers"])
@@ -103,7 +103,7 @@ def _module_name(ours: str, network: Mapping[str, Any], side: int) -> str:
 
 
 def _shapes(
-    network: Mapping[str, Any], image_shape: tuple[int, int, int]
+    network: Options, image_shape: tuple[int, int, int]
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shapes of our parameters by their paths; no device is asked for, which "auto" would."""
     module = networks.build(**{**network, "conv_impl": "xla"})

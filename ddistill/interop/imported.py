@@ -1,10 +1,9 @@
-"""A teacher that another library trained, as every reader of such teachers hands it on."""
+"""A teacher that another library trained: the result of every reader of such teachers."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from ddistill.runtime.schemas import COUNT, OBJECT, TEXT, WHOLE, Schema, list_of, maybe
+from ddistill.typing import JsonObject, JsonRecord, Options, Params
 
 # Of `Imported.facts`, as a run notes them.
 FACTS = Schema(
@@ -23,39 +22,39 @@ FACTS = Schema(
 
 @dataclass(frozen=True)
 class Imported:
-    """A network of ours with the weights of another library, and what is known of it.
+    """A network of ddistill with the weights of another library, and its facts.
 
     Attributes:
-      network: what `stages.NAME.network` of a config holds: the name of one of our networks, and
-        its options.
-      params: its parameters as nested dictionaries of float32 numpy arrays; None where only what
-        a run has noted of it is known.
-      prediction: what it predicts, one of `ddistill.diffusion.KINDS`.
-      schedule: the fields of `ScheduleSettings` that the file settles; None where it says nothing.
+      network: the value of `stages.NAME.network` in a config: the name of a network of ddistill,
+        and its options.
+      params: its parameters as nested dictionaries of float32 numpy arrays; None for a network
+        that was read from the facts of a run.
+      prediction: its prediction type, one of `ddistill.diffusion.KINDS`.
+      schedule: the fields of `ScheduleSettings` that the file defines; None for none.
       image_shape: (height, width, channels) of the images that it was trained on.
       num_classes: 0 for an unconditional network.
       digest: SHA-256 of the file or files, in hexadecimal.
-      source: where it comes from, as the user wrote it, and which of several networks it is.
-      licence: that of the weights, as far as it is known.
+      source: the setting of the user, and which of several networks was read.
+      licence: of the weights; "" if unknown.
     """
 
-    network: dict[str, Any]
-    params: dict[str, Any] | None
+    network: Options
+    params: Params | None
     prediction: str
-    schedule: dict[str, Any] | None
+    schedule: Options | None
     image_shape: tuple[int, int, int]
     num_classes: int
     digest: str
     source: str
     licence: str = ""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Everything but the parameters, for JSON."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in named.items() if name != "params"}
 
 
-def from_facts(facts: Mapping[str, Any]) -> Imported:
+def from_facts(facts: JsonRecord) -> Imported:
     """A network of which `facts` are known (`Imported.facts`), without parameters."""
     shape = tuple(facts["image_shape"])
     network = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()}

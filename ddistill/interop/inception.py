@@ -1,16 +1,15 @@
 """The weights of FID's Inception network from the file that torch-fidelity and pytorch-fid read.
 
 Both projects publish the same bytes under two names: the values of TensorFlow's graph of 5 December
-2015 as a torch state dict. The number in the names is the beginning of the file's SHA-256. Nothing
-is fetched here: the file has to be there, and a file of another hash is refused unless asked for,
-because a distance measured with other weights is no FID.
+2015 as a torch state dict. The number in the names is the beginning of the file's SHA-256.
+Nothing is downloaded: the file has to exist. A file of another hash needs `other=True`, because a
+distance measured with other weights is no FID.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from ddistill.interop.tensors import file_digest
 from ddistill.interop.torch_files import read_torch
 from ddistill.networks.inception import shapes
 from ddistill.runtime.files import cache_home, expand
+from ddistill.typing import Params
 
 NAMES = (
     "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity's
@@ -42,7 +42,7 @@ class InceptionWeights:
       sha256: of the file.
     """
 
-    params: Any
+    params: Params
     sha256: str
 
     @property
@@ -76,10 +76,10 @@ def load_inception(path: str | os.PathLike = "", other: bool = False) -> Incepti
             f"another network, and what it measures is no FID. {_advice()} Give --other_weights to "
             "score with this file all the same; the scores are then named after it."
         )
-    state = read_torch(file)
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}, no state dict.")
-    return InceptionWeights(from_state_dict(state, str(file)), found)
+    weights = read_torch(file)
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{file} holds a {type(weights).__name__}, no state dict.")
+    return InceptionWeights(from_state_dict(weights, str(file)), found)
 
 
 def default_path() -> Path:
@@ -97,15 +97,15 @@ def default_path() -> Path:
     return (there or [home / NAMES[0]])[0]
 
 
-def from_state_dict(state: Mapping[str, Any], where: str = "the state dict") -> Any:
+def from_state_dict(state: Mapping[str, np.ndarray], where: str = "the state dict") -> Params:
     """torch's tensors as parameters of `Inception`, batch norms folded in.
 
     y = (conv(x) - mean) / sqrt(var + 1e-3) * weight + bias is a convolution with another kernel and
-    a bias; it is worked out in float64.
+    a bias, computed in float64.
 
     Args:
       state: arrays by torch's names, kernels `[out, in, height, width]`.
-      where: what to call it in messages.
+      where: the file in messages.
 
     Raises:
       CheckpointError: tensors that are missing, unknown, of another shape or not finite; all used
@@ -137,7 +137,7 @@ def _folded(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndar
     return {"kernel": kernel * gain, "bias": bias - mean * gain}
 
 
-def _by_layer(tree: Mapping, layer: Any, prefix: str = "") -> dict[str, Any]:
+def _by_layer(tree: Mapping, layer: Callable[[str], Params], prefix: str = "") -> Params:
     """`layer(name)` for every layer of a tree of parameters, names joined with dots as in torch."""
     if "kernel" in tree:
         return layer(prefix)
@@ -163,7 +163,7 @@ def _torch_shapes(expected: Mapping) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _check_names(state: Mapping[str, Any], wanted: Mapping[str, tuple], where: str) -> None:
+def _check_names(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], where: str) -> None:
     given = {name for name in state if not str(name).endswith(".bn.num_batches_tracked")}
     problems = [
         f"{len(names)} {kind} (first '{sorted(map(str, names))[0]}')"

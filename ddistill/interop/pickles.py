@@ -1,9 +1,8 @@
 """An unpickler that admits tensors and plain containers and runs nothing that a file brings.
 
-A pickle is a program: it names functions and has them called. Here a name is looked up in a table
-of what weights consist of, and everything else ends the reading. What the table holds is written
-below; no function of torch or numpy is ever handed to a file, and none of the objects handed out
-can be changed by it.
+A pickle is a program: it names functions and calls them. Here a name is looked up in a table of the
+types and functions that weights need, written out below; any other name raises an error. No
+function of torch or numpy is reachable from a file, and a file can change no object of the table.
 """
 
 import collections
@@ -11,15 +10,18 @@ import math
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ddistill.errors import ConfigError
 
-# What torch calls its types of numbers, as dtypes of numpy.
-DTYPES: dict[str, Any] = {
+T = TypeVar("T")
+
+# torch's dtypes by name, as dtypes of numpy.
+DTYPES: dict[str, DTypeLike] = {
     "float64": np.float64,
     "float32": np.float32,
     "float16": np.float16,
@@ -53,7 +55,7 @@ STORAGES: dict[str, str] = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
-# What unpickling a damaged or forged file may raise.
+# Exceptions of unpickling a damaged or forged file.
 DAMAGE = (
     pickle.UnpicklingError,
     EOFError,
@@ -70,19 +72,19 @@ DAMAGE = (
 
 
 class Call:
-    """A function that a file may have called, and may not change."""
+    """A function that a pickle may call and cannot change."""
 
     __slots__ = ("_function",)
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., object]):
         self._function = function
 
-    def __call__(self, *args: Any) -> Any:
-        """Calls it."""
+    def __call__(self, *args: object) -> object:
+        """Calls the function."""
         return self._function(*args)
 
-    def __setstate__(self, state: Any) -> None:
-        """Refuses: by this door a pickle would set attributes."""
+    def __setstate__(self, state: object) -> None:
+        """Raises `ValueError`; without this method a pickle could set attributes."""
         raise ValueError("a function is given a state")
 
 
@@ -91,13 +93,15 @@ class NumpyType:
 
     __slots__ = ("order", "spelling")
 
-    def __init__(self, spelling: Any, *flags: Any):
+    def __init__(self, spelling: object, *flags: object):
         if not isinstance(spelling, str) or not re.fullmatch(r"[<>=|]?[biufc]\d{1,2}", spelling):
             raise ValueError(f"an array of {spelling!r}, not of numbers")
         self.spelling, self.order = spelling.lstrip("<>=|"), "="
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Takes the byte order, second in numpy's tuple; the rest is for structured types."""
+        if not isinstance(state, tuple) or len(state) < 2:
+            raise ValueError(f"a dtype with the state {str(state)[:80]!r}")
         if any(state[2:5]) or state[1] not in tuple("<>=|"):
             raise ValueError(f"a structured array, {state[1:5]!r}")
         self.order = state[1]
@@ -110,42 +114,50 @@ class NumpyType:
 class PickledArray(np.ndarray):
     """An array as numpy pickles it: made empty, then given its contents, which are checked."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:  # type: ignore[override]
         """Takes numpy's (version, shape, dtype, Fortran order, bytes)."""
-        if self.size:  # a second time would free what views of it still read
+        if self.size:  # a second time would free memory that views still read
             raise ValueError("an array is given its contents twice")
+        if not isinstance(state, tuple):
+            raise ValueError(f"an array with the state {str(state)[:80]!r}")
         _, shape, kind, fortran, raw = state
         if not isinstance(kind, NumpyType) or not isinstance(raw, bytes):
             raise ValueError("an array of objects")
-        if math.prod(_sizes(shape)) * kind.dtype().itemsize != len(raw):
+        sizes = _sizes(shape)
+        if math.prod(sizes) * kind.dtype().itemsize != len(raw):
             raise ValueError(f"an array of shape {shape!r} in {len(raw)} bytes")
-        super().__setstate__((1, tuple(shape), kind.dtype(), bool(fortran), raw))  # type: ignore
+        super().__setstate__((1, sizes, kind.dtype(), bool(fortran), raw))  # type: ignore
 
 
-def _empty_array(*ignored: Any) -> np.ndarray:
+def _empty_array(*ignored: object) -> np.ndarray:
     return PickledArray(0, np.uint8)
 
 
-def _scalar(kind: Any, raw: bytes) -> Any:
+def _scalar(kind: object, raw: object) -> np.generic:
+    if not isinstance(kind, NumpyType) or not isinstance(raw, bytes):
+        raise ValueError("a number of no type")
     return np.frombuffer(raw, kind.dtype(), 1)[0]
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How old protocols write bytes."""
-    if encoding != "latin1":
+def _encode(text: object, encoding: object) -> bytes:
+    """Bytes as old protocols write them."""
+    if not isinstance(text, str) or encoding != "latin1":
         raise ValueError(f"bytes in the encoding {encoding!r}")
-    return text.encode(encoding)
+    return text.encode("latin1")
 
 
-def _sizes(values: Any) -> tuple[int, ...]:
-    """`values` as whole numbers of 0 or more."""
-    values = tuple(values)
+def _sizes(values: object) -> tuple[int, ...]:
+    """`values` as integers of 0 or more."""
+    if not isinstance(values, tuple | list):
+        raise ValueError(f"sizes or strides {str(values)[:80]!r}")
     if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
         raise ValueError(f"sizes or strides {values!r}")
-    return values
+    return tuple(values)
 
 
-def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: Any) -> np.ndarray:
+def rebuild_tensor(
+    storage: object, offset: object, size: object, stride: object, *ignored: object
+) -> np.ndarray:
     """The view of a flat array that a tensor is.
 
     Args:
@@ -159,41 +171,42 @@ def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *ignored: 
     """
     if type(storage) is not np.ndarray or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise ValueError(f"a tensor on a {type(storage).__name__}, not on a storage")
-    (start,), size, stride = _sizes((offset,)), _sizes(size), _sizes(stride)
-    if len(size) != len(stride):
-        raise ValueError(f"a tensor of size {size} with strides {stride}")
-    if 0 in size:
-        return np.zeros(size, storage.dtype)
-    last = start + sum((n - 1) * step for n, step in zip(size, stride))
+    (start,), shape, steps = _sizes((offset,)), _sizes(size), _sizes(stride)
+    if len(shape) != len(steps):
+        raise ValueError(f"a tensor of size {shape} with strides {steps}")
+    if 0 in shape:
+        return np.zeros(shape, storage.dtype)
+    last = start + sum((n - 1) * step for n, step in zip(shape, steps))
     if last >= len(storage):
         raise ValueError(
-            f"a tensor of size {size} with strides {stride} from element {start}, but its storage "
+            f"a tensor of size {shape} with strides {steps} from element {start}, but its storage "
             f"has {len(storage)} elements"
         )
-    steps = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[start:], size, steps)
+    strides = tuple(step * storage.itemsize for step in steps)
+    return np.lib.stride_tricks.as_strided(storage[start:], shape, strides)
 
 
-def _rebuild_tensor_of(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, kind: Any, *rest: Any
-) -> np.ndarray:
-    """A tensor on a storage of bytes, of the type of numbers `kind`."""
-    return rebuild_tensor(storage.view(DTYPES[kind]), offset, size, stride)
+def _rebuild_tensor_of(storage: object, *args: object) -> np.ndarray:
+    """A tensor on a storage of bytes; `args`: offset, size, stride, gradient, hooks, dtype."""
+    kind = args[5]
+    if type(storage) is not np.ndarray or not isinstance(kind, str):
+        raise ValueError(f"a tensor on a {type(storage).__name__}, not on a storage")
+    return rebuild_tensor(storage.view(DTYPES[kind]), *args[:3])
 
 
-def _default_dict(*factory: Any) -> dict:
+def _default_dict(*factory: object) -> dict[object, object]:
     return {}
 
 
-def _first(data: Any, *ignored: Any) -> Any:
+def _first(data: T, *ignored: object) -> T:
     return data
 
 
 _NUMPY = ("numpy.core", "numpy._core")
 _BUILTINS = (set, frozenset, list, dict, tuple, complex, int, float, bool, str)
 
-# What any file of weights may name.
-PLAIN: dict[str, Any] = {
+# Names that any file of weights may use, and the objects that stand for them.
+PLAIN: dict[str, object] = {
     "collections.OrderedDict": Call(collections.OrderedDict),
     "collections.defaultdict": Call(_default_dict),
     "_codecs.encode": Call(_encode),
@@ -221,23 +234,23 @@ class StrictUnpickler(pickle.Unpickler):
 
     Args:
       file: where the pickle begins.
-      source: what errors call the file.
+      source: the file in errors.
       allowed: "module.name" to the object that stands for it.
-      storage: flat array from a type's name, a key, a number of elements and what else the file
-        says of it; None where the format has no storages.
+      storage: returns a flat array for a dtype, a key, a number of elements and further
+        arguments of the file; None where the format has no storages.
     """
 
     def __init__(
         self,
         file: BinaryIO,
         source: str,
-        allowed: Mapping[str, Any] = PLAIN,
+        allowed: Mapping[str, object] = PLAIN,
         storage: Callable[..., np.ndarray] | None = None,
     ):
         super().__init__(file)
         self._source, self._allowed, self._storage = source, allowed, storage
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """What stands for `module.name`.
 
         Raises:
@@ -252,7 +265,7 @@ class StrictUnpickler(pickle.Unpickler):
             )
         return self._allowed[wanted]
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def persistent_load(self, pid: object) -> np.ndarray:
         """The storage that a tensor lies in.
 
         Raises:

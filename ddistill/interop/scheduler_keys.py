@@ -1,4 +1,4 @@
-"""The keys of diffusers' scheduler configs: which of them say what the network was trained on.
+"""The keys of diffusers' scheduler configs: of the forward process, and of sampling.
 
 Compared with the signatures of diffusers 0.42 by `tests/test_diffusers_schedulers.py`.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a scheduler class takes where its config is silent.
+    """Defaults of a scheduler class for keys that its config lacks.
 
     Attributes:
       beta_start, beta_end: the first and the last beta.
@@ -44,9 +44,9 @@ SCHEDULERS: dict[str, Defaults] = {
 TIMESTEPS, BETA_SCHEDULE, PREDICTION_TYPE = 1000, "linear", "epsilon"
 
 # Classes of other processes and other networks.
-_FLOW = "flow matching, whose levels are not variance preserving"
-_CONSISTENCY = "consistency models, whose output is mixed with the input before it is an image"
-_KARRAS = "EDM's levels, whose network is told ln(sigma) / 4 and scaled by sigma"
+_FLOW = "flow matching, with levels that are not variance preserving"
+_CONSISTENCY = "consistency models, with outputs that are mixed with the input"
+_KARRAS = "EDM's levels, with ln(sigma) / 4 as times and inputs scaled by sigma"
 OTHERS: dict[str, str] = {
     "CMStochasticIterativeScheduler": _CONSISTENCY,
     "EDMDPMSolverMultistepScheduler": _KARRAS,
@@ -64,7 +64,7 @@ OTHERS: dict[str, str] = {
     "UnCLIPScheduler": "networks that predict a variance too",
 }
 
-# Keys that say what the network was trained on. All of them are read.
+# Keys of the forward process in training. All of them are read.
 PROCESS_KEYS = frozenset(
     (
         *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
@@ -72,7 +72,7 @@ PROCESS_KEYS = frozenset(
         *("variance_type", "timestep_type", "use_flow_sigmas"),
     )
 )
-# Keys that say how the network was sampled from, which is not taken over.
+# Keys of sampling, which are ignored.
 SAMPLER_KEYS = frozenset(
     (
         *("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio"),

@@ -1,4 +1,4 @@
-"""Where a stage's weights can come from: "diffusers:FOLDER", "edm:FILE"."""
+"""The sources of a stage's weights: "diffusers:FOLDER", "edm:FILE"."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,18 +17,18 @@ READERS: dict[str, Callable[[Path], Imported]] = {
 
 
 def write_noted(path: Path, sources: Mapping[str, tuple[str, Imported]]) -> None:
-    """Writes what is known of the networks that stages start from.
+    """Writes the facts of the networks that stages start from.
 
     Args:
       path: JSON file.
-      sources: by stage, the setting `source` and what it names.
+      sources: by stage, the setting `source` and its network.
     """
     noted = {stage: {"setting": s, "facts": found.facts()} for stage, (s, found) in sources.items()}
     write_json(path, noted)
 
 
 def read_noted(path: Path) -> dict[str, tuple[str, Imported]]:
-    """What `write_noted` wrote; nothing where there is no such file, or a damaged one."""
+    """Reads the file of `write_noted`; empty where it is missing or damaged."""
     noted = read_object_or_none(path) or {}
     if not map_of(_NOTED).fits(noted):
         return {}
@@ -51,7 +51,7 @@ def read_source(source: str, key: str) -> Imported:
       key: dotted name of the setting.
 
     Raises:
-      ConfigError: the kind is not known, or what its reader says of the files.
+      ConfigError: the kind is not known, or an error of its reader.
     """
     kind, colon, path = source.partition(":")
     if not colon or not path:

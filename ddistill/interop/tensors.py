@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
@@ -15,8 +16,8 @@ from ddistill.errors import ConfigError
 from ddistill.interop.torch_files import parse_torch, read_bytes
 from ddistill.runtime.files import write_bytes
 
-# What safetensors calls its types of numbers.
-_DTYPES: dict[str, Any] = {
+# The dtypes of safetensors by name.
+_DTYPES: dict[str, DTypeLike] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -42,7 +43,7 @@ _NESTED = ("state_dict", "model", "model_state_dict", "module", "ema", "params",
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, or of a torch file that holds a state dict, by name.
 
-    The format is told by the content: weights are often renamed.
+    The format is detected from the content, because weights are often renamed.
 
     Raises:
       ConfigError: the file is missing, damaged, or holds something else.
@@ -76,8 +77,8 @@ def _array(name: str, part: Mapping[str, Any], path: Path) -> np.ndarray:
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
-    """What torch.save wrote, if it is nothing but tensors by name."""
+def _state_dict(found: object, path: Path) -> dict[str, np.ndarray]:
+    """The object of a torch file, if it is a dictionary of tensors."""
     if not isinstance(found, Mapping):
         raise ConfigError(
             f"{path} holds a {type(found).__name__}, no state dict, that is tensors by name."
@@ -100,15 +101,15 @@ def _state_dict(found: Any, path: Path) -> dict[str, np.ndarray]:
     )
 
 
-def _is_tensor(key: Any, value: Any) -> bool:
+def _is_tensor(key: object, value: object) -> bool:
     return isinstance(key, str) and isinstance(value, np.ndarray)
 
 
-def _holds_tensors(value: Any) -> bool:
+def _holds_tensors(value: object) -> bool:
     return isinstance(value, Mapping) and any(_is_tensor(k, v) for k, v in value.items())
 
 
-def _order(key: Any) -> tuple[int, str]:
+def _order(key: object) -> tuple[int, str]:
     return (_NESTED.index(key) if key in _NESTED else len(_NESTED), str(key))
 
 
@@ -139,7 +140,7 @@ def full_precision(name: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any] | None = None
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, object] | None = None
 ) -> None:
     """Writes a .safetensors file; `metadata` is text by name."""
     whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}

@@ -9,7 +9,6 @@ import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,10 +21,10 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
-def read_torch(path: Path) -> Any:
-    """What torch.save wrote to `path` (.pt, .pth, .bin), with arrays for tensors.
+def read_torch(path: Path) -> object:
+    """The object that torch.save wrote to `path` (.pt, .pth, .bin), with arrays for tensors.
 
-    Nothing in the file is run. Tensors that share a storage are views of one array; do not write to
+    No code of the file is run. Tensors that share a storage are views of one array; do not write to
     them. bfloat16 is `ml_dtypes.bfloat16`; types of numbers and devices come as their names, and
     types of containers that torch or Python have subclassed as plain ones.
 
@@ -34,17 +33,17 @@ def read_torch(path: Path) -> Any:
 
     Raises:
       ConfigError: the file is missing, damaged, not torch's, or names anything that is not a tensor
-        or a plain container; the message says what.
+        or a plain container; the message gives the name.
     """
     return parse_torch(read_bytes(Path(path)), str(path))
 
 
-def parse_torch(data: bytes, source: str) -> Any:
-    """What a file of these contents holds; see `read_torch`.
+def parse_torch(data: bytes, source: str) -> object:
+    """The object in the bytes of a file; see `read_torch`.
 
     Args:
       data: the bytes.
-      source: what errors call them.
+      source: the file in errors.
     """
     return _read_zip(data, source) if data.startswith(ZIP) else _read_legacy(data, source)
 
@@ -79,7 +78,7 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
-def _read_zip(data: bytes, source: str) -> Any:
+def _read_zip(data: bytes, source: str) -> object:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _ZipReader(archive, source, len(data)).read()
@@ -96,7 +95,7 @@ class _ZipReader:
         self._archive, self._source = archive, source
         self._members = {info.filename: info for info in archive.infolist()}
         self._check_kind()
-        # torch compresses nothing. A member that is larger than what the file can hold is a bomb.
+        # torch compresses nothing. Members larger than the file are a zip bomb.
         if any(m.compress_type != zipfile.ZIP_STORED for m in self._members.values()):
             raise ConfigError(f"{source} is a compressed zip archive, which torch does not write.")
         if sum(m.file_size for m in self._members.values()) > size:
@@ -124,7 +123,7 @@ class _ZipReader:
                 "torch.save wrote."
             )
 
-    def read(self) -> Any:
+    def read(self) -> object:
         """The object."""
         if self._text("byteorder") not in ("", "little"):
             raise ConfigError(f"{self._source} was written on a big-endian machine; not supported.")
@@ -135,7 +134,7 @@ class _ZipReader:
         name = f"{self._root}{name}"
         return self._archive.read(name).decode().strip() if name in self._members else ""
 
-    def _storage(self, dtype: np.dtype, key: str, count: int, *ignored: Any) -> np.ndarray:
+    def _storage(self, dtype: np.dtype, key: str, count: int, *ignored: object) -> np.ndarray:
         if key not in self._storages:
             name = f"{self._root}data/{key}"
             if name not in self._members:
@@ -147,7 +146,7 @@ class _ZipReader:
         return raw.view(dtype)
 
 
-def _read_legacy(data: bytes, source: str) -> Any:
+def _read_legacy(data: bytes, source: str) -> object:
     file = io.BytesIO(data)
     try:
         magic = StrictUnpickler(file, source).load()
@@ -174,7 +173,7 @@ class _LegacyReader:
         self._file, self._source, self._left = file, source, size
         self._storages: dict[str, np.ndarray] = {}
 
-    def read(self) -> Any:
+    def read(self) -> object:
         """The object."""
         protocol, machine = self._next(), self._next()
         if protocol != _LEGACY_PROTOCOL or not isinstance(machine, dict):
@@ -183,17 +182,19 @@ class _LegacyReader:
             raise ConfigError(f"{self._source} was written on a big-endian machine; not supported.")
         found = StrictUnpickler(self._file, self._source, storage=self._storage).load()
         keys = self._next()
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise ValueError("no list of storages")
         if sorted(keys) != sorted(self._storages):
             raise ValueError(f"{len(self._storages)} storages are used, {len(keys)} are listed")
         for key in keys:
             self._fill(key)
         return found
 
-    def _next(self) -> Any:
+    def _next(self) -> object:
         return StrictUnpickler(self._file, self._source).load()
 
     def _storage(
-        self, dtype: np.dtype, key: str, count: int, view: Any = None, *ignored: Any
+        self, dtype: np.dtype, key: str, count: int, view: object = None, *ignored: object
     ) -> np.ndarray:
         if key not in self._storages:
             self._left -= count * dtype.itemsize
@@ -205,6 +206,8 @@ class _LegacyReader:
             raise ValueError(f"storage '{key}' is described in two ways")
         if view is None:
             return whole
+        if not isinstance(view, tuple) or len(view) != 3:
+            raise ValueError(f"a view {str(view)[:80]!r} of a storage")
         _, start, length = view
         if not 0 <= start <= start + length <= count:
             raise ValueError(f"a view {start}:{start + length} of a storage of {count} elements")

@@ -4,11 +4,12 @@ Both are DDPM's (arXiv 2006.11239) with ADM's options (arXiv 2105.05233). Settin
 each other here, tensors in `unet2d_weights`; nothing is read or written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ddistill.errors import ConfigError, nearest
 from ddistill.networks.unet import UNet, check_fields
+from ddistill.typing import JsonRecord, Options
 
 # Block types by (way, attention, resample); diffusers takes the resampling of a block with
 # attention from `downsample_type` and `upsample_type`.
@@ -20,8 +21,8 @@ _PLAIN = {
 }
 _ATTENDING = {"AttnDownBlock2D": "down", "AttnUpBlock2D": "up"}
 
-# What `UNet2DModel` takes where config.json is silent.
-DEFAULTS: dict[str, Any] = {
+# Defaults of `UNet2DModel` for keys that config.json lacks.
+DEFAULTS: Options = {
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -52,7 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": None,
 }
 
-# What diffusers' training scripts note in the config.json of an averaged network (`unet_ema/`).
+# Keys that diffusers' training scripts add to the config.json of an average (`unet_ema/`).
 AVERAGE_NOTES = frozenset(
     (
         *("decay", "min_decay", "inv_gamma", "power"),
@@ -63,7 +64,7 @@ AVERAGE_NOTES = frozenset(
 )
 
 # Options that our U-Net has in one form only, and the values that stand for it.
-_FIXED: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[object, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
@@ -78,7 +79,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[int, ...]]:
+def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Options of our U-Net and the image shape (H, W, C) from a `UNet2DModel`'s config.json.
 
     `num_classes` counts every row of the class table, see `to_params`.
@@ -90,7 +91,7 @@ def read_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
 
     Raises:
       ConfigError: another class of network, an unknown key, or an option that our U-Net does not
-        have; the message names it, its value and what is allowed.
+        have; the message gives its name, its value and the allowed values.
     """
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ConfigError(
@@ -149,15 +150,15 @@ def read_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
     return options, shape
 
 
-def _whole(x: Any, least: int = 1) -> bool:
+def _whole(x: object, least: int = 1) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= least
 
 
-def _number(x: Any) -> bool:
+def _number(x: object) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
-def _check_types(c: Mapping[str, Any], where: str) -> None:
+def _check_types(c: Options, where: str) -> None:
     """Raises `ConfigError` for a value of another type than its key has."""
     whole = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
     maybe = ("attention_head_dim", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim")
@@ -167,7 +168,7 @@ def _check_types(c: Mapping[str, Any], where: str) -> None:
         "sample_size",
     )
 
-    def listed(x: Any, fits: Callable[[Any], bool]) -> bool:
+    def listed(x: object, fits: Callable[[object], bool]) -> bool:
         return isinstance(x, (list, tuple)) and len(x) > 0 and all(map(fits, x))
 
     wanted = [
@@ -195,7 +196,7 @@ def _check_types(c: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}: {key}={c[key]!r} must be {what}.")
 
 
-def _image_shape(c: Mapping[str, Any], where: str) -> tuple[int, int, int]:
+def _image_shape(c: Options, where: str) -> tuple[int, int, int]:
     size = c["sample_size"]
     if size is None:
         raise ConfigError(
@@ -211,7 +212,7 @@ def _image_shape(c: Mapping[str, Any], where: str) -> tuple[int, int, int]:
     return height, width, c["in_channels"]
 
 
-def _levels(c: Mapping[str, Any], where: str) -> tuple[list[bool], str]:
+def _levels(c: Options, where: str) -> tuple[list[bool], str]:
     """Whether each level attends, outermost first, and how all of them resample."""
     down, up = c["down_block_types"], tuple(reversed(c["up_block_types"]))
     if not len(down) == len(up) == len(c["block_out_channels"]):
@@ -240,7 +241,7 @@ def _levels(c: Mapping[str, Any], where: str) -> tuple[list[bool], str]:
     return attention, next(iter(kinds.values()), "conv")
 
 
-def _block(name: str, c: Mapping[str, Any], where: str) -> tuple[str, bool, str]:
+def _block(name: str, c: Options, where: str) -> tuple[str, bool, str]:
     """(way, whether it attends, how it resamples) of a block type."""
     name = name.removeprefix("UNetRes")
     if name in _PLAIN:
@@ -256,7 +257,7 @@ def _block(name: str, c: Mapping[str, Any], where: str) -> tuple[str, bool, str]
     )
 
 
-def write_options(net: UNet, image_shape: tuple[int, ...]) -> dict[str, Any]:
+def write_options(net: UNet, image_shape: tuple[int, ...]) -> JsonRecord:
     """config.json of the `UNet2DModel` that is `net`, for images of that shape (H, W, C).
 
     Raises:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +11,17 @@ from flax import traverse_util
 from ddistill.errors import ConfigError, nearest
 from ddistill.interop.tensors import full_precision
 from ddistill.networks.unet import UNet
+from ddistill.typing import Params
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One of our parameters and what it is called in diffusers.
+    """One of our parameters and its names in diffusers.
 
     Attributes:
       path: in our tree.
       names: the tensors it is made of; several for the joint projection of an attention.
-      old: what these were called before diffusers 0.15.
+      old: their names before diffusers 0.15.
       kind: "same", "dense", "conv", "pointwise" (a 1 x 1 convolution there is a linear layer).
     """
 
@@ -110,7 +110,7 @@ _TO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def to_params(
     net: UNet, image_shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], where: str
-) -> dict[str, Any]:
+) -> Params:
     """Our parameters from a `UNet2DModel`'s tensors, as float32.
 
     float16 and bfloat16 become float32, which loses nothing; float64 is rounded. A class table of
@@ -118,7 +118,7 @@ def to_params(
     not have.
 
     Args:
-      net: what `read_options` describes.
+      net: the network of `read_options`.
       image_shape: (H, W, C).
       tensors: by diffusers' name.
       where: the file's name, for messages.
@@ -170,7 +170,7 @@ def _some(names: list[str]) -> str:
 
 
 def to_tensors(
-    net: UNet, image_shape: tuple[int, ...], params: Mapping[str, Any]
+    net: UNet, image_shape: tuple[int, ...], params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A `UNet2DModel`'s tensors by name, from our parameters; the inverse of `to_params`."""
     flat = traverse_util.flatten_dict(params)

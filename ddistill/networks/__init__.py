@@ -1,14 +1,15 @@
 """Networks by name, with settings that are checked before anything is traced."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
-from ddistill.networks.dhariwal import DhariwalUNet, check_dhariwal
-from ddistill.networks.song import SongUNet, check_song
+from ddistill.networks.dhariwal import DhariwalUNet
+from ddistill.networks.edm_unet import EdmUNet
+from ddistill.networks.song import SongUNet
 from ddistill.networks.unet import UNet, check_fields
 from ddistill.settings import kind_of
 
@@ -26,7 +27,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 WITHOUT_PARAMETERS = ("dropout", "remat", "dtype", "conv_impl")
 
 
-def defaults(name: str) -> dict[str, Any]:
+def defaults(name: str) -> dict[str, object]:
     """All fields of the network `name` and their defaults.
 
     Raises:
@@ -37,7 +38,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {f.name: f.default for f in fields if f.name not in ("parent", "name")}
 
 
-def build(name: str, **options: Any) -> nn.Module:
+def build(name: str, **options: object) -> nn.Module:
     """Returns the network `name` with the given fields.
 
     Args:
@@ -57,31 +58,31 @@ def build(name: str, **options: Any) -> nn.Module:
                 f"network.{key} is not a field of '{name}'.{nearest(key, fields)} "
                 f"Known: {', '.join(sorted(fields))}."
             )
-    module = cls(**{k: _convert(k, v, fields[k].default) for k, v in options.items()})
+    make: Callable[..., nn.Module] = cls
+    module = make(**{k: _convert(k, v, fields[k].default) for k, v in options.items()})
     if isinstance(module, UNet):
         check_fields(module)
-    if isinstance(module, SongUNet):
-        check_song(module)
-    if isinstance(module, DhariwalUNet):
-        check_dhariwal(module)
+    if isinstance(module, EdmUNet):
+        module.check()
     return module
 
 
-def _floats(key: str, values: tuple[Any, ...]) -> tuple[float, ...]:
-    if values and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        return tuple(float(v) for v in values)
+def _floats(key: str, values: tuple[object, ...]) -> tuple[float, ...]:
+    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if numbers and len(numbers) == len(values):
+        return tuple(numbers)
     raise ConfigError(f"network.{key}={values!r} must be a list of numbers.")
 
 
-def _convert(key: str, value: Any, default: Any) -> Any:
+def _convert(key: str, value: object, default: object) -> object:
     """Returns `value` as the type of the field's default."""
     if isinstance(default, tuple):
-        value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         if default and isinstance(default[0], float):
-            return _floats(key, value)
-        if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-            return value
-        raise ConfigError(f"network.{key}={value!r} must be a list of integers.")
+            return _floats(key, values)
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+            return values
+        raise ConfigError(f"network.{key}={values!r} must be a list of integers.")
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

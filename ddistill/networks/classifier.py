@@ -1,4 +1,4 @@
-"""Classifiers whose pooled features score samples and compare images.
+"""Classifiers; their pooled features score samples and compare images.
 
 Every one maps images in [-1, 1] to logits and to the features that the logits are linear in. Those
 trained on inputs of another scale carry their `mean` and `std` as fields: they stand in the
@@ -26,7 +26,7 @@ class DigitsClassifier(nn.Module):
     Attributes:
       num_classes: number of classes.
       width: channels of the first level; the second has twice as many.
-      feature_dim: width of the penultimate layer, whose activations are the features.
+      feature_dim: width of the penultimate layer; its activations are the features.
       dropout: rate before each dense layer.
       norm_groups: groups of the norms; has to divide `width`.
     """

@@ -1,9 +1,10 @@
-"""Convolution, in the forms that are fast on the platforms that there are.
+"""Convolution, in forms that are fast on CPU, GPU and TPU.
 
-Parameters are float32 always; `dtype` is what is computed in.
+Parameters are always float32; `dtype` is the compute dtype.
 """
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros_init()
 
 CONV_IMPLS = ("auto", "xla", "matmul", "ungrouped")
+
+
+class ConvOptions(TypedDict, total=False):
+    """Keyword arguments of `Conv` that differ within a network."""
+
+    size: int
+    stride: int
+    kernel_init: nn.initializers.Initializer
+    symmetric: bool
+    upsampled: bool
 
 
 class Conv(nn.Module):

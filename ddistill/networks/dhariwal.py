@@ -2,32 +2,22 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ddistill.networks.edm_blocks import BlockOptions, class_vector
-from ddistill.networks.edm_levels import run_levels
-from ddistill.networks.unet import check_at_least, check_call, check_common
+from ddistill.networks.edm_unet import EdmUNet
+from ddistill.networks.unet import check_at_least
+from ddistill.typing import Labels, PerExample
 
 
-class DhariwalUNet(nn.Module):
-    """Predicts from a noisy image, its time and, where conditional, a class.
+class DhariwalUNet(EdmUNet):
+    """ADM. Every block attends at the heights `attention`, on both ways.
 
     Defaults are those of ImageNet-64, which has 1000 classes: 295.9 M parameters with them.
 
     Attributes:
-      channels: base width; level i has `channels * multipliers[i]`.
-      multipliers: one per resolution level, outermost first; each further level halves the size.
-      blocks: residual blocks per level on the way down (one more on the way up).
-      attention: image heights at which every block is followed by self-attention; the middle always
-        has one.
       head_dim: channels per attention head, at least: a width has as many heads as fit into it, and
         no attention where none does.
-      out_channels: channels of the output.
-      embedding_multiplier: the width of what the blocks are told is `channels` times it.
-      num_classes: 0 for an unconditional network; class `num_classes` is the null class.
-      augment_dim: as in `SongUNet`.
-      dropout: rate before the second convolution of every residual block.
-      remat, dtype, conv_impl: as in `UNet`.
     """
 
     channels: int = 192
@@ -35,32 +25,15 @@ class DhariwalUNet(nn.Module):
     blocks: int = 3
     attention: tuple[int, ...] = (32, 16, 8)
     head_dim: int = 64
-    out_channels: int = 3
-    embedding_multiplier: int = 4
-    num_classes: int = 0
-    augment_dim: int = 0
-    dropout: float = 0.0
-    remat: bool = False
-    dtype: str = "float32"
-    conv_impl: str = "auto"
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B H W C"],
-        time: Float[Array, " B"],
-        cond: Int[Array, " B"] | None = None,
-        *,
-        train: bool = False,
-        taps: tuple[str, ...] = (),
-    ):
-        """Runs the network; arguments, taps, results and errors are those of `UNet`.
+    def check(self) -> None:
+        """Raises `ConfigError` for field values that cannot work at any image size."""
+        check_at_least(self, 1, "head_dim")
+        super().check()
 
-        EDM's weights expect c_noise = ln(sigma) / 4 as the time.
-        """
-        check_dhariwal(self)
-        check_call(self, x.shape, cond, taps)
-        options = BlockOptions(
+    def block_options(self) -> BlockOptions:
+        """The options of this network's blocks: scale-shift conditioning, several heads."""
+        return BlockOptions(
             dropout=self.dropout,
             eps=1e-5,
             scale_shift=True,
@@ -72,17 +45,16 @@ class DhariwalUNet(nn.Module):
             dtype=self.dtype,
             conv_impl=self.conv_impl,
         )
-        embedding = self._embedding(options, time, cond)
-        out, features = run_levels(
-            self, options, x, embedding, train, stem_width=self.channels * self.multipliers[0]
-        )
-        out = out.astype(jnp.float32)
-        return (out, {name: features[name] for name in taps}) if taps else out
 
-    def _embedding(
-        self, options: BlockOptions, time: Array, cond: Array | None
+    @property
+    def stem_width(self) -> int:
+        """Channels of the first convolution: those of level 0."""
+        return self.channels * self.multipliers[0]
+
+    def embed(
+        self, options: BlockOptions, time: PerExample, cond: Labels | None
     ) -> Float[Array, "B E"]:
-        """Time and class as every block is told of them."""
+        """The embedding of time and class, an input of every block."""
         # Frequencies 10000^(-i / half): unlike DDPM's, they end short of 1 / 10000.
         half = self.channels // 2
         frequencies = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -98,10 +70,3 @@ class DhariwalUNet(nn.Module):
             classes = class_vector(cond, time, self.num_classes)
             emb = emb + options.dense(wide, "class", use_bias=False)(classes)
         return nn.silu(emb)
-
-
-def check_dhariwal(net: DhariwalUNet) -> None:
-    """Raises `ConfigError` for field values of `net` that cannot work at any image size."""
-    check_at_least(net, 1, "head_dim", "embedding_multiplier")
-    check_at_least(net, 0, "augment_dim")
-    check_common(net)

@@ -1,4 +1,4 @@
-"""What the two networks of EDM are made of: their residual block and its options.
+"""The residual block of EDM's two networks, and its options.
 
 Source: EDM (arXiv 2206.00364 appendix F), which describes DDPM++, NCSN++ (arXiv 2011.13456) and ADM
 (arXiv 2105.05233) as one block with options.
@@ -6,20 +6,21 @@ Source: EDM (arXiv 2206.00364 appendix F), which describes DDPM++, NCSN++ (arXiv
 
 import dataclasses
 import math
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ddistill.networks.convolution import Conv, glorot, zeros
+from ddistill.networks.convolution import Conv, ConvOptions, glorot, zeros
 from ddistill.networks.layers import Attention, GroupNorm
 from ddistill.networks.resampling import filter_down, filter_up
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockOptions:
-    """What the blocks of one network have in common.
+    """Options of all blocks of a network.
 
     Attributes:
       dropout: rate before every second convolution.
@@ -49,7 +50,7 @@ class BlockOptions:
         """A group norm: 32 groups, fewer where a group would have less than 4 channels."""
         return GroupNorm(norm_groups(channels), self.eps, self.dtype, name=name)
 
-    def conv(self, features: int, name: str, **options) -> Conv:
+    def conv(self, features: int, name: str, **options: Unpack[ConvOptions]) -> Conv:
         """A convolution of this network."""
         return Conv(features, dtype=self.dtype, impl=self.conv_impl, name=name, **options)
 
@@ -100,11 +101,11 @@ class EdmBlock(nn.Module):
         o, d = self.options, self.features
         h = self._resize(o.norm(x.shape[-1], "norm1")(x, silu=True))
         h = o.conv(d, "conv1")(h)
-        told = o.dense(2 * d if o.scale_shift else d, "time")(embedding)
+        projected = o.dense(2 * d if o.scale_shift else d, "time")(embedding)
         if o.scale_shift:
-            h = o.norm(d, "norm2")(h, silu=True, scale_shift=jnp.split(told, 2, axis=-1))
+            h = o.norm(d, "norm2")(h, silu=True, scale_shift=jnp.split(projected, 2, axis=-1))
         else:
-            h = o.norm(d, "norm2")(h + told[:, None, None, :], silu=True)
+            h = o.norm(d, "norm2")(h + projected[:, None, None, :], silu=True)
         h = nn.Dropout(o.dropout, deterministic=not train)(h)
         h = o.conv(d, "conv2", kernel_init=zeros)(h)
         widened = x.shape[-1] != d

@@ -19,7 +19,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, features: Mapping[str, Float[Array, "B H W C"]]) -> dict[str, Array]:
-        """Returns the features by tap: in float32 those in `channels`, as they are all others."""
+        """Returns the features by tap: projected ones in float32, all others unchanged."""
         projected = {
             tap: Conv(count, size=1, name=tap)(features[tap]) for tap, count in self.channels
         }

@@ -4,80 +4,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.edm_blocks import SQRT_HALF, BlockOptions, class_vector
-from ddistill.networks.edm_levels import DECODERS, ENCODERS, run_levels
+from ddistill.networks.edm_unet import EdmUNet
 from ddistill.networks.layers import sinusoidal_embedding
 from ddistill.networks.resampling import FILTERS
-from ddistill.networks.unet import check_at_least, check_call, check_common
+from ddistill.networks.unet import check_at_least
+from ddistill.typing import Labels, PerExample
 
 EMBEDDINGS = ("positional", "fourier")
+ENCODERS = ("standard", "skip", "residual")
+DECODERS = ("standard", "skip")
 
 
-class SongUNet(nn.Module):
-    """Predicts from a noisy image, its time and, where conditional, a class.
+class SongUNet(EdmUNet):
+    """DDPM++ and NCSN++. All blocks of the way down attend, and the last of a level on the way up.
 
     Defaults are EDM's DDPM++ for CIFAR-10: 55.7 M parameters. NCSN++ has embedding "fourier",
     noise_multiplier 2, encoder "residual" and resample_filter (1, 3, 3, 1).
 
     Attributes:
-      channels: base width; level i has `channels * multipliers[i]`.
-      multipliers: one per resolution level, outermost first; each further level halves the size.
-      blocks: residual blocks per level on the way down (one more on the way up).
-      attention: image heights at which every block of the way down and the last of the way up
-        is followed by self-attention of a single head; the middle always has one.
-      out_channels: channels of the output.
       embedding: "positional" (sinusoids of fixed frequencies) or "fourier" (of random ones, which
         are kept among the parameters and not trained).
-      noise_multiplier: the width of those sinusoids is `channels * noise_multiplier`.
-      embedding_multiplier: the width of what the blocks are told, likewise.
-      encoder: "standard", "residual" (NCSN++) or "skip": how the shrunken image joins the levels.
+      noise_multiplier: the sinusoids have `channels` times as many channels.
+      encoder: "standard", "residual" (NCSN++) or "skip": how the downsampled image joins the
+        levels.
       decoder: "standard", or "skip": every level adds to the output.
       resample_filter: (1, 1) or (1, 3, 3, 1).
-      num_classes: 0 for an unconditional network; class `num_classes` is the null class.
-      augment_dim: entries of EDM's augmentation labels. They are zero, as in sampling; the weights
-        are there so that EDM's files are read whole.
-      dropout: rate before the second convolution of every residual block.
-      remat, dtype, conv_impl: as in `UNet`.
     """
 
-    channels: int = 128
-    multipliers: tuple[int, ...] = (2, 2, 2)
-    blocks: int = 4
-    attention: tuple[int, ...] = (16,)
-    out_channels: int = 3
     embedding: str = "positional"
     noise_multiplier: int = 1
-    embedding_multiplier: int = 4
     encoder: str = "standard"
     decoder: str = "standard"
     resample_filter: tuple[int, ...] = (1, 1)
-    num_classes: int = 0
-    augment_dim: int = 0
-    dropout: float = 0.0
-    remat: bool = False
-    dtype: str = "float32"
-    conv_impl: str = "auto"
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B H W C"],
-        time: Float[Array, " B"],
-        cond: Int[Array, " B"] | None = None,
-        *,
-        train: bool = False,
-        taps: tuple[str, ...] = (),
-    ):
-        """Runs the network; arguments, taps, results and errors are those of `UNet`.
+    def check(self) -> None:
+        """Raises `ConfigError` for field values that cannot work at any image size."""
+        check_choice("embedding", self.embedding, EMBEDDINGS)
+        check_choice("encoder", self.encoder, ENCODERS)
+        check_choice("decoder", self.decoder, DECODERS)
+        if self.resample_filter not in FILTERS:
+            raise ConfigError(
+                f"resample_filter={self.resample_filter} is not known. Allowed: "
+                f"{', '.join(map(str, FILTERS))}."
+            )
+        check_at_least(self, 1, "noise_multiplier")
+        super().check()
 
-        EDM's weights expect c_noise = ln(sigma) / 4 as the time.
-        """
-        check_song(self)
-        check_call(self, x.shape, cond, taps)
-        options = BlockOptions(
+    def block_options(self) -> BlockOptions:
+        """The options of this network's blocks: single-head attention, sums times sqrt(1/2)."""
+        return BlockOptions(
             dropout=self.dropout,
             eps=1e-6,
             scale_shift=False,
@@ -89,23 +68,15 @@ class SongUNet(nn.Module):
             dtype=self.dtype,
             conv_impl=self.conv_impl,
         )
-        out, features = run_levels(
-            self,
-            options,
-            x,
-            self._embedding(options, time, cond),
-            train,
-            encoder=self.encoder,
-            decoder=self.decoder,
-            attend_every=False,
-        )
-        out = out.astype(jnp.float32)
-        return (out, {name: features[name] for name in taps}) if taps else out
 
-    def _embedding(
-        self, options: BlockOptions, time: Array, cond: Array | None
+    def attends_on_the_way_up(self, height: int, block: int) -> bool:
+        """Whether attention follows a block: the last of a level alone."""
+        return height in self.attention and block == self.blocks
+
+    def embed(
+        self, options: BlockOptions, time: PerExample, cond: Labels | None
     ) -> Float[Array, "B E"]:
-        """Time and class as every block is told of them."""
+        """The embedding of time and class, an input of every block."""
         width = self.channels * self.noise_multiplier
         emb = self._sinusoids(time, width)
         if self.num_classes:
@@ -125,18 +96,3 @@ class SongUNet(nn.Module):
         frequencies = jax.lax.stop_gradient(self.param("frequencies", normal, (width // 2,)))
         angles = time.astype(jnp.float32)[:, None] * (2.0 * np.pi * frequencies)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def check_song(net: SongUNet) -> None:
-    """Raises `ConfigError` for field values of `net` that cannot work at any image size."""
-    check_choice("embedding", net.embedding, EMBEDDINGS)
-    check_choice("encoder", net.encoder, ENCODERS)
-    check_choice("decoder", net.decoder, DECODERS)
-    if net.resample_filter not in FILTERS:
-        raise ConfigError(
-            f"resample_filter={net.resample_filter} is not known. Allowed: "
-            f"{', '.join(map(str, FILTERS))}."
-        )
-    check_at_least(net, 1, "noise_multiplier", "embedding_multiplier")
-    check_at_least(net, 0, "augment_dim")
-    check_common(net)

@@ -5,14 +5,14 @@ the CFD teacher) and ADM (arXiv 2105.05233: scale-shift conditioning, resampling
 """
 
 import dataclasses
-from typing import Any
+from typing import Protocol, Unpack
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.networks.convolution import CONV_IMPLS, Conv, glorot, upsample, zeros
+from ddistill.networks.convolution import CONV_IMPLS, Conv, ConvOptions, glorot, upsample, zeros
 from ddistill.networks.layers import Attention, GroupNorm, downsample, sinusoidal_embedding
 
 RESAMPLE = ("conv", "resblock")
@@ -20,9 +20,23 @@ TIME_CONDITIONING = ("additive", "scale_shift")
 DTYPES = ("float32", "bfloat16")
 
 
+class UNetFields(Protocol):
+    """The fields that all U-Nets have; `UNet` says what they mean."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    out_channels: int
+    num_classes: int
+    dropout: float
+    dtype: str
+    conv_impl: str
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """What the blocks of one U-Net have in common; `UNet` says what the fields mean."""
+    """Options of all blocks of a U-Net, as in `UNet`."""
 
     time_conditioning: str
     head_dim: int
@@ -37,7 +51,7 @@ class BlockConfig:
         """A group norm of this network."""
         return GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name=name)
 
-    def conv(self, features: int, name: str, **options: Any) -> Conv:
+    def conv(self, features: int, name: str, **options: Unpack[ConvOptions]) -> Conv:
         """A convolution of this network."""
         return Conv(features, dtype=self.dtype, impl=self.conv_impl, name=name, **options)
 
@@ -59,7 +73,7 @@ class ResBlock(nn.Module):
 
     Attributes:
       features: output channels.
-      config: settings of the U-Net whose block this is.
+      config: options of the U-Net.
       resample: "", "up" or "down": resamples after the first SiLU and on the shortcut (ADM).
     """
 
@@ -163,10 +177,10 @@ class UNet(nn.Module):
 
         Args:
           x: noisy images.
-          time: what the network is told of the noise level; real-valued.
+          time: real-valued time inputs, see `Level.time`.
           cond: class ids in 0 ... num_classes, or None for the null class (or no class at all).
           train: whether dropout is on; then an rng named "dropout" is needed.
-          taps: names of the features that are wanted too.
+          taps: names of the features to return too.
 
         Returns:
           The output `[B, H, W, out_channels]` in float32, or (output, {tap: features}) when taps
@@ -239,13 +253,15 @@ class UNet(nn.Module):
         return nn.silu(emb)
 
 
-def check_call(net: Any, shape: tuple[int, ...], cond: Array | None, taps: tuple[str, ...]) -> None:
-    """Refuses what cannot work, while tracing and so before anything is compiled.
+def check_call(
+    net: UNetFields, shape: tuple[int, ...], cond: Array | None, taps: tuple[str, ...]
+) -> None:
+    """Checks the arguments of a call while it is traced, before anything is compiled.
 
     Args:
-      net: a network with the fields `multipliers`, `attention` and `num_classes` of a U-Net.
-      shape: of its images.
-      cond, taps: what it was called with.
+      net: a U-Net.
+      shape: of the images.
+      cond, taps: the other arguments of the call.
 
     Raises:
       ConfigError: the arguments do not fit the fields.
@@ -285,14 +301,14 @@ def check_fields(net: UNet) -> None:
     check_common(net)
 
 
-def check_at_least(net: Any, least: int, *names: str) -> None:
+def check_at_least(net: object, least: int, *names: str) -> None:
     """Raises `ConfigError` for a field of `net` below `least`."""
     for name in names:
         if getattr(net, name) < least:
             raise ConfigError(f"{name}={getattr(net, name)} must be {least} or more.")
 
 
-def check_common(net: Any) -> None:
+def check_common(net: UNetFields) -> None:
     """Raises `ConfigError` for values that cannot work of the fields that all U-Nets have."""
     check_choice("dtype", net.dtype, DTYPES)
     check_choice("conv_impl", net.conv_impl, CONV_IMPLS)

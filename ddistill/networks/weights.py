@@ -1,8 +1,9 @@
-"""What a trained network consists of."""
-
-from typing import Any
+"""The weights of a network: parameters and statistics."""
 
 from flax import struct
+from jaxtyping import PyTree
+
+from ddistill.typing import Params
 
 
 @struct.dataclass
@@ -14,10 +15,10 @@ class Weights:
       statistics: running means and variances of its batch norms; None if it has none.
     """
 
-    params: Any
-    statistics: Any = None
+    params: Params
+    statistics: PyTree = None
 
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> dict[str, PyTree]:
         """The collections that `module.apply` takes."""
         if self.statistics is None:
             return {"params": self.params}

@@ -1,1 +1,1 @@
-"""What the programs need of the machine that they run on: files and how a program ends."""
+"""The machine: devices, processes, files, the console, signals, and how programs end."""

@@ -4,16 +4,20 @@ import functools
 import hashlib
 import platform as host
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jax
+from jaxtyping import PyTree
 
-# XLA's CPU compiler hands operations to a library by kind; docs/benchmarks.md has the measurements.
+# XLA's CPU compiler can lower operations to a library, by kind; docs/benchmarks.md measures it.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 _CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 # Convolutions of this many channels, in and out, are faster without that library.
 _WIDE = 128
+
+# The argument `compiler_options` of `jax.jit`: options of XLA by name.
+CompilerOptions: TypeAlias = dict[str, str | bool | int]
 
 
 def cache_folder(base: Path, cpu_info: Path = Path("/proc/cpuinfo")) -> Path:
@@ -36,7 +40,7 @@ def cache_folder(base: Path, cpu_info: Path = Path("/proc/cpuinfo")) -> Path:
     return base / hashlib.sha256("\n".join(kind).encode()).hexdigest()[:8]
 
 
-def compiler_options(platform: str = "", wide: bool = False) -> dict[str, Any] | None:
+def compiler_options(platform: str = "", wide: bool = False) -> CompilerOptions | None:
     """Options for `jax.jit(..., compiler_options=...)`; None for the platform's own.
 
     On CPU, LLVM's expensive passes take a good part of the time to compile a U-Net's train step and
@@ -44,7 +48,7 @@ def compiler_options(platform: str = "", wide: bool = False) -> dict[str, Any] |
     library is called is chosen by the width of the networks.
 
     Args:
-      platform: what is compiled for: "cpu", "gpu" or "tpu"; "" for jax's default.
+      platform: the target: "cpu", "gpu" or "tpu"; "" for jax's default.
       wide: whether the program's networks are, see `is_wide`.
     """
     if (platform or jax.default_backend()) != "cpu":
@@ -52,7 +56,7 @@ def compiler_options(platform: str = "", wide: bool = False) -> dict[str, Any] |
     return {"xla_llvm_disable_expensive_passes": True, **library_options(wide)}
 
 
-def is_wide(weights: Any) -> bool:
+def is_wide(weights: PyTree) -> bool:
     """Whether most of the weights of convolutions are in kernels of 128 channels and more.
 
     Args:
@@ -68,26 +72,26 @@ def _size(shape: tuple[int, ...]) -> int:
     return shape[0] * shape[1] * shape[2] * shape[3]
 
 
-def library_options(wide: bool) -> dict[str, Any]:
-    """Which operations of a network XLA's CPU compiler hands to its library.
+def library_options(wide: bool) -> CompilerOptions:
+    """Options that name the operations which XLA's CPU compiler lowers to its library.
 
     Reductions always: without it, the sums over pixels of group norms take up to eight times as
     long. Convolutions of narrow networks. Matrix products never.
 
     Returns:
-      Options of `jax.jit`; none where this version of XLA does not know them.
+      Options of `jax.jit`; empty where this version of XLA does not accept them.
     """
     return _known_options(_REDUCTIONS if wide else f"{_REDUCTIONS},{_CONVOLUTIONS}") or {}
 
 
-def initialiser_options() -> dict[str, Any] | None:
+def initialiser_options() -> CompilerOptions | None:
     """Options for programs that run once, such as drawing a network's first weights."""
     if jax.default_backend() != "cpu":
         return None
     return {"xla_backend_optimization_level": 1}
 
 
-def forward_options(platform: str = "") -> dict[str, Any] | None:
+def forward_options(platform: str = "") -> CompilerOptions | None:
     """Options for large convolutional networks that only run forward, such as Inception.
 
     The library takes up to four times as long as XLA's own code where the image is large and not
@@ -95,7 +99,7 @@ def forward_options(platform: str = "") -> dict[str, Any] | None:
     left alone.
 
     Args:
-      platform: what is compiled for: "cpu", "gpu" or "tpu"; "" for jax's default.
+      platform: the target: "cpu", "gpu" or "tpu"; "" for jax's default.
     """
     if (platform or jax.default_backend()) != "cpu":
         return None
@@ -103,9 +107,9 @@ def forward_options(platform: str = "") -> dict[str, Any] | None:
 
 
 @functools.cache
-def _known_options(kinds: str) -> dict[str, Any] | None:
-    """The option that names the library's kinds of operations, if XLA knows it and them."""
-    options = {_LIBRARY: kinds}
+def _known_options(kinds: str) -> CompilerOptions | None:
+    """The option that names the library's kinds of operations; None if XLA does not accept it."""
+    options: CompilerOptions = {_LIBRARY: kinds}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

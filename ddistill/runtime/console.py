@@ -1,13 +1,13 @@
 """The console output of a run: a progress bar and lines of text."""
 
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -40,7 +40,7 @@ class Reporter:
     def __init__(self, console: Console | None = None):
         self.console = console or _Console(soft_wrap=True, highlight=False, quiet=not is_first())
         self._progress: Progress | None = None
-        self._task: Any = None
+        self._task = TaskID(0)
         self._last_line = 0.0
 
     def say(self, text: str) -> None:

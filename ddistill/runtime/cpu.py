@@ -1,4 +1,4 @@
-"""What a process that computes on CPUs asks of XLA before it begins."""
+"""XLA flags for processes that compute on CPUs, set before XLA starts."""
 
 from collections.abc import MutableMapping
 

@@ -1,4 +1,4 @@
-"""How programs end that are interrupted: one line, and the exit status that shells expect.
+"""The end of interrupted programs: one line, and the exit status that shells expect.
 
 Imports nothing that takes long, because a user may press Ctrl-C while the rest is imported.
 """
@@ -24,18 +24,12 @@ def tell(text: str) -> None:
         os.write(2, f"{begin}{text}\n".encode("utf-8", "backslashreplace"))
 
 
-class _Output:
-    """Whether the reader of our output, such as `head`, has ended before we did."""
-
-    closed = False
-
-
 def is_output_closed() -> bool:
-    """Whether nobody reads stdout any more; other pipes of a program may break as well."""
+    """Whether the reader of stdout has ended; other pipes of a program may break as well."""
     try:
         number = sys.stdout.fileno()
         looking = select.poll()
-        looking.register(number, 0)  # a closed end is told unasked
+        looking.register(number, 0)  # POLLHUP and POLLERR are always reported
         found = looking.poll(0)
     except (AttributeError, OSError, ValueError):  # no stdout, or one without a descriptor
         return False
@@ -43,40 +37,49 @@ def is_output_closed() -> bool:
 
 
 def silence_output() -> None:
-    """Writes the rest of the output nowhere: its reader has seen enough."""
-    _Output.closed = True
+    """Points stdout to the null device, because its reader, such as `head`, has ended."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _destination() -> tuple[int, int] | None:
+    """Device and inode of the file behind stdout; None for a stdout without a descriptor."""
+    try:
+        status = os.fstat(sys.stdout.fileno())
+    except (AttributeError, OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 @contextlib.contextmanager
 def answer_closed_output() -> Iterator[None]:
-    """Ends a program whose output nobody reads any more without a traceback, with status 141.
+    """Ends a program without a traceback, with status 141, if the reader of its output has ended.
 
-    What is in the buffers is written here: Python would complain of it when it ends. Another status
-    than 0 stays, and so does what the program does for its files. The error of another pipe is the
-    caller's.
+    stdout is flushed here, because Python prints an error if that fails at exit. An exit status
+    other than 0 is kept. A `BrokenPipeError` of another pipe is raised again.
     """
+    before = _destination()
     ended: SystemExit | None = None
     try:
         try:
             yield
-        except SystemExit as ending:
-            ended = ending
+        except SystemExit as error:
+            ended = error
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
         if not is_output_closed():
             raise
         silence_output()
-    if _Output.closed and (ended is None or not ended.code):
+    silenced = _destination() != before
+    if silenced and (ended is None or not ended.code):
         raise SystemExit(CLOSED)
     if ended is not None:
         raise ended
 
 
 def leave_now(status: int) -> None:
-    """Ends the process from any thread, with what is on disk as it is."""
+    """Ends the process from any thread, without any cleanup."""
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
@@ -95,14 +98,14 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def answer_while_importing() -> None:
-    """Makes a line and exit status 130 of a Ctrl-C from here on, unless SIGINT is ignored."""
+    """Turns Ctrl-C into one line and exit status 130 from here on, unless SIGINT is ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave_at_once)
 
 
 @contextlib.contextmanager
 def answer_while_working() -> Iterator[None]:
-    """The same for a program that works: what it has begun to write is cleared away first."""
+    """The same by an exception, so that files that were being written are removed first."""
     if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

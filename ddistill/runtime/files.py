@@ -1,8 +1,8 @@
 """Files that a power cut or a kill leaves whole: one way to write them, one way to read them.
 
 A file is written under another name, brought to the disk and renamed, so that a reader finds the
-old content or the new one. Files that are damaged all the same (by an older program, a full disk, a
-network file system) raise `DamagedFile`, or read as None where the caller makes them again.
+old content or the new one. Files that are damaged nevertheless (by an older program, a full disk, a
+network file system) raise `DamagedFile`, or read as None where the caller can recreate them.
 """
 
 import contextlib
@@ -14,19 +14,21 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.runtime.leftovers import new_name
 from ddistill.runtime.schemas import ANY, Schema
+from ddistill.typing import JsonRecord
 
-# Numbers by which file systems say that they cannot sync a folder; many network ones cannot.
+# Error numbers of file systems that cannot sync a folder; many network file systems cannot.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
-# A file that is there, whole as far as anybody knows, and cannot be read now.
+# Errors of reading that say nothing about the content of a file.
 _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
-# What reading a damaged npz archive raises, by the place of the damage.
+# Exceptions of reading a damaged npz archive; which one depends on the damaged bytes.
 _DAMAGED_ARRAYS = (
     EOFError,
     KeyError,
@@ -41,7 +43,7 @@ _DAMAGED_ARRAYS = (
 
 
 class DamagedFile(ValueError):
-    """A file that is there and does not hold what it should; the message names it and says why."""
+    """A file with unexpected content; the message gives its path and the reason."""
 
 
 @contextlib.contextmanager
@@ -52,8 +54,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     of the file is that of any new file: 0666 less the umask.
 
     Raises:
-      OSError: the disk is full, the folder cannot be written, `path` is a folder; it is then as it
-        was.
+      OSError: the disk is full, the folder is not writable, or `path` is a folder. The old file is
+        kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,24 +84,25 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file as UTF-8 with the line ends that `text` has; see `replacing`.
 
-    What UTF-8 cannot hold, such as parts of file names in another encoding, is written as escapes.
+    Characters that UTF-8 cannot encode, such as bytes of file names in another encoding, are
+    written as escapes.
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes a JSON file with sorted keys; see `replacing`."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def write_arrays(path: str | os.PathLike, **arrays: Any) -> None:
+def write_arrays(path: str | os.PathLike, **arrays: ArrayLike) -> None:
     """Writes an npz archive; see `replacing`."""
     with replacing(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
 def sync_tree(folder: Path) -> None:
-    """Brings every file and folder below `folder`, which others have written, to the disk."""
+    """Flushes every file and folder below `folder` to the disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             _sync(Path(place) / name)
@@ -108,7 +111,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk as far as the file system can."""
+    """Flushes a file, or the entries of a folder, to the disk where the file system supports it."""
     try:
         opened = os.open(path, os.O_RDONLY)
     except OSError:
@@ -137,7 +140,7 @@ def read_text(path: str | os.PathLike) -> str:
         raise DamagedFile(f"{path}: not UTF-8 text, at byte {error.start}") from None
 
 
-def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
+def parse_object(text: str, path: str | os.PathLike) -> JsonRecord:
     """The JSON object that `text`, the content of `path`, holds; raises `DamagedFile`."""
     if not text.strip("\0 \t\r\n"):
         raise DamagedFile(f"{path}: not valid JSON: the file is empty")
@@ -151,7 +154,7 @@ def parse_object(text: str, path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-def read_object(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any]:
+def read_object(path: str | os.PathLike, schema: Schema = ANY) -> JsonRecord:
     """The object in a JSON file.
 
     Args:
@@ -169,12 +172,12 @@ def read_object(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any]
     return found
 
 
-def read_object_or_none(path: str | os.PathLike, schema: Schema = ANY) -> dict[str, Any] | None:
+def read_object_or_none(path: str | os.PathLike, schema: Schema = ANY) -> JsonRecord | None:
     """As `read_object`, and None where the file is missing or damaged.
 
     Raises:
       OSError: the file is there and cannot be read, for example because of its mode.
-      CheckpointError: it is a folder, in whose place no file can be written.
+      CheckpointError: `path` is a folder, so that no file can be written there.
     """
     try:
         return read_object(path, schema)

@@ -1,8 +1,8 @@
-"""Several processes as one run: how they start, agree, and leave the disk to the first of them.
+"""Several processes as one run: start, agreement, and one process that writes.
 
-Every process runs the same program on its own devices. What reaches a file, and every decision that
-rests on one, is made by the first process and told to the others, so that all of them call the same
-collective operations in the same order. With one process everything here is free.
+Every process runs the same program on its own devices. The first process alone writes files and
+makes decisions that depend on files, and broadcasts them, so that all processes call the same
+collective operations in the same order. With one process these functions cost nothing.
 """
 
 import json
@@ -10,13 +10,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from ddistill import errors
+from ddistill.typing import JsonRecord
+
+T = TypeVar("T")
 
 # The first process samples and scores alone; the others wait for it as long as that takes.
 _WAIT_SECONDS = 7 * 24 * 3600
@@ -59,37 +62,38 @@ def is_first() -> bool:
 
 
 def agree(flag: bool) -> bool:
-    """Whether any process says so; all of them have to ask."""
+    """Whether `flag` is true on any process; a collective operation."""
     if not several():
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def from_first(fn: Callable[[], Any]) -> Any:
-    """What `fn` returns on the first process, which alone calls it; all of them have to ask.
+def from_first(fn: Callable[[], T]) -> T:
+    """Returns on every process the result of `fn` on the first; a collective operation.
 
-    The value has to be JSON's. What `fn` raises is raised by every process.
+    Only the first process calls `fn`. The result has to be JSON. An exception of `fn` is raised on
+    every process.
     """
     if not several():
         return fn()
-    told: dict[str, Any] = {}
+    sent: JsonRecord = {}
     raised: Exception | None = None
     if is_first():
         try:
-            told = {"value": fn()}
+            sent = {"value": fn()}
         except Exception as error:
             raised = error
-            told = {"error": type(error).__name__, "text": str(error)}
-    told = _broadcast(told)
+            sent = {"error": type(error).__name__, "text": str(error)}
+    sent = _broadcast(sent)
     if raised is not None:
         raise raised
-    if "error" in told:
-        kind = getattr(errors, told["error"], errors.TrainingError)
-        raise kind(told["text"])
-    return told["value"]
+    if "error" in sent:
+        kind = getattr(errors, sent["error"], errors.TrainingError)
+        raise kind(sent["text"])
+    return sent["value"]
 
 
-def _broadcast(value: Any) -> Any:
+def _broadcast(value: JsonRecord) -> JsonRecord:
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = content if is_first() else np.zeros(size, np.uint8)
@@ -97,7 +101,7 @@ def _broadcast(value: Any) -> Any:
 
 
 def wait(name: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called it."""
     if several():
         multihost_utils.sync_global_devices(name)
 
@@ -114,15 +118,15 @@ def check_shared(path: Path) -> None:
 
 
 def leave() -> None:
-    """Ends the run together: returns when every process has come here, which may take days."""
+    """Ends the run together: returns when every process has called it, possibly after days."""
     if several():
         jax.distributed.shutdown()
 
 
 def leave_alone(status: int) -> None:
-    """Ends this process at once, so that the others, which may wait for it, are told.
+    """Ends this process at once, so that processes that wait for it fail instead of hanging.
 
-    Returns where there is but one process; its own way to end is better.
+    Returns where there is only one process, which can end in the normal way.
     """
     if several():
         sys.stdout.flush()

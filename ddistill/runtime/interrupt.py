@@ -1,4 +1,4 @@
-"""Stopping cleanly: signals ask for a stop that the loops poll, and are answered at once."""
+"""Clean stops: signals set a flag that the loops poll, and print a line at once."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from ddistill.runtime.ending import INTERRUPTED, TERMINATED, leave_now, tell
 
 
 class Interrupted(Exception):
-    """Raised by a loop that has saved its state because a stop was asked for."""
+    """Raised by a loop that has saved its state after a stop signal."""
 
 
 class StopRequest:
@@ -24,7 +24,7 @@ class StopRequest:
     reads it.
 
     Args:
-      speaks: whether signals are answered; of several processes the first one is enough.
+      speaks: whether signals print a line; of several processes only the first should.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -69,7 +69,7 @@ class StopRequest:
         self.name = self.name or signal.Signals(number).name
 
     def _listen(self) -> None:
-        """Answers the signals whose numbers come out of the pipe, until a 0 does."""
+        """Reads signal numbers from the pipe and prints a line for each, until it reads 0."""
         first = True
         while True:
             for number in os.read(self._read, 64):
@@ -94,6 +94,6 @@ class StopRequest:
             tell(text)
 
     def check(self, where: str) -> None:
-        """Raises `Interrupted` if a stop was asked for; for loops that have nothing to save."""
+        """Raises `Interrupted` after a stop signal; for loops that have nothing to save."""
         if self:
             raise Interrupted(where)

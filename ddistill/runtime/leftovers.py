@@ -1,7 +1,7 @@
-"""Names of files that are being written, and the removal of those that a kill has left behind.
+"""Names of temporary files, and the removal of files that killed processes have left.
 
-A file is written as `.NAME.HOST-PID-CHANCE.tmp` beside its place (`runtime.files`). A process that
-is killed leaves it; the next one that owns the folder removes it when nobody writes it any more.
+A file is written as `.NAME.HOST-PID-RANDOM.tmp` beside its final path (`runtime.files`). A killed
+process leaves it there; the next process that owns the folder removes it.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from pathlib import Path
 
 # The host is needed: `.NAME.NUMBER-NUMBER.tmp` may well be a user's own file.
 _NAME = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-([0-9a-f]{8})\.tmp")
-# After so many seconds without a change a file of another host counts as left behind, and before so
-# many no file does: no name tells hosts apart for certain, and a file waits for nothing.
+# Seconds without a change after which a file of another host is removed, and before which no file
+# is: host names are not unique.
 _DAY = 86400.0
 _FRESH = 600.0
 
@@ -30,9 +30,9 @@ def new_name(name: str) -> str:
 def remove_leftovers(*folders: Path) -> int:
     """Removes what killed processes have left directly in folders; returns how many files.
 
-    Only files that no process has changed for ten minutes are removed. Files that a live process of
-    this host may be writing stay, and those of other hosts for a day.
-    Files with other names stay, whatever they are; what cannot be removed stays too.
+    A file is removed if it has not changed for ten minutes and its process on this host has ended,
+    or if another host wrote it and it has not changed for a day. Files of other names are kept, and
+    files that cannot be removed are ignored.
     """
     removed = 0
     for path in (path for folder in folders for path in _named(folder)):
@@ -89,5 +89,5 @@ def _host() -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-# Of this process, to tell its files from those of an earlier one with its number.
+# Distinguishes this process from an earlier one of the same number.
 _LIFE = os.urandom(2).hex()

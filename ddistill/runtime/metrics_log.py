@@ -3,10 +3,23 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from ddistill.runtime.files import DamagedFile, parse_object, write_text
 from ddistill.runtime.hosts import is_first
+from ddistill.typing import JsonRecord
+
+
+class _EventWriter(Protocol):
+    """What is used of tensorboardX's `SummaryWriter`."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Writes one value."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        ...
 
 
 def open_log(folder: Path, stage: str, step: int, tensorboard: bool) -> "MetricsLog | NoLog":
@@ -62,7 +75,7 @@ class MetricsLog:
             self._writer.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[JsonRecord]:
     """The whole lines of a metrics file; what a kill or a power cut damaged is left out."""
     if not path.exists():
         return []
@@ -77,7 +90,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _tensorboard_writer(folder: Path) -> Any:
+def _tensorboard_writer(folder: Path) -> "_EventWriter | None":
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -1,7 +1,7 @@
-"""What the JSON objects that programs leave for one another have to hold: keys and kinds of values.
+"""Schemas of the JSON objects that programs exchange: keys and kinds of values.
 
-A file that is valid JSON may still lack a key or hold null where a number belongs: written by an
-older program, edited by hand, or copied from elsewhere. Readers state what they need as a `Schema`.
+A valid JSON file may lack a key or hold null in place of a number, because an older program wrote
+it or a user edited it. Readers state the keys and kinds that they need as a `Schema`.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """What an object holds; keys beyond those that are named are allowed.
+    """The keys and kinds of values of an object; other keys are allowed.
 
     Attributes:
       needed: keys that have to be there, and what kind of value they have.
       known: keys that may be missing.
-      agree: what is wrong with an object whose values are of the right kinds; "" for nothing.
+      agree: returns a problem of values that do not fit together, or "".
     """
 
     needed: Mapping[str, Kind] = dataclasses.field(default_factory=dict)
@@ -37,7 +37,7 @@ class Schema:
     agree: Callable[[Mapping], str] = lambda found: ""
 
     def problem(self, found: Mapping[str, object]) -> str:
-        """The first thing that is wrong with an object; "" for nothing."""
+        """The first problem of an object, or ""."""
         for key in self.needed:
             if key not in found:
                 return f"key '{key}' is missing"

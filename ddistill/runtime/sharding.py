@@ -1,27 +1,28 @@
-"""Where arrays lie: meshes of devices, and how a stage's weights and batches are spread over them.
+"""Meshes of devices, and the shardings of a stage's weights and batches.
 
-A mesh has the axes `AXES`. Students lie on "student", each on its own devices, which never talk to
-those of another student. A student's batch is spread over "data" and "model" together; its weights
-are whole on every device of "data" and, where "model" has several, cut over those and put together
-when they are used (fully sharded data parallelism).
+A mesh has the axes `AXES`. Students are sharded over "student"; devices of different students never
+communicate. A student's batch is sharded over "data" and "model" together. Its weights are
+replicated over "data" and sharded over "model", and gathered for use (fully sharded data
+parallelism).
 
-On CPU the devices are virtual, one a core (`use_cores_as_devices`): a core that walks through its
-own share of the batch waits less for the others than cores that share every small operation.
+On CPU the devices are virtual, one per core (`use_cores_as_devices`): cores with a share of the
+batch each synchronise less often than cores that share every small operation.
 """
 
 import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.mapping import resolve
 from ddistill.settings import MeshSettings, StudentsSettings
+from ddistill.typing import AnyArray, Tree
 
 AXES = ("student", "data", "model")
 BATCH_AXES = ("data", "model")
@@ -47,7 +48,7 @@ def make_mesh(sizes: Sequence[int], devices: Sequence[jax.Device] | None = None)
 
     Args:
       sizes: of the three axes.
-      devices: those to choose from; default all, those of other hosts among them.
+      devices: candidates; default all devices, also of other hosts.
     """
     devices = list(devices or jax.devices())
     count = int(np.prod(sizes))
@@ -62,7 +63,7 @@ def data_mesh(batch: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
     Args:
       batch: examples of one forward and backward pass.
-      devices: those to choose from; default all of this process.
+      devices: candidates; default all devices of this process.
 
     Returns:
       Mesh with axes `AXES` of sizes (1, n, 1), n the largest divisor of `batch` that is at most
@@ -87,7 +88,7 @@ def over_data(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
-def constrain(x: Any, sharding: NamedSharding) -> Any:
+def constrain(x: Tree, sharding: NamedSharding) -> Tree:
     """Asks for arrays to be placed by `sharding`, within jit and within one student's shard."""
     within = jax.sharding.get_abstract_mesh()
     if not within.empty:
@@ -95,8 +96,8 @@ def constrain(x: Any, sharding: NamedSharding) -> Any:
     return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """Puts arrays that every process holds in full onto devices, also those of other hosts.
+def place(tree: Tree, shardings: PyTree) -> Tree:
+    """Shards arrays that every process holds in full, also over devices of other hosts.
 
     Args:
       tree: arrays.
@@ -109,32 +110,32 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_from_host, tree, shardings)
 
 
-def _from_host(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def _from_host(x: AnyArray, sharding: jax.sharding.Sharding) -> jax.Array:
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_from_host(jax.random.key_data(x), sharding))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """The tree with every array on every device of the mesh."""
     return place(tree, replicated(mesh))
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: PyTree) -> PyTree:
     """The tree as numpy arrays, also where parts of it lie on other hosts; all have to call it."""
     leaves, structure = jax.tree.flatten(tree)
     far = [i for i, x in enumerate(leaves) if _is_elsewhere(x)]
     if far:
         everywhere = replicated(leaves[far[0]].sharding.mesh)
-        # Of a function that stays: jax compiles what it has seen before no second time.
+        # A module-level function, so that jax finds the compiled program in its cache.
         whole = jax.jit(_same, out_shardings=everywhere)([leaves[i] for i in far])
         for i, x in zip(far, whole):
             leaves[i] = x
     return jax.device_get(jax.tree.unflatten(structure, leaves))
 
 
-def _is_elsewhere(x: Any) -> bool:
+def _is_elsewhere(x: object) -> bool:
     return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
@@ -149,10 +150,10 @@ class Layout:
     Attributes:
       mesh: devices with axes `AXES`.
       students: K, or 0 for weights without a student axis.
-      mapping: how those students are mapped that lie on the same devices, see
-        `ddistill.mapping.lift`; "loop" takes them in turn.
-      fsdp: whose weights are cut over the model axis: "students", "teacher" or "both".
-      smallest: arrays of fewer elements are never cut.
+      mapping: how students on the same devices are mapped, see `ddistill.mapping.lift`; "loop"
+        dispatches them one after the other.
+      fsdp: networks with weights sharded over the model axis: "students", "teacher" or "both".
+      smallest: arrays of fewer elements are never sharded.
     """
 
     mesh: Mesh
@@ -163,7 +164,7 @@ class Layout:
 
     @property
     def platform(self) -> str:
-        """What the devices are: "cpu", "gpu" or "tpu"."""
+        """The kind of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     @property
@@ -213,14 +214,14 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec("student"))
 
     def of_metrics(self) -> NamedSharding:
-        """Metrics `[count]`, or `[count, K]`: those of a student stay on its devices.
+        """Metrics `[count]`, or `[count, K]`, each student's on its own devices.
 
-        Bringing them together would make the students wait for one another at every step.
+        Gathering them would synchronise the students at every step.
         """
         spread = (None, "student") if self.students else ()
         return NamedSharding(self.mesh, PartitionSpec(*spread))
 
-    def of_weights(self, tree: Any, stacked: bool) -> Any:
+    def of_weights(self, tree: PyTree, stacked: bool) -> PyTree:
         """The shardings of students' weights, optimiser states and averages.
 
         Args:
@@ -229,7 +230,7 @@ class Layout:
         """
         return jax.tree.map(lambda x: self._of(x.shape, stacked, self.cuts_students), tree)
 
-    def of_teacher(self, tree: Any) -> Any:
+    def of_teacher(self, tree: PyTree) -> PyTree:
         """The shardings of a frozen network, which all students share."""
         return jax.tree.map(lambda x: self._of(x.shape, False, self.cuts_teacher), tree)
 
@@ -275,7 +276,7 @@ def plan_layout(mesh: MeshSettings, students: StudentsSettings, batch: int, path
             raise ConfigError(f"{path}.{axis}={size} must be {least}.")
     _check_size(path, sizes, devices)
     if count < 2 and sizes["student"] > 1:
-        # One network has nothing to share out by student: those devices take part of its batch.
+        # With one network, the devices of "student" are added to the data axis.
         sizes["data"] *= sizes["student"]
         sizes["student"] = 1
     if not sizes["student"]:

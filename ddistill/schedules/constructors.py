@@ -1,19 +1,20 @@
 """Schedules by name, computed in float64: 1 - abar loses all its digits in float32."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
+from numpy.typing import DTypeLike
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.schedules.ending import check_ends_in_noise
 from ddistill.schedules.levels import Schedule
+from ddistill.typing import Options
 
 
 def from_alphas_cumprod(
-    table: Sequence[float] | np.ndarray, clean: bool = True, dtype: Any = np.float32
+    table: Sequence[float] | np.ndarray, clean: bool = True, dtype: DTypeLike = np.float32
 ) -> Schedule:
     """A variance-preserving schedule from the products abar of the alphas (DDPM eq. 4).
 
@@ -51,7 +52,11 @@ def from_alphas_cumprod(
 
 
 def cosine(
-    T: int, s: float = 0.008, max_beta: float = 0.999, clean: bool = True, dtype: Any = np.float32
+    T: int,
+    s: float = 0.008,
+    max_beta: float = 0.999,
+    clean: bool = True,
+    dtype: DTypeLike = np.float32,
 ) -> Schedule:
     """Cosine schedule (arXiv 2102.09672 eq. 17): abar ~ cos^2((t + s) / (1 + s) * pi / 2).
 
@@ -73,7 +78,7 @@ def cosine(
 
 
 def cosine_log_snr(
-    T: int, bound: float = 20.0, clean: bool = True, dtype: Any = np.float32
+    T: int, bound: float = 20.0, clean: bool = True, dtype: DTypeLike = np.float32
 ) -> Schedule:
     """PD's continuous cosine (arXiv 2202.00512): log-SNR -2 log tan(a u + b) at u = i / T.
 
@@ -104,7 +109,7 @@ def cosine_log_snr(
 
 
 def linear_beta(
-    T: int, start: float = 1e-4, end: float = 0.02, dtype: Any = np.float32
+    T: int, start: float = 1e-4, end: float = 0.02, dtype: DTypeLike = np.float32
 ) -> Schedule:
     """Betas linear from `start` to `end` (DDPM, arXiv 2006.11239 section 4).
 
@@ -115,7 +120,7 @@ def linear_beta(
 
 
 def scaled_linear_beta(
-    T: int, start: float = 0.00085, end: float = 0.012, dtype: Any = np.float32
+    T: int, start: float = 0.00085, end: float = 0.012, dtype: DTypeLike = np.float32
 ) -> Schedule:
     """Betas whose square roots are linear from sqrt(start) to sqrt(end) (latent diffusion)."""
     _check_steps(T, start=start, end=end)
@@ -124,7 +129,11 @@ def scaled_linear_beta(
 
 
 def logistic_beta(
-    T: int, start: float = 1e-4, end: float = 0.02, bound: float = 6.0, dtype: Any = np.float32
+    T: int,
+    start: float = 1e-4,
+    end: float = 0.02,
+    bound: float = 6.0,
+    dtype: DTypeLike = np.float32,
 ) -> Schedule:
     """Betas from about `start` to about `end` along a logistic curve, read from -bound to bound.
 
@@ -136,7 +145,7 @@ def logistic_beta(
     return _from_betas(start + (end - start) * curve, True, dtype)
 
 
-def listed_beta(T: int, betas: Sequence[float], dtype: Any = np.float32) -> Schedule:
+def listed_beta(T: int, betas: Sequence[float], dtype: DTypeLike = np.float32) -> Schedule:
     """The T betas as they are listed, after a clean level (diffusers' `trained_betas`)."""
     beta = np.asarray(betas, np.float64)
     if beta.shape != (T,):
@@ -151,7 +160,7 @@ def listed_beta(T: int, betas: Sequence[float], dtype: Any = np.float32) -> Sche
 
 
 def sigmoid_beta(
-    T: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, dtype: Any = np.float32
+    T: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, dtype: DTypeLike = np.float32
 ) -> Schedule:
     """Sigmoid schedule (arXiv 2212.11972, algorithm 1); SFDDM's teachers use its defaults.
 
@@ -175,7 +184,7 @@ def karras(
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
     rho: float = 7.0,
-    dtype: Any = np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> Schedule:
     """EDM's levels (arXiv 2206.00364 eq. 5): alpha 1, sigma from sigma_min to sigma_max, before 0.
 
@@ -197,24 +206,24 @@ def karras(
 
 
 def edm_sampling(
-    name: str, options: Mapping[str, Any], known: Schedule, steps: int, key: str
+    name: str, options: Options, known: Schedule, steps: int, key: str
 ) -> tuple[Schedule, Int[np.ndarray, " N_1"]]:
-    """The levels on which EDM samples in N steps (arXiv 2206.00364 eq. 5), whatever table there is.
+    """The levels on which EDM samples in N steps (arXiv 2206.00364 eq. 5), for any table.
 
-    A network that is told c_noise knows every sigma between the ends of its table. Rows of a long
-    table at even distances are other levels: they leave out sigma_min.
+    A network with c_noise as its time is defined at every sigma between the ends of its table.
+    Evenly spaced rows of a long table are other levels: they leave out sigma_min.
 
     Args:
       name, options: constructor and options of the run's schedule.
       known: the levels of the network, `[T+1]`.
       steps: N.
-      key: dotted name of the setting that asks for these levels, for messages.
+      key: dotted name of the setting with the value "edm", for messages.
 
     Returns:
       The levels, `[N+1]`, and the rows of `known` nearest to them.
 
     Raises:
-      ConfigError: the schedule is not "karras", the network is told something else than c_noise, or
+      ConfigError: the schedule is not "karras", the times of the network are not c_noise, or
         N is below 1.
     """
     if name != "karras":
@@ -224,12 +233,12 @@ def edm_sampling(
         )
     levels = karras(steps, **options)
     sigma = np.asarray(known.sigma[1:], np.float64)
-    told = np.allclose(known.time[1:], np.log(sigma) / 4.0, atol=1e-5)
+    noise_times = np.allclose(known.time[1:], np.log(sigma) / 4.0, atol=1e-5)
     ends = np.isclose(sigma[-1], levels.sigma[-1], rtol=1e-6)
-    if not told or not ends or sigma[0] > float(levels.sigma[1]) * (1 + 1e-6):
+    if not noise_times or not ends or sigma[0] > float(levels.sigma[1]) * (1 + 1e-6):
         raise ConfigError(
-            f"{key}='edm' asks the network at sigmas between the rows of its table, but it is not "
-            "told c_noise, or knows levels from sigma "
+            f"{key}='edm' samples at sigmas between the rows of the network's table, but its times "
+            "are not c_noise, or its levels go from sigma "
             f"{sigma[0]:.3g} to {sigma[-1]:.3g} alone: its stage has a grid of its own. Set "
             f"{key}='trailing'."
         )
@@ -249,7 +258,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def make_schedule(name: str, T: int, **options: Any) -> Schedule:
+def make_schedule(name: str, T: int, **options: object) -> Schedule:
     """A schedule by its constructor's name, which ends in noise.
 
     Args:
@@ -268,7 +277,7 @@ def make_schedule(name: str, T: int, **options: Any) -> Schedule:
     return schedule
 
 
-def build_schedule(name: str, T: int, **options: Any) -> Schedule:
+def build_schedule(name: str, T: int, **options: object) -> Schedule:
     """The same for a network that is trained already, on levels that end wherever they do.
 
     Raises:
@@ -294,7 +303,7 @@ def build_schedule(name: str, T: int, **options: Any) -> Schedule:
     return schedule
 
 
-def _check_option(path: str, value: Any, default: Any) -> None:
+def _check_option(path: str, value: object, default: object) -> None:
     """Raises `ConfigError` for a value of another type than an option's default."""
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if isinstance(default, bool):
@@ -307,7 +316,7 @@ def _check_option(path: str, value: Any, default: Any) -> None:
         raise ConfigError(f"{path}={value!r} is a {type(value).__name__}; {wanted} is needed.")
 
 
-def _is_list_of_numbers(value: Any) -> bool:
+def _is_list_of_numbers(value: object) -> bool:
     try:
         return np.asarray(value, np.float64).ndim == 1 and not isinstance(value, str)
     except (TypeError, ValueError):
@@ -333,12 +342,12 @@ def check_distinct(schedule: Schedule, name: str) -> None:
     )
 
 
-def _from_betas(beta: np.ndarray, clean: bool, dtype: Any) -> Schedule:
+def _from_betas(beta: np.ndarray, clean: bool, dtype: DTypeLike) -> Schedule:
     return from_alphas_cumprod(np.cumprod(1.0 - beta), clean, dtype)
 
 
-def _sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + np.exp(-x))
+def _sigmoid(x: float | np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-np.asarray(x)))
 
 
 def _check_steps(T: int, **rates: float) -> None:

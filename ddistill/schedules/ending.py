@@ -1,12 +1,12 @@
 """Whether levels end in noise, which is where samplers start."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.schedules.levels import Schedule
+from ddistill.typing import Options
 
 # The largest log-SNR of a level that passes for noise: the image is a sixth of the noise there.
 # Published schedules end below: Stable Diffusion's at -5.4, EDM's at -8.8, DDPM's at -10.
@@ -30,14 +30,14 @@ def last_log_snr(levels: Schedule) -> float:
 
 
 def check_ends_in_noise(
-    schedule: Schedule, build: Callable[..., Schedule], name: str, options: Mapping[str, Any]
+    schedule: Schedule, build: Callable[..., Schedule], name: str, options: Options
 ) -> None:
     """Raises `ConfigError`, with a remedy, where the last level of a schedule is not noise.
 
     Args:
       schedule: `[T+1]`.
       build: options -> the schedule of as many steps, to try remedies.
-      name, options: what it was made by.
+      name, options: constructor and options of the schedule.
     """
     found, steps = last_log_snr(schedule), schedule.num_steps
     if found <= NOISE:
@@ -51,9 +51,7 @@ def check_ends_in_noise(
     )
 
 
-def _remedy(
-    build: Callable[..., Schedule], name: str, options: Mapping[str, Any], steps: int
-) -> str:
+def _remedy(build: Callable[..., Schedule], name: str, options: Options, steps: int) -> str:
     if name in _DECISIVE:
         key = _DECISIVE[name]
         return f"Set schedule.options.{key}={_USUAL[key]:g}."
@@ -80,6 +78,6 @@ def _round(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) < 40 else f"{text[:36]}..."

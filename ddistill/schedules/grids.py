@@ -1,6 +1,6 @@
 """Which of a schedule's levels are used: grids of indices, and the schedule read at them."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.schedules.levels import Schedule, gather
+from ddistill.typing import AnyArray
 
 SPACINGS = ("trailing", "leading", "quadratic", "log_snr")
 
@@ -58,12 +59,15 @@ def log_snr_grid(schedule: Schedule, N: int) -> Int[np.ndarray, " N_1"]:
 
 
 def make_grid(
-    schedule: Schedule, steps: int, spacing: str = "trailing", explicit: Any = None
+    schedule: Schedule,
+    steps: int,
+    spacing: str = "trailing",
+    explicit: Sequence[int] | np.ndarray | None = None,
 ) -> Int[np.ndarray, " N_1"]:
     """The grid that settings describe.
 
     Args:
-      schedule: whose levels are picked.
+      schedule: the table of levels.
       steps: N.
       spacing: one of `SPACINGS`.
       explicit: indices 0 = phi_0 < ... < phi_N, which override `steps` and `spacing`.
@@ -84,7 +88,7 @@ def make_grid(
     return uniform_grid(schedule.num_steps, steps, spacing)
 
 
-def check_grid(grid: Any, T: int) -> Int[np.ndarray, " N_1"]:
+def check_grid(grid: Sequence[int] | np.ndarray, T: int) -> Int[np.ndarray, " N_1"]:
     """Returns `grid` as an integer array.
 
     Raises:
@@ -115,7 +119,7 @@ def check_grid(grid: Any, T: int) -> Int[np.ndarray, " N_1"]:
     return indices.astype(np.int64)
 
 
-def subsequence(schedule: Schedule, grid: Any) -> Schedule:
+def subsequence(schedule: Schedule, grid: Sequence[int] | AnyArray) -> Schedule:
     """The schedule read at a grid's indices: SFDDM's aligned chain, PD's halving, DDIM's jumps.
 
     The marginals q(z | x0) at the kept levels and their times stay what they were. A traced `grid`
@@ -124,13 +128,13 @@ def subsequence(schedule: Schedule, grid: Any) -> Schedule:
     Raises:
       ConfigError: see `check_grid`.
     """
-    if not isinstance(grid, jax.core.Tracer):
-        grid = check_grid(grid, schedule.num_steps)
-    return Schedule(*gather(schedule, grid))
+    if isinstance(grid, jax.core.Tracer):
+        return Schedule(*gather(schedule, grid))
+    return Schedule(*gather(schedule, check_grid(np.asarray(grid), schedule.num_steps)))
 
 
 def index_time(schedule: Schedule) -> Schedule:
-    """The same levels, with the network told its own index 0 .. N-1 (-1 at the clean end)."""
+    """The same levels, with indices 0 .. N-1 as times (-1 at the clean end)."""
     own = np.arange(schedule.num_steps + 1) - 1
     return schedule.replace(time=own.astype(schedule.time.dtype))  # type: ignore[attr-defined]
 

@@ -1,12 +1,14 @@
 """A noise level, and tables of them."""
 
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
+
+from ddistill.typing import AnyArray
 
 
 @struct.dataclass
@@ -16,7 +18,7 @@ class Level:
     Attributes:
       alpha: `[]` or `[B]`, what the clean image is multiplied by.
       sigma: `[]` or `[B]`, the standard deviation of the noise.
-      time: `[]` or `[B]`, what the network is told: a DDPM index, a log-SNR, EDM's c_noise.
+      time: `[]` or `[B]`, the network's time input: a DDPM index, a log-SNR, EDM's c_noise.
     """
 
     alpha: Float[Array, "*B"]
@@ -52,10 +54,12 @@ class Schedule:
         return Level(*gather(self, index))
 
 
-def gather(schedule: Schedule, index: Any) -> list[Any]:
+def gather(schedule: Schedule, index: int | AnyArray) -> list[Array]:
     """The three tables at an index; numpy stays numpy unless the index is jax's."""
     tables = (schedule.alpha, schedule.sigma, schedule.time)
-    return [(jnp.asarray(t) if isinstance(index, jax.Array) else t)[index] for t in tables]
+    if isinstance(index, jax.Array):
+        return [jnp.asarray(t)[index] for t in tables]
+    return [cast(Array, t[index]) for t in tables]
 
 
 def snr(level: Level | Schedule) -> Float[Array, "*B"]:
