@@ -20,6 +20,7 @@ from ddistill.samplers import (
     dpm_solver_pp,
     get_sampler,
     heun,
+    loops,
     nfe,
     register_sampler,
     renoise,
@@ -143,6 +144,20 @@ def test_callbacks_are_called_at_every_run_of_a_compiled_sampler(loop):
         jax.effects_barrier()
         assert [i for i, _ in seen] == [0, 1]
         assert seen[0][1] == start
+
+
+def test_callbacks_and_options_of_default_value_compile_nothing_again():
+    advance = loops.jitted_advance((network(0), None), jnp.zeros(1))
+    noise, run = jnp.zeros((2, 3, 7, 1)), dict(loop="dispatch")
+    ddim(network(0), coarse(3), noise, **run)
+    size = advance._cache_size()
+    ddim(network(1), coarse(5), noise, KEY, eta=0.0, **run)
+    assert advance._cache_size() == size
+    for seed in (0, 1):  # a step that returns its prediction is one more program for all callbacks
+        ddim(network(seed), coarse(3), noise, callback=lambda *_: None, **run)
+        assert advance._cache_size() == size + 1
+    ddim(network(0), coarse(3), noise, KEY, eta=0.5, **run)
+    assert advance._cache_size() == size + 2
 
 
 # -------------------------------------------------------------------------------- registration

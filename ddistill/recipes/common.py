@@ -47,7 +47,7 @@ def to_config(settings: Settings, variant: str = "") -> ConfigDict:
     return ConfigDict({**plain, "data": {**left_open, **plain["data"]}})
 
 
-def objective(name: str, **changes: Any) -> dict[str, Any]:
+def objective(name: str, **changes: Any) -> Options:
     """An objective's name and all of its hyperparameters; `changes` replace defaults.
 
     Raises:
@@ -59,7 +59,7 @@ def objective(name: str, **changes: Any) -> dict[str, Any]:
     return {"name": name, **usual, **changes}
 
 
-def network(name: str, **changes: Any) -> dict[str, Any]:
+def network(name: str, **changes: Any) -> Options:
     """A network's name and all of its options; `changes` replace defaults.
 
     Raises:
@@ -125,7 +125,7 @@ def experiment(
     )
 
 
-def edm_denoising(num_classes: int) -> dict[str, Any]:
+def edm_denoising(num_classes: int) -> Options:
     """The objective of EDM (arXiv 2206.00364) for a conditional teacher.
 
     A tenth of the labels is dropped, so that samplers can use classifier-free guidance (arXiv

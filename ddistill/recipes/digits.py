@@ -78,7 +78,7 @@ def annealed(rate: float, warmup: int = 50, final_scale: float = 0.02) -> Optimi
     )
 
 
-_HALVING: dict[str, Any] = {
+_HALVING: Options = {
     "steps": 400,
     "steps_last": 800,
     "batch_size": 64,
@@ -258,7 +258,7 @@ def digits_small_msd(
       fresh: the values of K for students that start from fresh weights.
       **changes: as in `digits_msd`.
     """
-    net: dict[str, Any] = {"network": digits_conditional_network(width), "prediction": "edm"}
+    net: Options = {"network": digits_conditional_network(width), "prediction": "edm"}
     first = digits_msd((), **changes)
     tsm = tsm_stage(
         **net,

@@ -1,7 +1,6 @@
 """MSD's stages (arXiv 2410.23274): TSM for smaller students, distribution matching, adversarial."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from ddistill.recipes.common import Options, objective
@@ -63,7 +62,7 @@ def msd(
     name: str = "",
     dm: Options | None = None,
     adm: Options | None = None,
-    second: Mapping[str, Any] | None = None,
+    second: Options | None = None,
     **stage: Any,
 ) -> dict[str, StageSettings]:
     """Stages of K one-step students of the stage "teacher", each for a group of classes.

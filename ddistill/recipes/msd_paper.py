@@ -8,7 +8,6 @@ would, because each has a K-th of the batch.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from ddistill.recipes.cifar import CIFAR, IMAGENET64
 from ddistill.recipes.common import Options, edm_denoising, experiment, network, scorer_stage
@@ -111,7 +110,7 @@ def msd_imagenet64(size: str = "", count: int = 4) -> Settings:
         "teacher": edm_teacher(network("unet", dropout=0.1, **ADM_64), 610_000, 4096, 1e-4),
         "pairs": pairs_stage(25_000, 100, 256, spacing="edm"),
     }
-    changes: dict[str, Any] = {}
+    changes: Options = {}
     if size:
         net = network("unet", **SMALLER[size])
         rate = OptimizerSettings(

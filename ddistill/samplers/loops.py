@@ -9,7 +9,6 @@ weights do not compile again.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +83,7 @@ class Step:
 
 Network = tuple[Callable[..., Prediction], Array | None]  # denoiser and condition
 State = tuple[Array, Array | None]  # z, and the previous x0 of multistep rules
+Loop = Callable[..., tuple[Array, Array | None]]  # images, and all states or None
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def run_loop(
         denoiser = jax.tree_util.Partial(denoiser)
     z = jnp.asarray(noise) * jnp.maximum(1.0, schedule.sigma[-1])
     loop = default_loop(noise) if loop == "auto" else loop
-    loops: dict[str, Any] = {"dispatch": _dispatch, "unroll": _unroll, "scan": _scan}
+    loops: dict[str, Loop] = {"dispatch": _dispatch, "unroll": _unroll, "scan": _scan}
     images, states = loops[loop](
         (denoiser, cond),
         (z, jnp.zeros_like(z) if program.rule.multistep else None),
