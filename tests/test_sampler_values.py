@@ -146,6 +146,20 @@ def test_callbacks_are_called_at_every_run_of_a_compiled_sampler(loop):
         assert seen[0][1] == start
 
 
+def test_callbacks_on_several_devices_need_the_loop_of_single_steps():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    noise, seen = jax.device_put(jnp.ones((4, 2, 2, 1)), place), []
+
+    def record(i, z, level, prediction):
+        seen.append((i, z.shape))
+
+    ddim(TwoPoints(), coarse(2), noise, loop="dispatch", callback=record)
+    assert seen == [(0, (4, 2, 2, 1)), (1, (4, 2, 2, 1))]
+    with pytest.raises(ValueError, match=r"loop='scan' needs noise on one device.*is on 2. Use"):
+        ddim(TwoPoints(), coarse(2), noise, loop="scan", callback=record)
+
+
 def test_callbacks_and_options_of_default_value_compile_nothing_again():
     advance = loops.jitted_advance((network(0), None), jnp.zeros(1))
     noise, run = jnp.zeros((2, 3, 7, 1)), dict(loop="dispatch")

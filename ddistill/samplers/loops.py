@@ -122,6 +122,7 @@ def run_loop(
 
     Raises:
       ConfigError: `loop` is unknown.
+      ValueError: a callback would be called from a program on several devices.
     """
     check_choice("loop", loop, LOOPS)
     (denoiser, cond), (schedule, noise, key) = network, start
@@ -130,6 +131,8 @@ def run_loop(
         denoiser = jax.tree_util.Partial(denoiser)
     z = jnp.asarray(noise) * jnp.maximum(1.0, schedule.sigma[-1])
     loop = default_loop(noise) if loop == "auto" else loop
+    if program.callback is not None and loop != "dispatch":
+        _check_one_device(z, loop)
     loops: dict[str, Loop] = {"dispatch": _dispatch, "unroll": _unroll, "scan": _scan}
     images, states = loops[loop](
         (denoiser, cond),
@@ -155,6 +158,15 @@ def _platform(x: Array) -> str:
 
 def _is_traced(*trees: object) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
+
+
+def _check_one_device(z: Array, loop: str) -> None:
+    count = 1 if _is_traced(z) else len(z.devices())
+    if count > 1:
+        raise ValueError(
+            f"A sampler's callback with loop='{loop}' needs noise on one device; this noise is on "
+            f"{count}. Use loop='dispatch'."
+        )
 
 
 def _steps(schedule: Schedule, key: Array | None) -> Step:

@@ -86,8 +86,8 @@ class Sampler:
             convolutions in a loop body an order of magnitude slower, and scan elsewhere.
           callback: called as `callback(i, z, level, prediction)` once per step, in order: `i` from
             0 to N - 1, `z` at `level`, and the prediction (of the rule) that leads to the next
-            level. Compiled programs call it through `jax.debug.callback`, which excludes `vmap`
-            and several devices, and compile anew for every function object.
+            level. "scan" and "unroll" call it through `jax.debug.callback`, which needs a single
+            device, and compile anew for every function object.
           **options: options of the update rule.
 
         Returns:
@@ -97,7 +97,8 @@ class Sampler:
         Raises:
           ConfigError: `loop` is unknown.
           TypeError: the update rule has no such option.
-          ValueError: noise has to be drawn and `key` is None.
+          ValueError: noise has to be drawn and `key` is None; or there is a callback, the noise is
+            on several devices and the loop is not "dispatch".
         """
         changed = self._changed(options)
         if self.deterministic and not changed:
