@@ -104,8 +104,10 @@ def classifier_variant(critic: StagePlan, batch: int) -> Variant:
 
 def experiments() -> dict[str, tuple[Settings, tuple[int, int, int], dict[str, int]]]:
     """By name: settings, image shape, batch on a CPU and elsewhere."""
-    digits = recipes.digits("digits", recipes.digits_chain("cfd", recipes.CFD_DENSENET201))
-    cifar = recipes.cfd_cifar("cifar", "cfd", "resnet", recipes.CFD_DENSENET201)
+    digits = recipes.digits("digits", recipes.digits_chain("cfd"))
+    cifar = recipes.cfd_cifar("cfd")
+    small = {**cifar.stages, "feature_classifier": recipes.feature_classifier_stage("resnet")}
+    cifar = dataclasses.replace(cifar, stages=small)
     return {
         "digits": (digits, (8, 8, 1), {"cpu": 64, "gpu": 256}),
         "cifar": (cifar, (32, 32, 3), {"cpu": 4, "gpu": 128}),

@@ -5,7 +5,7 @@ Data:      TFDS "imagenet_resized/64x64" prepared as array_record:
            python -m ddistill.data.prepare imagenet_resized/64x64
 Hardware:  written for several GPUs or TPU cores; not run to its end by us, so no hours are stated.
 Score:     ours: not reproduced. Paper (arXiv 2211.12039): CIFAR-10 only.
-Released:  (RDD's code) tau 0.75, 50,000 updates a halving, batch 256, Adam 1e-4, 128 channels
+Released:  (RDD's code) tau 0.75, 50,000 updates per halving, batch 256, Adam 1e-4, 128 channels
            times (1, 2, 3, 4), 3 blocks, attention on the two inner levels.
 """
 
@@ -13,10 +13,5 @@ from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    if variant == "smoke":
-        settings = recipes.cfd_imagenet64(start=16, switch=8, end=4)
-        settings = recipes.smoke_on_digits(settings, levels=0)
-    else:
-        settings = recipes.cfd_imagenet64()
-    return recipes.to_config(settings, variant)
+    small = recipes.cfd_imagenet64((16, 8, 4))
+    return recipes.image_config(recipes.cfd_imagenet64(), variant, small=small, levels=0)

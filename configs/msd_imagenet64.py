@@ -6,17 +6,13 @@ Data:      TFDS "imagenet_resized/64x64" prepared as array_record:
 Hardware:  written for a pod of TPUs or several nodes of GPUs; not run by us.
 Score:     ours: not reproduced. Paper (arXiv 2410.23274), FID with 1 evaluation, K = 4: DM
            2.37, ADM 1.20.
-Settings:  the paper's K, classes, stages and sizes, and else those of DMD, DMD2 and EDM; but L2 in
-           place of LPIPS, a K-th of DMD's batch for each student, and a teacher that drops 10 %
-           of the labels.
+Settings:  K, classes, stages and sizes of the paper, the rest from DMD, DMD2 and EDM; but L2 in
+           place of LPIPS, a K-th of DMD's batch for each student, and a teacher trained with 10 %
+           of the labels dropped.
 """
 
 from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    settings = recipes.msd_imagenet64()
-    if variant == "smoke":
-        settings = recipes.smoke_on_digits(settings, levels=0)
-    return recipes.to_config(settings, variant)
+    return recipes.image_config(recipes.msd_imagenet64(), variant, levels=0)

@@ -4,8 +4,8 @@ Command:   ./launch/local.sh --config=configs/msd_seeds_digits.py
 Hardware:  two CPU cores.
 Score:     see docs/results.md.
 
-Ten students of all classes from one teacher, which differ in their seed alone, as one stage; the
-settings are those of `msd_digits` (DMD, arXiv 2311.18828).
+One stage trains ten students of all classes from one teacher; only their seeds differ. All other
+settings are those of configs/msd_digits.py (DMD, arXiv 2311.18828).
 """
 
 from ddistill import recipes
@@ -14,12 +14,8 @@ SEEDS = tuple(range(10))
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
     seeds = SEEDS[:2] if variant == "smoke" else SEEDS
-    students = recipes.digits_msd(
-        (len(seeds),), adm_steps=0, students={"partition": "none", "sweep": {"seed": seeds}}
-    )
+    sweep = {"partition": "none", "sweep": {"seed": seeds}}
+    students = recipes.digits_msd((len(seeds),), second=None, students=sweep)
     settings = recipes.digits_conditional("msd_seeds_digits", students)
-    if variant == "smoke":
-        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8})
-    return recipes.to_config(settings, variant)
+    return recipes.digits_config(settings, variant)

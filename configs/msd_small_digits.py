@@ -4,8 +4,9 @@ Command:   ./launch/local.sh --config=configs/msd_small_digits.py
 Hardware:  two CPU cores.
 Score:     see docs/results.md.
 
-K = 1, 2, 5 students of half the teacher's width, begun from one that has learnt the teacher's
-predictions (TSM, arXiv 2410.23274); in the rows "fresh", K = 1, 2, from nothing.
+K = 1, 2, 5 students of half the teacher's width start from a student that was trained on the
+teacher's predictions (TSM, arXiv 2410.23274). The students in the rows "fresh", K = 1, 2, start
+from random weights.
 """
 
 from ddistill import recipes
@@ -15,11 +16,9 @@ FRESH = (1, 2)
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
     settings = recipes.digits_conditional(
         "msd_small_digits", recipes.digits_small_msd(8, COUNTS, FRESH)
     )
-    if variant == "smoke":
-        kept = ("classifier", "teacher", "pairs", "tsm_w8", "dm_w8_k2", "adm_w8_k2")
-        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings, variant)
+    return recipes.digits_config(
+        settings, variant, ("classifier", "teacher", "pairs", "tsm_w8", "dm_w8_k2", "adm_w8_k2")
+    )

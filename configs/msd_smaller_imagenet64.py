@@ -6,18 +6,14 @@ Data:      TFDS "imagenet_resized/64x64" prepared as array_record:
 Hardware:  written for a pod of TPUs or several nodes of GPUs; not run by us.
 Score:     ours: not reproduced. Paper (arXiv 2410.23274), FID with 1 evaluation, K = 4: not
            found for this size.
-Settings:  the paper's K, classes and stages, and else those of DMD, DMD2 and EDM; but L2 in place
-           of LPIPS, a K-th of DMD's batch for each student, and a teacher that drops 10 % of the
-           labels. Sizes are inferred from the paper's percentages; TSM's length, batch and rate
-           are ours.
+Settings:  K, classes and stages of the paper, the rest from DMD, DMD2 and EDM; but L2 in place
+           of LPIPS, a K-th of DMD's batch for each student, and a teacher trained with 10 % of the
+           labels dropped. Sizes follow from the paper's percentages; the length, batch and rate of
+           TSM are our choice.
 """
 
 from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    settings = recipes.msd_imagenet64("smaller")
-    if variant == "smoke":
-        settings = recipes.smoke_on_digits(settings, levels=0)
-    return recipes.to_config(settings, variant)
+    return recipes.image_config(recipes.msd_imagenet64("smaller"), variant, levels=0)

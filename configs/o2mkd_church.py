@@ -11,18 +11,6 @@ from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    settings = recipes.o2mkd_paper(
-        "o2mkd_church",
-        {"name": "folder", "path": "data/lsun_church", "image_size": 256, "flip": True},
-        recipes.DDPM_256,
-        width=64,
-        teacher_updates=1_200_000,
-        teacher_batch=64,
-        teacher_rate=2e-5,
-        budget=400_000,
-        batch_size=64,
+    return recipes.image_config(
+        recipes.o2mkd_256("o2mkd_church", "lsun_church", 1_200_000), variant
     )
-    if variant == "smoke":
-        settings = recipes.smoke_on_digits(settings)
-    return recipes.to_config(settings, variant)

@@ -7,17 +7,14 @@ Score:     ours: not reproduced. Paper (arXiv 2202.00512), FID at 8 / 4 / 2 / 1 
            4.51 / 9.12.
 Released:  batch 128; teacher Adam 2e-4, EMA 0.9999, dropout 0.2; halvings of 50,000 updates (the
            last two 100,000), Adam from 5e-5 to 0, x-prediction, truncated SNR, no EMA.
-Ours:      the teacher is trained on the 8192 levels of the table, not on a continuum, and for
-           800,000 updates, a number that the paper does not state.
+Ours:      the teacher is trained on the 8192 levels of the schedule, not on continuous time, and
+           for 800,000 updates, a number that the paper does not state.
 """
 
 from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    if variant == "smoke":
-        settings = recipes.smoke_on_digits(recipes.pd_cifar(start=16, end=4), levels=0)
-    else:
-        settings = recipes.pd_cifar()
-    return recipes.to_config(settings, variant)
+    return recipes.image_config(
+        recipes.pd_cifar(), variant, small=recipes.pd_cifar(16, 4), levels=0
+    )

@@ -4,16 +4,12 @@ Command:   ./launch/local.sh --config=configs/pd_digits.py
 Hardware:  two CPU cores.
 Score:     see docs/results.md.
 
-The teacher is that of configs/sfddm_digits.py and is trained once for both.
+The teacher is the same as in configs/sfddm_digits.py and is trained once for both.
 """
 
 from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
     settings = recipes.digits("pd_digits", recipes.digits_halvings(32, 1))
-    if variant == "smoke":
-        kept = ("classifier", "teacher", "pd_n16", "pd_n8")
-        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings, variant)
+    return recipes.digits_config(settings, variant, ("classifier", "teacher", "pd_n16", "pd_n8"))

@@ -4,19 +4,19 @@ Command:   ./launch/local.sh --config=configs/rcfd_digits.py
 Hardware:  two CPU cores.
 Score:     see docs/results.md.
 
-Halvings down to 8 steps compare pixels, as in configs/pd_digits.py, and are trained once for both;
-from there on the images are compared in the features of a classifier, which is not the one
-that scores them, beside terms that
-keep its predictions confident and spread over the classes (arXiv 2211.12039).
+Halvings down to 8 steps compare pixels, as in configs/pd_digits.py, and are trained once for both.
+Later halvings compare images in the features of a classifier (arXiv 2211.12039). Further
+terms keep the classifier's predictions confident and spread over the classes. Another classifier
+scores the samples.
 """
 
 from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    settings = recipes.digits("rcfd_digits", recipes.digits_chain("rcfd", recipes.RCFD_RESNET18))
-    if variant == "smoke":
-        kept = ("classifier", "teacher", "feature_classifier", "pd_n16", "pd_n8", "rcfd_n4")
-        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings, variant)
+    settings = recipes.digits("rcfd_digits", recipes.digits_chain("rcfd"))
+    return recipes.digits_config(
+        settings,
+        variant,
+        ("classifier", "teacher", "feature_classifier", "pd_n16", "pd_n8", "rcfd_n4"),
+    )

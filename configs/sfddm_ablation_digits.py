@@ -1,4 +1,4 @@
-"""What SFDDM's terms are worth on digits: the released recipe, and the number of sub-steps.
+"""Ablation of SFDDM's terms on digits: the released recipe, and the number of sub-steps.
 
 Command:   ./launch/local.sh --config=configs/sfddm_ablation_digits.py
            (":full" adds one-step students, and k = c for 4 steps: 65 teacher calls an example)
@@ -6,20 +6,17 @@ Hardware:  any CPU with two cores.
 Score:     see docs/results.md.
 
 All students have the teacher and the batch of configs/sfddm_digits.py, 700 updates, and start from
-the teacher's weights (the released ones: from fresh weights). "off" is output matching alone
-(squared error of v, truncated-SNR weight), which the hidden variable is as well when k = 1 and the
-teacher walks by DDIM; "ddim" walks by DDIM instead of DPM-Solver++(2M), "no past" starts every
-interval at first order.
+the teacher's weights (the released recipe: from fresh weights). "off" is output matching alone
+(squared error of v, truncated-SNR weight); the hidden-variable distance equals it for k = 1 and a
+teacher that takes DDIM steps. "ddim" stands for DDIM steps of the teacher instead of
+DPM-Solver++(2M), "no past" for a first step of first order in every interval.
 """
-
-import dataclasses
 
 from ddistill import recipes
 
 
-def ours(levels, variant, **changes):
-    stage = recipes.digits_student(levels, **changes)
-    return dataclasses.replace(stage, variant=variant)
+def ours(levels, variant, substeps=8, **loss):
+    return recipes.digits_student(levels, substeps=substeps, loss=loss, variant=variant)
 
 
 def released(levels):
@@ -49,10 +46,7 @@ def expensive():
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant, ("", "smoke", "full"))
     more = expensive() if variant == "full" else {}
     settings = recipes.digits("sfddm_ablation_digits", {**students(), **more})
-    if variant == "smoke":
-        kept = ("classifier", "teacher", "released_n4", "n4_k4")
-        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings, variant)
+    kept = ("classifier", "teacher", "released_n4", "n4_k4")
+    return recipes.digits_config(settings, variant, kept, variants=("", "smoke", "full"))

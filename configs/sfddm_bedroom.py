@@ -3,7 +3,8 @@
 Command:   python -m ddistill.main --config=configs/sfddm_bedroom.py --config.data.path=FOLDER
 Data:      a folder with the first twentieth (151 652) of the bedroom images in any format; they are
            resized and cropped to 128.
-           Put them into FOLDER/train and some into FOLDER/test; else a tenth is held back.
+           Put the images into FOLDER/train and test images into FOLDER/test; without FOLDER/test, a
+           tenth is held out.
 Hardware:  written for one GPU or TPU core; not run by us, so no hours are stated.
 Score:     ours: not reproduced. Paper: no FID table was found (arXiv 2405.14961).
 Released:  v-prediction, batch 40, 50 epochs (189 565 updates), Adam 2e-4, L1 on output and last
@@ -15,18 +16,4 @@ from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    settings = recipes.sfddm_paper(
-        "sfddm_bedroom",
-        {"name": "folder", "path": "data/lsun_bedroom", "image_size": 128, "flip": False},
-        innermost=16,
-        prediction="v",
-        levels=100,
-        teacher_updates=189_565,
-        teacher_batch=40,
-        updates=189_565,
-        batch_size=40,
-    )
-    if variant == "smoke":
-        settings = recipes.smoke_on_digits(settings)
-    return recipes.to_config(settings, variant)
+    return recipes.image_config(recipes.sfddm_lsun("bedroom", images=151_652), variant)

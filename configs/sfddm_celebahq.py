@@ -3,7 +3,8 @@
 Command:   python -m ddistill.main --config=configs/sfddm_celebahq.py --config.data.path=FOLDER
 Data:      a folder of CelebA or CelebA-HQ images in any format; they are resized and cropped to 64.
            (The paper names CelebA-HQ; the released run is CelebA at 64 pixels.)
-           Put them into FOLDER/train and some into FOLDER/test; else a tenth is held back.
+           Put the images into FOLDER/train and test images into FOLDER/test; without FOLDER/test, a
+           tenth is held out.
 Hardware:  written for one GPU or TPU core; not run by us, so no hours are stated.
 Score:     ours: not reproduced. Paper: no FID table was found (arXiv 2405.14961).
 Released:  eps-prediction, batch 25, 30 epochs of 162 770 images (195 324 updates), Adam 2e-4, L1 on
@@ -15,18 +16,12 @@ from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    settings = recipes.sfddm_paper(
-        "sfddm_celebahq",
-        {"name": "folder", "path": "data/celeba", "image_size": 64, "flip": False},
-        innermost=8,
+    paper = recipes.SFDDMPaper(
+        data={"name": "folder", "path": "data/celeba", "image_size": 64, "flip": False},
+        side=64,
         prediction="eps",
         levels=16,
-        teacher_updates=101_731,
-        teacher_batch=48,
-        updates=195_324,
-        batch_size=25,
+        teacher=recipes.Budget(101_731, 48),
+        student=recipes.Budget(195_324, 25),
     )
-    if variant == "smoke":
-        settings = recipes.smoke_on_digits(settings)
-    return recipes.to_config(settings, variant)
+    return recipes.image_config(recipes.sfddm_paper("sfddm_celebahq", paper), variant)

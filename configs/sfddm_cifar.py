@@ -8,36 +8,21 @@ Hardware:  written for one GPU or TPU core; not run to its end by us, so no hour
 Score:     ours: not reproduced. Paper: no FID table was found (arXiv 2405.14961 claims good quality
            at about 1 % of the steps).
 Released:  batch 50, 10 000 updates, Adam 2e-4, eps-prediction, L1 on output and last features,
-           fresh weights, own index, no flips; the teacher is trained for 50 epochs at batch 50.
+           fresh weights, the step index as the time input, no flips; the teacher is trained for 50
+           epochs at batch 50.
 Ours:      a U-Net of 63.3 M (released: 35.7 M, with linear attention at the outer levels).
 """
 
 from ddistill import recipes
-from ddistill.settings import OptimizerSettings, StageSettings
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
-    classifier = StageSettings(
-        objective=recipes.objective("classification", shift=4),
-        network=recipes.network("digits_classifier", width=64),
-        steps=20_000,
-        batch_size=128,
-        optimizer=OptimizerSettings(learning_rate=1e-3, schedule="cosine", warmup=500),
-        shared=True,
-    )
-    settings = recipes.sfddm_paper(
-        "sfddm_cifar",
-        {"name": "tfds", "path": "cifar10", "flip": False},
-        innermost=4,
+    paper = recipes.SFDDMPaper(
+        data={"name": "tfds", "path": "cifar10", "flip": False},
+        side=32,
         prediction="eps",
         levels=128,
-        teacher_updates=50_000,
-        teacher_batch=50,
-        updates=10_000,
-        batch_size=50,
-        classifier=classifier,
+        teacher=recipes.Budget(50_000, 50),
+        student=recipes.Budget(10_000, 50),
     )
-    if variant == "smoke":
-        settings = recipes.smoke_on_digits(settings)
-    return recipes.to_config(settings, variant)
+    return recipes.image_config(recipes.sfddm_paper("sfddm_cifar", paper, scored=True), variant)

@@ -5,16 +5,13 @@ Hardware:  two CPU cores, under 10 minutes after installation.
 Score:     see docs/results.md.
 
 One teacher (T = 256, sigmoid schedule) and students of 4, 2 and 1 steps. Each learns from the
-teacher directly; those of 2 and 1 steps start from the weights of the student before them.
+teacher directly; the students of 2 steps and of 1 step start from the weights of the student
+before them.
 """
 
 from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    recipes.check_variant(variant)
     settings = recipes.digits("sfddm_digits", recipes.digits_students())
-    if variant == "smoke":
-        kept = ("classifier", "teacher", "sfddm_n4")
-        settings = recipes.smoke(settings, {"channels": 8, "head_dim": 8}, keep=kept)
-    return recipes.to_config(settings, variant)
+    return recipes.digits_config(settings, variant, ("classifier", "teacher", "sfddm_n4"))

@@ -9,9 +9,8 @@ import pytest
 from flax import struct
 from sampled import KEY, TwoPoints, coarse, every_sampler, network, scan_or_dispatch, unit_noise
 
-from ddistill import samplers
 from ddistill.diffusion import from_x0
-from ddistill.samplers import ddim, get_sampler, nfe
+from ddistill.samplers import ddim, get_sampler, loops, nfe
 from ddistill.schedules import cosine, karras, sigmoid_beta
 
 # --------------------------------------------------------------------------------------- loops
@@ -111,7 +110,7 @@ def test_whole_loops_compile_once_for_equal_shapes(name, loop):
 
 
 def test_equal_modules_built_apart_share_one_compilation():
-    advance = samplers._jitted_advance(network(0), None, jnp.zeros(1))
+    advance = loops.jitted_advance((network(0), None), jnp.zeros(1))
     before = advance._cache_size()
     for seed in (0, 1):
         ddim(network(seed), coarse(3), jnp.zeros((2, 3, 5, 1)), loop="dispatch")
@@ -133,7 +132,7 @@ def test_gradients_by_the_weights_go_through_a_sampler():
 
 
 def test_cpu_dispatches_by_default():
-    assert jax.default_backend() != "cpu" or samplers._default_loop(jnp.zeros(1)) == "dispatch"
+    assert jax.default_backend() != "cpu" or loops.default_loop(jnp.zeros(1)) == "dispatch"
 
 
 @every_sampler

@@ -1,19 +1,29 @@
-"""Parts that config files share: stages with their published or default settings, and `smoke`.
+"""Parts of config files: stages with published or default settings, experiments, variants.
 
-Recipes return the dataclasses of `ddistill.settings` with every hyperparameter spelt out, so that
-each of them can be overridden on the command line; `to_config` makes the `ConfigDict`.
+Recipes return the dataclasses of `ddistill.settings` with all hyperparameters listed, so that the
+command line can override each of them. `to_config` makes the `ConfigDict`; `digits_config` and
+`image_config` do so for the variants of a config file.
 """
 
-from ddistill.recipes.cifar import cfd_cifar, cfd_imagenet64, pd_cifar
+from ddistill.recipes.cifar import (
+    CIFAR,
+    cfd_cifar,
+    cfd_imagenet64,
+    feature_classifier_stage,
+    pd_cifar,
+)
 from ddistill.recipes.common import (
+    Budget,
     check_variant,
     network,
     objective,
+    scorer_stage,
     teacher_stage,
     to_config,
     with_teacher,
 )
 from ddistill.recipes.digits import (
+    annealed,
     digits,
     digits_chain,
     digits_conditional,
@@ -29,22 +39,34 @@ from ddistill.recipes.digits import (
 )
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
-from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, o2mkd, o2mkd_paper
+from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     RCFD_RESNET18,
+    feature_halvings,
     halvings,
     progressive,
     released_optimizer,
 )
-from ddistill.recipes.sfddm import sfddm_default, sfddm_paper, sfddm_released
-from ddistill.recipes.shrink import smoke, smoke_on_digits
+from ddistill.recipes.sfddm import (
+    SFDDMPaper,
+    sfddm_default,
+    sfddm_lsun,
+    sfddm_paper,
+    sfddm_released,
+)
+from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
     "CFD_DENSENET201",
+    "CIFAR",
     "DDPM_32",
     "DDPM_256",
     "RCFD_RESNET18",
+    "Budget",
+    "O2MKDPaper",
+    "SFDDMPaper",
+    "annealed",
     "cfd_cifar",
     "cfd_imagenet64",
     "check_variant",
@@ -52,6 +74,7 @@ __all__ = [
     "digits_chain",
     "digits_conditional",
     "digits_conditional_network",
+    "digits_config",
     "digits_feature_classifier",
     "digits_halvings",
     "digits_msd",
@@ -60,19 +83,25 @@ __all__ = [
     "digits_specialists",
     "digits_student",
     "digits_students",
+    "feature_classifier_stage",
+    "feature_halvings",
     "halvings",
+    "image_config",
     "msd",
     "msd_cifar",
     "msd_imagenet64",
     "network",
     "o2mkd",
+    "o2mkd_256",
     "o2mkd_paper",
     "objective",
     "pairs_stage",
     "pd_cifar",
     "progressive",
     "released_optimizer",
+    "scorer_stage",
     "sfddm_default",
+    "sfddm_lsun",
     "sfddm_paper",
     "sfddm_released",
     "smoke",

@@ -4,18 +4,29 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ddistill.recipes.common import network, objective, teacher_stage
-from ddistill.recipes.progressive import CFD_DENSENET201, progressive, released_optimizer
+from ddistill.recipes.common import (
+    experiment,
+    network,
+    objective,
+    scorer_stage,
+    teacher_stage,
+)
+from ddistill.recipes.progressive import (
+    CFD_DENSENET201,
+    feature_halvings,
+    progressive,
+    released_optimizer,
+)
 from ddistill.settings import (
     EvaluationSettings,
     OptimizerSettings,
     ScheduleSettings,
     Settings,
     StageSettings,
-    TrainingSettings,
 )
 
 CIFAR = {"name": "tfds", "path": "cifar10", "flip": True}
+IMAGENET64 = {"name": "tfds", "path": "imagenet_resized/64x64", "flip": True}
 # CFD's U-Net is DDPM's; PD's has BigGAN's residual blocks, wider and on three levels.
 CFD_NETWORK = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,)}
 PD_NETWORK = {
@@ -31,16 +42,16 @@ PD_NETWORK = {
 def feature_classifier_stage(
     name: str, *, epochs: int = 300, images: int = 50_000, **options: Any
 ) -> StageSettings:
-    """A classifier whose features images are compared in, trained as CFD's (arXiv 2211.12039).
+    """A classifier for the feature distance, trained like CFD's (arXiv 2211.12039).
 
-    SGD at 0.1 with momentum 0.9 and weight decay 5e-4, batch 128, the rate divided by ten after a
-    half and three quarters; random crops of the image padded by 4 grey pixels, flips, cutout of
-    16. Theirs has CIFAR's AutoAugment policy too, and takes the best epoch by test accuracy; ours
-    takes the last one, on inputs in [-1, 1].
+    SGD at 0.1 with momentum 0.9 and weight decay 5e-4, batch 128; the rate is divided by ten after
+    half and after three quarters of the updates; random crops of images padded by 4 grey pixels,
+    flips, cutout of 16. CFD's classifier also uses CIFAR's AutoAugment policy and is taken at the
+    epoch of the best test accuracy; ours is taken after the last epoch, on inputs in [-1, 1].
 
     Args:
       name: "resnet" (ResNet-18) or "densenet" (DenseNet-201).
-      epochs, images: how often it sees how many training images.
+      epochs, images: number of epochs and of training images.
       **options: of the network.
     """
     return StageSettings(
@@ -56,28 +67,19 @@ def feature_classifier_stage(
     )
 
 
-def scorer_stage() -> StageSettings:
-    """The classifier that scores samples: another one than what students are compared in."""
-    return StageSettings(
-        objective=objective("classification", shift=4),
-        network=network("digits_classifier", width=64),
-        steps=20_000,
-        batch_size=128,
-        optimizer=OptimizerSettings(learning_rate=1e-3, schedule="cosine", warmup=500),
-        shared=True,
-    )
-
-
 def pd_cifar(start: int = 8192, end: int = 1) -> Settings:
     """PD on CIFAR-10 as its authors train it (arXiv 2202.00512 and its code).
 
-    Continuous cosine with log-SNR in +-20, x-prediction, loss truncated SNR; halvings of 50,000
-    updates, the last two of 100,000; the rate linear from 5e-5 to 0 in each.
+    Cosine schedule with log-SNR in [-20, 20], x-prediction, truncated SNR loss; halvings of 50,000
+    updates, the last two of 100,000; the rate falls linearly from 5e-5 to 0 in each.
+
+    Args:
+      start, end: steps of the teacher and of the last student.
     """
     teacher = teacher_stage(
         network("unet", dropout=0.2, **PD_NETWORK),
-        800_000,
-        128,
+        steps=800_000,
+        batch_size=128,
         prediction="x0",
         error="v",
         weight="truncated_snr",
@@ -97,75 +99,55 @@ def pd_cifar(start: int = 8192, end: int = 1) -> Settings:
         prediction="x0",
     )
     schedule = ScheduleSettings(name="cosine_log_snr", steps=start)
-    return _settings("pd_cifar", schedule, {"teacher": teacher, **chain})
+    return _scored("pd_cifar", schedule, {"teacher": teacher, **chain})
 
 
-def cfd_cifar(
-    name: str,
-    method: str,
-    feature_classifier: str,
-    loss: Mapping[str, Any],
-    *,
-    start: int = 1024,
-    switch: int = 8,
-    end: int = 1,
-) -> Settings:
-    """CFD or RCFD on CIFAR-10 as its authors train them (arXiv 2211.12039 and its code).
+def cfd_cifar(method: str, counts: tuple[int, int, int] = (1024, 8, 1)) -> Settings:
+    """CFD or RCFD on CIFAR-10 as the authors train them (arXiv 2211.12039 and its code).
 
-    A table of 1025 cosine entries, x-prediction. Halvings compare pixels down to `switch` steps and
-    the features of a classifier from there on; 10,000 updates each, 20,000 for 2 and 1 steps; the
-    rate falls as a cosine from 5e-5 to 0.
+    A schedule of 1025 cosine levels, x-prediction. Halvings compare pixels down to 8 steps and
+    features of a classifier below; 10,000 updates each, 20,000 for 2 and 1 steps; the rate falls as
+    a cosine from 5e-5 to 0.
 
     Args:
-      name: of the experiment.
-      method: "cfd" or "rcfd".
-      feature_classifier: network of the classifier, see `feature_classifier_stage`.
-      loss: `CFD_DENSENET201` or `RCFD_RESNET18`.
-      start, switch, end: steps of the teacher, of the first teacher of the feature halvings, and
-        of the last student.
+      method: "cfd", with features of a DenseNet-201, or "rcfd", with a ResNet-18.
+      counts: steps of the teacher, of the last PD student, and of the last student.
     """
     teacher = teacher_stage(
         network("unet", dropout=0.1, **CFD_NETWORK),
-        800_000,
-        128,
+        steps=800_000,
+        batch_size=128,
         prediction="x0",
         error="v",
         weight="truncated_snr",
         optimizer=OptimizerSettings(name="adam", learning_rate=2e-4, warmup=5000, clip=1.0),
         ema=(0.9999,),
     )
-    common: dict[str, Any] = {
-        "steps": 10_000,
-        "steps_last": 20_000,
-        "batch_size": 128,
-        "optimizer": released_optimizer("cosine"),
-        "network": network("unet", **CFD_NETWORK),
-        "prediction": "x0",
-    }
-    stages = {
-        "feature_classifier": feature_classifier_stage(feature_classifier),
-        "teacher": teacher,
-        **progressive(start, switch, shared=True, **common),
-        **progressive(
-            switch,
-            end,
-            method=method,
-            teacher=f"pd_n{switch}",
-            classifier="feature_classifier",
-            loss=loss,
-            **common,
-        ),
-    }
-    schedule = ScheduleSettings(name="cosine", steps=start, options={"clean": False})
-    return _settings(name, schedule, stages)
+    chain = feature_halvings(
+        method,
+        counts,
+        steps=10_000,
+        steps_last=20_000,
+        batch_size=128,
+        optimizer=released_optimizer("cosine"),
+        network=network("unet", **CFD_NETWORK),
+        prediction="x0",
+    )
+    features = feature_classifier_stage({"cfd": "densenet", "rcfd": "resnet"}[method])
+    schedule = ScheduleSettings(name="cosine", steps=counts[0], options={"clean": False})
+    stages = {"feature_classifier": features, "teacher": teacher, **chain}
+    return _scored(f"{method}_cifar", schedule, stages)
 
 
-def cfd_imagenet64(start: int = 1024, switch: int = 8, end: int = 1) -> Settings:
+def cfd_imagenet64(counts: tuple[int, int, int] = (1024, 8, 1)) -> Settings:
     """CFD on class-conditional 64x64 ImageNet, with the settings of RDD's released code.
 
-    tau 0.75, 50,000 updates a halving, batch 256, rate 1e-4. What classifier and which length of
-    the teacher's training they used was not found; ours are DenseNet-201 for 90 epochs and 800,000
-    updates. Samples are not scored: that takes the Inception network.
+    tau 0.75, 50,000 updates per halving, batch 256, rate 1e-4. We found neither the authors'
+    classifier nor the length of their teacher's training; ours are DenseNet-201 for 90 epochs and
+    800,000 updates. Samples are not scored, because that needs the Inception network.
+
+    Args:
+      counts: steps of the teacher, of the last PD student, and of the last student.
     """
     options = {
         "channels": 128,
@@ -177,8 +159,8 @@ def cfd_imagenet64(start: int = 1024, switch: int = 8, end: int = 1) -> Settings
     adam = OptimizerSettings(name="adam", learning_rate=1e-4, clip=1.0)
     teacher = teacher_stage(
         network("unet", **options),
-        800_000,
-        256,
+        steps=800_000,
+        batch_size=256,
         prediction="x0",
         error="v",
         weight="truncated_snr",
@@ -186,53 +168,30 @@ def cfd_imagenet64(start: int = 1024, switch: int = 8, end: int = 1) -> Settings
         ema=(0.9999,),
         conditional=True,
     )
-    common: dict[str, Any] = {
-        "steps": 50_000,
-        "batch_size": 256,
-        "optimizer": dataclasses.replace(adam, schedule="cosine"),
-    }
-    stages = {
-        "feature_classifier": feature_classifier_stage(
-            "densenet", epochs=90, images=1_281_167, num_classes=1000
-        ),
-        "teacher": teacher,
-        **progressive(start, switch, shared=True, **common),
-        **progressive(
-            switch,
-            end,
-            method="cfd",
-            teacher=f"pd_n{switch}",
-            classifier="feature_classifier",
-            loss={**CFD_DENSENET201, "tau": 0.75},
-            **common,
-        ),
-    }
-    schedule = ScheduleSettings(name="cosine", steps=start, options={"clean": False})
-    data = {"name": "tfds", "path": "imagenet_resized/64x64", "flip": True}
-    settings = _settings("cfd_imagenet64", schedule, stages, data)
-    evaluation = dataclasses.replace(settings.evaluation, classifier="")
-    pipeline = tuple(stages)
-    return dataclasses.replace(settings, stages=stages, pipeline=pipeline, evaluation=evaluation)
+    chain = feature_halvings(
+        "cfd",
+        counts,
+        loss={**CFD_DENSENET201, "tau": 0.75},
+        steps=50_000,
+        batch_size=256,
+        optimizer=dataclasses.replace(adam, schedule="cosine"),
+    )
+    features = feature_classifier_stage("densenet", epochs=90, images=1_281_167, num_classes=1000)
+    schedule = ScheduleSettings(name="cosine", steps=counts[0], options={"clean": False})
+    stages = {"feature_classifier": features, "teacher": teacher, **chain}
+    return experiment("cfd_imagenet64", IMAGENET64, schedule, stages, _evaluation(counts[0]))
 
 
-def _settings(
-    name: str,
-    schedule: ScheduleSettings,
-    stages: Mapping[str, StageSettings],
-    data: Mapping[str, Any] = CIFAR,
-) -> Settings:
+def _scored(name: str, schedule: ScheduleSettings, stages: Mapping[str, StageSettings]) -> Settings:
+    """An experiment on CIFAR-10 whose samples a classifier scores."""
     stages = {"classifier": scorer_stage(), **stages}
-    return Settings(
-        name=name,
-        data=data,
-        schedule=schedule,
-        stages=stages,
-        pipeline=tuple(stages),
-        training=TrainingSettings(log_every=100, checkpoint_every=2000),
-        evaluation=EvaluationSettings(
-            samples=10_000,
-            batch_size=250,
-            teacher_samplers={"ddim": (1, 2, 4, 8), "dpm_solver_pp": (4, 8)},
-            full_steps=min(1024, schedule.steps),
-        ),
+    return experiment(name, CIFAR, schedule, stages, _evaluation(schedule.steps))
+
+
+def _evaluation(levels: int) -> EvaluationSettings:
+    return EvaluationSettings(
+        samples=10_000,
+        batch_size=250,
+        teacher_samplers={"ddim": (1, 2, 4, 8), "dpm_solver_pp": (4, 8)},
+        full_steps=min(1024, levels),
     )

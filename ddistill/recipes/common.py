@@ -1,8 +1,8 @@
-"""What every recipe uses: settings spelt out in full, and the shape of a teacher's stage."""
+"""What all recipes share: settings with every option listed, and the stages of most experiments."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -12,17 +12,33 @@ from ddistill.data import setting_types
 from ddistill.errors import ConfigError, check_choice
 from ddistill.interop.sources import READERS, read_source
 from ddistill.objectives import hyperparameters
-from ddistill.settings import OptimizerSettings, ScheduleSettings, Settings, StageSettings
+from ddistill.settings import (
+    EvaluationSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    StageSettings,
+    TrainingSettings,
+)
+
+Options = Mapping[str, Any]  # by name: options of a network, hyperparameters, settings of data
+
+
+class Budget(NamedTuple):
+    """Length of a training: number of updates, images in each."""
+
+    updates: int
+    batch_size: int
 
 
 def to_config(settings: Settings, variant: str = "") -> ConfigDict:
     """The settings as an `ml_collections.ConfigDict`, which command-line flags can override.
 
-    Settings of data that the experiment leaves open, those of other sources among them, are there
-    as None, so that `--config.data.name=folder --config.data.path=FOLDER` works with any of them.
+    Data settings that the experiment does not set, including settings of other data sources, are
+    None, so that `--config.data.name=folder --config.data.path=FOLDER` works with every config.
 
-    A `variant` that names a network of another project, such as "diffusers:FOLDER", makes that the
-    experiment's teacher, see `with_teacher`.
+    A `variant` that names a network of another project, such as "diffusers:FOLDER", replaces the
+    experiment's teacher by that network, see `with_teacher`.
     """
     if _names_teacher(variant):
         settings = with_teacher(settings, variant)
@@ -31,11 +47,11 @@ def to_config(settings: Settings, variant: str = "") -> ConfigDict:
     return ConfigDict({**plain, "data": {**left_open, **plain["data"]}})
 
 
-def objective(name: str, **changes: Any) -> dict[str, Any]:
-    """An objective's name and all of its hyperparameters, some of them changed.
+def objective(name: str, **changes: Any) -> Options:
+    """An objective's name and all of its hyperparameters; `changes` replace defaults.
 
     Raises:
-      ConfigError: there is no such objective or hyperparameter; with the nearest one.
+      ConfigError: there is no such objective or hyperparameter; the message suggests the nearest.
     """
     usual = hyperparameters(name)
     for key in changes:
@@ -43,11 +59,11 @@ def objective(name: str, **changes: Any) -> dict[str, Any]:
     return {"name": name, **usual, **changes}
 
 
-def network(name: str, **changes: Any) -> dict[str, Any]:
-    """A network's name and all of its options, some of them changed.
+def network(name: str, **changes: Any) -> Options:
+    """A network's name and all of its options; `changes` replace defaults.
 
     Raises:
-      ConfigError: there is no such network or option; with the nearest one.
+      ConfigError: there is no such network or option; the message suggests the nearest.
     """
     usual = networks.defaults(name)
     for key in changes:
@@ -56,33 +72,64 @@ def network(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def teacher_stage(
-    net: Mapping[str, Any],
-    steps: int,
-    batch_size: int,
-    *,
-    optimizer: OptimizerSettings,
-    prediction: str = "v",
-    error: str = "v",
-    weight: str = "uniform",
-    **changes: Any,
+    net: Options, *, error: str = "v", weight: str = "uniform", **stage: Any
 ) -> StageSettings:
-    """A diffusion teacher trained on every level of the schedule; shared between runs."""
+    """A diffusion teacher trained on every level of the schedule; shared between runs.
+
+    Args:
+      net: the network's name and options, see `network`.
+      error, weight: the loss, see `ddistill.objectives.denoising.Denoising`.
+      **stage: fields of `StageSettings`; `steps` and `batch_size` are required, and `prediction`
+        is "v" by default.
+    """
     return StageSettings(
         objective=objective("denoising", error=error, weight=weight),
         network=net,
-        prediction=prediction,
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        shared=True,
-        **changes,
+        **{"prediction": "v", "shared": True, **stage},
     )
 
 
-def edm_denoising(num_classes: int) -> dict[str, Any]:
-    """EDM's training of a conditional teacher (arXiv 2206.00364) that can be guided afterwards.
+def scorer_stage() -> StageSettings:
+    """The classifier of 32x32 images that scores samples; no student is trained on its features."""
+    return StageSettings(
+        objective=objective("classification", shift=4),
+        network=network("digits_classifier", width=64),
+        steps=20_000,
+        batch_size=128,
+        optimizer=OptimizerSettings(learning_rate=1e-3, schedule="cosine", warmup=500),
+        shared=True,
+    )
 
-    A tenth of the labels is dropped (arXiv 2207.12598).
+
+def experiment(
+    name: str,
+    data: Options,
+    schedule: ScheduleSettings,
+    stages: Mapping[str, StageSettings],
+    evaluation: EvaluationSettings,
+    checkpoint_every: int = 2000,
+) -> Settings:
+    """An experiment that runs all of its stages, in their order.
+
+    The stage "classifier" scores samples; without that stage, samples are not scored.
+    """
+    classifier = "classifier" if "classifier" in stages else ""
+    return Settings(
+        name=name,
+        data=data,
+        schedule=schedule,
+        stages=stages,
+        pipeline=tuple(stages),
+        training=TrainingSettings(log_every=100, checkpoint_every=checkpoint_every),
+        evaluation=dataclasses.replace(evaluation, classifier=classifier),
+    )
+
+
+def edm_denoising(num_classes: int) -> Options:
+    """The objective of EDM (arXiv 2206.00364) for a conditional teacher.
+
+    A tenth of the labels is dropped, so that samplers can use classifier-free guidance (arXiv
+    2207.12598).
     """
     return objective(
         "denoising",
@@ -97,7 +144,7 @@ def edm_denoising(num_classes: int) -> dict[str, Any]:
 def check_variant(variant: str, allowed: Sequence[str] = ("", "smoke")) -> None:
     """Raises `ConfigError` unless `variant`, the part after the colon, is one of `allowed`.
 
-    Names of others' networks pass, see `to_config`.
+    Networks of other projects are allowed too, see `to_config`.
     """
     if variant not in allowed and not _names_teacher(variant):
         names = ", ".join(f"':{v}'" for v in allowed if v)
@@ -112,10 +159,11 @@ def _names_teacher(variant: str) -> bool:
 
 
 def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Settings:
-    """The same experiment, with a teacher of another project instead of one that it trains.
+    """The same experiment with a pretrained teacher of another project.
 
-    The noise levels become the teacher's, and students that take over its network get that one.
-    Samplers of more steps than it has levels are left out of the evaluation.
+    The noise levels become the teacher's, and students without a network of their own have the
+    architecture of the new teacher. The evaluation leaves out samplers with more steps than the
+    teacher has levels.
 
     Args:
       settings: an experiment.
@@ -123,8 +171,8 @@ def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Set
       stage: name of the teacher's stage.
 
     Raises:
-      ConfigError: there is no such stage, or what `ddistill.interop.sources.read_source` says of
-        the files.
+      ConfigError: there is no such stage, or `ddistill.interop.sources.read_source` cannot read the
+        files.
     """
     check_choice("the teacher's stage", stage, settings.stages)
     found = read_source(source, f"config.stages.{stage}.source")
@@ -141,12 +189,12 @@ def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Set
     )
     schedule = settings.schedule
     if found.schedule:
-        # EDM's files settle the kind of the levels and not their number.
+        # EDM's files determine the kind of the levels and not their number.
         own = {"steps": schedule.steps, "options": {}}
         schedule = ScheduleSettings(**{**own, **found.schedule})
     stages = {**settings.stages, stage: teacher}
     e = settings.evaluation
-    if schedule.name != "karras":  # no other table is EDM's
+    if schedule.name != "karras":  # EDM's own levels need this schedule
         e = dataclasses.replace(e, teacher_spacing="trailing")
         stages = {name: _on_its_table(own) for name, own in stages.items()}
     samplers = {
@@ -163,7 +211,7 @@ def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Set
 
 
 def _on_its_table(stage: StageSettings) -> StageSettings:
-    """The stage, its levels rows of the table and not EDM's own."""
+    """The stage with levels from the schedule in place of EDM's own."""
     if stage.grid.spacing != "edm":
         return stage
     return dataclasses.replace(stage, grid=dataclasses.replace(stage.grid, spacing="trailing"))

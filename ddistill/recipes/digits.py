@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddistill.recipes.common import edm_denoising, network, objective, teacher_stage
+from ddistill.recipes.common import Options, edm_denoising, network, objective, teacher_stage
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
-from ddistill.recipes.progressive import progressive
+from ddistill.recipes.progressive import feature_halvings, progressive
 from ddistill.recipes.sfddm import sfddm_default
 from ddistill.settings import (
     EvaluationSettings,
@@ -22,7 +22,7 @@ from ddistill.settings import (
 def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
     """An experiment on the embedded digits: a classifier, a teacher, and the given students.
 
-    Classifier and teacher are shared: experiments of equal seed train them once.
+    Experiments with the same seed share classifier and teacher and train them once.
     """
     classifier = StageSettings(
         objective=objective("classification", shift=1, label_smoothing=0.05),
@@ -37,9 +37,7 @@ def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
         digits_network(),
         steps=2500,
         batch_size=64,
-        optimizer=OptimizerSettings(
-            learning_rate=2e-3, schedule="cosine", warmup=100, final_scale=0.02, clip=1.0
-        ),
+        optimizer=annealed(2e-3, warmup=100),
         ema=(0.995,),
     )
     return Settings(
@@ -59,8 +57,8 @@ def digits(name: str, students: Mapping[str, StageSettings]) -> Settings:
     )
 
 
-def digits_network(width: int = 16) -> dict[str, Any]:
-    """The U-Net of the digits' teacher, or one of another width."""
+def digits_network(width: int = 16) -> Options:
+    """The U-Net of the digits' teacher, or the same U-Net with another width."""
     return network(
         "unet",
         channels=width,
@@ -73,11 +71,27 @@ def digits_network(width: int = 16) -> dict[str, Any]:
     )
 
 
-def digits_feature_classifier() -> StageSettings:
-    """A classifier to compare images in: another one than what scores them.
+def annealed(rate: float, warmup: int = 50, final_scale: float = 0.02) -> OptimizerSettings:
+    """Adam with a warm-up, a cosine to `final_scale` times the rate, and clipping at norm 1."""
+    return OptimizerSettings(
+        learning_rate=rate, schedule="cosine", warmup=warmup, final_scale=final_scale, clip=1.0
+    )
 
-    A residual network with batch norm, pooled features after a ReLU and SGD, as those of CFD
-    (arXiv 2211.12039), in small.
+
+_HALVING: Options = {
+    "steps": 400,
+    "steps_last": 800,
+    "batch_size": 64,
+    "optimizer": annealed(2e-3),
+    "shared": True,
+}
+
+
+def digits_feature_classifier() -> StageSettings:
+    """A classifier for the feature distance; another classifier scores the samples.
+
+    A small version of CFD's classifier (arXiv 2211.12039): a residual network with batch norm,
+    pooled features after a ReLU, trained by SGD.
     """
     return StageSettings(
         objective=objective("classification", shift=1),
@@ -93,73 +107,61 @@ def digits_feature_classifier() -> StageSettings:
 
 
 def digits_students() -> dict[str, StageSettings]:
-    """SFDDM students of 4, 2 and 1 steps, those of 2 and 1 begun from the one before them.
+    """SFDDM students of 4, 2 and 1 steps; each starts from the student before it.
 
-    Shared: every experiment on digits of equal seed trains them once.
+    Experiments with the same seed share them and train them once.
     """
     return {
         "sfddm_n4": digits_student(4, steps=700, substeps=2),
         "sfddm_n2": digits_student(2, steps=1200, substeps=3, init="sfddm_n4"),
-        "sfddm_n1": digits_student(1, steps=500, substeps=6, init="sfddm_n2", lookback=False),
+        "sfddm_n1": digits_student(
+            1, steps=500, substeps=6, init="sfddm_n2", loss={"lookback": False}
+        ),
     }
 
 
-def digits_student(levels: int, *, shared: bool = True, **changes: Any) -> StageSettings:
-    """Our SFDDM student on digits, with `changes` to `sfddm_default`."""
-    optimizer = OptimizerSettings(
-        learning_rate=3e-3, schedule="cosine", warmup=50, final_scale=0.02, clip=1.0
-    )
-    options = {"steps": 700, "batch_size": 64, "optimizer": optimizer, **changes}
-    return dataclasses.replace(sfddm_default(levels, **options), shared=shared)
+def digits_student(
+    levels: int, *, substeps: int = 8, loss: Options | None = None, **stage: Any
+) -> StageSettings:
+    """Our SFDDM student on digits, see `sfddm_default`; shared between experiments."""
+    options = {"steps": 700, "batch_size": 64, "optimizer": annealed(3e-3), "shared": True, **stage}
+    return sfddm_default(levels, substeps=substeps, loss=loss, **options)
 
 
 def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSettings]:
     """A chain of `progressive` on digits, shared between experiments."""
-    optimizer = OptimizerSettings(
-        learning_rate=2e-3, schedule="cosine", warmup=50, final_scale=0.02, clip=1.0
-    )
-    options = {"steps": 400, "steps_last": 800, "batch_size": 64, "optimizer": optimizer, **changes}
-    return progressive(start, end, shared=True, **options)
+    return progressive(start, end, **{**_HALVING, **changes})
 
 
-def digits_chain(method: str, loss: Mapping[str, Any]) -> dict[str, StageSettings]:
-    """A feature classifier, PD's halvings from 32 to 8 steps, and those of `method` from 8 to 1.
+def digits_chain(method: str) -> dict[str, StageSettings]:
+    """A feature classifier, PD's halvings from 32 to 8 steps, then halvings in its features to 1.
 
     Args:
-      method: "cfd" or "rcfd"; its stages are called METHOD_nN.
-      loss: how they compare images, see `ddistill.objectives.progressive.Progressive`.
+      method: "cfd" or "rcfd"; the later stages are called METHOD_nN.
     """
-    return {
-        "feature_classifier": digits_feature_classifier(),
-        **digits_halvings(32, 8),
-        **digits_halvings(
-            8, 1, method=method, teacher="pd_n8", classifier="feature_classifier", loss=loss
-        ),
-    }
+    classifier = digits_feature_classifier()
+    return {"feature_classifier": classifier, **feature_halvings(method, (32, 8, 1), **_HALVING)}
 
 
 def digits_specialists(
     width: int, counts: Sequence[int], *, warmup: int, updates: int, **changes: Any
 ) -> dict[str, StageSettings]:
-    """For each K of `counts` students that share out all levels, at equal total updates.
+    """For each K of `counts`, K students that divide the levels, at equal total updates.
 
     Args:
       width: of the students.
-      counts: the Ks; 1 is one student of all levels, plain distillation.
-      warmup: updates of the shared student that all of them start from, for a width of their own.
+      counts: the values of K; 1 is plain distillation, one student of all levels.
+      warmup: updates of the student of all levels from which the others start.
       updates: of all K students together.
       **changes: further arguments of `ddistill.recipes.o2mkd.o2mkd`.
     """
-    optimizer = OptimizerSettings(
-        learning_rate=2e-3, schedule="cosine", warmup=20, final_scale=0.02, clip=1.0
-    )
     stages: dict[str, StageSettings] = {}
     for count in counts:
         stages |= o2mkd(
             count,
             steps=updates // count,
             batch_size=64,
-            optimizer=optimizer,
+            optimizer=annealed(2e-3, warmup=20),
             network=digits_network(width),
             prediction="v",
             warmup_steps=warmup,
@@ -173,9 +175,9 @@ def digits_specialists(
 
 
 def digits_conditional(name: str, students: Mapping[str, StageSettings]) -> Settings:
-    """The digits with their classes, and an EDM teacher (arXiv 2206.00364) that is given them.
+    """An experiment with a class-conditional EDM teacher (arXiv 2206.00364) of the digits.
 
-    A tenth of the labels is dropped, so that the teacher can be guided.
+    A tenth of the labels is dropped, so that samplers can use classifier-free guidance.
 
     Args:
       name: of the experiment.
@@ -202,17 +204,17 @@ def digits_conditional(name: str, students: Mapping[str, StageSettings]) -> Sett
     )
 
 
-def digits_conditional_network(width: int = 16) -> dict[str, Any]:
-    """The U-Net of `digits_conditional`'s teacher, or one of another width."""
+def digits_conditional_network(width: int = 16) -> Options:
+    """The U-Net of `digits_conditional`'s teacher, or the same U-Net with another width."""
     # c_noise = ln(sigma) / 4 is between -1.6 and 1.1.
     return {**digits_network(width), "num_classes": 10, "time_scale": 200.0}
 
 
 def digits_msd(counts: Sequence[int], **changes: Any) -> dict[str, StageSettings]:
-    """Pairs, and for each K of `counts` one-step students of the ten digits: DM, then ADM.
+    """Pairs, and for each K of `counts` the K one-step students of the ten digits: DM, then ADM.
 
     Args:
-      counts: the Ks.
+      counts: the values of K.
       **changes: arguments of `ddistill.recipes.msd.msd`.
     """
     optimizer = OptimizerSettings(
@@ -220,13 +222,16 @@ def digits_msd(counts: Sequence[int], **changes: Any) -> dict[str, StageSettings
     )
     options = {
         "steps": 1000,
-        "adm_steps": 400,
+        "second": {
+            "steps": 400,
+            "optimizer": dataclasses.replace(optimizer, learning_rate=1e-4),
+        },
         "batch_size": 64,
         "optimizer": optimizer,
-        # With pairs of all classes a student of two loses most of its modes: at K = 5 and 600
-        # updates FD 1.96 and recall 0.50, against 0.77 and 0.77 with pairs of its own (seed 0).
+        # A student of two classes loses most modes if it regresses on the pairs of all classes: at
+        # K = 5 and 600 updates, FD 1.96 and recall 0.50, compared with FD 0.77 and recall 0.77 with
+        # the pairs of its own classes (seed 0).
         "dm": {"filter_pairs": True},
-        "adm_optimizer": dataclasses.replace(optimizer, learning_rate=1e-4),
         "adm": {
             "features_of": "teacher",
             "gan_weight": 3e-3,
@@ -249,25 +254,23 @@ def digits_small_msd(
 
     Args:
       width: of the students.
-      counts: the Ks that start from a TSM student.
-      fresh: the Ks that start from fresh weights.
+      counts: the values of K for students that start from a TSM student.
+      fresh: the values of K for students that start from fresh weights.
       **changes: as in `digits_msd`.
     """
-    net: dict[str, Any] = {"network": digits_conditional_network(width), "prediction": "edm"}
+    net: Options = {"network": digits_conditional_network(width), "prediction": "edm"}
     first = digits_msd((), **changes)
     tsm = tsm_stage(
         **net,
         steps=1500,
         batch_size=64,
-        optimizer=OptimizerSettings(
-            learning_rate=2e-3, schedule="cosine", warmup=50, final_scale=0.1, clip=1.0
-        ),
+        optimizer=annealed(2e-3, final_scale=0.1),
         ema=(0.99,),
     )
-    without = {"start": "fresh", "name": f"_fresh_w{width}", "variant": "fresh"}
+    without = {"init": "fresh", "name": f"_fresh_w{width}", "variant": "fresh"}
     return {
         **first,
         f"tsm_w{width}": tsm,
-        **digits_msd(counts, start=f"tsm_w{width}", name=f"_w{width}", **net, **changes),
+        **digits_msd(counts, init=f"tsm_w{width}", name=f"_w{width}", **net, **changes),
         **digits_msd(fresh, **without, **net, **changes),
     }

@@ -1,11 +1,10 @@
 """MSD's stages (arXiv 2410.23274): TSM for smaller students, distribution matching, adversarial."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from ddistill.recipes.common import objective
-from ddistill.settings import GridSettings, OptimizerSettings, StageSettings, StudentsSettings
+from ddistill.recipes.common import Options, objective
+from ddistill.settings import GridSettings, StageSettings, StudentsSettings
 
 
 def pairs_stage(
@@ -17,15 +16,15 @@ def pairs_stage(
     spacing: str = "trailing",
     **changes: Any,
 ) -> StageSettings:
-    """A set of (noise, label, image of the stage "teacher"), which all students share.
+    """A set of (noise, label, image) that the stage "teacher" generates for all students.
 
     Args:
-      pairs: their number.
-      batch_size: how many are made at once.
+      pairs: number of pairs, a multiple of `batch_size`.
+      batch_size: number of pairs generated at once.
       steps: of the sampler.
-      sampler: a deterministic one.
-      spacing: of its levels, "edm" for EDM's own sigmas.
-      **changes: further settings of the stage.
+      sampler: name of a deterministic sampler.
+      spacing: of the sampler's levels, "edm" for EDM's own sigmas.
+      **changes: further fields of `StageSettings`.
     """
     return StageSettings(
         objective=objective("pairs", sampler=sampler),
@@ -38,14 +37,14 @@ def pairs_stage(
 
 
 def tsm_stage(
-    network: Mapping[str, Any], prediction: str, *, loss: Mapping[str, Any] | None = None, **changes
+    network: Options, prediction: str, *, loss: Options | None = None, **stage: Any
 ) -> StageSettings:
-    """One smaller student that learns the teacher's predictions, for all students to start from.
+    """A smaller student trained on the teacher's predictions, from which all students can start.
 
     Args:
-      network, prediction: the student's.
+      network, prediction: of the student.
       loss: hyperparameters of `ddistill.objectives.tsm.TSM`.
-      **changes: further settings of the stage; steps and batch_size are needed.
+      **stage: fields of `StageSettings`; `steps` and `batch_size` are required.
     """
     return StageSettings(
         objective=objective("tsm", **(loss or {})),
@@ -53,73 +52,60 @@ def tsm_stage(
         network=network,
         prediction=prediction,
         conditional=True,
-        **changes,
+        **stage,
     )
 
 
 def msd(
     count: int,
     *,
-    steps: int,
-    batch_size: int,
-    optimizer: OptimizerSettings,
-    adm_steps: int = 0,
-    adm_optimizer: OptimizerSettings | None = None,
-    start: str = "teacher",
-    pairs: str = "pairs",
-    dm: Mapping[str, Any] | None = None,
-    adm: Mapping[str, Any] | None = None,
     name: str = "",
-    students: Mapping[str, Any] | None = None,
-    adm_changes: Mapping[str, Any] | None = None,
-    **changes: Any,
+    dm: Options | None = None,
+    adm: Options | None = None,
+    second: Options | None = None,
+    **stage: Any,
 ) -> dict[str, StageSettings]:
     """Stages of K one-step students of the stage "teacher", each for a group of classes.
 
-    "dm{name}_k{count}" matches distributions; "adm{name}_k{count}" goes on from there, its fake
-    denoiser and optimisers with it, with a discriminator beside.
+    "dm{name}_k{count}" matches distributions. "adm{name}_k{count}" continues its training, with
+    the same fake denoiser and optimiser states, and adds a discriminator. Objectives with a
+    regression weight read the pairs of the stage "pairs".
 
     Args:
       count: K.
-      steps, adm_steps: steps of the two stages; no second one where it is 0. In the second the
-        student learns at every `student_every`-th step.
-      batch_size: of every student.
-      optimizer, adm_optimizer: of all networks; the first again where the second is None.
-      start: the stage whose weights the students start from: the teacher, or a `tsm_stage`.
-      pairs: the stage that has made the pairs, where `dm` or `adm` uses any.
-      dm, adm: an objective's name and hyperparameters; "dmd" and "dmd2" by default.
-      name: ends the stages' names.
-      students: further settings of `StudentsSettings`.
-      adm_changes: further settings of the second stage, such as `optimizers`.
-      **changes: further settings of both stages.
+      name: suffix of the stages' names.
+      dm, adm: name and hyperparameters of the objectives; "dmd" and "dmd2" by default.
+      second: fields in which the second stage differs from the first, such as `steps`; None for
+        no second stage.
+      **stage: fields of `StageSettings`; `steps`, `batch_size` and `optimizer` are required.
+        `students` is a mapping of fields of `StudentsSettings`. `init` is "teacher" by default.
     """
+    students = {"count": count, "partition": "classes", **stage.pop("students", {})}
     matching = objective(**{"name": "dmd", **(dm or {})})
     first = StageSettings(
         objective=matching,
         teacher="teacher",
-        pairs=pairs if matching["regression_weight"] else "",
-        init=start,
+        pairs=_pairs(matching),
         conditional=True,
         grid=GridSettings(steps=1),
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        students=StudentsSettings(**{"count": count, "partition": "classes", **(students or {})}),
+        students=StudentsSettings(**students),
         method="msd_dm",
-        **changes,
+        **{"init": "teacher", **stage},
     )
     stages = {f"dm{name}_k{count}": first}
-    if adm_steps:
-        judged = objective(**{"name": "dmd2", **(adm or {})})
+    if second is not None:
+        adversarial = objective(**{"name": "dmd2", **(adm or {})})
         stages[f"adm{name}_k{count}"] = dataclasses.replace(
             first,
-            objective=judged,
-            pairs=pairs if judged["regression_weight"] else "",
+            objective=adversarial,
+            pairs=_pairs(adversarial),
             init="fresh",
             resume=f"dm{name}_k{count}",
-            steps=adm_steps,
-            optimizer=adm_optimizer or optimizer,
             method="msd_adm",
-            **(adm_changes or {}),
+            **second,
         )
     return stages
+
+
+def _pairs(matching: Options) -> str:
+    return "pairs" if matching["regression_weight"] else ""

@@ -1,16 +1,16 @@
 """MSD at the sizes of its papers: CIFAR-10 and 64x64 ImageNet, from EDM teachers.
 
-MSD (arXiv 2410.23274) publishes no hyperparameters that we found; those of its parts stand in for
-them: DMD's (arXiv 2311.18828) for DM, FastGen's and DMD2's (arXiv 2405.14867) for ADM, EDM's (arXiv
-2206.00364) for teachers and TSM. Batches are shared out: K students see as many images as one.
+We found no published hyperparameters of MSD (arXiv 2410.23274) and use the settings of the methods
+that it combines: DMD's (arXiv 2311.18828) for DM, FastGen's and DMD2's (arXiv 2405.14867) for ADM,
+EDM's (arXiv 2206.00364) for teachers and TSM. K students together see as many images as one student
+would, because each has a K-th of the batch.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-from ddistill.recipes.cifar import CIFAR, scorer_stage
-from ddistill.recipes.common import edm_denoising, network
+from ddistill.recipes.cifar import CIFAR, IMAGENET64
+from ddistill.recipes.common import Options, edm_denoising, experiment, network, scorer_stage
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.settings import (
     EvaluationSettings,
@@ -18,11 +18,9 @@ from ddistill.settings import (
     ScheduleSettings,
     Settings,
     StageSettings,
-    TrainingSettings,
 )
 
-IMAGENET64 = {"name": "tfds", "path": "imagenet_resized/64x64", "flip": True}
-# EDM's levels; c_noise = ln(sigma) / 4, times 1000 as EDM's ADM network has it.
+# EDM's levels. The time input is c_noise = ln(sigma) / 4, times 1000 as in EDM's ADM network.
 KARRAS = ScheduleSettings(name="karras", steps=1000)
 _UNET = {"time_conditioning": "scale_shift", "time_scale": 1000.0}
 EDM_CIFAR = {"multipliers": (2, 2, 2), "blocks": 4, "attention": (16,), "num_classes": 10, **_UNET}
@@ -34,16 +32,14 @@ ADM = {
     **_UNET,
 }
 ADM_64 = {"channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, **ADM}  # 295.9 M
-# The sizes that the paper's percentages fit: 172.8 M (-42 %) and 85.9 M (-71 %).
+# The sizes that match the paper's percentages: 172.8 M (-42 %) and 85.9 M (-71 %).
 SMALLER = {
     "small": {"channels": 160, "multipliers": (1, 2, 2, 4), "blocks": 3, **ADM},
     "smaller": {"channels": 128, "multipliers": (1, 2, 2, 4), "blocks": 2, **ADM},
 }
 
 
-def edm_teacher(
-    net: Mapping[str, Any], updates: int, batch_size: int, rate: float
-) -> StageSettings:
+def edm_teacher(net: Options, updates: int, batch_size: int, rate: float) -> StageSettings:
     """A class-conditional teacher with EDM's preconditioning, weights and noise levels."""
     return StageSettings(
         objective=edm_denoising(int(net["num_classes"])),
@@ -62,11 +58,12 @@ def msd_cifar(
     counts: tuple[int, ...] = (1, 2, 5),
     features: tuple[str, ...] = ("down_0", "down_1", "down_2"),
 ) -> Settings:
-    """K students of the teacher's 57 M network, DM on 100,000 shared pairs, then ADM.
+    """K students with the teacher's 57 M network: DM on 100,000 shared pairs, then ADM.
 
     Args:
-      counts: the Ks.
-      features: what the discriminator sees of the teacher: its encoder at 32, 16 and 8 pixels.
+      counts: the values of K.
+      features: the teacher's features that the discriminator sees; by default those of the encoder
+        at 32, 16 and 8 pixels.
     """
     optimizer = OptimizerSettings(
         name="adamw", learning_rate=5e-5, warmup=500, weight_decay=0.01, clip=10.0
@@ -80,10 +77,12 @@ def msd_cifar(
         stages |= msd(
             count,
             steps=300_000,
-            adm_steps=100_000,
             batch_size=400 // count,
             optimizer=optimizer,
-            adm_optimizer=dataclasses.replace(optimizer, learning_rate=1e-4),
+            second={
+                "steps": 100_000,
+                "optimizer": dataclasses.replace(optimizer, learning_rate=1e-4),
+            },
             adm={
                 "features_of": "teacher",
                 "features": features,
@@ -94,11 +93,11 @@ def msd_cifar(
             },
             ema=(0.9999,),
         )
-    return _settings("msd_cifar", CIFAR, stages, classifier="classifier")
+    return _settings("msd_cifar", CIFAR, stages)
 
 
 def msd_imagenet64(size: str = "", count: int = 4) -> Settings:
-    """Four students of 250 classes each; TSM first where they are smaller than the teacher.
+    """Students for 1000 / K classes each, after TSM if they are smaller than the teacher.
 
     Args:
       size: "" for the teacher's network, or a key of `SMALLER`.
@@ -111,7 +110,7 @@ def msd_imagenet64(size: str = "", count: int = 4) -> Settings:
         "teacher": edm_teacher(network("unet", dropout=0.1, **ADM_64), 610_000, 4096, 1e-4),
         "pairs": pairs_stage(25_000, 100, 256, spacing="edm"),
     }
-    changes: dict[str, Any] = {}
+    changes: Options = {}
     if size:
         net = network("unet", **SMALLER[size])
         rate = OptimizerSettings(
@@ -120,37 +119,28 @@ def msd_imagenet64(size: str = "", count: int = 4) -> Settings:
         stages["tsm"] = tsm_stage(
             net, "edm", steps=100_000, batch_size=512, optimizer=rate, ema=(0.9999,)
         )
-        changes = {"network": net, "prediction": "edm", "start": "tsm"}
+        changes = {"network": net, "prediction": "edm", "init": "tsm"}
     stages |= msd(
         count,
         steps=350_000,
-        adm_steps=400_000,
+        second={"steps": 400_000},
         batch_size=336 // count,
         optimizer=optimizer,
         ema=(),
         **changes,
     )
     name = f"msd_{size}_imagenet64" if size else "msd_imagenet64"
-    return _settings(name, IMAGENET64, stages, classifier="")
+    return _settings(name, IMAGENET64, stages)
 
 
-def _settings(
-    name: str, data: Mapping[str, Any], stages: Mapping[str, StageSettings], classifier: str
-) -> Settings:
-    return Settings(
-        name=name,
-        data=data,
-        schedule=KARRAS,
-        stages=stages,
-        pipeline=tuple(stages),
-        training=TrainingSettings(log_every=100, checkpoint_every=5000),
-        evaluation=EvaluationSettings(
-            classifier=classifier,
-            samples=10_000 if classifier else 256,
-            batch_size=250 if classifier else 64,
-            teacher_samplers={"heun": (18,)},
-            teacher_spacing="edm",
-            full_sampler="heun",
-            full_steps=18 if classifier else 256,
-        ),
+def _settings(name: str, data: Options, stages: Mapping[str, StageSettings]) -> Settings:
+    scored = "classifier" in stages
+    evaluation = EvaluationSettings(
+        samples=10_000 if scored else 256,
+        batch_size=250 if scored else 64,
+        teacher_samplers={"heun": (18,)},
+        teacher_spacing="edm",
+        full_sampler="heun",
+        full_steps=18 if scored else 256,
     )
+    return experiment(name, data, KARRAS, stages, evaluation, checkpoint_every=5000)

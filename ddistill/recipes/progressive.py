@@ -1,15 +1,14 @@
 """Chains of halvings: PD (arXiv 2202.00512) and CFD/RCFD (arXiv 2211.12039)."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from ddistill.errors import ConfigError
-from ddistill.recipes.common import objective
+from ddistill.recipes.common import Options, objective
 from ddistill.settings import GridSettings, OptimizerSettings, StageSettings
 
-# Released settings of the feature distance. The published names differ: the released flag `alpha`
-# is the paper's and our beta, the flag `beta` its gamma.
+# Released settings of the feature distance, under the paper's names: the released flag `alpha` is
+# the paper's beta, and the released flag `beta` is the paper's gamma.
 CFD_DENSENET201 = {"classifier_weight": 1.0, "pixel_weight": 0.0, "tau": 0.9, "beta": 0.0}
 RCFD_RESNET18 = {
     "classifier_weight": 1.0,
@@ -18,6 +17,7 @@ RCFD_RESNET18 = {
     "beta": 0.003,
     "gamma": 0.75,
 }
+RELEASED = {"cfd": CFD_DENSENET201, "rcfd": RCFD_RESNET18}
 
 
 def halvings(start: int, end: int) -> list[int]:
@@ -44,31 +44,24 @@ def progressive(
     start: int,
     end: int,
     *,
-    steps: int,
-    batch_size: int,
-    optimizer: OptimizerSettings,
     steps_last: int = 0,
-    method: str = "pd",
     teacher: str = "teacher",
-    loss: Mapping[str, Any] | None = None,
-    **changes: Any,
+    loss: Options | None = None,
+    **stage: Any,
 ) -> dict[str, StageSettings]:
-    """Stages that halve a teacher's steps from `start` to `end`, each the next one's teacher.
+    """Stages that halve a teacher's steps from `start` to `end`; each teaches the next one.
 
-    Every student starts from its teacher's weights with a fresh optimiser and schedule, keeps no
-    average, and reads its levels off the one table that the first teacher has.
+    Every student starts from its teacher's weights with a fresh optimiser and learning-rate
+    schedule, keeps no average, and takes its levels from the schedule of the first teacher.
 
     Args:
-      start: steps of the first teacher, whose stage is `teacher`; its own level count is a
-        multiple of it.
+      start: steps of the first teacher; the number of its levels is a multiple of it.
       end: steps of the last student.
-      steps: updates of a stage.
-      batch_size, optimizer: of every stage.
-      steps_last: updates of the students of 2 and of 1 step; 0 for `steps`.
-      method: of the rows in results.json; stages are called METHOD_nN.
-      teacher: the first teacher's stage.
+      steps_last: updates of the students of 2 steps and of 1 step; 0 for `steps`.
+      teacher: the stage of the first teacher.
       loss: hyperparameters of `ddistill.objectives.progressive.Progressive`.
-      **changes: further settings of every stage, such as `classifier`.
+      **stage: fields of `StageSettings`; `steps`, `batch_size` and `optimizer` are required. Stages
+        are called METHOD_nN after `method`, which is "pd" by default.
 
     Returns:
       Stages by name, in order.
@@ -76,23 +69,44 @@ def progressive(
     Raises:
       ConfigError: `start` is not `end` times a power of two.
     """
+    shared = StageSettings(
+        objective=objective("progressive", **(loss or {})),
+        init="teacher",
+        **{"ema": (), "method": "pd", **stage},
+    )
     stages: dict[str, StageSettings] = {}
     for levels in halvings(start, end):
-        name = f"{method}_n{levels}"
-        stage = StageSettings(
-            objective=objective("progressive", **(loss or {})),
+        name = f"{shared.method}_n{levels}"
+        stages[name] = dataclasses.replace(
+            shared,
             teacher=teacher,
-            init="teacher",
             grid=GridSettings(steps=levels, spacing="trailing", time="mapped"),
-            steps=steps_last if steps_last and levels <= 2 else steps,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            ema=(),
-            method=method,
+            steps=steps_last if steps_last and levels <= 2 else shared.steps,
         )
-        stages[name] = dataclasses.replace(stage, **changes)
         teacher = name
     return stages
+
+
+def feature_halvings(
+    method: str,
+    counts: tuple[int, int, int],
+    loss: Options | None = None,
+    **stage: Any,
+) -> dict[str, StageSettings]:
+    """PD's halvings, then halvings that compare images in the features of a classifier.
+
+    Args:
+      method: "cfd" or "rcfd"; the later stages are called METHOD_nN.
+      counts: steps of the teacher, of the last PD student, and of the last student.
+      loss: hyperparameters of the later stages; by default `RELEASED[method]`.
+      **stage: as in `progressive`. The stage "feature_classifier" has to exist.
+    """
+    start, switch, end = counts
+    later: Options = {"classifier": "feature_classifier", "method": method, **stage}
+    return {
+        **progressive(start, switch, **{**stage, "shared": True}),
+        **progressive(switch, end, teacher=f"pd_n{switch}", loss=loss or RELEASED[method], **later),
+    }
 
 
 def released_optimizer(schedule: str) -> OptimizerSettings:

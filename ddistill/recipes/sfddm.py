@@ -1,9 +1,17 @@
-"""SFDDM's stages (arXiv 2405.14961): ours, the authors', and their four experiments."""
+"""SFDDM (arXiv 2405.14961): our student, the released one, and the four published experiments."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ddistill.recipes.common import network, objective, teacher_stage
+from ddistill.recipes.common import (
+    Budget,
+    Options,
+    experiment,
+    network,
+    objective,
+    scorer_stage,
+    teacher_stage,
+)
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
@@ -11,50 +19,37 @@ from ddistill.settings import (
     ScheduleSettings,
     Settings,
     StageSettings,
-    TrainingSettings,
 )
 
 
 def sfddm_default(
-    levels: int,
-    *,
-    steps: int,
-    batch_size: int,
-    optimizer: OptimizerSettings,
-    substeps: int = 8,
-    ema: tuple[float, ...] = (0.995,),
-    init: str = "teacher",
-    **changes: Any,
+    levels: int, *, substeps: int = 8, loss: Options | None = None, **stage: Any
 ) -> StageSettings:
-    """Our SFDDM student: trailing grid, mapped time, teacher's weights, hidden-variable distance.
+    """Our SFDDM student of the stage "teacher".
 
-    Its teacher is the stage "teacher".
+    Trailing grid, mapped time, the teacher's weights, hidden-variable distance.
 
     Args:
       levels: T', the student's steps.
-      steps, batch_size, optimizer, ema: its training.
       substeps: teacher steps folded into one student step.
-      init: where its first weights come from: the teacher, or a student of more steps.
-      **changes: hyperparameters of `ddistill.objectives.sfddm.SFDDM`.
+      loss: further hyperparameters of `ddistill.objectives.sfddm.SFDDM`.
+      **stage: fields of `StageSettings`; `steps`, `batch_size` and `optimizer` are required.
     """
     return StageSettings(
-        objective=objective("sfddm", substeps=substeps, **changes),
+        objective=objective("sfddm", substeps=substeps, **(loss or {})),
         teacher="teacher",
-        init=init,
         grid=GridSettings(steps=levels, spacing="trailing", time="mapped"),
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        ema=ema,
         method="sfddm",
+        **{"init": "teacher", "ema": (0.995,), **stage},
     )
 
 
 def sfddm_released(levels: int, *, prediction: str, steps: int, batch_size: int) -> StageSettings:
     """The authors' released code: L1 on the raw output plus L1 on the last features, fresh weights.
 
-    The grid is "leading", the student is told its own index, Adam has a constant rate of 2e-4, and
-    there is neither EMA nor clipping (arXiv 2405.14961). `prediction` is the teacher's.
+    The grid is "leading", the student's time input is its own step index, Adam has a constant rate
+    of 2e-4, and there is neither EMA nor clipping (arXiv 2405.14961). `prediction` is what the
+    teacher predicts.
     """
     released = objective(
         "sfddm",
@@ -88,63 +83,78 @@ SFDDM_PAPER_NETWORK = {
 }
 
 
-def sfddm_paper(
-    name: str,
-    data: Mapping[str, Any],
-    *,
-    innermost: int,
-    prediction: str,
-    levels: int,
-    teacher_updates: int,
-    teacher_batch: int,
-    updates: int,
-    batch_size: int,
-    classifier: StageSettings | None = None,
-) -> Settings:
-    """One of the four experiments of arXiv 2405.14961, with the settings of the released code.
+@dataclass(frozen=True)
+class SFDDMPaper:
+    """The differences between the four experiments of arXiv 2405.14961.
 
-    T = 1024 on the sigmoid schedule, Adam at 2e-4 throughout, T' levels on the leading grid. The
-    released U-Net has 35.7 M parameters, with two blocks a level on the way up and linear attention
-    at its outer levels; ours has 63.3 M, with three blocks on the way up (as DDPM), and attends at
-    the innermost level and in the middle only. Both count; the published numbers are theirs.
+    Attributes:
+      data: data settings.
+      side: image side in pixels; attention is at an eighth of it.
+      prediction: of teacher and student.
+      levels: T'.
+      teacher, student: the lengths of their training.
+    """
+
+    data: Options
+    side: int
+    prediction: str
+    levels: int
+    teacher: Budget
+    student: Budget
+
+
+def sfddm_lsun(category: str, images: int) -> Settings:
+    """SFDDM on LSUN images at 128 x 128: 100 steps, 50 epochs at batch 40.
 
     Args:
-      name: name of the experiment.
-      data: data settings.
-      innermost: side of the innermost level in pixels, image side / 8.
-      prediction: what teacher and student predict.
-      levels: T'.
-      teacher_updates, teacher_batch: the teacher's training.
-      updates, batch_size: the student's.
-      classifier: a stage whose features score the samples; without it nothing is scored.
+      category: "church" or "bedroom".
+      images: number of training images.
+    """
+    length = Budget(-(-50 * images // 40), 40)
+    data = {"name": "folder", "path": f"data/lsun_{category}", "image_size": 128, "flip": False}
+    paper = SFDDMPaper(data, 128, "v", 100, teacher=length, student=length)
+    return sfddm_paper(f"sfddm_{category}", paper)
+
+
+def sfddm_paper(name: str, paper: SFDDMPaper, *, scored: bool = False) -> Settings:
+    """An experiment of arXiv 2405.14961 with the settings of the released code.
+
+    T = 1024 on the sigmoid schedule, Adam at 2e-4 throughout, T' levels on the leading grid. The
+    released U-Net has 35.7 M parameters, with two blocks per level on the way up and linear
+    attention at its outer levels. Ours has 63.3 M, with three blocks on the way up (as DDPM), and
+    attention at the innermost level and in the middle only.
+
+    Args:
+      name: of the experiment.
+      paper: which experiment.
+      scored: whether a classifier of 32x32 images scores the samples.
     """
     adam = OptimizerSettings(name="adam", learning_rate=2e-4)
-    teacher = teacher_stage(
-        network("unet", attention=(innermost,), **SFDDM_PAPER_NETWORK),
-        teacher_updates,
-        teacher_batch,
-        optimizer=adam,
-        prediction=prediction,
-        error=prediction,
-        ema=(0.995,),
-    )
-    student = sfddm_released(levels, prediction=prediction, steps=updates, batch_size=batch_size)
-    stages = {"teacher": teacher, f"sfddm_n{levels}": student}
-    if classifier is not None:
-        stages = {"classifier": classifier, **stages}
-    return Settings(
-        name=name,
-        data=data,
-        schedule=ScheduleSettings(name="sigmoid_beta", steps=1024),
-        stages=stages,
-        pipeline=tuple(stages),
-        training=TrainingSettings(log_every=100, checkpoint_every=2000),
-        evaluation=EvaluationSettings(
-            classifier="classifier" if classifier is not None else "",
-            samples=10_000 if classifier is not None else 256,
-            batch_size=100,
-            teacher_samplers={"ddim": tuple(sorted({levels, 16}))},
-            full_sampler="ddim",
-            full_steps=1024,
+    stages = {
+        "teacher": teacher_stage(
+            network("unet", attention=(paper.side // 8,), **SFDDM_PAPER_NETWORK),
+            steps=paper.teacher.updates,
+            batch_size=paper.teacher.batch_size,
+            optimizer=adam,
+            prediction=paper.prediction,
+            error=paper.prediction,
+            ema=(0.995,),
         ),
+        f"sfddm_n{paper.levels}": sfddm_released(
+            paper.levels,
+            prediction=paper.prediction,
+            steps=paper.student.updates,
+            batch_size=paper.student.batch_size,
+        ),
+    }
+    if scored:
+        stages = {"classifier": scorer_stage(), **stages}
+    evaluation = EvaluationSettings(
+        samples=10_000 if scored else 256,
+        batch_size=100,
+        teacher_samplers={"ddim": tuple(sorted({paper.levels, 16}))},
+        full_sampler="ddim",
+        full_steps=1024,
     )
+    schedule = ScheduleSettings(name="sigmoid_beta", steps=1024)
+    return experiment(name, paper.data, schedule, stages, evaluation)

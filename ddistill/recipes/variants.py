@@ -1,19 +1,64 @@
-"""Variants that shrink an experiment to seconds, to see that it runs."""
+"""Variants of config files, ":smoke" above all: the experiment shrunk to seconds of training."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
+from ddistill.recipes.common import Options, check_variant, to_config
 from ddistill.settings import Settings, StageSettings
 
 
-def smoke(settings: Settings, net: Mapping[str, Any], keep: Sequence[str] = ()) -> Settings:
-    """The same experiment shrunk to seconds: few steps, a narrow network, few samples.
+def digits_config(
+    settings: Settings,
+    variant: str,
+    keep: Sequence[str] = (),
+    variants: Sequence[str] = ("", "smoke"),
+) -> ConfigDict:
+    """The config of an experiment on digits, in a variant.
 
     Args:
       settings: the full experiment.
-      net: options that replace those of every U-Net.
-      keep: the stages to keep; all where it is empty.
+      variant: the part after the colon of `--config=FILE:VARIANT`. "smoke" shrinks the experiment.
+      keep: stages of the smoke variant; all stages if it is empty.
+      variants: the variants of the file.
+
+    Raises:
+      ConfigError: the variant is not one of `variants`.
+    """
+    check_variant(variant, variants)
+    if variant == "smoke":
+        settings = smoke(settings, {"channels": 8, "head_dim": 8}, keep)
+    return to_config(settings, variant)
+
+
+def image_config(
+    settings: Settings, variant: str, *, small: Settings | None = None, levels: int = 4
+) -> ConfigDict:
+    """The config of an experiment on larger images, in a variant; "smoke" uses the digits.
+
+    Args:
+      settings: the full experiment.
+      variant: the part after the colon of `--config=FILE:VARIANT`.
+      small: an experiment with fewer stages, for the smoke variant to shrink.
+      levels: as in `smoke_on_digits`.
+
+    Raises:
+      ConfigError: the variant is neither "" nor "smoke".
+    """
+    check_variant(variant)
+    if variant == "smoke":
+        settings = smoke_on_digits(small or settings, levels)
+    return to_config(settings, variant)
+
+
+def smoke(settings: Settings, net: Options, keep: Sequence[str] = ()) -> Settings:
+    """The same experiment shrunk to seconds: few updates, narrow networks, few samples.
+
+    Args:
+      settings: the full experiment.
+      net: options that replace the options of every U-Net.
+      keep: the stages to keep; all stages if it is empty.
     """
     names = tuple(keep) or settings.pipeline
     stages = {name: _smoke_stage(settings.stages[name], net) for name in names}
@@ -37,14 +82,14 @@ def smoke(settings: Settings, net: Mapping[str, Any], keep: Sequence[str] = ()) 
     )
 
 
-# Two levels and a few channels of the classifiers that have options for it.
-_SMALL = {
+# Two levels and few channels for the classifiers with such options.
+_SMALL: dict[str, Options] = {
     "resnet": {"width": 8, "blocks": (1, 1)},
     "densenet": {"growth": 4, "blocks": (2, 2)},
 }
 
 
-def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
+def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:
     name = str(stage.network.get("name", ""))
     small = net if name == "unet" else _SMALL.get(name, {})
     optimizer = dataclasses.replace(stage.optimizer, warmup=min(2, stage.optimizer.warmup))
@@ -67,13 +112,13 @@ def _smoke_stage(stage: StageSettings, net: Mapping[str, Any]) -> StageSettings:
 
 
 def smoke_on_digits(settings: Settings, levels: int = 4) -> Settings:
-    """`smoke` on the embedded digits, for experiments whose data a visitor may not have.
+    """`smoke` on the embedded digits, for experiments on data that have to be downloaded.
 
     Args:
       settings: the full experiment.
-      levels: steps of every student; 0 leaves them as they are, as a chain of halvings needs.
+      levels: steps of every student; 0 keeps the steps, which a chain of halvings requires.
     """
-    options: dict[str, Any] = {
+    options: Options = {
         "channels": 8,
         "head_dim": 8,
         "norm_groups": 4,

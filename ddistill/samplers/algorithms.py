@@ -1,0 +1,206 @@
+"""The samplers of the library: the update rule of each paper, followed by the sampler made of it.
+
+An update rule takes one step from the level `here` to the less noisy level `there`:
+
+    update(denoise, z, here, there, key) -> (z at `there`, prediction at `here`)
+
+`denoise` is `(z, level) -> Prediction`, and `z` is `[B, H, W, C]`. `key` is the random key of this
+step, or None. A multistep rule takes a sixth argument, the `Previous` step. Keyword-only arguments
+of a rule are options of its sampler. Rules can be called on their own, also as `ddim.step(...)`.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ddistill.diffusion import (
+    Prediction,
+    add_noise,
+    ddim_step,
+    from_x0,
+    multistep_x0,
+    posterior_step,
+)
+from ddistill.errors import ConfigError, check_choice
+from ddistill.samplers.loops import Denoise, Previous
+from ddistill.samplers.sampler import Sampler
+from ddistill.schedules import Level
+
+# ---------------------------------------------------------------------------------------- DDIM
+
+
+def ddim_update(
+    denoise: Denoise,
+    z: Array,
+    here: Level,
+    there: Level,
+    key: Array | None = None,
+    *,
+    eta: float = 0.0,
+) -> tuple[Array, Prediction]:
+    """DDIM (arXiv 2010.02502 eq. 12): keeps the predicted noise, scaled to the next level.
+
+    `eta` is the share of ancestral noise: 0 for none (Euler's method on the probability-flow ODE),
+    1 for `ddpm_update`. `key` is used only if `eta` is above 0.
+    """
+    prediction = denoise(z, here)
+    noise = _normal(key, z, f"ddim with eta={eta}") if eta else None
+    return ddim_step(prediction, z, here, there, eta, noise), prediction
+
+
+# First order. Option: `eta` in [0, 1]; above 0 the sampler needs a key.
+ddim = Sampler("ddim", "DDIM", ddim_update)
+
+# ---------------------------------------------------------------------------------------- DDPM
+
+
+def ddpm_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None
+) -> tuple[Array, Prediction]:
+    """Ancestral sampling (DDPM, arXiv 2006.11239 algorithm 2), with the posterior's variance."""
+    prediction = denoise(z, here)
+    noise = _normal(key, z, "ddpm")
+    return posterior_step(prediction, z, here, there, noise), prediction
+
+
+ddpm = Sampler("ddpm", "DDPM", ddpm_update, deterministic=False)
+
+# ---------------------------------------------------------------------------------------- Heun
+
+# Heun's correction weights the second denoiser call by half the ratio of the noise levels before
+# and after the step. EDM's own grids stay below this ratio; the first step of a cosine table
+# reaches 1e4, where the trapezoid resolves nothing and amplifies the network's error.
+HEUN_MAX_RATIO = 100.0
+
+
+def heun_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """Heun's method (EDM, arXiv 2206.00364 algorithm 1 without churn), over sigma / alpha.
+
+    d(z / alpha) / d(sigma / alpha) = eps. The trapezoid of both eps equals a DDIM step with
+    x0 = x_1 + (sigma_1 / sigma_2) / 2 (x_2 - x_1), which stays exact where alpha_1 is close to 0.
+    A step that lowers the noise by more than `HEUN_MAX_RATIO` is Euler's.
+    """
+    first = denoise(z, here)
+    second = denoise(ddim_step(first, z, here, there), there)
+    ratio = here.sigma * there.alpha / (here.alpha * there.sigma)
+    weight = jnp.where(ratio <= HEUN_MAX_RATIO, ratio / 2.0, 0.0)
+    prediction = from_x0(first.x0 + weight * (second.x0 - first.x0), z, here)
+    return ddim_step(prediction, z, here, there), prediction
+
+
+# Second order; the last step is Euler's, because a clean level has no eps.
+heun = Sampler(
+    "heun", "Heun", heun_update, last=ddim_update, evaluations=lambda steps: 2 * steps - 1
+)
+
+# -------------------------------------------------------------------------------- DPM-Solver++
+
+
+def dpm_solver_pp_update(
+    denoise: Denoise,
+    z: Array,
+    here: Level,
+    there: Level,
+    key: Array | None = None,
+    previous: Previous | None = None,
+) -> tuple[Array, Prediction]:
+    """DPM-Solver++(2M) (arXiv 2211.01095 algorithm 2): extrapolates from the previous x0.
+
+    The first step (`previous` is None or at the level `here`) and a step to a clean level are of
+    first order.
+    """
+    prediction = denoise(z, here)
+    if previous is None:
+        return ddim_step(prediction, z, here, there), prediction
+    x0 = multistep_x0(prediction.x0, previous.x0, previous.level, here, there)
+    return ddim_step(from_x0(x0, z, here), z, here, there), prediction
+
+
+# Second order.
+dpm_solver_pp = Sampler("dpm_solver_pp", "DPM-Solver++", dpm_solver_pp_update, multistep=True)
+
+# ----------------------------------------------------------------------------------- renoising
+
+
+def renoise_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None
+) -> tuple[Array, Prediction]:
+    """Multistep sampling of consistency models (arXiv 2303.01469 algorithm 1) and of DMD2.
+
+    Predicts the image and adds fresh noise of the next level.
+    """
+    prediction = denoise(z, here)
+    noise = _normal(key, z, "renoise in several steps")
+    return add_noise(prediction.x0, noise, there), prediction
+
+
+# `clip` bounds the final images alone: in training, a few-step student continues from its images
+# without clipping. A single step needs no key; the noise of a clean level has weight 0.
+renoise = Sampler(
+    "renoise",
+    "renoising",
+    renoise_update,
+    deterministic=False,
+    single_step_deterministic=True,
+    clip_predictions=False,
+)
+
+
+def _normal(key: Array | None, like: Array, what: str) -> Array:
+    if key is None:
+        raise ValueError(f"{what} draws noise and needs a key, for example jax.random.key(0).")
+    return jax.random.normal(key, like.shape, like.dtype)
+
+
+# ------------------------------------------------------------------------------------ registry
+
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler for sampler in (ddim, ddpm, heun, dpm_solver_pp, renoise)
+}
+
+
+def register_sampler(sampler: Sampler) -> Sampler:
+    """Makes a sampler available to settings under its name.
+
+    Returns:
+      The sampler.
+
+    Raises:
+      ConfigError: another sampler has the name, or the name has characters other than letters,
+        digits and underscores (it becomes part of file names and of protocol strings).
+    """
+    name = sampler.name
+    if not re.fullmatch(r"\w+", name, re.ASCII):
+        raise ConfigError(
+            f"register_sampler: the name {name!r} must consist of letters, digits and underscores."
+        )
+    if SAMPLERS.get(name, sampler) != sampler:
+        raise ConfigError(
+            f"register_sampler: the name '{name}' is taken by the sampler "
+            f"'{SAMPLERS[name].label}'. Choose a name other than {', '.join(sorted(SAMPLERS))}."
+        )
+    SAMPLERS[name] = sampler
+    return sampler
+
+
+def get_sampler(name: str) -> Sampler:
+    """The sampler registered under a name.
+
+    Raises:
+      ConfigError: there is no sampler of that name; the message suggests the nearest one.
+    """
+    check_choice("sampler", name, SAMPLERS)
+    return SAMPLERS[name]
+
+
+def nfe(name: str, steps: int) -> int:
+    """Denoiser calls per image of the named sampler with `steps` steps.
+
+    Raises:
+      ConfigError: there is no sampler of that name; the message suggests the nearest one.
+    """
+    return get_sampler(name).evaluations(steps)
