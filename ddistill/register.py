@@ -1,0 +1,132 @@
+"""Additions from a user's own modules: objectives, networks, data sources, samplers, method names.
+
+A config file imports the module that registers them; settings then name them as they name those of
+the package, with the same checks, digests and resuming. docs/extending.md has a complete method.
+
+    @ddistill.register.objective("my_method")
+    @dataclass(frozen=True)
+    class MyMethod(Distillation): ...
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+from flax import linen as nn
+
+from ddistill import data, networks, objectives, samplers
+from ddistill.data import Source
+from ddistill.errors import ConfigError
+from ddistill.evaluation.records.names import register_method as method
+from ddistill.extensions import Extension, add
+from ddistill.objectives import Objective
+from ddistill.samplers import Sampler
+
+__all__ = ["data_source", "method", "network", "objective", "sampler"]
+
+O = TypeVar("O", bound=type[Objective])
+M = TypeVar("M", bound=type[nn.Module])
+
+
+def objective(name: str, version: int = 1) -> Callable[[O], O]:
+    """Registers a class of objectives under a name, as a decorator.
+
+    Args:
+      name: the value of `config.stages.STAGE.objective.name`.
+      version: raise it where the same hyperparameters mean another training: stages of another
+        version are not taken from the cache.
+
+    Raises:
+      ConfigError: the name is taken, or the class is not a frozen dataclass with a default for
+        every hyperparameter.
+    """
+
+    def register(cls: O) -> O:
+        if not (isinstance(cls, type) and issubclass(cls, Objective)):
+            raise ConfigError(
+                f"ddistill.register.objective({name!r}): {cls!r} is not a subclass of "
+                "ddistill.objectives.Objective."
+            )
+        _check_fields("objective", name, cls)
+        add(objectives.OBJECTIVES, Extension("objective", name, cls.__module__, version), cls)
+        return cls
+
+    return register
+
+
+def network(name: str, version: int = 1) -> Callable[[M], M]:
+    """Registers a class of Linen modules under a name, as a decorator.
+
+    A denoiser's module is called as `module(x, time, cond=None, *, train=False, taps=())` and
+    returns images of the shape of `x`, or (images, {tap: features}) where taps are named; see
+    `ddistill.networks.unet.UNet`. Its fields are settings and need defaults.
+
+    Args:
+      name: the value of `config.stages.STAGE.network.name`.
+      version: raise it where the same settings mean another network.
+
+    Raises:
+      ConfigError: the name is taken, or a field has no default.
+    """
+
+    def register(cls: M) -> M:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise ConfigError(
+                f"ddistill.register.network({name!r}): {cls!r} is not a subclass of "
+                "flax.linen.Module."
+            )
+        _check_fields("network", name, cls, ("parent", "name"))
+        add(networks.NETWORKS, Extension("network", name, cls.__module__, version), cls)
+        return cls
+
+    return register
+
+
+def data_source(name: str, source: Source, version: int = 1) -> Source:
+    """Registers a source of images under a name.
+
+    Args:
+      name: the value of `config.data.name`.
+      source: its settings, a frozen dataclass with a field `name` and defaults, and its functions.
+      version: raise it where the same files give other images; images are also compared by their
+        content.
+
+    Raises:
+      ConfigError: the name is taken, or a setting has no default.
+    """
+    _check_fields("data", name, source.settings)
+    if "name" not in {field.name for field in dataclasses.fields(source.settings)}:
+        raise ConfigError(
+            f"ddistill.register.data_source({name!r}): the settings need a field 'name' of "
+            f"default {name!r}."
+        )
+    add(data.SOURCES, Extension("data", name, source.settings.__module__, version), source)
+    return source
+
+
+def sampler(sampler: Sampler, version: int = 1) -> Sampler:
+    """Registers a sampler under its name.
+
+    Args:
+      sampler: see `ddistill.samplers.Sampler`.
+      version: raise it where the same settings give other samples.
+
+    Raises:
+      ConfigError: the name is taken.
+    """
+    module = sampler.step.__module__
+    add(samplers.SAMPLERS, Extension("sampler", sampler.name, module, version), sampler)
+    method(sampler.name, f"teacher {sampler.label}", "teacher")
+    return sampler
+
+
+def _check_fields(kind: str, name: str, cls: type, without: tuple[str, ...] = ()) -> None:
+    """Raises `ConfigError` unless settings can be read into a dataclass."""
+    call = f"ddistill.register.{kind}({name!r})"
+    if not dataclasses.is_dataclass(cls):
+        raise ConfigError(f"{call}: {cls.__name__} is not a dataclass; decorate it with one.")
+    for field in dataclasses.fields(cls):
+        missing = field.default is dataclasses.MISSING
+        missing &= field.default_factory is dataclasses.MISSING
+        if missing and field.name not in without:
+            raise ConfigError(f"{call}: the field '{field.name}' of {cls.__name__} has no default.")
