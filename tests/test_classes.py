@@ -12,10 +12,10 @@ from runs import Notes, config, differences, plans_of, saved_state, tiny_setting
 from ddistill import data, experiment
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.planning.planner import plan_stages
-from ddistill.product import open_run
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import GridSettings, MeshSettings, OptimizerSettings, StudentsSettings
 from ddistill.students import take
+from ddistill.trained_run import open_run
 from ddistill.training.batches import BatchReader, spans
 from ddistill.training.run_stages import run_stages
 

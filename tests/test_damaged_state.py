@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ddistill.evaluation.evaluate import _is_done
 from runs import Notes, differences, one_stage, plans_of, saved_state, snapshot
 from test_files import damaged
 
@@ -13,13 +14,12 @@ from ddistill import data
 from ddistill.data.dataset import FACTS
 from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluate import _config
-from ddistill.evaluation.evaluate import _is_done
 from ddistill.planning.manifests import OWNER, PAIRS, RECORD, TRAINED
 from ddistill.planning.plan import StagePlan
-from ddistill.product import open_run
 from ddistill.runtime import files
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.schemas import Schema
+from ddistill.trained_run import open_run
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.folders import check_folders
 from ddistill.training.pairs import _seconds
@@ -314,7 +314,7 @@ def test_a_folder_in_place_of_a_state_file_is_one_line(plan, name):
 
 def use(workdir: Path) -> None:
     found = open_run(workdir)
-    found.network(found.calls[0])
+    found.network(found.sampler_runs[0])
 
 
 def write_run(workdir: Path) -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from inception_cases import fidelity
+from scored import frechet_of
 
 from ddistill.errors import ConfigError
-from ddistill.evaluation.metrics.frechet import frechet
 from ddistill.evaluation.metrics.inception_metrics import (
     MetricSettings,
     inception_score,
@@ -42,7 +42,7 @@ def ours():
     found = {f"{n}_{k}": v for n, pair in zip(names, pairs) for k, v in zip(("mean", "std"), pair)}
     both = precision_recall(real, fake, 3)
     found |= {name: both[name] for name in ("precision", "recall")}
-    return found | {"frechet_inception_distance": frechet(fake, real)}
+    return found | {"frechet_inception_distance": frechet_of(fake, real)}
 
 
 def torch_fidelitys():

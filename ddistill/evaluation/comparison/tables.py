@@ -8,7 +8,7 @@ import numpy as np
 from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison.join import Comparison, Point, Source
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow
-from ddistill.evaluation.figures.panels import Panel, PanelPlot
+from ddistill.evaluation.figures.subplots import Subplot, SubplotFigure
 from ddistill.evaluation.figures.tables import (
     BOLD_RULE,
     NOTHING,
@@ -17,7 +17,7 @@ from ddistill.evaluation.figures.tables import (
     line_of,
     range_of,
     score_label,
-    show,
+    stat_text,
 )
 from ddistill.evaluation.records.aggregate import Entry, Stat, best_lines, entry_of, tied
 from ddistill.evaluation.records.environment import portable
@@ -61,7 +61,8 @@ def matrix(comparison: Comparison, metric: str, counts: Sequence[int]) -> Table:
     scores, names = comparison.scores, comparison.names
     entries = [e for e in scores if any((nfe, metric) in scores[e] for nfe in counts)]
     rows = [
-        [names[e], *(show(metric, scores[e].get((nfe, metric))) for nfe in counts)] for e in entries
+        [names[e], *(stat_text(metric, scores[e].get((nfe, metric))) for nfe in counts)]
+        for e in entries
     ]
     roles = [e.role for e in entries]
     best = frozenset(
@@ -70,7 +71,7 @@ def matrix(comparison: Comparison, metric: str, counts: Sequence[int]) -> Table:
         for i in best_lines(scores, [(e, nfe) for e in entries], metric)
     )
     for label, role, stat in _references(comparison, metric, counts):
-        rows.append([label, *[show(metric, stat)] * len(counts)])
+        rows.append([label, *[stat_text(metric, stat)] * len(counts)])
         roles.append(role)
     m = METRICS[metric]
     return Table(
@@ -90,7 +91,7 @@ def _references(
     scores, names = comparison.scores, comparison.names
     found = [
         (f"{names[e]}, NFE {nfe} (reference)", "teacher", scores[e][nfe, metric])
-        for e, nfe in comparison.full
+        for e, nfe in comparison.references
         if nfe not in counts and (nfe, metric) in scores[e]
     ]
     real = [e for e in scores if e.role == "real" and (0, metric) in scores[e]]
@@ -142,7 +143,7 @@ def _table(
     columns = ["method", "NFE", *front_heads, *(METRICS[m].label for m in metrics), *end_heads]
     rows = []
     for i, (entry, nfe) in enumerate(points):
-        cells = [show(m, scores[entry].get((nfe, m))) for m in metrics]
+        cells = [stat_text(m, scores[entry].get((nfe, m))) for m in metrics]
         own = front[i] if front else []
         rows.append([comparison.names[entry], _nfe(nfe), *own, *cells, *end[i]])
     left = 2 + len(front_heads)
@@ -171,10 +172,10 @@ def _seed_count(comparison: Comparison, point: Point) -> int:
     )
 
 
-def panel_plot(comparison: Comparison) -> PanelPlot:
+def subplot_figure(comparison: Comparison) -> SubplotFigure:
     """The main metrics against NFE, all measured NFE."""
-    return PanelPlot(
-        [_panel(comparison, metric) for metric in main_metrics(comparison)],
+    return SubplotFigure(
+        [_subplot(comparison, metric) for metric in main_metrics(comparison)],
         caption=f"{_what(comparison)} The dotted line is what {_floor_count(comparison)}real test "
         f"images score against the training images{_floor_rule(comparison)}.",
     )
@@ -206,7 +207,7 @@ def _floor_rule(comparison: Comparison) -> str:
     )
 
 
-def _panel(comparison: Comparison, metric: str) -> Panel:
+def _subplot(comparison: Comparison, metric: str) -> Subplot:
     lines, floor = [], None
     for entry, cells in comparison.scores.items():
         own = {nfe: stat for (nfe, m), stat in cells.items() if m == metric}
@@ -217,7 +218,7 @@ def _panel(comparison: Comparison, metric: str) -> Panel:
     row = next(r for r in comparison.rows if r.metric == metric)
     distance = metric in DISTANCES
     title = score_label(row, metric) if distance else METRICS[metric].label
-    return Panel(
+    return Subplot(
         title,
         METRICS[metric].better,
         lines,
@@ -240,7 +241,7 @@ def sample_grid(
       load: the images `[N, H, W, C]` of a source.
     """
     seed = _shown_seed(comparison)
-    points = [*comparison.full]
+    points = [*comparison.references]
     for nfe in sorted(counts, reverse=True):
         points += [p for p in comparison.points if p[1] == nfe and p not in points]
     rows, others = [], False
@@ -300,7 +301,7 @@ def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str
         return None
     entry = min(own, key=lambda e: own[e].mean)
     ties = sum(tied(own[entry], own[other], metric) for other in own if other != entry)
-    return comparison.names[entry], show(metric, own[entry], spread=False), ties
+    return comparison.names[entry], stat_text(metric, own[entry], spread=False), ties
 
 
 def protocols(comparison: Comparison) -> tuple[str, list[tuple[str, str]]]:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.runtime.files import replacing
 from ddistill.text import printable, shortened
 
 GAP = 4  # pixels between cells: neighbours must never run into one another
@@ -99,6 +100,12 @@ def enlarge_factor(size: int) -> int:
     return max(1, math.ceil(CELL / size))
 
 
+def write_png(path: Path, image: Image.Image) -> None:
+    """Writes an image as PNG; see `ddistill.runtime.files.replacing`."""
+    with replacing(path) as file:
+        image.save(file, "PNG", optimize=True)
+
+
 def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:
     """Images [N, H, W, C] side by side, enlarged, each in a frame of GAP / 2 pixels (RGBA).
 
@@ -114,17 +121,6 @@ def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:
     canvas[(*inside, slice(0, 3))] = pixels.transpose(1, 0, 2, 3)
     canvas[(*inside, 3)] = 255
     return Image.fromarray(canvas.reshape(height + GAP, n * (width + GAP), 4))
-
-
-def sheet(images: np.ndarray, columns: int | None = None, factor: int | None = None) -> Image.Image:
-    """Images alone, without labels, in a near-square sheet with light gaps (RGB)."""
-    images = np.asarray(images)
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = [row_image(images[i : i + columns], factor) for i in range(0, len(images), columns)]
-    canvas = Image.new("RGB", (rows[0].width, len(rows) * rows[0].height), _PAPER)
-    for i, row in enumerate(rows):
-        canvas.paste(row, (0, i * row.height), row)
-    return canvas
 
 
 def grid_image(grids: Sequence[Grid]) -> Image.Image:

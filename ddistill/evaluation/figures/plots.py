@@ -140,19 +140,19 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
     with styled(theme):
         figure = new_figure(9.2 if columns > 1 else 6.4, 2.75 * rows + 0.15, theme)
         grid = figure.subplots(rows, columns, squeeze=False)
-        for panel, axes in enumerate(grid.flat):
-            if panel >= len(stages):
+        for index, axes in enumerate(grid.flat):
+            if index >= len(stages):
                 axes.set_visible(False)
                 continue
-            own = [curve for curve in curves if curve.stage == stages[panel]]
+            own = [curve for curve in curves if curve.stage == stages[index]]
             lines = [
                 _draw_curve(axes, curve, theme.students[(1 + i) % len(theme.students)], len(own))
                 for i, curve in enumerate(own)
             ]
-            title = drawable(stages[panel], 40)
+            title = drawable(stages[index], 40)
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8)
             axes.set_xlabel("step")
-            axes.set_ylabel("loss" if panel % columns == 0 else "")
+            axes.set_ylabel("loss" if index % columns == 0 else "")
             axes.grid(True, axis="y", which="major")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(_step_label(own)))

@@ -75,7 +75,7 @@ def score_table(
     table = []
     for entry, nfe in lines:
         stats = {m: scores[entry].get((nfe, m)) for m in metrics}
-        cells = [show(m, stat, m in spread_of) for m, stat in stats.items()]
+        cells = [stat_text(m, stat, m in spread_of) for m, stat in stats.items()]
         seconds, calls = costs.get((entry, nfe), (0.0, 0.0))
         cells += [f"{seconds:,.0f}" if seconds else NOTHING, count(calls) if calls else NOTHING]
         table.append([names[entry], str(nfe) if nfe else NOTHING, *cells])
@@ -135,7 +135,7 @@ def range_of(stat: Stat) -> tuple[float, float]:
     return stat.mean, stat.mean
 
 
-def show(metric: str, stat: Stat | None, spread: bool = True) -> str:
+def stat_text(metric: str, stat: Stat | None, spread: bool = True) -> str:
     """A statistic as text, a dash where nothing was measured.
 
     "1.23 ± 0.04" over seeds, "1.23 [1.15, 1.31]" for one seed with its interval, "1.23" without.

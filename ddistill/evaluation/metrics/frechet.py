@@ -112,11 +112,6 @@ def frechet_distance(
     return float(max(distance, 0.0))  # equal Gaussians come out at +-1e-14
 
 
-def frechet(features1: np.ndarray, features2: np.ndarray) -> float:
-    """Frechet distance between two sets of features [N, D] and [M, D]."""
-    return frechet_distance(*moments(features1), *moments(features2))
-
-
 def symmetric_root(cov: np.ndarray, which: str) -> np.ndarray:
     """The symmetric root [D, D] of a covariance; `which` names it in the message.
 

@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from ddistill.errors import ConfigError
 from ddistill.evaluation.metrics.resampling import Resampling
 
-METRICS = ("fid", "is", "kid", "prc")
+SET_METRICS = ("fid", "is", "kid", "prc")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def tuning_notes(rows: Iterable[Row]) -> list[str]:
 
 EARLIER = (
     "Scored by an earlier version, without intervals{more}: give the command of the run again with "
-    "--stage=evaluate, which scores its samples anew."
+    "--stage=evaluate, which scores its samples again."
 )
 
 

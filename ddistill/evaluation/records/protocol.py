@@ -83,19 +83,19 @@ class Protocol:
             raise ValueError(f"'@' in features={self.features!r} or ':' in {self.reference!r}.")
         for key, least in (("reference_n", 1), ("samples", 1), ("nfe", 0), ("noise_seed", 0)):
             value = getattr(self, key)
-            if not _is_int(value) or value < least:
+            if not is_int(value) or value < least:
                 raise ValueError(
                     f"protocol.{key}={value!r} must be an integer of at least {least}."
                 )
         resampled = [getattr(self, key) for key in _RESAMPLING]
-        if resampled != [None] * 5 and not all(_is_int(v) and v >= 0 for v in resampled):
+        if resampled != [None] * 5 and not all(is_int(v) and v >= 0 for v in resampled):
             raise ValueError(
                 f"protocol.{', '.join(_RESAMPLING)}={resampled!r} must be integers of at least 0, "
                 "or all None."
             )
         for key in ("ema", "clip", "guidance"):
             value = getattr(self, key)
-            if value is not None and not _is_finite(value):
+            if value is not None and not is_finite(value):
                 raise ValueError(f"protocol.{key}={value!r} must be a finite number or None.")
         if not isinstance(self.quantised, bool):
             raise ValueError(f"protocol.quantised={self.quantised!r} must be True or False.")
@@ -217,11 +217,13 @@ def _number(text: str) -> float | None:
     return None if text == "none" else float(text)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether a value is an integer, not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether a value is a finite number, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
-
 from ddistill.evaluation.figures import page
-from ddistill.evaluation.figures.image_grids import Grid, Strip, grid_image, sheet, strip_image
+from ddistill.evaluation.figures.image_grids import (
+    Grid,
+    Strip,
+    grid_image,
+    strip_image,
+    write_png,
+)
 from ddistill.evaluation.figures.plots import (
     ClassChart,
     Curve,
@@ -28,10 +32,9 @@ from ddistill.evaluation.figures.plots import (
 from ddistill.evaluation.figures.style import DARK, LIGHT
 from ddistill.evaluation.figures.tables import Table
 from ddistill.evaluation.records.protocol import summarise
-from ddistill.runtime.files import replacing, write_bytes, write_text
+from ddistill.runtime.files import write_bytes, write_text
 from ddistill.runtime.interrupt import Interrupted
-from ddistill.runtime.leftovers import remove_leftovers
-from ddistill.text import file_names, one_line
+from ddistill.text import one_line
 
 T = TypeVar("T")
 
@@ -116,7 +119,6 @@ def write_report(
     folder: str | os.PathLike,
     report: Report,
     *,
-    separate_grids: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes report.html and its pictures into `folder` and returns the path of the page.
@@ -126,8 +128,6 @@ def write_report(
     Args:
       folder: made if it does not exist; files of an earlier report are replaced.
       report: what to show.
-      separate_grids: also write every row of every grid alone, unlabelled, as
-        images/GRID/ROW.png (`write_grids`).
       say: is told of every part that could not be made.
     """
     folder = Path(folder)
@@ -145,8 +145,6 @@ def write_report(
             say(f"report: '{title}' could not be drawn: {why}")
     parts.append(page.facts("Provenance", flatten(report.provenance)))
     parts.append(page.facts("Configuration", flatten(report.config), folded=True))
-    if separate_grids:
-        write_grids(folder / "images", report.grids)
     path = folder / "report.html"
     write_text(path, page.document(report.title, parts))
     return path
@@ -179,7 +177,7 @@ def _pictures(folder: Path, report: Report, attempt: Attempts) -> list[str]:
 
 def _samples(path: Path, grids: Sequence[Grid]) -> list[str]:
     parts = [page.grid(g) for g in grids]
-    _save(path, grid_image(grids))
+    write_png(path, grid_image(grids))
     return parts
 
 
@@ -190,7 +188,7 @@ def _plot(path: Path, plot: ScorePlot) -> list[str]:
 
 
 def _strip(path: Path, strip: Strip) -> list[str]:
-    _save(path, strip_image(strip))
+    write_png(path, strip_image(strip))
     return [page.strip(strip)]
 
 
@@ -209,22 +207,6 @@ def _curves(path: Path, curves: Sequence[Curve]) -> list[str]:
     return [page.figure("Training", caption, *pictures, alt=f"Losses of {stages}")]
 
 
-def write_grids(folder: str | os.PathLike, grids: Sequence[Grid]) -> list[Path]:
-    """Writes every row of every grid as a sheet of images without labels: GRID/ROW.png."""
-    paths: list[Path] = []
-    titles = file_names(grid.title for grid in grids)
-    for grid in grids:
-        remove_leftovers(Path(folder) / titles[grid.title])
-        names = file_names(row.label for row in grid.rows)
-        for row in grid.rows:
-            path = Path(folder) / titles[grid.title] / f"{names[row.label]}.png"
-            if path in paths:
-                raise ValueError(f"Two rows of grid '{grid.title}' are both called '{row.label}'.")
-            _save(path, sheet(row.images))
-            paths.append(path)
-    return paths
-
-
 def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested mappings as dotted keys with their values as text."""
     flat: dict[str, str] = {}
@@ -234,8 +216,3 @@ def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = str(value)
     return flat
-
-
-def _save(path: Path, image: Image.Image) -> None:
-    with replacing(path) as file:
-        image.save(file, "PNG", optimize=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ddistill.evaluation.figures.tables import BOLD_RULE, NOTHING, Table, score_table, show
+from ddistill.evaluation.figures.tables import BOLD_RULE, NOTHING, Table, score_table, stat_text
 from ddistill.evaluation.records.aggregate import (
     Entry,
     Scores,
@@ -161,7 +161,7 @@ def _cell(scores: Scores, entry: Entry, nfe: int, metric: str) -> str:
         stat: Stat | None = next(iter(scores[entry].values()))
     else:
         stat = scores[entry].get((nfe, metric))
-    return show(metric, stat) + (f" ({stat.seeds})" if stat else "")
+    return stat_text(metric, stat) + (f" ({stat.seeds})" if stat else "")
 
 
 def _papers(entry: Entry, data: str, counts: Sequence[int]) -> list[Published]:
