@@ -149,7 +149,11 @@ def test_warnings_and_seeds_of_tuned_settings_are_said(tmp_path):
 def test_runs_scored_by_an_earlier_version_name_the_way_out(tmp_path):
     a = make_run(tmp_path / "a", "one")
     b = make_run(tmp_path / "b", "two", protocol=dict.fromkeys(RESAMPLED))
-    assert compared(b).notes[0].startswith("Scored by an earlier version, without intervals; its")
+    assert (
+        compared(b)
+        .notes[0]
+        .startswith("Scored by an earlier version, without intervals; the floor")
+    )
     with pytest.raises(
         ConfigError, match=r"b was scored by an earlier version: .*--stage=evaluate"
     ):

@@ -112,10 +112,10 @@ def test_kid_of_equal_distributions_is_about_0():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: inception_score(np.zeros((3, 5))), r"--is_splits=10 is more than .*\(3\)"),
+        (lambda: inception_score(np.zeros((3, 5))), r"--is_splits=10 is above .*\(3\)"),
         (
             lambda: kernel_distance(np.zeros((7, 2)), np.zeros((9, 2)), 2, 8),
-            "--kid_subset_size=8 is more .* 7 samples and 9 real ones. Use a size of at most 7",
+            "--kid_subset_size=8 is above .* 7 samples and 9 real images. Use a size of at most 7",
         ),
         (lambda: MetricSettings(is_splits=0), "--is_splits=0 must be 1 or more"),
         (lambda: MetricSettings(kid_subset_size=1), "--kid_subset_size=1 must be 2 or more"),
