@@ -1,7 +1,7 @@
 """python -m ddistill.compare RUN... [--out comparison] [--nfe 1,2,4,8]: compares finished runs.
 
 A RUN is the folder of a finished run. Runs of one config with different --config.seed give mean and
-spread; runs of different configs have lines of their own. All runs need the same data, noise,
+spread; runs of different configs have separate lines. All runs need the same data, noise,
 labels, number of samples and feature network. The folder --out receives compare.html (one file
 without links), compare.md, compare.json, and the pictures scores_vs_nfe.png and samples.png. --nfe
 chooses the columns of the tables by NFE and the rows of the samples.
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--nfe",
         default="1,2,4,8",
-        help="network evaluations an image, the columns of the tables (default: 1,2,4,8)",
+        help="network evaluations per image, the columns of the tables (default: 1,2,4,8)",
     )
     options = parser.parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)

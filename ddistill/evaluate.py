@@ -138,7 +138,7 @@ def is_run(path: Path) -> bool:
         return True
     if (path / "config.json").is_file() and (path / "stages").is_dir():
         raise DataError(
-            f"{path} is a run whose evaluation is not finished: it has no evaluation.json. Give "
+            f"the evaluation of the run {path} is not finished: it has no evaluation.json. Give "
             "the run's command again; it makes what is missing."
         )
     return False

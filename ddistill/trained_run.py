@@ -37,7 +37,7 @@ from ddistill.text import is_utf8
 from ddistill.training.folders import check_owner
 from ddistill.training.trained import Networks
 
-_AGAIN = "Give the run's command again: it writes the file anew and trains nothing anew."
+_AGAIN = "Give the run's command again: it writes the file again and trains nothing."
 Labels = int | Sequence[int] | np.ndarray
 
 
@@ -227,7 +227,7 @@ def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path.parent} {there} {path.name}. Give the folder of a run (--workdir of "
             "ddistill.main). If an earlier version made the run, give the run's command again: it "
-            "writes the file and trains nothing anew."
+            "writes the file and trains nothing."
         )
     try:
         return read_object(path, schema)

@@ -141,8 +141,8 @@ def test_panels_take_hard_data(count, line):
 
 
 def test_panels_need_one_to_three():
-    with pytest.raises(ValueError, match="0 panels; one figure holds 1 to 3"):
+    with pytest.raises(ValueError, match="0 subplots; one figure holds 1 to 3"):
         subplots_figure(SubplotFigure([]))
     subplot = Subplot("score", "lower", [Line("a", [1], [1.0])])
-    with pytest.raises(ValueError, match="4 panels"):
+    with pytest.raises(ValueError, match="4 subplots"):
         subplots_figure(SubplotFigure([subplot] * 4))

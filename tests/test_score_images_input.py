@@ -208,7 +208,7 @@ def test_chosen_metrics():
 def test_a_run_that_is_not_finished(tmp_path):
     (tmp_path / "stages").mkdir()
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="whose evaluation is not finished"):
+    with pytest.raises(DataError, match="the evaluation of the run .* is not finished"):
         evaluate(
             Options(str(tmp_path), "x.npz"), tiny_detector(), Notes(), StopRequest(), "command"
         )

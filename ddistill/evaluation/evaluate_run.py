@@ -34,7 +34,7 @@ FORMAT = 4
 def evaluate_run(evaluation: Evaluation) -> list[Row]:
     """Samples and scores the runs of `planned_runs` and writes results.json and the report.
 
-    An evaluation whose digest is on disk already is read instead.
+    If results with the same digest are on disk, the function only reads them.
 
     Args:
       evaluation: the run; its stages are complete.

@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.export.facts import Exported
+from ddistill.export.trees import Params
 from ddistill.interop.ddim import BETA_SCHEDULES, write_scheduler
 from ddistill.interop.tensors import write_tensors
 from ddistill.interop.unet2d import write_options
@@ -105,7 +105,7 @@ images = pipeline(
     write_text(out / "README.md", exported.card(how, "diffusers"))
 
 
-def _scheduler(exported: Exported) -> tuple[dict[str, Any], np.ndarray | None]:
+def _scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None]:
     """Returns scheduler_config.json and the times of its timesteps 0 .. N-1.
 
     The times are None if the network receives the timestep itself. If a `DDIMScheduler` on the
@@ -134,7 +134,7 @@ def _whole(s: ScheduleSettings) -> Schedule:
     return build_schedule(s.name, s.steps, **s.options)
 
 
-def _named(s: ScheduleSettings) -> dict[str, Any]:
+def _named(s: ScheduleSettings) -> dict[str, object]:
     """The name of the schedule in diffusers, in place of its betas; empty without a name."""
     needed = set() if s.name == "cosine" else {"start", "end"}
     if s.name not in BETA_SCHEDULES or set(s.options) != needed:
@@ -172,16 +172,17 @@ images = Students(".")({labels})  # [N, H, W, C] uint8
     write_text(out / "README.md", exported.card(how, "diffusers"))
 
 
-def _tensors(net: UNet, shape: tuple[int, ...], params: Any):
+def _tensors(net: UNet, shape: tuple[int, ...], params: Params):
     return to_tensors(net, shape, jax.device_get(params))
 
 
 def _write_unet(
-    folder: Path, options: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    folder: Path, options: Mapping[str, object], tensors: Mapping[str, np.ndarray]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # diffusers ignores keys that begin with "_"; the reader of ddistill uses this one.
-    null = {"_null_class": options["num_class_embeds"] - 1} if options["num_class_embeds"] else {}
+    classes = options["num_class_embeds"]
+    null = {"_null_class": classes - 1} if isinstance(classes, int) and classes else {}
     _write_json(folder / "config.json", {**options, **null, **_version()})
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
 
@@ -190,5 +191,5 @@ def _version() -> dict[str, str]:
     return {"_diffusers_version": VERSION}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")

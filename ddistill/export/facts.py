@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +90,7 @@ class Exported:
                 table[i] = np.broadcast_to(np.asarray(owner), count)
         return table
 
-    def manifest(self, time_scale: float = 1.0) -> dict[str, Any]:
+    def manifest(self, time_scale: float = 1.0) -> dict[str, object]:
         """The contents of ddistill.json: everything that sampling needs except the weights.
 
         Args:
@@ -176,13 +175,13 @@ def _source(settings: Settings, teacher: str) -> str:
     return f"from {source.partition(':')[0]} weights" if source else "trained there"
 
 
-def _plain(network: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(network: Mapping[str, object]) -> dict[str, object]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()}
 
 
 def rows_of(sampler_run: SamplerRun, rows: list[Row], settings: Settings) -> tuple[Row, ...]:
     """The rows of results.json that belong to `sampler_run`."""
-    ours = (
+    identity = (
         experiment_of(settings, sampler_run),
         sampler_run.method,
         sampler_run.nfe,
@@ -192,5 +191,6 @@ def rows_of(sampler_run: SamplerRun, rows: list[Row], settings: Settings) -> tup
     return tuple(
         r
         for r in rows
-        if (r.experiment, r.method, r.nfe, r.students, r.width) == ours and r.seed == settings.seed
+        if (r.experiment, r.method, r.nfe, r.students, r.width) == identity
+        and r.seed == settings.seed
     )

@@ -1,13 +1,13 @@
 """Parameters by name, as in tensor files."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from flax import traverse_util
+from jaxtyping import PyTree
 
 # A pytree of arrays, of tracers while JAX traces a program, or of their shapes.
-Params = Any
+Params = PyTree
 
 
 def flatten(params: Params) -> dict[str, np.ndarray]:

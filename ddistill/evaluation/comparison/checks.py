@@ -40,19 +40,19 @@ def check_runs(runs: Sequence[FinishedRun]) -> None:
 def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
     known = _check_images(a, b)
     for key, setting in _SHARED.items():
-        ours, theirs = getattr(a.protocol, key), getattr(b.protocol, key)
+        first, second = getattr(a.protocol, key), getattr(b.protocol, key)
         if key == "reference" and known:  # the name of the data, and the split
-            ours, theirs = ours.rpartition("/")[2], theirs.rpartition("/")[2]
-        if ours != theirs:
+            first, second = first.rpartition("/")[2], second.rpartition("/")[2]
+        if first != second:
             advice = f"Evaluate both with one value of {setting}." if setting else ""
-            if (ours is None or theirs is None) and key in RESAMPLED:
+            if (first is None or second is None) and key in RESAMPLED:
                 # An earlier version scored the run, without intervals; its samples still exist.
-                old = b if theirs is None else a
+                old = b if second is None else a
                 advice = (
                     f"{old.folder} was scored by an earlier version: give its command again with "
                     "--stage=evaluate, which scores its samples again."
                 )
-            raise _refusal(a, b, f"protocol.{key}", ours, theirs, advice)
+            raise _refusal(a, b, f"protocol.{key}", first, second, advice)
     labels = [max(record.classes for record in run.sampler_runs) for run in (a, b)]
     if labels[0] != labels[1]:
         raise _refusal(
@@ -64,17 +64,17 @@ def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
 
 def _check_images(a: FinishedRun, b: FinishedRun) -> bool:
     """Raises if training images differ; returns whether both runs recorded their images."""
-    ours, theirs = images_of(a), images_of(b)
+    first, second = images_of(a), images_of(b)
     names = a.rows[0].data, b.rows[0].data
-    if not ours or not theirs:
+    if not first or not second:
         if names[0] != names[1]:
             raise _refusal(a, b, "data", *names, "Compare runs of one data set.")
         return False
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
             called = f" Both are called '{names[0]}'." if names[0] == names[1] else ""
             raise _refusal(
-                a, b, f"data.identity.{key}", ours.get(key), theirs.get(key),
+                a, b, f"data.identity.{key}", first.get(key), second.get(key),
                 f"The runs were trained on different images or labels.{called} Compare runs of one "
                 "data set.",
             )  # fmt: skip
@@ -88,31 +88,31 @@ def _check_same_seed(a: FinishedRun, b: FinishedRun) -> None:
             f"{a.seed}, so they are the same measurement. Give one of them, or runs with different "
             "--config.seed; a run with other settings needs its own --config.name."
         )
-    ours, theirs = a.protocol.features_hash, b.protocol.features_hash
-    if ours != theirs:
+    first, second = a.protocol.features_hash, b.protocol.features_hash
+    if first != second:
         raise _refusal(
-            a, b, "protocol.features_hash", ours, theirs,
+            a, b, "protocol.features_hash", first, second,
             "Runs of one seed must be scored with the same feature network: give both runs the "
             "same --cache and the same settings of the classifier stage.",
         )  # fmt: skip
 
 
 def _check_same_recipe(a: FinishedRun, b: FinishedRun) -> None:
-    ours, theirs = recipes_of((a, b))
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
+    first, second = recipes_of((a, b))
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
             raise _refusal(
-                a, b, f"config.{key}", ours.get(key), theirs.get(key),
+                a, b, f"config.{key}", first.get(key), second.get(key),
                 "Runs of one experiment may differ only in the seed, because the table shows the "
                 "spread over seeds. Train one of the runs with another --config.name.",
             )  # fmt: skip
 
 
 def _refusal(
-    a: FinishedRun, b: FinishedRun, key: str, ours: object, theirs: object, advice: str
+    a: FinishedRun, b: FinishedRun, key: str, first: object, second: object, advice: str
 ) -> ConfigError:
     text = (
-        f"{a.title} and {b.title} cannot be compared: {key} is {ours!r} in the first and "
-        f"{theirs!r} in the second; it must be the same."
+        f"{a.title} and {b.title} cannot be compared: {key} is {first!r} in the first and "
+        f"{second!r} in the second; it must be the same."
     )
     return ConfigError(f"{text} {advice}".strip())

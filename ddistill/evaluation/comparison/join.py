@@ -4,7 +4,7 @@
     comparison.scores[entry][nfe, "fd"]  # mean and spread over seeds
 
 Runs of one experiment with different seeds share one line of a table; runs of different experiments
-have lines of their own. Several experiments that measured the same network, such as a shared
+have separate lines. Several experiments that measured the same network, such as a shared
 teacher, share one line, and its numbers count once.
 """
 

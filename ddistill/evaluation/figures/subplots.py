@@ -1,4 +1,4 @@
-"""One figure of several scores against NFE: a large panel, two smaller beside it, one legend."""
+"""A figure of several scores against NFE: one large and up to two small subplots, one legend."""
 
 import math
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ from ddistill.evaluation.figures.style import (
     wrapped,
 )
 
-_MOST = 3  # panels that fit
-_MARK = 6  # points: smaller than in a single plot, because a panel is
+_MOST = 3  # subplots in a figure
+_MARK = 6  # marker size in points, smaller than in a single plot
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Subplot:
     Attributes:
       title: name of the score.
       better: "lower" or "higher".
-      lines: one a sampler; lines of one label look alike in all panels.
-      floor: score of real test images, drawn as a dotted line; None for none.
-      floor_range: its interval or spread, (low, high).
-      logarithmic: axis of the score; a linear one starts where the scores do.
+      lines: one line per sampler; lines with equal labels look alike in all subplots.
+      floor: score of real test images, drawn as a dotted line; None for no line.
+      floor_range: interval or spread of the floor, (low, high).
+      logarithmic: whether the axis of the score is logarithmic.
     """
 
     title: str
@@ -52,13 +52,13 @@ class Subplot:
 
 @dataclass(frozen=True)
 class SubplotFigure:
-    """Panels with one legend below; students of one NFE stand a little apart.
+    """Subplots with a common legend below.
 
     Attributes:
-      subplots: one to three; the first is the largest.
-      floor_label: what the floor is.
+      subplots: one to three subplots; the first is the largest.
+      floor_label: label of the floor.
       title: heading.
-      caption: what to see in it.
+      caption: caption.
     """
 
     subplots: Sequence[Subplot]
@@ -68,13 +68,13 @@ class SubplotFigure:
 
 
 def subplots_figure(plot: SubplotFigure, theme: Theme = LIGHT) -> bytes:
-    """PNG of the panels; NFE is logarithmic in all of them.
+    """Draws the subplots with logarithmic NFE and returns the PNG.
 
     Raises:
-      ValueError: no panel, or more than three.
+      ValueError: there are no subplots, or more than three.
     """
     if not 1 <= len(plot.subplots) <= _MOST:
-        raise ValueError(f"{len(plot.subplots)} panels; one figure holds 1 to {_MOST}.")
+        raise ValueError(f"{len(plot.subplots)} subplots; one figure holds 1 to {_MOST}.")
     order = _order(plot.subplots)
     legend_rows = math.ceil((len(order) + 1) / 3)
     legend_height = 0.15 + 0.24 * legend_rows
@@ -104,7 +104,7 @@ def subplots_figure(plot: SubplotFigure, theme: Theme = LIGHT) -> bytes:
 
 
 def subplots_alt(plot: SubplotFigure) -> str:
-    """The figure in words, for those who do not see it."""
+    """Alternative text of the figure."""
     parts = []
     for subplot in plot.subplots:
         lines = "; ".join(
@@ -118,7 +118,7 @@ def subplots_alt(plot: SubplotFigure) -> str:
 
 
 def _order(subplots: Sequence[Subplot]) -> dict[str, tuple[str, int]]:
-    """Label -> role and number among its role, in the order of the legend."""
+    """Returns label -> (role, index within the role), in the order of the legend."""
     roles: dict[str, str] = {}
     for subplot in subplots:
         for line in subplot.lines:
@@ -131,7 +131,7 @@ def _order(subplots: Sequence[Subplot]) -> dict[str, tuple[str, int]]:
 
 
 def _axes(figure: Figure, count: int, legend: float) -> list[Axes]:
-    """Axes of the panels above `legend` inches: the first on the left, others stacked beside it."""
+    """Axes above `legend` inches: the first on the left, the others stacked on the right."""
     height = figure.get_figheight()
     bottom = (legend + 0.55) / height
     top = 1 - 0.35 / height
@@ -162,13 +162,13 @@ def _draw(
     nfe_axis(axes, ticks)
     title = f"{drawable(subplot.title)}, {subplot.better} is better"
     axes.set_title(title, loc="left", fontsize=10.5, pad=8)
-    axes.set_xlabel("network evaluations an image (NFE)")
+    axes.set_xlabel("network evaluations per image (NFE)")
     axes.grid(True, axis="y", which="major")
     return handles
 
 
 def _floor(axes: Axes, subplot: Subplot, label: str, theme: Theme) -> Artist | None:
-    """Draws the floor line with its value and sets the axis of the score; None without a floor."""
+    """Draws the floor and sets the axis of the score; returns None without a line."""
     line = None
     if subplot.floor is not None:
         line = draw_floor(axes, subplot.floor, subplot.floor_range, label, theme)
@@ -177,7 +177,7 @@ def _floor(axes: Axes, subplot: Subplot, label: str, theme: Theme) -> Artist | N
         axes.set_ylim(low / 1.15, high * 1.15)
         value_axis(axes)
     else:
-        # A share cannot leave [0, 1]; a little room keeps marks at its ends whole.
+        # A share is in [0, 1]; the margin keeps markers at its ends complete.
         axes.set_ylim(max(low, -0.03), high + 0.1 * (high - low))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     return line

@@ -120,7 +120,7 @@ def open_reference(
         if not set(IMAGE_KEYS) & set(file.files):
             raise DataError(
                 f"{path} holds the arrays {', '.join(file.files) or 'none'}. A reference has 'mu' "
-                "and 'sigma' (EDM's and ADM's statistics, or ours), or images as 'arr_0' or "
+                "and 'sigma' (statistics of EDM, ADM or ddistill), or images as 'arr_0' or "
                 "'images'."
             )
         images = images_of_npz(path, file, values, _FLAG)
@@ -134,7 +134,7 @@ def reference_of_images(
 
     Raises:
       DataError: a single image, which has no covariance.
-      Interrupted: a stop was asked for.
+      Interrupted: a stop was requested.
     """
     if len(images) < 2:
         raise DataError(f"{images.name} has {len(images)} image; a covariance needs at least 2.")

@@ -98,8 +98,7 @@ class Row:
         """The fields that make two rows the same measurement; a newer row replaces the older one.
 
         The hash of the feature network and the resampling are not part of it: a measurement with a
-        newly trained feature network or with other subsets must replace the old numbers, not stand
-        beside them.
+        newly trained feature network or with other subsets must replace the old numbers.
         """
         return (
             self.experiment,

@@ -22,7 +22,7 @@ ROLES = (REFERENCE_TEACHER, "teacher", "student")
 
 
 class EarlierVersion(ValueError):
-    """An evaluation.json of an earlier version; the message says how to write it anew."""
+    """An evaluation.json of an earlier version; the message says how to update it."""
 
 
 @dataclass(frozen=True)
