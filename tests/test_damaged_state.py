@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ddistill.evaluation.evaluate import _is_done
 from runs import Notes, differences, one_stage, plans_of, saved_state, snapshot
 from test_files import damaged
 
@@ -14,6 +13,7 @@ from ddistill import data
 from ddistill.data.dataset import FACTS
 from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluate import _config
+from ddistill.evaluation.evaluate_run import _is_done
 from ddistill.planning.manifests import OWNER, PAIRS, RECORD, TRAINED
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime import files
@@ -179,7 +179,7 @@ def go_on_from(plan: StagePlan) -> list[str]:
 def test_a_damaged_evaluation_is_not_done(tmp_path, name, content):
     files.write_text(tmp_path / "report.html", "x")
     files.write_text(tmp_path / "results.json", "[]\n")
-    files.write_json(tmp_path / "evaluation.json", {"digest": "d", "calls": []})
+    files.write_json(tmp_path / "evaluation.json", {"digest": "d", "sampler_runs": []})
     assert _is_done(tmp_path, "d")
     assert not _is_done(tmp_path, "e")
     (tmp_path / name).write_bytes(content)

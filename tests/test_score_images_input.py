@@ -74,12 +74,12 @@ def spoil(folder, what):
         ("wide", r"bad\.npz has 2023 features, and .*/2048 has 6: it was made with another"),
         ("unlike", r"mu has the shape \(6,\) and sigma \(7, 7\)"),
         ("nan", "mu or sigma holds values that are not finite"),
-        ("cut", r"bad\.npz cannot be read as an npz file .* damaged or cut off"),
+        ("cut", r"bad\.npz cannot be read as an npz file .* damaged or truncated"),
         ("pickle", "the array 'arr_0' cannot be read"),
         ("missing", r"bad\.npz does not exist"),
         ("dark", r"bad\.npz: 'arr_0' .float32. has values .* Give --reference_range="),
         ("pointer", r"bad\.npz is a git-lfs pointer and not the file itself; run 'git lfs pull'"),
-        ("folder", r"bad\.npz is a folder whose name ends as a file's"),
+        ("folder", r"bad\.npz is a folder with the name of a file"),
     ],
 )
 def test_bad_references(sets, what, message):
