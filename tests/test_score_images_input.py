@@ -190,7 +190,9 @@ def test_two_sets_in_different_units(sets):
 
 def test_a_range_that_means_nothing_is_refused(sets, tmp_path):
     folder, *_ = sets
-    with pytest.raises(DataError, match="--range=0,1 is for arrays; the files in .*fake say their"):
+    with pytest.raises(
+        DataError, match="--range=0,1 is for arrays; image files, as in .*fake, define their"
+    ):
         run(options(folder, range="0,1"))
     save_folder(folder / "a.b", pictures(3, 8))
     with pytest.raises(DataError, match="--reference_range=0,1 is for arrays"):

@@ -31,7 +31,6 @@ from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER, SamplerR
 _TIMED = "ms_per_image"
 _COSTS = ("parameters", "teacher_calls", "updates", "seconds")
 
-Cell = tuple[int, str]  # nfe, metric
 Point = tuple[Entry, int]  # entry, nfe
 
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Coverage of all intervals, and the matching quantile of the normal distribution.
-LEVEL = 0.95
+# Quantile of the normal distribution for two-sided 95 % intervals.
 NORMAL_QUANTILE = 1.959964
 MANY_FEATURES = 512
 
