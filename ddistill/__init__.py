@@ -17,7 +17,7 @@ if sys.argv[:1] == ["-m"]:  # `python -m ddistill.PROGRAM`, whose imports take s
 def __getattr__(name: str) -> Any:
     """`load`, looked up when it is used: importing the package alone does not import jax."""
     if name == "load":
-        from ddistill.product import load
+        from ddistill.trained_run import load
 
         return load
     raise AttributeError(f"module 'ddistill' has no attribute {name!r}")

@@ -1,10 +1,10 @@
-"""python -m ddistill.compare RUN... [--out comparison] [--nfe 1,2,4,8]: runs beside one another.
+"""python -m ddistill.compare RUN... [--out comparison] [--nfe 1,2,4,8]: compares finished runs.
 
 A RUN is the folder of a finished run. Runs of one config with different --config.seed give mean and
-spread; runs of different configs stand beside each other. They must have been scored alike: the
-same data, noise, labels, number of samples and feature network. Into --out go compare.html (one
-file that needs nothing else), compare.md, compare.json, and the pictures scores_vs_nfe.png and
-samples.png. --nfe chooses the columns of the tables by NFE and the rows of the samples.
+spread; runs of different configs have separate lines. All runs need the same data, noise,
+labels, number of samples and feature network. The folder --out receives compare.html (one file
+without links), compare.md, compare.json, and the pictures scores_vs_nfe.png and samples.png. --nfe
+chooses the columns of the tables by NFE and the rows of the samples.
 """
 
 import json
@@ -17,21 +17,20 @@ import numpy as np
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.facts import FACTS
 from ddistill.errors import ConfigError, nearest
-from ddistill.evaluation.comparison import join as joined
-from ddistill.evaluation.comparison import tables as tables
+from ddistill.evaluation.comparison import tables
 from ddistill.evaluation.comparison.checks import check_runs
-from ddistill.evaluation.comparison.join import Comparison, FinishedRun, Source
+from ddistill.evaluation.comparison.join import Comparison, FinishedRun, Source, join_runs
 from ddistill.evaluation.comparison.run_identity import teachers_of
 from ddistill.evaluation.figures import page
-from ddistill.evaluation.figures.image_grids import Grid, grid_image
-from ddistill.evaluation.figures.panels import PanelPlot, panels_alt, panels_figure
+from ddistill.evaluation.figures.image_grids import Grid, grid_image, write_png
 from ddistill.evaluation.figures.style import DARK, LIGHT
+from ddistill.evaluation.figures.subplots import SubplotFigure, subplots_alt, subplots_figure
 from ddistill.evaluation.figures.tables import Table
 from ddistill.evaluation.records.environment import command_string, portable
 from ddistill.evaluation.records.names import DISTANCES, METHODS
 from ddistill.evaluation.records.notes import warning_notes
 from ddistill.evaluation.records.rows import read_rows
-from ddistill.evaluation.records.sampler_runs import read_calls
+from ddistill.evaluation.records.sampler_runs import EarlierVersion, read_sampler_runs
 from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.results_md import markdown
 from ddistill.interop.sources import read_noted
@@ -42,7 +41,6 @@ from ddistill.runtime.files import (
     read_arrays,
     read_object,
     read_object_or_none,
-    replacing,
     write_bytes,
     write_text,
 )
@@ -57,14 +55,14 @@ _PLOT, _SAMPLES = "scores_vs_nfe.png", "samples.png"
 
 @one_line_ending()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; a message and exit status 1 for runs that cannot be compared."""
+    """Entry point of the command line; exit status 1 with a message if runs are not comparable."""
     parser = Parser("python -m ddistill.compare", "One table, plot and page of several runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--out", default="comparison", help="folder to write (default: comparison)")
     parser.add_argument(
         "--nfe",
         default="1,2,4,8",
-        help="network evaluations an image, the columns of the tables (default: 1,2,4,8)",
+        help="network evaluations per image, the columns of the tables (default: 1,2,4,8)",
     )
     options = parser.parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -80,34 +78,36 @@ def compare(
 ) -> str:
     """Compares finished runs and writes page, tables, numbers and pictures into `out`.
 
-    Everything is read and checked before anything is written.
+    The function reads and checks everything before it writes.
 
     Args:
       runs: folders of finished runs.
-      out: made if it does not exist; an earlier comparison in it is replaced.
-      nfe: what the tables by NFE and the sample rows show.
-      command: what to type to make it again.
+      out: folder to write, created if necessary; replaces an earlier comparison.
+      nfe: network evaluations per image in the tables by NFE and in the rows of samples.
+      command: the command, shown on the page.
 
     Returns:
-      One line that says what was written.
+      One line that names the written page.
 
     Raises:
-      ConfigError: runs that are not finished or do not compare, or no such NFE.
-      ValueError: a file of a run that is not as it should be, named.
+      ConfigError: a run is not finished, runs are not comparable, or no run has one of `nfe`.
+      ValueError: a file of a run is malformed; the message names it.
     """
     found = [load_run(run) for run in runs]
     check_runs(found)
-    made = joined.compare(found, teachers_of(found))
+    made = join_runs(found, teachers_of(found))
     counts = tables.chosen_nfe(made, nfe)
     blocks = [tables.matrix(made, metric, counts) for metric in tables.main_metrics(made)]
     blocks += tables.score_tables(made)
-    plot, grid = tables.panel_plot(made), tables.sample_grid(made, counts, load_images)
+    plot, grid = tables.subplot_figure(made), tables.sample_grid(made, counts, load_images)
     attempt = Attempts()
-    pictures = attempt(plot.title, lambda: (panels_figure(plot, LIGHT), panels_figure(plot, DARK)))
+    pictures = attempt(
+        plot.title, lambda: (subplots_figure(plot, LIGHT), subplots_figure(plot, DARK))
+    )
     if pictures is None:
         figure = page.failure(*attempt.failed[-1])
     else:
-        figure = page.figure(plot.title, plot.caption, *pictures, alt=panels_alt(plot))
+        figure = page.figure(plot.title, plot.caption, *pictures, alt=subplots_alt(plot))
     samples = attempt(grid.title, lambda: (grid_image([grid]), page.grid(grid)))
     images = page.failure(*attempt.failed[-1]) if samples is None else samples[1]
 
@@ -120,8 +120,7 @@ def compare(
     if pictures is not None:
         write_bytes(folder / _PLOT, pictures[0])
     if samples is not None:
-        with replacing(folder / _SAMPLES) as file:
-            samples[0].save(file, "PNG", optimize=True)
+        write_png(folder / _SAMPLES, samples[0])
     content = json.dumps(tables.as_data(made, command), indent=1, allow_nan=False)
     write_text(folder / "compare.json", content + "\n")
     write_text(folder / "compare.md", _markdown(made, command, blocks, plot, grid))
@@ -135,8 +134,8 @@ def load_run(folder: str | Path) -> FinishedRun:
     """Reads the folder of a finished run.
 
     Raises:
-      ConfigError: no such folder, or a run that is not finished or was not scored.
-      ValueError: a file that is not as it should be, named.
+      ConfigError: the folder does not exist, or the run is not finished or not scored.
+      ValueError: a file is malformed; the message names it.
     """
     path = expand(folder)
     if not path.is_dir():
@@ -144,8 +143,8 @@ def load_run(folder: str | Path) -> FinishedRun:
             [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         )
         raise ConfigError(
-            f"{folder} is no folder of a run.{nearest(path.name, siblings)} Give the folders that "
-            "runs have written, for example runs/sfddm_digits."
+            f"{folder} is no folder of a run.{nearest(path.name, siblings)} Give the folders of "
+            "finished runs, for example runs/sfddm_digits."
         )
     missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
@@ -153,20 +152,22 @@ def load_run(folder: str | Path) -> FinishedRun:
             f"{folder} is not finished: it has no {' and no '.join(missing)}. {_AGAIN}"
         )
     try:
-        calls = read_calls(path / "evaluation.json")
+        sampler_runs = read_sampler_runs(path / "evaluation.json")
+    except EarlierVersion as error:
+        raise ConfigError(str(error)) from error
     except ValueError as error:
         raise ConfigError(f"{error} {_AGAIN}") from error
     rows = read_rows(path / "results.json")
-    if not calls or not any(row.metric in DISTANCES and row.nfe for row in rows):
+    if not sampler_runs or not any(row.metric in DISTANCES and row.nfe for row in rows):
         raise ConfigError(
-            f"{folder} has no scores: its config.evaluation.classifier is ''. Name the stage that "
-            "scores there and give the run's command again."
+            f"{folder} has no scores: its config.evaluation.classifier is ''. Set it to a "
+            "classifier stage and give the run's command again."
         )
     facts = read_object_or_none(path / "data.json", FACTS) or {}
     return FinishedRun(
         folder=str(folder),
         rows=tuple(rows),
-        calls=tuple(calls),
+        sampler_runs=tuple(sampler_runs),
         config=_config(path / "config.json"),
         identity=facts.get("identity", {}),
         sources={n: found.digest for n, (_, found) in read_noted(path / SOURCES).items()},
@@ -179,12 +180,12 @@ def load_images(source: Source) -> np.ndarray:
     Raises:
       ConfigError: the file is missing or damaged.
     """
-    path = Path(source.run.folder) / "samples" / f"{source.call.key}.npz"
+    path = Path(source.run.folder) / "samples" / f"{source.sampler_run.key}.npz"
     found = read_arrays(path, ("images",))
     if found is None:
         raise ConfigError(
             f"{path} cannot be read (missing or damaged). Delete evaluation.json of "
-            f"{source.run.folder} and give the run's command again: it samples what is missing."
+            f"{source.run.folder} and give the run's command again: it samples the missing images."
         )
     return found["images"]
 
@@ -230,7 +231,7 @@ def _html(
 
 
 def _markdown(
-    made: Comparison, command: str, blocks: Sequence[Table], plot: PanelPlot, grid: Grid
+    made: Comparison, command: str, blocks: Sequence[Table], plot: SubplotFigure, grid: Grid
 ) -> str:
     parts = [f"# {escaped(_title(made))}", escaped(_lead(made)), *map(escaped, made.notes)]
     parts += [f"    {printable(command)}"] if command else []
@@ -282,7 +283,7 @@ def _runs(made: Comparison) -> dict[str, str]:
 
 
 def _machines(made: Comparison) -> dict[str, str]:
-    """Machine -> runs whose numbers are of it."""
+    """Machine -> runs with numbers measured on it."""
     found: dict[str, list[str]] = {}
     for run in made.runs:
         for machine in dict.fromkeys(row.machine for row in run.rows):

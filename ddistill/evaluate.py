@@ -1,11 +1,11 @@
 """python -m ddistill.evaluate PATH --reference=REFERENCE: FID, inception score, KID, precision.
 
 PATH is a folder of images, an npz file of images (arr_0, or images), an npy file of images, or the
-folder of a finished run, of which every call's samples are scored. REFERENCE is a folder or file of
-images, a file of statistics (EDM's, EDM2's, ADM's, or ours by --save_reference), or for a run
-`train` or `test`: the data set that it was trained on. The weights of FID's network are read from
---weights; nothing is downloaded. Scores go to OUT/scores.json; features are kept in OUT/features,
-so that the same command goes on where a stopped one was.
+folder of a finished run; then the samples of every sampler run are scored. REFERENCE is a folder or
+file of images, a file of statistics (written by EDM, EDM2, ADM, or by --save_reference), or for a
+run `train` or `test`, a split of its data set. The weights of FID's network are read from
+--weights; nothing is downloaded. Scores are written to OUT/scores.json and features to
+OUT/features, so that the same command continues after a stop.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ddistill.data.dataset import SPLITS
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.metrics.detector import FEATURES, Detector, inception_detector
 from ddistill.evaluation.metrics.image_sets import ImageSet, dataset_images, open_image_set
-from ddistill.evaluation.metrics.inception_metrics import METRICS, MetricSettings
+from ddistill.evaluation.metrics.inception_metrics import SET_METRICS, MetricSettings
 from ddistill.evaluation.metrics.pixel_ranges import RANGES, check_range
 from ddistill.evaluation.metrics.reference_sets import (
     Extraction,
@@ -31,9 +31,14 @@ from ddistill.evaluation.metrics.reference_sets import (
     reference_of_images,
     write_reference,
 )
-from ddistill.evaluation.metrics.score_set import SetScores, chosen_metrics, score_set
+from ddistill.evaluation.metrics.score_set import (
+    SampleSet,
+    SetScores,
+    chosen_metrics,
+    score_set,
+)
 from ddistill.evaluation.records.environment import command_string, machine_string
-from ddistill.evaluation.records.sampler_runs import CallRecord, read_calls
+from ddistill.evaluation.records.sampler_runs import SamplerRunRecord, read_sampler_runs
 from ddistill.interop.inception import load_inception
 from ddistill.runtime.console import Reporter
 from ddistill.runtime.ending import tell
@@ -42,24 +47,24 @@ from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.runtime.schemas import OBJECT, Schema
 
-# Parts of a call's protocol that say how its samples were made.
+# Parts of the protocol of a sampler run that say how the samples were made.
 _ORIGIN = ("sampler", "nfe", "ema", "clip", "noise_seed", "guidance")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks for.
+    """The options of the command line.
 
     Attributes:
       path: folder or npz file of images, or folder of a run.
-      reference: what they are scored against; "" to write PATH's statistics alone.
-      save_reference: npz file for the statistics of the reference, or of PATH without one.
-      out: folder for scores and features; "" for one beside PATH, or inside a run.
-      metrics: of `METRICS`; empty for those that the reference allows.
-      settings: of the metrics.
-      image_size: side that images of folders are brought to; 0 keeps their size.
-      range, reference_range: the range of values of PATH's and REFERENCE's arrays that are not
-        uint8, one of `pixel_ranges.RANGES`; "" decides by the spread of the values.
+      reference: images or statistics to score against; "" to only write the statistics of `path`.
+      save_reference: npz file for the statistics of the reference, or of `path` without one.
+      out: folder for scores and features; "" for a folder beside `path`, or inside a run.
+      metrics: some of `SET_METRICS`; empty for all that the reference allows.
+      settings: settings of the metrics.
+      image_size: side to which images of folders are resized; 0 keeps their size.
+      range, reference_range: range of values of arrays in `path` and `reference` that are not
+        uint8, one of `pixel_ranges.RANGES`; "" derives it from the values.
     """
 
     path: str
@@ -75,9 +80,10 @@ class Options:
 
 @one_line_ending(RuntimeError)
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; a message and exit status 1 for what cannot be scored.
+    """Entry point of the command line.
 
-    After a stop the exit status is 130 (SIGINT) or 143 (another signal).
+    The exit status is 0, or 1 with a message for input that cannot be scored. After a stop it is
+    130 (SIGINT) or 143 (another signal).
     """
     given = _parser().parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -99,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check(options: Options) -> None:
-    """Raises `ConfigError` or `DataError` for what can be seen to be wrong before any work."""
+    """Raises `ConfigError` or `DataError` for options that cannot work."""
     path = expand(options.path)
     if not path.exists():
         raise DataError(f"{path} does not exist. Give a folder of images, an npz file, or a run.")
@@ -112,7 +118,7 @@ def check(options: Options) -> None:
         raise ConfigError(f"--save_reference={options.save_reference} must end in .npz.")
     if is_run(path):
         if not options.reference:
-            raise ConfigError(f"{path} is a run: give the --reference that its samples meet.")
+            raise ConfigError(f"{path} is a run: give the --reference for its samples.")
         if options.range:
             raise ConfigError(f"--range={options.range}: samples of a run are in [-1, 1]; omit it.")
     elif options.reference in SPLITS and not Path(options.reference).exists():
@@ -123,16 +129,16 @@ def check(options: Options) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run that has sampled.
+    """Whether a folder belongs to a run with a finished evaluation.
 
     Raises:
-      DataError: a run that has not got so far.
+      DataError: the evaluation of the run is not finished.
     """
     if (path / "evaluation.json").is_file():
         return True
     if (path / "config.json").is_file() and (path / "stages").is_dir():
         raise DataError(
-            f"{path} is a run whose evaluation is not finished: it has no evaluation.json. Give "
+            f"the evaluation of the run {path} is not finished: it has no evaluation.json. Give "
             "the run's command again; it makes what is missing."
         )
     return False
@@ -141,11 +147,18 @@ def is_run(path: Path) -> bool:
 def evaluate(
     options: Options, detector: Detector, reporter: Reporter, stop: StopRequest, command: str = ""
 ) -> list[SetScores]:
-    """Scores what `options` name and writes OUT/scores.json, anew after each set of samples.
+    """Scores the samples and writes OUT/scores.json after each set of samples.
+
+    Args:
+      options: the options of the command line.
+      detector: the feature network.
+      reporter: receives progress and scores.
+      stop: the request to stop, checked between batches.
+      command: the command, written to scores.json.
 
     Raises:
       ConfigError, DataError: see the functions that open images and references.
-      Interrupted: a stop was asked for; what was computed is found again.
+      Interrupted: a stop was requested; the features so far are kept.
     """
     check(options)
     path = expand(options.path)
@@ -163,19 +176,16 @@ def evaluate(
         write_reference(target, reference, detector)
         reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
     found: list[SetScores] = []
-    for images, call in _samples(options, path):
-        store = extraction(images)
-        made = score_set(
-            images,
-            store,
-            reference,
-            detector,
-            options.settings,
-            options.metrics,
-            label=call.label if call else "",
-            origin=_origin(call) if call else "",
-            classes=call.classes if call else 0,
-        )
+    for images, sampler_run in _samples(options, path):
+        samples = SampleSet(images, extraction(images))
+        if sampler_run is not None:
+            samples = dataclasses.replace(
+                samples,
+                label=sampler_run.label,
+                origin=_origin(sampler_run),
+                classes=sampler_run.classes,
+            )
+        made = score_set(samples, reference, detector, options.settings, options.metrics)
         found.append(made)
         for line in made.lines():
             reporter.say(line)
@@ -186,7 +196,7 @@ def evaluate(
 
 
 def default_out(path: Path) -> Path:
-    """RUN/inception, or PATH.scores beside images."""
+    """The default of --out: RUN/inception, or PATH.scores beside images."""
     if is_run(path):
         return path / "inception"
     path = path.resolve()
@@ -201,20 +211,20 @@ def _reference(options: Options, path: Path, extraction: Extraction, single: boo
     return open_reference(name, extraction, single, options.image_size, options.reference_range)
 
 
-def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, CallRecord | None]]:
-    """Images, and the call of a run that made them; nothing where there is no reference."""
+def _samples(options: Options, path: Path) -> Iterator[tuple[ImageSet, SamplerRunRecord | None]]:
+    """Yields images with the sampler run that made them; nothing without a reference."""
     if not options.reference:
         return
     if not is_run(path):
         yield open_image_set(path, options.image_size, options.range), None
         return
-    for call in read_calls(path / "evaluation.json"):
-        images = open_image_set(path / "samples" / f"{call.key}.npz")
-        yield dataclasses.replace(images, name=call.key), call
+    for sampler_run in read_sampler_runs(path / "evaluation.json"):
+        images = open_image_set(path / "samples" / f"{sampler_run.key}.npz")
+        yield dataclasses.replace(images, name=sampler_run.key), sampler_run
 
 
-def _origin(call: CallRecord) -> str:
-    parts = [part for part in call.protocol.split() if part.partition("=")[0] in _ORIGIN]
+def _origin(sampler_run: SamplerRunRecord) -> str:
+    parts = [part for part in sampler_run.protocol.split() if part.partition("=")[0] in _ORIGIN]
     return " ".join(parts)
 
 
@@ -269,13 +279,17 @@ def _parser() -> Parser:
     add("--other_weights", action="store_true", help="accept a weight file of another hash")
     add("--save_reference", default="", metavar="FILE.npz", help="write the reference's statistics")
     add("--out", default="", help="folder to write (default: PATH.scores, or RUN/inception)")
-    add("--metrics", default="", help=f"of {','.join(METRICS)} (default: all that can be had)")
+    add(
+        "--metrics",
+        default="",
+        help=f"of {','.join(SET_METRICS)} (default: all that the reference allows)",
+    )
     add("--feature", default="2048", choices=FEATURES, help="features of the network")
-    add("--batch", type=int, default=64, help="images a call, over all devices (default: 64)")
-    add("--image_size", type=int, default=0, help="bring images of folders to this side")
-    ranges = f"one of {' | '.join(RANGES)} (default: as the values are spread)"
-    add("--range", default="", help=f"values of PATH's array that is not uint8: {ranges}")
-    add("--reference_range", default="", help="the same for REFERENCE's")
+    add("--batch", type=int, default=64, help="images per batch, over all devices (default: 64)")
+    add("--image_size", type=int, default=0, help="resize images of folders to this side")
+    ranges = f"one of {' | '.join(RANGES)} (default: from the values)"
+    add("--range", default="", help=f"range of arrays in PATH that are not uint8: {ranges}")
+    add("--reference_range", default="", help="range of arrays in REFERENCE")
     for field in fields(MetricSettings):
         add(f"--{field.name}", type=int, default=field.default, help=f"default: {field.default}")
     return parser

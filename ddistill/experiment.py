@@ -9,7 +9,8 @@ from ddistill.data import Dataset
 from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.checks import check_evaluation, check_real_images
-from ddistill.evaluation.evaluate import evaluate
+from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.evaluate_run import evaluate_run
 from ddistill.interop.sources import write_noted
 from ddistill.planning.checks.levels import notes
 from ddistill.planning.opened import write_stages
@@ -100,7 +101,11 @@ def run(
                 if hosts.several():  # reading a checkpoint takes all of them
                     networks.read(plans)
                 if hosts.is_first():
-                    evaluate(settings, plans, dataset, workdir, reporter, stop, command, networks)
+                    evaluate_run(
+                        Evaluation(
+                            settings, plans, dataset, networks, workdir, reporter, stop, command
+                        )
+                    )
         except Interrupted as where:
             status = stop.status
             reporter.say(

@@ -1,12 +1,11 @@
-"""python -m ddistill.record RUN... [--docs docs] [--seeds 3,4]: adds runs' results to the record.
+"""python -m ddistill.record RUN... [--docs docs] [--seeds 3,4]: adds results of runs to the record.
 
-A RUN is the folder of a finished run, or its results.json. Its rows join docs/results.json, where
-a row that measures the same thing anew replaces the old one, and docs/results.md is written from
-it: what stands between the markers is generated, what stands outside is kept. Without a RUN only
-results.md is written.
+A RUN is the folder of a finished run, or its results.json. Its rows are added to docs/results.json,
+where a new row replaces an old row of the same measurement, and docs/results.md is generated from
+it; text outside the markers is kept. Without a RUN only results.md is written.
 
-Tables and pictures show the seeds on which an experiment's settings were not tuned
-(config.evaluation.tuned_on), where there are any, and say so; --seeds=3,4 chooses others.
+Tables and pictures show the seeds that were not used to tune the settings of an experiment
+(config.evaluation.tuned_on), if there are any; --seeds=3,4 chooses other seeds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,44 +28,45 @@ from ddistill.text import printable
 
 @one_line_ending()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; a message and exit status 1 for files that cannot be used."""
+    """Entry point of the command line; exit status 1 with a message for unusable files."""
     parser = Parser(
         "python -m ddistill.record",
         "Adds the results of runs to docs/results.json and rewrites docs/results.md.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or results.json")
-    parser.add_argument("--docs", help="folder of the record (default: docs, where it is one)")
+    parser.add_argument("--docs", help="folder of the record (default: docs, if it is a record)")
     parser.add_argument(
         "--seeds",
         default="",
-        help="seeds that tables and pictures show (default: those that settings were not tuned on)",
+        help="seeds in tables and pictures (default: seeds that were not used for tuning)",
     )
     options = parser.parse_all(argv)
     docs = Path("docs") if options.docs is None else expand(options.docs)
     if options.docs is None and not any(path.is_file() for path in _files(docs)):
         raise ValueError(
-            f"{docs.absolute()} is not a record: it has no results.json or results.md. Give the "
-            "command in the project's folder, or --docs=FOLDER to begin a record there."
+            f"{docs.absolute()} is not a record: it has no results.json or results.md. Run "
+            "the command in the project folder, or give --docs=FOLDER to begin a record there."
         )
     print(printable(record(options.runs, docs, _seeds(options.seeds))))
 
 
 def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequence[int] = ()) -> str:
-    """Merges the rows of `runs` into the record in `docs` and writes it anew.
+    """Merges the rows of `runs` into the record in `docs` and writes the record.
 
-    All files are read and checked before any is written. The record keeps the rows of all seeds.
+    The function reads and checks all files before it writes. The record keeps the rows of all
+    seeds.
 
     Args:
       runs: folders of runs, or their results.json.
       docs: folder of the record.
-      seeds: those that tables and pictures show; empty for those that settings were not tuned on.
+      seeds: seeds in tables and pictures; empty for the seeds that were not used for tuning.
 
     Returns:
-      One line that says what changed.
+      One line on the changes.
 
     Raises:
-      ValueError: a file that is missing or not as `protocol.read_rows` wants it, a results.md
-        with damaged markers, or `seeds` that no row has. The message names the file.
+      ValueError: a file is missing or malformed (`rows.read_rows`), the markers of results.md are
+        damaged, or no row has one of `seeds`. The message names the file.
     """
     docs = Path(docs)
     store, page = _files(docs)
@@ -77,7 +77,7 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
     rows, added, replaced = merge(old, new)
     if seeds and not any(row.seed in seeds for row in rows):
         known = listed({row.seed for row in rows})
-        raise ValueError(f"--seeds={listed(seeds)}: the record has none of them, but {known}.")
+        raise ValueError(f"--seeds={listed(seeds)}: the record has no such seed. Seeds: {known}.")
     before = read_text(page) if page.exists() else ""
     found = experiments(rows)
     names = picture_names(found)
@@ -107,10 +107,13 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
 
 
 def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
-    """Rows of both, the last of each identity, in a fixed order; how many are new and replaced.
+    """Merges rows; a new row replaces an old row of the same identity.
 
-    Rows of a run that was scored again go too where the earlier version measured what it no longer
-    does, such as a floor of another number of images than the samples.
+    If a run was scored again, all its rows of an earlier version are removed, including rows that
+    have no successor, such as a floor with another number of images than the samples.
+
+    Returns:
+      (rows in a fixed order, number of new rows, number of replaced rows).
     """
     again = {_run_of(row) for row in new if resampled(row)}
     known = {row.identity for row in old}
@@ -123,7 +126,7 @@ def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:
 
 
 def _files(docs: Path) -> tuple[Path, Path]:
-    """The rows of a record, and its page."""
+    """Paths of the rows of a record and of its page."""
     return docs / "results.json", docs / "results.md"
 
 

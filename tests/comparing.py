@@ -11,7 +11,7 @@ from ddistill.evaluation.comparison.checks import check_runs
 from ddistill.evaluation.comparison.run_identity import teachers_of
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row, write_rows
-from ddistill.evaluation.records.sampler_runs import CallRecord, write_calls
+from ddistill.evaluation.records.sampler_runs import SamplerRunRecord, write_sampler_runs
 
 COUNT, SHAPE = 18, (8, 8, 1)
 RESAMPLED = {"floor": 5, "count": 5, "subsets": 9, "splits": 2, "subset_seed": 0}
@@ -43,7 +43,7 @@ def make_run(
             common.get("tuned_on", ()), common.get("warnings", ""))
         for metric, value in (("fd", 0.5), ("precision", 0.9), ("recall", 0.8))
     ]  # fmt: skip
-    calls = []
+    runs = []
     (folder / "samples").mkdir(parents=True)
     for i, ((method, nfe, variant), fd) in enumerate(fds.items()):
         student = method not in ("ddim", "dpm_solver_pp")
@@ -66,16 +66,18 @@ def make_run(
                     **common,
                 )
             )
-        role = "student" if student else "full" if nfe == 16 else "teacher"
+        role = "student" if student else "reference_teacher" if nfe == 16 else "teacher"
         cost = (640 * nfe, 100 * nfe, (10.0 + seed) * nfe) if student else (0, 0, 0.0)
-        calls.append(
-            CallRecord(key, key, method, variant, nfe, 8, role, text, changes.get("classes", 0),
-                       1234, *cost)
+        runs.append(
+            SamplerRunRecord(
+                key, key, method, variant, nfe, 8, role, text, changes.get("classes", 0),
+                1234, *cost
+            )
         )  # fmt: skip
         images = np.full((COUNT, *SHAPE), -2.0 + 0.5 * i, np.float32)
         np.savez(folder / "samples" / f"{key}.npz", images=images, digest="d")
     write_rows(folder / "results.json", rows)
-    write_calls(folder / "evaluation.json", "d", calls)
+    write_sampler_runs(folder / "evaluation.json", "d", runs)
     (folder / "config.json").write_text(json.dumps(config or run_config(name, seed)))
     return folder
 
@@ -83,7 +85,7 @@ def make_run(
 def compared(*folders):
     runs = [load_run(folder) for folder in folders]
     check_runs(runs)
-    return join.compare(runs, teachers_of(runs))
+    return join.join_runs(runs, teachers_of(runs))
 
 
 def stat_of(made, name, nfe, metric="fd"):

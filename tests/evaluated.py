@@ -12,13 +12,14 @@ from runs import Notes
 
 from ddistill import data
 from ddistill.diffusion import Prediction
-from ddistill.evaluation import sampling
-from ddistill.evaluation.evaluate import evaluate
+from ddistill.evaluation import evaluate_run, sampling
+from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.records.rows import Row
-from ddistill.evaluation.report import sections
+from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import Settings
+from ddistill.training.trained import Networks
 
 
 class Run(NamedTuple):
@@ -32,28 +33,42 @@ class Run(NamedTuple):
         evaluation = dataclasses.replace(self.settings.evaluation, **changes)
         return dataclasses.replace(self.settings, evaluation=evaluation)
 
-    def calls(self, **changes: Any) -> dict[str, sampling.Call]:
-        calls = sampling.planned_calls(self.with_evaluation(**changes), self.plans)
-        return {call.key: call for call in calls}
+    def sampler_runs(self, **changes: Any) -> dict[str, SamplerRun]:
+        runs = planned_runs(self.with_evaluation(**changes), self.plans)
+        return {run.key: run for run in runs}
+
+    def evaluation(
+        self, folder: Path, reporter: Notes, stop: StopRequest, **changes: Any
+    ) -> Evaluation:
+        return Evaluation(
+            settings=self.with_evaluation(**changes),
+            plans=self.plans,
+            dataset=self.train,
+            networks=Networks(),
+            workdir=folder,
+            reporter=reporter,
+            stop=stop,
+            command="ours",
+        )
 
     def evaluate(
         self, folder: Path, stop: StopRequest | None = None, *, report: bool = False, **changes: Any
     ) -> tuple[list[Row], list[str], list[str]]:
-        """Returns the rows, what was said and the calls of which a batch was drawn."""
+        """Returns the rows, what was said and the keys of the batches that were drawn."""
         notes, drawn = Notes(), []
         stop = StopRequest() if stop is None else stop
-        settings = self.with_evaluation(**changes)
         draw = sampling.draw
 
-        def counted(call, *args, **kwargs):
-            drawn.append(call.key)
-            return draw(call, *args, **kwargs)
+        def counted(run, *args, **kwargs):
+            drawn.append(run.key)
+            return draw(run, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sampling, "draw", counted)
             if not report:
-                patch.setattr(sections, "show", lambda *a: (folder / "report.html").write_text(""))
-            rows = evaluate(settings, self.plans, self.train, folder, notes, stop, "ours")
+                page = folder / "report.html"
+                patch.setattr(evaluate_run, "write_run_report", lambda *a: page.write_text(""))
+            rows = evaluate_run.evaluate_run(self.evaluation(folder, notes, stop, **changes))
         return rows, notes.said, drawn
 
 

@@ -6,9 +6,16 @@ from PIL import Image
 
 from ddistill.evaluate import Options, evaluate
 from ddistill.evaluation.metrics.detector import GENUINE, Detector
+from ddistill.evaluation.metrics.frechet import frechet_distance, moments
 from ddistill.evaluation.metrics.inception_metrics import MetricSettings
 from ddistill.runtime.console import Reporter
 from ddistill.runtime.interrupt import StopRequest
+
+
+def frechet_of(x: np.ndarray, y: np.ndarray) -> float:
+    """The Frechet distance between two sets of features."""
+    return frechet_distance(*moments(x), *moments(y))
+
 
 SMALL = MetricSettings(is_splits=2, kid_subsets=5, kid_subset_size=10)
 DIM = 6

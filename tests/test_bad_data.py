@@ -92,8 +92,8 @@ def scored(folder: Path) -> dict[str, Any]:
     "folders, parts",
     [
         ({"": 10}, ["data.test_fraction=0.0 leaves no test images of the 20"]),
-        ({"train": 10, "test": 2}, ["more than 5 test images", "the data have 4"]),
-        ({"train": 2, "test": 10}, ["more than 5 training images", "the data have 4"]),
+        ({"train": 10, "test": 2}, ["more than 5 test images", "the data set has 4"]),
+        ({"train": 2, "test": 10}, ["more than 5 training images", "the data set has 4"]),
     ],
 )
 def test_too_few_images_to_score_with_are_found_before_training(refused, pictures, folders, parts):

@@ -13,10 +13,10 @@ from ddistill import data, experiment
 from ddistill.data.facts import DataFacts
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.planning.planner import plan_stages
-from ddistill.product import open_run
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import GridSettings, MeshSettings, OptimizerSettings, StudentsSettings
 from ddistill.students import take
+from ddistill.trained_run import open_run
 from ddistill.training.batches import BatchReader, spans
 from ddistill.training.run_stages import run_stages
 

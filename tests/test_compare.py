@@ -25,7 +25,7 @@ from ddistill.compare import compare, load_images
 from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison import tables
 from ddistill.evaluation.records.rows import Row, write_rows
-from ddistill.evaluation.records.sampler_runs import read_calls, write_calls
+from ddistill.evaluation.records.sampler_runs import read_sampler_runs, write_sampler_runs
 from ddistill.interop.imported import Imported
 from ddistill.interop.sources import write_noted
 
@@ -45,8 +45,8 @@ def test_mean_and_spread_over_seeds(seeds):
     entry = next(e for e in made.names if e.method == "sfddm")
     assert made.seeds[entry, 4, "fd"] == (0, 1)
     assert made.notes == (
-        "Every seed has a feature network of its own, so the spread between seeds of a score is "
-        "that of trainings and of what scores them.",
+        "Every seed has its own feature network, so the spread over seeds includes the spread "
+        "between feature networks.",
     )
 
 
@@ -94,7 +94,7 @@ def test_teachers_that_differ_are_told_apart(tmp_path):
         ("PD", 4),
         ("real data (floor)", 0),
     }
-    assert len(made.full) == 2
+    assert len(made.references) == 2
     assert "do not share one teacher" in made.notes[0]
     sheet = tables.sample_grid(made, [4], load_images)
     assert [row.label for row in sheet.rows][:2] == [
@@ -133,7 +133,7 @@ def test_variants_keep_their_rows_and_costs_apart(tmp_path):
     fds = {FULL: 1.0, ("sfddm", 4, ""): 3.0, ("sfddm", 4, "k=2: no past"): 4.0}
     made = compared(make_run(tmp_path / "a", fds=fds))
     assert fds_of(made)["SFDDM, k=2: no past", 4] == (4.0, 1)
-    sources = {made.names[e]: found[0].call.key for (e, _), found in made.sources.items()}
+    sources = {made.names[e]: found[0].sampler_run.key for (e, _), found in made.sources.items()}
     assert sources["SFDDM, k=2: no past"] == "sfddm_4k=2: no past"
     assert sources["SFDDM"] == "sfddm_4"
 
@@ -149,7 +149,11 @@ def test_warnings_and_seeds_of_tuned_settings_are_said(tmp_path):
 def test_runs_scored_by_an_earlier_version_name_the_way_out(tmp_path):
     a = make_run(tmp_path / "a", "one")
     b = make_run(tmp_path / "b", "two", protocol=dict.fromkeys(RESAMPLED))
-    assert compared(b).notes[0].startswith("Scored by an earlier version, without intervals; its")
+    assert (
+        compared(b)
+        .notes[0]
+        .startswith("Scored by an earlier version, without intervals; the floor")
+    )
     with pytest.raises(
         ConfigError, match=r"b was scored by an earlier version: .*--stage=evaluate"
     ):
@@ -162,7 +166,7 @@ def test_seeds_that_differ_are_said(tmp_path):
         tmp_path / "b", "pd_digits", 1, {FULL: 2.0, ("pd", 4, ""): 5.0, ("pd", 8, ""): 4.0}
     )
     (seeds, _) = compared(*a, b).notes
-    assert seeds == "Seeds are not the same for all methods. PD: 1; all others: 0, 1."
+    assert seeds == "Not all methods have the same seeds. PD: 1; all others: 0, 1."
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,7 @@ def test_runs_of_one_experiment_differ_in_their_seed_alone(tmp_path):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     with pytest.raises(ConfigError, match=r"a and .*b are both experiment 'exp' .*seed=0"):
         compared(a, b)
-    with pytest.raises(ConfigError, match="measure the same"):
+    with pytest.raises(ConfigError, match="are the same measurement"):
         compared(a, a)
     config = run_config("exp", 1)
     config["stages"]["student"]["steps"] = 4
@@ -230,7 +234,7 @@ def test_a_run_that_is_not_finished_is_named_with_what_to_do(tmp_path):
         compare([tmp_path / "goood"], tmp_path / "out")
     (good / "evaluation.json").write_text('{"digest": "d"}')
     with pytest.raises(
-        ConfigError, match=r"evaluation.json: key 'calls' .* missing\. Give the run"
+        ConfigError, match=r"evaluation.json: key 'sampler_runs' .* missing\. Give the run"
     ):
         compare([good], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -251,9 +255,9 @@ def test_damaged_files_are_named(tmp_path):
     (run / "samples" / "sfddm_4.npz").write_bytes(b"half")
     with pytest.raises(ConfigError, match=r"sfddm_4\.npz cannot be read .*Delete evaluation\.json"):
         compare([run], tmp_path / "out")
-    calls = read_calls(run / "evaluation.json")
-    write_calls(run / "evaluation.json", "d", calls[:-1])
-    with pytest.raises(ValueError, match="no call for sfddm at NFE 4"):
+    runs = read_sampler_runs(run / "evaluation.json")
+    write_sampler_runs(run / "evaluation.json", "d", runs[:-1])
+    with pytest.raises(ValueError, match="no sampler run for sfddm at NFE 4"):
         compare([run], tmp_path / "out")
     (run / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
@@ -261,26 +265,39 @@ def test_damaged_files_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_calls_are_read_strictly(tmp_path):
+def test_sampler_runs_are_read_strictly(tmp_path):
     path = make_run(tmp_path / "a") / "evaluation.json"
-    calls = read_calls(path)
-    write_calls(tmp_path / "again.json", "d", calls)
-    assert read_calls(tmp_path / "again.json") == calls
+    runs = read_sampler_runs(path)
+    write_sampler_runs(tmp_path / "again.json", "d", runs)
+    assert read_sampler_runs(tmp_path / "again.json") == runs
     content = json.loads(path.read_text())
     assert content["digest"] == "d"
     for change, message in (
-        ({"rolle": "full"}, "call 0: key 'rolle' is not known. Did you mean 'role'?"),
-        ({"role": "judge"}, "call 0: role='judge' must be one of full, teacher, student"),
-        ({"updates": 1.5}, "call 0: updates=1.5 must be of type int"),
+        ({"rolle": "teacher"}, "sampler run 0: key 'rolle' is not known. Did you mean 'role'?"),
+        (
+            {"role": "judge"},
+            "sampler run 0: role='judge' must be one of reference_teacher, teacher, student",
+        ),
+        ({"updates": 1.5}, "sampler run 0: updates=1.5 must be of type int"),
     ):
-        broken = {**content, "calls": [{**content["calls"][0], **change}]}
+        broken = {**content, "sampler_runs": [{**content["sampler_runs"][0], **change}]}
         path.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match=re.escape(message)):
-            read_calls(path)
-    del content["calls"][0]["seconds"]
+            read_sampler_runs(path)
+    del content["sampler_runs"][0]["seconds"]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"call 0: key 'seconds' is missing"):
-        read_calls(path)
+    with pytest.raises(ValueError, match=r"sampler run 0: key 'seconds' is missing"):
+        read_sampler_runs(path)
+
+
+def test_an_evaluation_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "evaluation.json").write_text('{"digest": "d", "calls": [{"role": "full"}]}')
+    message = r"written by an earlier version: evaluate the run again, .*--stage=evaluate\.$"
+    with pytest.raises(ValueError, match=message):
+        read_sampler_runs(run / "evaluation.json")
+    with pytest.raises(ConfigError, match=message):
+        compare([run], tmp_path / "out")
 
 
 def test_nfe_chooses_the_columns_and_the_full_teacher_stays(tmp_path):
@@ -450,6 +467,6 @@ def test_teachers_of_one_recipe_are_one_whatever_their_runs_are_called(tmp_path)
     """Also without a seed in common, and where settings that are not learnt from differ."""
     a = make_run(tmp_path / "a", "one", 0, config=trained(0))
     b = make_run(tmp_path / "b", "two", 1, config=trained(1, shared=True))
-    assert "each stands by itself" not in " ".join(compared(a, b).notes)
+    assert "each teacher has its own line" not in " ".join(compared(a, b).notes)
     c = make_run(tmp_path / "c", "two", 1, config=trained(1, batch_size=3))
-    assert "each stands by itself" in " ".join(compared(a, c).notes)
+    assert "each teacher has its own line" in " ".join(compared(a, c).notes)

@@ -13,8 +13,13 @@ from comparing import FULL, make_run
 from PIL import Image
 
 from ddistill.compare import compare, main
-from ddistill.evaluation.figures.panels import Panel, PanelPlot, panels_alt, panels_figure
 from ddistill.evaluation.figures.style import DARK, Line
+from ddistill.evaluation.figures.subplots import (
+    Subplot,
+    SubplotFigure,
+    subplots_alt,
+    subplots_figure,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def test_page_is_one_file_with_every_part(written):
     for part in (
         "Comparison: sfddm_digits, pd_digits", "a &lt;b&gt;", "FD by network evaluations",
         "Precision by", "Recall by", "Scores and cost", "Further scores", "Same noise",
-        "Seeds are not the same for all methods. PD: 0; all others: 0, 1.", "a machine",
+        "Not all methods have the same seeds. PD: 0; all others: 0, 1.", "a machine",
         "reference=digits/train:10", "best student FD at NFE 2: PD", "run pd_digits",
     ):  # fmt: skip
         assert part in text, part
@@ -126,16 +131,18 @@ def test_command_line(tmp_path, capsys):
     ],
 )
 def test_panels_take_hard_data(count, line):
-    panels = [Panel("score", "lower", [line], floor=0.5, logarithmic=i == 0) for i in range(count)]
-    plot = PanelPlot(panels)
-    with Image.open(io.BytesIO(panels_figure(plot, DARK))) as image:
+    subplots = [
+        Subplot("score", "lower", [line], floor=0.5, logarithmic=i == 0) for i in range(count)
+    ]
+    plot = SubplotFigure(subplots)
+    with Image.open(io.BytesIO(subplots_figure(plot, DARK))) as image:
         assert image.width == 1472
-    assert panels_alt(plot).count("real test images: 0.5") == count
+    assert subplots_alt(plot).count("real test images: 0.5") == count
 
 
 def test_panels_need_one_to_three():
-    with pytest.raises(ValueError, match="0 panels; one figure holds 1 to 3"):
-        panels_figure(PanelPlot([]))
-    panel = Panel("score", "lower", [Line("a", [1], [1.0])])
-    with pytest.raises(ValueError, match="4 panels"):
-        panels_figure(PanelPlot([panel] * 4))
+    with pytest.raises(ValueError, match="0 subplots; one figure holds 1 to 3"):
+        subplots_figure(SubplotFigure([]))
+    subplot = Subplot("score", "lower", [Line("a", [1], [1.0])])
+    with pytest.raises(ValueError, match="4 subplots"):
+        subplots_figure(SubplotFigure([subplot] * 4))

@@ -13,14 +13,14 @@ from ddistill import data
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluate import _config
-from ddistill.evaluation.evaluate import _is_done
+from ddistill.evaluation.evaluate_run import _is_done
 from ddistill.experiment import note_run
 from ddistill.planning.manifests import OWNER, PAIRS, RECORD, TRAINED
 from ddistill.planning.plan import StagePlan
-from ddistill.product import open_run
 from ddistill.runtime import files
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.schemas import Schema
+from ddistill.trained_run import open_run
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.folders import check_folders
 from ddistill.training.pairs import _seconds
@@ -180,7 +180,7 @@ def go_on_from(plan: StagePlan) -> list[str]:
 def test_a_damaged_evaluation_is_not_done(tmp_path, name, content):
     files.write_text(tmp_path / "report.html", "x")
     files.write_text(tmp_path / "results.json", "[]\n")
-    files.write_json(tmp_path / "evaluation.json", {"digest": "d", "calls": []})
+    files.write_json(tmp_path / "evaluation.json", {"digest": "d", "sampler_runs": []})
     assert _is_done(tmp_path, "d")
     assert not _is_done(tmp_path, "e")
     (tmp_path / name).write_bytes(content)
@@ -315,7 +315,7 @@ def test_a_folder_in_place_of_a_state_file_is_one_line(plan, name):
 
 def use(workdir: Path) -> None:
     found = open_run(workdir)
-    found.network(found.calls[0])
+    found.network(found.sampler_runs[0])
 
 
 def write_run(workdir: Path) -> None:

@@ -13,7 +13,7 @@ from runs import plans_of, tiny_settings
 from ddistill import recipes
 from ddistill.diffusion import from_x0
 from ddistill.errors import ConfigError
-from ddistill.evaluation.sampling_plan import planned_calls, teacher_call
+from ddistill.evaluation.sampling_plan import planned_runs, teacher_run
 from ddistill.samplers import heun
 from ddistill.schedules import edm_sampling, karras, make_grid, subsequence
 from ddistill.settings import GridSettings, ScheduleSettings, StageSettings
@@ -74,13 +74,15 @@ def test_pairs_and_teachers_are_sampled_on_edms_levels(tmp_path):
     levels = plans["pairs"].levels
     np.testing.assert_allclose(levels.sigma[::-1], edm_sigmas(18), rtol=1e-6)
     assert plans["pairs"].indices[-1] == 100, "students start where the pairs do"
-    calls = {c.key: c for c in planned_calls(wanted, list(plans.values()))}
-    call = calls["teacher_heun_18"]
-    np.testing.assert_array_equal(call.levels.sigma, levels.sigma)
-    assert (call.nfe, call.sampler_name) == (35, "heun-edm")
-    np.testing.assert_allclose(calls["teacher_heun_40"].levels.sigma[::-1], edm_sigmas(40), 1e-6)
-    # Any number of steps, as `Run.call` takes it.
-    other = teacher_call(wanted, plans["teacher"], 13)
+    sampler_runs = {c.key: c for c in planned_runs(wanted, list(plans.values()))}
+    sampler_run = sampler_runs["teacher_heun_18"]
+    np.testing.assert_array_equal(sampler_run.levels.sigma, levels.sigma)
+    assert (sampler_run.nfe, sampler_run.sampler_name) == (35, "heun-edm")
+    np.testing.assert_allclose(
+        sampler_runs["teacher_heun_40"].levels.sigma[::-1], edm_sigmas(40), 1e-6
+    )
+    # Any number of steps, as `TrainedRun.sampler_run` takes it.
+    other = teacher_run(wanted, plans["teacher"], 13)
     np.testing.assert_allclose(other.levels.sigma[::-1], edm_sigmas(7), rtol=1e-6)
 
 
@@ -89,9 +91,9 @@ def test_rows_of_the_table_stay_what_they_were(tmp_path):
     evaluation = dataclasses.replace(wanted.evaluation, teacher_spacing="trailing")
     wanted = dataclasses.replace(wanted, evaluation=evaluation)
     plans = plans_of(wanted, tmp_path / "run")
-    call = planned_calls(wanted, list(plans.values()))[1]
-    np.testing.assert_array_equal(call.levels.sigma, karras(100).sigma[call.grid])
-    assert call.sampler_name == "heun"
+    sampler_run = planned_runs(wanted, list(plans.values()))[1]
+    np.testing.assert_array_equal(sampler_run.levels.sigma, karras(100).sigma[sampler_run.grid])
+    assert sampler_run.sampler_name == "heun"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,8 @@ def test_a_teacher_of_some_levels_alone_is_not_asked_at_others(tmp_path):
     own = dataclasses.replace(wanted.stages["teacher"], grid=GridSettings(steps=50, time="index"))
     wanted = dataclasses.replace(wanted, stages={"teacher": own}, pipeline=("teacher",))
     plans = plans_of(wanted, tmp_path / "run")
-    with pytest.raises(ConfigError, match="teacher_spacing='edm' .* times are not c_noise"):
-        planned_calls(wanted, list(plans.values()))
+    with pytest.raises(ConfigError, match="teacher_spacing='edm' .* not told c_noise"):
+        planned_runs(wanted, list(plans.values()))
 
 
 def test_a_teacher_of_a_coarse_table_is_not_asked_below_it(tmp_path):
@@ -124,7 +126,7 @@ def test_a_teacher_of_a_coarse_table_is_not_asked_below_it(tmp_path):
     wanted = dataclasses.replace(wanted, stages={"teacher": own}, pipeline=("teacher",))
     plans = plans_of(wanted, tmp_path / "run")
     with pytest.raises(ConfigError, match="knows levels from sigma .* to 80 alone"):
-        planned_calls(wanted, list(plans.values()))
+        planned_runs(wanted, list(plans.values()))
 
 
 @pytest.mark.parametrize(

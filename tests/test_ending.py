@@ -115,7 +115,7 @@ SCORED = {"evaluation.enabled": True, "evaluation.classifier": "", "evaluation.s
             {"stages.student.select_checkpoint": "best", "training.checkpoint_every": 100},
             ["config.stages.student.select_checkpoint='best'", "checkpoint_every=100 there is one"],
         ),
-        ({**SCORED, "evaluation.clip": 0.5}, ["config.evaluation.clip=0.5 cuts into images"]),
+        ({**SCORED, "evaluation.clip": 0.5}, ["config.evaluation.clip=0.5 clips images"]),
     ],
 )
 def test_settings_that_would_be_wrong_in_silence_are_refused(refused, changes, parts):

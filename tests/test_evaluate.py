@@ -22,14 +22,16 @@ from ddistill.evaluation.metrics.precision_recall import precision_recall
 from ddistill.evaluation.metrics.resampling import subset
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row, read_rows
-from ddistill.evaluation.records.sampler_runs import read_calls, write_calls
+from ddistill.evaluation.records.sampler_runs import read_sampler_runs
 from ddistill.evaluation.report import sections
+from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.recipes import progressive
+from ddistill.runtime.files import write_json
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.schedules import make_schedule
 from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSettings, StageSettings
 from ddistill.training.run_stages import run_stages
-from ddistill.training.trained import Networks, load_network
+from ddistill.training.trained import load_network
 
 # Seven images do not spread over the devices of these tests, which is quicker to compile.
 UPDATES, BATCH = 3, 7
@@ -94,7 +96,7 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def done(run, tmp_path_factory) -> tuple[Path, list[Row], list[str]]:
-    """Folder, rows and drawn calls of a whole evaluation."""
+    """Folder, rows and keys of the drawn batches of a whole evaluation."""
     folder = tmp_path_factory.mktemp("done")
     rows, _, drawn = run.evaluate(folder, report=True)
     return folder, rows, drawn
@@ -115,18 +117,18 @@ def test_the_report_says_how_often_each_classifier_is_right(run, done):
     logits, _ = critic(data.to_unit(test.take(range(len(test)))))
     right = float(np.mean(np.argmax(logits, axis=1) == test.labels))
     assert "classifier &#x27;critic&#x27;" in page or "classifier 'critic'" in page
-    assert f"right on {right:.1%} of the test images" in page
+    assert f"accuracy {right:.1%} on the test images" in page
 
 
-def test_every_call_starts_from_the_same_noise(run):
+def test_every_sampler_run_starts_from_the_same_noise(run):
     wanted = sampling.noise_bank(run.settings.evaluation, (8, 8, 1), 0, 16)
     assert len(np.unique(np.asarray(wanted), axis=0)) == 16
     assert abs(float(wanted.mean())) < 0.15
     assert 0.85 < float(wanted.std()) < 1.15
-    for call in run.calls().values():
+    for sampler_run in run.sampler_runs().values():
         for start in (0, 8):
             frames = sampling.draw(
-                call, Telling("time"), run.settings.evaluation, start, 8, trajectory=True
+                sampler_run, Telling("time"), run.settings.evaluation, start, 8, trajectory=True
             )
             # The cosine table ends at sigma = 1 (within rounding), so z starts as the noise.
             np.testing.assert_allclose(frames[0], wanted[start : start + 8], atol=1e-6)
@@ -145,24 +147,24 @@ def test_another_noise_seed_is_another_bank(run):
 def test_images_depend_on_neither_the_batch_nor_their_number(run, done, tmp_path, batch, count):
     folder, _, _ = done
     changed = {"batch_size": batch, "samples": count}
-    for key, call in run.calls().items():
+    for key, sampler_run in run.sampler_runs().items():
         if key == "teacher_ddim_16":
             continue
-        evaluation = run.with_evaluation(**changed).evaluation
-        found = sampling.collect(call, Networks(), evaluation, tmp_path, Notes(), StopRequest())
+        evaluation = run.evaluation(tmp_path, Notes(), StopRequest(), **changed)
+        found = sampling.collect(sampler_run, evaluation)
         assert found.images.shape == (count, 8, 8, 1)
         np.testing.assert_allclose(found.images, images(folder, key)[:count], atol=1e-5)
 
 
 @pytest.mark.parametrize("key", LEVELS)
 def test_a_network_is_called_at_its_own_levels_with_the_times_it_was_taught(run, key):
-    """Each state is alpha * x0 + sigma * eps with x0 = the time of the call and eps = 0."""
-    call, rows = run.calls()[key], list(LEVELS[key])
+    """Each state is alpha * x0 + sigma * eps with x0 = the time of the level and eps = 0."""
+    sampler_run, rows = run.sampler_runs()[key], list(LEVELS[key])
     table = make_schedule("cosine", 16)
     times = table.time[rows] if key != "own_n4" else [3, 2, 1, 0]
     evaluation = run.with_evaluation(clip=0.0).evaluation
-    frames = sampling.draw(call, Telling("time"), evaluation, 0, 4, trajectory=True)
-    assert len(frames) - 1 == call.nfe == call.steps == len(rows)
+    frames = sampling.draw(sampler_run, Telling("time"), evaluation, 0, 4, trajectory=True)
+    assert len(frames) - 1 == sampler_run.nfe == sampler_run.steps == len(rows)
     for frame, time, reached in zip(frames[1:], times, [*rows[1:], 0]):
         np.testing.assert_allclose(frame, table.alpha[reached] * time, atol=1e-5)
 
@@ -170,33 +172,33 @@ def test_a_network_is_called_at_its_own_levels_with_the_times_it_was_taught(run,
 def test_what_a_student_is_told_when_sampled_is_what_it_was_told_when_trained(run):
     for plan in run.plans:
         if plan.name in STUDENTS:
-            call = run.calls()[plan.name]
+            sampler_run = run.sampler_runs()[plan.name]
             steps = int(plan.tables.count)
-            assert call.nfe == steps == plan.settings.grid.steps
+            assert sampler_run.nfe == steps == plan.settings.grid.steps
             taught = np.asarray(plan.tables.student.time)[1 : steps + 1]
-            np.testing.assert_array_equal(call.levels.time[1:], taught)
+            np.testing.assert_array_equal(sampler_run.levels.time[1:], taught)
 
 
 def test_conditional_networks_get_all_classes_in_turn_whatever_the_batch(run):
-    call = run.calls()["pd_n2"]
+    sampler_run = run.sampler_runs()["pd_n2"]
     evaluation = run.with_evaluation(clip=0.0).evaluation
     for batch in (4, 8):
         starts = range(0, 24, batch)
-        told = [sampling.draw(call, Telling("cond"), evaluation, s, batch) for s in starts]
+        told = [sampling.draw(sampler_run, Telling("cond"), evaluation, s, batch) for s in starts]
         classes = np.concatenate(told)[:, 0, 0, 0]
         np.testing.assert_allclose(classes, [*range(10), *range(10), 0, 1, 2, 3], atol=1e-5)
 
 
 def test_unconditional_networks_get_no_classes(tmp_path):
     plans = list(plans_of(one_stage(), tmp_path / "run").values())
-    call = sampling.planned_calls(one_stage(), plans)[0]
-    assert sampling.conditions(call, 0, 8) is None
+    sampler_run = planned_runs(one_stage(), plans)[0]
+    assert sampling.conditions(sampler_run, 0, 8) is None
 
 
 # -------------------------------------------------------------------------------------- the rows
 
 
-def test_one_row_a_metric_and_call(run, done):
+def test_one_row_for_each_metric_and_sampler_run(run, done):
     folder, rows, _ = done
     assert read_rows(folder / "results.json") == rows
     found = collections.defaultdict(list)
@@ -276,10 +278,10 @@ def test_scores_have_intervals_and_say_why_they_mean_little(run, done):
     (warnings,) = {row.warnings for row in rows}
     accuracy = next(row.value for row in rows if row.metric == "accuracy")
     assert accuracy < 0.8
-    assert f"right on {accuracy:.1%} of the test images, below 80%" in warnings
+    assert f"accuracy of {accuracy:.1%} on the test images, below 80%" in warnings
     page = (folder / "report.html").read_text()
     assert page.index("below 80%") < page.index("FD\N{INFINITY} of teacher DDIM")
-    assert "Settings tuned on seeds 0, 3; this run has seed 0, one of them." in page
+    assert "Settings were tuned on seeds 0, 3; this run has seed 0, one of them." in page
 
 
 def test_the_floor_is_taken_at_the_count_of_the_samples(run, done):
@@ -304,7 +306,7 @@ def test_the_floor_is_taken_at_the_count_of_the_samples(run, done):
 
 
 def test_the_scores_are_those_of_the_images_on_disk(run, done):
-    """Frechet distance and PSNR worked out again, by hand, from the samples of every call."""
+    """Frechet distance and PSNR worked out again, by hand, from the samples on disk."""
     folder, rows, _ = done
     network = load_network(next(p for p in run.plans if p.name == "classifier"))
     judge = jax.jit(lambda pixels: network(pixels)[1])
@@ -313,25 +315,25 @@ def test_the_scores_are_those_of_the_images_on_disk(run, done):
         byte = np.round((np.clip(pixels, -1, 1) + 1) * 127.5)
         return np.asarray(judge(jnp.asarray(byte / 127.5 - 1, jnp.float32)))
 
-    def value(metric, call=None):
-        variant = call and call.plan.settings.variant
+    def value(metric, sampler_run):
+        variant = sampler_run.plan.settings.variant
         name = f"tiny/{variant}" if variant else "tiny"
-        wanted = (metric, name, *((call.method, call.nfe) if call else ("real", 0)))
+        wanted = (metric, name, sampler_run.method, sampler_run.nfe)
         return next(r.value for r in rows if (r.metric, r.experiment, r.method, r.nfe) == wanted)
 
     real = moments(features(run.train.images))
     full = np.clip(images(folder, "teacher_ddim_16"), -1, 1)
-    for key, call in run.calls().items():
+    for key, sampler_run in run.sampler_runs().items():
         ours = images(folder, key)
         wanted = frechet_distance(*real, *moments(features(ours)))
-        assert value("fd", call) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+        assert value("fd", sampler_run) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
         if key != "teacher_ddim_16":
             error = np.square(np.clip(ours, -1, 1) - full).mean(axis=(1, 2, 3))
             psnr = (10 * np.log10(4 / error)).mean()
-            assert value("psnr_to_teacher", call) == pytest.approx(psnr, rel=1e-5)
+            assert value("psnr_to_teacher", sampler_run) == pytest.approx(psnr, rel=1e-5)
 
 
-def test_the_report_shows_every_call_and_names_the_data(done):
+def test_the_report_shows_every_sampler_run_and_names_the_data(done):
     text = (done[0] / "report.html").read_text()
     assert f"trained on {NAME}" in text
     for label in ("teacher DDIM, 16 steps", "teacher DPM-Solver++, 4 steps", "PD, 4 steps"):
@@ -348,7 +350,7 @@ def test_pictures_that_fail_lose_no_result_and_are_named(run, done, unfinished, 
     (unfinished / "strip.png").unlink()
     rows, said, _ = run.evaluate(unfinished, report=True)
     assert read_rows(unfinished / "results.json") == rows
-    assert len(read_calls(unfinished / "evaluation.json")) == len(TEACHERS) + len(STUDENTS)
+    assert len(read_sampler_runs(unfinished / "evaluation.json")) == len(TEACHERS) + len(STUDENTS)
     text = (unfinished / "report.html").read_text()
     assert text.count("Not drawn: ValueError: no picture") == 4
     assert "PD (own index), 4 steps" in text
@@ -371,7 +373,7 @@ def test_a_report_that_ends_the_run_leaves_the_results(run, unfinished, monkeypa
     with pytest.raises(ZeroDivisionError):
         run.evaluate(unfinished, report=True)
     assert read_rows(unfinished / "results.json")
-    assert read_calls(unfinished / "evaluation.json")
+    assert read_sampler_runs(unfinished / "evaluation.json")
     assert not (unfinished / "report.html").exists()
 
 
@@ -439,7 +441,7 @@ def test_other_noise_or_another_number_draws_all_again(run, done, unfinished, ch
 
 
 def test_an_evaluation_of_an_earlier_version_is_scored_anew_without_sampling(run, unfinished):
-    write_calls(unfinished / "evaluation.json", "of another version", [])
+    write_json(unfinished / "evaluation.json", {"digest": "of another version", "calls": []})
     rows, said, drawn = run.evaluate(unfinished)
     assert drawn == []
     assert rows == read_rows(unfinished / "results.json")
@@ -455,7 +457,7 @@ def test_a_complete_evaluation_of_other_settings_is_not_taken_for_this_one(run, 
 
 def test_a_stop_between_batches_keeps_what_is_whole(run, done, tmp_path):
     with pytest.raises(Interrupted, match="the evaluation.*DPM-Solver"):
-        run.evaluate(tmp_path, LateStop(8))  # two looks a call: in the middle of the fourth
+        run.evaluate(tmp_path, LateStop(8))  # two checks a sampler run: in the middle of the fourth
     kept = snapshot(tmp_path)
     assert sorted(kept) == sorted(f"samples/{key}.npz" for key in TEACHERS[:3])
     rows, _, drawn = run.evaluate(tmp_path)

@@ -22,10 +22,10 @@ from ddistill.export.diffusers import _beyond_ddim
 from ddistill.export.facts import rows_of
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.tensors import read_tensors
-from ddistill.product import open_run
 from ddistill.schedules import make_schedule, subsequence
 from ddistill.settings import ScheduleSettings
 from ddistill.text import markdown, printable
+from ddistill.trained_run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def export(runs, tmp_path):
 
 def ours(folder: Path, count: int, nfe: int | None = None, stage: str = "", labels=None):
     """(noise, images, labels) of the run itself."""
-    product = ddistill.load(folder, stage)
-    call, e = product.run.call(stage, nfe), product.run.settings.evaluation
-    noise = np.array(noise_bank(e, call.plan.image_shape, 0, count))
-    images = product.sample(count, seed=e.noise_seed, nfe=nfe, labels=labels)
-    cond = conditions(call, 0, count) if labels is None else np.asarray(labels)
+    trained = ddistill.load(folder, stage)
+    sampler_run, e = trained.sampler_run(stage, nfe), trained.settings.evaluation
+    noise = np.array(noise_bank(e, sampler_run.plan.image_shape, 0, count))
+    images = trained.sample(count, seed=e.noise_seed, nfe=nfe, labels=labels)
+    cond = conditions(sampler_run, 0, count) if labels is None else np.asarray(labels)
     return noise, images, cond
 
 
@@ -98,11 +98,11 @@ def test_even_steps_of_a_schedule_that_ends_in_noise_are_a_pipeline(runs):
     levels = make_schedule("cosine", 1000)
 
     def at(*grid):
-        call = dataclasses.replace(
-            exported.call, grid=np.array(grid), levels=subsequence(levels, list(grid))
+        sampler_run = dataclasses.replace(
+            exported.sampler_run, grid=np.array(grid), levels=subsequence(levels, list(grid))
         )
         settings = dataclasses.replace(exported.settings, schedule=schedule)
-        return dataclasses.replace(exported, call=call, settings=settings)
+        return dataclasses.replace(exported, sampler_run=sampler_run, settings=settings)
 
     assert _beyond_ddim(at(0, 250, 500, 750, 1000)) == ""
     assert "in float32" in _beyond_ddim(at(0, 300, 1000))
@@ -189,7 +189,7 @@ def test_model_cards_hold_names_of_any_kind(runs, name):
 def test_a_card_has_the_scores_of_its_own_student(runs):
     """Rows of one method and NFE differ in the number of students, the width and the sampler."""
     run = open_run(runs["levels"])
-    call = run.call("pair")
+    sampler_run = run.sampler_run("pair")
     ours = {
         "experiment": "levels",
         "method": "o2mkd",
@@ -210,7 +210,7 @@ def test_a_card_has_the_scores_of_its_own_student(runs):
     others = ({"students": 4}, {"width": 16}, {"nfe": 3}, {"seed": 1}, {"experiment": "levels/x"})
     rows = [Row(**{**common, **ours, "value": 1.0})]
     rows += [Row(**{**common, **ours, **other, "value": 2.0}) for other in others]
-    assert [r.value for r in rows_of(call, rows, run.settings)] == [1.0]
+    assert [r.value for r in rows_of(sampler_run, rows, run.settings)] == [1.0]
 
 
 # ---------------------------------------------------------------------------- stablehlo, weights
@@ -267,7 +267,7 @@ def test_wrong_arguments_of_a_program_are_readable(export, bad, message):
 def test_safetensors_hold_the_stack_and_say_who_owns_what(runs, export):
     out = export("levels", "safetensors")
     tensors = read_tensors(out / "weights.safetensors")
-    params = ddistill.load(runs["levels"]).run
+    params = ddistill.load(runs["levels"])
     network = params.networks(params.plan("pair"))
     kernel = network.students.params["conv_in"]["kernel"]
     assert tensors["conv_in/kernel"].shape == (2, 3, 3, 1, 8)

@@ -17,7 +17,7 @@ import pytest
 from ddistill.data.memo import Memo
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.records.rows import read_rows
-from ddistill.evaluation.records.sampler_runs import read_calls
+from ddistill.evaluation.records.sampler_runs import read_sampler_runs
 from ddistill.interop.inception import default_path
 from ddistill.interop.sources import read_noted
 from ddistill.interop.tensors import read_tensors, write_tensors
@@ -145,7 +145,7 @@ def test_a_missing_key_is_damage_and_a_missing_file_is_not(tmp_path):
 
 
 @damaged
-@pytest.mark.parametrize("read", [read_rows, read_calls])
+@pytest.mark.parametrize("read", [read_rows, read_sampler_runs])
 def test_damaged_results_are_one_line_that_names_the_file(tmp_path, content, read):
     path = tmp_path / "results.json"
     path.write_bytes(content)

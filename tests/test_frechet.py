@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import scipy.linalg
+from scored import frechet_of
 
-from ddistill.evaluation.metrics.frechet import Moments, frechet, frechet_distance, moments
+from ddistill.evaluation.metrics.frechet import Moments, frechet_distance, moments
 
 
 def _random_cov(rng, dim, rank=None):
@@ -46,29 +47,29 @@ def test_general_covariances_against_sqrtm(dim):
 def test_is_symmetric_and_zero_on_itself():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(50, 8)), rng.normal(size=(70, 8)) * 2 + 1
-    assert frechet(x, y) == pytest.approx(frechet(y, x), rel=1e-10)
-    assert 0 <= frechet(x, x) < 1e-10
-    assert frechet(x, x[::-1]) < 1e-10
+    assert frechet_of(x, y) == pytest.approx(frechet_of(y, x), rel=1e-10)
+    assert 0 <= frechet_of(x, x) < 1e-10
+    assert frechet_of(x, x[::-1]) < 1e-10
 
 
 def test_invariant_under_orthogonal_maps_and_shifts():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(60, 7)), rng.gamma(2.0, size=(80, 7))
     q, shift = _rotation(rng, 7), rng.normal(size=7)
-    assert frechet(x @ q + shift, y @ q + shift) == pytest.approx(frechet(x, y), rel=1e-9)
+    assert frechet_of(x @ q + shift, y @ q + shift) == pytest.approx(frechet_of(x, y), rel=1e-9)
 
 
 def test_scales_with_the_square():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(60, 5)), rng.normal(size=(60, 5)) + 0.3
-    assert frechet(3 * x, 3 * y) == pytest.approx(9 * frechet(x, y), rel=1e-10)
+    assert frechet_of(3 * x, 3 * y) == pytest.approx(9 * frechet_of(x, y), rel=1e-10)
 
 
 def test_singular_covariances():
     rng = np.random.default_rng(4)
     dim = 30
     x, y = rng.normal(size=(10, dim)), rng.normal(size=(12, dim))  # rank 9 and 11 of 30
-    value = frechet(x, y)
+    value = frechet_of(x, y)
     assert np.isfinite(value)
     assert value > 0
     # Against low-rank roots: tr (S1 S2)^1/2 is the nuclear norm of A1^T A2 for S = A A^T.
@@ -77,7 +78,7 @@ def test_singular_covariances():
     cross = np.linalg.svd(a1.T @ a2, compute_uv=False).sum()
     want = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(a1**2) + np.sum(a2**2) - 2 * cross
     assert value == pytest.approx(want, abs=1e-5)
-    assert frechet(x, x) < 1e-5
+    assert frechet_of(x, x) < 1e-5
     # A point mass: only means and the other covariance's trace are left.
     zero = np.zeros((dim, dim))
     assert frechet_distance(np.zeros(dim), zero, np.ones(dim), zero) == pytest.approx(dim)

@@ -42,17 +42,18 @@ ORDER = (
     "evaluation.records",
     "evaluation.figures",
     "evaluation.sampling_plan",
+    "evaluation.context",
     "evaluation.sampling",
     "evaluation.scored",
     "evaluation.checks",
     "evaluation.trust",
     "evaluation.report",
-    "evaluation.evaluate",
+    "evaluation.evaluate_run",
     "evaluation.comparison",
     "config_files",
     "workdir",
     "experiment",
-    "product",
+    "trained_run",
     "export",
     "system_info",
     "compare",
@@ -130,7 +131,7 @@ def test_no_modules_import_one_another_in_a_circle():
 
 
 def test_importing_the_package_imports_nothing_of_it_but_what_ends_programs():
-    assert graph()[""] <= {"runtime.ending", "product"}
+    assert graph()[""] <= {"runtime.ending", "trained_run"}
 
 
 def test_no_import_is_made_for_types_alone():

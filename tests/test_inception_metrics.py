@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from inception_cases import fidelity
+from scored import frechet_of
 
 from ddistill.errors import ConfigError
-from ddistill.evaluation.metrics.frechet import frechet
 from ddistill.evaluation.metrics.inception_metrics import (
     MetricSettings,
     inception_score,
@@ -42,7 +42,7 @@ def ours():
     found = {f"{n}_{k}": v for n, pair in zip(names, pairs) for k, v in zip(("mean", "std"), pair)}
     both = precision_recall(real, fake, 3)
     found |= {name: both[name] for name in ("precision", "recall")}
-    return found | {"frechet_inception_distance": frechet(fake, real)}
+    return found | {"frechet_inception_distance": frechet_of(fake, real)}
 
 
 def torch_fidelitys():
@@ -112,10 +112,10 @@ def test_kid_of_equal_distributions_is_about_0():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: inception_score(np.zeros((3, 5))), r"--is_splits=10 is more than .*\(3\)"),
+        (lambda: inception_score(np.zeros((3, 5))), r"--is_splits=10 is above .*\(3\)"),
         (
             lambda: kernel_distance(np.zeros((7, 2)), np.zeros((9, 2)), 2, 8),
-            "--kid_subset_size=8 is more .* 7 samples and 9 real ones. Use a size of at most 7",
+            "--kid_subset_size=8 is above .* 7 samples and 9 real images. Use a size of at most 7",
         ),
         (lambda: MetricSettings(is_splits=0), "--is_splits=0 must be 1 or more"),
         (lambda: MetricSettings(kid_subset_size=1), "--kid_subset_size=1 must be 2 or more"),

@@ -70,8 +70,8 @@ def evaluated(trained, tmp_path_factory):
 def test_every_image_is_its_owners(trained, evaluated):
     _, folder = evaluated
     plan = trained.plans[-1]
-    call = trained.calls()["dm_k3"]
-    cond = conditions(call, 0, 16)
+    sampler_run = trained.sampler_runs()["dm_k3"]
+    cond = conditions(sampler_run, 0, 16)
     np.testing.assert_array_equal(cond, np.arange(16) % 10)
     noise = noise_bank(trained.settings.evaluation, plan.image_shape, 0, 16)
     router = Networks()(plan)
@@ -96,7 +96,7 @@ def test_rows_say_one_evaluation_of_one_of_three(trained, evaluated):
 def test_the_table_says_who_answers_for_what(trained):
     table = students_table(trained.plans, Networks(), trained.train, trained.settings.evaluation)
     cells = [dict(zip(table.columns, row)) for row in table.rows]
-    assert [c["answers for"] for c in cells] == [
+    assert [c["levels, classes"] for c in cells] == [
         "classes 0 to 3",
         "classes 4 to 6",
         "classes 7 to 9",
@@ -141,8 +141,8 @@ def test_guidance_is_counted_twice_and_written_down(trained, tmp_path):
     teacher = [row for row in rows if row.method == "ddim"]
     assert {row.nfe for row in teacher} == {4}
     assert all("guidance=2" in row.protocol for row in teacher)
-    plain = trained.calls()["teacher_ddim_2"]
-    guided = trained.calls(guidance=2.0)["teacher_ddim_2"]
+    plain = trained.sampler_runs()["teacher_ddim_2"]
+    guided = trained.sampler_runs(guidance=2.0)["teacher_ddim_2"]
     assert (plain.nfe, guided.nfe) == (2, 4)
     students = [row for row in rows if row.method == "msd_dm"]
     assert all("guidance=none" in row.protocol for row in students)

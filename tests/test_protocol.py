@@ -11,7 +11,7 @@ from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.records import names
 from ddistill.evaluation.records.environment import command_string, machine_string
 from ddistill.evaluation.records.protocol import Protocol, summarise, variant
-from ddistill.evaluation.records.rows import Row, read_rows, rows_from_scores, write_rows
+from ddistill.evaluation.records.rows import Row, RowFacts, read_rows, rows_from_scores, write_rows
 
 PROTOCOL = Protocol(
     features="digits_classifier",
@@ -178,7 +178,7 @@ def test_rows_from_scores_fills_in_the_common_keys():
     common = dataclasses.asdict(ROW)
     for key in ("metric", "value", "low", "high"):
         del common[key]
-    rows = rows_from_scores({"fd": 1, "precision": Estimate(0.5, 0.4, 0.6)}, **common)
+    rows = rows_from_scores({"fd": 1, "precision": Estimate(0.5, 0.4, 0.6)}, RowFacts(**common))
     assert [(r.metric, r.value, r.low, r.high) for r in rows] == [
         ("fd", 1.0, None, None), ("precision", 0.5, 0.4, 0.6),
     ]  # fmt: skip

@@ -159,7 +159,7 @@ def test_tables_show_fresh_seeds_and_say_so(tmp_path):
     assert "4.00 (1)" in (tmp_path / "docs" / "results.md").read_text()
     assert len(read_rows(tmp_path / "docs" / "results.json")) == 4  # the record keeps all
     for seeds, message in (
-        ("7", "the record has none of them, but 0, 1, 2"),
+        ("7", "the record has no such seed. Seeds: 0, 1, 2"),
         ("x", "must be seeds"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -171,7 +171,7 @@ def test_a_floor_of_another_count_is_left_out_of_what_an_earlier_version_scored(
     far = dataclasses.replace(floor, protocol=floor.protocol.replace("samples=20", "samples=7"))
     text = render([*ROWS[1:], far])
     assert "real data" not in text
-    assert "its floor is of another number of images and left out" in text
+    assert "its floor has another number of images and is left out" in text
     assert "real data" in render([*ROWS[1:], floor])
     new = [_scored_anew(row) for row in [*ROWS[1:], far]]
     assert "real data" in render(new)  # taken at the count of the samples

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scored import frechet_of
 
-from ddistill.evaluation.metrics.frechet import frechet, frechet_distance
+from ddistill.evaluation.metrics.frechet import frechet_distance
 from ddistill.evaluation.metrics.frechet_estimates import Target, frechet_estimates
 from ddistill.evaluation.metrics.neighbour_estimates import RealBalls, neighbour_estimates
 from ddistill.evaluation.metrics.precision_recall import precision_recall
@@ -44,8 +45,8 @@ def test_the_plain_distance_is_the_plain_distance(target):
     x, y = _gaussian(rng, 50), _gaussian(rng, 40, shift=0.3)
     own = Target.of(x.mean(0), np.cov(x, rowvar=False))
     found = frechet_estimates(own, y.astype(np.float32), LEAN)
-    assert found["fd"].value == pytest.approx(frechet(x, y), rel=1e-5)
-    assert own.distance(y.mean(0), np.cov(y, rowvar=False)) == pytest.approx(frechet(x, y))
+    assert found["fd"].value == pytest.approx(frechet_of(x, y), rel=1e-5)
+    assert own.distance(y.mean(0), np.cov(y, rowvar=False)) == pytest.approx(frechet_of(x, y))
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.1), (0.5, 0.7)])

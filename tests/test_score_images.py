@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 from inception_cases import extractor, fidelity, pictures, random_state, torch_features
 from PIL import Image
-from scored import DIM, SMALL, make_sets, options, project, run, save_folder, tiny_detector
+from scored import (
+    DIM,
+    SMALL,
+    frechet_of,
+    make_sets,
+    options,
+    project,
+    run,
+    save_folder,
+    tiny_detector,
+)
 
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluate import Options
 from ddistill.evaluation.metrics import feature_store
 from ddistill.evaluation.metrics.detector import inception_detector
-from ddistill.evaluation.metrics.frechet import frechet
 from ddistill.evaluation.metrics.image_sets import dataset_images, open_image_set
 from ddistill.evaluation.metrics.inception_metrics import (
     MetricSettings,
@@ -25,7 +34,7 @@ from ddistill.evaluation.metrics.inception_metrics import (
 )
 from ddistill.evaluation.metrics.precision_recall import precision_recall
 from ddistill.evaluation.records.protocol import Protocol
-from ddistill.evaluation.records.sampler_runs import CallRecord, write_calls
+from ddistill.evaluation.records.sampler_runs import SamplerRunRecord, write_sampler_runs
 from ddistill.interop.inception import InceptionWeights, from_state_dict
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 
@@ -48,7 +57,7 @@ def test_a_folder_against_an_npz_file(sets):
     assert any(line.startswith("  fid_proxy ") and line.endswith("]") for line in said)
     assert scores == pytest.approx(
         {
-            "fid_proxy": frechet(f, r),
+            "fid_proxy": frechet_of(f, r),
             "is": inception_score(logits, 2)[0],
             "is_std": inception_score(logits, 2)[1],
             "kid": kernel_distance(f, r, 5, 10)[0],
@@ -316,7 +325,7 @@ def test_statistics_of_edm_and_adm(sets):
     edm = {"mu": r.mean(0), "sigma": np.cov(r, rowvar=False)}
     np.savez(folder / "edm.npz", **edm)
     (made,), said = run(options(folder, "edm.npz"))
-    assert made.scores["fid_proxy"] == pytest.approx(frechet(f, r), rel=1e-6)
+    assert made.scores["fid_proxy"] == pytest.approx(frechet_of(f, r), rel=1e-6)
     assert "kid" not in made.scores
     assert any("no kid: edm.npz has statistics and no single features" in line for line in said)
     assert "reference=edm.npz:unknown@" in made.protocol
@@ -326,7 +335,7 @@ def test_statistics_of_edm_and_adm(sets):
     spatial = {"mu_s": np.zeros(9), "sigma_s": np.eye(9)}
     np.savez(folder / "adm.npz", **edm, **spatial, arr_0=real[:20])
     (made,), _ = run(options(folder, "adm.npz"))
-    assert made.scores["fid_proxy"] == pytest.approx(frechet(f, r), rel=1e-6)
+    assert made.scores["fid_proxy"] == pytest.approx(frechet_of(f, r), rel=1e-6)
     want = precision_recall(project(real[:20])[0], project(fake)[0])
     assert made.scores["precision"] == want["precision"]
     assert "reference_features=20" in made.protocol
@@ -353,17 +362,17 @@ def test_a_run_against_its_own_data(tmp_path):
     (folder / "samples").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"data": {"name": "digits"}}))
     protocol = Protocol("net", "abc", "digits/train", 10, 30, "ddim", 4, 0.999, 1.0, 3, True, 1.5)
-    calls = []
+    runs = []
     for i, key in enumerate(("teacher_ddim_4", "student")):
         images = pictures(30, 8, seed=i)[..., :1] / 127.5 - 1
         np.savez(folder / "samples" / f"{key}.npz", images=images.astype(np.float32), digest="x")
-        calls.append(
-            CallRecord(
+        runs.append(
+            SamplerRunRecord(
                 key, f"label {i}", "ddim", "", 4, 8, "teacher", protocol.string(),
                 5 * i, 1, 0, 0, 0.0,
             )
         )  # fmt: skip
-    write_calls(folder / "evaluation.json", "x", calls)
+    write_sampler_runs(folder / "evaluation.json", "x", runs)
     made, _ = run(options(tmp_path, "train", path="run"))
     assert [s.key for s in made] == ["teacher_ddim_4", "student"]
     assert [s.label for s in made] == ["label 0", "label 1"]

@@ -74,12 +74,12 @@ def spoil(folder, what):
         ("wide", r"bad\.npz has 2023 features, and .*/2048 has 6: it was made with another"),
         ("unlike", r"mu has the shape \(6,\) and sigma \(7, 7\)"),
         ("nan", "mu or sigma holds values that are not finite"),
-        ("cut", r"bad\.npz cannot be read as an npz file .* damaged or cut off"),
+        ("cut", r"bad\.npz cannot be read as an npz file .* damaged or truncated"),
         ("pickle", "the array 'arr_0' cannot be read"),
         ("missing", r"bad\.npz does not exist"),
         ("dark", r"bad\.npz: 'arr_0' .float32. has values .* Give --reference_range="),
         ("pointer", r"bad\.npz is a git-lfs pointer and not the file itself; run 'git lfs pull'"),
-        ("folder", r"bad\.npz is a folder whose name ends as a file's"),
+        ("folder", r"bad\.npz is a folder with the name of a file"),
     ],
 )
 def test_bad_references(sets, what, message):
@@ -190,7 +190,9 @@ def test_two_sets_in_different_units(sets):
 
 def test_a_range_that_means_nothing_is_refused(sets, tmp_path):
     folder, *_ = sets
-    with pytest.raises(DataError, match="--range=0,1 is for arrays; the files in .*fake say their"):
+    with pytest.raises(
+        DataError, match="--range=0,1 is for arrays; image files, as in .*fake, define their"
+    ):
         run(options(folder, range="0,1"))
     save_folder(folder / "a.b", pictures(3, 8))
     with pytest.raises(DataError, match="--reference_range=0,1 is for arrays"):
@@ -208,7 +210,7 @@ def test_chosen_metrics():
 def test_a_run_that_is_not_finished(tmp_path):
     (tmp_path / "stages").mkdir()
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="whose evaluation is not finished"):
+    with pytest.raises(DataError, match="the evaluation of the run .* is not finished"):
         evaluate(
             Options(str(tmp_path), "x.npz"), tiny_detector(), Notes(), StopRequest(), "command"
         )

@@ -21,7 +21,6 @@ from ddistill.data.names import in_order, text_of
 from ddistill.errors import ConfigError
 from ddistill.evaluation.figures import page
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, drawable, grid_image, row_image
-from ddistill.evaluation.figures.panels import Panel, PanelPlot, panels_figure
 from ddistill.evaluation.figures.plots import (
     ClassChart,
     Curve,
@@ -31,10 +30,11 @@ from ddistill.evaluation.figures.plots import (
     score_figure,
 )
 from ddistill.evaluation.figures.style import LIGHT, Line, new_figure, styled, wrapped
+from ddistill.evaluation.figures.subplots import Subplot, SubplotFigure, subplots_figure
 from ddistill.evaluation.figures.tables import Table
 from ddistill.evaluation.records.protocol import Protocol
-from ddistill.evaluation.records.rows import read_rows, rows_from_scores, write_rows
-from ddistill.evaluation.report.report import Report, write_grids, write_report
+from ddistill.evaluation.records.rows import RowFacts, read_rows, rows_from_scores, write_rows
+from ddistill.evaluation.report.report import Report, write_report
 from ddistill.evaluation.report.results_md import markdown as markdown_table
 from ddistill.evaluation.report.results_md import picture_names
 from ddistill.runtime.console import Reporter
@@ -171,7 +171,7 @@ def test_all_names_in_every_figure_at_once():
         classes_figure(ClassChart(NAMES, share, samplers)),
         score_figure(ScorePlot(lines, floor=1.0, floor_label="$x^$", ylabel=LATIN)),
         curves_figure(curves),
-        panels_figure(PanelPlot([Panel("$^$", "lower", lines)], floor_label=LATIN)),
+        subplots_figure(SubplotFigure([Subplot("$^$", "lower", lines)], floor_label=LATIN)),
     ):
         assert picture.startswith(b"\x89PNG")
     rows = [ImageRow(name, np.zeros((1, 8, 8, 1)), name) for name in NAMES]
@@ -257,7 +257,8 @@ def test_rows_of_any_names_are_written_and_read(tmp_path):
         row
         for i, name in enumerate(names)
         for row in rows_from_scores(
-            {"fd": 1.0}, experiment=f"{i} {name}", data=name, command=f"run {name}", **common
+            {"fd": 1.0},
+            RowFacts(experiment=f"{i} {name}", data=name, command=f"run {name}", **common),
         )
     ]
     write_rows(tmp_path / "results.json", rows)
@@ -277,7 +278,7 @@ def test_a_record_is_kept_where_a_picture_fails(tmp_path, monkeypatch):
         "method": "ddim", "students": 0, "width": 8, "seed": 0, "protocol": PROTOCOL, "data": "d",
         "train_seconds": 0.0, "teacher_calls": 0, "machine": "m", "experiment": "e", "command": "c",
     }  # fmt: skip
-    rows = [r for n in (1, 2) for r in rows_from_scores({"fd": 1.0}, nfe=n, **common)]
+    rows = [r for n in (1, 2) for r in rows_from_scores({"fd": 1.0}, RowFacts(nfe=n, **common))]
     write_rows(tmp_path / "results.json", rows)
     monkeypatch.setattr(record, "score_figure", broken)
     said = record.record([tmp_path], tmp_path / "docs")
@@ -354,14 +355,6 @@ def test_metrics_and_events_of_a_stage_of_any_name(tmp_path):
         log.close()
         row = json.loads((tmp_path / str(i) / "metrics.jsonl").read_text())
         assert row == {"stage": name, "step": 1, "loss": 0.5}
-
-
-def test_two_rows_of_one_look_are_two_files(tmp_path):
-    rows = [ImageRow(name, np.zeros((1, 8, 8, 1))) for name in ("猫", "犬", "Cat", "cat")]
-    paths = write_grids(tmp_path, [Grid("g", rows)])
-    assert len({str(path).lower() for path in paths}) == 4
-    with pytest.raises(ValueError, match="both called 'a'"):
-        write_grids(tmp_path, [Grid("g", [rows[0], *[ImageRow("a", rows[0].images)] * 2])])
 
 
 @pytest.mark.parametrize(

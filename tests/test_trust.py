@@ -40,7 +40,7 @@ def test_a_weak_classifier(accuracy, classes, warns):
     found = warnings_of(_scorer(accuracy, classes=classes), _teacher())
     assert bool(found) == warns
     if warns:
-        assert f"right on {accuracy:.1%} of the test images, below" in found[0]
+        assert f"accuracy of {accuracy:.1%} on the test images, below" in found[0]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Scores of samples, the protocol they were measured with, and the report that shows them."""
+"""Evaluation of trained runs: samples, scores, their protocols, and reports."""

@@ -1,4 +1,4 @@
-"""What would stop an evaluation only after hours of training, looked at before."""
+"""Checks of the evaluation settings before training, which may take hours."""
 
 import math
 
@@ -6,52 +6,54 @@ from ddistill import data
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.evaluation.records.names import METHODS
-from ddistill.evaluation.sampling_plan import Call, planned_calls
+from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.planning.checks.sources import check_scale
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import Settings
 
-# The largest neighbourhood that `features.score` looks at.
+# The largest number of neighbours k in `features.score`.
 NEIGHBOURS = 5
 
 
-def check_rows(calls: list[Call]) -> None:
-    """Raises `ConfigError` if two calls would leave rows or samples that cannot be told apart."""
-    seen: dict[tuple, Call] = {}
-    for call in calls:
-        s, student = call.plan.settings, call.role == "student"
-        apart = (call.variant, call.students, s.ema[:1], call.sampler, call.nfe, call.width)
-        same = (student, call.method, *apart)
-        other = seen.setdefault(same, call)
-        if other is call:
+def check_rows(runs: list[SamplerRun]) -> None:
+    """Raises `ConfigError` if the rows or samples of two sampler runs would have equal names."""
+    seen: dict[tuple, SamplerRun] = {}
+    for run in runs:
+        s, student = run.plan.settings, run.role == "student"
+        identity = (
+            student, run.method, run.variant, run.students, s.ema[:1], run.sampler, run.nfe,
+            run.width,
+        )  # fmt: skip
+        other = seen.setdefault(identity, run)
+        if other is run:
             continue
         if not student:
             raise ConfigError(
-                f"config.evaluation.teacher_samplers.{call.sampler} names {call.steps} steps twice."
+                f"config.evaluation.teacher_samplers.{run.sampler} names {run.steps} steps twice."
             )
         raise ConfigError(
-            f"config.stages.{call.plan.name}.variant={s.variant!r}: results.json could not tell "
-            f"its rows from those of '{other.plan.name}', which has the same method "
-            f"({call.method}), variant and number of steps ({call.steps}). Give one of them "
+            f"config.stages.{run.plan.name}.variant={s.variant!r}: results.json could not tell "
+            f"its rows from the rows of '{other.plan.name}', which has the same method "
+            f"({run.method}), variant and number of steps ({run.steps}). Give one of the stages "
             "another variant, any short text."
         )
-    files: dict[str, Call] = {}
-    for call in calls:  # samples lie in files of these names
-        other = files.setdefault(call.key, call)
-        if other is not call:
+    files: dict[str, SamplerRun] = {}
+    for run in runs:  # names of the files of samples
+        other = files.setdefault(run.key, run)
+        if other is not run:
             raise ConfigError(
-                f"The samples of '{other.label}' (stage '{other.plan.name}') and of '{call.label}' "
-                f"(stage '{call.plan.name}') would share the file '{call.key}'. Rename one of the "
+                f"The samples of '{other.label}' (stage '{other.plan.name}') and of '{run.label}' "
+                f"(stage '{run.plan.name}') would share the file '{run.key}'. Rename one of the "
                 "stages."
             )
 
 
 def check_real_images(settings: Settings, dataset: Dataset) -> None:
-    """Raises `ConfigError` if there are too few real images to score samples against.
+    """Raises `ConfigError` if the data set has too few real images to score samples against.
 
     Args:
-      settings: the run's settings.
-      dataset: training images.
+      settings: the settings of the run.
+      dataset: the training images.
     """
     e = settings.evaluation
     if not (e.enabled and e.classifier):
@@ -65,8 +67,8 @@ def check_real_images(settings: Settings, dataset: Dataset) -> None:
         if count <= NEIGHBOURS:
             raise ConfigError(
                 f"Scores need more than {NEIGHBOURS} {split} images, because precision and recall "
-                f"look at so many neighbours, and the data have {count}: use more data, or another "
-                f"data.test_fraction where the data have no test split. {way_out}"
+                f"use {NEIGHBOURS} neighbours, and the data set has {count}: use more data, or "
+                f"another data.test_fraction if the data set has no test split. {way_out}"
             )
 
 
@@ -85,7 +87,7 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         check_choice("config.evaluation.classifier", e.classifier, judges)
     if e.teacher in judges:
         raise ConfigError(
-            f"config.evaluation.teacher={e.teacher!r} is a classifier and makes no images."
+            f"config.evaluation.teacher={e.teacher!r} is a classifier and generates no images."
         )
     for plan in plans:
         if plan.settings.method:
@@ -96,8 +98,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
     if 0 < e.clip < 1:
         raise ConfigError(
-            f"config.evaluation.clip={e.clip} cuts into images, whose pixels are in [-1, 1] with "
-            "every schedule. Set 1 or above, or 0 (off)."
+            f"config.evaluation.clip={e.clip} clips images, because their pixels are in [-1, 1] "
+            "with every schedule. Set 1 or above, or 0 (off)."
         )
     if e.noise_seed < 0:
         raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
@@ -105,8 +107,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:
         raise ConfigError(
-            f"config.evaluation.samples={e.samples}: precision and recall look at {NEIGHBOURS} "
-            "neighbours of every sample and need more samples than that."
+            f"config.evaluation.samples={e.samples}: precision and recall use {NEIGHBOURS} "
+            "neighbours of every sample and need more samples than neighbours."
         )
     for key in ("samples", "batch_size", "grid_images", "strip_images"):
         if getattr(e, key) < 1:
@@ -116,4 +118,4 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
             f"config.evaluation.samples={e.samples} is below grid_images={e.grid_images} or "
             f"strip_images={e.strip_images}."
         )
-    check_rows(planned_calls(settings, plans))
+    check_rows(planned_runs(settings, plans))

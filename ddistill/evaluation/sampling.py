@@ -1,7 +1,7 @@
-"""What a run samples: every sampler from the same noise bank, kept on disk, timed.
+"""Sampling: every sampler starts from the same noise bank, is timed, and keeps its images on disk.
 
-Samples lie in `samples/NAME.npz` with the digest of everything that they depend on, so that an
-evaluation that was stopped goes on, and one that is repeated samples nothing.
+The samples of a run lie in `samples/KEY.npz` with a digest of everything that they depend on. An
+evaluation that was stopped therefore continues, and a repeated evaluation samples nothing.
 """
 
 import dataclasses
@@ -10,175 +10,201 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
-from ddistill.denoiser import with_guidance
-from ddistill.evaluation.sampling_plan import Call
-from ddistill.runtime.console import Reporter
+from ddistill.denoiser import Denoiser, with_guidance
+from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.runtime.files import read_arrays, write_arrays
-from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import data_mesh, over_data, replicate
 from ddistill.samplers import get_sampler
 from ddistill.settings import EvaluationSettings
-from ddistill.students import in_groups
-from ddistill.training.trained import Networks
+from ddistill.students import RoutedDenoiser, in_groups
+
+Network = Denoiser | RoutedDenoiser
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images `[N, H, W, C]` in about [-1, 1] and the sampler's milliseconds an image."""
+    """Samples of one run.
+
+    Attributes:
+      images: `[N, H, W, C]` float32, approximately in [-1, 1].
+      ms_per_image: milliseconds per image in the fastest batch, without compilation.
+    """
 
     images: np.ndarray
     ms_per_image: float
 
 
-def noise_bank(settings: EvaluationSettings, shape: tuple[int, int, int], start: int, count: int):
-    """Noise `[count, H, W, C]` number `start` and after of the bank that all samplers share.
+@dataclass(frozen=True)
+class SamplerInputs:
+    """The inputs of a sampler for one batch.
+
+    Attributes:
+      noise: `[B, H, W, C]` standard normal.
+      cond: `[B]` classes on the host; None for an unconditional network.
+      key: random key for samplers that draw noise in their steps.
+    """
+
+    noise: Float[Array, "B H W C"]
+    cond: Int[np.ndarray, " B"] | None
+    key: Key[Array, ""]
+
+
+def noise_bank(
+    settings: EvaluationSettings, shape: tuple[int, int, int], start: int, count: int
+) -> Float[Array, "B H W C"]:
+    """Returns entries `start` to `start + count - 1` of the noise bank that all samplers share.
 
     Every image has its own key, so that the bank depends on neither the batch size nor the number
     of samples.
+
+    Args:
+      settings: gives the seed of the bank.
+      shape: `(H, W, C)` of an image.
+      start: index of the first entry.
+      count: number of entries.
+
+    Returns:
+      `[count, H, W, C]` float32, standard normal.
     """
     key = stream_key(settings.noise_seed, "noise bank")
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(start, start + count))
     return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
-def conditions(call: Call, start: int, count: int) -> np.ndarray | None:
-    """Labels of the bank's images: all classes in turn; None for an unconditional network."""
-    known = call.student_plan.tables.classes
+def conditions(run: SamplerRun, start: int, count: int) -> Int[np.ndarray, " B"] | None:
+    """Labels of entries of the bank: they cycle through the classes; None if unconditional."""
+    known = run.student_plan.tables.classes
     if known is None:
         return None
     return np.arange(start, start + count, dtype=np.int32) % len(known)
 
 
 def draw(
-    call: Call,
-    network: Any,
+    run: SamplerRun,
+    network: Network,
     settings: EvaluationSettings,
     start: int,
     count: int,
     trajectory: bool = False,
-) -> jax.Array:
-    """Runs the sampler on images `start` .. `start + count` of the bank, over all devices.
+) -> Float[Array, "..."]:
+    """Samples entries `start` to `start + count - 1` of the noise bank on all devices.
 
-    Where students share out the classes, each makes the images of its own.
+    Each student of a partition by class samples the images of its classes.
 
     Returns:
       `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`.
     """
-    noise = noise_bank(settings, call.plan.image_shape, start, count)
-    key = jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start)
-    cond = conditions(call, start, count)
-    return run_call(call, network, noise, cond, key, settings.clip, trajectory)
+    inputs = SamplerInputs(
+        noise_bank(settings, run.plan.image_shape, start, count),
+        conditions(run, start, count),
+        jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start),
+    )
+    return run_sampler(run, network, inputs, settings.clip, trajectory)
 
 
-def run_call(
-    call: Call,
-    network: Any,
-    noise: jax.Array,
-    cond: np.ndarray | None,
-    key: jax.Array,
+def run_sampler(
+    run: SamplerRun,
+    network: Network,
+    inputs: SamplerInputs,
     clip: float,
     trajectory: bool = False,
-) -> jax.Array:
-    """Runs the sampler of a call from given noise, over all devices.
+) -> Float[Array, "..."]:
+    """Runs the sampler of `run` on given noise, on all devices.
 
     Args:
-      call: the sampler and its levels.
-      network: the call's denoiser.
-      noise: `[B, H, W, C]`.
-      cond: `[B]` classes on the host, or None.
-      key: random key of samplers that draw noise.
-      clip: bound of x0 predictions; 0 for none.
+      run: the sampler and its levels.
+      network: the denoiser to sample.
+      inputs: noise, classes and random key of the batch.
+      clip: bound on x0 predictions; 0 for no clipping.
       trajectory: return all states instead of the images.
-    """
-    count = noise.shape[0]
 
-    def sample(denoiser: Any, rows: np.ndarray) -> jax.Array:
+    Returns:
+      `[B, H, W, C]`, or with `trajectory` all states, `[N+1, B, H, W, C]`.
+    """
+    noise, cond, key = inputs.noise, inputs.cond, inputs.key
+
+    def sample(denoiser: Network, rows: np.ndarray) -> Array:
         mesh = data_mesh(len(rows))
-        place = over_data(mesh)
-        made = get_sampler(call.sampler)(
-            replicate(mesh, with_guidance(denoiser, call.guidance, _null_class(call))),
-            call.levels,
-            jax.device_put(noise[rows], place),
+        batch = over_data(mesh)
+        made = get_sampler(run.sampler)(
+            replicate(mesh, with_guidance(denoiser, run.guidance, _null_class(run))),
+            run.levels,
+            jax.device_put(noise[rows], batch),
             key if rows[0] == 0 else jax.random.fold_in(key, int(rows[0])),
-            cond=None if cond is None else jax.device_put(cond[rows], place),
+            cond=None if cond is None else jax.device_put(cond[rows], batch),
             clip=clip or None,
             trajectory=trajectory,
         )
         return jnp.swapaxes(made[1], 0, 1) if trajectory else made
 
-    made = in_groups(network, cond, count, sample)
+    made = in_groups(network, cond, noise.shape[0], sample)
     return jnp.swapaxes(made, 0, 1) if trajectory else made
 
 
-def _null_class(call: Call) -> int:
-    return int(getattr(call.plan.module, "num_classes", 0))
+def _null_class(run: SamplerRun) -> int:
+    return int(getattr(run.plan.module, "num_classes", 0))
 
 
-def call_digest(call: Call, settings: EvaluationSettings) -> str:
-    """Digest of everything that the samples of a call depend on."""
+def run_digest(run: SamplerRun, settings: EvaluationSettings) -> str:
+    """Digest of everything that the samples of a run depend on."""
     content = {
-        "stage": call.plan.digest,
-        "sampler": call.sampler,
-        "grid": call.grid.tolist(),
-        "ema": call.plan.ema_key(),
+        "stage": run.plan.digest,
+        "sampler": run.sampler,
+        "grid": run.grid.tolist(),
+        "ema": run.plan.ema_key(),
         "samples": settings.samples,
         "batch": settings.batch_size,
         "seed": settings.noise_seed,
         "clip": settings.clip,
     }
-    if call.student is not None:
-        content["student"] = call.student
-    if call.spacing != "trailing":
-        content["sigma"] = [float(x) for x in call.levels.sigma]
-    if call.guidance != 1.0:
-        content["guidance"] = call.guidance
+    if run.student is not None:
+        content["student"] = run.student
+    if run.spacing != "trailing":
+        content["sigma"] = [float(x) for x in run.levels.sigma]
+    if run.guidance != 1.0:
+        content["guidance"] = run.guidance
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def collect(
-    call: Call,
-    networks: Networks,
-    settings: EvaluationSettings,
-    folder: Path,
-    reporter: Reporter,
-    stop: StopRequest,
-) -> Samples:
-    """The samples of a call, from disk if they are there.
+def collect(run: SamplerRun, evaluation: Evaluation) -> Samples:
+    """Returns the samples of a run, read from disk if they exist there.
 
     Raises:
-      Interrupted: a stop was asked for; finished calls stay on disk.
+      Interrupted: a stop was requested; the samples of finished runs stay on disk.
     """
-    path = folder / f"{call.key}.npz"
-    found = _read(path, call_digest(call, settings))
+    settings, reporter = evaluation.settings.evaluation, evaluation.reporter
+    path = evaluation.workdir / "samples" / f"{run.key}.npz"
+    found = _read(path, run_digest(run, settings))
     if found is not None:
         return found
-    network = networks(call.plan, call.student)
+    network = evaluation.networks(run.plan, run.student)
     images, seconds = [], []
-    reporter.begin(f"sampling {call.label}", settings.samples)
+    reporter.begin(f"sampling {run.label}", settings.samples)
     try:
         for start in range(0, settings.samples, settings.batch_size):
-            stop.check(f"the evaluation ({call.label})")
+            evaluation.stop.check(f"the evaluation ({run.label})")
             begun = time.perf_counter()
-            batch = np.asarray(draw(call, network, settings, start, settings.batch_size))
+            batch = np.asarray(draw(run, network, settings, start, settings.batch_size))
             seconds.append(time.perf_counter() - begun)
             images.append(batch)
             done = min(start + settings.batch_size, settings.samples)
-            first = f"the first batch in {seconds[0]:.1f} s, compiling included"
+            first = f"the first batch in {seconds[0]:.1f} s with compilation"
             rate = f"{settings.batch_size / seconds[-1]:.0f} images/s"
             reporter.advance(done, rate if seconds[1:] else first)
     finally:
         reporter.end()
-    # The first batch compiles; the fastest of the others is the sampler's own speed.
+    # The first batch compiles; the fastest of the others gives the speed of the sampler alone.
     best = min(seconds[1:] or seconds)
     samples = Samples(np.concatenate(images)[: settings.samples], 1e3 * best / settings.batch_size)
-    _write(path, samples, call_digest(call, settings))
+    _write(path, samples, run_digest(run, settings))
     return samples
 
 
@@ -187,7 +213,8 @@ def _write(path: Path, samples: Samples, digest: str) -> None:
 
 
 def _read(path: Path, digest: str) -> Samples | None:
+    """The samples in a file; None if it is missing, damaged or made with other settings."""
     found = read_arrays(path, ("digest", "images", "ms_per_image"))
     if found is None or str(found["digest"]) != digest:
-        return None  # not there, damaged or of other settings: it is drawn again
+        return None
     return Samples(found["images"], float(found["ms_per_image"]))

@@ -1,4 +1,4 @@
-"""Which sampler runs an evaluation consists of."""
+"""The sampler runs of an evaluation: which network is sampled, with which sampler and levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 
 from ddistill.errors import ConfigError, check_choice, in_words
 from ddistill.evaluation.records.names import METHODS
+from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
 from ddistill.planning.lineage import distillation
 from ddistill.planning.plan import StagePlan, StudentPlan
 from ddistill.samplers import SAMPLERS, nfe
@@ -15,23 +16,23 @@ from ddistill.settings import Settings
 
 
 @dataclass(frozen=True)
-class Call:
+class SamplerRun:
     """One sampler run of one network.
 
     Attributes:
-      key: short name, unique in the run; the file's name.
-      label: for people.
-      plan: the stage whose network is sampled.
+      key: short name, unique in the evaluation; name of the file of samples.
+      label: name in tables and plots.
+      plan: the stage of the sampled network.
       method: method name of the rows.
       sampler: name in `SAMPLERS`.
-      grid: `[N+1]` rows of the run's schedule; with `spacing` "edm" the rows nearest to its levels.
-      levels: `[N+1]`, the levels that the sampler visits, with the times that this network is told.
-      role: "full" (the teacher at its full steps), "teacher" or "student".
-      series: for people: what it has in common with the same students at other step counts.
-      variant: sets its rows apart from those of other calls of the method.
-      student: which student of a sweep; None where the stage is one network.
+      grid: `[N+1]` rows of the schedule; with `spacing` "edm" the rows nearest to the levels.
+      levels: `[N+1]` levels of the sampler, with the times that this network receives.
+      role: "reference_teacher" (the teacher at its full number of steps), "teacher" or "student".
+      series: name of the line in plots that joins the same students at several step counts.
+      variant: distinguishes the rows from other sampler runs of the method.
+      student: index of the student in a sweep; None if the stage is one network.
       guidance: scale of classifier-free guidance; 1 for none.
-      spacing: where the levels are from: "trailing" rows of the table, or "edm".
+      spacing: "trailing" for levels from the table, "edm" for the sigmas of EDM.
     """
 
     key: str
@@ -50,42 +51,42 @@ class Call:
 
     @property
     def sampler_name(self) -> str:
-        """The sampler, and its levels where they are not rows of the table: "heun", "heun-edm"."""
+        """Name of the sampler, with "-edm" for levels of EDM: "heun", "heun-edm"."""
         return self.sampler + ("-edm" if self.spacing == "edm" else "")
 
     @property
     def steps(self) -> int:
-        """Sampler steps."""
+        """Number of sampler steps N."""
         return len(self.grid) - 1
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image; guidance makes two of each."""
+        """Network evaluations per image; guidance doubles them."""
         return nfe(self.sampler, self.steps) * (1 if self.guidance == 1.0 else 2)
 
     @property
     def width(self) -> int:
-        """Base channels of the network; 0 for one that has no such number."""
+        """Base channels of the network; 0 for a network without them."""
         return int(getattr(self.plan.module, "channels", 0))
 
     @property
     def students(self) -> int:
-        """K, the students behind the call; 0 for the teacher."""
+        """Number of students K behind the samples; 0 for the teacher."""
         if self.role != "student":
             return 0
         return self.plan.settings.students.count if self.plan.partition is not None else 1
 
     @property
     def student_plan(self) -> StudentPlan:
-        """The student of a sweep, or what the stage trains."""
+        """Plan of the sampled student."""
         return self.plan.students[self.student or 0]
 
 
-def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
-    """Every sampler run of the evaluation: the full teacher, the teacher at few steps, students.
+def planned_runs(settings: Settings, plans: list[StagePlan]) -> list[SamplerRun]:
+    """Lists all sampler runs: the reference teacher, the teacher at few steps, then students.
 
     Raises:
-      ConfigError: an unknown sampler, stage or step count.
+      ConfigError: a sampler or stage is unknown, or a step count is out of range.
     """
     e, by_name = settings.evaluation, {plan.name: plan for plan in plans}
     check_choice("config.evaluation.teacher", e.teacher, by_name)
@@ -94,21 +95,21 @@ def planned_calls(settings: Settings, plans: list[StagePlan]) -> list[Call]:
     teacher = by_name[e.teacher]
     full_steps = e.full_steps or teacher.levels.num_steps
     check_choice("config.evaluation.teacher_spacing", e.teacher_spacing, TEACHER_SPACINGS)
-    calls = [_teacher_call(teacher, settings, e.full_sampler, full_steps, "full")]
+    runs = [_teacher_run(teacher, settings, e.full_sampler, full_steps, REFERENCE_TEACHER)]
     for sampler, counts in e.teacher_samplers.items():
         check_choice("config.evaluation.teacher_samplers", sampler, SAMPLERS)
         for steps in counts:
             if (sampler, steps) != (e.full_sampler, full_steps):
-                calls.append(_teacher_call(teacher, settings, sampler, steps, "teacher"))
+                runs.append(_teacher_run(teacher, settings, sampler, steps, "teacher"))
     for plan in plans:
         if plan.settings.method and distillation(plan, e.teacher, plans):
-            calls += _student_calls(plan, e.student_sampler)
-    return calls
+            runs += _student_runs(plan, e.student_sampler)
+    return runs
 
 
-def experiment_of(settings: Settings, call: Call) -> str:
-    """What the rows of a call are filed under: the run's name, and what sets the call apart."""
-    return f"{settings.name}/{call.variant}" if call.variant else settings.name
+def experiment_of(settings: Settings, run: SamplerRun) -> str:
+    """Name of the experiment in the rows: NAME, or NAME/VARIANT for a variant."""
+    return f"{settings.name}/{run.variant}" if run.variant else settings.name
 
 
 SAMPLER_LABELS = {
@@ -123,7 +124,9 @@ SAMPLER_LABELS = {
 TEACHER_SPACINGS = ("trailing", "edm")
 
 
-def _teacher_call(plan: StagePlan, settings: Settings, sampler: str, steps: int, role: str) -> Call:
+def _teacher_run(
+    plan: StagePlan, settings: Settings, sampler: str, steps: int, role: str
+) -> SamplerRun:
     e, made = settings.evaluation, settings.schedule
     grid = _sampler_grid(plan.levels, sampler, steps, "the teacher")
     levels = subsequence(plan.levels, grid)
@@ -131,7 +134,7 @@ def _teacher_call(plan: StagePlan, settings: Settings, sampler: str, steps: int,
         key = "config.evaluation.teacher_spacing"
         levels, grid = edm_sampling(made.name, made.options, plan.levels, steps, key)
     label = f"teacher {SAMPLER_LABELS.get(sampler, sampler)}, {_count(steps)}"
-    return Call(
+    return SamplerRun(
         f"teacher_{sampler}_{steps}",
         label,
         plan,
@@ -145,47 +148,48 @@ def _teacher_call(plan: StagePlan, settings: Settings, sampler: str, steps: int,
     )
 
 
-def teacher_call(settings: Settings, plan: StagePlan, count: int) -> Call:
-    """The teacher at any number of network evaluations, with the sampler of its full steps.
+def teacher_run(settings: Settings, plan: StagePlan, count: int) -> SamplerRun:
+    """Returns the run of the teacher's full sampler with `count` network evaluations per image.
 
     Raises:
-      ConfigError: that sampler does not come out at `count`, or the teacher has too few levels.
+      ConfigError: no number of steps gives `count` evaluations, or the teacher has too few levels.
     """
     e = settings.evaluation
-    each = count if e.guidance == 1.0 else count / 2
-    steps = (each + 1) / 2 if e.full_sampler == "heun" else each
+    heun, guided = e.full_sampler == "heun", e.guidance != 1.0
+    each = count / 2 if guided else count
+    steps = (each + 1) / 2 if heun else each
     if steps != int(steps):
+        rules = ["a run of heun has an odd number of evaluations"] * heun
+        rules += ["guidance doubles the number of evaluations"] * guided
         raise ConfigError(
-            f"nfe={count}: {e.full_sampler} of the teacher"
-            + (" (an odd number of evaluations)" if e.full_sampler == "heun" else "")
-            + (" with guidance (twice as many)" if e.guidance != 1.0 else "")
-            + " cannot have that number."
+            f"nfe={count} is not possible with the teacher's sampler {e.full_sampler}: "
+            f"{' and '.join(rules)}."
         )
-    return _teacher_call(plan, settings, e.full_sampler, int(steps), "teacher")
+    return _teacher_run(plan, settings, e.full_sampler, int(steps), "teacher")
 
 
-def _sampler_grid(levels: Schedule, sampler: str, steps: int, whose: str) -> np.ndarray:
+def _sampler_grid(levels: Schedule, sampler: str, steps: int, network: str) -> np.ndarray:
     if not 1 <= steps <= levels.num_steps:
         raise ConfigError(
-            f"config.evaluation: {sampler} with {steps} steps; {whose} has {levels.num_steps} "
+            f"config.evaluation: {sampler} with {steps} steps; {network} has {levels.num_steps} "
             "levels."
         )
     return make_grid(levels, steps, "trailing")
 
 
-def _student_calls(plan: StagePlan, sampler: str) -> list[Call]:
-    """Every student of a sweep, or the stage's one sampler, by each way that is asked for."""
+def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
+    """Lists the sampler runs of a stage: every student of a sweep with every chosen sampler."""
     path = f"config.stages.{plan.name}.samplers"
     for name in plan.settings.samplers:
         check_choice(path, name, SAMPLERS)
-    calls = []
+    runs = []
     for k, student_plan in enumerate(
         plan.students if plan.partition is None else plan.students[:1]
     ):
         student = k if plan.stacked and plan.partition is None else None
-        whose = f"stage '{plan.name}'"
-        ways = [
-            (name, steps, _sampler_grid(student_plan.levels, name, steps, whose))
+        network = f"stage '{plan.name}'"
+        samplers = [
+            (name, steps, _sampler_grid(student_plan.levels, name, steps, network))
             for name, counts in plan.settings.samplers.items()
             for steps in counts
         ] or [
@@ -195,15 +199,15 @@ def _student_calls(plan: StagePlan, sampler: str) -> list[Call]:
                 np.arange(student_plan.levels.num_steps + 1),
             )
         ]
-        for name, steps, grid in ways:
-            calls.append(_student_call(plan, name, steps, grid, student, sampler))
-    return calls
+        for name, steps, grid in samplers:
+            runs.append(_student_run(plan, name, steps, grid, student, sampler))
+    return runs
 
 
-def _student_call(
+def _student_run(
     plan: StagePlan, sampler: str, steps: int, grid: np.ndarray, student: int | None, usual: str
-) -> Call:
-    """The call of one student; `steps` is 0 where it is sampled on all of its levels."""
+) -> SamplerRun:
+    """The sampler run of one student; `steps` is 0 if the sampler visits all its levels."""
     s, student_plan = plan.settings, plan.students[student or 0]
     other = SAMPLER_LABELS.get(sampler, sampler) if sampler != usual else ""
     swept = "" if set(s.students.sweep) <= {"grid_steps"} else student_plan.label
@@ -213,7 +217,7 @@ def _student_call(
         known += f", K={s.students.count}, width {getattr(plan.module, 'channels', '?')}"
     series = known + (f" ({variant})" if variant else "")
     key = plan.name + (f"_{student}" if student is not None else "")
-    return Call(
+    return SamplerRun(
         key=key + (f"_{sampler}_{steps}" if steps else ""),
         label=f"{series}, {_count(len(grid) - 1)}",
         plan=plan,
@@ -232,22 +236,25 @@ def _count(steps: int) -> str:
     return f"{steps} step{'s' if steps != 1 else ''}"
 
 
-def without_diverged(calls: Sequence[Call]) -> tuple[list[Call], list[str]]:
-    """The calls whose students are sound, and what there is to say of the others.
+def without_diverged(runs: Sequence[SamplerRun]) -> tuple[list[SamplerRun], list[str]]:
+    """Separates the runs of students that diverged.
 
-    A student of a sweep is left out by itself; students of a partition make images together, so
-    that one of them spoils all.
+    A student of a sweep is left out alone. The students of a partition generate images together,
+    so one diverged student leaves out all of them.
+
+    Returns:
+      (runs to sample, one message for each run that is left out).
     """
-    sound, left_out = [], []
-    for call in calls:
-        frozen = call.plan.diverged_students()
-        if call.student is not None:
-            frozen = [k for k in frozen if k == call.student]
-        if frozen:
+    kept, left_out = [], []
+    for run in runs:
+        diverged = run.plan.diverged_students()
+        if run.student is not None:
+            diverged = [k for k in diverged if k == run.student]
+        if diverged:
             left_out.append(
-                f"{call.label}: not scored, because student {in_words(frozen)} of stage "
-                f"'{call.plan.name}' diverged and is frozen"
+                f"{run.label}: not scored, because student {in_words(diverged)} of stage "
+                f"'{run.plan.name}' diverged"
             )
         else:
-            sound.append(call)
-    return sound, left_out
+            kept.append(run)
+    return kept, left_out

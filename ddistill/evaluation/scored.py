@@ -1,14 +1,15 @@
-"""Scores of samples: the feature network, features of real images, and the protocol of numbers."""
+"""Scores of samples: the feature network, the features of real images, and the protocol."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from ddistill.data import Dataset
+from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.metrics.features import (
     Reference,
     Sampling,
@@ -22,62 +23,59 @@ from ddistill.evaluation.metrics.pixels import psnr
 from ddistill.evaluation.metrics.resampling import USUAL, Estimate, Resampling
 from ddistill.evaluation.records.environment import command_string, machine_string
 from ddistill.evaluation.records.protocol import Protocol
-from ddistill.evaluation.records.rows import Row, rows_from_scores
-from ddistill.evaluation.records.sampler_runs import CallRecord
+from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
+from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER, SamplerRunRecord
 from ddistill.evaluation.sampling import Samples, conditions
-from ddistill.evaluation.sampling_plan import Call, experiment_of
-from ddistill.planning.lineage import Cost, cost, distillation
-from ddistill.planning.plan import StagePlan
+from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
 from ddistill.settings import Settings
-from ddistill.training.trained import Networks
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A call with its samples and scores.
+class ScoredRun:
+    """A sampler run with its samples and scores.
 
     Attributes:
-      call: what was sampled.
-      samples: the images and their cost.
+      run: the sampler run.
+      samples: its images and their cost.
       scores: value and interval by metric.
-      classes: `[N]` class that the classifier sees in each sample.
+      classes: `[N]` class that the classifier predicts for each sample; zeros without a classifier.
     """
 
-    call: Call
+    run: SamplerRun
     samples: Samples
-    scores: dict[str, Estimate]
-    classes: np.ndarray
+    scores: Mapping[str, Estimate]
+    classes: Int[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The feature network and the real images' features.
+    """The feature network and the features of the real images.
 
     Attributes:
-      apply: jitted images -> (logits, features).
+      apply: jitted, images -> (logits, features).
       name: name of the feature network.
       data: name of the data set.
-      digest: hash of its weights.
+      digest: hash of the weights of the feature network.
       real: features of the training images.
-      real_count: their number.
-      floor: scores of the test images against them, those alone that do not depend on the number
-        of images or are taken at `count`.
+      real_count: number of training images.
+      floor: scores of the test images against the training images; only scores that do not depend
+        on the number of images, or that are computed at `count` images.
       floor_count: number of test images.
-      floor_strata: whether the test images have fixed numbers for each class.
-      count: images at which recall and the like are taken, of samples and of test images.
+      floor_strata: whether each class has a fixed number of test images.
+      count: number of images for recall, coverage and class shares, of samples and test images.
       resampling: number of subsets and seed.
-      accuracy: the classifier's accuracy on the test images.
-      others: accuracy of the run's other classifiers, those that students are compared in.
-      batch: images a call.
+      accuracy: accuracy of the classifier on the test images.
+      others: accuracy of the other classifiers of the run, by stage.
+      batch: images per batch.
     """
 
-    apply: Any
+    apply: Callable[[np.ndarray], tuple[jax.Array, jax.Array]]
     name: str
     data: str
     digest: str
     real: Reference
     real_count: int
-    floor: dict[str, Estimate]
+    floor: Mapping[str, Estimate]
     floor_count: int
     floor_strata: bool
     count: int
@@ -87,29 +85,29 @@ class Scorer:
     batch: int
 
 
-def make_scorer(
-    settings: Settings,
-    plans: list[StagePlan],
-    dataset: Dataset,
-    test: Dataset,
-    networks: Networks,
-) -> Scorer:
-    """Features of the real images, and the floor: test images scored as if they were samples."""
-    plan = next(p for p in plans if p.name == settings.evaluation.classifier)
+def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
+    """Computes the features of the real images, and scores the test images like samples.
+
+    Args:
+      evaluation: the run.
+      test: the test images.
+    """
+    settings, plans = evaluation.settings.evaluation, evaluation.plans
+    dataset, networks = evaluation.dataset, evaluation.networks
+    plan = next(p for p in plans if p.name == settings.classifier)
     classifier = networks(plan)
-    batch = settings.evaluation.batch_size
+    batch = settings.batch_size
     apply = jax.jit(lambda images: classifier(images))
     _, train_features = extract(apply, dataset, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
     real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)
-    samples = settings.evaluation.samples
     shares = real.histogram if real.histogram is not None else np.zeros(0)
     strata = fixed_strata(np.asarray(test.labels), shares)
-    count = min(samples, len(test), real.max_neighbours)
+    count = min(settings.samples, len(test), real.max_neighbours)
     resampling = USUAL.for_features(train_features.shape[1])
     floor = score(real, features, logits, sampling=Sampling(count, strata, resampling))
-    if len(test) != samples:
-        del floor["fd"]  # of another number of images than the samples', and not comparable
+    if len(test) != settings.samples:
+        del floor["fd"]  # depends on the number of images, which is not that of the samples
     others = {
         p.name: accuracy(extract(jax.jit(networks(p).__call__), test, batch)[0], test)
         for p in plans
@@ -133,145 +131,174 @@ def make_scorer(
     )
 
 
-def accuracy(logits: np.ndarray, dataset: Dataset) -> float:
-    """Share of the images whose class has the greatest logit."""
+def accuracy(logits: Float[np.ndarray, "N K"], dataset: Dataset) -> float:
+    """Share of the images, in [0, 1], for which the class of the label has the greatest logit."""
     return float((logits.argmax(axis=1) == np.asarray(dataset.labels)).mean())
 
 
-def score_call(scorer: Scorer | None, call: Call, samples: Samples, full: np.ndarray) -> Scored:
-    """Scores one call; `full` are the full teacher's images from the same noise."""
+def score_run(
+    scorer: Scorer | None,
+    run: SamplerRun,
+    samples: Samples,
+    reference_images: Float[np.ndarray, "N H W C"],
+) -> ScoredRun:
+    """Scores one sampler run.
+
+    Args:
+      scorer: the feature network; None to compute only PSNR and time.
+      run: the sampler run.
+      samples: its samples.
+      reference_images: the images of the reference teacher from the same noise.
+    """
     scores: dict[str, Estimate] = {}
     classes = np.zeros(len(samples.images), np.int64)
     if scorer is not None:
         logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
-        strata = conditions(call, 0, len(samples.images))
+        strata = conditions(run, 0, len(samples.images))
         sampling = Sampling(scorer.count, strata, scorer.resampling)
         scores = score(scorer.real, features, logits, sampling=sampling)
         classes = logits.argmax(axis=1)
-    if call.role != "full":
-        ratio = psnr(np.clip(samples.images, -1, 1), np.clip(full, -1, 1))
+    if run.role != REFERENCE_TEACHER:
+        ratio = psnr(np.clip(samples.images, -1, 1), np.clip(reference_images, -1, 1))
         scores["psnr_to_teacher"] = Estimate(ratio)
     scores["ms_per_image"] = Estimate(samples.ms_per_image)
-    return Scored(call, samples, scores, classes)
+    return ScoredRun(run, samples, scores, classes)
 
 
-def protocol_of(settings: Settings, scorer: Scorer | None, call: Call | None) -> Protocol:
-    """The protocol of a call's numbers, or of the floor's where `call` is None."""
-    e = settings.evaluation
-    ema = call.plan.settings.ema[0] if call is not None and call.plan.settings.ema else None
-    return Protocol(
+def protocol_of(settings: Settings, scorer: Scorer | None, run: SamplerRun) -> Protocol:
+    """The protocol of the scores of a sampler run."""
+    e, rates = settings.evaluation, run.plan.settings.ema
+    protocol = Protocol(
         features=scorer.name if scorer else "none",
         features_hash=scorer.digest if scorer else "none",
-        # A folder's name may hold what a protocol may not.
-        reference=re.sub(r"[\s=,;|`:]+", "_", f"{scorer.data}/train") if scorer else "none",
+        reference=_reference_name(scorer) if scorer else "none",
         reference_n=scorer.real_count if scorer else 1,
-        samples=e.samples if call is not None or scorer is None else scorer.floor_count,
-        sampler=call.sampler_name if call is not None else "none",
-        nfe=call.nfe if call is not None else 0,
-        ema=ema,
-        clip=(e.clip or None) if call is not None else None,
+        samples=e.samples,
+        sampler=run.sampler_name,
+        nfe=run.nfe,
+        ema=rates[0] if rates else None,
+        clip=e.clip or None,
         noise_seed=e.noise_seed,
         quantised=True,
-        guidance=None if call is None or call.guidance == 1.0 else call.guidance,
-        **(_resampled(scorer, call) if scorer else {}),
+        guidance=None if run.guidance == 1.0 else run.guidance,
     )
+    if scorer is None:
+        return protocol
+    return _resampled(protocol, scorer, conditions(run, 0, 1) is not None)
 
 
-def _resampled(scorer: Scorer, call: Call | None) -> dict[str, Any]:
-    """Parts of the protocol that say how scores were resampled."""
-    return {
-        "floor": scorer.floor_count,
-        "count": scorer.count,
-        "subsets": scorer.resampling.subsets,
-        "splits": scorer.resampling.splits,
-        "subset_seed": scorer.resampling.seed,
-        "strata": scorer.floor_strata if call is None else conditions(call, 0, 1) is not None,
-    }
+def floor_protocol(settings: Settings, scorer: Scorer) -> Protocol:
+    """The protocol of the scores of the test images."""
+    protocol = Protocol(
+        features=scorer.name,
+        features_hash=scorer.digest,
+        reference=_reference_name(scorer),
+        reference_n=scorer.real_count,
+        samples=scorer.floor_count,
+        sampler="none",
+        nfe=0,
+        ema=None,
+        clip=None,
+        noise_seed=settings.evaluation.noise_seed,
+        quantised=True,
+    )
+    return _resampled(protocol, scorer, scorer.floor_strata)
+
+
+def _reference_name(scorer: Scorer) -> str:
+    # The name of a folder may contain characters that a protocol must not contain.
+    return re.sub(r"[\s=,;|`:]+", "_", f"{scorer.data}/train")
+
+
+def _resampled(protocol: Protocol, scorer: Scorer, strata: bool) -> Protocol:
+    """The protocol with the counts and seeds of the resampling."""
+    return replace(
+        protocol,
+        floor=scorer.floor_count,
+        count=scorer.count,
+        subsets=scorer.resampling.subsets,
+        splits=scorer.resampling.splits,
+        subset_seed=scorer.resampling.seed,
+        strata=strata,
+    )
 
 
 def make_rows(
-    settings: Settings,
-    plans: list[StagePlan],
-    dataset: Dataset,
+    evaluation: Evaluation,
     scorer: Scorer | None,
-    scored: list[Scored],
+    scored: Sequence[ScoredRun],
     warnings: Sequence[str] = (),
 ) -> list[Row]:
-    """The rows of results.json: the floor, then every call; each says the run's warnings.
+    """Makes the rows of results.json: the scores of the test images, then of every sampler run.
 
-    What a student cost counts every stage between the teacher and it.
+    Args:
+      evaluation: the run.
+      scorer: the feature network; None without scores of test images.
+      scored: the scored sampler runs.
+      warnings: why the scores may mean little; every row carries them.
     """
-    common: dict[str, Any] = {
-        "data": dataset.name,
-        "seed": settings.seed,
-        "command": command_string(),
-        "machine": machine_string(),
-        "tuned_on": settings.evaluation.tuned_on,
-        "warnings": " ".join(warnings),
-    }
-    floor = (
-        []
-        if scorer is None
-        else rows_from_scores(
-            {**scorer.floor, "accuracy": Estimate(scorer.accuracy)},
-            experiment=settings.name,
-            method="real",
-            nfe=0,
-            students=0,
-            width=0,
-            protocol=protocol_of(settings, scorer, None).string(),
-            train_seconds=0.0,
-            teacher_calls=0,
-            **common,
-        )
+    settings = evaluation.settings
+    facts = RowFacts(
+        experiment=settings.name,
+        method="real",
+        data=evaluation.dataset.name,
+        nfe=0,
+        students=0,
+        width=0,
+        seed=settings.seed,
+        protocol="none",
+        train_seconds=0.0,
+        teacher_calls=0,
+        command=command_string(),
+        machine=machine_string(),
+        tuned_on=settings.evaluation.tuned_on,
+        warnings=" ".join(warnings),
     )
-    return [*floor, *(row for s in scored for row in _rows_of(settings, plans, scorer, s, common))]
+    rows: list[Row] = []
+    if scorer is not None:
+        floor = {**scorer.floor, "accuracy": Estimate(scorer.accuracy)}
+        protocol = floor_protocol(settings, scorer).string()
+        rows += rows_from_scores(floor, replace(facts, protocol=protocol))
+    for s in scored:
+        rows += rows_from_scores(s.scores, _facts_of(evaluation, scorer, s.run, facts))
+    return rows
 
 
-def _spent(settings: Settings, plans: list[StagePlan], call: Call) -> Cost:
-    return cost(distillation(call.plan, settings.evaluation.teacher, plans), call.student)
-
-
-def _rows_of(
-    settings: Settings,
-    plans: list[StagePlan],
-    scorer: Scorer | None,
-    scored: Scored,
-    common: Mapping[str, Any],
-) -> list[Row]:
-    spent = _spent(settings, plans, scored.call)
-    return rows_from_scores(
-        scored.scores,
-        experiment=experiment_of(settings, scored.call),
-        method=scored.call.method,
-        nfe=scored.call.nfe,
-        students=scored.call.students,
-        width=scored.call.width,
-        protocol=protocol_of(settings, scorer, scored.call).string(),
-        train_seconds=spent.seconds,
-        teacher_calls=spent.teacher_calls,
-        **common,
+def _facts_of(
+    evaluation: Evaluation, scorer: Scorer | None, run: SamplerRun, facts: RowFacts
+) -> RowFacts:
+    cost = evaluation.cost_of(run)
+    return replace(
+        facts,
+        experiment=experiment_of(evaluation.settings, run),
+        method=run.method,
+        nfe=run.nfe,
+        students=run.students,
+        width=run.width,
+        protocol=protocol_of(evaluation.settings, scorer, run).string(),
+        train_seconds=cost.seconds,
+        teacher_calls=cost.teacher_calls,
     )
 
 
-def _record(
-    settings: Settings, plans: list[StagePlan], scorer: Scorer | None, scored: Scored
-) -> CallRecord:
-    call, stage = scored.call, scored.call.plan
-    spent = _spent(settings, plans, call)
+def record_of_run(
+    evaluation: Evaluation, scorer: Scorer | None, run: SamplerRun
+) -> SamplerRunRecord:
+    """The record of a sampler run in evaluation.json."""
+    stage, cost = run.plan, evaluation.cost_of(run)
     classes = stage.module.num_classes if stage.settings.conditional else 0  # type: ignore[attr-defined]
-    return CallRecord(
-        key=call.key,
-        label=call.label,
-        method=call.method,
-        variant=call.variant,
-        nfe=call.nfe,
-        width=call.width,
-        role=call.role,
-        protocol=protocol_of(settings, scorer, call).string(),
+    return SamplerRunRecord(
+        key=run.key,
+        label=run.label,
+        method=run.method,
+        variant=run.variant,
+        nfe=run.nfe,
+        width=run.width,
+        role=run.role,
+        protocol=protocol_of(evaluation.settings, scorer, run).string(),
         classes=int(classes),
         parameters=int((stage.manifest() or {})["parameters"]),
-        teacher_calls=spent.teacher_calls,
-        updates=spent.updates,
-        seconds=spent.seconds,
+        teacher_calls=cost.teacher_calls,
+        updates=cost.updates,
+        seconds=cost.seconds,
     )

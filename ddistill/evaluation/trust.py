@@ -1,43 +1,48 @@
-"""When the scores of a run mean little: said with the scores, not found out later."""
+"""Warnings about scores that mean little; the report shows them before the scores."""
 
-from ddistill.evaluation.scored import Scored, Scorer
+from ddistill.evaluation.scored import ScoredRun, Scorer
 
-# A classifier that is right less often has features in which noise can look like images. Many
-# classes are harder to tell apart.
+# Below this accuracy, noise can look like images in the features of a classifier. The bound is
+# lower with many classes, because they are harder to separate.
 LEAST_ACCURACY = 0.8
 LEAST_ACCURACY_OF_MANY = 0.5
 MANY_CLASSES = 10
-# Images for each feature: a covariance of fewer is far from that of all images, and halves of them
-# have none of full rank, from which FD-infinity is extrapolated.
+# Images per feature. With fewer, the estimate of the covariance is poor, and that of half of the
+# images, from which FD-infinity is extrapolated, does not have full rank.
 LEAST_PER_FEATURE = 2
-# Share of the variance of the real features: a generator of one mean image has a distance of 1.
+# Share of the variance of the real features, which is the distance of a generator that always
+# returns the mean image.
 FARTHEST_TEACHER = 0.1
 
 
-def warnings_of(scorer: Scorer, teacher: Scored) -> list[str]:
-    """Sentences that say why the scores of a run may mean little; empty for no reason.
+def warnings_of(scorer: Scorer, teacher: ScoredRun) -> list[str]:
+    """Lists why the scores of a run may mean little, one sentence or two each.
 
     Args:
-      scorer: the feature network, the real images and the floor.
-      teacher: the full teacher's samples and scores.
+      scorer: the feature network, the real images and the scores of the test images.
+      teacher: samples and scores of the reference teacher.
     """
-    found = [_weak(scorer), *_few(scorer, len(teacher.samples.images)), _far(scorer, teacher)]
+    found = [
+        _weak_classifier(scorer),
+        *_few_images(scorer, len(teacher.samples.images)),
+        _far_teacher(scorer, teacher),
+    ]
     return [text for text in found if text]
 
 
-def _weak(scorer: Scorer) -> str:
+def _weak_classifier(scorer: Scorer) -> str:
     classes = 0 if scorer.real.histogram is None else len(scorer.real.histogram)
     least = LEAST_ACCURACY_OF_MANY if classes > MANY_CLASSES else LEAST_ACCURACY
     if scorer.accuracy >= least:
         return ""
     return (
-        f"The classifier whose features are compared is right on {scorer.accuracy:.1%} of the test "
-        f"images, below {least:.0%}: its features tell images little apart, and noise can score "
+        f"The classifier that gives the features has an accuracy of {scorer.accuracy:.1%} on the "
+        f"test images, below {least:.0%}: its features separate images poorly, and noise can score "
         "well. Train it for longer."
     )
 
 
-def _few(scorer: Scorer, samples: int) -> list[str]:
+def _few_images(scorer: Scorer, samples: int) -> list[str]:
     dim = scorer.real.features.shape[1]
     counts = {
         "samples": samples,
@@ -46,13 +51,14 @@ def _few(scorer: Scorer, samples: int) -> list[str]:
     }
     return [
         f"{count} {name} are fewer than {LEAST_PER_FEATURE} for each of the {dim} features: "
-        "Frechet distances of so few say little. Use more, or a classifier of fewer features."
+        "Frechet distances of so few images mean little. Use more images, or a classifier with "
+        "fewer features."
         for name, count in counts.items()
         if count < LEAST_PER_FEATURE * dim
     ]
 
 
-def _far(scorer: Scorer, teacher: Scored) -> str:
+def _far_teacher(scorer: Scorer, teacher: ScoredRun) -> str:
     name = "fd_infinity"
     if name not in teacher.scores or name not in scorer.floor:
         return ""
@@ -61,8 +67,8 @@ def _far(scorer: Scorer, teacher: Scored) -> str:
     if value - floor <= bound:
         return ""
     return (
-        f"The teacher is far from the data: its FD\N{INFINITY} is {value:.3g}, that of the test "
-        f"images {floor:.3g}, and the difference is above {FARTHEST_TEACHER:.0%} of the variance "
-        f"of the real features ({bound:.3g}). What its students score says little about their "
-        "method. Train it for longer."
+        f"The teacher is far from the data: its FD\N{INFINITY} is {value:.3g} and that of the test "
+        f"images is {floor:.3g}; the difference is above {FARTHEST_TEACHER:.0%} of the variance "
+        f"of the real features ({bound:.3g}). The scores of its students say little about the "
+        "method. Train the teacher for longer."
     )

@@ -1,7 +1,7 @@
-"""python -m ddistill.export --to=diffusers|stablehlo|safetensors RUN OUT: a student for others.
+"""python -m ddistill.export --to=diffusers|stablehlo|safetensors RUN OUT: exports a student.
 
 RUN is the folder of a finished run, OUT a folder that does not exist yet or is empty. Without
---stage and --nfe the last student of the run is written.
+--stage and --nfe the last student of the run is exported.
 """
 
 import argparse
@@ -16,36 +16,39 @@ from ddistill.evaluation.records.rows import read_rows
 from ddistill.export import diffusers, safetensors, stablehlo
 from ddistill.export.facts import Exported, rows_of
 from ddistill.planning.plan import StagePlan
-from ddistill.product import Run, open_run
 from ddistill.runtime.files import expand
 from ddistill.text import printable
+from ddistill.trained_run import TrainedRun, open_run
 
 FORMS = ("diffusers", "stablehlo", "safetensors")
 
 
 @one_line_ending()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; one line and exit status 1 for what cannot be exported."""
-    parser = Parser("python -m ddistill.export", "Writes a student of a run for others.")
+    """Entry point of the command line; exit status 1 with a message if the export fails."""
+    parser = Parser("python -m ddistill.export", "Exports a student of a run for other programs.")
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("out", metavar="OUT", help="new folder")
-    parser.add_argument("--to", required=True, choices=FORMS, help="the form")
-    parser.add_argument("--stage", default="", help="whose network (default: the last student)")
-    parser.add_argument("--nfe", type=int, help="network evaluations an image")
+    parser.add_argument("--to", required=True, choices=FORMS, help="format")
+    parser.add_argument("--stage", default="", help="stage to export (default: the last student)")
+    parser.add_argument("--nfe", type=int, help="network evaluations per image")
     parser.add_argument("--cache", help="folder of shared stages (default: RUN/../shared)")
-    parser.add_argument("--licence", default="", help="of the weights, for the model card")
+    parser.add_argument("--licence", default="", help="licence of the weights, for the model card")
     parser.add_argument(
-        "--weights", choices=("inside", "beside"), default="inside", help="of a StableHLO program"
+        "--weights",
+        choices=("inside", "beside"),
+        default="inside",
+        help="place of the weights of a StableHLO program",
     )
     options = parser.parse_all(argv)
     print(printable(export(options)))
 
 
 def export(options: argparse.Namespace) -> str:
-    """Writes what the command line asks for and returns a line about it.
+    """Exports a student as the command line says and returns one line about it.
 
     Raises:
-      ConfigError, CheckpointError: it cannot be; nothing is left in OUT.
+      ConfigError, CheckpointError: the export is not possible; OUT stays as it was.
     """
     out = expand(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -64,26 +67,28 @@ def export(options: argparse.Namespace) -> str:
         if out.exists():
             out.rmdir()
         shutil.move(made, out)
-    return f"{out}: {exported.call.label} of {run.settings.name}, {said}"
+    return f"{out}: {exported.sampler_run.label} of {run.settings.name}, {said}"
 
 
-def collect(run: Run, stage: str = "", nfe: int | None = None, licence: str = "") -> Exported:
-    """What is exported of a run; arguments as of `Run.call`."""
-    call = run.call(stage, nfe)
+def collect(
+    run: TrainedRun, stage: str = "", nfe: int | None = None, licence: str = ""
+) -> Exported:
+    """Collects the exported network; arguments as for `TrainedRun.sampler_run`."""
+    sampler_run = run.sampler_run(stage, nfe)
     results = run.folder / "results.json"
     return Exported(
-        call=call,
-        network=run.network(call),
+        sampler_run=sampler_run,
+        network=run.network(sampler_run),
         settings=run.settings,
         data=run.data.name,
         num_classes=run.data.num_classes,
-        rows=rows_of(call, read_rows(results) if results.exists() else [], run.settings),
-        licence=licence or "; ".join(licences(run, call.plan)),
+        rows=rows_of(sampler_run, read_rows(results) if results.exists() else [], run.settings),
+        licence=licence or "; ".join(licences(run, sampler_run.plan)),
     )
 
 
-def licences(run: Run, plan: StagePlan) -> list[str]:
-    """Those of all imported networks that a stage has learnt or started from, however far back."""
+def licences(run: TrainedRun, plan: StagePlan) -> list[str]:
+    """The licences of all imported networks from which a stage, or one of its sources, started."""
     found: dict[str, None] = {}
     waiting, seen = [plan], set()
     while waiting:

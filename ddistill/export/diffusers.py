@@ -1,16 +1,16 @@
-"""Students as folders of diffusers: a `DDIMPipeline` where it can draw them, else a small pipeline.
+"""Students as folders of diffusers: a `DDIMPipeline` if possible, else a small custom pipeline.
 
-A student whose levels are variance preserving and end clean becomes a `UNet2DModel` and a
-`DDIMScheduler`. Everything else (students that share out levels or classes, class-conditional ones,
-EDM's preconditioning, samplers that noise again) becomes one `UNet2DModel` a student, ddistill.json
-with levels and owners, and pipeline.py, which needs torch and diffusers alone.
+A student with variance-preserving levels that end clean becomes a `UNet2DModel` and a
+`DDIMScheduler`. Everything else (the students of a partition, class-conditional students, the
+preconditioning of EDM, samplers that add noise in every step) becomes one `UNet2DModel` per
+student, ddistill.json with levels and owners, and pipeline.py, which needs only torch and
+diffusers.
 """
 
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.export.facts import Exported
+from ddistill.export.trees import Params
 from ddistill.interop.ddim import BETA_SCHEDULES, write_scheduler
 from ddistill.interop.tensors import write_tensors
 from ddistill.interop.unet2d import write_options
@@ -28,45 +29,45 @@ from ddistill.runtime.files import write_text
 from ddistill.schedules import Schedule, build_schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
 
-# The oldest release that reads what is written here.
+# The oldest release of diffusers that reads these files.
 VERSION = "0.31.0"
 SAMPLERS = ("ddim", "renoise")
 
 
 def write(exported: Exported, out: Path) -> str:
-    """Writes `exported` into the folder `out` and returns a line that says what it is.
+    """Writes `exported` into the folder `out` and returns a short description of the files.
 
     Raises:
-      ConfigError: a network, sampler or option that neither form can hold.
+      ConfigError: diffusers does not support the network, the sampler or an option.
     """
-    call = exported.call
-    if call.sampler not in SAMPLERS:
+    run = exported.sampler_run
+    if run.sampler not in SAMPLERS:
         raise ConfigError(
-            f"'{call.key}' is sampled with {call.sampler}; for diffusers {', '.join(SAMPLERS)} can "
-            "be exported. Use --to=stablehlo, or choose another --nfe."
+            f"'{run.key}' is sampled with {run.sampler}; the export to diffusers supports "
+            f"{', '.join(SAMPLERS)}. Use --to=stablehlo, or choose another --nfe."
         )
-    if call.guidance != 1.0:
+    if run.guidance != 1.0:
         raise ConfigError(
-            f"'{call.key}' is a teacher with guidance {call.guidance}, which a folder of diffusers "
-            "does not hold. Use --to=stablehlo."
+            f"'{run.key}' is a teacher with guidance {run.guidance}, which the export to diffusers "
+            "does not support. Use --to=stablehlo."
         )
     why = _beyond_ddim(exported)
     if not why:
         _write_ddim(exported, out)
-        return f"a DDIMPipeline of {call.steps} steps"
+        return f"a DDIMPipeline of {run.steps} steps"
     _write_students(exported, out)
     return f"UNet2DModels with a pipeline.py, because {why}"
 
 
 def _beyond_ddim(exported: Exported) -> str:
-    """Why a `DDIMPipeline` cannot draw it; "" if it can."""
-    call = exported.call
+    """Why a `DDIMPipeline` cannot sample the network; "" if it can."""
+    run = exported.sampler_run
     if len(exported.students) > 1:
         return "there are several students"
     if exported.conditional:
-        return "the network is told classes, which DDIMPipeline does not pass on"
-    if call.sampler == "renoise" and call.steps > 1:
-        return "it is noised again after every step"
+        return "the network is class-conditional, and DDIMPipeline passes no classes"
+    if run.sampler == "renoise" and run.steps > 1:
+        return "its sampler adds noise in every step"
     try:
         _scheduler(exported)
     except ConfigError as error:
@@ -75,10 +76,10 @@ def _beyond_ddim(exported: Exported) -> str:
 
 
 def _write_ddim(exported: Exported, out: Path) -> None:
-    call = exported.call
+    run = exported.sampler_run
     scheduler, table = _scheduler(exported)
-    options = write_options(exported.unet, call.plan.image_shape)
-    tensors = dict(_tensors(exported.unet, call.plan.image_shape, exported.denoiser.params))
+    options = write_options(exported.unet, run.plan.image_shape)
+    tensors = dict(_tensors(exported.unet, run.plan.image_shape, exported.denoiser.params))
     if table is not None:
         options |= {"time_embedding_type": "learned", "num_train_timesteps": len(table)}
         tensors["time_proj.weight"] = _sinusoids(exported.unet, table)
@@ -92,36 +93,39 @@ def _write_ddim(exported: Exported, out: Path) -> None:
     }
     _write_json(out / "model_index.json", index)
     _write_json(out / "ddistill.json", exported.manifest())
-    # eps is derived anew from the clipped image, as ddistill's samplers do.
+    # As the samplers of ddistill, the pipeline derives eps again from the clipped image.
     how = f"""
 from diffusers import DDIMPipeline
 
 pipeline = DDIMPipeline.from_pretrained(".")
 images = pipeline(
-    batch_size=16, num_inference_steps={call.steps}, use_clipped_model_output=True
+    batch_size=16, num_inference_steps={run.steps}, use_clipped_model_output=True
 ).images
 """
     write_text(out / "README.md", exported.card(how, "diffusers"))
 
 
-def _scheduler(exported: Exported) -> tuple[dict[str, Any], np.ndarray | None]:
-    """scheduler_config.json, and the times that its timesteps 0 .. N-1 stand for.
+def _scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None]:
+    """Returns scheduler_config.json and the times of its timesteps 0 .. N-1.
 
-    The times are None where the network is told the timestep itself. A grid that a `DDIMScheduler`
-    makes of the teacher's levels keeps those, so that other step counts can be tried too.
+    The times are None if the network receives the timestep itself. If a `DDIMScheduler` on the
+    levels of the teacher has the grid of the student, all levels of the teacher are kept, so that
+    users can try other step counts.
     """
-    call, own = exported.call, exported.call.levels
+    run, own = exported.sampler_run, exported.sampler_run.levels
     prediction, clip = exported.denoiser.prediction, exported.clip
-    as_told = exported.unet.time_scale == 1.0
+    unscaled = exported.unet.time_scale == 1.0
     whole = _whole(exported.settings.schedule)
     steps, each = own.num_steps, whole.num_steps
-    told = as_told and whole.sigma[0] == 0 and np.array_equal(whole.time[1:], np.arange(each))
-    even = each % steps == 0 and np.array_equal(call.grid, uniform_grid(each, steps))
-    if told and even and np.array_equal(own.time, whole.time[call.grid]):
+    same_times = (
+        unscaled and whole.sigma[0] == 0 and np.array_equal(whole.time[1:], np.arange(each))
+    )
+    even = each % steps == 0 and np.array_equal(run.grid, uniform_grid(each, steps))
+    if same_times and even and np.array_equal(own.time, whole.time[run.grid]):
         config = write_scheduler(whole, prediction, clip)
         named = _named(exported.settings.schedule)
         return {**config, **named, "timestep_spacing": "trailing"}, None
-    if as_told and np.array_equal(own.time[1:], np.arange(steps)):
+    if unscaled and np.array_equal(own.time[1:], np.arange(steps)):
         return write_scheduler(own, prediction, clip), None
     return write_scheduler(own, prediction, clip), np.asarray(own.time[1:])
 
@@ -130,8 +134,8 @@ def _whole(s: ScheduleSettings) -> Schedule:
     return build_schedule(s.name, s.steps, **s.options)
 
 
-def _named(s: ScheduleSettings) -> dict[str, Any]:
-    """The schedule by diffusers' name instead of its betas, where it has one."""
+def _named(s: ScheduleSettings) -> dict[str, object]:
+    """The name of the schedule in diffusers, in place of its betas; empty without a name."""
     needed = set() if s.name == "cosine" else {"start", "end"}
     if s.name not in BETA_SCHEDULES or set(s.options) != needed:
         return {}
@@ -140,9 +144,9 @@ def _named(s: ScheduleSettings) -> dict[str, Any]:
 
 
 def _sinusoids(net: UNet, times: np.ndarray) -> np.ndarray:
-    """`[N, channels]`, what our network makes of these times: a table that diffusers can look up.
+    """`[N, channels]` time embeddings of the network, as a table for diffusers.
 
-    With it a timestep 0 .. N-1 stands for any time, which `UNet2DModel` has no other place for.
+    With the table, timesteps 0 .. N-1 of `UNet2DModel` stand for arbitrary times.
     """
     layout = {"cosines_first": net.cosines_first, "includes_last": net.includes_last}
     scaled = jnp.asarray(times, jnp.float32) * net.time_scale
@@ -151,7 +155,7 @@ def _sinusoids(net: UNet, times: np.ndarray) -> np.ndarray:
 
 
 def _write_students(exported: Exported, out: Path) -> None:
-    net, shape = exported.unet, exported.call.plan.image_shape
+    net, shape = exported.unet, exported.sampler_run.plan.image_shape
     options = write_options(net, shape)
     names = [f"student_{k}" for k in range(len(exported.students))]
     for name, student in zip(names, exported.students):
@@ -163,21 +167,22 @@ def _write_students(exported: Exported, out: Path) -> None:
     how = f"""
 from pipeline import Students
 
-images = Students(".")({labels})  # uint8, one image a row
+images = Students(".")({labels})  # [N, H, W, C] uint8
 """
     write_text(out / "README.md", exported.card(how, "diffusers"))
 
 
-def _tensors(net: UNet, shape: tuple[int, ...], params: Any):
+def _tensors(net: UNet, shape: tuple[int, ...], params: Params):
     return to_tensors(net, shape, jax.device_get(params))
 
 
 def _write_unet(
-    folder: Path, options: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    folder: Path, options: Mapping[str, object], tensors: Mapping[str, np.ndarray]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # diffusers leaves keys that begin with "_" alone; our own reader looks for this one.
-    null = {"_null_class": options["num_class_embeds"] - 1} if options["num_class_embeds"] else {}
+    # diffusers ignores keys that begin with "_"; the reader of ddistill uses this one.
+    classes = options["num_class_embeds"]
+    null = {"_null_class": classes - 1} if isinstance(classes, int) and classes else {}
     _write_json(folder / "config.json", {**options, **null, **_version()})
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
 
@@ -186,5 +191,5 @@ def _version() -> dict[str, str]:
     return {"_diffusers_version": VERSION}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,9 +1,8 @@
-"""What an exported network is: levels, owners and numbers, for machines and for people."""
+"""The facts about an exported network: levels, owners and scores, as JSON and as a model card."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.evaluation.records.rows import Row
-from ddistill.evaluation.sampling_plan import Call, experiment_of
+from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
 from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.networks.unet import UNet
 from ddistill.settings import Settings
@@ -23,19 +22,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Exported:
-    """A call of a run with what is needed to write it.
+    """A sampler run with its network, ready for export.
 
     Attributes:
-      call: which network, levels and sampler.
-      network: its denoiser, or its students as one.
-      settings: the run's.
-      data: name of its data set.
-      num_classes: of the data.
-      rows: what the run has scored it with; may be empty.
-      licence: of the weights, as the user names it.
+      sampler_run: network, levels and sampler.
+      network: the denoiser, or the students of a partition.
+      settings: the settings of the run.
+      data: name of the data set.
+      num_classes: number of classes of the data set.
+      rows: scores of the sampler run; may be empty.
+      licence: licence of the weights; "" if unknown.
     """
 
-    call: Call
+    sampler_run: SamplerRun
     network: Denoiser | RoutedDenoiser
     settings: Settings
     data: str
@@ -45,45 +44,45 @@ class Exported:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network; its parameters are a stack where there are many students."""
+        """The network; the parameters of K students are stacked, `[K, ...]`."""
         return self.network.students if isinstance(self.network, RoutedDenoiser) else self.network
 
     @property
     def students(self) -> list[Denoiser]:
-        """Every student alone."""
+        """The students as one denoiser each."""
         if not isinstance(self.network, RoutedDenoiser):
             return [self.network]
         return [self.network.student(k) for k in range(self.network.partition.count)]
 
     @property
     def conditional(self) -> bool:
-        """Whether the network is told a class."""
-        return self.call.student_plan.tables.classes is not None
+        """Whether the network is class-conditional."""
+        return self.sampler_run.student_plan.tables.classes is not None
 
     @property
     def clip(self) -> float:
-        """Bound of x0 predictions; 0 for none."""
+        """Bound on x0 predictions; 0 for no clipping."""
         return self.settings.evaluation.clip
 
     @property
     def unet(self) -> UNet:
-        """The students' network.
+        """The module of the students.
 
         Raises:
-          ConfigError: it is another one than our U-Net.
+          ConfigError: the module is not a `UNet`.
         """
-        module = self.call.plan.module
+        module = self.sampler_run.plan.module
         if not isinstance(module, UNet):
-            name = self.call.plan.settings.network["name"]
+            name = self.sampler_run.plan.settings.network["name"]
             raise ConfigError(
-                f"stage '{self.call.plan.name}' is a network '{name}', which diffusers does not "
-                "have. Use --to=stablehlo or --to=safetensors."
+                f"stage '{self.sampler_run.plan.name}' is a network '{name}', which diffusers "
+                "does not have. Use --to=stablehlo or --to=safetensors."
             )
         return module
 
     def owners(self) -> np.ndarray:
-        """`[N, C]`: who answers at levels 1 .. N for each class; C is 1 without classes."""
-        levels, count = self.call.levels, self.num_classes if self.conditional else 1
+        """`[N, C]` index of the student for level 1 .. N and class; C is 1 without classes."""
+        levels, count = self.sampler_run.levels, self.num_classes if self.conditional else 1
         table = np.zeros((levels.num_steps, count), np.int64)
         if isinstance(self.network, RoutedDenoiser):
             for i in range(levels.num_steps):
@@ -91,27 +90,27 @@ class Exported:
                 table[i] = np.broadcast_to(np.asarray(owner), count)
         return table
 
-    def manifest(self, time_scale: float = 1.0) -> dict[str, Any]:
-        """ddistill.json: everything that sampling needs beside the weights.
+    def manifest(self, time_scale: float = 1.0) -> dict[str, object]:
+        """The contents of ddistill.json: everything that sampling needs except the weights.
 
         Args:
-          time_scale: what the times are multiplied by.
+          time_scale: factor on the times.
         """
-        call, levels = self.call, self.call.levels
+        sampler_run, levels = self.sampler_run, self.sampler_run.levels
         return {
             "format": FORMAT,
-            "stage": call.plan.name,
+            "stage": sampler_run.plan.name,
             "data": self.data,
-            "image_shape": list(call.plan.image_shape),
-            "network": _plain(call.plan.settings.network),
+            "image_shape": list(sampler_run.plan.image_shape),
+            "network": _plain(sampler_run.plan.settings.network),
             "prediction": self.denoiser.prediction,
             "sigma_data": self.denoiser.sigma_data,
             "conditional": self.conditional,
             "num_classes": self.num_classes if self.conditional else 0,
-            "sampler": call.sampler,
-            "nfe": call.nfe,
+            "sampler": sampler_run.sampler,
+            "nfe": sampler_run.nfe,
             "clip": self.clip,
-            # Entry 0 is the clean end, where no network is asked.
+            # Entry 0 is the clean end, at which no network is evaluated.
             "levels": {
                 "alpha": [float(x) for x in levels.alpha],
                 "sigma": [float(x) for x in levels.sigma],
@@ -122,38 +121,38 @@ class Exported:
         }
 
     def card(self, how: str, library: str = "") -> str:
-        """A model card in markdown.
+        """Returns a model card in Markdown.
 
         Args:
-          how: the example, in Python.
-          library: which the files are for, if any.
+          how: Python code of the example.
+          library: the library that reads the files; "" for none.
         """
-        call, s = self.call, self.call.plan.settings
+        sampler_run, s = self.sampler_run, self.sampler_run.plan.settings
         teacher = self.settings.evaluation.teacher
         options = {k: v for k, v in _plain(s.network).items() if k not in ("name", *IDLE)}
         network = f"{s.network['name']}, " + ", ".join(f"{k}={v}" for k, v in options.items())
         lines = [
             "---",
-            # JSON's strings are YAML's too, but for characters that JSON gives as two halves.
+            # A JSON string is a YAML string, except for surrogate pairs.
             f"license: {json.dumps(printable(self.licence or 'unknown'), ensure_ascii=False)}",
             *([f"library_name: {library}"] if library else []),
             "tags: [diffusion, distillation, ddistill]",
             "---",
-            f"# {markdown(self.settings.name)}: {markdown(call.label)}",
+            f"# {markdown(self.settings.name)}: {markdown(sampler_run.label)}",
             "",
             f"* Data: {markdown(self.data)}, "
-            f"images of {' x '.join(map(str, call.plan.image_shape))} "
+            f"images of {' x '.join(map(str, sampler_run.plan.image_shape))} "
             "(height, width, channels)" + (f", {self.num_classes} classes" * self.conditional),
             f"* Method: {s.method or 'none, this is the teacher'}"
-            + (f", {call.students} students" if call.students > 1 else ""),
+            + (f", {sampler_run.students} students" if sampler_run.students > 1 else ""),
             f"* Teacher: stage '{markdown(teacher)}' of the run, {_source(self.settings, teacher)}",
             f"* Network: {markdown(network)}; predicts {self.denoiser.prediction}",
-            f"* Network evaluations an image (NFE): {call.nfe}, with {call.sampler}",
-            "* Licence: " + markdown(self.licence or "not stated; ask whoever trained the teacher"),
+            f"* Network evaluations per image (NFE): {sampler_run.nfe}, with {sampler_run.sampler}",
+            "* Licence: " + markdown(self.licence or "not stated; ask the authors of the teacher"),
             "",
             "## Scores",
             "",
-            *(self._scores() or ["The run has not scored it."]),
+            *(self._scores() or ["The run has no scores of it."]),
             "",
             "## Use",
             "",
@@ -176,15 +175,22 @@ def _source(settings: Settings, teacher: str) -> str:
     return f"from {source.partition(':')[0]} weights" if source else "trained there"
 
 
-def _plain(network: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(network: Mapping[str, object]) -> dict[str, object]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()}
 
 
-def rows_of(call: Call, rows: list[Row], settings: Settings) -> tuple[Row, ...]:
-    """The run's rows of this call."""
-    ours = (experiment_of(settings, call), call.method, call.nfe, call.students, call.width)
+def rows_of(sampler_run: SamplerRun, rows: list[Row], settings: Settings) -> tuple[Row, ...]:
+    """The rows of results.json that belong to `sampler_run`."""
+    identity = (
+        experiment_of(settings, sampler_run),
+        sampler_run.method,
+        sampler_run.nfe,
+        sampler_run.students,
+        sampler_run.width,
+    )
     return tuple(
         r
         for r in rows
-        if (r.experiment, r.method, r.nfe, r.students, r.width) == ours and r.seed == settings.seed
+        if (r.experiment, r.method, r.nfe, r.students, r.width) == identity
+        and r.seed == settings.seed
     )

@@ -1,9 +1,9 @@
-"""Draws images from the students in this folder; needs torch, diffusers and this file alone.
+"""Generates images with the students in this folder; needs only torch, diffusers and this file.
 
 from pipeline import Students
 
 images = Students(".")(batch_size=16)          # [16, H, W, C] uint8
-images = Students(".")(labels=[3, 1, 4])       # where the students know classes
+images = Students(".")(labels=[3, 1, 4])       # class-conditional students
 """
 
 import json
@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 
 
 class Students:
-    """The students of ddistill.json, each asked at the levels and classes that are its own."""
+    """The students of ddistill.json, each evaluated at its own levels and classes."""
 
     def __init__(self, folder, device="cpu"):
         folder = Path(folder)
@@ -26,7 +26,7 @@ class Students:
 
     @torch.no_grad()
     def __call__(self, batch_size=1, labels=None, generator=None, noise=None):
-        """Images [N, H, W, C], uint8; `noise` [N, C, H, W] is drawn where it is not given."""
+        """Generates images [N, H, W, C] uint8; `noise` [N, C, H, W] is drawn by default."""
         f, device = self.facts, self.owners.device
         height, width, channels = f["image_shape"]
         count = len(noise) if noise is not None else batch_size if labels is None else len(labels)
@@ -42,7 +42,7 @@ class Students:
         return (z.clamp(-1, 1) * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     def predict(self, z, i, labels):
-        """The owners' images at level i, clipped as in training's evaluation."""
+        """Predicts x0 at level i with the owner of each class, clipped as in the evaluation."""
         f, (a, s, t) = self.facts, (self.levels[k][i] for k in ("alpha", "sigma", "time"))
         x0, data = torch.empty_like(z), f["sigma_data"]
         scale = (s * s + data * data * a * a).rsqrt() if f["prediction"] == "edm" else 1.0
@@ -60,7 +60,7 @@ class Students:
         return x0.clamp(-f["clip"], f["clip"]) if f["clip"] else x0
 
     def step(self, z, x0, i, generator):
-        """The next level: along the predicted noise (DDIM), or with fresh noise."""
+        """Steps to the next level with the predicted noise (DDIM) or with new noise."""
         a, s = self.levels["alpha"], self.levels["sigma"]
         if self.facts["sampler"] == "renoise":
             fresh = torch.randn(z.shape, generator=generator).to(z.device)

@@ -1,4 +1,4 @@
-"""Weights as one safetensors file under our own names, with ddistill.json beside."""
+"""Weights as one safetensors file with the names of ddistill, and ddistill.json."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ from ddistill.runtime.files import write_text
 def write(exported: Exported, out: Path) -> str:
     """Writes weights.safetensors, ddistill.json and README.md into the folder `out`.
 
-    Parameters of many students have a leading axis `[K]`. ddistill.json has levels, owners and the
-    network's settings.
+    Parameters of K students have a leading axis `[K]`. ddistill.json holds levels, owners and the
+    settings of the network.
 
     Returns:
-      A line that says what it is.
+      A short description of the files.
     """
     out.mkdir(parents=True, exist_ok=True)
     flat = flatten(jax.device_get(exported.denoiser.params))

@@ -1,14 +1,13 @@
-"""A sampler as StableHLO: noise in, images out, for processes that have jax and nothing of ours.
+"""A sampler as StableHLO: noise in, images out, for programs that have JAX but not ddistill.
 
-The batch is symbolic, the platforms are CPU, CUDA and TPU. Students that share out levels are one
-program, in which every step holds its owner alone; students that share out classes are a program
-each, and ddistill.json says whose class is whose.
+The batch size is symbolic, and the platforms are CPU, CUDA and TPU. Students of a partition by
+level are one program, with one student in each step; students of a partition by class are one
+program each, and ddistill.json maps classes to programs.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,9 @@ from jax import export as jax_export
 
 from ddistill.denoiser import Denoiser, with_guidance
 from ddistill.errors import ConfigError
+from ddistill.evaluation.sampling import Network
 from ddistill.export.facts import Exported
-from ddistill.export.trees import flatten, unflatten
+from ddistill.export.trees import Params, flatten, unflatten
 from ddistill.interop.tensors import write_tensors
 from ddistill.networks.convolution import for_platform
 from ddistill.runtime.files import write_bytes, write_text
@@ -26,24 +26,24 @@ from ddistill.samplers import get_sampler
 from ddistill.students import RoutedDenoiser
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Samplers of so few steps are straight code: XLA CPU runs convolutions in a loop body slowly.
+# Samplers with at most so many steps are unrolled: XLA on CPU runs convolutions in loops slowly.
 STRAIGHT = 16
 
 
 def write(exported: Exported, out: Path, inside: bool = True) -> str:
-    """Writes `sampler.stablehlo` (one a group of classes), ddistill.json and README.md into `out`.
+    """Writes sampler.stablehlo (one per group of classes), ddistill.json and README.md.
 
     Args:
-      exported: what to write.
-      out: a folder.
-      inside: whether weights are constants of the program, or lie beside it in
-        weights.safetensors and are its first argument.
+      exported: the network to export.
+      out: the folder to write.
+      inside: whether the weights are constants of the program. Otherwise they are written to
+        weights.safetensors and are the first argument of the program.
 
     Returns:
-      A line that says what it is.
+      A short description of the files.
 
     Raises:
-      ConfigError: the package `flatbuffers`, jax's for writing programs, is not installed.
+      ConfigError: the package `flatbuffers` is not installed.
     """
     _need_flatbuffers()
     out.mkdir(parents=True, exist_ok=True)
@@ -71,12 +71,12 @@ def write(exported: Exported, out: Path, inside: bool = True) -> str:
     )
 
 
-def _write_one(exported: Exported, network: Any, out: Path, ending: str, inside: bool) -> None:
+def _write_one(exported: Exported, network: Network, out: Path, ending: str, inside: bool) -> None:
     flat = flatten(jax.device_get(_params(network)))
     run = _program(exported, network, inside, flat)
     batch = jax_export.symbolic_shape("batch")
-    image = exported.call.plan.image_shape
-    arguments: list[Any] = [jax.ShapeDtypeStruct((*batch, *image), jnp.float32)]
+    image = exported.sampler_run.plan.image_shape
+    arguments: list[Params] = [jax.ShapeDtypeStruct((*batch, *image), jnp.float32)]
     if exported.conditional:
         arguments.append(jax.ShapeDtypeStruct(batch, jnp.int32))
     if _draws(exported):
@@ -91,23 +91,23 @@ def _write_one(exported: Exported, network: Any, out: Path, ending: str, inside:
 
 
 def _program(
-    exported: Exported, network: Any, inside: bool, flat: dict[str, np.ndarray]
+    exported: Exported, network: Network, inside: bool, flat: dict[str, np.ndarray]
 ) -> Callable[..., jax.Array]:
     """(weights), noise, (labels), (seed) -> uint8 images."""
-    call, sampler = exported.call, get_sampler(exported.call.sampler)
-    null = int(getattr(call.plan.module, "num_classes", 0))
-    loop = "unroll" if call.steps <= STRAIGHT else "scan"
+    sampler_run, sampler = exported.sampler_run, get_sampler(exported.sampler_run.sampler)
+    null = int(getattr(sampler_run.plan.module, "num_classes", 0))
+    loop = "unroll" if sampler_run.steps <= STRAIGHT else "scan"
 
-    def run(*arguments: Any) -> jax.Array:
+    def run(*arguments: Params) -> jax.Array:
         rest = list(arguments)
         params = unflatten(flat if inside else rest.pop(0))
         noise = rest.pop(0)
         cond = rest.pop(0) if exported.conditional else None
         key = jax.random.key(rest.pop(0)) if rest else None
-        denoiser = with_guidance(_with_params(network, params), call.guidance, null)
+        denoiser = with_guidance(_with_params(network, params), sampler_run.guidance, null)
         clip = exported.clip or None
-        images = sampler(denoiser, call.levels, noise, key, cond=cond, clip=clip, loop=loop)
-        # As in ddistill's own uint8 images: clip, x * 127.5 + 128, floor.
+        images = sampler(denoiser, sampler_run.levels, noise, key, cond=cond, clip=clip, loop=loop)
+        # Equal to `evaluation.metrics.pixels.quantise`: clip, x * 127.5 + 128, floor.
         whole = jnp.clip(jnp.clip(images, -1.0, 1.0) * 127.5 + 128.0, 0.0, 255.0)
         return whole.astype(jnp.uint8)
 
@@ -115,17 +115,19 @@ def _program(
 
 
 def _draws(exported: Exported) -> bool:
-    """Whether the sampler draws noise of its own."""
-    call = exported.call
-    return call.sampler == "ddpm" or (call.sampler == "renoise" and call.steps > 1)
+    """Whether the sampler draws noise in its steps."""
+    sampler_run = exported.sampler_run
+    return sampler_run.sampler == "ddpm" or (
+        sampler_run.sampler == "renoise" and sampler_run.steps > 1
+    )
 
 
-def _params(network: Any) -> Any:
+def _params(network: Network) -> Params:
     return (network.students if isinstance(network, RoutedDenoiser) else network).params
 
 
-def _with_params(network: Any, params: Any) -> Any:
-    """The network with other parameters, and convolutions that every platform has."""
+def _with_params(network: Network, params: Params) -> Network:
+    """The network with other parameters and with convolutions that all platforms support."""
     if isinstance(network, RoutedDenoiser):
         return network.replace(students=_with_params(network.students, params))  # type: ignore[attr-defined]
     return _portable(network).replace(params=params)  # type: ignore[attr-defined]
@@ -140,7 +142,7 @@ def _portable(denoiser: Denoiser) -> Denoiser:
 
 
 def _names(exported: Exported, inside: bool) -> list[str]:
-    image = ", ".join(map(str, exported.call.plan.image_shape))
+    image = ", ".join(map(str, exported.sampler_run.plan.image_shape))
     names = [] if inside else ["weights by name"]
     names.append(f"noise [batch, {image}] float32, standard normal")
     names += ["labels [batch] int32"] if exported.conditional else []
@@ -148,7 +150,7 @@ def _names(exported: Exported, inside: bool) -> list[str]:
 
 
 def _example(exported: Exported, inside: bool) -> str:
-    shape = ", ".join(["16", *map(str, exported.call.plan.image_shape)])
+    shape = ", ".join(["16", *map(str, exported.sampler_run.plan.image_shape)])
     several = isinstance(exported.network, RoutedDenoiser) and exported.network.partition.groups > 1
     ending = "_0" if several else ""
     arguments = [] if inside else ["weights"]
@@ -175,6 +177,6 @@ def _need_flatbuffers() -> None:
         import flatbuffers  # noqa: F401
     except ImportError:
         raise ConfigError(
-            "--to=stablehlo needs the package flatbuffers, with which jax writes programs: "
+            "--to=stablehlo needs the package flatbuffers, with which JAX writes programs: "
             "pip install 'ddistill[export]'."
         ) from None

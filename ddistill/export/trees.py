@@ -1,17 +1,20 @@
-"""Parameters by one name each, as tensor files have them."""
+"""Parameters by name, as in tensor files."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from flax import traverse_util
+from jaxtyping import PyTree
+
+# A pytree of arrays, of tracers while JAX traces a program, or of their shapes.
+Params = PyTree
 
 
-def flatten(params: Any) -> dict[str, np.ndarray]:
-    """Nested dictionaries as one, with names such as "down_0_0/conv1/kernel"."""
+def flatten(params: Params) -> dict[str, np.ndarray]:
+    """Flattens nested dictionaries; names are paths such as "down_0_0/conv1/kernel"."""
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
 
 
-def unflatten(flat: Mapping[str, Any]) -> Any:
-    """The inverse of `flatten`."""
+def unflatten(flat: Mapping[str, Params]) -> Params:
+    """Inverts `flatten`."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")

@@ -1,4 +1,4 @@
-"""Whether runs may be compared: the same data, noise, labels and features, and no seed twice."""
+"""Checks that runs are comparable: equal data, noise, labels and features, and no seed twice."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from ddistill.evaluation.comparison.join import FinishedRun
 from ddistill.evaluation.comparison.run_identity import images_of, recipes_of
 from ddistill.evaluation.records.protocol import RESAMPLED
 
-# Parts of the protocol that all numbers of a comparison share, and the setting behind each.
+# Parts of the protocol that all numbers of a comparison share -> the setting that decides them.
 _SHARED = {
     "features": "config.evaluation.classifier",
     "reference": "config.data",
@@ -25,7 +25,7 @@ _SHARED = {
 
 
 def check_runs(runs: Sequence[FinishedRun]) -> None:
-    """Raises `ConfigError`, naming two runs, the key and both values, for runs not to compare."""
+    """Raises `ConfigError` with two runs, a key and both values if runs are not comparable."""
     first = runs[0]
     for run in runs[1:]:
         _check_pair(first, run)
@@ -40,43 +40,43 @@ def check_runs(runs: Sequence[FinishedRun]) -> None:
 def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
     known = _check_images(a, b)
     for key, setting in _SHARED.items():
-        ours, theirs = getattr(a.protocol, key), getattr(b.protocol, key)
+        first, second = getattr(a.protocol, key), getattr(b.protocol, key)
         if key == "reference" and known:  # the name of the data, and the split
-            ours, theirs = ours.rpartition("/")[2], theirs.rpartition("/")[2]
-        if ours != theirs:
+            first, second = first.rpartition("/")[2], second.rpartition("/")[2]
+        if first != second:
             advice = f"Evaluate both with one value of {setting}." if setting else ""
-            if (ours is None or theirs is None) and key in RESAMPLED:
-                # Scored by an earlier version, without intervals; its samples are still there.
-                old = b if theirs is None else a
+            if (first is None or second is None) and key in RESAMPLED:
+                # An earlier version scored the run, without intervals; its samples still exist.
+                old = b if second is None else a
                 advice = (
                     f"{old.folder} was scored by an earlier version: give its command again with "
-                    "--stage=evaluate, which scores its samples anew."
+                    "--stage=evaluate, which scores its samples again."
                 )
-            raise _refusal(a, b, f"protocol.{key}", ours, theirs, advice)
-    labels = [max(call.classes for call in run.calls) for run in (a, b)]
+            raise _refusal(a, b, f"protocol.{key}", first, second, advice)
+    labels = [max(record.classes for record in run.sampler_runs) for run in (a, b)]
     if labels[0] != labels[1]:
         raise _refusal(
             a, b, "classes", labels[0], labels[1],
-            "It is the number of classes whose labels the samples were made for, 0 for none: "
-            "samples for other labels do not compare.",
+            "This is the number of classes of the labels of the samples, 0 without labels; samples "
+            "with different labels are not comparable.",
         )  # fmt: skip
 
 
 def _check_images(a: FinishedRun, b: FinishedRun) -> bool:
-    """Refuses other images; whether the content of both runs says that theirs are the same."""
-    ours, theirs = images_of(a), images_of(b)
+    """Raises if training images differ; returns whether both runs recorded their images."""
+    first, second = images_of(a), images_of(b)
     names = a.rows[0].data, b.rows[0].data
-    if not ours or not theirs:
+    if not first or not second:
         if names[0] != names[1]:
             raise _refusal(a, b, "data", *names, "Compare runs of one data set.")
         return False
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
             called = f" Both are called '{names[0]}'." if names[0] == names[1] else ""
             raise _refusal(
-                a, b, f"data.identity.{key}", ours.get(key), theirs.get(key),
-                f"They were trained on other images or labels.{called} Compare runs of one data "
-                "set.",
+                a, b, f"data.identity.{key}", first.get(key), second.get(key),
+                f"The runs were trained on different images or labels.{called} Compare runs of one "
+                "data set.",
             )  # fmt: skip
     return True
 
@@ -85,34 +85,34 @@ def _check_same_seed(a: FinishedRun, b: FinishedRun) -> None:
     if a.experiment == b.experiment:
         raise ConfigError(
             f"{a.folder} and {b.folder} are both experiment '{a.experiment}' with config.seed="
-            f"{a.seed}, so they measure the same. Give one of them, or runs of different "
-            "--config.seed; a run of other settings needs a --config.name of its own."
+            f"{a.seed}, so they are the same measurement. Give one of them, or runs with different "
+            "--config.seed; a run with other settings needs its own --config.name."
         )
-    ours, theirs = a.protocol.features_hash, b.protocol.features_hash
-    if ours != theirs:
+    first, second = a.protocol.features_hash, b.protocol.features_hash
+    if first != second:
         raise _refusal(
-            a, b, "protocol.features_hash", ours, theirs,
-            "Runs of one seed must be scored by the same weights: give both the same --cache, "
-            "so that they share the stage that scores, and its settings.",
+            a, b, "protocol.features_hash", first, second,
+            "Runs of one seed must be scored with the same feature network: give both runs the "
+            "same --cache and the same settings of the classifier stage.",
         )  # fmt: skip
 
 
 def _check_same_recipe(a: FinishedRun, b: FinishedRun) -> None:
-    ours, theirs = recipes_of((a, b))
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
+    first, second = recipes_of((a, b))
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
             raise _refusal(
-                a, b, f"config.{key}", ours.get(key), theirs.get(key),
-                "Runs of one experiment may differ in their seed alone, for its spread is that "
-                "between seeds. Train one of them under another --config.name.",
+                a, b, f"config.{key}", first.get(key), second.get(key),
+                "Runs of one experiment may differ only in the seed, because the table shows the "
+                "spread over seeds. Train one of the runs with another --config.name.",
             )  # fmt: skip
 
 
 def _refusal(
-    a: FinishedRun, b: FinishedRun, key: str, ours: object, theirs: object, advice: str
+    a: FinishedRun, b: FinishedRun, key: str, first: object, second: object, advice: str
 ) -> ConfigError:
     text = (
-        f"{a.title} and {b.title} cannot be compared: {key} is {ours!r} in the first and "
-        f"{theirs!r} in the second; it must be the same."
+        f"{a.title} and {b.title} cannot be compared: {key} is {first!r} in the first and "
+        f"{second!r} in the second; it must be the same."
     )
     return ConfigError(f"{text} {advice}".strip())

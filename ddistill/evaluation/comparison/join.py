@@ -1,11 +1,11 @@
-"""Finished runs beside one another: rows joined over seeds, with what every sampler cost.
+"""Joins the rows of finished runs over seeds, with the cost of every sampled network.
 
-    comparison = compare(runs)           # checked, or refused with a message
+    comparison = join_runs(runs)         # after `checks.check_runs`
     comparison.scores[entry][nfe, "fd"]  # mean and spread over seeds
 
-Runs of one experiment with different seeds are one line; runs of different experiments stand
-beside each other. A sampler that several experiments have measured with the same result, as they
-do with the teacher that they share, is one line and counts once.
+Runs of one experiment with different seeds share one line of a table; runs of different experiments
+have separate lines. Several experiments that measured the same network, such as a shared
+teacher, share one line, and its numbers count once.
 """
 
 import math
@@ -25,39 +25,38 @@ from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.records.notes import EARLIER, tuning_notes, warning_notes
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row
-from ddistill.evaluation.records.sampler_runs import CallRecord
+from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER, SamplerRunRecord
 
-# A measurement that differs each time, so that it does not tell one network from another.
+# A measurement that varies between evaluations of one network, so it does not identify a network.
 _TIMED = "ms_per_image"
 _COSTS = ("parameters", "teacher_calls", "updates", "seconds")
 
-Cell = tuple[int, str]  # nfe, metric
 Point = tuple[Entry, int]  # entry, nfe
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the folder of a finished run holds.
+    """The contents of the folder of a finished run.
 
     Attributes:
-      folder: as the user gave it; for messages and as the source of the numbers.
-      rows: of results.json; at least one sampled and scored.
-      calls: of evaluation.json.
-      config: of config.json.
-      identity: of its training images (`Dataset.identity`); empty where it is not noted.
-      sources: by stage, the hash of the files of another project that it starts from.
+      folder: the folder as the user gave it.
+      rows: the rows of results.json, at least one of them a score of samples.
+      sampler_runs: the records of evaluation.json, the reference teacher first.
+      config: the contents of config.json.
+      identity: `Dataset.identity` of the training images; empty if the run did not record it.
+      sources: stage -> hash of the imported files from which it starts.
     """
 
     folder: str
     rows: tuple[Row, ...]
-    calls: tuple[CallRecord, ...]
+    sampler_runs: tuple[SamplerRunRecord, ...]
     config: Mapping[str, object]
     identity: Mapping[str, object] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def experiment(self) -> str:
-        """Name of the experiment, variants left out."""
+        """Name of the experiment without the variant."""
         return self.rows[0].experiment.partition("/")[0]
 
     @property
@@ -67,39 +66,45 @@ class FinishedRun:
 
     @property
     def protocol(self) -> Protocol:
-        """The protocol of the full teacher; its samplers share all parts that runs must share."""
-        return Protocol.parse(self.calls[0].protocol)
+        """The protocol of the reference teacher."""
+        return Protocol.parse(self.sampler_runs[0].protocol)
 
     @property
     def title(self) -> str:
-        """The run in a message."""
+        """Name of the run in messages."""
         return f"{self.folder} ({self.experiment}, seed {self.seed})"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The samples of one call: samples/KEY.npz of a run, and their scores by metric."""
+    """The samples of one sampler run.
+
+    Attributes:
+      run: the run; the samples are in its samples/KEY.npz.
+      sampler_run: the record of the sampler run.
+      scores: value by metric.
+    """
 
     run: FinishedRun
-    call: CallRecord
+    sampler_run: SamplerRunRecord
     scores: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs as one set of numbers.
+    """The joined numbers of several runs.
 
     Attributes:
-      runs: as they were given.
-      rows: of all runs, each measurement once; `experiment` tells apart only what must be.
+      runs: the runs in the order of the command line.
+      rows: the rows of all runs, each measurement once; `experiment` holds only the part of the
+        name that distinguishes networks.
       scores: statistics over seeds.
-      names: label of every entry.
-      seeds: seeds of every number.
+      names: entry -> label.
+      seeds: (entry, nfe, metric) -> seeds of the number.
       costs: (entry, nfe) -> parameters, teacher_calls, updates, seconds -> statistics over seeds.
-      sources: (entry, nfe) -> where its samples are, by seed.
-      full: the teachers at their full steps: what students are held against.
-      notes: what a reader must know: scores that mean little, seeds that differ or that settings
-        were tuned on, teachers that differ.
+      sources: (entry, nfe) -> seed -> samples.
+      references: the reference teachers.
+      notes: warnings about scores, unequal seeds, seeds used for tuning, and different teachers.
     """
 
     runs: tuple[FinishedRun, ...]
@@ -109,7 +114,7 @@ class Comparison:
     seeds: Mapping[tuple[Entry, int, str], tuple[int, ...]]
     costs: Mapping[Point, Mapping[str, Stat]]
     sources: Mapping[Point, Mapping[int, Source]]
-    full: tuple[Point, ...]
+    references: tuple[Point, ...]
     notes: tuple[str, ...]
 
     @property
@@ -123,15 +128,15 @@ class Comparison:
         return list(dict.fromkeys(run.experiment for run in self.runs))
 
 
-def compare(
+def join_runs(
     runs: Sequence[FinishedRun], teachers: Mapping[str, object] | None = None
 ) -> Comparison:
-    """Joins runs that `comparable.check_runs` has found to be comparable.
+    """Joins runs that passed `checks.check_runs`.
 
     Args:
-      runs: in order.
-      teachers: by experiment, what its teacher is learnt from; experiments that are not in it, or
-        with None, have teachers of their own unless measurements show that they share one.
+      runs: the runs, in order.
+      teachers: experiment -> settings of its teacher. Without equal settings, two experiments share
+        a teacher only if they have equal measurements of it.
     """
     named = _named(runs, teachers or {})
     rows = _once(renamed for _, _, renamed in named)
@@ -141,7 +146,11 @@ def compare(
         seeds.setdefault((entry_of(row), row.nfe, row.metric), set()).add(row.seed)
     names = labels(scores)
     sources = _sources(named)
-    full = [p for p, found in sources.items() if any(s.call.role == "full" for s in found.values())]
+    references = [
+        point
+        for point, found in sources.items()
+        if any(s.sampler_run.role == REFERENCE_TEACHER for s in found.values())
+    ]
     return Comparison(
         runs=tuple(runs),
         rows=tuple(rows),
@@ -150,7 +159,7 @@ def compare(
         seeds={key: tuple(sorted(found)) for key, found in seeds.items()},
         costs={point: _cost(found) for point, found in sources.items()},
         sources=sources,
-        full=tuple(sorted(full)),
+        references=tuple(sorted(references)),
         notes=(
             *warning_notes(row for run in runs for row in run.rows),
             *_earlier_notes(runs),
@@ -165,10 +174,11 @@ def compare(
 def _named(
     runs: Sequence[FinishedRun], teachers: Mapping[str, object]
 ) -> list[tuple[FinishedRun, Row, Row]]:
-    """Every row with its run and, third, with an `experiment` that holds only what tells it apart.
+    """Returns (run, row, renamed row) for every row.
 
-    Two experiments may hold the same method: measured on one network, which both have found on
-    disk, or on two. The numbers tell which.
+    `experiment` of a renamed row is equal for measurements of one network. Two experiments may have
+    measured the same method on one network from the shared cache or on two networks; `_groups`
+    decides by the numbers.
     """
     lines: dict[tuple, dict[str, list[Row]]] = {}
     order = list(dict.fromkeys(run.experiment for run in runs))
@@ -186,14 +196,14 @@ def _named(
             several = METHODS[row.method].role != "real" and len(set(groups.values())) > 1
             name = groups[run.experiment] if several else ""
             recipe = ": ".join(part for part in (name, _recipe(row)) if part)
-            # The same data may have another name in another run.
+            # Equal data sets may have different names in two runs.
             name, data = f"comparison/{recipe}".rstrip("/"), runs[0].rows[0].data
             named.append((run, row, replace(row, experiment=name, data=data)))
     return named
 
 
 def _line(row: Row) -> tuple:
-    """What tells samplers of different networks apart; all samplers of a teacher are one."""
+    """The group of rows that may measure one network; the samplers of a teacher are one group."""
     role = METHODS[row.method].role
     return ("teacher",) if role == "teacher" else (role, replace(entry_of(row), order=0))
 
@@ -205,13 +215,13 @@ def _recipe(row: Row) -> str:
 def _groups(
     experiments: Sequence[str], rows: Mapping[str, Sequence[Row]], settings: Mapping[str, object]
 ) -> dict[str, str]:
-    """Experiment -> first experiment that measured the same network.
+    """Returns experiment -> first experiment that measured the same network.
 
     Args:
-      experiments: in order.
-      rows: of each.
-      settings: what decides between experiments that have no measurement in common, for example
-        because they have no seed in common; experiments that are not in it differ then.
+      experiments: names, in order.
+      rows: experiment -> its rows.
+      settings: experiment -> settings. Equal settings mean one network for experiments without a
+        common measurement, for example because they have no common seed.
     """
     cells = {
         e: {(entry_of(r), r.nfe, r.metric, r.seed): r.value for r in rows[e] if r.metric != _TIMED}
@@ -233,7 +243,7 @@ def _groups(
 
 
 def _once(rows: Iterable[Row]) -> list[Row]:
-    """One row for each measurement; of times, which differ, the mean."""
+    """Returns one row for each measurement, with the mean of repeated times."""
     table: dict[tuple, list[Row]] = {}
     for row in rows:
         table.setdefault((entry_of(row), row.nfe, row.metric, row.seed), []).append(row)
@@ -255,24 +265,24 @@ def _sources(named: Iterable[tuple[FinishedRun, Row, Row]]) -> dict[Point, dict[
         scores.setdefault((point, row.seed), {}).setdefault(row.metric, row.value)
         by_seed = found.setdefault(point, {})
         if row.seed not in by_seed:
-            by_seed[row.seed] = Source(run, _call_of(run, row), scores[point, row.seed])
+            by_seed[row.seed] = Source(run, _sampler_run_of(run, row), scores[point, row.seed])
     return found
 
 
-def _call_of(run: FinishedRun, row: Row) -> CallRecord:
+def _sampler_run_of(run: FinishedRun, row: Row) -> SamplerRunRecord:
     key = (row.method, _recipe(row), row.nfe, row.width, row.protocol)
-    for call in run.calls:
-        if (call.method, call.variant, call.nfe, call.width, call.protocol) == key:
-            return call
+    for found in run.sampler_runs:
+        if (found.method, found.variant, found.nfe, found.width, found.protocol) == key:
+            return found
     raise ValueError(
-        f"{run.folder}: evaluation.json has no call for {row.method} at NFE {row.nfe} of "
+        f"{run.folder}: evaluation.json has no sampler run for {row.method} at NFE {row.nfe} of "
         "results.json. Delete evaluation.json and give the run's command again."
     )
 
 
 def _cost(sources: Mapping[int, Source]) -> dict[str, Stat]:
     return {
-        name: stat_of({seed: [float(getattr(s.call, name))] for seed, s in sources.items()})
+        name: stat_of({seed: [float(getattr(s.sampler_run, name))] for seed, s in sources.items()})
         for name in _COSTS
     }
 
@@ -280,11 +290,11 @@ def _cost(sources: Mapping[int, Source]) -> dict[str, Stat]:
 def _earlier_notes(runs: Sequence[FinishedRun]) -> list[str]:
     if all(run.protocol.count is not None for run in runs):
         return []
-    return [EARLIER.format(more="; its floor may be of another number of images than the samples")]
+    return [EARLIER.format(more="; the floor may have another number of images than the samples")]
 
 
 def _seed_notes(rows: Iterable[Row], names: Mapping[Entry, str]) -> list[str]:
-    """Which method has which seeds, if they differ."""
+    """The seeds of each method, if they differ."""
     seeds: dict[Entry, dict[int, set[int]]] = {}
     for row in rows:
         seeds.setdefault(entry_of(row), {}).setdefault(row.nfe, set()).add(row.seed)
@@ -299,7 +309,7 @@ def _seed_notes(rows: Iterable[Row], names: Mapping[Entry, str]) -> list[str]:
             said.setdefault(text, []).append(names[entry] + where)
     most = max(said, key=lambda text: len(said[text]))
     parts = [f"{', '.join(who)}: {text}" for text, who in said.items() if text != most]
-    return [f"Seeds are not the same for all methods. {'; '.join(parts)}; all others: {most}."]
+    return [f"Not all methods have the same seeds. {'; '.join(parts)}; all others: {most}."]
 
 
 def _teacher_notes(rows: Iterable[Row], names: Mapping[Entry, str]) -> list[str]:
@@ -307,15 +317,15 @@ def _teacher_notes(rows: Iterable[Row], names: Mapping[Entry, str]) -> list[str]
     if len({e.recipe for e in teachers}) <= 1:
         return []
     listed = ", ".join(names[e] for e in sorted(teachers))
-    return [f"The runs do not share one teacher, so each stands by itself: {listed}."]
+    return [f"The runs do not share one teacher, so each teacher has its own line: {listed}."]
 
 
 def _feature_notes(runs: Sequence[FinishedRun]) -> list[str]:
     if len({run.protocol.features_hash for run in runs}) <= 1:
         return []
     return [
-        "Every seed has a feature network of its own, so the spread between seeds of a score is "
-        "that of trainings and of what scores them."
+        "Every seed has its own feature network, so the spread over seeds includes the spread "
+        "between feature networks."
     ]
 
 

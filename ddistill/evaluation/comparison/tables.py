@@ -1,14 +1,13 @@
-"""What a comparison shows: tables, panels, sample rows, and the same numbers for programs."""
+"""Contents of a comparison: tables, plots, rows of samples, and the numbers as JSON."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison.join import Comparison, Point, Source
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow
-from ddistill.evaluation.figures.panels import Panel, PanelPlot
+from ddistill.evaluation.figures.subplots import Subplot, SubplotFigure
 from ddistill.evaluation.figures.tables import (
     BOLD_RULE,
     NOTHING,
@@ -17,7 +16,7 @@ from ddistill.evaluation.figures.tables import (
     line_of,
     range_of,
     score_label,
-    show,
+    stat_text,
 )
 from ddistill.evaluation.records.aggregate import Entry, Stat, best_lines, entry_of, tied
 from ddistill.evaluation.records.environment import portable
@@ -31,7 +30,7 @@ _SHOWN_IMAGES = 16
 
 
 def main_metrics(comparison: Comparison) -> list[str]:
-    """The distance that was measured, precision and recall, as far as there are any."""
+    """The main distance, precision and recall, if measured."""
     measured = {metric for cells in comparison.scores.values() for _, metric in cells}
     distance = main_distance(measured)
     return [
@@ -41,27 +40,28 @@ def main_metrics(comparison: Comparison) -> list[str]:
 
 
 def chosen_nfe(comparison: Comparison, wanted: Sequence[int]) -> list[int]:
-    """Those of `wanted` that were measured, in order.
+    """Selects the numbers of evaluations in `wanted` that were measured, sorted.
 
     Raises:
-      ConfigError: none of them was.
+      ConfigError: none of them was measured.
     """
     known = sorted({nfe for _, nfe in comparison.points if nfe})
     found = [nfe for nfe in sorted(set(wanted)) if nfe in known]
     if not found:
         raise ConfigError(
-            f"--nfe={','.join(map(str, wanted))}: no sampler of these runs makes so many network "
+            f"--nfe={','.join(map(str, wanted))}: no sampler of these runs has so many network "
             f"evaluations. Measured: {', '.join(map(str, known))}."
         )
     return found
 
 
 def matrix(comparison: Comparison, metric: str, counts: Sequence[int]) -> Table:
-    """Method by NFE of one metric; below it, the same in every column, full teacher and floor."""
+    """Table of one metric by method and NFE; the last lines are reference teacher and floor."""
     scores, names = comparison.scores, comparison.names
     entries = [e for e in scores if any((nfe, metric) in scores[e] for nfe in counts)]
     rows = [
-        [names[e], *(show(metric, scores[e].get((nfe, metric))) for nfe in counts)] for e in entries
+        [names[e], *(stat_text(metric, scores[e].get((nfe, metric))) for nfe in counts)]
+        for e in entries
     ]
     roles = [e.role for e in entries]
     best = frozenset(
@@ -70,15 +70,15 @@ def matrix(comparison: Comparison, metric: str, counts: Sequence[int]) -> Table:
         for i in best_lines(scores, [(e, nfe) for e in entries], metric)
     )
     for label, role, stat in _references(comparison, metric, counts):
-        rows.append([label, *[show(metric, stat)] * len(counts)])
+        rows.append([label, *[stat_text(metric, stat)] * len(counts)])
         roles.append(role)
     m = METRICS[metric]
     return Table(
         ["method", *(f"NFE {nfe}" for nfe in counts)],
         rows,
-        title=f"{m.label[:1].upper()}{m.label[1:]} by network evaluations an image (NFE)",
-        caption=f"{_what(comparison)} {m.better.capitalize()} is better. {BOLD_RULE} The last "
-        "lines are what to hold a column against, whatever its NFE.",
+        title=f"{m.label[:1].upper()}{m.label[1:]} by network evaluations per image (NFE)",
+        caption=f"{_statistics(comparison)} {m.better.capitalize()} is better. {BOLD_RULE} The "
+        "last lines are references for all columns.",
         roles=roles,
         best=best,
     )
@@ -90,7 +90,7 @@ def _references(
     scores, names = comparison.scores, comparison.names
     found = [
         (f"{names[e]}, NFE {nfe} (reference)", "teacher", scores[e][nfe, metric])
-        for e, nfe in comparison.full
+        for e, nfe in comparison.references
         if nfe not in counts and (nfe, metric) in scores[e]
     ]
     real = [e for e in scores if e.role == "real" and (0, metric) in scores[e]]
@@ -98,7 +98,7 @@ def _references(
 
 
 def score_tables(comparison: Comparison) -> list[Table]:
-    """One line for every method and NFE: first quality and training cost, then all else."""
+    """Two tables with a line for each method and NFE: main scores and cost, then other scores."""
     metrics = main_metrics(comparison)
     others = [
         m
@@ -109,9 +109,9 @@ def score_tables(comparison: Comparison) -> list[Table]:
     costs = [[_cost(comparison, p, name) for name in _COSTS] for p in comparison.points]
     seeds = [[str(_seed_count(comparison, p))] for p in comparison.points]
     cost_caption = (
-        f"{_what(comparison)} The cost is that of all distillation between the "
-        "teacher and the network, a chain's earlier stages with it: forward passes of the "
-        "teacher (of one image each), optimiser steps, and seconds without compilation."
+        f"{_statistics(comparison)} The cost is the total over all stages from the teacher to the "
+        "network: forward passes of the teacher (of one image each), optimiser steps, and seconds "
+        "without compilation."
     )
     first = _table(comparison, metrics, ("seeds",), seeds, _COST_HEADS, costs)
     size = [[_cost(comparison, p, "parameters")] for p in comparison.points]
@@ -122,8 +122,8 @@ def score_tables(comparison: Comparison) -> list[Table]:
             second.columns,
             second.rows,
             "Further scores",
-            f"{_what(comparison)} PSNR compares with the full teacher's image from "
-            "the same noise; milliseconds an image depend on the machine.",
+            f"{_statistics(comparison)} PSNR is relative to the image of the reference teacher "
+            "from the same noise; milliseconds per image depend on the machine.",
             second.roles,
             second.best,
         ),
@@ -142,7 +142,7 @@ def _table(
     columns = ["method", "NFE", *front_heads, *(METRICS[m].label for m in metrics), *end_heads]
     rows = []
     for i, (entry, nfe) in enumerate(points):
-        cells = [show(m, scores[entry].get((nfe, m))) for m in metrics]
+        cells = [stat_text(m, scores[entry].get((nfe, m))) for m in metrics]
         own = front[i] if front else []
         rows.append([comparison.names[entry], _nfe(nfe), *own, *cells, *end[i]])
     left = 2 + len(front_heads)
@@ -171,42 +171,43 @@ def _seed_count(comparison: Comparison, point: Point) -> int:
     )
 
 
-def panel_plot(comparison: Comparison) -> PanelPlot:
+def subplot_figure(comparison: Comparison) -> SubplotFigure:
     """The main metrics against NFE, all measured NFE."""
-    return PanelPlot(
-        [_panel(comparison, metric) for metric in main_metrics(comparison)],
-        caption=f"{_what(comparison)} The dotted line is what {_floor_count(comparison)}real test "
-        f"images score against the training images{_floor_rule(comparison)}.",
+    return SubplotFigure(
+        [_subplot(comparison, metric) for metric in main_metrics(comparison)],
+        caption=f"{_statistics(comparison)} The dotted line is the score of "
+        f"{_floor_count(comparison)}real test images against the training images"
+        f"{_floor_rule(comparison)}.",
     )
 
 
-def _what(comparison: Comparison) -> str:
-    """What the numbers are, for captions."""
+def _statistics(comparison: Comparison) -> str:
+    """The statistics in the tables, for captions."""
     seeds = {run.seed for run in comparison.runs}
     if len(seeds) > 1:
         return "Mean ± standard deviation over seeds."
-    return "Of one training seed; in brackets the 95 % interval over other samples."
+    return "One training seed; in brackets the 95 % interval over draws of the samples."
 
 
 def _floor_count(comparison: Comparison) -> str:
-    """ "360 ", or nothing for floors of several sizes."""
+    """Number of test images with a space, "360 "; "" if the runs have several numbers."""
     rows = [r for r in comparison.rows if entry_of(r).role == "real"]
     sizes = {Protocol.parse(row.protocol).samples for row in rows}
     return f"{sizes.pop()} " if len(sizes) == 1 else ""
 
 
 def _floor_rule(comparison: Comparison) -> str:
-    """How the floor is made comparable with samples, or that it is not."""
+    """How the floor is made comparable with samples."""
     protocol = comparison.runs[0].protocol
     if protocol.count is None:
         return "; few images give a larger distance than many"
     return (
-        f": FD\N{INFINITY} is extrapolated to infinitely many images, recall is taken at "
-        f"{protocol.count} images of both"
+        f": FD\N{INFINITY} is extrapolated to infinitely many images, and recall is computed "
+        f"at {protocol.count} images for both"
     )
 
 
-def _panel(comparison: Comparison, metric: str) -> Panel:
+def _subplot(comparison: Comparison, metric: str) -> Subplot:
     lines, floor = [], None
     for entry, cells in comparison.scores.items():
         own = {nfe: stat for (nfe, m), stat in cells.items() if m == metric}
@@ -217,7 +218,7 @@ def _panel(comparison: Comparison, metric: str) -> Panel:
     row = next(r for r in comparison.rows if r.metric == metric)
     distance = metric in DISTANCES
     title = score_label(row, metric) if distance else METRICS[metric].label
-    return Panel(
+    return Subplot(
         title,
         METRICS[metric].better,
         lines,
@@ -232,15 +233,15 @@ def sample_grid(
     counts: Sequence[int],
     load: Callable[[Source], np.ndarray],
 ) -> Grid:
-    """Samples from the same noise: the full teacher, then every method, most evaluations first.
+    """Rows of samples from the same noise: the reference teachers, then methods by falling NFE.
 
     Args:
-      comparison: of one noise bank, as `comparable.check_runs` makes sure.
+      comparison: runs with one noise bank (`checks.check_runs`).
       counts: NFE to show.
-      load: the images `[N, H, W, C]` of a source.
+      load: returns the images `[N, H, W, C]` of a source.
     """
     seed = _shown_seed(comparison)
-    points = [*comparison.full]
+    points = [*comparison.references]
     for nfe in sorted(counts, reverse=True):
         points += [p for p in comparison.points if p[1] == nfe and p not in points]
     rows, others = [], False
@@ -252,8 +253,8 @@ def sample_grid(
         others = others or own != seed
         label = f"{comparison.names[point[0]]}, NFE {point[1]}"
         rows.append(_row(found[own], label if own == seed else f"{label}, seed {own}", load))
-    caption = f"A column starts from one noise. Training seed {seed}"
-    caption += ", where no other is named." if others else "."
+    caption = f"A column has one noise. Training seed {seed}"
+    caption += ", unless a label names another one." if others else "."
     return Grid("Same noise, same column", rows, caption)
 
 
@@ -265,7 +266,7 @@ def _row(source: Source, label: str, load: Callable[[Source], np.ndarray]) -> Im
 
 
 def _shown_seed(comparison: Comparison) -> int:
-    """The lowest seed that all experiments have; without one, the lowest of all."""
+    """The lowest seed that all experiments share; without a shared seed, the lowest seed."""
     seeds: dict[str, set[int]] = {}
     for run in comparison.runs:
         seeds.setdefault(run.experiment, set()).add(run.seed)
@@ -274,7 +275,7 @@ def _shown_seed(comparison: Comparison) -> int:
 
 
 def tiles(comparison: Comparison, counts: Sequence[int]) -> list[tuple[str, str, str]]:
-    """The best student of each NFE, four at most: value, what it is, the best teacher there."""
+    """(value, label, note) of the best student at each NFE, at most four."""
     metric = main_metrics(comparison)[0]
     found = []
     for nfe in counts:
@@ -290,7 +291,7 @@ def tiles(comparison: Comparison, counts: Sequence[int]) -> list[tuple[str, str,
 
 
 def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str, str, int] | None:
-    """Label and score of the best of a role, and how many of the role tie with it."""
+    """Label and score of the best entry of a role, and the number of entries that tie with it."""
     own: dict[Entry, Stat] = {
         entry: cells[nfe, metric]
         for entry, cells in comparison.scores.items()
@@ -300,17 +301,17 @@ def _best(comparison: Comparison, metric: str, nfe: int, role: str) -> tuple[str
         return None
     entry = min(own, key=lambda e: own[e].mean)
     ties = sum(tied(own[entry], own[other], metric) for other in own if other != entry)
-    return comparison.names[entry], show(metric, own[entry], spread=False), ties
+    return comparison.names[entry], stat_text(metric, own[entry], spread=False), ties
 
 
 def protocols(comparison: Comparison) -> tuple[str, list[tuple[str, str]]]:
-    """What all numbers share, and what each method adds; weights of the features left out."""
+    """Common parts of the protocols and further parts of each method; see `summarise`."""
     rows = sorted(comparison.rows, key=entry_of)
     return summarise((comparison.names[entry_of(r)], variant(r.protocol)) for r in rows)
 
 
-def as_data(comparison: Comparison, command: str) -> dict[str, Any]:
-    """Every number with its seeds, the costs and the sources, ready for JSON."""
+def as_data(comparison: Comparison, command: str) -> dict[str, object]:
+    """All numbers with their seeds, costs and sources, for JSON."""
     shared, own = protocols(comparison)
     return {
         "command": command,
@@ -341,7 +342,7 @@ def as_data(comparison: Comparison, command: str) -> dict[str, Any]:
     }
 
 
-def _key(comparison: Comparison, point: Point) -> dict[str, Any]:
+def _key(comparison: Comparison, point: Point) -> dict[str, object]:
     entry, nfe = point
     return {
         "label": comparison.names[entry],

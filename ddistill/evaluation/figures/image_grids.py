@@ -1,7 +1,7 @@
-"""Images as people look at them: quantised, enlarged, in labelled grids and denoising strips.
+"""Pictures of images: labelled grids and denoising strips.
 
-Images are [N, H, W, C] with C = 1 or 3, uint8 or float in [-1, 1]. Enlargement is by a whole
-factor and nearest neighbour: what a pixel is stays visible, and nothing is smoothed away.
+Images are [N, H, W, C] with C = 1 or 3, uint8 or float in [-1, 1]. Pictures quantise them to uint8
+and enlarge them by a whole factor without interpolation.
 """
 
 import functools
@@ -14,15 +14,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.runtime.files import replacing
 from ddistill.text import printable, shortened
 
-GAP = 4  # pixels between cells: neighbours must never run into one another
+GAP = 4  # pixels between images
 
 
-CELL = 48  # images smaller than this are enlarged to at least this many pixels
+CELL = 48  # height in pixels to which smaller images are enlarged
 
 
-# Half transparent: light grey on white paper, dark grey on a dark page, apart from black images.
+# Half transparent: light grey on a white page, dark grey on a dark page.
 _GAP_COLOR = (160, 170, 190, 96)
 
 
@@ -31,7 +32,7 @@ _INK, _MUTED, _PAPER = (31, 36, 48), (110, 118, 135), (255, 255, 255)
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One sampler's images: column i of every row of a grid starts from the same noise.
+    """The images of one sampler; image i of every row of a grid starts from the same noise.
 
     Attributes:
       label: for example "teacher DDIM, 256 steps".
@@ -46,12 +47,12 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """A block of rows that share their noise.
+    """Rows of images from the same noise.
 
     Attributes:
       title: heading of the block.
-      rows: at least one row; all with the same number and shape of images.
-      caption: what to see in it.
+      rows: at least one row; all rows have the same number and shape of images.
+      caption: caption.
     """
 
     title: str
@@ -61,12 +62,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One sampler's way from noise to image.
+    """The states of one sampler from noise to image.
 
     Attributes:
       label: for example "student, 4 steps".
-      frames: [S, N, H, W, C], noise first; values beyond [-1, 1] are clipped for display.
-      levels: [S] noise level of each frame on one common axis (the teacher's schedule index).
+      frames: [S, N, H, W, C], noise first; values are clipped to [-1, 1] for display.
+      levels: [S] noise level of each frame (index in the schedule of the teacher).
     """
 
     label: str
@@ -76,15 +77,15 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Strip:
-    """Denoising of a few samples by several samplers, frames aligned at equal noise levels.
+    """Denoising of a few samples by several samplers, aligned at equal noise levels.
 
     Attributes:
       title: heading.
-      trajectories: same noise, same number of samples.
-      columns: noise levels to show, noisiest first; empty for those of the sampler with the
-        fewest frames that still has at least 8, else of the longest, thinned to `max_columns`.
-      max_columns: most frames in a row.
-      caption: what to see in it.
+      trajectories: trajectories from the same noise, with the same number of samples.
+      columns: noise levels to show, noisiest first; empty for the levels of the shortest trajectory
+        with at least 8 frames, else of the longest, thinned to `max_columns`.
+      max_columns: maximal number of frames in a row.
+      caption: caption.
     """
 
     title: str
@@ -95,14 +96,20 @@ class Strip:
 
 
 def enlarge_factor(size: int) -> int:
-    """Whole factor that makes an image `size` pixels high at least CELL high: 8 -> 6, 32 -> 2."""
+    """Smallest whole factor that enlarges `size` pixels to at least CELL: 8 -> 6, 32 -> 2."""
     return max(1, math.ceil(CELL / size))
 
 
-def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:
-    """Images [N, H, W, C] side by side, enlarged, each in a frame of GAP / 2 pixels (RGBA).
+def write_png(path: Path, image: Image.Image) -> None:
+    """Writes an image as PNG; see `ddistill.runtime.files.replacing`."""
+    with replacing(path) as file:
+        image.save(file, "PNG", optimize=True)
 
-    Rows put under one another without space show equal gaps in both directions.
+
+def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:
+    """Draws images [N, H, W, C] side by side, each in a frame of GAP / 2 pixels (RGBA).
+
+    Adjacent rows then have equal gaps in both directions.
     """
     pixels = _rgb(images)
     factor = factor or enlarge_factor(pixels.shape[1])
@@ -116,19 +123,8 @@ def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:
     return Image.fromarray(canvas.reshape(height + GAP, n * (width + GAP), 4))
 
 
-def sheet(images: np.ndarray, columns: int | None = None, factor: int | None = None) -> Image.Image:
-    """Images alone, without labels, in a near-square sheet with light gaps (RGB)."""
-    images = np.asarray(images)
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = [row_image(images[i : i + columns], factor) for i in range(0, len(images), columns)]
-    canvas = Image.new("RGB", (rows[0].width, len(rows) * rows[0].height), _PAPER)
-    for i, row in enumerate(rows):
-        canvas.paste(row, (0, i * row.height), row)
-    return canvas
-
-
 def grid_image(grids: Sequence[Grid]) -> Image.Image:
-    """Blocks of labelled rows under one another on white (RGB); see `Grid`."""
+    """Draws labelled grids below one another on white (RGB)."""
     rows = [(grid, row) for grid in grids for row in check_grid(grid).rows]
     if not rows:
         raise ValueError("Nothing to draw: no grid has a row.")
@@ -142,7 +138,7 @@ def grid_image(grids: Sequence[Grid]) -> Image.Image:
 
 
 def strip_image(strip: Strip) -> Image.Image:
-    """The strip as one labelled figure on white (RGB)."""
+    """Draws a strip with labels on white (RGB)."""
     columns = strip_columns(strip)
     header = [f"{c:g}" for c in columns]
     blocks = []
@@ -157,7 +153,7 @@ def strip_columns(strip: Strip) -> list[float]:
     """Noise levels of the strip's columns, noisiest first.
 
     Raises:
-      ValueError: no trajectory, or frames that fit neither their levels nor one another.
+      ValueError: there are no trajectories, or frames do not fit levels or other trajectories.
     """
     if not strip.trajectories:
         raise ValueError("A strip needs at least one trajectory.")
@@ -182,9 +178,9 @@ def strip_columns(strip: Strip) -> list[float]:
 
 
 def strip_row(trajectory: Trajectory, sample: int, columns: Sequence[float]) -> Image.Image:
-    """Frames of one sample at the columns' noise levels (RGBA).
+    """Draws the frames of one sample at the noise levels `columns` (RGBA).
 
-    A thin line runs through the levels that this sampler jumps over.
+    A thin line fills the levels that the sampler skips.
     """
     frames = np.asarray(trajectory.frames)[:, sample]
     levels = np.asarray(trajectory.levels, np.float64)
@@ -204,10 +200,10 @@ def strip_row(trajectory: Trajectory, sample: int, columns: Sequence[float]) -> 
 
 
 def check_grid(grid: Grid) -> Grid:
-    """Returns `grid` if its rows fit together.
+    """Checks that the rows of `grid` have equal shapes and returns `grid`.
 
     Raises:
-      ValueError: no rows, or rows of different number or size of images, naming the row.
+      ValueError: there are no rows, or a row has another shape; the message names it.
     """
     if not grid.rows:
         raise ValueError(f"Grid '{grid.title}' has no rows.")
@@ -223,7 +219,7 @@ def check_grid(grid: Grid) -> Grid:
 
 
 def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it, so that figures look alike on every machine."""
+    """DejaVu Sans from matplotlib, so that pictures do not depend on the machine."""
     from matplotlib import get_data_path
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -231,10 +227,7 @@ def load_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def drawable(text: str, most: int = 80) -> str:
-    """`printable` text of at most `most` characters, as the font of `load_font` can draw it.
-
-    Characters that the font lacks are escaped, because empty boxes all look alike.
-    """
+    """Shortens text to `most` characters and escapes characters that the font cannot draw."""
     known = _characters()
     return shortened(
         "".join(c if ord(c) in known else ascii(c)[1:-1] for c in printable(text)), most
@@ -243,7 +236,7 @@ def drawable(text: str, most: int = 80) -> str:
 
 @functools.cache
 def _characters() -> frozenset[int]:
-    """Code points of the regular and the bold font; joiners and variants draw nothing."""
+    """Code points that both the regular and the bold font contain."""
     from matplotlib.font_manager import get_font
 
     fonts = (set(get_font(load_font(10, bold).path).get_charmap()) for bold in (False, True))
@@ -262,7 +255,7 @@ def _compose(
     header: Sequence[str] = (),
     header_label: str = "",
 ) -> Image.Image:
-    """Draws blocks of (label, note, row image) with titles; rows start at one common edge."""
+    """Draws blocks of (label, note, row image) with titles; rows are aligned left."""
     label_font, note_font, title_font = load_font(15), load_font(12), load_font(18, bold=True)
     blocks = [
         (

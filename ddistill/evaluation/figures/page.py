@@ -1,7 +1,7 @@
-"""HTML of a report's parts. Every function returns a piece of the page, or "" for nothing to show.
+"""HTML of the parts of a page. Functions return HTML, or "" if there is nothing to show.
 
-No script, no font, no link: the content policy of the page forbids loading anything. Pictures of
-plots come in a light and a dark version, of which the browser shows the one that fits.
+The page has no scripts, fonts or links, and its content policy forbids loading anything. Plots have
+a light and a dark version; the browser selects one.
 """
 
 import base64
@@ -100,7 +100,7 @@ summary { cursor: pointer; } summary h2 { display: inline; }
 
 
 def escape(text: object) -> str:
-    """Text for a page, between tags and in attributes alike."""
+    """Escapes text for HTML content and attributes."""
     return html.escape(printable(text))
 
 
@@ -129,7 +129,7 @@ def header(title: str, subtitle: str, notes: Sequence[str], command: str) -> str
 
 
 def warnings(texts: Sequence[str]) -> str:
-    """Why the numbers below may mean little."""
+    """A box with warnings about the scores."""
     if not texts:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
@@ -140,7 +140,7 @@ def warnings(texts: Sequence[str]) -> str:
 
 
 def tiles(items: Sequence[tuple[str, str, str]]) -> str:
-    """Large numbers: (value, label, note)."""
+    """Tiles with large numbers: (value, label, note)."""
     if not items:
         return ""
     cells = [
@@ -163,7 +163,7 @@ def grid(block: Grid) -> str:
 
 
 def strip(block: Strip) -> str:
-    """Denoising strips under a line of noise levels."""
+    """Denoising strips below a line of noise levels."""
     columns = strip_columns(block)
     frames = np.asarray(block.trajectories[0].frames)
     cell = enlarge_factor(frames.shape[2]) * frames.shape[3] + GAP
@@ -190,13 +190,13 @@ def figure(title: str, caption: str, light: bytes, dark: bytes, alt: str) -> str
 
 
 def table(block: Table) -> str:
-    """A table; students stand out, the best of a column is bold."""
+    """A table; students are highlighted, and the best values of a column are bold."""
     heads = "".join(f'<th scope="col">{escape(c)}</th>' for c in block.columns)
     lines = []
     for i, row in enumerate(block.rows):
         role = block.roles[i] if i < len(block.roles) else ""
         if i and row and row[0] == block.rows[i - 1][0]:
-            role += " more"  # the same sampler again: its name shows once, and under the mouse
+            role += " more"  # a repeated name shows only on hover
         cells = "".join(_cell(text, (i, j) in block.best) for j, text in enumerate(row))
         lines.append(f'<tr class="{escape(role.strip())}">{cells}</tr>')
     body = (
@@ -207,7 +207,7 @@ def table(block: Table) -> str:
 
 
 def protocol(shared: str, own: Sequence[tuple[str, str]]) -> str:
-    """How the numbers were measured: what all share, then what differs."""
+    """The protocol of the numbers: common parts, then parts of single samplers."""
     if not shared and not own:
         return ""
     lines = [("all", shared)] if shared else []
@@ -215,12 +215,12 @@ def protocol(shared: str, own: Sequence[tuple[str, str]]) -> str:
         f"<dt>{escape(label)}</dt><dd><code>{escape(text)}</code></dd>"
         for label, text in [*lines, *own]
     )
-    caption = "Numbers compare only under one protocol; it travels with every row of results.json."
+    caption = "Numbers are comparable only under one protocol; every row of results.json has it."
     return _section("Protocol", caption, f"<dl>{items}</dl>")
 
 
 def facts(title: str, items: Mapping[str, str], folded: bool = False) -> str:
-    """A list of keys and values, folded away on request."""
+    """A list of keys and values; `folded` hides it until the reader opens it."""
     if not items:
         return ""
     pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items())
@@ -233,12 +233,12 @@ def facts(title: str, items: Mapping[str, str], folded: bool = False) -> str:
 
 
 def failure(title: str, text: str) -> str:
-    """What stands in place of a part that could not be made."""
+    """A box with the error of a part that failed."""
     return _section(title, "", f"<p>Not drawn: {escape(text)}</p>")
 
 
 def plot_alt(plot: ScorePlot) -> str:
-    """The plot in words, for those who do not see it."""
+    """Alternative text of the plot."""
     lines = "; ".join(
         f"{line.label}: "
         + ", ".join(f"{v:.3g} at {n:g}" for n, v in zip(line.nfe, line.value, strict=True))

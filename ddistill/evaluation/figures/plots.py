@@ -1,7 +1,4 @@
-"""Figures of a report: FD against NFE, training curves, class histograms.
-
-Every figure is drawn from plain data, in a light and a dark theme.
-"""
+"""Figures of a report: FD against NFE, training curves, class histograms."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +28,7 @@ from ddistill.evaluation.figures.style import (
 )
 from ddistill.text import distinct
 
-_LONGEST_CLASS = 18  # characters of a class name that fit below the axes, tilted
+_LONGEST_CLASS = 18  # characters of a rotated class name that fit below the axes
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,13 @@ class ScorePlot:
     """FD against NFE, both logarithmic.
 
     Attributes:
-      lines: at least one.
-      floor: score of real data against real data, drawn as a line.
-      floor_range: its interval or spread, (low, high).
-      floor_label: what the floor is.
+      lines: at least one line.
+      floor: score of test images, drawn as a horizontal line.
+      floor_range: interval or spread of the floor, (low, high).
+      floor_label: label of the floor.
       ylabel: name of the score, for example `Protocol.label`.
       title: heading.
-      caption: what to see in it.
+      caption: caption.
     """
 
     lines: Sequence[Line]
@@ -59,13 +56,13 @@ class ScorePlot:
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss over the steps of one stage; several curves of a stage share its panel.
+    """A loss over the steps of one stage; the curves of a stage share a subplot.
 
     Attributes:
-      stage: name of the stage, heading of the panel.
+      stage: name of the stage, title of the subplot.
       steps: [n] increasing.
       losses: [n]; values that are not finite leave a gap.
-      label: within the panel, for example "student 2"; empty for the only curve.
+      label: label in the legend, for example "student 2"; "" for a single curve.
     """
 
     stage: str
@@ -76,14 +73,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class ClassChart:
-    """Share of the classes among samples, beside that of real images.
+    """Shares of the classes among samples and real images.
 
     Attributes:
       names: [K] names of the classes.
       real: [K] share among real images.
-      samplers: label -> [K] share among its samples.
+      samplers: label -> [K] share among the samples.
       title: heading.
-      caption: what to see in it.
+      caption: caption.
     """
 
     names: Sequence[str]
@@ -94,9 +91,9 @@ class ClassChart:
 
 
 def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
-    """PNG of FD against NFE on logarithmic axes, legend on the right, best methods on top."""
+    """Draws FD against NFE on logarithmic axes and returns the PNG."""
     labels = [wrapped(line.label) for line in plot.lines]
-    # Inches that the legend takes; the axes grow with it.
+    # Height of the legend in inches; the axes are as high.
     height = max(4.9, 0.1 + sum(0.23 + 0.18 * text.count("\n") for text in labels))
     with styled(theme):
         figure = new_figure(9.2, height, theme)
@@ -116,7 +113,7 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
             draw_floor(axes, plot.floor, plot.floor_range, plot.floor_label, theme)
         low, high = axes.get_ylim()
         axes.set_ylim(low / 1.15, high * 1.1)
-        axes.set_xlabel("network evaluations an image (NFE)")
+        axes.set_xlabel("network evaluations per image (NFE)")
         axes.set_ylabel(f"{drawable(plot.ylabel)}, lower is better")
         axes.grid(True, axis="y", which="major")
         order = sorted(range(len(handles)), key=lambda i: plot.lines[i].role != "teacher")
@@ -131,7 +128,7 @@ def score_figure(plot: ScorePlot, theme: Theme = LIGHT) -> bytes:
 
 
 def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
-    """PNG of the losses, a panel a stage: measured values faint, their running mean on top."""
+    """Draws losses and their running means, one subplot per stage, and returns the PNG."""
     if not curves:
         raise ValueError("No curves to draw.")
     stages = list(dict.fromkeys(curve.stage for curve in curves))
@@ -140,19 +137,19 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
     with styled(theme):
         figure = new_figure(9.2 if columns > 1 else 6.4, 2.75 * rows + 0.15, theme)
         grid = figure.subplots(rows, columns, squeeze=False)
-        for panel, axes in enumerate(grid.flat):
-            if panel >= len(stages):
+        for index, axes in enumerate(grid.flat):
+            if index >= len(stages):
                 axes.set_visible(False)
                 continue
-            own = [curve for curve in curves if curve.stage == stages[panel]]
+            own = [curve for curve in curves if curve.stage == stages[index]]
             lines = [
                 _draw_curve(axes, curve, theme.students[(1 + i) % len(theme.students)], len(own))
                 for i, curve in enumerate(own)
             ]
-            title = drawable(stages[panel], 40)
+            title = drawable(stages[index], 40)
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8)
             axes.set_xlabel("step")
-            axes.set_ylabel("loss" if panel % columns == 0 else "")
+            axes.set_ylabel("loss" if index % columns == 0 else "")
             axes.grid(True, axis="y", which="major")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(_step_label(own)))
@@ -167,14 +164,14 @@ def curves_figure(curves: Sequence[Curve], theme: Theme = LIGHT) -> bytes:
 
 
 def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
-    """PNG of class shares: bars for real images, a dot for every sampler on top of them."""
+    """Draws class shares, with bars for real images and a dot per sampler; returns the PNG."""
     real = np.asarray(chart.real, np.float64) * 100
     count = len(chart.names)
     for label, shares in (("real", chart.real), *chart.samplers.items()):
         if len(shares) != count:
             raise ValueError(f"'{label}' has {len(shares)} shares for {count} classes.")
     with styled(theme):
-        # Long names are tilted, and need room below the axes.
+        # Long names are rotated, and need room below the axes.
         names = distinct(drawable(name, _LONGEST_CLASS) for name in chart.names)
         tilt = max(map(len, names), default=0) * count > 80
         room = 0.75 if tilt else 0.4
@@ -215,9 +212,9 @@ def classes_figure(chart: ClassChart, theme: Theme = LIGHT) -> bytes:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred running mean over `window` values, shorter at the ends; non-finite values left out.
+    """Centred running mean over `window` values, fewer at the ends, without non-finite values.
 
-    A window without any finite value gives NaN, which a plot shows as a gap.
+    A window without finite values gives NaN, which is a gap in a plot.
     """
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])

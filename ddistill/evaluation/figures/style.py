@@ -1,6 +1,6 @@
-"""What all figures share: colours, canvas, and how a line of scores against NFE is drawn.
+"""Common parts of figures: colours, canvas, and lines of scores against NFE.
 
-matplotlib's own canvas, no pyplot, no window, no global state.
+Figures use the canvas of matplotlib without pyplot, so there is no window and no global state.
 """
 
 import io
@@ -48,14 +48,14 @@ DARK = Theme(
 
 @dataclass(frozen=True)
 class Line:
-    """One method in the plot of FD against NFE.
+    """The scores of one method against NFE.
 
     Attributes:
-      label: in the legend.
-      nfe: [n] network evaluations an image, 1 or more.
-      value: [n] score, above 0 (points at 0 cannot lie on a logarithmic axis and are left out).
+      label: label in the legend.
+      nfe: [n] network evaluations per image, 1 or more.
+      value: [n] scores; a logarithmic axis leaves out scores of 0.
       ranges: [n] ends (low, high) of error bars, or empty.
-      role: "teacher" (muted line) or "student" (coloured, marked points).
+      role: "teacher" (muted line) or "student" (coloured line with markers).
     """
 
     label: str
@@ -66,9 +66,9 @@ class Line:
 
 
 def apart(lines: Sequence[Line]) -> list[Line]:
-    """The lines, students that share an NFE moved sideways so that no mark hides another.
+    """Shifts students at one NFE sideways, so that no marker hides another.
 
-    They stand 0.09 octaves apart, closer where they are many: within half an octave in all.
+    The distance is 0.09 octaves, or less for many students, which share half an octave.
     """
     students = [line for line in lines if line.role != "teacher"]
     sharing = {n: [s for s in students if n in s.nfe] for line in lines for n in line.nfe}
@@ -86,9 +86,9 @@ def apart(lines: Sequence[Line]) -> list[Line]:
 
 
 def draw_line(axes: Axes, line: Line, index: int, theme: Theme):
-    """Draws the line number `index` of its role and returns its handle for the legend.
+    """Draws line number `index` of its role and returns the handle for the legend.
 
-    Students beyond the eighth have the first ones' colours and hollow marks.
+    From the ninth student on, colours repeat with hollow markers.
     """
     teacher = line.role == "teacher"
     points = sorted(
@@ -117,7 +117,7 @@ def draw_line(axes: Axes, line: Line, index: int, theme: Theme):
         style |= {"mew": 1.6 if hollow else 1.2}
     (handle,) = axes.plot(x, y, color=color, label=line.label, **style)
     if (high > low).any():
-        # An error bar through zero has no place on a log axis.
+        # On a logarithmic axis an error bar must end above zero.
         below = np.minimum(y - low, 0.9 * y) if axes.get_yscale() == "log" else y - low
         axes.errorbar(
             x, y, yerr=[np.maximum(below, 0), np.maximum(high - y, 0)], fmt="none", ecolor=color,
@@ -129,11 +129,11 @@ def draw_line(axes: Axes, line: Line, index: int, theme: Theme):
 def draw_floor(
     axes: Axes, floor: float, ends: tuple[float, float] | None, label: str, theme: Theme
 ) -> Artist | None:
-    """Draws what real images score, with its interval as a band, and returns the line.
+    """Draws the score of real images, with its interval as a band, and returns the line.
 
-    A floor far below all lines is no reason to press them into the top of a logarithmic axis: it is
-    named at the lower edge then, and there is no line. Limits of the axis must not change
-    afterwards, but for margins.
+    A floor far below all lines would compress them on a logarithmic axis; then only its value is
+    written at the lower edge, and the result is None. The limits of the axis must not change
+    afterwards, except for margins.
     """
     low, high = axes.get_ylim()
     logarithmic = axes.get_yscale() == "log"
@@ -158,7 +158,7 @@ def draw_floor(
         line = axes.axhline(floor, color=theme.ink, lw=1.1, ls=(0, (1, 2)), zorder=1)
     axes.annotate(
         f"{text}, below this axis" if below else text,
-        # On the right, because few-step students are on the left.
+        # Students with few steps are on the left.
         (0.995, low if below else floor),
         xycoords=("axes fraction", "data"),
         xytext=(0, 4),
@@ -173,12 +173,12 @@ def draw_floor(
 
 
 def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
-    """Plain powers of two on a logarithmic axis from the first of `ticks` to the last."""
+    """Labels a logarithmic axis from the first to the last of `ticks` with powers of two."""
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     if not ticks:
         return
-    # Powers of two even where a sampler (Heun: 2N - 1) lies between them: few, evenly spaced.
+    # NFE between powers of two (Heun: 2N - 1) get no tick, so that ticks are evenly spaced.
     low, high = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
     kept = [2.0**i for i in range(low, high + 1)] if high - low <= 14 else [ticks[0], ticks[-1]]
     axes.xaxis.set_major_locator(FixedLocator(kept))
@@ -186,13 +186,13 @@ def nfe_axis(axes: Axes, ticks: Sequence[float]) -> None:
 
 
 def value_axis(axes: Axes) -> None:
-    """Plain numbers on a logarithmic axis, at steps as fine as its range asks for."""
+    """Labels a logarithmic axis with plain numbers, with a spacing that suits its range."""
     low, high = axes.get_ylim()
     ratio = high / max(low, 1e-300)
-    if ratio < 2.5:  # hardly any of 1, 2, 5 lies within: as good as linear
+    if ratio < 2.5:  # almost linear, and hardly any of 1, 2, 5 is in the range
         axes.yaxis.set_major_locator(MaxNLocator(5))
     else:
-        # The finest of these that leaves room for its labels.
+        # The finest spacing with room for the labels.
         steps = {8: (1.0, 2.0, 3.0, 5.0, 7.0), 300: (1.0, 2.0, 5.0), 3000: (1.0, 3.0)}
         parts = next((p for most, p in steps.items() if ratio < most), (1.0,))
         axes.yaxis.set_major_locator(LogLocator(10, parts))
@@ -205,7 +205,7 @@ def _plain(value: float, _: int | None = None) -> str:
 
 
 def wrapped(label: str) -> str:
-    """A label of the legend, drawable, in lines of at most 25 characters."""
+    """Wraps a label of the legend into lines of at most 25 characters."""
     label = drawable(label)
     text = "\n".join(textwrap.wrap(label, 25)) or label
     # matplotlib before 3.10 leaves labels that begin with "_" out of a legend.
@@ -213,19 +213,19 @@ def wrapped(label: str) -> str:
 
 
 def new_figure(width: float, height: float, theme: Theme) -> Figure:
-    """An empty figure of so many inches."""
+    """Creates an empty figure; sizes are in inches."""
     figure = Figure(figsize=(width, height), dpi=160, facecolor=theme.paper)
     FigureCanvasAgg(figure)
     return figure
 
 
 def styled(theme: Theme):
-    """The context in which a figure of this theme is drawn."""
+    """Context manager with the matplotlib settings of a theme."""
     return matplotlib.rc_context(
         {
             "font.family": "DejaVu Sans",
             "font.size": 9.5,
-            # Users' names are no formulas.
+            # Names of users are not formulas.
             "text.parse_math": False,
             "text.color": theme.ink,
             "axes.facecolor": theme.paper,
@@ -251,7 +251,7 @@ def styled(theme: Theme):
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG that is the same each time."""
+    """Renders a figure as a reproducible PNG."""
     buffer = io.BytesIO()
     figure.savefig(
         buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None}

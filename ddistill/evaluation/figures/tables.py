@@ -1,4 +1,4 @@
-"""Tables and score plots of rows of results.json."""
+"""Tables and plots of rows of results.json."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +18,12 @@ from ddistill.evaluation.records.names import DISTANCES, METRICS, main_distance
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row
 
-NOTHING = "\N{EN DASH}"  # what a cell without a number holds
+NOTHING = "\N{EN DASH}"  # text of a cell without a number
 
 
 BOLD_RULE = (
-    "Bold: the best of a column, where it differs from every other by more than the 95 % interval "
-    "of the difference; otherwise the best ones tie, and nothing is bold."
+    "Bold: the best value of a column, if its difference to every other value exceeds the 95 % "
+    "interval of the difference."
 )
 
 
@@ -33,11 +33,11 @@ class Table:
 
     Attributes:
       columns: headings.
-      rows: as many cells as columns each; "a ± b" shows b smaller where the medium can.
+      rows: one cell per column each; HTML shows the spread in "a ± b" smaller.
       title: heading of the table.
-      caption: what the numbers are.
-      roles: "teacher", "student", "real" or "" for each row; empty for none.
-      best: (row, column) of the cells to set in bold.
+      caption: caption.
+      roles: "teacher", "student", "real" or "" for each row; empty for no roles.
+      best: (row, column) of bold cells.
     """
 
     columns: Sequence[str]
@@ -59,11 +59,15 @@ class Table:
 def score_table(
     rows: Sequence[Row], title: str = "Scores", spread_of: Sequence[str] = DISTANCES
 ) -> Table:
-    """One line for each sampler and NFE, a column for each metric measured, cost at the end.
+    """Makes a table with a line for each sampler and NFE and a column for each measured metric.
 
-    The best value of every column among all but real data is bold where it stands out
-    (`BOLD_RULE`). The spread over seeds, or one seed's interval, is shown for the metrics in
-    `spread_of`; for all of them a table would be too wide to read.
+    The last columns are the cost. The best values, without real data, are bold (`BOLD_RULE`).
+
+    Args:
+      rows: rows of one experiment and data set.
+      title: heading.
+      spread_of: metrics with spread over seeds, or with the interval of one seed; all metrics would
+        make the table too wide to read.
     """
     scores = aggregate(rows)
     names = labels(scores)
@@ -75,7 +79,7 @@ def score_table(
     table = []
     for entry, nfe in lines:
         stats = {m: scores[entry].get((nfe, m)) for m in metrics}
-        cells = [show(m, stat, m in spread_of) for m, stat in stats.items()]
+        cells = [stat_text(m, stat, m in spread_of) for m, stat in stats.items()]
         seconds, calls = costs.get((entry, nfe), (0.0, 0.0))
         cells += [f"{seconds:,.0f}" if seconds else NOTHING, count(calls) if calls else NOTHING]
         table.append([names[entry], str(nfe) if nfe else NOTHING, *cells])
@@ -86,15 +90,15 @@ def score_table(
 
 
 def score_plot(rows: Sequence[Row], metric: str = "", **kwargs: str) -> ScorePlot:
-    """`metric` against NFE, a line for each sampler; the row of method "real" is the floor.
+    """Plots `metric` against NFE, one line per sampler; rows of method "real" are the floor.
 
     Args:
-      rows: of one experiment and data set.
-      metric: lower is better; "" for the distance that stands for the quality of samples.
+      rows: rows of one experiment and data set.
+      metric: a metric for which lower is better; "" for the main distance.
       **kwargs: title, caption, floor_label, ylabel of `ScorePlot`.
 
     Raises:
-      ValueError: no row of this metric.
+      ValueError: no row has this metric.
     """
     metric = metric or main_distance({row.metric for row in rows}) or DISTANCES[-1]
     rows = [row for row in rows if row.metric == metric]
@@ -115,7 +119,7 @@ def score_plot(rows: Sequence[Row], metric: str = "", **kwargs: str) -> ScorePlo
 
 
 def line_of(label: str, stats: Mapping[int, Stat], role: str) -> Line:
-    """A line of a plot from NFE -> statistics, with error bars as far as there are any."""
+    """A line of a plot from NFE -> statistics, with error bars if there are any."""
     ranges = [range_of(stat) for stat in stats.values()]
     return Line(
         label,
@@ -127,7 +131,7 @@ def line_of(label: str, stats: Mapping[int, Stat], role: str) -> Line:
 
 
 def range_of(stat: Stat) -> tuple[float, float]:
-    """Mean and standard deviation over seeds, or one seed's interval, as (low, high)."""
+    """(low, high): mean -+ standard deviation over seeds, or the interval of one seed."""
     if stat.spread is not None:
         return stat.mean - stat.spread, stat.mean + stat.spread
     if stat.low is not None and stat.high is not None:
@@ -135,10 +139,10 @@ def range_of(stat: Stat) -> tuple[float, float]:
     return stat.mean, stat.mean
 
 
-def show(metric: str, stat: Stat | None, spread: bool = True) -> str:
-    """A statistic as text, a dash where nothing was measured.
+def stat_text(metric: str, stat: Stat | None, spread: bool = True) -> str:
+    """A statistic as text; a dash for None.
 
-    "1.23 ± 0.04" over seeds, "1.23 [1.15, 1.31]" for one seed with its interval, "1.23" without.
+    "1.23 ± 0.04" over seeds, "1.23 [1.15, 1.31]" for one seed with an interval, else "1.23".
     """
     if stat is None:
         return NOTHING
@@ -148,7 +152,7 @@ def show(metric: str, stat: Stat | None, spread: bool = True) -> str:
     if not spread:
         return text
     if stat.spread is not None:
-        # The spread is given to the last place of the mean: more digits would claim too much.
+        # The spread has as many decimal places as the mean.
         return f"{text} ± {_like(text, stat.spread)}"
     if stat.low is None or stat.high is None:
         return text
@@ -157,7 +161,7 @@ def show(metric: str, stat: Stat | None, spread: bool = True) -> str:
 
 
 def _rounded(text: str, stat: Stat) -> str:
-    """`text` in no more places than tell the interval's half-width in two digits, but in two."""
+    """`text` with decimal places for two digits of the half width, but at least two places."""
     width = stat.half_width
     if not width or "e" in text:
         return text
@@ -166,22 +170,24 @@ def _rounded(text: str, stat: Stat) -> str:
 
 
 def _like(text: str, value: float) -> str:
-    """`value` in as many places as `text`, another number."""
+    """`value` with as many decimal places as the number `text`."""
     return f"{value:.1e}" if "e" in text else f"{value:,.{len(text.partition('.')[2])}f}"
 
 
 def number(metric: str, value: float) -> str:
-    """A value of `metric` as text, in the places that the metric asks for."""
+    """A value of `metric` as text, in the format of the metric."""
     form = METRICS[metric].form
     if not form.endswith("g"):
         return format(value, form)
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return format(value, f"#{form}").removesuffix(".")  # 4.10, not 4.1: same places in a column
+    return format(value, f"#{form}").removesuffix(
+        "."
+    )  # 4.10 instead of 4.1, so that a column has equal decimal places
 
 
 def count(value: float) -> str:
-    """Large counts as 1.23 M; small ones in full."""
+    """Large counts as in 1.23 M; small counts in full."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 10 * size or (value >= size and size >= 1e6):
             return f"{value / size:.3g} {unit}"
@@ -204,7 +210,7 @@ def _costs(rows: Iterable[Row]) -> dict[tuple[Entry, int], tuple[float, float]]:
 
 
 def score_label(row: Row, metric: str) -> str:
-    """Name of `metric` for an axis: that of a Frechet distance tells its features."""
+    """Name of `metric` for an axis; for a Frechet distance with its features."""
     try:
         label = METRICS[metric].label
         if metric not in ("fd", "fd_infinity"):

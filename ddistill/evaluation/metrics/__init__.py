@@ -1,1 +1,1 @@
-"""Scores of sets of images."""
+"""Metrics of sets of images."""

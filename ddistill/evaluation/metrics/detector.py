@@ -1,12 +1,12 @@
-"""The network in whose features images are scored, on all devices that there are."""
+"""The feature network of FID, inception score and KID, on all devices of the process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from ddistill.errors import check_choice
 from ddistill.interop.inception import InceptionWeights
@@ -14,7 +14,7 @@ from ddistill.networks.inception import SIDE, TAPS, Inception
 from ddistill.runtime.compilation import forward_options
 from ddistill.runtime.sharding import make_mesh, over_data, replicate
 
-# What FID is defined with; `protocol.Protocol.label` knows the name too.
+# The network of the FID; `records.protocol.Protocol.label` uses the name too.
 GENUINE = "inception-2015-12-05"
 FEATURES = tuple(tap for tap in TAPS if not tap.startswith("logits"))
 
@@ -24,15 +24,15 @@ class Detector:
     """A feature network.
 
     Attributes:
-      name: `GENUINE`, or another word for another network.
-      sha256: of its weights.
-      feature: which of its features; "2048" for FID.
-      dim: how many there are.
-      resize: what it does to the size of images.
-      apply: uint8 images `[batch, H, W, 1 or 3]` -> (features `[batch, dim]`, logits `[batch, K]`),
-        None in place of logits where `logits` is False.
-      batch: images a call.
-      logits: whether it gives the logits that the inception score is of.
+      name: `GENUINE`, or the name of another network.
+      sha256: SHA-256 of the weights.
+      feature: name of the layer; "2048" for FID.
+      dim: number of features D.
+      resize: how the network resizes images.
+      apply: uint8 images `[batch, H, W, 1 or 3]` -> (features `[batch, D]`, logits `[batch, K]`);
+        the logits are None if `logits` is False.
+      batch: images per batch.
+      logits: whether `apply` returns the logits, which the inception score needs.
     """
 
     name: str
@@ -40,18 +40,18 @@ class Detector:
     feature: str
     dim: int
     resize: str
-    apply: Callable[[Any], Any]
+    apply: Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
     batch: int
     logits: bool = True
 
     @property
     def is_fid(self) -> bool:
-        """Whether the Frechet distance of its features is the FID."""
+        """Whether the Frechet distance of these features is the FID."""
         return self.name == GENUINE and self.feature == "2048"
 
     @property
     def text(self) -> str:
-        """Network, beginning of its hash and features, for protocols."""
+        """Name, first 8 digits of the hash, and layer, for protocols."""
         return f"{self.name}@{self.sha256[:8]}/{self.feature}"
 
 
@@ -62,17 +62,17 @@ def inception_detector(
     logits: bool = True,
     devices: Sequence[jax.Device] | None = None,
 ) -> Detector:
-    """FID's Inception network, each batch spread over the devices.
+    """Builds the Inception network of the FID, with each batch sharded over the devices.
 
     Args:
-      weights: read by `ddistill.interop.inception.load_inception`.
-      batch: images a call; rounded up to a multiple of the number of devices.
+      weights: weights from `ddistill.interop.inception.load_inception`.
+      batch: images per batch; rounded up to a multiple of the number of devices.
       feature: one of `FEATURES`.
-      logits: whether the inception score will be asked for.
-      devices: default all of this process.
+      logits: compute the logits for the inception score.
+      devices: devices to use; None for all local devices.
 
     Raises:
-      ConfigError: an unknown feature.
+      ConfigError: `feature` is unknown.
     """
     check_choice("--feature", feature, FEATURES)
     devices = list(devices or jax.local_devices())
@@ -81,12 +81,12 @@ def inception_detector(
     taps = (feature, "logits_unbiased") if logits else (feature,)
     module, params = Inception(taps), replicate(mesh, weights.params)
 
-    def forward(params: Any, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        pixels = jnp.broadcast_to(pixels, (*pixels.shape[:3], 3))  # grey images have three channels
-        found: Any = module.apply({"params": params}, pixels)
+    def forward(params: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        pixels = jnp.broadcast_to(pixels, (*pixels.shape[:3], 3))  # grey images get three channels
+        found: dict[str, jax.Array] = module.apply({"params": params}, pixels)  # type: ignore[assignment]
         return found[feature], found.get("logits_unbiased")
 
-    # On CPU, XLA's convolutions use all cores by themselves.
+    # On CPU, one convolution of XLA uses all cores.
     compiled = jax.jit(forward, compiler_options=forward_options(devices[0].platform))
     place = over_data(mesh)
 

@@ -1,8 +1,8 @@
-"""Features of many images on disk, in parts, so that a stopped evaluation goes on where it was.
+"""Features of many images on disk, in parts, so that a stopped evaluation can continue.
 
-A set's features lie in a folder named after everything that they depend on. A part is written
-beside its place and then renamed, so one that is there is whole. Scores are always computed from
-the parts, in their order: whether and where an evaluation was stopped changes no digit.
+The features of a set are in a folder named by a digest of everything that they depend on. Parts are
+written atomically, so a part on disk is complete. Scores are always computed from the parts in
+order, so a stop does not change them.
 """
 
 import time
@@ -21,19 +21,19 @@ from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
 
-# Images a part: at 2048 features and 1008 logits 6 MB, and about two minutes of two CPU cores.
+# Images per part: 6 MB with 2048 features and 1008 logits, about two minutes on two CPU cores.
 PART = 512
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The parts of one set's features.
+    """The features of one set of images, in parts.
 
     Attributes:
       parts: files, in the order of the images.
-      dim: features an image.
-      count: images.
+      dim: number of features D per image.
+      count: number of images.
     """
 
     parts: tuple[Path, ...]
@@ -41,7 +41,7 @@ class FeatureStore:
     count: int
 
     def moments(self) -> Moments:
-        """Count, mean and scatter of all features, in float64, one part in memory at a time."""
+        """Count, mean and scatter of all features in float64, with one part in memory at a time."""
         found = Moments.empty(self.dim)
         for features in self._arrays("features"):
             found = found.update(features)
@@ -69,17 +69,18 @@ def store_features(
     stop: StopRequest,
     part: int = PART,
 ) -> FeatureStore:
-    """Features of all images, those that are in `folder` from an earlier time not computed again.
+    """Computes the features of all images, except parts that are in `folder` already.
 
     Args:
-      detector: the network.
-      images: what it looks at.
-      folder: the set's own folder is made inside.
-      reporter, stop: progress and polite stopping, which loses the part at work.
-      part: images a part.
+      detector: the feature network.
+      images: the images.
+      folder: parent of the folder of this set.
+      reporter: receives progress.
+      stop: the request to stop, checked between batches.
+      part: images per part.
 
     Raises:
-      Interrupted: a stop was asked for; the parts so far stay.
+      Interrupted: a stop was requested; complete parts stay on disk.
     """
     network = f"{detector.sha256} {detector.text} {detector.logits}"
     content = f"{FORMAT} {images.digest} {len(images)} {network} {part}"
@@ -104,7 +105,7 @@ def store_features(
 def _compute(
     detector: Detector, images: Part, name: str, reporter: Reporter, stop: StopRequest
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features `[N, dim]` and logits `[N, K]` of a part, K = 0 where the network gives none."""
+    """Features `[N, dim]` and logits `[N, K]` of a part; K = 0 for a network without logits."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     done, first, begun = 0, 0, time.perf_counter()
     stop.check(f"the features of {name}")
@@ -113,7 +114,7 @@ def _compute(
         none = np.empty((len(features), 0), np.float32)
         found.append((features, none if logits is None else logits))
         done += len(features)
-        if not first:  # the network may have been compiled for this batch
+        if not first:  # the first batch may include compilation
             first, begun = done, time.perf_counter()
             reporter.advance(images.start + done, "")
             continue
@@ -128,7 +129,7 @@ def _write_part(path: Path, features: np.ndarray, logits: np.ndarray) -> None:
 
 
 def _is_whole(path: Path, count: int, dim: int) -> bool:
-    """Whether a part can be read; zip archives carry checksums of what they hold."""
+    """Whether a part is readable and complete; zip archives carry checksums."""
     found = read_arrays(path, ("features", "logits"))
     if found is None or found["features"].shape != (count, dim):
         return False

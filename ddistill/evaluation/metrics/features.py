@@ -1,18 +1,19 @@
-"""Feature networks over many images: fixed batch shapes, padding cut off, one compilation.
+"""Features of many images, in batches of one shape, and the scores computed from them.
 
-The functions here know no network. `apply` is any jitted function of images
-[batch, H, W, C] float32 in [-1, 1] that returns an array or a pytree of arrays with leading
-axis `batch`, for example (logits, features) of a classifier.
+`apply` stands for any jitted function of images [batch, H, W, C] float32 in [-1, 1] that returns an
+array or a pytree of arrays with leading axis `batch`, for example (logits, features) of a
+classifier.
 """
 
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ddistill.evaluation.metrics.frechet import moments
 from ddistill.evaluation.metrics.frechet_estimates import Target, frechet_estimates
@@ -21,42 +22,58 @@ from ddistill.evaluation.metrics.pixels import quantise as to_uint8
 from ddistill.evaluation.metrics.precision_recall import class_histogram, total_variation
 from ddistill.evaluation.metrics.resampling import USUAL, Estimate, Resampling, draw_subsets
 
+Apply = Callable[[np.ndarray], PyTree]
+
+
+class Takes(Protocol):
+    """Images that are read by index, for example `data.Dataset`."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Images `[len(indices), H, W, C]`."""
+
+
+Images = np.ndarray | jax.Array | Takes
+_ARRAYS = (np.ndarray, jax.Array)
+
 
 def feature_batches(
-    apply: Callable[[Any], Any],
-    images: Any,
+    apply: Apply,
+    images: Images,
     batch: int,
     *,
     quantise: bool = False,
     pixels: bool = False,
-) -> Iterator[Any]:
-    """Yields `apply` of one batch of images after another, as numpy, padding removed.
+) -> Iterator[PyTree]:
+    """Yields the output of `apply` for one batch of images after another, as NumPy arrays.
 
-    The last batch is filled up with copies of its first image, so that every call has one shape
-    and nothing compiles twice, and the rows of the padding never leave this function. One batch
-    is computed ahead while the former is copied to the host. Matrix products run in full float32:
-    TF32, the default on GPUs, shifts Frechet distances.
+    The last batch is padded with copies of its first image, so that `apply` compiles only once; the
+    padding is removed from the output. While the output of a batch is copied to the host, the
+    device computes the next batch. Matrix products run in full float32, because TF32, the default
+    on GPUs, shifts Frechet distances.
 
     Args:
-      apply: jitted; see the module's docstring. It must treat images one by one (no batch norm).
-      images: array [N, H, W, C], uint8 or float in [-1, 1], or an object with `len` and
-        `.take(indices)` (`data.Dataset`).
-      batch: images a call.
-      quantise: round float images to uint8 first, as written to disk and as papers score them.
-        uint8 images are what they are in both cases.
-      pixels: give `apply` these uint8 values, instead of floats in [-1, 1].
+      apply: jitted; see the docstring of the module. It must not mix the images of a batch (no
+        batch norm).
+      images: `[N, H, W, C]` uint8 or float in [-1, 1], or images that are read by index.
+      batch: images per batch.
+      quantise: round float images to uint8 first, as files and papers do. uint8 images do not
+        change.
+      pixels: pass the uint8 values to `apply`, instead of floats in [-1, 1].
 
     Raises:
-      ValueError: no images, batch < 1, images that are not finite, or an output without the
-        leading batch axis.
+      ValueError: there are no images, `batch` is below 1, images are not finite, or an output has
+        no leading batch axis.
     """
     count = len(images)
     if batch < 1 or not count:
         raise ValueError(f"Need images and batch >= 1; got {count} images and batch={batch}.")
-    pending: tuple[Any, int] | None = None
+    pending: tuple[PyTree, int] | None = None
     for start in range(0, count, batch):
         indices = np.arange(start, min(start + batch, count))
-        block = images[indices] if hasattr(images, "dtype") else images.take(indices)
+        block = images[indices] if isinstance(images, _ARRAYS) else images.take(indices)
         block = _network_input(np.asarray(block), quantise or pixels, pixels)
         valid = len(block)
         if valid < batch:
@@ -71,20 +88,20 @@ def feature_batches(
 
 
 def extract(
-    apply: Callable[[Any], Any],
-    images: Any,
+    apply: Apply,
+    images: Images,
     batch: int,
     *,
     quantise: bool = False,
     pixels: bool = False,
-) -> Any:
-    """`apply` of all images: the pytree of `feature_batches`, concatenated along the first axis."""
+) -> PyTree:
+    """Concatenates the batches of `feature_batches` along the first axis."""
     parts = list(feature_batches(apply, images, batch, quantise=quantise, pixels=pixels))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def params_hash(params: Any, length: int = 8) -> str:
-    """Short hash of a pytree of weights: names, shapes, types and bytes."""
+def params_hash(params: PyTree, length: int = 8) -> str:
+    """Short hash of the names, shapes, types and bytes of a pytree of weights."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         array = np.ascontiguousarray(np.asarray(leaf))
@@ -95,14 +112,15 @@ def params_hash(params: Any, length: int = 8) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of the real images that samples are scored against; make it with `reference`.
+    """Features of the real images, made by `reference`.
 
     Attributes:
       features: [N, D].
-      target: their Gaussian, float64.
+      target: Gaussian of the features, float64.
       histogram: [K] share of the classes among the real images; None without classes.
-      max_neighbours: precision and the like, whose time grows with N * M, use at most so many
-        images of each set, evenly spaced (a set sorted by class keeps all its classes).
+      max_neighbours: limit on the images of each set for precision, recall, density and coverage,
+        because their time grows with N * M. The images are evenly spaced, so that a set sorted by
+        class keeps all classes.
     """
 
     features: np.ndarray
@@ -112,21 +130,21 @@ class Reference:
 
     @functools.cached_property
     def balls(self) -> RealBalls:
-        """The balls round the real images, with k = 3 and 5."""
+        """The balls around the real images, with k = 3 and 5."""
         return RealBalls.of(self.features[_thin(len(self.features), self.max_neighbours)])
 
     @property
     def variance(self) -> float:
-        """Sum of the features' variances: the distance of a generator of one mean image."""
+        """Sum of the variances of the features: the distance of a generator of the mean image."""
         return float(np.trace(self.target.cov))
 
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """How the samples of a score were drawn, and how they are resampled.
+    """How the samples of a score were drawn, and how the score resamples them.
 
     Attributes:
-      count: samples at which recall, coverage and class shares are taken; None for all.
+      count: number of samples for recall, coverage and class shares; None for all.
       strata: [M] classes with a fixed number of samples each; None for independent samples.
       resampling: number of subsets and seed.
     """
@@ -145,7 +163,7 @@ def reference(
     num_classes: int = 0,
     max_neighbours: int = 10_000,
 ) -> Reference:
-    """Reference statistics of real features [N, D]; labels [N] give the class histogram."""
+    """Computes the statistics of real features [N, D]; labels [N] give the class histogram."""
     histogram = None if labels is None else class_histogram(labels, num_classes)
     target = Target.of(*moments(features))
     return Reference(np.asarray(features), target, histogram, max_neighbours)
@@ -158,19 +176,19 @@ def score(
     labels: np.ndarray | None = None,
     sampling: Sampling = ALL_SAMPLES,
 ) -> dict[str, Estimate]:
-    """Scores samples against real images, as metric -> estimate.
+    """Scores samples against real images.
 
     Args:
-      real: reference statistics.
+      real: statistics of the real images.
       features: [M, D] features of the samples.
       logits: [M, K] class logits of the samples; they add "class_tv", the total variation
         between the classes of the samples and of the real images.
-      labels: [M] classes that the samples were asked for; with logits they add "accuracy".
+      labels: [M] classes on which the samples were conditioned; with logits they add "accuracy".
       sampling: count, classes and resampling.
 
     Returns:
-      "fd", "fd_infinity" (from 4 samples on), "precision", "recall", "density", "coverage" and
-      what logits and labels add.
+      Estimates of "fd", "fd_infinity" (with at least 4 samples), "precision", "recall", "density",
+      "coverage", and of the scores that logits and labels add.
     """
     resampling, strata = sampling.resampling, sampling.strata
     scores = frechet_estimates(real.target, features, resampling, strata)
@@ -192,10 +210,10 @@ def score(
 
 
 def fixed_strata(labels: np.ndarray, shares: np.ndarray) -> np.ndarray | None:
-    """Labels [N] if their classes have fixed numbers of images, otherwise None.
+    """Returns labels [N] if each class has a fixed number of images, otherwise None.
 
-    Numbers count as fixed if each is within one image of the reference's shares [K], as in a split
-    made class by class; independent draws miss that by the root of the number of images.
+    A number counts as fixed if it is within one image of the share [K] of the reference, as in a
+    split made class by class. Independent draws differ by the square root of the number of images.
     """
     counts = np.bincount(labels, minlength=len(shares))
     if len(counts) != len(shares) or np.abs(counts - shares * len(labels)).max() > 1:
@@ -204,7 +222,7 @@ def fixed_strata(labels: np.ndarray, shares: np.ndarray) -> np.ndarray | None:
 
 
 def _class_distance(logits: np.ndarray, histogram: np.ndarray, sampling: Sampling) -> Estimate:
-    """Total variation at the equal count: it is the larger, the fewer samples there are."""
+    """Total variation at the common count, because it decreases with the number of samples."""
     count = min(sampling.count or len(logits), len(logits))
     subsets = draw_subsets(len(logits), count, 1, sampling.resampling, sampling.strata)
     classes = np.eye(len(histogram))[logits.argmax(axis=1)]
@@ -232,14 +250,14 @@ def _network_input(block: np.ndarray, quantise: bool, pixels: bool = False) -> n
     return block.astype(np.float32)
 
 
-def _to_host(output: Any, valid: int, batch: int) -> Any:
-    def cut(array: Any) -> np.ndarray:
-        array = np.asarray(array)
-        if array.shape[:1] != (batch,):
+def _to_host(output: PyTree, valid: int, batch: int) -> PyTree:
+    def cut(array: jax.Array) -> np.ndarray:
+        found = np.asarray(array)
+        if found.shape[:1] != (batch,):
             raise ValueError(
-                f"The feature function returned shape {array.shape} for a batch of {batch};"
+                f"The feature function returned shape {found.shape} for a batch of {batch};"
                 " every output needs the batch as its first axis."
             )
-        return array[:valid]
+        return found[:valid]
 
     return jax.tree.map(cut, output)

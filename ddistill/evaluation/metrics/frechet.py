@@ -1,10 +1,11 @@
-"""The Frechet distance between two clouds of features, each taken as a Gaussian.
+"""The Frechet distance between two sets of features, each approximated by a Gaussian.
 
     FD = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr (S1^1/2 S2 S1^1/2)^1/2      (arXiv 1706.08500)
 
-With the pooled features of the TF Inception graph and 50 000 samples this is the FID; with any
-other features it is called FD and named after them, see `protocol.Protocol.label`.
-Everything is float64 on the host: a covariance summed in float32 loses the digits that matter.
+With the pooled features of the TF Inception graph and 50 000 samples this is the FID. With other
+features it is called FD with the name of the features, see `records.protocol.Protocol.label`.
+All computations are in float64 on the host, because a covariance summed in float32 is too
+inaccurate.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter matrix of the features seen so far; `update` returns a new one.
+    """Count, mean and scatter matrix of a set of features; immutable.
 
     Attributes:
       count: number of feature vectors.
@@ -28,14 +29,14 @@ class Moments:
 
     @classmethod
     def empty(cls, dim: int) -> "Moments":
-        """Moments of no features of `dim` entries."""
+        """Moments of an empty set of features with dimension `dim`."""
         return cls(0, np.zeros(dim), np.zeros((dim, dim)))
 
     def update(self, features: np.ndarray) -> "Moments":
         """Adds a batch of features [B, D] of any float type.
 
         Raises:
-          ValueError: another shape than [B, D], or a value that is not finite.
+          ValueError: the shape is not [B, D], or a value is not finite.
         """
         batch = _checked(features, self.mean.size)
         if not len(batch):
@@ -45,9 +46,9 @@ class Moments:
         return self.merge(Moments(len(batch), mean, centred.T @ centred))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets together, by the pairwise formula of Chan, Golub and LeVeque.
+        """Moments of the union, by the pairwise formula of Chan, Golub and LeVeque.
 
-        Sums of raw squares would lose the covariance where the mean is large against the spread.
+        Sums of squares would be inaccurate if the mean is large compared with the spread.
         """
         if self.mean.shape != other.mean.shape:
             raise ValueError(
@@ -83,10 +84,10 @@ def frechet_distance(
 ) -> float:
     """Frechet distance between N(mean1, cov1) and N(mean2, cov2); 0 or more.
 
-    tr (cov1 cov2)^1/2 is taken as the sum of the square roots of the eigenvalues of the symmetric
-    cov1^1/2 cov2 cov1^1/2. That needs no matrix square root of an unsymmetric product, so singular
-    covariances (fewer samples than features, a dead feature) give neither NaN nor an imaginary
-    part; eigenvalues that rounding has pushed below zero count as zero.
+    tr (cov1 cov2)^1/2 is the sum of the square roots of the eigenvalues of the symmetric matrix
+    cov1^1/2 cov2 cov1^1/2. This avoids the matrix square root of an unsymmetric product, so
+    singular covariances (fewer samples than features, a constant feature) give neither NaN nor an
+    imaginary part; eigenvalues that are negative by rounding count as zero.
 
     Args:
       mean1: [D].
@@ -95,41 +96,35 @@ def frechet_distance(
       cov2: [D, D].
 
     Raises:
-      ValueError: shapes that do not fit, values that are not finite, or a matrix that is not a
-        covariance (unsymmetric, or with an eigenvalue clearly below zero).
+      ValueError: shapes do not fit, values are not finite, or a matrix is not a covariance (it is
+        unsymmetric or has an eigenvalue clearly below zero).
     """
     mean1, cov1 = checked_gaussian(mean1, cov1, "first")
     mean2, cov2 = checked_gaussian(mean2, cov2, "second")
     if mean1.shape != mean2.shape:
         raise ValueError(f"The two sets have {mean1.size} and {mean2.size} features.")
     root = symmetric_root(cov1, "first")
-    symmetric_root(cov2, "second")  # same check of the second matrix: never score a non-covariance
+    symmetric_root(cov2, "second")  # checks that the second matrix is a covariance
     inner = root @ cov2 @ root
     eigenvalues = np.linalg.eigvalsh((inner + inner.T) / 2)
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     delta = mean1 - mean2
     distance = delta @ delta + np.trace(cov1) + np.trace(cov2) - 2 * cross
-    return float(max(distance, 0.0))  # equal Gaussians come out at +-1e-14
-
-
-def frechet(features1: np.ndarray, features2: np.ndarray) -> float:
-    """Frechet distance between two sets of features [N, D] and [M, D]."""
-    return frechet_distance(*moments(features1), *moments(features2))
+    return float(max(distance, 0.0))  # rounding gives +-1e-14 for equal Gaussians
 
 
 def symmetric_root(cov: np.ndarray, which: str) -> np.ndarray:
-    """The symmetric root [D, D] of a covariance; `which` names it in the message.
+    """The symmetric square root [D, D] of a covariance; `which` names it in the message.
 
     Raises:
-      ValueError: an eigenvalue clearly below zero.
+      ValueError: an eigenvalue is clearly below zero.
     """
     values, vectors = np.linalg.eigh(cov)
-    # Rounding (of a matrix stored in float32, at worst) leaves a little below zero; more than
-    # that is no covariance at all.
+    # Rounding, at worst of a matrix stored in float32, gives slightly negative eigenvalues.
     floor = 1e-6 * max(float(values[-1]), 0.0) + 1e-12
     if values[0] < -floor:
         raise ValueError(
-            f"The {which} covariance has the eigenvalue {values[0]:.3g} < 0; a covariance has none."
+            f"The {which} covariance has the eigenvalue {values[0]:.3g} < 0; it is no covariance."
         )
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
@@ -137,11 +132,11 @@ def symmetric_root(cov: np.ndarray, which: str) -> np.ndarray:
 def checked_gaussian(
     mean: np.ndarray, cov: np.ndarray, which: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A mean [D] and a covariance [D, D] as float64; `which` names them in messages.
+    """Checks a mean [D] and a covariance [D, D], as float64; `which` names them in messages.
 
     Raises:
-      ValueError: shapes that do not fit, values that are not finite, or an unsymmetric matrix.
-        `symmetric_root` finds what else is no covariance.
+      ValueError: shapes do not fit, values are not finite, or the matrix is unsymmetric.
+        `symmetric_root` checks the eigenvalues.
     """
     mean = np.atleast_1d(np.asarray(mean, np.float64))
     cov = np.atleast_2d(np.asarray(cov, np.float64))
@@ -164,7 +159,7 @@ def _checked(features: np.ndarray, dim: int) -> np.ndarray:
     if not np.isfinite(batch).all():
         bad = int(np.argmin(np.isfinite(batch).all(axis=1)))
         raise ValueError(
-            f"Feature vector {bad} of the batch is not finite; the samples or the feature network"
-            " have diverged, and a score of them would mean nothing."
+            f"Feature vector {bad} of the batch is not finite: the samples or the feature network"
+            " have diverged, and a score would be meaningless."
         )
     return batch

@@ -1,14 +1,14 @@
-"""The Frechet distance of N samples, that of infinitely many, and the intervals of both.
+"""The Frechet distance of N samples and of infinitely many samples, with intervals.
 
 The distance of N samples is too large by about c / N, where c depends on the features and on the
-generator, so that distances of unequal numbers of samples do not compare. FD-infinity
-(arXiv 1911.07023) extrapolates linearly in 1 / N. Two points are enough: all samples, and halves of
-them averaged over random splits, which leaves hardly more variance than the distance has itself.
+generator, so distances at different numbers of samples are not comparable. FD-infinity
+(arXiv 1911.07023) extrapolates linearly in 1 / N. Two points are enough: all samples, and half of
+them averaged over random splits, which adds little to the variance of the distance itself.
 
-The interval is that of the infinitesimal jackknife: the distance is a smooth function of mean and
-covariance, so that every sample has an influence on it, and the standard error is that of the
-influences' mean. It is the limit of a bootstrap without the bias that duplicates give, and it takes
-one eigendecomposition for all samples.
+The interval comes from the infinitesimal jackknife: the distance is a smooth function of mean and
+covariance, so every sample has an influence on it, and the standard error is that of the mean of
+the influences. This is the limit of a bootstrap without the bias from duplicates, and it needs one
+eigendecomposition.
 """
 
 import math
@@ -30,7 +30,7 @@ _BLOCK = 8192
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The real images' Gaussian, with the root of its covariance, which every distance needs.
+    """The Gaussian of the real images, with the square root of its covariance.
 
     Attributes:
       mean: `[D]` float64.
@@ -44,16 +44,16 @@ class Target:
 
     @classmethod
     def of(cls, mean: np.ndarray, cov: np.ndarray) -> "Target":
-        """The target of a mean and covariance.
+        """Computes the square root of a covariance.
 
         Raises:
-          ValueError: as `frechet_distance`.
+          ValueError: see `frechet_distance`.
         """
         mean, cov = checked_gaussian(mean, cov, "first")
         return cls(mean, cov, symmetric_root(cov, "first"))
 
     def distance(self, mean: np.ndarray, cov: np.ndarray) -> float:
-        """`frechet_distance` from here; `cov` is that of samples, and not checked again."""
+        """`frechet_distance` to the Gaussian of samples; `cov` is not checked."""
         values = np.linalg.eigvalsh(self._inner(cov))
         return self._distance(mean, cov, values)
 
@@ -74,22 +74,22 @@ def frechet_estimates(
     resampling: Resampling = USUAL,
     strata: np.ndarray | None = None,
 ) -> dict[str, Estimate]:
-    """The Frechet distance of samples to the real images, plain and extrapolated.
+    """Computes the Frechet distance of samples to the real images, plain and extrapolated.
 
     Args:
       target: the real images.
-      features: `[N, D]` of the samples, N of at least 2.
-      resampling: `splits` says over how many splits the halves' distance is averaged.
-      strata: `[N]` classes with a fixed number of samples each; None for independent samples. Of
-        sets with such classes, halves without them would be extrapolated far too low.
+      features: `[N, D]` features of the samples, N of at least 2.
+      resampling: `splits` is the number of splits over which the distance of halves is averaged.
+      strata: `[N]` classes with a fixed number of samples each; None for independent samples.
+        Without strata, the extrapolation of such a set would be far too low.
 
     Returns:
-      "fd" of these N samples, and "fd_infinity" from 4 samples on, which may come out a little
-      below 0. Their intervals have one width, that of the influences. Close to a distance of 0 it
-      is too wide by up to about a third.
+      "fd" of these N samples and, with at least 4 samples, "fd_infinity", which may be slightly
+      below 0. Both intervals have the same width. Close to a distance of 0 it is too wide by up to
+      about a third.
 
     Raises:
-      ValueError: features of another shape than `[N, D]`, or values that are not finite.
+      ValueError: features do not have the shape `[N, D]`, or values are not finite.
     """
     own = _moments(features, target.mean.size)
     mean, cov = own.mean, own.covariance
@@ -114,7 +114,7 @@ def _extrapolated(
     resampling: Resampling,
     strata: np.ndarray | None,
 ) -> float:
-    """A straight line in 1 / N through the distances of halves and of all, read off at 0."""
+    """The value at 0 of the line in 1 / N through the distances of halves and of all samples."""
     count, rng = len(features), np.random.default_rng(resampling.seed)
     halves, sizes = [], []
     for _ in range(resampling.splits):
@@ -136,12 +136,13 @@ def _influences(
 ) -> np.ndarray:
     """The influence `[N]` of every sample on the distance, up to a constant.
 
-    The distance's derivative by the covariance C of the samples is
-    I - R (R C R)^-1/2 R with R the root of the real images' covariance; by their mean it is twice
-    the difference of the means. `values` and `vectors` are those of R C R.
+    The derivative of the distance with respect to the covariance C of the samples is
+    I - R (R C R)^-1/2 R, where R is the square root of the covariance of the real images; with
+    respect to their mean it is twice the difference of the means. `values` and `vectors` are the
+    eigenvalues and eigenvectors of R C R.
     """
     roots = np.sqrt(np.maximum(values, 0))
-    kept = roots > 1e-6 * roots[-1]  # along the others the samples do not vary
+    kept = roots > 1e-6 * roots[-1]  # the samples do not vary along the other directions
     half = target.root @ (vectors[:, kept] / np.sqrt(roots[kept]))
     shift = 2 * (mean - target.mean)
     influences = np.empty(len(features))
@@ -153,7 +154,7 @@ def _influences(
 
 
 def _standard_error(influences: np.ndarray, strata: np.ndarray | None) -> float:
-    """Standard error of the influences' mean; with strata of what varies within them."""
+    """Standard error of the mean of the influences; with strata, of the variation within them."""
     classes = np.zeros(len(influences), np.int64) if strata is None else strata
     _, of = np.unique(classes, return_inverse=True)
     counts = np.bincount(of)

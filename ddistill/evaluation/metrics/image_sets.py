@@ -1,13 +1,14 @@
-"""Images that are to be scored: folders of files, npz and npy files, as uint8."""
+"""Images to score, as uint8: folders of image files, npz files and npy files."""
 
 import hashlib
 import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from ddistill.data import Dataset
 from ddistill.data.decode import ImageSpec, decode
@@ -21,10 +22,24 @@ from ddistill.interop.file_kinds import why_unusable
 from ddistill.interop.tensors import file_digest
 from ddistill.runtime.files import expand
 
-# Larger folders (MiB as uint8) are decoded batch by batch.
+# Folders with more MiB of uint8 pixels are decoded batch by batch.
 IN_MEMORY_MB = 1024.0
-# Keys of arrays of images: ADM's sample files, and samples/*.npz of our runs.
+# Keys of arrays of images: in sample files of ADM, and in samples/*.npz of a run.
 IMAGE_KEYS = ("arr_0", "images")
+
+
+class Pixels(Protocol):
+    """Images `[N, H, W, 1 or 3]` uint8, in memory or decoded on access."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(N, H, W, C)`."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+        """Images `[len(indices), H, W, C]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +47,16 @@ class ImageSet:
     """Images `[N, H, W, 1 or 3]`.
 
     Attributes:
-      name: of the folder or file, without its path.
-      images: `len` and `[indices]` give uint8 arrays.
-      digest: of their content, the same on every machine.
-      resize: what was done to their size before any network saw them.
-      values: what an array held and how it was read, "float32 read as [0, 1]" for example; "" for
-        uint8.
+      name: name of the folder or file, without its path.
+      images: the images.
+      digest: digest of their content, equal on every machine.
+      resize: how the images were resized before the network.
+      values: type and range of an array that is not uint8, for example "float32 read as [0, 1]";
+        "" for uint8.
     """
 
     name: str
-    images: Any
+    images: Pixels
     digest: str
     resize: str = "none"
     values: str = ""
@@ -58,9 +73,9 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Images `start` .. `stop` of a set, for `features.feature_batches`."""
+    """Images `start` to `stop - 1` of a set, for `features.feature_batches`."""
 
-    images: Any
+    images: Pixels
     start: int
     stop: int
 
@@ -68,7 +83,7 @@ class Part:
         return self.stop - self.start
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """Images by number within the part."""
+        """Images by index within the part."""
         return self.images[np.asarray(indices) + self.start]
 
 
@@ -79,39 +94,44 @@ def open_image_set(
 
     Args:
       path: folder, npz file with one of `IMAGE_KEYS`, or npy file.
-      image_size: side that images of a folder are brought to; 0 keeps their size, which then has
-        to be the same for all. Arrays are taken as they are.
-      values: the range of an array that is not uint8, one of `pixel_ranges.RANGES`; "" decides by
-        the spread of its values.
-      flag: what states `values`, for messages.
+      image_size: side to which images of a folder are resized; 0 keeps their size, which must then
+        be equal for all. Arrays are not resized.
+      values: range of an array that is not uint8, one of `pixel_ranges.RANGES`; "" derives it from
+        the values.
+      flag: name of the flag for `values`, for messages.
 
     Raises:
-      DataError: nothing there, no images, images that cannot be read or of unlike sizes, a file
-        without images, or an array whose range or axes are not clear.
+      DataError: `path` does not exist or has no images, images are damaged or have different sizes,
+        or the range or the axes of an array are ambiguous.
     """
     path = expand(path)
     if path.suffix == ".npz":
         with open_npz(path) as file:
             return images_of_npz(path, file, values, flag)
     if path.suffix == ".npy":
-        return _as_images(path, Origin(f"{path}: the array", flag), _load(path), values)
+        array = _load(path)
+        if isinstance(array, NpzFile):
+            raise DataError(f"{path} is an npz archive. Name it .npz.")
+        return _as_images(path, Origin(f"{path}: the array", flag), array, values)
     if path.is_file():
         raise DataError(f"{path} is a file; give a folder of images, or an npz or npy file.")
     if values:
-        raise DataError(f"{flag}={values} is for arrays; the files in {path} say their own range.")
+        raise DataError(
+            f"{flag}={values} is for arrays; image files, as in {path}, define their range."
+        )
     return _folder(path, image_size)
 
 
 def dataset_images(dataset: Dataset, split: str) -> ImageSet:
-    """The images of a data set's split, not flipped."""
+    """The images of a split of a data set, not flipped."""
     pixels = dataset.images
     if isinstance(pixels, np.ndarray):
         pixels = quantise(pixels)
     return ImageSet(f"{dataset.name}-{split}", pixels, digest_of_pixels(pixels))
 
 
-def digest_of_pixels(images: Any, block: int = 256) -> str:
-    """SHA-256 of shape and values of images, which are looked at a block at a time."""
+def digest_of_pixels(images: Pixels, block: int = 256) -> str:
+    """SHA-256 of the shape and the values of images, read in blocks."""
     text = hashlib.sha256(f"{len(images)} {tuple(images.shape[1:])}".encode())
     for start in range(0, len(images), block):
         rows = np.arange(start, min(start + block, len(images)))
@@ -124,24 +144,24 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def open_npz(path: Path) -> Any:
-    """`np.load` without pickles.
+def open_npz(path: Path) -> NpzFile:
+    """Opens an npz file without pickles.
 
     Raises:
-      DataError: the file is missing, cut off or no npz file.
+      DataError: the file is missing, truncated or not an npz file.
     """
     file = _load(path)
-    if not isinstance(file, np.lib.npyio.NpzFile):
+    if not isinstance(file, NpzFile):
         raise DataError(
             f"{path} holds one array and no npz archive. Save it with np.savez, or name it .npy."
         )
     return file
 
 
-def _load(path: Path) -> Any:
-    """What `np.load` gives for a file, without pickles."""
+def _load(path: Path) -> np.ndarray | NpzFile:
+    """`np.load` without pickles."""
     if not path.is_file():
-        what = "is a folder whose name ends as a file's" if path.is_dir() else "does not exist"
+        what = "is a folder with the name of a file" if path.is_dir() else "does not exist"
         raise DataError(f"{path} {what}. Give a folder of images or an npz file.")
     if reason := why_unusable(path):
         raise DataError(f"{path} {reason}.")
@@ -149,12 +169,12 @@ def _load(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path} cannot be read as an {path.suffix[1:]} file ({error}): it is damaged or cut "
-            "off. Copy it again."
+            f"{path} cannot be read as an {path.suffix[1:]} file ({error}): it is damaged or "
+            "truncated. Copy it again."
         ) from error
 
 
-def array_of(path: Path, file: Any, key: str) -> np.ndarray:
+def array_of(path: Path, file: NpzFile, key: str) -> np.ndarray:
     """One array of an open npz file.
 
     Raises:
@@ -166,18 +186,19 @@ def array_of(path: Path, file: Any, key: str) -> np.ndarray:
         raise DataError(f"{path}: the array '{key}' cannot be read ({error}).") from error
 
 
-def images_of_npz(path: Path, file: Any, values: str = "", flag: str = "--range") -> ImageSet:
+def images_of_npz(path: Path, file: NpzFile, values: str = "", flag: str = "--range") -> ImageSet:
     """The images of an open npz file; `values` and `flag` as for `open_image_set`.
 
     Raises:
-      DataError: no images in it, two arrays of images, or one whose range or axes are not clear.
+      DataError: the file has no images or two arrays of images, or the range or the axes of the
+        array are ambiguous.
     """
     keys = [key for key in IMAGE_KEYS if key in file.files]
     if not keys:
         raise DataError(
             f"{path} holds the arrays {', '.join(file.files) or 'none'}, and no images. Files of "
-            f"images have '{IMAGE_KEYS[0]}' (ADM's) or '{IMAGE_KEYS[1]}' (samples of our runs): "
-            "[N, H, W, 3], uint8, or other numbers of a clear range. Files of statistics (mu, "
+            f"images have '{IMAGE_KEYS[0]}' (ADM) or '{IMAGE_KEYS[1]}' (samples of a run): "
+            "[N, H, W, 3], uint8, or other numbers with a clear range. Files of statistics (mu, "
             "sigma) can only be a --reference."
         )
     if len(keys) > 1:
@@ -191,7 +212,7 @@ def images_of_npz(path: Path, file: Any, values: str = "", flag: str = "--range"
 
 
 def _own_samples(path: Path, origin: Origin, array: np.ndarray) -> ImageSet:
-    """Samples that a run has kept: in [-1, 1], but of any spread if the student is a poor one."""
+    """Samples of a run: their range is [-1, 1] by definition, even if a poor student leaves it."""
     _check_axes(origin.where, array.shape)
     try:
         return ImageSet(path.name, quantise(array), file_digest(path))
@@ -206,7 +227,7 @@ def _as_images(path: Path, origin: Origin, array: np.ndarray, values: str) -> Im
     if name:
         low, high = RANGES[name]
         text = f"{array.dtype} read as [{low:g}, {high:g}]"
-    # Features that are kept belong to the range that the file was read in; the first was [-1, 1].
+    # The range is part of the digest of kept features, except [-1, 1], which came first.
     if name not in ("", "-1,1"):
         digest = digest_of(f"{digest} {name}")
     return ImageSet(path.name, pixels, digest, values=text)
@@ -220,11 +241,11 @@ def _check_axes(where: str, shape: tuple[int, ...]) -> None:
     if len(shape) == 4 and shape[1] in (1, 3):
         advice = "Channels come last: if they are axis 1, save x.transpose(0, 2, 3, 1)."
     elif len(shape) == 4 and shape[-1] in (2, 4):
-        advice = "Lay transparent images over a background and save 1 or 3 channels."
+        advice = "Composite transparent images onto a background and save 1 or 3 channels."
     elif len(shape) == 3 and shape[-1] in (1, 3):
-        advice = "Of a single image save x[None], of grey images x[..., None]."
+        advice = "Save a single image as x[None], grey images as x[..., None]."
     elif len(shape) == 3:
-        advice = "Of grey images save x[..., None]."
+        advice = "Save grey images as x[..., None]."
     raise DataError(f"{where} has the shape {shape}, not [N, H, W, 1 or 3]. {advice}".rstrip())
 
 
@@ -249,7 +270,7 @@ def _folder(root: Path, image_size: int) -> ImageSet:
         raise DataError(_flags(error)) from error
     except ValueError as error:
         raise type(error)(_flags(error)) from error
-    # Names, sizes and times of change can be equal where pixels are not.
+    # Files with equal names, sizes and modification times may have different pixels.
     content = " ".join(file_digest(root / file.path) for file in files)
     identity = digest_of(f"{digest(files)} {content} {spec}")
     resize = f"centre-lanczos-{image_size}" if image_size else "none"
@@ -257,7 +278,7 @@ def _folder(root: Path, image_size: int) -> ImageSet:
 
 
 def _flags(error: Exception) -> str:
-    """Messages of `ddistill.data` name a config's settings; here they are flags."""
+    """Replaces the settings in messages of `ddistill.data` by flags."""
     text = str(error).replace("data.image_size", "--image_size")
     text = text.replace("--config.data.path=", "another folder instead of ")
     return text.replace("data.path is", "Images lie in").replace("data.path=", "the path ")

@@ -1,9 +1,9 @@
 """Scores in the features of an Inception network: FID, inception score, KID, precision, recall.
 
 Definitions, defaults and random draws are those of torch-fidelity, so that equal features give
-equal numbers: the inception score over 10 splits of images in shuffled order (arXiv 1606.03498),
-and KID as the mean over 100 pairs of subsets of 1000 images (arXiv 1801.01401). Everything is
-computed in float64.
+equal numbers: the inception score over 10 splits of shuffled images (arXiv 1606.03498), and KID as
+the mean over 100 pairs of subsets of 1000 images (arXiv 1801.01401). All computations are in
+float64.
 """
 
 import itertools
@@ -15,23 +15,24 @@ from scipy.special import log_softmax
 from ddistill.errors import ConfigError
 from ddistill.evaluation.metrics.resampling import Resampling
 
-METRICS = ("fid", "is", "kid", "prc")
+SET_METRICS = ("fid", "is", "kid", "prc")
 
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """What the numbers depend on beside the features.
+    """Settings of the metrics.
 
     Attributes:
-      is_splits: parts of which the inception score is the mean.
-      kid_subsets: pairs of subsets of which KID is the mean.
-      kid_subset_size: images in each.
+      is_splits: number of parts over which the inception score is averaged.
+      kid_subsets: number of pairs of subsets over which KID is averaged.
+      kid_subset_size: images per subset.
       neighbours: k of precision and recall.
       density_neighbours: k of density and coverage.
-      seed: of the shuffle and of the subsets.
-      subsets: random subsets behind the intervals of recall and coverage; 0 for no intervals.
-      splits: splits into halves behind the distance's extrapolation to infinitely many images; 0
-        for none. At 2048 features each takes some seconds.
+      seed: seed of the shuffle and of the subsets.
+      subsets: number of random subsets for the intervals of recall and coverage; 0 for no
+        intervals.
+      splits: number of splits into halves for the extrapolation of the distance to infinitely many
+        images; 0 for none. At 2048 features a split takes some seconds.
     """
 
     is_splits: int = 10
@@ -57,24 +58,24 @@ class MetricSettings:
 
     @property
     def resampling(self) -> Resampling:
-        """How distances and neighbourhoods are resampled."""
+        """Settings of the resampling of distances and neighbourhoods."""
         return Resampling(self.subsets, self.splits, self.seed)
 
 
 def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
-    """exp E_x KL(p(y|x) || p(y)), its mean and standard deviation over the splits.
+    """Mean and standard deviation over the splits of exp E_x KL(p(y|x) || p(y)).
 
     Args:
-      logits: [N, K], without the layer's bias as torch-fidelity and the first authors have it.
-      splits: the images, shuffled, are cut into so many parts of nearly one size.
-      seed: of the shuffle.
+      logits: [N, K] without the bias of the layer, as in torch-fidelity and the original code.
+      splits: number of parts, of nearly equal size, of the shuffled images.
+      seed: seed of the shuffle.
 
     Raises:
-      ConfigError: fewer images than splits.
+      ConfigError: there are fewer images than splits.
     """
     if len(logits) < splits:
-        raise ConfigError(f"--is_splits={splits} is more than there are images ({len(logits)}).")
-    # RandomState's numbers are those of torch-fidelity; a Generator's would be others.
+        raise ConfigError(f"--is_splits={splits} is above the number of images ({len(logits)}).")
+    # torch-fidelity uses RandomState; a Generator would give other numbers.
     order = np.random.RandomState(seed).permutation(len(logits))
     log_p = log_softmax(np.asarray(logits, np.float64)[order], axis=1)
     edges = [i * len(log_p) // splits for i in range(splits + 1)]
@@ -96,21 +97,21 @@ def kernel_distance(
     Args:
       fake: [N, D] features of samples.
       real: [M, D] features of real images.
-      subsets: pairs of subsets, each drawn without replacement.
-      size: images in each.
-      seed: of the draws.
+      subsets: number of pairs of subsets, drawn without replacement.
+      size: images per subset.
+      seed: seed of the draws.
 
     Returns:
-      Mean and standard deviation over the subsets; the mean of equal distributions is 0 and may
-      come out a little below.
+      Mean and standard deviation over the subsets. The expectation for equal distributions is 0, so
+      the mean may be slightly negative.
 
     Raises:
-      ConfigError: fewer images than a subset has.
+      ConfigError: there are fewer images than `size`.
     """
     if size > min(len(fake), len(real)):
         raise ConfigError(
-            f"--kid_subset_size={size} is more than there are images: {len(fake)} samples and "
-            f"{len(real)} real ones. Use a size of at most {min(len(fake), len(real))}, or leave "
+            f"--kid_subset_size={size} is above the number of images: {len(fake)} samples and "
+            f"{len(real)} real images. Use a size of at most {min(len(fake), len(real))}, or leave "
             "'kid' out of --metrics."
         )
     rng = np.random.RandomState(seed)

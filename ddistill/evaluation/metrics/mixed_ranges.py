@@ -1,9 +1,9 @@
-"""Arrays whose images are in several ranges of values, as files of several sources may be.
+"""Detects arrays with images in several ranges of values, as in files from several sources.
 
-Every image is judged by itself. Images that say nothing (one colour, dark ones) go with the others,
-and so do those whose values fit both the range of the others and a narrower one, unless there is
-nothing in between: dark images of [0, 255] have all kinds of brightness, images of [0, 1] among
-them have none between 1 and 255.
+The range of every image is derived separately. Images without a clear range (a single colour, dark
+images) get the range of the others. So do images with values that fit both the range of the others
+and a narrower range, unless there is a gap between the two groups: dark images of [0, 255] have all
+levels of brightness, but images of [0, 1] among them have no values between 1 and 255.
 """
 
 import dataclasses
@@ -12,27 +12,27 @@ import numpy as np
 
 from ddistill.evaluation.metrics.value_spread import Verdicts, judge
 
-# Values of an image that are looked at, at places drawn once for all images.
+# Values of an image that are examined, at random positions that all images share.
 _LOOKED_AT = 512
-# Values that are judged at a time.
+# Number of values that are examined at a time.
 _BLOCK = 1 << 17
-# From the brightest value of a narrow range, by what factor no image of a wider one may lie.
+# Factor above the top of a narrow range within which no image of a wider range may end.
 _GAP = 16
-# Least share, and number, of images that show [0, 1] among [-1, 1] by their spread alone.
+# Smallest share and number of images that show [0, 1] among [-1, 1] by their values alone.
 _FEW, _FEW_IMAGES = 0.05, 3
-# Most of the images of [0, 1] begin below the one and, but for errors of filters, end at the other;
-# images that end beyond it are dark ones of a wider range if they are this share.
+# Most images of [0, 1] start below the first number and, except for errors of filters, end at the
+# second; if this share of images ends above it, they are dark images of a wider range.
 _NEAR_0, _END, _SEVERAL = 0.02, 1.05, 0.25
-# Share of images that are a group whatever they look like.
+# Share of images that always counts as a group.
 _LARGE = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The ranges that images say they are in.
+    """The ranges of images.
 
     Attributes:
-      names: [N] range of each image, "" where it says none of its own.
+      names: [N] range of each image; "" if the image has no clear range.
     """
 
     names: np.ndarray
@@ -44,7 +44,7 @@ class Parts:
 
 
 def find_parts(images: np.ndarray) -> Parts:
-    """The ranges of the images of an array.
+    """Derives the ranges of the images of an array.
 
     Args:
       images: [N, ...] finite floats, or integers.
@@ -54,7 +54,7 @@ def find_parts(images: np.ndarray) -> Parts:
     said = _judge_images(images)
     names = said.names.copy()
     if images.dtype.kind == "u" and images.dtype.itemsize == 2 and np.any(names == "0,65535"):
-        # The type has one range: images that would fit bytes are dark ones.
+        # uint16 has one range, so images with small values are dark images.
         names[names == "0,255"] = ""
     for narrow, top in (("0,1", 1), ("-1,1", 1), ("0,255", 255)):
         wider = names == ("0,255" if top == 1 else "0,65535")
@@ -81,9 +81,9 @@ def _judge_images(images: np.ndarray) -> Verdicts:
 
 
 def _is_dark(chosen: np.ndarray, wider: np.ndarray, said: Verdicts, top: int) -> bool:
-    """Whether images are nearly black ones of a wider range, which do not end at `top`.
+    """Whether images are dark images of a wider range, which do not end at `top`.
 
-    Images of a filter or a sampler go beyond both ends of their range, dark ones beyond one.
+    Images of a filter or a sampler exceed their range at both ends, dark images at one end.
     """
     if not chosen.any() or _is_large(chosen, wider):
         return False
@@ -92,10 +92,10 @@ def _is_dark(chosen: np.ndarray, wider: np.ndarray, said: Verdicts, top: int) ->
 
 
 def _is_group(light: np.ndarray, signed: np.ndarray, low: np.ndarray) -> bool:
-    """Whether images without negative values are a group of their own among those of [-1, 1].
+    """Whether images without negative values are a separate group among images of [-1, 1].
 
-    Light images of [-1, 1] are rare, others that are nearly as light come with them, and nothing
-    makes them end at 0.
+    Light images of [-1, 1] are rare, occur with others that are nearly as light, and do not start
+    at exactly 0.
     """
     enough = light.sum() >= max(_FEW_IMAGES, _FEW * len(light))
     if not enough or light.sum() <= _between(low, -0.6, -0.1):
@@ -104,7 +104,7 @@ def _is_group(light: np.ndarray, signed: np.ndarray, low: np.ndarray) -> bool:
 
 
 def _is_large(chosen: np.ndarray, others: np.ndarray) -> bool:
-    """Whether images are about as many as the others, which dark or light ones seldom are."""
+    """Whether the group is about as large as the rest, unlike dark or light images."""
     return bool(chosen.sum() >= _LARGE * (chosen.sum() + others.sum()))
 
 

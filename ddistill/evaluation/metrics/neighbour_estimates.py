@@ -1,10 +1,9 @@
-"""Precision, recall, density and coverage at an equal count, with intervals.
+"""Precision, recall, density and coverage at a common number of samples, with intervals.
 
-Definitions are those of `precision_recall`. Against fixed real images precision and density are
-means over samples, so that they do not depend on the number of samples. Recall and coverage grow
-with it: they are averaged over subsets of one count. A subset's balls are found from neighbour
-lists of all samples, which are long enough to hold the k-th neighbour of every subset but one in
-about 10^6.
+The definitions are those of `precision_recall`. Against fixed real images, precision and density
+are means over samples and do not depend on the number of samples. Recall and coverage increase with
+it, so they are averaged over subsets of a common size. The balls of a subset come from neighbour
+lists of all samples; a list misses the k-th neighbour in a subset with a probability of about 1e-6.
 """
 
 import math
@@ -28,10 +27,10 @@ from ddistill.evaluation.metrics.resampling import (
     share_interval,
 )
 
-# Neighbours of a list that a subset holds on average: a Poisson count of this mean is below 3 with
-# a probability of 5e-7.
+# Mean number of neighbours of a list that are in a subset. A Poisson variable of this mean is below
+# 3 with a probability of 5e-7.
 _EXPECTED = 20
-# Distances held at a time.
+# Number of distances in memory.
 _ENTRIES = 1 << 22
 
 
@@ -50,11 +49,11 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class RealBalls:
-    """Real features with the balls that samples are looked for in; make it with `of`.
+    """Real features with a ball around each; made by `of`.
 
     Attributes:
       points: `[N, D]` float64, centred.
-      centre: `[D]`, what was taken off.
+      centre: `[D]` mean, subtracted from the points.
       radii: `[N, 2]` squared distances to the k-th and `k_density`-th neighbour.
       k: neighbour of precision and recall.
       k_density: neighbour of density and coverage.
@@ -68,7 +67,7 @@ class RealBalls:
 
     @classmethod
     def of(cls, real: np.ndarray, k: int = 3, k_density: int = 5) -> "RealBalls":
-        """The balls round real features `[N, D]`, N > max(k, k_density).
+        """Computes the balls around real features `[N, D]`, N > max(k, k_density).
 
         Raises:
           ValueError: see `precision_recall.precision_recall`.
@@ -88,20 +87,20 @@ def neighbour_estimates(
     resampling: Resampling = USUAL,
     strata: np.ndarray | None = None,
 ) -> dict[str, Estimate]:
-    """Precision, recall, density and coverage of fake features against real ones.
+    """Computes precision, recall, density and coverage of fake features against real features.
 
     Args:
       balls: the real images.
       fake: `[M, D]` finite features of generated images, M > k.
-      count: samples at which recall and coverage are taken, more than k; None for M.
+      count: number of samples for recall and coverage, more than k; None for M.
       resampling: number of subsets and seed.
       strata: `[M]` classes with a fixed number of samples each; None for independent samples.
 
     Returns:
-      The estimates of `precision_recall.precision_recall`; with `count` = M its very values.
+      Estimates of the scores of `precision_recall.precision_recall`, equal to them for `count` = M.
 
     Raises:
-      ValueError: see `precision_recall`; a count outside k + 1 .. M.
+      ValueError: see `precision_recall`; also if `count` is not in k + 1 .. M.
     """
     fake = checked_features(fake, "fake")
     real, k = balls.points, balls.k
@@ -109,7 +108,7 @@ def neighbour_estimates(
         raise ValueError(f"Real features have {real.shape[1]} entries, fake {fake.shape[1]}.")
     count = len(fake) if count is None else count
     if count <= k:
-        raise ValueError(f"count={count} must be above k={k}, the neighbours looked at.")
+        raise ValueError(f"count={count} must be above k={k}, the number of neighbours.")
     subsets = draw_subsets(len(fake), count, k + 1, resampling, strata)
     fake = fake - balls.centre
     near = _nearest(fake, _list_length(subsets, k))
@@ -140,7 +139,7 @@ def neighbour_estimates(
 
 
 def _list_length(subsets: Subsets, k: int) -> int:
-    """Neighbours to keep of every sample."""
+    """Length of the neighbour list of a sample."""
     samples = subsets.masks.shape[1]
     smallest = int(subsets.masks.sum(axis=1).min())
     if smallest == samples:
@@ -159,7 +158,7 @@ def _nearest(points: np.ndarray, length: int) -> Neighbours:
     for start in range(0, len(points), step):
         squares = squared_distances(points[start : start + step], points)
         rows = np.arange(len(squares))
-        squares[rows, start + rows] = np.inf  # a point is not its own neighbour, a duplicate is
+        squares[rows, start + rows] = np.inf  # a point is not its own neighbour; a duplicate is
         part = np.argpartition(squares, length - 1, axis=1)[:, :length]
         values = np.take_along_axis(squares, part, axis=1)
         order = np.argsort(values, axis=1)
@@ -169,7 +168,7 @@ def _nearest(points: np.ndarray, length: int) -> Neighbours:
 
 
 def _subset_radii(near: Neighbours, rows: slice, masks: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of samples `rows` to their k-th nearest within every subset, `[R, rows]`."""
+    """Squared distances `[R, rows]` of samples to their k-th nearest neighbour in each subset."""
     index, squares = near.index[rows], near.squares[rows]
     radii = np.empty((len(masks), len(index)))
     at = np.arange(len(index))
@@ -188,12 +187,12 @@ def _mark(
     squares: np.ndarray | None = None,
     radii: np.ndarray | None = None,
 ) -> None:
-    """Marks the real images of pairs whose sample is in a subset and, with radii, near enough.
+    """Marks real images of pairs with a sample in the subset and, with radii, within its radius.
 
     Args:
       marked: `[R, N]` bool, written to.
       masks: `[R, rows]`.
-      sample, image: `[pairs]`, sample within the rows and real image.
+      sample, image: `[pairs]` indices of the sample within the rows and of the real image.
       squares: `[pairs]` squared distances.
       radii: `[R, rows]` squared radii.
     """

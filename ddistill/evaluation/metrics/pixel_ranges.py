@@ -1,8 +1,7 @@
-"""The range of the values of images: stated by the user, or decided by how the values are spread.
+"""The range of the values of images: given by the user, or derived from the values.
 
-A few values never decide: samplers and filters leave their range a little. Where two ranges are
-possible, or images are in different ones, nothing is decided, and the error names the flag that
-states the range.
+A few values never decide, because samplers and filters slightly leave their range. If two ranges
+are possible, or images have different ranges, an error names the flag for the range.
 """
 
 from dataclasses import dataclass
@@ -20,21 +19,21 @@ RANGES: dict[str, tuple[float, float]] = {
     "0,255": (0.0, 255.0),
     "0,65535": (0.0, 65535.0),
 }
-# Values that the spread is read off, drawn at random from larger arrays.
+# Number of values that are examined, drawn at random from larger arrays.
 _LOOKED_AT = 1 << 20
-# Share of values that may lie beyond an eighth of a range that is stated, for samplers that are not
-# clipped.
+# Share of values that may exceed a given range by more than an eighth, for samplers without
+# clipping.
 _BEYOND_STATED = 0.1
 _BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an array is from, for messages.
+    """The origin of an array, for messages.
 
     Attributes:
       where: file and array.
-      flag: what states its range.
+      flag: name of the flag for the range.
     """
 
     where: str
@@ -42,10 +41,10 @@ class Origin:
 
 
 def check_range(flag: str, stated: str) -> str:
-    """The name of a range in `RANGES`, from what a user wrote: "[0, 1]" is "0,1"; "" is kept.
+    """Normalises the name of a range: "[0, 1]" becomes "0,1"; "" does not change.
 
     Raises:
-      ConfigError: it is none of them.
+      ConfigError: the range is not in `RANGES`.
     """
     name = "".join(stated.split()).strip("[]()")
     if name and name not in RANGES:
@@ -54,22 +53,23 @@ def check_range(flag: str, stated: str) -> str:
 
 
 def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.ndarray, str]:
-    """Images as uint8, and the range that their values were read in.
+    """Converts images to uint8 and returns the range of their values.
 
-    uint8 arrays are in [0, 255] and pass. In [-1, 1] x becomes floor(x * 127.5 + 128), as in EDM's
-    FID; in a range that begins at 0 the nearest of 256 levels. Values beyond the range are clipped.
+    uint8 arrays have the range [0, 255] and do not change. In [-1, 1] x becomes
+    floor(x * 127.5 + 128), as in the FID of EDM; in ranges from 0 it becomes the nearest of 256
+    levels. Values outside the range are clipped.
 
     Args:
-      array: [N, ...], the images; integers, floats or bool (False is black).
-      origin: for messages.
-      stated: one of `RANGES`; "" decides by the spread of the values.
+      array: [N, ...] images; integers, floats or bool (False is black).
+      origin: origin of the array, for messages.
+      stated: one of `RANGES`; "" derives it from the values.
 
     Returns:
-      The images, and one of `RANGES`, or "" where the type of the array decided.
+      (images, range): the range is one of `RANGES`, or "" if the type of the array implies it.
 
     Raises:
-      DataError: no images, values that are no numbers or not finite, a range that the values
-        contradict, or none stated where several are possible or images are in several.
+      DataError: there are no images, values are no numbers or not finite, values contradict
+        `stated`, or without `stated` several ranges are possible.
     """
     text = f"{origin.where} ({array.dtype})"
     if array.ndim == 0 or not array.size:
@@ -103,26 +103,27 @@ def to_pixels(array: np.ndarray, origin: Origin, stated: str = "") -> tuple[np.n
 
 
 def decide(values: np.ndarray) -> str:
-    """The one of `RANGES` that the spread of some values allows; "" for several or none.
+    """The range of some values by the rules of `value_spread.judge`; "" for several or none.
 
-    The rules are those of `value_spread.judge`.
+    The result is one of `RANGES`.
     """
     return str(judge(values.reshape(1, -1)).names[0])
 
 
 def _check_one_range(array: np.ndarray, text: str, flag: str) -> None:
-    """Raises `DataError` if images say by themselves that they are in different ranges."""
+    """Raises `DataError` if the values of single images imply different ranges."""
     first = find_parts(array).first()
     if len(first) > 1:
         listed = ", ".join(f"image {i} in [{n.replace(',', ', ')}]" for n, i in first.items())
         raise DataError(
-            f"{text} seems to hold images of several ranges: {listed} (counted from 0). Bring them "
-            f"to one range; if all are in one, give {flag}= with one of {'; '.join(RANGES)}."
+            f"{text} seems to hold images of several ranges: {listed} (counted from 0). "
+            f"Convert them to one range; if all have one range, give {flag}= with one of "
+            f"{'; '.join(RANGES)}."
         )
 
 
 def _check_images(array: np.ndarray, text: str, flag: str, stated: str) -> None:
-    """Raises `DataError` if images that are in another range by themselves leave the stated one."""
+    """Raises `DataError` if an image implies another range and leaves the stated range."""
     names = find_parts(array).names
     for i in np.flatnonzero((names != "") & (names != stated)):
         _check_stated(array[i], f"{text}: image {i}", flag, stated)

@@ -4,12 +4,12 @@ import numpy as np
 
 
 def quantise(images: np.ndarray) -> np.ndarray:
-    """Float images in [-1, 1] as uint8: clip, x * 127.5 + 128, floor (the rule of EDM's FID).
+    """Rounds float images in [-1, 1] to uint8 as EDM does for FID: clip, x * 127.5 + 128, floor.
 
-    uint8 images pass. x / 127.5 - 1 undoes it up to the rounding.
+    uint8 images do not change. x / 127.5 - 1 is the inverse up to rounding.
 
     Raises:
-      ValueError: integers other than uint8, or values that are not finite.
+      ValueError: images are integers other than uint8, or values are not finite.
     """
     images = np.asarray(images)
     if images.dtype == np.uint8:
@@ -28,8 +28,8 @@ def psnr(images: np.ndarray, reference: np.ndarray, limit: float = 100.0) -> flo
 
     Args:
       images: [N, H, W, C] float in [-1, 1].
-      reference: the same, image i from the same noise.
-      limit: what equal images count as; without it one of them would make the mean infinite.
+      reference: [N, H, W, C] float in [-1, 1]; image i starts from the same noise.
+      limit: value for equal images, which would otherwise make the mean infinite.
     """
     images, reference = np.asarray(images, np.float64), np.asarray(reference, np.float64)
     if images.shape != reference.shape or images.ndim != 4:

@@ -1,23 +1,24 @@
-"""Precision and recall of a generator on k-nearest-neighbour balls in feature space.
+"""Precision and recall of a generator from k-nearest-neighbour balls in feature space.
 
-Improved precision and recall (arXiv 1904.06991, eq. 1-2): a ball round every point of a set
-reaches to its k-th nearest neighbour within the set; precision is the share of fakes inside some
-real ball, recall the share of reals inside some fake ball. Density and coverage (arXiv 2002.09797,
-eq. 3-4) use real balls only: density counts how many of them hold a fake, over k; coverage is the
-share of real balls that hold at least one.
+Improved precision and recall (arXiv 1904.06991, eq. 1-2): the radius of the ball around a point of
+a set is the distance to its k-th nearest neighbour within the set. Precision is the share of fake
+points inside some real ball, recall the share of real points inside some fake ball. Density and
+coverage (arXiv 2002.09797, eq. 3-4) use real balls only: density is the mean number of real balls
+that contain a fake point, divided by k; coverage is the share of real balls that contain at least
+one fake point.
 
-Balls are closed: a copy of a real point is inside even where duplicates make its radius zero.
-Memory is block * N float64 whatever the number of points.
+Balls are closed: a copy of a real point is inside even if duplicates make its radius zero. Memory
+is block * N float64.
 """
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
-# Squared distances are compared with this relative slack, so that rounding never decides a tie
-# such as "the k-th neighbour lies on the ball that it defines".
+# Relative slack of comparisons of squared distances, so that rounding does not decide ties: the
+# k-th neighbour lies exactly on the ball that it defines.
 SLACK = 1.0 + 1e-9
-# Up to this many entries distances are summed term by term, exact for equal points; beyond it the
-# expansion |a|^2 + |b|^2 - 2ab by matrix products is an order of magnitude faster.
+# Up to this dimension distances are summed term by term, which is exact for equal points. Above it
+# the expansion |a|^2 + |b|^2 - 2ab with a matrix product is an order of magnitude faster.
 _EXACT_DIM = 256
 
 
@@ -28,21 +29,21 @@ def precision_recall(
     k_density: int = 5,
     block: int = 1024,
 ) -> dict[str, float]:
-    """Precision, recall, density and coverage of fake features against real ones.
+    """Computes precision, recall, density and coverage of fake features against real features.
 
     Args:
       real: [N, D] finite features of real images, N > max(k, k_density).
       fake: [M, D] finite features of generated images, M > k.
-      k: neighbour that sets the radius for precision and recall (3 in the paper).
-      k_density: the same for density and coverage (5 in the paper).
-      block: rows of distances held at a time; it changes memory, never the result.
+      k: number of neighbours for precision and recall (3 in the paper).
+      k_density: number of neighbours for density and coverage (5 in the paper).
+      block: rows of distances in memory; it does not change the result.
 
     Returns:
-      {"precision", "recall", "density", "coverage"}: all in [0, 1] but density, which is at most
-      N / k_density and 1 in expectation for a perfect generator.
+      {"precision", "recall", "density", "coverage"}: all in [0, 1] except density, which is at most
+      N / k_density and has expectation 1 for a perfect generator.
 
     Raises:
-      ValueError: shapes that do not fit, too few points for k, values that are not finite.
+      ValueError: shapes do not fit, there are too few points for k, or values are not finite.
     """
     real, fake = checked_features(real, "real"), checked_features(fake, "fake")
     if real.shape[1] != fake.shape[1]:
@@ -75,10 +76,10 @@ def precision_recall(
 def neighbour_radii(
     points: np.ndarray, ks: tuple[int, ...], block: int = 1024, name: str = "points"
 ) -> np.ndarray:
-    """SQUARED distance of every point to its k-th nearest other point, for each k: [N, len(ks)].
+    """Squared distances [N, len(ks)] of every point to its k-th nearest other point, for each k.
 
     Raises:
-      ValueError: a k below 1, or not fewer than N.
+      ValueError: a k is not in 1 .. N - 1.
     """
     for k in ks:
         if not 1 <= k < len(points):
@@ -92,7 +93,7 @@ def neighbour_radii(
     for start in range(0, len(points), block):
         squares = squared_distances(points[start : start + block], points)
         rows = np.arange(len(squares))
-        squares[rows, start + rows] = -1.0  # a point is not its own neighbour, a duplicate is
+        squares[rows, start + rows] = -1.0  # a point is not its own neighbour; a duplicate is
         squares.partition(sorted(set(ks)), axis=1)
         radii[start : start + block] = squares[:, list(ks)]
     return radii
@@ -102,11 +103,11 @@ def class_histogram(values: np.ndarray, num_classes: int) -> np.ndarray:
     """Share of every class [num_classes], float64, summing to 1.
 
     Args:
-      values: integer labels [N], or logits [N, num_classes] whose largest entry names the class.
+      values: integer labels [N], or logits [N, num_classes].
       num_classes: number of classes K.
 
     Raises:
-      ValueError: no values, labels outside 0..K-1, or logits of another width.
+      ValueError: there are no values, labels are not in 0..K-1, or logits have another width.
     """
     values = np.asarray(values)
     if values.ndim == 2:
@@ -127,9 +128,10 @@ def class_histogram(values: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def total_variation(histogram: np.ndarray, reference: np.ndarray | None = None) -> float:
-    """Total variation distance of two class histograms [K], in [0, 1]; uniform if none is given.
+    """Total variation distance of two class histograms [K], in [0, 1].
 
-    It is the share of samples that would have to change class to match the reference.
+    This is the share of samples that would have to change class to match the reference, which is
+    uniform by default.
     """
     histogram = np.asarray(histogram, np.float64)
     if reference is None:
@@ -146,13 +148,13 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return cdist(a, b, "sqeuclidean")
     norms = np.einsum("nd,nd->n", a, a)[:, None] + np.einsum("nd,nd->n", b, b)
     squares = norms - 2.0 * (a @ b.T)
-    # Equal points leave a rest of about eps * |a|^2 of either sign; it is no distance.
+    # For equal points the result is about +-eps * |a|^2 instead of zero.
     squares[squares < 1e-13 * norms] = 0.0
     return squares
 
 
 def checked_features(features: np.ndarray, name: str) -> np.ndarray:
-    """Features as [N, D] float64; ValueError for another shape or values that are not finite."""
+    """Features [N, D] as float64; raises `ValueError` for another shape or non-finite values."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2:
         raise ValueError(f"{name} features must have shape [N, D]; got {features.shape}.")

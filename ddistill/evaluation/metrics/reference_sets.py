@@ -1,17 +1,17 @@
-"""What samples are scored against: images, or statistics that others or we have written.
+"""The reference of a score: images, or statistics in a file.
 
-npz files of statistics hold `mu` and `sigma` (EDM's; EDM2's are pickles), with `mu_s` and `sigma_s`
-beside them, which belong to another score, and often the images themselves as `arr_0` (ADM's). Ours
-hold `mu`, `sigma` and what they are of, so that features of another network are refused, and the
-features themselves where scores need them.
+npz files of statistics have `mu` and `sigma` (EDM; files of EDM2 are pickles). Files of ADM also
+have `mu_s` and `sigma_s`, which belong to sFID, and often the images as `arr_0`. Files of ddistill
+have `mu` and `sigma`, the name of the feature network, so that another network is refused, and the
+features if a score needs them.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.metrics.detector import Detector
@@ -30,7 +30,7 @@ from ddistill.runtime.console import Reporter
 from ddistill.runtime.files import expand, write_arrays
 from ddistill.runtime.interrupt import StopRequest
 
-# What states the range of a reference's values.
+# The flag for the range of values of a reference.
 _FLAG = "--reference_range"
 _LABELS = ("name", "count", "images", "resize", "size", "detector", "detector_sha256")
 
@@ -40,13 +40,13 @@ class ReferenceSet:
     """Statistics of real images.
 
     Attributes:
-      name: of the folder, file or data set, without its path.
-      count: images behind mean and covariance; 0 where the file does not say.
-      digest: of the file or the images.
+      name: name of the folder, file or data set, without its path.
+      count: number of images behind mean and covariance; 0 if unknown.
+      digest: digest of the file or the images.
       mean, cov: `[D]` and `[D, D]`, float64.
-      features: `[N, D]`; None where there are statistics alone.
-      resize: what was done to the images' size before the detector.
-      size: their width and height, "unknown" where the file does not say.
+      features: `[N, D]`; None if only statistics are known.
+      resize: how the images were resized before the detector.
+      size: width and height of the images; "unknown" if the file does not say.
     """
 
     name: str
@@ -60,18 +60,19 @@ class ReferenceSet:
 
     @property
     def text(self) -> str:
-        """Name, number of images and beginning of the hash, for protocols."""
+        """Name, number of images and first 8 digits of the hash, for protocols."""
         return f"{self.name}:{self.count or 'unknown'}@{self.digest[:8]}"
 
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
-    """How features are made.
+    """Extraction of features.
 
     Attributes:
-      detector: the network.
-      folder: where features are kept.
-      reporter, stop: progress and polite stopping.
+      detector: the feature network.
+      folder: folder that keeps the features.
+      reporter: receives progress.
+      stop: the request to stop, checked between batches.
     """
 
     detector: Detector
@@ -80,7 +81,7 @@ class Extraction:
     stop: StopRequest
 
     def __call__(self, images: ImageSet) -> FeatureStore:
-        """The features of a set of images, as far as they are not there already."""
+        """Returns the features of `images`, computed unless `folder` has them."""
         if images.values:
             self.reporter.say(f"{images.name}: {images.values}")
         return store_features(self.detector, images, self.folder, self.reporter, self.stop)
@@ -93,19 +94,19 @@ def open_reference(
     image_size: int = 0,
     values: str = "",
 ) -> ReferenceSet:
-    """Opens statistics, or images, whose statistics are then computed.
+    """Opens a reference; the statistics of images are computed.
 
     Args:
-      path: npz file of statistics or images, EDM2's pickle of statistics, npy file of images, or
+      path: npz file of statistics or images, pickle of statistics of EDM2, npy file of images, or
         folder of images.
-      extraction: how features are made where there are only images.
-      features: whether single features are needed beside mean and covariance.
+      extraction: extracts the features of images.
+      features: whether the features are needed, in addition to mean and covariance.
       image_size, values: as for `open_image_set`.
 
     Raises:
-      DataError: see `open_image_set`; statistics of another network or another number of features,
-        or such that cannot be a mean and a covariance.
-      Interrupted: a stop was asked for.
+      DataError: see `open_image_set`; also if the statistics belong to another network or are no
+        mean and covariance.
+      Interrupted: a stop was requested.
     """
     path = expand(path)
     if path.suffix in (".pkl", ".pickle"):
@@ -119,7 +120,7 @@ def open_reference(
         if not set(IMAGE_KEYS) & set(file.files):
             raise DataError(
                 f"{path} holds the arrays {', '.join(file.files) or 'none'}. A reference has 'mu' "
-                "and 'sigma' (EDM's and ADM's statistics, or ours), or images as 'arr_0' or "
+                "and 'sigma' (statistics of EDM, ADM or ddistill), or images as 'arr_0' or "
                 "'images'."
             )
         images = images_of_npz(path, file, values, _FLAG)
@@ -133,7 +134,7 @@ def reference_of_images(
 
     Raises:
       DataError: a single image, which has no covariance.
-      Interrupted: a stop was asked for.
+      Interrupted: a stop was requested.
     """
     if len(images) < 2:
         raise DataError(f"{images.name} has {len(images)} image; a covariance needs at least 2.")
@@ -152,11 +153,11 @@ def reference_of_images(
 
 
 def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> None:
-    """Writes statistics as an npz file that `open_reference` reads, atomically.
+    """Writes statistics atomically as an npz file for `open_reference`.
 
-    `mu` and `sigma` are where EDM's code looks for them.
+    The keys `mu` and `sigma` are those of the code of EDM.
     """
-    arrays: dict[str, Any] = {
+    arrays: dict[str, np.ndarray | str | int] = {
         "mu": reference.mean,
         "sigma": reference.cov,
         "name": reference.name,
@@ -173,7 +174,7 @@ def write_reference(path: Path, reference: ReferenceSet, detector: Detector) -> 
 
 
 def _of_pickle(path: Path, detector: Detector) -> ReferenceSet:
-    """The statistics in one of EDM2's pickles: of several networks by name, FID's as "fid"."""
+    """Reads a pickle of EDM2: statistics of several networks by name, "fid" for the FID."""
     try:
         found = read_objects(path)
     except ConfigError as error:
@@ -189,24 +190,24 @@ def _of_pickle(path: Path, detector: Detector) -> ReferenceSet:
     return ReferenceSet(path.name, 0, file_digest(path), mean, cov)
 
 
-def _numbers(path: Path, key: str, value: Any) -> np.ndarray:
+def _numbers(path: Path, key: str, value: object) -> np.ndarray:
     try:
-        return np.asarray(value, np.float64)
+        return np.asarray(value).astype(np.float64)
     except (TypeError, ValueError):
         raise DataError(f"{path}: '{key}' is a {type(value).__name__}, not an array.") from None
 
 
 def _statistics(
-    path: Path, file: Any, extraction: Extraction, features: bool, values: str
+    path: Path, file: NpzFile, extraction: Extraction, features: bool, values: str
 ) -> ReferenceSet:
     detector = extraction.detector
-    # Others' files may have arrays of these names that mean something else.
+    # In files of other projects, arrays of these names may mean something else.
     own = _LABELS if "detector" in file.files else ()
     labels = {key: array_of(path, file, key).item() for key in own if key in file.files}
     if labels.get("detector", detector.text) != detector.text:
         raise DataError(
             f"{path} holds features of {labels['detector']}, and the samples are scored in "
-            f"{detector.text}. Make the reference anew with --save_reference."
+            f"{detector.text}. Write the reference again with --save_reference."
         )
     mean, cov = (np.asarray(array_of(path, file, k), np.float64) for k in ("mu", "sigma"))
     _check_statistics(path, mean, cov, detector)
@@ -215,7 +216,7 @@ def _statistics(
         single = array_of(path, file, "features")
         _check_features(path, single, detector)
     elif features and "arr_0" in file.files:
-        # Of ADM's reference files, whose statistics are of more images than are in them.
+        # Reference files of ADM: their statistics cover more images than they contain.
         single = extraction(images_of_npz(path, file, values, _FLAG)).features()
     return ReferenceSet(
         name=path.name,

@@ -1,14 +1,15 @@
-"""Scores at equal counts, and how far they would move with other samples.
+"""Scores at a common number of samples, and their intervals over draws of the samples.
 
-Both come from random subsets of the samples, drawn without replacement. A bootstrap draws with
-replacement, and its duplicates shorten the distances to nearest neighbours and enlarge a Frechet
+Both use random subsets of the samples, drawn without replacement. A bootstrap draws with
+replacement, and its duplicates shorten the distances to nearest neighbours and increase a Frechet
 distance. Over subsets of h out of N samples, the variance of a score that averages over samples is
-(N - h) / N of what it is over new sets of h samples. So sqrt(h / (N - h)) times the spread over
-subsets is the standard error of the score of all N. The reference is never resampled: a score is
-that against these real images, and an interval says what other samples would score against them.
+(N - h) / N of the variance over new sets of h samples. So sqrt(h / (N - h)) times the spread over
+subsets is the standard error of the score of all N. The reference is never resampled: an interval
+is over draws of the samples, at fixed real images.
 
-Sets that hold a fixed number of images of each class (test sets, samples for labels in turn) vary
-less than independent draws. Their subsets keep these proportions; `strata` names the classes.
+Sets with a fixed number of images of each class (test sets, samples with labels that cycle through
+the classes) vary less than independent draws. Their subsets keep the proportions of the classes;
+`strata` names the class of each sample.
 """
 
 import math
@@ -16,26 +17,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Coverage of all intervals, and the half-width that a normal distribution has for it in standard
-# errors.
-LEVEL = 0.95
+# Quantile of the normal distribution for two-sided 95 % intervals.
 NORMAL_QUANTILE = 1.959964
 MANY_FEATURES = 512
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How scores are resampled.
+    """Settings of the resampling.
 
     Attributes:
-      subsets: random subsets behind every interval, and behind the mean of a score at a smaller
+      subsets: number of random subsets for each interval, and for the mean of a score at a smaller
         count; 0 for no intervals.
-      splits: random splits into halves behind the extrapolation of the Frechet distance; 0 for
-        no extrapolation.
-      seed: of all draws.
+      splits: number of random splits into halves for the extrapolation of the Frechet distance; 0
+        for no extrapolation.
+      seed: seed of all draws.
 
     Raises:
-      ValueError: a negative number, or a single subset, which has no spread.
+      ValueError: a number is negative, or `subsets` is 1, which has no spread.
     """
 
     subsets: int = 100
@@ -50,7 +49,7 @@ class Resampling:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
 
     def for_features(self, features: int) -> "Resampling":
-        """With one split for many features, of which each takes seconds and varies little."""
+        """With at most one split for many features: a split takes seconds and varies little."""
         return replace(self, splits=min(self.splits, 1)) if features > MANY_FEATURES else self
 
 
@@ -63,7 +62,7 @@ class Estimate:
 
     Attributes:
       value: the score.
-      low, high: ends of the interval; both None where it was not or cannot be estimated.
+      low, high: ends of the interval; both None without an interval.
     """
 
     value: float
@@ -76,11 +75,11 @@ class Subsets:
     """Subsets of N samples, as masks.
 
     Attributes:
-      masks: `[R + M, N]` bool: first the subsets behind the interval, then those behind the value.
-      spread: R, 0 for no interval.
-      scale: standard error of a score over the spread between the first R subsets.
-      means: M where the value is a mean over random subsets, which differs between draws of them;
-        0 where all samples are scored once.
+      masks: `[R + M, N]` bool: R subsets for the interval, then M subsets for the value.
+      spread: R; 0 for no interval.
+      scale: ratio of the standard error of a score to the spread over the first R subsets.
+      means: M if the value is a mean over random subsets, which adds to the error; 0 if all samples
+        are scored once.
     """
 
     masks: np.ndarray
@@ -91,7 +90,7 @@ class Subsets:
     def estimate(
         self, scores: np.ndarray, lowest: float = -math.inf, highest: float = math.inf
     ) -> Estimate:
-        """The estimate from the score of every mask, `[R + M]`, its interval cut to a range."""
+        """The estimate from the scores `[R + M]` of the masks, its interval clipped to a range."""
         value = float(scores[self.spread :].mean())
         if not self.spread:
             return Estimate(value)
@@ -107,18 +106,18 @@ def draw_subsets(
     resampling: Resampling,
     strata: np.ndarray | None = None,
 ) -> Subsets:
-    """Subsets for scores of `samples` samples at an equal count.
+    """Draws the subsets for scores of N samples at a common count.
 
     Args:
-      samples: N.
-      count: size of the subsets whose mean score is the value, at most N; all samples once for N.
-      least: smallest subset that can be scored; smaller ones would give the interval no basis, and
-        there is none then.
+      samples: number of samples N.
+      count: size of the subsets for the value, at most N; N scores all samples once.
+      least: size of the smallest subset with a score; there is no interval if the subsets for it
+        would be smaller.
       resampling: number of subsets and seed.
       strata: `[N]` classes with a fixed number of samples each; None for independent samples.
 
     Raises:
-      ValueError: a count outside 1 .. N.
+      ValueError: `count` is not in 1 .. N.
     """
     if not 1 <= count <= samples:
         raise ValueError(f"count={count} must be in 1 .. {samples}, the number of samples.")
@@ -147,7 +146,7 @@ def draw_subsets(
 def subset(
     rng: np.random.Generator, samples: int, size: int, strata: np.ndarray | None = None
 ) -> np.ndarray:
-    """Indices `[size]` of a random subset, of every stratum its share to within one."""
+    """Indices `[size]` of a random subset that keeps the share of each stratum to within one."""
     return spread_order(rng, samples, strata)[np.arange(size) * samples // size]
 
 
@@ -162,14 +161,14 @@ def spread_order(
 def interval(
     value: float, error: float, lowest: float = -math.inf, highest: float = math.inf
 ) -> Estimate:
-    """A value with its 95 % interval, from its standard error, cut to a range."""
+    """The 95 % interval of a value from its standard error, clipped to a range."""
     width = NORMAL_QUANTILE * error
     low, high = (min(max(end, lowest), highest) for end in (value - width, value + width))
     return Estimate(value, min(low, value), max(high, value))
 
 
 def share_interval(inside: np.ndarray) -> Estimate:
-    """The share of True in `[N]` bool, with Wilson's interval, which is sound at 0 and 1 too."""
+    """The share of True in `[N]` bool, with the Wilson interval, which is valid at 0 and 1 too."""
     n, share = len(inside), float(np.mean(inside))
     square = NORMAL_QUANTILE**2 / n
     centre = (share + square / 2) / (1 + square)
@@ -179,7 +178,7 @@ def share_interval(inside: np.ndarray) -> Estimate:
 
 
 def mean_interval(values: np.ndarray) -> Estimate:
-    """The mean of `[N]` values of 0 or more, with the interval of its standard error."""
+    """The mean of `[N]` non-negative values, with the interval from its standard error."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean)

@@ -1,8 +1,7 @@
-"""One set of samples against one reference: which scores there are, their names and protocol."""
+"""Scores of one set of samples against one reference, with their names and protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from ddistill.evaluation.metrics.frechet import frechet_distance
 from ddistill.evaluation.metrics.frechet_estimates import Target, frechet_estimates
 from ddistill.evaluation.metrics.image_sets import ImageSet
 from ddistill.evaluation.metrics.inception_metrics import (
-    METRICS,
+    SET_METRICS,
     MetricSettings,
     inception_score,
     kernel_distance,
@@ -22,8 +21,28 @@ from ddistill.evaluation.metrics.neighbour_estimates import RealBalls, neighbour
 from ddistill.evaluation.metrics.reference_sets import ReferenceSet
 from ddistill.evaluation.metrics.resampling import Estimate
 
-# Fewer samples give a larger distance: papers score this many.
+# Number of samples in papers; fewer samples give a larger distance.
 FULL_COUNT = 50_000
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSet:
+    """The samples to score.
+
+    Attributes:
+      images: the samples.
+      features: their features.
+      label: name in the output; "" for the name of `images`.
+      origin: parts of a protocol that say how the samples were made.
+      classes: number of classes through which the labels of the samples cycle; 0 for independent
+        samples.
+    """
+
+    images: ImageSet
+    features: FeatureStore
+    label: str = ""
+    origin: str = ""
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,15 +50,15 @@ class SetScores:
     """The scores of one set of samples.
 
     Attributes:
-      key: of the call of a run, or the name of folder or file.
-      label: for people.
-      samples: how many were scored.
-      proxy: whether these are too few to stand beside papers.
+      key: key of a sampler run, or name of a folder or file.
+      label: name in the output.
+      samples: number of samples.
+      proxy: whether there are fewer samples than papers use.
       scores: value by name.
-      intervals: name -> 95 % interval (low, high) over other samples, for distance, precision,
-        recall, density and coverage.
+      intervals: name -> 95 % interval (low, high) over draws of the samples, for distance,
+        precision, recall, density and coverage.
       protocol: everything that the values depend on.
-      notes: which scores were left out, and why.
+      notes: which metrics were left out, with the reason.
     """
 
     key: str
@@ -52,7 +71,7 @@ class SetScores:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people: a heading and one line a score."""
+        """The scores as text: a heading, then one line per score."""
         kind = f", proxy (papers: {FULL_COUNT} samples)" if self.proxy else ""
         lines = [f"{self.label}: {self.samples} samples{kind}"]
         for name, value in self.scores.items():
@@ -63,62 +82,54 @@ class SetScores:
 
 
 def chosen_metrics(text: str) -> tuple[str, ...]:
-    """The metrics of a list with commas; empty for those that the reference allows.
+    """Splits a list with commas into metrics; empty text gives no metrics.
 
     Raises:
-      ConfigError: an unknown metric.
+      ConfigError: a metric is unknown.
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in METRICS:
+        if name not in SET_METRICS:
             raise ConfigError(
-                f"--metrics: {name!r} is not known.{nearest(name, METRICS)} Allowed: "
-                f"{', '.join(METRICS)}, with commas between."
+                f"--metrics: {name!r} is not known.{nearest(name, SET_METRICS)} Allowed: "
+                f"{', '.join(SET_METRICS)}, with commas between."
             )
     return names
 
 
 def score_set(
-    images: ImageSet,
-    store: FeatureStore,
+    samples: SampleSet,
     reference: ReferenceSet,
     detector: Detector,
     settings: MetricSettings,
     metrics: Sequence[str] = (),
-    label: str = "",
-    origin: str = "",
-    classes: int = 0,
 ) -> SetScores:
-    """Scores the features of samples.
+    """Scores samples against a reference.
 
     Args:
-      images: the samples.
-      store: their features.
+      samples: the samples and their features.
       reference: the real images.
-      detector: what made the features.
-      settings: of the metrics.
-      metrics: those of `METRICS` that are wanted; empty for all that can be had.
-      label: for people.
-      origin: parts of a protocol that say how the samples were made.
-      classes: number of classes that the samples were made for in turn; 0 for independent samples.
+      detector: the network that computed the features.
+      settings: the settings of the metrics.
+      metrics: some of `SET_METRICS`; empty for all that samples and reference allow.
 
     Raises:
-      ConfigError: a metric was asked for that the reference or the number of samples does not
-        allow.
+      ConfigError: the reference or the number of samples does not allow one of `metrics`.
     """
+    images, store, classes = samples.images, samples.features, samples.classes
     reasons = _impossible(store.count, reference, detector, settings)
     for name in metrics:
         if name in reasons:
             raise ConfigError(f"--metrics={name}: {reasons[name]}.")
-    wanted = [m for m in METRICS if m in (metrics or METRICS) and m not in reasons]
-    notes = tuple(f"no {m}: {reasons[m]}" for m in METRICS if m in reasons and not metrics)
+    wanted = [m for m in SET_METRICS if m in (metrics or SET_METRICS) and m not in reasons]
+    notes = tuple(f"no {m}: {reasons[m]}" for m in SET_METRICS if m in reasons and not metrics)
     strata = np.arange(store.count) % classes if classes else None
     scores = _values(store, reference, settings, wanted, strata)
     proxy = store.count < FULL_COUNT
     names = _names(detector, proxy)
     return SetScores(
         key=images.name,
-        label=label or images.name,
+        label=samples.label or images.name,
         samples=store.count,
         proxy=proxy,
         scores={names(name): score.value for name, score in scores.items()},
@@ -127,7 +138,7 @@ def score_set(
             for name, score in scores.items()
             if score.low is not None and score.high is not None
         },
-        protocol=_protocol(images, reference, detector, settings, wanted, origin)
+        protocol=_protocol(images, reference, detector, settings, wanted, samples.origin)
         + (" strata=yes" if classes else ""),
         notes=notes,
     )
@@ -136,7 +147,7 @@ def score_set(
 def _impossible(
     count: int, reference: ReferenceSet, detector: Detector, s: MetricSettings
 ) -> dict[str, str]:
-    """Metrics that cannot be had, and why."""
+    """The metrics that samples and reference do not allow, with the reason."""
     found: dict[str, str] = {}
     if count < 2:
         found["fid"] = "a covariance needs at least 2 samples"
@@ -151,7 +162,7 @@ def _impossible(
     if least < s.kid_subset_size:
         found["kid"] = f"subsets of {s.kid_subset_size} need as many images, and there are {least}"
     if least <= max(s.neighbours, s.density_neighbours):
-        found["prc"] = f"{least} images have fewer neighbours than are looked at"
+        found["prc"] = f"{least} images have fewer neighbours than precision and recall need"
     return found
 
 
@@ -182,8 +193,10 @@ def _values(
 def _distance(
     store: FeatureStore, reference: ReferenceSet, s: MetricSettings, strata: np.ndarray | None
 ) -> dict[str, Estimate]:
-    """The distance as papers report it, and extrapolated; from moments where nothing else needs
-    single features."""
+    """The distance of these samples and the distance extrapolated to infinitely many samples.
+
+    Without resampling the moments are enough, and the features are not held in memory.
+    """
     if not s.subsets and not s.splits:
         own = store.moments()
         value = frechet_distance(reference.mean, reference.cov, own.mean, own.covariance)
@@ -199,8 +212,8 @@ def _pair(name: str, found: tuple[float, float]) -> dict[str, Estimate]:
     return {name: Estimate(found[0]), f"{name}_std": Estimate(found[1])}
 
 
-def _names(detector: Detector, proxy: bool) -> Any:
-    """What scores are called: "fid" is the distance in FID's own features of enough samples."""
+def _names(detector: Detector, proxy: bool) -> Callable[[str], str]:
+    """Returns score -> name; "fid" needs the features of FID and `FULL_COUNT` samples."""
     word = detector.name.replace("-", "_")
     distance = ("fid_proxy" if proxy else "fid") if detector.is_fid else ""
     distance = distance or f"fd_{word}_{detector.feature}"
@@ -246,5 +259,5 @@ def _protocol(
 
 
 def _word(text: str) -> str:
-    """A name without what parts a protocol: folders may be called anything."""
+    """A name without the separators of a protocol, which names of folders may contain."""
     return "_".join(text.replace("=", "_").split())

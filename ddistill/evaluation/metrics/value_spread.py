@@ -1,30 +1,30 @@
-"""Which range of pixel values the spread of some values allows: decided for rows of values apart.
+"""Derives the range of pixel values from the values, for each row separately.
 
-A few values never decide: samplers and filters leave their range a little.
+A few values never decide, because samplers and filters slightly leave their range.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# A share of values that says something, and the largest one that may be stray; of rows of few
-# values, the numbers of values that do the same.
+# The smallest share of values that counts, and the largest share of outliers; for rows with few
+# values, the same as numbers of values.
 _SOME, _STRAY = 0.01, 0.005
 _SOME_VALUES, _STRAY_VALUES = 3, 2
-# Share of values that may lie beyond an eighth of the range, for samplers that are not clipped.
+# Share of values that may exceed the range by more than an eighth, for samplers without clipping.
 _BEYOND = 0.05
-# Distinct multiples of 1/255 that show that values were uint8 once.
+# Number of distinct multiples of 1/255 that show that values were uint8.
 _LEVELS = 8
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the values of each row say.
+    """The range of each row.
 
     Attributes:
-      names: [n] "0,1", "-1,1", "0,255" or "0,65535"; "" where several ranges or none fit.
-      exact: [n] whether the steps between values decided, which no other range explains.
-      low, high: [n] the least and the largest value but for stray ones.
+      names: [n] "0,1", "-1,1", "0,255" or "0,65535"; "" if several ranges or none fit.
+      exact: [n] whether the steps between values decided, which is conclusive.
+      low, high: [n] the smallest and the largest value without outliers.
     """
 
     names: np.ndarray
@@ -34,13 +34,13 @@ class Verdicts:
 
 
 def judge(rows: np.ndarray) -> Verdicts:
-    """The range that the spread of each row's values allows.
+    """Derives the range of each row.
 
-    * Multiples of 1/255 within [-1, 1]: [0, 1] where odd and even ones occur; [-1, 1] where all
-      are odd, which uint8 values become by x / 127.5 - 1.
-    * [-1, 1]: dark pixels lie near -1, and few values beyond 1.25.
-    * [0, 1]: nearly nothing below -0.1 or above 1.25, with dark and bright pixels in it.
-    * [0, 255] and [0, 65535]: the same on their scale; bright pixels suffice.
+    * Multiples of 1/255 within [-1, 1]: [0, 1] if odd and even multiples occur; [-1, 1] if all are
+      odd, as for uint8 values converted by x / 127.5 - 1.
+    * [-1, 1]: dark pixels are near -1, and few values exceed 1.25 in magnitude.
+    * [0, 1]: almost no value is below -0.1 or above 1.25, and there are dark and bright pixels.
+    * [0, 255] and [0, 65535]: the same at their scale, and bright pixels are enough.
 
     Args:
       rows: [n, m] finite floats, or integers.
@@ -62,7 +62,7 @@ def _some(x: np.ndarray) -> float:
 
 
 def _stray(x: np.ndarray) -> float:
-    # A row of very few values is judged by all of them.
+    # In a row of very few values, every value counts.
     return max(_STRAY, min(_STRAY_VALUES / x.shape[1], 0.05))
 
 
@@ -85,7 +85,7 @@ def _of_levels(x: np.ndarray) -> np.ndarray:
 
 
 def _distinct(whole: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """How many distinct whole numbers in [-255, 255] each row has where `chosen`."""
+    """Number of distinct whole numbers in [-255, 255] of each row where `chosen`."""
     rows = np.broadcast_to(np.arange(len(whole))[:, None], whole.shape)[chosen]
     cells = rows * 511 + whole[chosen].astype(np.int64) + 255
     return (np.bincount(cells, minlength=len(whole) * 511).reshape(-1, 511) > 0).sum(axis=1)
@@ -97,13 +97,13 @@ def _of_floats(x: np.ndarray) -> np.ndarray:
     near &= (size > 2).mean(axis=1) <= _stray(x)
     signed = near & ((x < -0.75).mean(axis=1) >= _some(x))
     dark, bright = ((x < 0.125).mean(axis=1), (x > 0.5).mean(axis=1))
-    # Nothing but zeros and ones is black and white in [0, 1], and black alone in [0, 255].
+    # Only zeros and ones may be black and white in [0, 1], or almost black in [0, 255].
     unit = (dark >= _some(x)) & (bright >= _some(x)) & _within(x, 1) & np.any(x % 1 != 0, axis=1)
     return np.select([signed, unit, _bright_enough(x, 255)], ["-1,1", "0,1", "0,255"], "")
 
 
 def _of_whole_numbers(x: np.ndarray) -> np.ndarray:
-    # They have no errors of rounding, and few values beyond the range.
+    # Integers have no rounding errors, and few values exceed the range.
     found = np.full(len(x), "", "U7")
     for top in (65535, 255):
         fits = np.mean((x < 0) | (x > top), axis=1) <= _stray(x)
@@ -116,6 +116,6 @@ def _bright_enough(x: np.ndarray, top: int) -> np.ndarray:
 
 
 def _within(x: np.ndarray, top: float) -> np.ndarray:
-    """Whether values lie in [0, top] but for small errors and stray ones."""
+    """Whether values are in [0, top], except for small errors and outliers."""
     below, above = np.mean(x < -0.1 * top, axis=1), np.mean(x > 1.25 * top, axis=1)
     return (below <= _stray(x)) & (above <= _stray(x))

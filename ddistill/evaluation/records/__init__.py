@@ -1,1 +1,1 @@
-"""The files in which numbers leave a run."""
+"""Records of scores: results.json, evaluation.json, and the names and protocols in them."""

@@ -1,7 +1,4 @@
-"""Rows of results.json as tables and plots: means over seeds, one line a sampler.
-
-Used by the report of a run and by `ddistill.record`, so that both tell the same story.
-"""
+"""Statistics over seeds of the rows of results.json, for tables and plots."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,20 +10,20 @@ from ddistill.evaluation.records.names import METHODS, METRICS
 from ddistill.evaluation.records.protocol import variant
 from ddistill.evaluation.records.rows import Row
 
-# Parts of a protocol that may differ between rows of one line of a table.
+# Parts of a protocol that may differ within one line of a table.
 _NOT_VARIANT = ("nfe", "noise_seed")
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A score over seeds.
+    """Statistics of a score over seeds.
 
     Attributes:
-      mean: over seeds.
-      spread: sample standard deviation; None for one seed.
-      seeds: their number.
-      low, high: 95 % interval over other samples, of one seed; None for several, and without one.
-      values: (seed, value), in the order of seeds.
+      mean: mean over seeds.
+      spread: sample standard deviation over seeds; None for one seed.
+      seeds: number of seeds.
+      low, high: 95 % interval over draws of the samples, for one seed; otherwise None.
+      values: (seed, value), sorted by seed.
     """
 
     mean: float
@@ -38,7 +35,7 @@ class Stat:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the 95 % interval: Student's t over seeds, or that of one seed's samples."""
+        """Half width of the 95 % interval: Student's t over seeds, or over samples for one seed."""
         if self.spread is not None:
             return _quantile(self.seeds) * self.spread / math.sqrt(self.seeds)
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
@@ -46,10 +43,10 @@ class Stat:
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One line of a table: everything of a row's identity but nfe, metric and seed.
+    """One line of a table: the identity of a row without nfe, metric and seed.
 
-    `recipe` is what an experiment's name holds after a slash: "sfddm_digits/random_init" is a
-    variant of "sfddm_digits" and stands in its table.
+    `recipe` is the part of the name of an experiment after a slash: "sfddm_digits/random_init" is a
+    variant of "sfddm_digits" and is in the same table.
     """
 
     order: int
@@ -69,7 +66,7 @@ Scores = dict[Entry, dict[tuple[int, str], Stat]]
 
 
 def experiments(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows by (experiment without its recipe, data), in alphabetical order."""
+    """Groups rows by (experiment without recipe, data), in alphabetical order."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.experiment.partition("/")[0], row.data), []).append(row)
@@ -77,19 +74,19 @@ def experiments(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def entry_of(row: Row) -> Entry:
-    """The line of a table that a row belongs to."""
+    """The line of a table for a row."""
     order = list(METHODS).index(row.method)
     if METHODS[row.method].role == "real":
-        order = len(METHODS)  # the floor stands below everything that it is the floor of
+        order = len(METHODS)  # the floor is the last line
     text = variant(row.protocol, drop=_NOT_VARIANT)
     recipe = row.experiment.partition("/")[2]
     return Entry(order, row.method, recipe, row.students, row.width, text)
 
 
 def aggregate(rows: Iterable[Row]) -> Scores:
-    """Statistics over seeds: entry -> (nfe, metric) -> Stat, entries in the order of METHODS.
+    """Computes entry -> (nfe, metric) -> Stat, with entries in the order of `METHODS`.
 
-    Several noise banks of one seed are averaged first: the spread is that between trainings.
+    Noise banks of one seed are averaged first, so that the spread is over trainings.
     """
     cells: dict[Entry, dict[tuple[int, str], list[Row]]] = {}
     for row in rows:
@@ -109,7 +106,7 @@ def _stat_of_rows(rows: Sequence[Row]) -> Stat:
 
 
 def labels(entries: Iterable[Entry]) -> dict[Entry, str]:
-    """Short names that tell the entries apart: students and width only where they say something."""
+    """Short, distinct names; students, width and protocol appear only if entries differ in them."""
     entries = list(entries)
     names = {}
     for entry in entries:
@@ -130,7 +127,7 @@ def labels(entries: Iterable[Entry]) -> dict[Entry, str]:
 
 
 def stat_of(seeds: Mapping[int, Sequence[float]]) -> Stat:
-    """Statistics over seeds of seed -> values, of which each seed gives its mean."""
+    """Statistics over seeds of seed -> values; the values of a seed are averaged."""
     values = tuple((seed, math.fsum(v) / len(v)) for seed, v in sorted(seeds.items()))
     means = [value for _, value in values]
     mean = math.fsum(means) / len(means)
@@ -145,14 +142,14 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _quantile(seeds: int) -> float:
-    """Two-sided 95 % quantile of Student's t for so many seeds."""
+    """Two-sided 95 % quantile of Student's t for a number of seeds."""
     return float(stdtrit(seeds - 1, 0.975))
 
 
 def best_lines(scores: Scores, lines: Sequence[tuple[Entry, int]], metric: str) -> list[int]:
-    """Index of the line with the best mean of `metric`, real data left out, if it stands out.
+    """Index of the line with the best mean of `metric`, without real data.
 
-    Empty where another line ties with it (`tied`), and where there is nothing to compare with.
+    The list is empty if another line ties with it (`tied`), or if there are fewer than two lines.
     """
     better = METRICS[metric].better
     stats = {
@@ -169,11 +166,12 @@ def best_lines(scores: Scores, lines: Sequence[tuple[Entry, int]], metric: str) 
 
 
 def tied(a: Stat, b: Stat, metric: str) -> bool:
-    """Whether two values may be equal: the 95 % interval of their difference holds 0.
+    """Whether two values may be equal: the 95 % interval of their difference contains 0.
 
-    Over the same seeds it is that of Student's t of the differences of each seed. Otherwise both
-    half-widths are added as squares, which is too wide for samples of the same noise. Scores of
-    samples, and times, are tied without an interval; other numbers are compared as they are.
+    For equal seeds the interval is Student's t of the paired differences. Otherwise its half width
+    is the root of the sum of both squared half widths, which is too wide for samples from the same
+    noise. Scores of samples and times without intervals always tie; other numbers are compared
+    exactly.
     """
     if a.mean == b.mean:
         return True

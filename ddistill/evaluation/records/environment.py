@@ -1,4 +1,4 @@
-"""Provenance that may be published: what ran, on what, without names or paths of the machine."""
+"""Provenance for publication: command and machine, without names or paths of the machine."""
 
 import os
 import platform
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def machine_string(devices: Sequence[object] | None = None) -> str:
-    """Processor model, usable cores and accelerators, for example "Xeon 8370C, 2 cores, 1x H100".
+    """Describes processor, usable cores and accelerators: "Xeon 8370C, 2 cores, 1x H100".
 
     Args:
-      devices: JAX devices (anything with `platform` and `device_kind`); `jax.devices()` if None.
+      devices: objects with `platform` and `device_kind`; None for `jax.devices()`.
     """
     if devices is None:
         import jax
@@ -32,20 +32,20 @@ def machine_string(devices: Sequence[object] | None = None) -> str:
 
 
 def command_string(argv: Sequence[str] | None = None, module: str = "ddistill.main") -> str:
-    """The command to type for this run, `python -m module ...`, without paths of the machine.
+    """Returns the command of this process, `python -m MODULE ...`, without paths of the machine.
 
-    Absolute paths below the working directory become relative, others keep their last part.
+    Absolute paths below the working directory become relative; others keep only their last part.
 
     Args:
-      argv: arguments with the program name first; `sys.argv` if None.
-      module: what `python -m` runs.
+      argv: program name and arguments; None for `sys.argv`.
+      module: name of the module.
     """
     argv = list(sys.argv if argv is None else argv)
     return " ".join(["python", "-m", module, *(shlex.quote(portable(a)) for a in argv[1:])])
 
 
 def portable(argument: str) -> str:
-    """A path or FLAG=PATH without what is of this machine; anything else as it is."""
+    """Removes folders of the machine from a path or FLAG=PATH; other text does not change."""
     flag, equals, value = argument.partition("=")
     if not equals:
         flag, value = "", argument
@@ -57,7 +57,7 @@ def portable(argument: str) -> str:
 
 
 def _cores() -> int:
-    # What this process may use, which under a scheduler is less than what the board has.
+    # A scheduler may allow the process fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""Names that results may use: methods and metrics, with how tables and plots call them.
+"""Names of methods and metrics in results, with their labels in tables and plots.
 
-A name outside these lists is refused on writing and on reading, because a misspelt method would
-silently become a row of its own. `register_method` and `register_metric` add to them.
+Writing and reading results refuse other names, because a misspelt method would silently become a
+separate row. `register_method` and `register_metric` add names.
 """
 
 import re
@@ -15,12 +15,12 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is shown.
+    """A method.
 
     Attributes:
-      label: in tables and legends.
-      role: "teacher" (a sampler of the undistilled network), "student", or "real" (data against
-        data: the floor that no generator goes below).
+      label: name in tables and legends.
+      role: "teacher" (a sampler of the undistilled network), "student", or "real" (test images
+        scored like samples, the floor of a score).
     """
 
     label: str
@@ -29,14 +29,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown and read.
+    """A metric.
 
     Attributes:
       label: column heading.
-      better: "lower", "higher" or "" where neither is better.
-      form: format of a value, a `format` specification.
-      sampled: whether it varies from one measurement to the next, so that it needs an interval to
-        be compared.
+      better: "lower", "higher", or "" if neither is better.
+      form: `format` specification of a value.
+      sampled: whether the value varies between measurements, so that a comparison needs an
+        interval.
     """
 
     label: str
@@ -80,13 +80,13 @@ METRICS: dict[str, Metric] = {
     "parameters": Metric("parameters", "", ",.0f"),
 }
 
-# Distances of which the first that was measured stands for the quality of samples. FD of N samples
-# comes last: it depends on N, which is not the floor's.
+# Frechet distances; the first that was measured is the main score. FD of N samples comes last,
+# because it depends on N, and the floor has another N.
 DISTANCES = ("fid", "fd_infinity", "fd")
 
 
 def main_distance(metrics: Collection[str]) -> str | None:
-    """The first of `DISTANCES` among `metrics`; None for none."""
+    """The first of `DISTANCES` in `metrics`; None if there is none."""
     return next((name for name in DISTANCES if name in metrics), None)
 
 
@@ -94,8 +94,8 @@ def register_method(name: str, label: str, role: str = "student") -> None:
     """Adds a method, so that its rows can be written and recorded.
 
     Raises:
-      ValueError: a name that is no lower_case identifier, is taken by another label, or an
-        unknown role.
+      ValueError: `name` is no lower_case identifier or has another label already, or `role` is
+        unknown.
     """
     if role not in ("teacher", "student", "real"):
         raise ValueError(f"role={role!r} of method '{name}': allowed are teacher, student, real.")
@@ -103,11 +103,11 @@ def register_method(name: str, label: str, role: str = "student") -> None:
 
 
 def register_metric(name: str, label: str, better: str = "", form: str = ".3g") -> None:
-    """Adds a metric; `better` is "lower", "higher" or "", `form` a format specification.
+    """Adds a metric; arguments are the attributes of `Metric`.
 
     Raises:
-      ValueError: a name that is no lower_case identifier, is taken by another meaning, or an
-        unknown `better`.
+      ValueError: `name` is no lower_case identifier or has another meaning already, or `better` is
+        unknown.
     """
     if better not in ("", "lower", "higher"):
         raise ValueError(f"better={better!r} of metric '{name}': allowed are lower, higher, ''.")
@@ -115,7 +115,7 @@ def register_metric(name: str, label: str, better: str = "", form: str = ".3g") 
 
 
 def check_name(kind: str, name: object) -> None:
-    """Raises ValueError, with the nearest match, unless `name` is a known "method" or "metric"."""
+    """Raises `ValueError` if `name` is unknown; `kind` is "method" or "metric"."""
     known = METHODS if kind == "method" else METRICS
     if name not in known:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What tables of several runs say beside the numbers: warnings, and seeds of tuned settings."""
+"""Notes on tables of several runs: warnings, seeds used for tuning, and earlier versions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ from ddistill.evaluation.records.rows import Row
 
 
 def warning_notes(rows: Iterable[Row]) -> list[str]:
-    """One sentence for each warning of the runs, with the runs that have it."""
+    """Lists each warning of the runs once, with the runs that have it."""
     runs: dict[str, dict[tuple[str, int], None]] = {}
     for row in rows:
         if row.warnings:
@@ -20,7 +20,7 @@ def warning_notes(rows: Iterable[Row]) -> list[str]:
 
 
 def tuning_notes(rows: Iterable[Row]) -> list[str]:
-    """Which experiments show seeds that their settings were chosen on, with all seeds shown."""
+    """Lists experiments with settings that were tuned, with the seeds of tuning and of the rows."""
     tuned: dict[str, set[int]] = {}
     shown: dict[str, set[int]] = {}
     for row in rows:
@@ -40,19 +40,22 @@ def tuning_notes(rows: Iterable[Row]) -> list[str]:
 
 EARLIER = (
     "Scored by an earlier version, without intervals{more}: give the command of the run again with "
-    "--stage=evaluate, which scores its samples anew."
+    "--stage=evaluate, which scores its samples again."
 )
 
 
 def resampled(row: Row) -> bool:
-    """Whether a row is of a protocol that says how it was resampled."""
+    """Whether the protocol of a row describes the resampling; earlier versions had none."""
     return any(part.startswith("subset_seed=") for part in row.protocol.split())
 
 
 def comparable_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Rows without floors of another number of images than the samples, and what to say of it.
+    """Drops floors of earlier versions with another number of images than the samples.
 
-    Floors of an earlier version were the scores of all test images, whatever the number of samples.
+    Earlier versions scored all test images for the floor.
+
+    Returns:
+      (rows, notes): the remaining rows and a note on earlier versions, if any.
     """
     if all(resampled(row) for row in rows if METRICS[row.metric].sampled):
         return list(rows), []
@@ -63,7 +66,7 @@ def comparable_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         if METHODS[row.method].role != "real" or resampled(row) or counts <= {_count(row)}
     ]
     more = (
-        "; its floor is of another number of images and left out" if len(kept) < len(rows) else ""
+        "; its floor has another number of images and is left out" if len(kept) < len(rows) else ""
     )
     return kept, [EARLIER.format(more=more)]
 
@@ -73,9 +76,9 @@ def _count(row: Row) -> str:
 
 
 def fresh_rows(rows: Sequence[Row], seeds: Sequence[int] = ()) -> list[Row]:
-    """The rows of `seeds`; without any, of seeds that no settings of them were tuned on.
+    """Selects the rows of `seeds`; by default, of seeds that were not used for tuning.
 
-    Where all seeds are tuned ones, they are all there is, and stay.
+    If all seeds were used for tuning, all rows remain.
     """
     if seeds:
         return [row for row in rows if row.seed in seeds]
@@ -84,7 +87,7 @@ def fresh_rows(rows: Sequence[Row], seeds: Sequence[int] = ()) -> list[Row]:
 
 
 def listed(numbers: Iterable[int]) -> str:
-    """ "0, 1, 2"."""
+    """Sorted numbers as text: "0, 1, 2"."""
     return ", ".join(map(str, sorted(numbers)))
 
 

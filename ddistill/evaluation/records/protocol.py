@@ -1,8 +1,7 @@
-"""What a number was measured with, and the one format in which numbers leave a run.
+"""The protocol of a score: everything that two scores must share to be comparable.
 
-A score without its protocol cannot be compared, so every `Row` of results.json carries the string
-of a `Protocol`. Reading and writing are strict: a missing or unknown key, an unknown method or
-metric, or a value that is not finite is an error that names the file, the row and the key.
+Every `Row` of results.json carries the string of a `Protocol`. Reading is strict: missing, unknown
+or malformed parts are errors.
 """
 
 import math
@@ -19,38 +18,38 @@ _FID_FEATURES = "inception-2015-12-05"
 _RESAMPLING = ("floor", "count", "subsets", "splits", "subset_seed")
 
 
-# Parts that say how a number was resampled, not what it is of.
+# Parts that describe the resampling and not the measured quantity.
 RESAMPLED = (*_RESAMPLING, "strata")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that two scores must share before they may stand side by side.
+    """Everything that two scores must share to be comparable.
 
-    Text fields hold no spaces and none of = , ; | or a backtick, so that the string can be read
-    back.
+    Text fields contain no spaces and none of = , ; | or a backtick, so that the string can be
+    parsed.
 
     Attributes:
       features: feature network, for example "digits_classifier" or "inception-2015-12-05".
-      features_hash: short hash of its weights (`features.params_hash`).
+      features_hash: short hash of its weights (`metrics.features.params_hash`).
       reference: reference set and split, for example "digits/train".
-      reference_n: images in it.
-      samples: generated images that were scored.
-      sampler: "ddim", "heun", ..., "heun-edm" on EDM's own sigmas; "none" for real data.
-      nfe: network evaluations an image; 0 for real data.
-      ema: rate of the weight average that was sampled; None for the raw weights.
-      clip: limit of clipped x0 predictions; None for no clipping.
+      reference_n: number of images in the reference set.
+      samples: number of scored images.
+      sampler: "ddim", "heun", ..., "heun-edm" with the sigmas of EDM; "none" for real data.
+      nfe: network evaluations per image; 0 for real data.
+      ema: rate of the sampled weight average; None for the raw weights.
+      clip: bound on x0 predictions; None for no clipping.
       noise_seed: seed of the noise bank.
-      quantised: samples were rounded to uint8 before scoring.
-      guidance: classifier-free guidance scale; None without.
-      floor: real test images behind the floor; None, as all that follows, for numbers without
-        equal counts and intervals (an earlier version).
-      count: samples at which recall, coverage and class shares are taken, for samples and floor
-        alike: means over subsets of that size.
-      subsets: random subsets behind these means and behind every 95 % interval.
-      splits: splits into halves behind "fd_infinity".
-      subset_seed: of all subsets and splits.
-      strata: whether samples have fixed numbers for each class, which subsets keep.
+      quantised: whether samples were rounded to uint8 before scoring.
+      guidance: scale of classifier-free guidance; None without guidance.
+      floor: number of test images for the floor. This and the following fields are None for scores
+        of earlier versions, which have no common count and no intervals.
+      count: number of images for recall, coverage and class shares, of samples and test images;
+        the scores are means over subsets of that size.
+      subsets: number of random subsets for these means and for 95 % intervals.
+      splits: number of splits into halves for "fd_infinity".
+      subset_seed: seed of all subsets and splits.
+      strata: whether each class has a fixed number of samples, which subsets preserve.
     """
 
     features: str
@@ -83,25 +82,25 @@ class Protocol:
             raise ValueError(f"'@' in features={self.features!r} or ':' in {self.reference!r}.")
         for key, least in (("reference_n", 1), ("samples", 1), ("nfe", 0), ("noise_seed", 0)):
             value = getattr(self, key)
-            if not _is_int(value) or value < least:
+            if not is_int(value) or value < least:
                 raise ValueError(
                     f"protocol.{key}={value!r} must be an integer of at least {least}."
                 )
         resampled = [getattr(self, key) for key in _RESAMPLING]
-        if resampled != [None] * 5 and not all(_is_int(v) and v >= 0 for v in resampled):
+        if resampled != [None] * 5 and not all(is_int(v) and v >= 0 for v in resampled):
             raise ValueError(
                 f"protocol.{', '.join(_RESAMPLING)}={resampled!r} must be integers of at least 0, "
                 "or all None."
             )
         for key in ("ema", "clip", "guidance"):
             value = getattr(self, key)
-            if value is not None and not _is_finite(value):
+            if value is not None and not is_finite(value):
                 raise ValueError(f"protocol.{key}={value!r} must be a finite number or None.")
         if not isinstance(self.quantised, bool):
             raise ValueError(f"protocol.quantised={self.quantised!r} must be True or False.")
 
     def string(self) -> str:
-        """The protocol on one line; `Protocol.parse` reads it back."""
+        """The protocol on one line, in the format of `Protocol.parse`."""
         return " ".join(f"{key}={value}" for key, value in self.items().items())
 
     def items(self) -> dict[str, str]:
@@ -125,10 +124,10 @@ class Protocol:
 
     @classmethod
     def parse(cls, text: str) -> "Protocol":
-        """Reads what `string` wrote.
+        """Parses the result of `string`.
 
         Raises:
-          ValueError: a part that is missing, unknown or malformed, naming it.
+          ValueError: a part is missing, unknown or malformed; the message names it.
         """
         parts = dict(part.partition("=")[::2] for part in text.split())
         if tuple(parts) not in (_OLD_PARTS, _PARTS):
@@ -163,8 +162,8 @@ class Protocol:
     def label(self) -> str:
         """Name of the Frechet distance under this protocol.
 
-        "FID" only with the Inception graph and 50 000 samples or more, "FID proxy" with fewer,
-        "FD (features)" with any other features.
+        "FID" for the Inception graph and at least 50 000 samples, "FID proxy" for fewer samples,
+        "FD (FEATURES)" for other features.
         """
         if self.features != _FID_FEATURES:
             return f"FD ({self.features})"
@@ -172,7 +171,7 @@ class Protocol:
 
 
 def variant(protocol: str, drop: Sequence[str] = ()) -> str:
-    """A protocol string without the feature network's hash and without the parts in `drop`."""
+    """A protocol string without the hash of the feature network and without the parts in `drop`."""
     parts = [part for part in protocol.split() if part.partition("=")[0] not in drop]
     return " ".join(
         part.partition("@")[0] if part.startswith("features=") else part for part in parts
@@ -180,14 +179,14 @@ def variant(protocol: str, drop: Sequence[str] = ()) -> str:
 
 
 def summarise(labelled: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
-    """Splits protocol strings into what all share and what each label adds.
+    """Splits protocol strings into common parts and parts of single labels.
 
     Args:
-      labelled: (label, protocol string); a label may come several times.
+      labelled: (label, protocol string); a label may occur several times.
 
     Returns:
-      (shared parts, [(label, its further parts)]), without `nfe` and without labels that add
-      nothing. Parts that vary within one label are all listed, joined by "|".
+      (common parts, [(label, further parts)]), without `nfe` and without labels that have no
+      further parts. Values that vary within a label are joined by "|".
     """
     table: dict[str, dict[str, list[str]]] = {}
     for label, text in labelled:
@@ -201,12 +200,12 @@ def summarise(labelled: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[str,
     shared = [k for k in keys if all(p.get(k) == first.get(k) for p in table.values())]
     shared = [k for k in shared if len(first[k]) == 1]
 
-    def show(parts: dict[str, list[str]], names: list[str]) -> str:
+    def joined(parts: dict[str, list[str]], names: list[str]) -> str:
         return " ".join(f"{k}={'|'.join(parts[k])}" for k in names if k in parts)
 
     own = [k for k in keys if k not in shared]
-    rest = [(label, show(parts, own)) for label, parts in table.items()]
-    return show(first, shared), [(label, text) for label, text in rest if text]
+    rest = [(label, joined(parts, own)) for label, parts in table.items()]
+    return joined(first, shared), [(label, text) for label, text in rest if text]
 
 
 def _optional(value: float | None) -> str:
@@ -217,11 +216,13 @@ def _number(text: str) -> float | None:
     return None if text == "none" else float(text)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether a value is an integer, not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether a value is a finite number, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

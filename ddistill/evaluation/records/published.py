@@ -1,10 +1,10 @@
-"""FIDs that others have published, for the column "paper" of docs/results.md.
+"""Published FIDs, for the column "paper" of docs/results.md.
 
-Only numbers read in a paper, in its authors' released code or README, or in a source that quotes
-them; `source` says which. They are FIDs on 50 000 samples with the Inception graph: a distance on
-other features, or a proxy with fewer samples, stands beside them for orientation only.
+Every number is from a paper, from the code or README of its authors, or from a source that quotes
+it; `source` says which. The numbers are FIDs of 50 000 samples with the Inception graph. Distances
+in other features, or of fewer samples, are not comparable with them.
 
-Data sets are named as in `Row.data`; class-conditional CIFAR-10 is "cifar10_cond".
+Data sets have the names of `Row.data`; class-conditional CIFAR-10 is "cifar10_cond".
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Published:
     """One published FID.
 
     Attributes:
-      method: name of `vocabulary.METHODS`; K = 1 of MSD is DMD ("msd_dm") or DMD2 ("msd_adm").
-      data: data set.
-      nfe: network evaluations an image.
-      students: K.
+      method: name of `names.METHODS`; K = 1 of MSD is DMD ("msd_dm") or DMD2 ("msd_adm").
+      data: name of the data set.
+      nfe: network evaluations per image.
+      students: number of students K.
       value: FID.
-      source: where it was read.
+      source: origin of the number.
     """
 
     method: str
@@ -53,7 +53,7 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def published(method: str, data: str, nfe: int, students: int) -> Published | None:
-    """The published FID of this method, or None."""
+    """Returns the published FID of a method; None if there is none."""
     for entry in PUBLISHED:
         if (entry.method, entry.data, entry.nfe, entry.students) == (method, data, nfe, students):
             return entry

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from ddistill.errors import nearest
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.records.names import check_name
-from ddistill.evaluation.records.protocol import RESAMPLED, _is_finite, _is_int, variant
+from ddistill.evaluation.records.protocol import RESAMPLED, is_finite, is_int, variant
+from ddistill.evaluation.records.strict import record_of
 from ddistill.runtime.files import read_text, write_text
 from ddistill.text import printable
 
@@ -20,23 +20,24 @@ class Row:
 
     Attributes:
       experiment: name of the experiment, for example "sfddm_digits".
-      method: a name of `vocabulary.METHODS`.
+      method: a name of `names.METHODS`.
       data: data set, for example "digits" or "cifar10".
-      nfe: network evaluations an image; 0 for real data.
-      students: number of students K; 0 where there is none (teacher, real data).
+      nfe: network evaluations per image; 0 for real data.
+      students: number of students K; 0 for the teacher and for real data.
       width: base channels of the sampled network; 0 for real data.
       seed: seed of the run.
-      metric: a name of `vocabulary.METRICS`.
-      value: finite.
+      metric: a name of `names.METRICS`.
+      value: the score, finite.
       protocol: string of a `Protocol`.
-      train_seconds: wall time of distilling what was sampled, from the teacher on through all
-        stages between; 0 where nothing was.
+      train_seconds: wall-clock time of the distillation of the sampled network, over all stages
+        from the teacher on; 0 for the teacher and for real data.
       teacher_calls: teacher forward passes (of one image each) that the distillation took.
-      command: what to type to get it, without paths of a machine (`machine.command_string`).
-      machine: processor, cores, accelerator (`machine.machine_string`).
-      low, high: 95 % interval of the value over other samples; None where there is none.
-      tuned_on: seeds on which the settings were chosen; numbers of other seeds are fresh.
-      warnings: why the run's scores may mean little, one line; "" for no reason.
+      command: the command that reproduces the number, without paths of the machine
+        (`environment.command_string`).
+      machine: processor, cores, accelerator (`environment.machine_string`).
+      low, high: 95 % interval of the value over draws of the samples; None without an interval.
+      tuned_on: seeds on which the settings were chosen.
+      warnings: why the scores of the run may mean little, on one line; "" without a warning.
     """
 
     experiment: str
@@ -66,9 +67,9 @@ class Row:
                 if not isinstance(value, str) or not value.strip() or "\n" in value:
                     raise ValueError(f"{field.name}={value!r} must be one line of text.")
             elif field.type is int:
-                if not _is_int(value) or value < 0:
+                if not is_int(value) or value < 0:
                     raise ValueError(f"{field.name}={value!r} must be an integer of at least 0.")
-            elif not _is_finite(value):
+            elif not is_finite(value):
                 raise ValueError(
                     f"{field.name}={value!r} must be a finite number"
                     f" (experiment '{self.experiment}', method '{self.method}', metric"
@@ -79,13 +80,13 @@ class Row:
 
     def _check_additions(self) -> None:
         object.__setattr__(self, "tuned_on", tuple(self.tuned_on))  # a list in JSON
-        if not all(_is_int(seed) and seed >= 0 for seed in self.tuned_on):
+        if not all(is_int(seed) and seed >= 0 for seed in self.tuned_on):
             raise ValueError(f"tuned_on={self.tuned_on!r} must be seeds, integers of at least 0.")
         if not isinstance(self.warnings, str) or "\n" in self.warnings:
             raise ValueError(f"warnings={self.warnings!r} must be one line of text.")
         ends = self.low, self.high
         if ends != (None, None) and not (
-            _is_finite(self.low) and _is_finite(self.high) and self.low <= self.value <= self.high  # type: ignore[operator]
+            is_finite(self.low) and is_finite(self.high) and self.low <= self.value <= self.high  # type: ignore[operator]
         ):
             raise ValueError(
                 f"low={self.low!r}, high={self.high!r} must be an interval with value={self.value} "
@@ -94,11 +95,10 @@ class Row:
 
     @property
     def identity(self) -> tuple:
-        """What makes two rows the same measurement, so that the newer one replaces the older.
+        """The fields that make two rows the same measurement; a newer row replaces the older one.
 
-        The hash of the feature network and the resampling are left out: training the network anew,
-        or scoring with other subsets, and measuring again must replace the old numbers, not stand
-        beside them.
+        The hash of the feature network and the resampling are not part of it: a measurement with a
+        newly trained feature network or with other subsets must replace the old numbers.
         """
         return (
             self.experiment,
@@ -113,24 +113,46 @@ class Row:
         )
 
 
-def rows_from_scores(scores: Mapping[str, float | Estimate], **common: Any) -> list[Row]:
-    """One row a metric: `common` holds all keys of `Row` but metric, value and interval.
+@dataclass(frozen=True)
+class RowFacts:
+    """The fields of `Row` that the scores of one sampler share; see there."""
 
-    Texts of `common` become `printable`, because a row of other text cannot be written.
+    experiment: str
+    method: str
+    data: str
+    nfe: int
+    students: int
+    width: int
+    seed: int
+    protocol: str
+    train_seconds: float
+    teacher_calls: int
+    command: str
+    machine: str
+    tuned_on: tuple[int, ...] = ()
+    warnings: str = ""
+
+
+def rows_from_scores(scores: Mapping[str, float | Estimate], facts: RowFacts) -> list[Row]:
+    """Makes one row for each metric of `scores`.
+
+    Text of `facts` becomes `printable`, because other text cannot be written.
     """
-    common = {k: printable(v) if isinstance(v, str) else v for k, v in common.items()}
+    shared: dict[str, Any] = {
+        k: printable(v) if isinstance(v, str) else v for k, v in asdict(facts).items()
+    }
     rows = []
     for name, score in scores.items():
         own = score if isinstance(score, Estimate) else Estimate(float(score))
-        rows.append(Row(metric=name, value=own.value, low=own.low, high=own.high, **common))
+        rows.append(Row(metric=name, value=own.value, low=own.low, high=own.high, **shared))
     return rows
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Writes rows as JSON, one a line, atomically: a reader sees the old file or the new one.
+    """Writes rows as JSON, one per line, atomically: a reader sees the old file or the new one.
 
     Raises:
-      ValueError: two rows of the same identity, which only one of could be kept.
+      ValueError: two rows have the same identity.
     """
     rows = list(rows)
     seen: dict[tuple, Row] = {}
@@ -149,8 +171,8 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     """Reads rows written by `write_rows`.
 
     Raises:
-      ValueError: a file that is missing or no list of rows; a row with a missing or unknown key
-        or a value that is not allowed. The message names file, row and key.
+      ValueError: the file is missing or holds no list of rows, or a row has a missing or unknown
+        key or a value that is not allowed. The message names file, row and key.
     """
     try:
         text = read_text(path)
@@ -165,30 +187,11 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
         raise ValueError(f"{path}: not valid JSON: {error}.") from error
     if not isinstance(data, list):
         raise ValueError(f"{path}: expected a list of rows, got {type(data).__name__}.")
-    return [_row(item, f"{path}: row {i}") for i, item in enumerate(data)]
+    return [record_of(Row, item, f"{path}: row {i}") for i, item in enumerate(data)]
 
 
-def _row(item: object, where: str) -> Row:
-    if not isinstance(item, dict):
-        raise ValueError(f"{where}: expected an object, got {type(item).__name__}.")
-    names = [field.name for field in fields(Row)]
-    for key in names[:_REQUIRED]:
-        if key not in item:
-            raise ValueError(f"{where}: key '{key}' is missing.")
-    for key in item:
-        if key not in names:
-            raise ValueError(
-                f"{where}: key '{key}' is not known.{nearest(key, names)}"
-                f" Allowed: {', '.join(names)}."
-            )
-    try:
-        return Row(**item)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    """The row for JSON; additions that say nothing are left out."""
+def _plain(row: Row) -> dict[str, object]:
+    """The row for JSON, without fields that have their default."""
     defaults = {field.name: field.default for field in fields(Row)}
     return {key: value for key, value in asdict(row).items() if value != defaults[key]}
 

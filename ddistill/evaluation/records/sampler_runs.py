@@ -1,7 +1,7 @@
-"""evaluation.json: what an evaluation sampled, by which network, and what that network cost.
+"""evaluation.json: the sampler runs of an evaluation, with the cost of the sampled networks.
 
-The file is written after results.json and says that sampling and scoring are finished; report.html
-follows. `ddistill.compare` reads from it which samples belong to which rows of results.json.
+The file is written after results.json and marks sampling and scoring as finished; report.html
+follows. `ddistill.compare` finds in it the samples that belong to the rows of results.json.
 """
 
 import json
@@ -9,34 +9,41 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
-from ddistill.errors import nearest
+from ddistill.evaluation.records.strict import record_of
 from ddistill.runtime.files import DamagedFile, read_object, write_text
 from ddistill.runtime.schemas import OBJECT, TEXT, Schema, list_of
 
-# What evaluation.json holds; `read_calls` looks at every call.
-CALLS = Schema({"digest": TEXT, "calls": list_of(OBJECT)})
-ROLES = ("full", "teacher", "student")
+# The form of evaluation.json; `read_sampler_runs` checks every run of the list.
+SCHEMA = Schema({"digest": TEXT, "sampler_runs": list_of(OBJECT)})
+# The key of the list in files of earlier versions.
+_EARLIER_KEY = "calls"
+REFERENCE_TEACHER = "reference_teacher"
+ROLES = (REFERENCE_TEACHER, "teacher", "student")
+
+
+class EarlierVersion(ValueError):
+    """An evaluation.json of an earlier version; the message says how to update it."""
 
 
 @dataclass(frozen=True)
-class CallRecord:
+class SamplerRunRecord:
     """One sampler run of one network.
 
     Attributes:
-      key: its samples are in samples/KEY.npz.
-      label: for people.
-      method: a name of `vocabulary.METHODS`.
-      variant: what a recipe other than the method's usual one is called; "" for the usual one.
-      nfe: network evaluations an image.
+      key: the samples are in samples/KEY.npz.
+      label: name in tables and plots.
+      method: a name of `names.METHODS`.
+      variant: name of a recipe that differs from the method's default; "" for the default.
+      nfe: network evaluations per image.
       width: base channels of the network.
-      role: "full" (the teacher at its full steps), "teacher" or "student".
-      protocol: string of the `Protocol` of its scores.
-      classes: classes of which the labels of the samples go round; 0 without labels.
-      parameters: of the network.
-      teacher_calls: teacher forward passes of one image each that distilling the network took, all
-        stages from the teacher on; 0 for the teacher.
+      role: "reference_teacher" (the teacher at its full number of steps), "teacher" or "student".
+      protocol: string of the `Protocol` of the scores.
+      classes: number of classes through which the labels of the samples cycle; 0 without labels.
+      parameters: number of parameters of the network.
+      teacher_calls: teacher forward passes (of one image each) that the distillation of the
+        network took, over all stages from the teacher on; 0 for the teacher.
       updates: optimiser steps of students in these stages.
-      seconds: their wall time, compilation left out.
+      seconds: wall-clock time of these stages without compilation.
     """
 
     key: str
@@ -63,41 +70,33 @@ class CallRecord:
             raise ValueError(f"role={self.role!r} must be one of {', '.join(ROLES)}.")
 
 
-def write_calls(path: str | os.PathLike, digest: str, calls: Sequence[CallRecord]) -> None:
-    """Writes evaluation.json; `digest` is that of everything the evaluation depends on."""
-    content = {"digest": digest, "calls": [asdict(call) for call in calls]}
+def write_sampler_runs(
+    path: str | os.PathLike, digest: str, runs: Sequence[SamplerRunRecord]
+) -> None:
+    """Writes evaluation.json; `digest` covers everything that the evaluation depends on."""
+    content = {"digest": digest, "sampler_runs": [asdict(run) for run in runs]}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_calls(path: str | os.PathLike) -> list[CallRecord]:
-    """Reads what `write_calls` wrote.
+def read_sampler_runs(path: str | os.PathLike) -> list[SamplerRunRecord]:
+    """Reads the file that `write_sampler_runs` wrote.
 
     Raises:
-      ValueError: a file that is missing or of another form. The message names file and key.
+      EarlierVersion: an earlier version wrote the file.
+      ValueError: the file is missing or has another form. The message names file and key.
     """
     try:
-        content = read_object(path, CALLS)
+        if _EARLIER_KEY in read_object(path):
+            raise EarlierVersion(
+                f"{path} was written by an earlier version: evaluate the run again, with its "
+                "command and --stage=evaluate."
+            )
+        content = read_object(path, SCHEMA)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
     except DamagedFile as error:
         raise ValueError(f"{error}.") from None
-    return [_call(item, f"{path}: call {i}") for i, item in enumerate(content["calls"])]
-
-
-def _call(item: object, where: str) -> CallRecord:
-    if not isinstance(item, dict):
-        raise ValueError(f"{where}: expected an object, got {type(item).__name__}.")
-    names = [field.name for field in fields(CallRecord)]
-    for key in names:
-        if key not in item:
-            raise ValueError(f"{where}: key '{key}' is missing. Allowed: {', '.join(names)}.")
-    for key in item:
-        if key not in names:
-            raise ValueError(
-                f"{where}: key '{key}' is not known.{nearest(key, names)}"
-                f" Allowed: {', '.join(names)}."
-            )
-    try:
-        return CallRecord(**item)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return [
+        record_of(SamplerRunRecord, item, f"{path}: sampler run {i}")
+        for i, item in enumerate(content["sampler_runs"])
+    ]

@@ -1,12 +1,10 @@
-"""Pictures of what a training saw of its students, for the report: an objective's panels."""
-
-from typing import Any
+"""Pictures that an objective draws of its students (`Objective.draw_panels`), for the report."""
 
 import jax
 import numpy as np
 
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow
-from ddistill.evaluation.sampling import noise_bank
+from ddistill.evaluation.sampling import Network, noise_bank
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import bind
 from ddistill.planning.plan import StagePlan
@@ -14,19 +12,19 @@ from ddistill.settings import EvaluationSettings
 from ddistill.students import take
 from ddistill.training.trained import Networks, guided
 
-# Students of a stage whose panels are shown, and images in a panel.
+# Students of a stage that are shown, and images of each picture.
 SHOWN, IMAGES = 5, 10
 
 
-def panel_grids(
+def diagnostic_grids(
     plans: list[StagePlan], networks: Networks, settings: EvaluationSettings
 ) -> list[Grid]:
-    """For every stage whose objective has panels a block of rows: all panels, student by student.
+    """Makes a grid for every stage with an objective that draws pictures, student by student.
 
     Args:
-      plans: the stages, complete.
+      plans: the stages, all complete.
       networks: the trained networks.
-      settings: for the noise bank.
+      settings: gives the noise bank.
     """
     by_name = {plan.name: plan for plan in plans}
     return [
@@ -36,9 +34,11 @@ def panel_grids(
     ]
 
 
-def _grid(plan: StagePlan, networks: Networks, teacher: Any, settings: EvaluationSettings) -> Grid:
+def _grid(
+    plan: StagePlan, networks: Networks, teacher: Network, settings: EvaluationSettings
+) -> Grid:
     panels = plan.objective.panels
-    assert panels is not None, "panel_grids leaves other stages out"
+    assert panels is not None, "the caller leaves out stages without panels"
     params = networks.params(plan)
     count = min(IMAGES, settings.samples)
     noise = noise_bank(settings, plan.image_shape, 0, count)
@@ -57,7 +57,7 @@ def _grid(plan: StagePlan, networks: Networks, teacher: Any, settings: Evaluatio
         own = {n: take(tree, k) if plan.stacked else tree for n, tree in params.items()}
         known = student_plan.tables.classes
         cond = None if known is None else np.resize(np.unique(np.asarray(known)), count)
-        whose = f"student {k}: " if plan.stacked else ""
+        prefix = f"student {k}: " if plan.stacked else ""
         for label, images in zip(panels.names, look(own, teacher, student_plan.tables, cond)):
-            rows.append(ImageRow(whose + label, np.clip(np.asarray(images), -1, 1)))
+            rows.append(ImageRow(prefix + label, np.clip(np.asarray(images), -1, 1)))
     return Grid(f"Inside the stage '{plan.name}'", rows, panels.caption)

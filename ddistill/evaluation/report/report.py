@@ -1,10 +1,10 @@
-"""report.html: what a run made, to be opened and looked at.
+"""report.html: the page with the results of a run.
 
     report = Report(title="SFDDM on digits", grids=[Grid(...)], plot=score_plot(rows), ...)
     write_report(folder, report)
 
-The page is one file: pictures are inside it, nothing is loaded from anywhere. The pictures lie
-beside it as well: samples.png, fd_vs_nfe.png, strip.png, classes.png, curves.png.
+The page is one file with embedded pictures and without links. The pictures are also written to
+samples.png, fd_vs_nfe.png, strip.png, classes.png and curves.png.
 """
 
 import os
@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
-
 from ddistill.evaluation.figures import page
-from ddistill.evaluation.figures.image_grids import Grid, Strip, grid_image, sheet, strip_image
+from ddistill.evaluation.figures.image_grids import (
+    Grid,
+    Strip,
+    grid_image,
+    strip_image,
+    write_png,
+)
 from ddistill.evaluation.figures.plots import (
     ClassChart,
     Curve,
@@ -28,17 +32,16 @@ from ddistill.evaluation.figures.plots import (
 from ddistill.evaluation.figures.style import DARK, LIGHT
 from ddistill.evaluation.figures.tables import Table
 from ddistill.evaluation.records.protocol import summarise
-from ddistill.runtime.files import replacing, write_bytes, write_text
+from ddistill.runtime.files import write_bytes, write_text
 from ddistill.runtime.interrupt import Interrupted
-from ddistill.runtime.leftovers import remove_leftovers
-from ddistill.text import file_names, one_line
+from ddistill.text import one_line
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Highlight:
-    """A number worth its own tile: value "3.1", label "FD at 4 steps", note "teacher: 9.8"."""
+    """A tile with one number, for example "3.1", "FD at 4 steps", "teacher: 9.8"."""
 
     value: str
     label: str
@@ -47,25 +50,25 @@ class Highlight:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report shows; what is empty is left out.
+    """Contents of a report; empty parts are left out.
 
     Attributes:
       title: heading.
-      subtitle: one or two sentences: what was distilled into what, on which data.
-      command: what to type to make it again.
-      warnings: why the scores may mean little; shown before all of them.
-      highlights: at most about four tiles.
-      grids: samples from the same noise, a row a sampler.
+      subtitle: one or two sentences on teacher, students and data.
+      command: command that reproduces the run.
+      warnings: why the scores may mean little, shown before the scores.
+      highlights: up to about four tiles.
+      grids: samples from the same noise, one row per sampler.
       plot: FD against NFE.
-      tables: usually one `summary.score_table`.
+      tables: tables, usually of scores and cost.
       strip: denoising of a few samples.
       classes: class histogram of the samples.
-      curves: training losses, a panel a stage.
-      config: summary of the configuration; nested mappings become dotted keys.
-      protocols: (sampler, protocol string) of the numbers shown.
+      curves: training losses, one subplot per stage.
+      config: the configuration; nested mappings become dotted keys.
+      protocols: (sampler, protocol string) of the scores.
       provenance: further facts, for example machine, versions, data source.
       notes: paragraphs below the subtitle.
-      failed: (heading, error) of parts that could not be made (`Attempts`).
+      failed: (heading, error) of parts that failed (`Attempts`).
     """
 
     title: str
@@ -87,21 +90,21 @@ class Report:
 
 
 class Attempts:
-    """Makes parts of a report; one that fails is noted, because it must not lose the results.
+    """Makes parts of a report and records failures, so that a failure does not lose the results.
 
     Attributes:
-      failed: heading and error of every part that could not be made.
+      failed: heading and error of every part that failed.
     """
 
     def __init__(self) -> None:
         self.failed: list[tuple[str, str]] = []
 
     def __call__(self, title: str, make: Callable[[], T]) -> T | None:
-        """What `make` returns, or None where it fails.
+        """Returns the result of `make`, or None if it fails.
 
         Raises:
-          OSError: a disk that is full or cannot be written.
-          Interrupted: a stop was asked for.
+          OSError: the disk is full or not writable.
+          Interrupted: a stop was requested.
         """
         try:
             return make()
@@ -116,19 +119,16 @@ def write_report(
     folder: str | os.PathLike,
     report: Report,
     *,
-    separate_grids: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes report.html and its pictures into `folder` and returns the path of the page.
 
-    A picture that cannot be drawn is replaced by the reason; the page is written all the same.
+    The page shows an error in place of a picture that fails.
 
     Args:
-      folder: made if it does not exist; files of an earlier report are replaced.
-      report: what to show.
-      separate_grids: also write every row of every grid alone, unlabelled, as
-        images/GRID/ROW.png (`write_grids`).
-      say: is told of every part that could not be made.
+      folder: folder to write, created if necessary; files of an earlier report are replaced.
+      report: contents of the page.
+      say: receives a message about every part that failed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,20 +145,18 @@ def write_report(
             say(f"report: '{title}' could not be drawn: {why}")
     parts.append(page.facts("Provenance", flatten(report.provenance)))
     parts.append(page.facts("Configuration", flatten(report.config), folded=True))
-    if separate_grids:
-        write_grids(folder / "images", report.grids)
     path = folder / "report.html"
     write_text(path, page.document(report.title, parts))
     return path
 
 
 def _pictures(folder: Path, report: Report, attempt: Attempts) -> list[str]:
-    """Pieces of the page: samples, plot, tables, strip, classes and curves, as far as given."""
+    """Parts of the page: samples, plot, tables, strip, classes and curves."""
 
     def drawn(title: str, name: str, draw: Callable[[Path, T], list[str]], given: T) -> list[str]:
         path = folder / name
         made = attempt(title, lambda: draw(path, given))
-        if made is None:  # nor may the picture of an earlier report stay
+        if made is None:  # remove the picture of an earlier report
             path.unlink(missing_ok=True)
         return [page.failure(*attempt.failed[-1])] if made is None else made
 
@@ -179,7 +177,7 @@ def _pictures(folder: Path, report: Report, attempt: Attempts) -> list[str]:
 
 def _samples(path: Path, grids: Sequence[Grid]) -> list[str]:
     parts = [page.grid(g) for g in grids]
-    _save(path, grid_image(grids))
+    write_png(path, grid_image(grids))
     return parts
 
 
@@ -190,7 +188,7 @@ def _plot(path: Path, plot: ScorePlot) -> list[str]:
 
 
 def _strip(path: Path, strip: Strip) -> list[str]:
-    _save(path, strip_image(strip))
+    write_png(path, strip_image(strip))
     return [page.strip(strip)]
 
 
@@ -209,24 +207,8 @@ def _curves(path: Path, curves: Sequence[Curve]) -> list[str]:
     return [page.figure("Training", caption, *pictures, alt=f"Losses of {stages}")]
 
 
-def write_grids(folder: str | os.PathLike, grids: Sequence[Grid]) -> list[Path]:
-    """Writes every row of every grid as a sheet of images without labels: GRID/ROW.png."""
-    paths: list[Path] = []
-    titles = file_names(grid.title for grid in grids)
-    for grid in grids:
-        remove_leftovers(Path(folder) / titles[grid.title])
-        names = file_names(row.label for row in grid.rows)
-        for row in grid.rows:
-            path = Path(folder) / titles[grid.title] / f"{names[row.label]}.png"
-            if path in paths:
-                raise ValueError(f"Two rows of grid '{grid.title}' are both called '{row.label}'.")
-            _save(path, sheet(row.images))
-            paths.append(path)
-    return paths
-
-
 def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted keys with their values as text."""
+    """Flattens nested mappings to dotted keys, with values as text."""
     flat: dict[str, str] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):
@@ -234,8 +216,3 @@ def flatten(mapping: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = str(value)
     return flat
-
-
-def _save(path: Path, image: Image.Image) -> None:
-    with replacing(path) as file:
-        image.save(file, "PNG", optimize=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ddistill.evaluation.figures.tables import BOLD_RULE, NOTHING, Table, score_table, show
+from ddistill.evaluation.figures.tables import BOLD_RULE, NOTHING, Table, score_table, stat_text
 from ddistill.evaluation.records.aggregate import (
     Entry,
     Scores,
@@ -36,13 +36,13 @@ _TITLE = "# Results\n\n"
 
 
 def merge_text(before: str, generated: str, name: str) -> str:
-    """Puts `generated` between the markers of the page `before`, keeping the text outside.
+    """Replaces the text between the markers of the page `before` by `generated`.
 
-    A page without markers gets them at its end; an empty one gets a title too.
+    A page without markers gets them at its end; an empty page also gets a title.
 
     Raises:
-      ValueError: one marker without the other, several, or in the wrong order; `name` is the
-        file in the message.
+      ValueError: a marker is missing, repeated or in the wrong order; `name` is the file in the
+        message.
     """
     block = f"{BEGIN}\n\n{generated.strip()}\n\n{END}"
     begins, ends = before.count(_BEGIN_KEY), before.count(_END_KEY)
@@ -52,7 +52,7 @@ def merge_text(before: str, generated: str, name: str) -> str:
     if (begins, ends) != (1, 1) or end < start:
         raise ValueError(
             f"{name}: found {begins} '{_BEGIN_KEY} -->' and {ends} '{_END_KEY} -->'; there must be"
-            " one of each, in this order. Mend the markers by hand: text outside them is kept."
+            " one of each, in this order. Repair the markers by hand; text outside them is kept."
         )
     close = before.find("-->", end) + len("-->")
     return before[:start] + block + before[close:]
@@ -63,23 +63,21 @@ def render(
     pictures: Mapping[str, str] | None = None,
     seeds: Sequence[int] = (),
 ) -> str:
-    """Markdown of all rows: a section for each experiment and data set.
-
-    A section shows the seeds that its settings were not tuned on, where there are any.
+    """Renders rows as Markdown, with a section for each experiment and data set.
 
     Args:
       rows: any rows.
-      pictures: name by `picture_names` -> link, for the sections that have one.
-      seeds: those to show, whatever settings were tuned on; empty for the fresh ones.
+      pictures: name of `picture_names` -> link, for sections with a picture.
+      seeds: seeds to show; empty for the seeds that were not used for tuning, if any.
     """
     if not rows:
-        return "No results yet: `python -m ddistill.record runs/NAME` adds those of a run."
+        return "No results yet: `python -m ddistill.record runs/NAME` adds the results of a run."
     parts = [
         "Mean ± standard deviation over training seeds, number of seeds in round brackets; for one"
-        " seed, in square brackets, the 95 % interval over other samples. FD\N{INFINITY} is the"
-        " Frechet distance extrapolated to infinitely many samples; FD is that of the number in the"
-        f" protocol, and larger. {BOLD_RULE} A number compares only with numbers of the same"
-        " protocol, which stands below each table."
+        " seed, in square brackets, the 95 % interval over draws of the samples. FD\N{INFINITY} is"
+        " the Frechet distance extrapolated to infinitely many samples; FD is the distance of the"
+        f" samples in the protocol, and larger. {BOLD_RULE} Numbers are comparable only under the"
+        " same protocol, which is below each table."
     ]
     found = experiments(rows)
     names = picture_names(found)
@@ -93,14 +91,14 @@ def render(
 
 
 def picture_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """File names of the pictures of (experiment, data set), all of them different."""
+    """Distinct file names for the pictures of (experiment, data set)."""
     texts = {key: "\0".join(key) for key in keys}
     names = file_names(texts.values())
     return {key: f"{names[text]}.png" for key, text in texts.items()}
 
 
 def _seed_notes(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
-    """On which seeds settings were tuned, and which seeds of the record are not shown."""
+    """Notes on the seeds of tuning and on seeds of the record that are not shown."""
     notes = tuning_notes(shown)
     left_out = {row.seed for row in rows} - {row.seed for row in shown}
     if left_out:
@@ -123,7 +121,7 @@ def _section(
     metrics = {row.metric for row in rows}
     main = main_distance(metrics) or min(metrics)
     matrix, sources = _matrix(rows, main, data)
-    parts.append(f"**{METRICS[main].label} by network evaluations an image (NFE)**")
+    parts.append(f"**{METRICS[main].label} by network evaluations per image (NFE)**")
     parts.append(markdown(matrix))
     parts += [f"Published FID: {sources}."] if sources else []
     every = METRICS.keys() - {main}
@@ -136,7 +134,7 @@ def _section(
 
 
 def _matrix(rows: Sequence[Row], metric: str, data: str) -> tuple[Table, str]:
-    """Method x NFE of one metric, with the published FIDs of the same cells."""
+    """Table of one metric by method and NFE with published FIDs, and the sources of the FIDs."""
     scores = aggregate(row for row in rows if row.metric == metric)
     names = labels(scores)
     counts = sorted({nfe for entry in scores for nfe, _ in scores[entry] if nfe > 0})
@@ -157,15 +155,15 @@ def _matrix(rows: Sequence[Row], metric: str, data: str) -> tuple[Table, str]:
 
 
 def _cell(scores: Scores, entry: Entry, nfe: int, metric: str) -> str:
-    if entry.role == "real":  # the floor is the same whatever the sampler does
+    if entry.role == "real":  # the floor does not depend on NFE
         stat: Stat | None = next(iter(scores[entry].values()))
     else:
         stat = scores[entry].get((nfe, metric))
-    return show(metric, stat) + (f" ({stat.seeds})" if stat else "")
+    return stat_text(metric, stat) + (f" ({stat.seeds})" if stat else "")
 
 
 def _papers(entry: Entry, data: str, counts: Sequence[int]) -> list[Published]:
-    # A recipe other than the paper's, or another number of students, has no published number.
+    # Published numbers are for the recipe of the paper and its number of students.
     if entry.recipe:
         return []
     found = [published(entry.method, data, nfe, entry.students) for nfe in counts]
@@ -184,7 +182,7 @@ def _provenance(rows: Sequence[Row]) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table in GitHub's markdown: first column left, numbers right, best values bold."""
+    """Renders a table in GitHub Markdown, with numbers aligned right and best values bold."""
     lines = [
         "| " + " | ".join(escaped(c) for c in table.columns) + " |",
         "|:--" + "|--:" * (len(table.columns) - 1) + "|",
@@ -199,5 +197,5 @@ def markdown(table: Table) -> str:
 
 
 def _text_cell(text: str) -> str:
-    # Intervals stay readable in the file itself; they have no link in them.
+    # Intervals contain no links, so they need no escapes.
     return text if _INTERVAL.fullmatch(text) else escaped(text)

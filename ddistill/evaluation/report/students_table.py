@@ -1,4 +1,4 @@
-"""How the students of a stage fared, one by one: for the report of a run with many."""
+"""The table of the students of a stage, for the report of a run with several students."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser
 from ddistill.training.trained import Networks
 
-# Images at which two neighbours are compared.
+# Images at which neighbouring students are compared.
 COMPARED = 64
 
 
 _COLUMNS = [
     "stage",
     "student",
-    "answers for",
+    "levels, classes",
     "images seen",
     "loss",
     "gradient",
@@ -36,13 +36,13 @@ _COLUMNS = [
 def students_table(
     plans: list[StagePlan], networks: Networks, dataset: Dataset, settings: EvaluationSettings
 ) -> Table | None:
-    """A row for every student of every stage of many; None where there is none.
+    """Makes a row for every student of the stages with several students; None without such stages.
 
     Args:
-      plans: the stages, complete.
+      plans: the stages, all complete.
       networks: the trained networks.
-      dataset: training images, at which neighbours are compared.
-      settings: for the noise bank.
+      dataset: the training images, at which neighbouring students are compared.
+      settings: gives the noise bank.
     """
     rows = [
         row
@@ -57,21 +57,21 @@ def students_table(
         rows,
         title="Students",
         caption="Loss and gradient norm are means of the last log interval; 'EMA apart' is the "
-        "distance of the average from the weights, relative to it. 'Jump' is the root mean square "
-        "difference of the images that a student and the next noisier one predict at the first "
-        "level of the latter.",
+        "distance between the averaged weights and the weights, relative to the average. 'Jump' is "
+        "the root mean square difference between the images that a student and the next noisier "
+        "student predict at the first level of the noisier one.",
         roles=["student"] * len(rows),
     )
 
 
 def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
     logged = read_metrics(plan.folder / "metrics.jsonl")
-    last, frozen = (logged or [{}])[-1], plan.diverged_students()
+    last, diverged = (logged or [{}])[-1], plan.diverged_students()
 
-    def told(name: str, k: int) -> str:
-        if k in frozen:
-            return "frozen"
-        # A student that learns at some steps only may have had none in the last interval.
+    def logged_text(name: str, k: int) -> str:
+        if k in diverged:
+            return "diverged"
+        # Rows of log intervals without an update of the student have no value.
         values = [row[f"{name}/{k}"] for row in logged if f"{name}/{k}" in row]
         return f"{values[-1]:.3g}" if values else ""
 
@@ -83,9 +83,9 @@ def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
                 student_plan.label or str(k),
                 _share(plan, k),
                 f"{last.get(f'images/{k}', 0):,.0f}",
-                told("loss", k),
-                told("grad_norm", k),
-                told("ema_distance", k),
+                logged_text("loss", k),
+                logged_text("grad_norm", k),
+                logged_text("ema_distance", k),
                 f"{jumps[k]:.3g}" if k < len(jumps) else "",
             ]
         )
@@ -93,10 +93,10 @@ def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
 
 
 def _share(plan: StagePlan, k: int) -> str:
-    """The levels and the classes of a student, as far as they are not all."""
+    """The levels and classes of a student; levels are left out if it has all of them."""
     student_plan = plan.students[k]
     low, high = 1, student_plan.levels.num_steps
-    if plan.partition is not None:  # without the margin, which is for training alone
+    if plan.partition is not None:  # without the margin, which only training uses
         low, high = (int(x[k]) for x in level_ranges(plan.partition, plan.levels))
     parts = []
     if (low, high) != (1, student_plan.levels.num_steps) or student_plan.classes is None:
@@ -110,7 +110,7 @@ def _jumps(
     plan: StagePlan, networks: Networks, dataset: Dataset, settings: EvaluationSettings
 ) -> list[float]:
     if not isinstance(plan.partition, TimestepPartition):
-        return []  # students of other classes are no neighbours
+        return []  # only ranges of levels have neighbours
     count = min(COMPARED, len(dataset))
     images = to_unit(jnp.asarray(dataset.take(np.arange(count))))
     cond = jnp.asarray(dataset.labels[:count]) if plan.settings.conditional else None
@@ -125,22 +125,25 @@ def boundary_jumps(
     noise: Float[Array, "B H W C"],
     cond: Array | None = None,
 ) -> list[float]:
-    """RMS |x_k - x_{k+1}| at the first level of student k+1, for k = 0 .. K-2.
+    """Computes the RMS of x_k - x_{k+1} at the first level of student k+1, for k = 0 .. K-2.
 
     Args:
       router: the students.
-      plan: their stage.
+      plan: the stage of the students.
       images: clean images in [-1, 1].
-      noise: what is added to them.
-      cond: classes, or None.
+      noise: standard normal noise, added to the images.
+      cond: `[B]` classes; None for unconditional students.
+
+    Returns:
+      K-1 numbers.
     """
     low, _ = level_ranges(router.partition, plan.levels)
 
     @jax.jit
-    def apart(index, k):
+    def difference(index: Array, k: Array) -> Array:
         level = plan.levels.at(index)
         z = add_noise(images, noise, level)
-        here, there = (router.student(j)(z, level, cond).x0 for j in (k, k + 1))
-        return jnp.sqrt(jnp.mean(jnp.square(here - there)))
+        own, next_student = (router.student(j)(z, level, cond).x0 for j in (k, k + 1))
+        return jnp.sqrt(jnp.mean(jnp.square(own - next_student)))
 
-    return [float(apart(jnp.int32(low[k + 1]), jnp.int32(k))) for k in range(len(low) - 1)]
+    return [float(difference(jnp.int32(low[k + 1]), jnp.int32(k))) for k in range(len(low) - 1)]

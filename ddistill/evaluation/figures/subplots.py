@@ -1,4 +1,4 @@
-"""One figure of several scores against NFE: a large panel, two smaller beside it, one legend."""
+"""A figure of several scores against NFE: one large and up to two small subplots, one legend."""
 
 import math
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ from ddistill.evaluation.figures.style import (
     wrapped,
 )
 
-_MOST = 3  # panels that fit
-_MARK = 6  # points: smaller than in a single plot, because a panel is
+_MOST = 3  # subplots in a figure
+_MARK = 6  # marker size in points, smaller than in a single plot
 
 
 @dataclass(frozen=True)
-class Panel:
+class Subplot:
     """One score against NFE.
 
     Attributes:
       title: name of the score.
       better: "lower" or "higher".
-      lines: one a sampler; lines of one label look alike in all panels.
-      floor: score of real test images, drawn as a dotted line; None for none.
-      floor_range: its interval or spread, (low, high).
-      logarithmic: axis of the score; a linear one starts where the scores do.
+      lines: one line per sampler; lines with equal labels look alike in all subplots.
+      floor: score of real test images, drawn as a dotted line; None for no line.
+      floor_range: interval or spread of the floor, (low, high).
+      logarithmic: whether the axis of the score is logarithmic.
     """
 
     title: str
@@ -51,39 +51,39 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class PanelPlot:
-    """Panels with one legend below; students of one NFE stand a little apart.
+class SubplotFigure:
+    """Subplots with a common legend below.
 
     Attributes:
-      panels: one to three; the first is the largest.
-      floor_label: what the floor is.
+      subplots: one to three subplots; the first is the largest.
+      floor_label: label of the floor.
       title: heading.
-      caption: what to see in it.
+      caption: caption.
     """
 
-    panels: Sequence[Panel]
+    subplots: Sequence[Subplot]
     floor_label: str = "real test images"
     title: str = "Quality against network evaluations"
     caption: str = ""
 
 
-def panels_figure(plot: PanelPlot, theme: Theme = LIGHT) -> bytes:
-    """PNG of the panels; NFE is logarithmic in all of them.
+def subplots_figure(plot: SubplotFigure, theme: Theme = LIGHT) -> bytes:
+    """Draws the subplots with logarithmic NFE and returns the PNG.
 
     Raises:
-      ValueError: no panel, or more than three.
+      ValueError: there are no subplots, or more than three.
     """
-    if not 1 <= len(plot.panels) <= _MOST:
-        raise ValueError(f"{len(plot.panels)} panels; one figure holds 1 to {_MOST}.")
-    order = _order(plot.panels)
+    if not 1 <= len(plot.subplots) <= _MOST:
+        raise ValueError(f"{len(plot.subplots)} subplots; one figure holds 1 to {_MOST}.")
+    order = _order(plot.subplots)
     legend_rows = math.ceil((len(order) + 1) / 3)
     legend_height = 0.15 + 0.24 * legend_rows
     with styled(theme):
         figure = new_figure(9.2, 5.9 + legend_height, theme)
         handles: dict[str, Artist] = {}
-        for axes, panel in zip(_axes(figure, len(plot.panels), legend_height), plot.panels):
-            handles |= _draw(axes, panel, order, theme)
-            floor = _floor(axes, panel, plot.floor_label, theme)
+        for axes, subplot in zip(_axes(figure, len(plot.subplots), legend_height), plot.subplots):
+            handles |= _draw(axes, subplot, order, theme)
+            floor = _floor(axes, subplot, plot.floor_label, theme)
             if floor is not None:
                 handles.setdefault("", floor)
         labels = [label for label in order if label in handles]
@@ -103,25 +103,25 @@ def panels_figure(plot: PanelPlot, theme: Theme = LIGHT) -> bytes:
         return png(figure)
 
 
-def panels_alt(plot: PanelPlot) -> str:
-    """The figure in words, for those who do not see it."""
+def subplots_alt(plot: SubplotFigure) -> str:
+    """Alternative text of the figure."""
     parts = []
-    for panel in plot.panels:
+    for subplot in plot.subplots:
         lines = "; ".join(
             f"{line.label}: "
             + ", ".join(f"{v:.3g} at {n:g}" for n, v in zip(line.nfe, line.value, strict=True))
-            for line in panel.lines
+            for line in subplot.lines
         )
-        floor = "" if panel.floor is None else f"; {plot.floor_label}: {panel.floor:.3g}"
-        parts.append(f"{panel.title} against network evaluations. {lines}{floor}")
+        floor = "" if subplot.floor is None else f"; {plot.floor_label}: {subplot.floor:.3g}"
+        parts.append(f"{subplot.title} against network evaluations. {lines}{floor}")
     return ". ".join(parts)
 
 
-def _order(panels: Sequence[Panel]) -> dict[str, tuple[str, int]]:
-    """Label -> role and number among its role, in the order of the legend."""
+def _order(subplots: Sequence[Subplot]) -> dict[str, tuple[str, int]]:
+    """Returns label -> (role, index within the role), in the order of the legend."""
     roles: dict[str, str] = {}
-    for panel in panels:
-        for line in panel.lines:
+    for subplot in subplots:
+        for line in subplot.lines:
             roles.setdefault(line.label, "teacher" if line.role == "teacher" else "student")
     return {
         label: (role, index)
@@ -131,7 +131,7 @@ def _order(panels: Sequence[Panel]) -> dict[str, tuple[str, int]]:
 
 
 def _axes(figure: Figure, count: int, legend: float) -> list[Axes]:
-    """Axes of the panels above `legend` inches: the first on the left, others stacked beside it."""
+    """Axes above `legend` inches: the first on the left, the others stacked on the right."""
     height = figure.get_figheight()
     bottom = (legend + 0.55) / height
     top = 1 - 0.35 / height
@@ -147,37 +147,37 @@ def _axes(figure: Figure, count: int, legend: float) -> list[Axes]:
 
 
 def _draw(
-    axes: Axes, panel: Panel, order: dict[str, tuple[str, int]], theme: Theme
+    axes: Axes, subplot: Subplot, order: dict[str, tuple[str, int]], theme: Theme
 ) -> dict[str, Artist]:
     axes.set_xscale("log", base=2)
-    if panel.logarithmic:
+    if subplot.logarithmic:
         axes.set_yscale("log")
     handles: dict[str, Artist] = {}
-    for line in apart(panel.lines):
+    for line in apart(subplot.lines):
         role, index = order[line.label]
         handles[line.label] = draw_line(axes, line, index, theme)
         if role == "student":
             handles[line.label].set(markersize=_MARK)
-    ticks = sorted({n for line in panel.lines for n in line.nfe if n > 0})
+    ticks = sorted({n for line in subplot.lines for n in line.nfe if n > 0})
     nfe_axis(axes, ticks)
-    title = f"{drawable(panel.title)}, {panel.better} is better"
+    title = f"{drawable(subplot.title)}, {subplot.better} is better"
     axes.set_title(title, loc="left", fontsize=10.5, pad=8)
-    axes.set_xlabel("network evaluations an image (NFE)")
+    axes.set_xlabel("network evaluations per image (NFE)")
     axes.grid(True, axis="y", which="major")
     return handles
 
 
-def _floor(axes: Axes, panel: Panel, label: str, theme: Theme) -> Artist | None:
-    """Draws the floor line with its value and sets the axis of the score; None without a floor."""
+def _floor(axes: Axes, subplot: Subplot, label: str, theme: Theme) -> Artist | None:
+    """Draws the floor and sets the axis of the score; returns None without a line."""
     line = None
-    if panel.floor is not None:
-        line = draw_floor(axes, panel.floor, panel.floor_range, label, theme)
+    if subplot.floor is not None:
+        line = draw_floor(axes, subplot.floor, subplot.floor_range, label, theme)
     low, high = axes.get_ylim()
-    if panel.logarithmic:
+    if subplot.logarithmic:
         axes.set_ylim(low / 1.15, high * 1.15)
         value_axis(axes)
     else:
-        # A share cannot leave [0, 1]; a little room keeps marks at its ends whole.
+        # A share is in [0, 1]; the margin keeps markers at its ends complete.
         axes.set_ylim(max(low, -0.03), high + 0.1 * (high - low))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     return line

@@ -25,47 +25,47 @@ def classes(tmp_path_factory):
 
 
 def test_an_image_depends_on_seed_and_place_alone(levels):
-    product = ddistill.load(levels)
-    ten = product.sample(10, seed=3)
+    trained = ddistill.load(levels)
+    ten = trained.sample(10, seed=3)
     assert ten.shape == (10, 8, 8, 1)
     assert ten.dtype == np.uint8
     assert len(np.unique(ten)) > 20
-    cut = product.sample(10, seed=3, batch_size=4)
+    cut = trained.sample(10, seed=3, batch_size=4)
     assert np.abs(ten.astype(int) - cut).max() <= 1
-    assert np.abs(ten[:3].astype(int) - product.sample(3, seed=3)).max() <= 1
-    assert np.abs(ten.astype(int) - product.sample(10, seed=4)).mean() > 5
+    assert np.abs(ten[:3].astype(int) - trained.sample(3, seed=3)).max() <= 1
+    assert np.abs(ten.astype(int) - trained.sample(10, seed=4)).mean() > 5
 
 
 def test_the_evaluations_seed_gives_the_evaluations_images(levels):
-    product = ddistill.load(levels)
-    e, call = product.run.settings.evaluation, product.run.call(nfe=3)
-    wanted = quantise(np.asarray(draw(call, product.run.networks(call.plan), e, 0, 8)))
-    found = product.sample(8, seed=e.noise_seed, nfe=3)
+    trained = ddistill.load(levels)
+    e, run = trained.settings.evaluation, trained.sampler_run(nfe=3)
+    wanted = quantise(np.asarray(draw(run, trained.networks(run.plan), e, 0, 8)))
+    found = trained.sample(8, seed=e.noise_seed, nfe=3)
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 def test_nfe_picks_the_student_and_the_teacher_takes_any(levels):
-    product = ddistill.load(levels)
-    assert product.nfes == (3, 4, 6)
-    assert product.run.call(nfe=4).plan.name == "even"
-    assert product.run.call(nfe=3).plan.name == "uneven"
-    assert product.run.call().plan.name == "pair"
+    trained = ddistill.load(levels)
+    assert trained.nfes == (3, 4, 6)
+    assert trained.sampler_run(nfe=4).plan.name == "even"
+    assert trained.sampler_run(nfe=3).plan.name == "uneven"
+    assert trained.sampler_run().plan.name == "pair"
     teacher = ddistill.load(levels, stage="teacher")
-    assert teacher.run.call("teacher").nfe == 16
-    assert teacher.run.call("teacher", 5).levels.num_steps == 5
+    assert teacher.sampler_run("teacher").nfe == 16
+    assert teacher.sampler_run("teacher", 5).levels.num_steps == 5
     assert teacher.sample(2, nfe=5).shape == (2, 8, 8, 1)
 
 
 def test_classes_go_to_their_owners(classes):
-    product = ddistill.load(classes)
-    mixed = product.sample(6, labels=[9, 0, 3, 7, 0, 5], seed=1)
+    trained = ddistill.load(classes)
+    mixed = trained.sample(6, labels=[9, 0, 3, 7, 0, 5], seed=1)
     for label in (0, 9):
-        alone = product.sample(6, labels=label, seed=1)
+        alone = trained.sample(6, labels=label, seed=1)
         at = [9, 0, 3, 7, 0, 5].index(label)
         assert np.abs(mixed[at].astype(int) - alone[at]).max() <= 1
-    every = product.sample(10, seed=1)
+    every = trained.sample(10, seed=1)
     assert (
-        np.abs(every[3].astype(int) - product.sample(10, labels=np.arange(10), seed=1)[3]).max()
+        np.abs(every[3].astype(int) - trained.sample(10, labels=np.arange(10), seed=1)[3]).max()
         <= 1
     )
 
@@ -116,7 +116,7 @@ def test_wrong_folders_are_named(levels, tmp_path):
         ddistill.load(tmp_path)
     with pytest.raises(ConfigError, match="stage='pairs' is not known. Did you mean 'pair'"):
         ddistill.load(levels, stage="pairs")
-    plan = ddistill.load(levels).run.plan("teacher")
+    plan = ddistill.load(levels).plan("teacher")
     write_json(plan.folder / "stage.json", {"digest": "other", "settings": {"seed": 7}})
     try:
         with pytest.raises(CheckpointError, match="holds stage 'teacher' of other settings"):
@@ -129,34 +129,34 @@ def test_a_run_that_was_moved_without_its_shared_stages_says_what_to_copy(levels
     moved = tmp_path / "moved"
     shutil.copytree(levels, moved)
     found = ddistill.load(moved)
-    assert found.run.network(found.run.call(nfe=4)) is not None  # a student needs no teacher
-    teacher = found.run.call("teacher")
+    assert found.network(found.sampler_run(nfe=4)) is not None  # a student needs no teacher
+    teacher = found.sampler_run("teacher")
     name = teacher.plan.folder.name
     with pytest.raises(CheckpointError, match=f"copy the folder {name} there.* cache=FOLDER"):
-        found.run.network(teacher)
+        found.network(teacher)
     with pytest.raises(SystemExit, match=f"error: .*copy the folder {name} .*--cache=FOLDER"):
         export(["--to=safetensors", "--stage=teacher", str(moved), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     there = ddistill.load(moved, "teacher", cache=levels.parent / "shared")
-    assert there.run.network(there.run.call("teacher")) is not None
+    assert there.network(there.sampler_run("teacher")) is not None
     shutil.rmtree(moved / "stages" / "even")
     with pytest.raises(CheckpointError, match="Stage 'even' of .* was not copied"):
-        found.run.network(found.run.call(nfe=4))
+        found.network(found.sampler_run(nfe=4))
 
 
 def test_a_folder_of_the_home_folder(levels, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(levels.parent))
-    assert ddistill.load(f"~/{levels.name}").run.folder == levels
+    assert ddistill.load(f"~/{levels.name}").folder == levels
     found = ddistill.load(f"~/{levels.name}", "teacher", cache="~/shared")
-    assert found.run.plan("teacher").folder.parent == levels.parent / "shared"
+    assert found.plan("teacher").folder.parent == levels.parent / "shared"
     for folder in (3, None, b"run"):
         with pytest.raises(ConfigError, match=r"folder=.* is a .*; a path is needed"):
             ddistill.load(folder)
 
 
 def test_whole_numbers_of_numpy_will_do(levels):
-    product = ddistill.load(levels)
-    assert product.sample(np.int64(2), seed=np.uint8(1), nfe=np.int32(4)).shape == (2, 8, 8, 1)
+    trained = ddistill.load(levels)
+    assert trained.sample(np.int64(2), seed=np.uint8(1), nfe=np.int32(4)).shape == (2, 8, 8, 1)
 
 
 def test_folders_that_checkpoints_cannot_be_read_from_are_named(tmp_path):

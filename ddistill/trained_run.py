@@ -1,0 +1,303 @@
+"""A finished run: opened from its folder without its data, and sampled from."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from ddistill.data.facts import FACTS, DataFacts
+from ddistill.errors import CheckpointError, ConfigError, check_choice
+from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.evaluation.sampling import (
+    Network,
+    SamplerInputs,
+    conditions,
+    noise_bank,
+    run_sampler,
+)
+from ddistill.evaluation.sampling_plan import (
+    SamplerRun,
+    planned_runs,
+    teacher_run,
+    without_diverged,
+)
+from ddistill.planning.manifests import STAGES
+from ddistill.planning.opened import STAGES as STAGES_FILE
+from ddistill.planning.opened import open_stages
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import Folders
+from ddistill.runtime.files import DamagedFile, expand, read_object
+from ddistill.runtime.rng import stream_key
+from ddistill.runtime.schemas import ANY, Schema
+from ddistill.settings import Settings, kind_of, parse
+from ddistill.text import is_utf8
+from ddistill.training.folders import check_owner
+from ddistill.training.trained import Networks
+
+_AGAIN = "Give the run's command again: it writes the file again and trains nothing."
+Labels = int | Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run; made by `load`.
+
+    Attributes:
+      folder: the folder of the run.
+      settings: the settings of the run.
+      data: what the run recorded about its data set.
+      plans: the stages, in order.
+      networks: the trained networks, read from disk on first use.
+      stage: the stage that `sample` samples; "" for the students of the run.
+    """
+
+    folder: Path
+    settings: Settings
+    data: DataFacts
+    plans: tuple[StagePlan, ...]
+    networks: Networks
+    stage: str = ""
+
+    @cached_property
+    def sampler_runs(self) -> tuple[SamplerRun, ...]:
+        """The sampler runs of the evaluation, without students that diverged."""
+        return tuple(without_diverged(planned_runs(self.settings, list(self.plans)))[0])
+
+    @property
+    def nfes(self) -> tuple[int, ...]:
+        """The numbers of network evaluations per image that `sample` accepts."""
+        runs = [r for r in self.sampler_runs if r.plan.name == self.stage or not self.stage]
+        students = [r for r in runs if r.role == "student"] if not self.stage else runs
+        return tuple(sorted({r.nfe for r in students or runs}))
+
+    def plan(self, name: str) -> StagePlan:
+        """The stage called `name`, which must exist."""
+        return next(plan for plan in self.plans if plan.name == name)
+
+    def network(self, run: SamplerRun) -> Network:
+        """The network that `run` samples.
+
+        Raises:
+          CheckpointError: the stage is missing or not complete; the message says what to copy.
+        """
+        plan = run.plan
+        if plan.manifest() is not None:
+            return self.networks(plan, run.student)
+        if plan.settings.shared:
+            raise CheckpointError(
+                f"Stage '{plan.name}' of {self.folder} is shared between runs, and it is not in "
+                f"{plan.folder.parent}. If the run was moved, copy the folder {plan.folder.name} "
+                "there from 'shared' beside the place where it was trained, or name that folder of "
+                "shared stages: cache=FOLDER of ddistill.load, --cache=FOLDER of ddistill.export."
+            )
+        raise CheckpointError(
+            f"Stage '{plan.name}' of {self.folder} is not complete, or its folder {plan.folder} "
+            "was not copied. Copy it, or give the run's command again."
+        )
+
+    def sampler_run(self, stage: str | None = None, nfe: int | None = None) -> SamplerRun:
+        """Selects a sampler run.
+
+        Args:
+          stage: the stage to sample; "" for the last student that has `nfe` evaluations, None for
+            `self.stage`.
+          nfe: network evaluations per image; None for the last sampler run of the stage.
+
+        Raises:
+          ConfigError: the stage does not exist or is not sampled, or no sampler run has that many
+            evaluations; the message lists the allowed values.
+        """
+        stage = self.stage if stage is None else stage
+        if stage:
+            check_choice("stage", stage, [plan.name for plan in self.plans])
+        teacher = self.settings.evaluation.teacher
+        known = [r for r in self.sampler_runs if not stage or r.plan.name == stage]
+        known = [r for r in known if stage or r.role == "student"] or known
+        if not known:
+            names = dict.fromkeys(r.plan.name for r in self.sampler_runs)
+            diverged = bool(stage) and bool(self.plan(stage).diverged_students())
+            why = "has students that diverged" if diverged else "is not sampled"
+            raise ConfigError(f"stage={stage!r} {why}. Allowed: {', '.join(names)}.")
+        found = [r for r in known if nfe in (None, r.nfe)]
+        if found:
+            return found[0] if stage == teacher and nfe is None else found[-1]
+        if stage == teacher and nfe is not None:
+            return teacher_run(self.settings, self.plan(teacher), nfe)
+        allowed = ", ".join(f"{r.nfe} ({r.key})" for r in known)
+        more = f" The teacher takes any number: stage={teacher!r}." if not stage else ""
+        raise ConfigError(f"nfe={nfe}: the students of this run have {allowed}.{more}")
+
+    def sample(
+        self,
+        n: int,
+        labels: Labels | None = None,
+        seed: int = 0,
+        nfe: int | None = None,
+        batch_size: int = 256,
+    ) -> UInt8[np.ndarray, "n H W C"]:
+        """Generates images.
+
+        With samplers that draw no noise in their steps (ddim, heun, dpm_solver_pp, or one step of
+        any sampler), image i depends only on the seed and i, up to rounding, and not on `n` or
+        `batch_size`; with `seed` = `config.evaluation.noise_seed` the images are those that the
+        evaluation scored. Other samplers draw the noise of their steps for a whole batch.
+
+        Args:
+          n: number of images.
+          labels: one class, or `[n]` classes; None to cycle through the classes. Must be None for
+            an unconditional network.
+          seed: seed of the noise, 0 or more.
+          nfe: network evaluations per image, one of `nfes`; None for the last student.
+          batch_size: images per batch.
+
+        Returns:
+          `[n, H, W, C]` uint8.
+
+        Raises:
+          ConfigError: an argument is out of range, or no student has `nfe` evaluations.
+          CheckpointError: the stage is not complete.
+        """
+        n, seed = _whole("n", n, 1), _whole("seed", seed)
+        batch_size = _whole("batch_size", batch_size, 1)
+        run = self.sampler_run(nfe=None if nfe is None else _whole("nfe", nfe, 1))
+        classes = _labels(run, labels, n)
+        network = self.network(run)
+        settings = replace(self.settings.evaluation, noise_seed=seed)
+        size = min(n, batch_size)
+        images = []
+        for start in range(0, n, size):
+            # The last batch is padded to the common size, so that the sampler compiles only once.
+            rows = np.minimum(np.arange(start, start + size), n - 1)
+            inputs = SamplerInputs(
+                noise_bank(settings, run.plan.image_shape, start, size),
+                None if classes is None else classes[rows],
+                jax.random.fold_in(stream_key(seed, "sampler"), start),
+            )
+            images.append(np.asarray(run_sampler(run, network, inputs, settings.clip)))
+        return quantise(np.concatenate(images)[:n])
+
+
+def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
+    """Opens the folder of a finished run, without its data set.
+
+    Args:
+      folder: the folder of the run, `--workdir` of ddistill.main.
+      cache: folder of shared stages; by default `shared` beside the run.
+
+    Raises:
+      CheckpointError: the folder is not that of a run, another version trained the run, or its
+        stages belong to other settings.
+      ConfigError: this version does not accept the settings of the run.
+    """
+    folder = _path("folder", folder)
+    shared = _path("cache", cache) if cache else folder.parent / "shared"
+    for path in (folder, shared):
+        if not is_utf8(path.absolute()):
+            raise CheckpointError(
+                f"{path.absolute()} is not UTF-8, and checkpoints are read from folders of UTF-8 "
+                "names alone. Rename the folder."
+            )
+    settings = _settings(folder / "config.json")
+    facts = DataFacts.from_json(_read(folder / "data.json", FACTS))
+    stages = _read(folder / STAGES_FILE, STAGES)
+    try:
+        plans = open_stages(settings, facts, Folders(folder, shared), stages)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    for plan in plans:
+        check_owner(plan)
+    return TrainedRun(folder, settings, facts, tuple(plans), Networks())
+
+
+def _path(name: str, given: object) -> Path:
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"{name}={given!r} is {kind_of(type(given))}; a path is needed.")
+    return expand(given)
+
+
+def _settings(path: Path) -> Settings:
+    try:
+        return parse(_read(path), Settings)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: {error} If another version of ddistill trained the run, train it again in "
+            "another --workdir, or open it with that version."
+        ) from None
+
+
+def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
+    if not path.is_file():
+        there = "has no" if path.parent.is_dir() else "does not exist; it should hold"
+        raise CheckpointError(
+            f"{path.parent} {there} {path.name}. Give the folder of a run (--workdir of "
+            "ddistill.main). A run of this version writes the file when its command is given "
+            "again, without training anew; train a run of another version again."
+        )
+    try:
+        return read_object(path, schema)
+    except DamagedFile as error:
+        raise CheckpointError(f"{error}. {_AGAIN}") from None
+
+
+def _whole(name: str, value: object, lowest: int = 0) -> int:
+    """Checks that `value` is a whole number from `lowest` to 2**32 - 1, of Python or NumPy.
+
+    Raises:
+      ConfigError: the value has another type or is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{name}={value!r} is {kind_of(type(value))}; a whole number is needed.")
+    if not lowest <= value < 2**32:
+        bound = f"{lowest} or more" if value < lowest else "less than 2**32"
+        raise ConfigError(f"{name}={value} must be {bound}.")
+    return int(value)
+
+
+def _labels(run: SamplerRun, labels: Labels | None, n: int) -> Int[np.ndarray, " n"] | None:
+    """Checks `labels` and returns `[n]` classes; None for an unconditional network."""
+    every, known = conditions(run, 0, n), run.student_plan.tables.classes
+    if every is None or known is None:
+        if labels is not None:
+            raise ConfigError(
+                f"labels were given, but stage '{run.plan.name}' is unconditional; leave them out."
+            )
+        return None
+    if labels is None:
+        return every
+    try:
+        given = np.asarray(labels)
+    except ValueError:
+        raise ConfigError(f"labels={labels!r}: {n} integers or one are needed.") from None
+    if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
+        raise ConfigError(
+            f"labels of shape {given.shape} and type {given.dtype}; {n} integers or one are needed."
+        )
+    if given.min() < 0 or given.max() >= len(known):
+        raise ConfigError(
+            f"labels go from {given.min()} to {given.max()}; classes are 0 to {len(known) - 1}."
+        )
+    return np.broadcast_to(given, (n,)).astype(np.int32)
+
+
+def load(folder: str | Path, stage: str = "", cache: str | Path | None = None) -> TrainedRun:
+    """Opens a finished run to sample from it.
+
+        ddistill.load("runs/msd_digits").sample(16, labels=[3] * 16, nfe=1)
+
+    Args:
+      folder: the folder of the run.
+      stage: the stage to sample, for example "teacher"; "" for the students of the run.
+      cache: folder of shared stages; by default `shared` beside the run.
+
+    Raises:
+      CheckpointError, ConfigError: see `open_run`; also if `stage` is unknown or not sampled.
+    """
+    run = replace(open_run(folder, cache), stage=stage)
+    run.sampler_run()
+    return run
