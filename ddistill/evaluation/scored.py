@@ -27,7 +27,7 @@ from ddistill.evaluation.records.sampler_runs import CallRecord
 from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import Call, experiment_of
 from ddistill.planning.lineage import Cost, cost, distillation
-from ddistill.planning.plan import StagePlan
+from ddistill.planning.plan import StagePlan, complete_manifest
 from ddistill.settings import Settings
 from ddistill.training.trained import Networks
 
@@ -270,7 +270,7 @@ def _record(
         role=call.role,
         protocol=protocol_of(settings, scorer, call).string(),
         classes=int(classes),
-        parameters=int((stage.manifest() or {})["parameters"]),
+        parameters=complete_manifest(stage).parameters,
         teacher_calls=spent.teacher_calls,
         updates=spent.updates,
         seconds=spent.seconds,

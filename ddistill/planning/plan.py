@@ -12,9 +12,8 @@ from flax import linen as nn
 from ddistill.errors import CheckpointError
 from ddistill.interop.imported import Imported
 from ddistill.objectives import LevelTables, Objective
-from ddistill.objectives.pairs import MakePairs
 from ddistill.partitions import Partition
-from ddistill.planning.manifests import PAIRS, TRAINED
+from ddistill.planning.manifests import PAIRS, TRAINED, PairsManifest, TrainedManifest
 from ddistill.runtime.files import read_object_or_none
 from ddistill.runtime.sharding import Layout, plan_layout
 from ddistill.schedules import Schedule
@@ -149,22 +148,27 @@ class StagePlan:
         """The file that says that the stage is complete."""
         return self.folder / "complete.json"
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> TrainedManifest | PairsManifest | None:
         """The manifest, or None while the stage is not complete.
 
-        A damaged one is None too, and one that lacks what a manifest holds: training goes on at the
-        last checkpoint, which writes it anew.
+        A damaged or incomplete manifest is None too: training goes on from the last checkpoint and
+        writes it anew.
 
         Raises:
           CheckpointError: there is a folder in its place.
         """
-        pairs = isinstance(self.objective, MakePairs)
-        return read_object_or_none(self.manifest_path, PAIRS if pairs else TRAINED)
+        if self.objective.makes_pairs:
+            found = read_object_or_none(self.manifest_path, PAIRS)
+            return None if found is None else PairsManifest.from_json(found)
+        found = read_object_or_none(self.manifest_path, TRAINED)
+        return None if found is None else TrainedManifest.from_json(found)
 
     def diverged_students(self) -> list[int]:
         """The students of a complete stage that diverged; none while it is not complete."""
-        steps = (self.manifest() or {}).get("diverged", [])
-        return [k for k, step in enumerate(steps) if step]
+        manifest = self.manifest()
+        if not isinstance(manifest, TrainedManifest):
+            return []
+        return [k for k, step in enumerate(manifest.diverged) if step]
 
     def layout(self, mesh: MeshSettings) -> Layout:
         """Where its arrays lie; raises `ConfigError` for a mesh that does not fit."""
@@ -175,6 +179,18 @@ class StagePlan:
     def ema_key(self) -> str | None:
         """The average that the stage hands on; None means the raw weights."""
         return str(self.settings.ema[0]) if self.settings.ema else None
+
+
+def complete_manifest(plan: StagePlan) -> TrainedManifest | PairsManifest:
+    """The manifest of a stage that is complete.
+
+    Raises:
+      CheckpointError: it is not complete.
+    """
+    manifest = plan.manifest()
+    if manifest is None:
+        raise incomplete(plan)
+    return manifest
 
 
 def incomplete(plan: StagePlan) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: which examples, when, and where they lie."""
+"""Reads batches and places them on the devices."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,23 +17,30 @@ from ddistill.training.rounds import split
 class BatchReader:
     """Batches of a stage: batch s depends on (seed, s) alone, and not on the devices.
 
-    A data set that lies in memory is put on the devices once and a batch is a list of indices; a
-    larger one is read ahead by a thread, of which every process reads what its devices are given.
-    Every student has a batch of its own, of the classes that it is shown.
+    A data set in memory is placed on the devices once, and a batch is a list of indices. A thread
+    reads ahead from a larger data set; every process reads the examples of its own devices. Every
+    student has a batch of its own, of the classes that it is trained on.
+
+    Attributes:
+      resident: whether the data set lies on the devices.
+      hflip: whether training mirrors images at random.
+      images: `[N, H, W, C]` on the devices where `resident`, else None.
+      labels: `[N]` on the devices.
     """
 
     def __init__(
         self, dataset: Dataset, students: Sequence[StudentPlan], batch: int, layout: Layout
     ):
         self._dataset, self._batch, self._layout = dataset, batch, layout
-        self._members = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
+        self._students = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
+        self.hflip = dataset.hflip
         self.resident = isinstance(dataset.images, np.ndarray)
         self.images = place(dataset.images, layout.whole()) if self.resident else None
         self.labels = place(dataset.labels, layout.whole())
 
     def _indices(self, step: int, count: int) -> np.ndarray:
         chosen = [
-            [rows[batch_indices(seed, s, self._batch, len(rows))] for seed, rows in self._members]
+            [rows[batch_indices(seed, s, self._batch, len(rows))] for seed, rows in self._students]
             for s in range(step, step + count)
         ]
         indices = np.array(chosen, np.int32)
@@ -61,7 +68,7 @@ class BatchReader:
         return jax.make_array_from_callback(shape, spread, part)
 
     def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list, list]]:
-        """Yields (step, count, images, indices) for spans of steps, both by turn, read ahead."""
+        """Yields (step, count, images, indices) for spans of steps; the last two by round."""
         return read_ahead(lambda span: (*span, *self._load(*span)), spans)
 
 

@@ -25,7 +25,6 @@ from ddistill.runtime.files import read_object_or_none, sync_tree, write_json
 from ddistill.runtime.hosts import agree, from_first, wait
 from ddistill.training.state import TrainState
 
-
 # By field of a `TrainState` and by name in it, trees of shapes.
 Part = Mapping[str, Mapping[str, Any]]
 

@@ -1,4 +1,4 @@
-"""The state of a stage at step 0, in the abstract and with values."""
+"""The state of a stage at step 0: its shapes, and its values."""
 
 import dataclasses
 import math
@@ -27,21 +27,21 @@ def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
 
 @dataclass(frozen=True)
 class Start:
-    """What a stage starts from; what is not here starts fresh.
+    """What a stage starts from; everything that is missing here is initialised at random.
 
-    Where the stage is one of many students, everything is a stack of as many.
+    In a stage of many students every array has a leading student axis.
 
     Attributes:
       weights: by network.
       opt_state: by network, the state of its optimiser.
       ema: by rate (as text), the student's averages.
-      frozen: the students that diverged in the stage that is started from; they do not learn.
+      diverged: the students that diverged in the stage that is started from; they do not learn.
     """
 
     weights: Mapping[str, Weights] = field(default_factory=dict)
     opt_state: Mapping[str, Any] = field(default_factory=dict)
     ema: Mapping[str, Any] = field(default_factory=dict)
-    frozen: Sequence[int] = ()
+    diverged: Sequence[int] = ()
 
 
 def initial_state(
@@ -62,10 +62,10 @@ def initial_state(
         opt_state={**state.opt_state, **start.opt_state},
         ema={**state.ema, **start.ema},
     )
-    if start.frozen:
-        # As if its first update had diverged: it is not scored, nor is it charged with images.
-        frozen = state.diverged.at[jnp.array(start.frozen)].set(1)
-        state = dataclasses.replace(state, diverged=frozen)
+    if start.diverged:
+        # As if the first update had diverged: such a student is not scored and has seen no images.
+        diverged = state.diverged.at[jnp.array(start.diverged)].set(1)
+        state = dataclasses.replace(state, diverged=diverged)
     return place(state, state_shardings(state, layout))
 
 
@@ -120,10 +120,9 @@ def _state(plan: StagePlan, weights: Mapping[str, Weights]) -> TrainState:
 
 
 def memory_budget(state: TrainState) -> str:
-    """What a stage's own networks hold in memory from step to step, in words.
+    """The memory of a stage's own networks between steps, in words.
 
-    Activations come on top, and so do the teacher, a classifier, and data and pairs where they are
-    kept on the devices.
+    Activations, the teacher, a classifier, and data and pairs on the devices are not counted.
 
     Args:
       state: the state or its shapes.

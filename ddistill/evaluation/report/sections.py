@@ -23,7 +23,7 @@ from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.sampling import draw
 from ddistill.evaluation.sampling_plan import Call
 from ddistill.evaluation.scored import Scored, Scorer, protocol_of
-from ddistill.planning.plan import StagePlan
+from ddistill.planning.plan import StagePlan, complete_manifest
 from ddistill.runtime.metrics_log import read_metrics
 from ddistill.settings import Settings, to_plain
 from ddistill.training.trained import Networks
@@ -270,7 +270,7 @@ def _costs(plans: list[StagePlan], scored: list[Scored]) -> Table:
     ]
     rows = []
     for plan in plans:
-        m = plan.manifest() or {}
+        m = complete_manifest(plan)
         speeds = sampled.get(plan.name, [])
         speed = ", ".join(
             f"{s.samples.ms_per_image:.2f} (NFE {s.call.nfe})"
@@ -280,13 +280,13 @@ def _costs(plans: list[StagePlan], scored: list[Scored]) -> Table:
         rows.append(
             [
                 plan.name,
-                str(m.get("students", 1)),
-                f"{m['parameters']:,}",
-                f"{m['steps']:,}",
-                str(m["batch_size"]),
-                f"{m['teacher_calls']:,}" if m["teacher_calls"] else "",
-                f"{m['train_seconds']:.0f}",
-                f"{m['compile_seconds']:.0f}",
+                str(m.students),
+                f"{m.parameters:,}",
+                f"{m.steps:,}",
+                str(m.batch_size),
+                f"{m.teacher_calls:,}" if m.teacher_calls else "",
+                f"{m.train_seconds:.0f}",
+                f"{m.compile_seconds:.0f}",
                 speed,
             ]
         )
