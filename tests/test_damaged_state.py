@@ -226,7 +226,12 @@ def test_what_is_noted_of_shards_is_not_needed(tmp_path, content):
 @pytest.mark.parametrize("shards", [None, [], {}, "x", {"00000.npz": None}])
 def test_a_manifest_without_shards_is_damage(plan, shards):
     """The stage is not complete; its shards are kept, and listed anew."""
-    whole = {**plan.manifest().to_json(), "pairs": 8, "shards": {"00000.npz": "hash"}}
+    whole = {
+        **plan.manifest().to_json(),
+        "pairs": 8,
+        "provenance": {},
+        "shards": {"00000.npz": "hash"},
+    }
     assert PAIRS.problem(whole) == ""
     assert PAIRS.problem({**whole, "shards": shards}).startswith("key 'shards' is ")
 
