@@ -20,7 +20,7 @@ from ddistill.runtime.schemas import (
 )
 
 
-def _of_each_student(found: Mapping[str, Any]) -> str:
+def _of_each_student(found: Mapping) -> str:
     for key in ("diverged", "teacher_calls_of_each"):
         count = len(found[key])
         if count != found["students"] and (count or key != "diverged"):
@@ -94,7 +94,7 @@ class Manifest:
                 own[name] = tuple(value)
         return cls(**own)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """An object as its schema describes it."""
         return dataclasses.asdict(self)
 
@@ -131,7 +131,7 @@ class PairsManifest(Manifest):
     """
 
     pairs: int
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, object]
     shards: Mapping[str, str]
 
 
@@ -156,17 +156,17 @@ def _is_row(value: object, *kinds: Kind) -> bool:
     )
 
 
-def completed(record: Mapping[str, Any], step: int) -> dict[str, Any]:
+def completed(record: Mapping[str, object], step: int) -> dict[str, Any]:
     """The record of the checkpoint at `step`, with empty values for keys that it lacks.
 
     The weights of such a checkpoint are complete. Times have no default, because the cost of the
     stage is reported from them. Values of a wrong kind stay as they are: see `RECORD`.
     """
-    empty: dict[str, dict[str, Any]] = {
+    empty: dict[str, dict[str, object]] = {
         "scores": {"sums": {}, "last": {}},
         "alarms": {"step": step, "known": {}, "fatal": [], "born": []},
     }
-    made = {"loss": None, **empty, **record}
+    made: dict[str, Any] = {"loss": None, **empty, **record}
     for key, values in empty.items():
         if isinstance(made[key], dict):
             made[key] = {**values, **made[key]}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -50,8 +49,8 @@ class StudentPlan:
     """One student of a stage.
 
     Attributes:
-      label: what a sweep sets it apart by, such as "grid_steps=4"; "" without one.
-      levels: `[N+1]`, what it is sampled on, with the times it is told.
+      label: its values in a sweep, such as "grid_steps=4"; "" without a sweep.
+      levels: `[N+1]`, the levels that it is sampled on, with the times that its network takes.
       indices: `[N+1]`, their rows in the run's schedule; with grid.spacing="edm" the rows nearest
         to them.
       tables: the same as tables, with the levels that it is trained on.
@@ -59,7 +58,7 @@ class StudentPlan:
       seed: of its random streams and its batches.
       stream: ends the names of its random streams.
       optimizer: its optimiser.
-      classes: those of the data that it is shown; None for all.
+      classes: the classes that it is trained on; None for all.
     """
 
     label: str
@@ -93,7 +92,7 @@ class StagePlan:
       objective: the method, prepared for this grid.
       modules: networks by name: the student and whatever else the objective trains.
       students: what each student learns from; one, unless `settings.students.count` is above 1.
-      partition: who answers for what, or None.
+      partition: which student owns which levels and classes, or None.
       image_shape: (H, W, C).
       seed: the run's seed.
       imported: the network of another project that the stage starts from, or None.
@@ -101,8 +100,8 @@ class StagePlan:
 
     name: str
     settings: StageSettings
-    identity: Mapping[str, Any]
-    lineage: Mapping[str, Mapping[str, Any]]
+    identity: Mapping[str, object]
+    lineage: Mapping[str, Mapping[str, object]]
     digest: str
     folder: Path
     objective: Objective
@@ -120,9 +119,9 @@ class StagePlan:
 
     @property
     def levels(self) -> Schedule:
-        """`[N+1]`, the noise levels that a student is sampled on, with the times it is told.
+        """`[N+1]`, the levels that a student is sampled on, with the times that its network takes.
 
-        Those of the first student, where a sweep gives each its own.
+        In a sweep, the levels of the first student.
         """
         return self.students[0].levels
 

@@ -1,7 +1,6 @@
 """Reads batches and places them on the devices."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -46,17 +45,18 @@ class BatchReader:
         indices = np.array(chosen, np.int32)
         return indices if self._layout.students else indices[:, 0]
 
-    def _load(self, step: int, count: int) -> tuple[list[Any], list[np.ndarray]]:
+    def _load(self, step: int, count: int) -> tuple[list, list[np.ndarray]]:
         indices = split(self._layout, self._indices(step, count), axis=1)
         images = [self.images if self.resident else self._read(own) for own in indices]
         return images, indices
 
-    def _read(self, indices: np.ndarray) -> Any:
+    def _read(self, indices: np.ndarray) -> np.ndarray | jax.Array:
         if not several():
             images = self._dataset.take(indices.reshape(-1))
             return images.reshape(*indices.shape, *images.shape[1:])
 
-        def part(index: Any) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             own = indices[index[: indices.ndim]]
             images = self._dataset.take(own.reshape(-1))
             return images.reshape(*own.shape, *images.shape[1:])

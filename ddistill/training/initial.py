@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from ddistill.networks.weights import Weights
 from ddistill.optimizers import make_optimizer
@@ -39,8 +39,8 @@ class Start:
     """
 
     weights: Mapping[str, Weights] = field(default_factory=dict)
-    opt_state: Mapping[str, Any] = field(default_factory=dict)
-    ema: Mapping[str, Any] = field(default_factory=dict)
+    opt_state: Mapping[str, optax.OptState] = field(default_factory=dict)
+    ema: Mapping[str, PyTree] = field(default_factory=dict)
     diverged: Sequence[int] = ()
 
 
@@ -105,7 +105,7 @@ def abstract_weights(plan: StagePlan) -> Weights:
     return jax.eval_shape(create)
 
 
-def _weights(variables: Mapping[str, Any]) -> Weights:
+def _weights(variables: Mapping[str, PyTree]) -> Weights:
     return Weights(variables["params"], variables.get("batch_stats"))
 
 
@@ -128,7 +128,7 @@ def memory_budget(state: TrainState) -> str:
       state: the state or its shapes.
     """
 
-    def size(tree: Any) -> int:
+    def size(tree: PyTree) -> int:
         shapes = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
@@ -140,6 +140,6 @@ def memory_budget(state: TrainState) -> str:
     )
 
 
-def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[Any, ...]:
+def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[PyTree, ...]:
     key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
     return key, *plan.objective.init_inputs(name, plan.image_shape, plan.settings.conditional)

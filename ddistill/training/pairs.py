@@ -45,7 +45,7 @@ def make_pairs(
       reporter, stop: progress and polite stopping.
 
     Raises:
-      Interrupted: a stop was asked for; finished shards stay.
+      Interrupted: a stop was requested; finished shards stay.
       TrainingError: the teacher's images are not finite.
     """
     stopped = from_first(lambda: _try_shards(plan, teacher, reporter, stop))
@@ -218,7 +218,7 @@ def _read(path: Path, digest: str, rows: tuple[int, int] | None = None) -> Pairs
 
 
 def _seal(first: int, pairs: Pairs, digest: str) -> str:
-    """Ties what a shard holds to its stage and to its place there; np.load checks nothing."""
+    """Hash of a shard's content, its stage and its place there; np.load checks nothing."""
     seal = hashlib.sha256(f"{digest}/{first}".encode())
     for values in (pairs.noise, pairs.label, pairs.image):
         seal.update(np.ascontiguousarray(values).tobytes())

@@ -1,12 +1,11 @@
-"""By what the best checkpoint of a stage is chosen: the same however a run logs and is stopped."""
+"""The score of a checkpoint, which does not depend on when a run logs and is stopped."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-# The proxy of quality comes first, where an objective measures one.
+# A proxy of quality comes first, if the objective measures one.
 _CHOSEN_BY = ("proxy", "loss")
 
 
@@ -14,13 +13,11 @@ class Score:
     """The mean of the proxy, or of the loss, over the steps since the last regular checkpoint.
 
     Steps are added one by one, so that the mean does not depend on how often metrics are brought to
-    the host. A mean over no step at all, of a proxy that is measured in some updates, is the last
-    one that there was.
+    the host. A proxy that no update measured since the last checkpoint keeps its last mean.
     """
 
     def __init__(self) -> None:
         self._sums = {name: (0.0, 0) for name in _CHOSEN_BY}
-        # Of the metrics that the objective has.
         self._last: dict[str, float] = {}
 
     def add(self, metrics: Mapping[str, np.ndarray]) -> None:
@@ -52,11 +49,11 @@ class Score:
             self._sums[name] = 0.0, 0
         return next((self._last[name] for name in _CHOSEN_BY if name in self._last), math.nan)
 
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+    def record(self) -> dict[str, object]:
+        """The values that a checkpoint keeps."""
         return {"sums": {k: list(v) for k, v in self._sums.items()}, "last": dict(self._last)}
 
-    def restore(self, record: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping) -> None:
         """Goes on from a `record`."""
         given = {name: (total, count) for name, (total, count) in record["sums"].items()}
         self._sums = {**{name: (0.0, 0) for name in _CHOSEN_BY}, **given}

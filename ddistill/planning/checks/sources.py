@@ -54,7 +54,7 @@ def _check_teacher(context: StageContext) -> None:
     if not stage.conditional and _needs_class(teacher):
         raise ConfigError(
             f"{path}.conditional=False, but its teacher '{teacher.name}' was trained with "
-            "objective.label_dropout=0: what it says without a class was never trained. Set "
+            "objective.label_dropout=0: its output without a class was never trained. Set "
             "conditional=True."
         )
     if teacher.objective.trains_classifier:

@@ -61,7 +61,7 @@ def check_students(s: StudentsSettings, path: str) -> None:
     if s.sweep:
         raise ConfigError(
             f"{path}.sweep and {path}.partition={s.partition!r} exclude each other: students of a "
-            "partition are one sampler, those of a sweep are samplers of their own."
+            "partition are one sampler, students of a sweep are one sampler each."
         )
     if s.partition == "both" and (s.ranges < 1 or s.count % s.ranges):
         raise ConfigError(
@@ -114,9 +114,9 @@ def check_every_class(
         missing = [int(c) for c in (() if known is None else np.unique(known)) if not present[c]]
         if missing:
             raise ConfigError(
-                f"{path}: student {k} would be asked for images of class {in_words(missing)}, of "
-                "which the data have none, and a discriminator would know them by their label "
-                "alone. Add images, or leave the discriminator out (objective.gan_weight=0)."
+                f"{path}: student {k} would generate images of class {in_words(missing)}, of "
+                "which the data have none, and the discriminator could recognise the class by its "
+                "label alone. Add images, or leave the discriminator out (objective.gan_weight=0)."
             )
 
 
@@ -135,7 +135,7 @@ def check_same_shares(
         return
     levels, classes = students[0].levels, context.data.num_classes
     key = f"{context.path}.{'resume' if stage.resume else 'init'}"
-    begin = f"{key} takes the weights of the students of '{source.name}', who answer for other "
+    begin = f"{key} takes the weights of the students of '{source.name}', which own other "
     advice = "Share out alike, or start from a stage of one student."
     if (partition is None) != (source.partition is None):
         kinds = [s.students.partition for s in (stage, source.settings)]
