@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ddistill.command_line import Parser, one_line_ending
-from ddistill.data.facts import FACTS
+from ddistill.data.facts import IDENTIFIED
 from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.comparison import tables
 from ddistill.evaluation.comparison.checks import check_runs
@@ -163,7 +163,7 @@ def load_run(folder: str | Path) -> FinishedRun:
             f"{folder} has no scores: its config.evaluation.classifier is ''. Set it to a "
             "classifier stage and give the run's command again."
         )
-    facts = read_object_or_none(path / "data.json", FACTS) or {}
+    facts = read_object_or_none(path / "data.json", IDENTIFIED) or {}
     return FinishedRun(
         folder=str(folder),
         rows=tuple(rows),

@@ -24,6 +24,7 @@ from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.settings import Settings, parse, plain
 from ddistill.training.folders import check_folders
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.trained import Networks
 
@@ -95,7 +96,8 @@ def run(
     with StopRequest(speaks=hosts.is_first()) as stop:
         try:
             if stage != "evaluate":
-                run_stages(plans, settings, dataset, reporter, stop, stage, networks)
+                context = RunContext(settings, dataset, reporter, stop, networks=networks)
+                run_stages(plans, context, stage)
             waits = stage in ("", "evaluate") and settings.evaluation.enabled
             if waits:
                 if hosts.several():  # reading a checkpoint takes all of them

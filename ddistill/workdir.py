@@ -1,8 +1,8 @@
-"""The folder that a run is given where its user names none: runs/NAME, or runs/NAME-HASH.
+"""The default folder of a run: runs/NAME, or runs/NAME-HASH.
 
-The hash is that of the settings in which the run differs from its config file, as far as they are
-learnt from; of data and of other projects' files it is their content. So the same training is found
-again with another log, on other paths or with other workers, and another one gets another folder.
+The hash covers the settings in which the run differs from its config file and which change the
+training, and the content of data and of other projects' files. The same training with another log,
+on other paths or with other workers has the same folder, and another training has another one.
 """
 
 import hashlib
@@ -70,30 +70,30 @@ def default_workdir(config: Any, base: Any) -> tuple[Path, Dataset | None]:
 
 
 def _learnt(settings: Settings) -> dict[str, Any]:
-    """By dotted name, what the stages of the pipeline learn from."""
+    """By dotted name, the settings that change the stages of the pipeline."""
     found = learnt(settings)
     found.pop("data")
-    found.pop("training", None)  # what of it is learnt from stands with the stages
+    found.pop("training", None)  # `normalised` adds its part to the stages
     stages = {n: s for n, s in settings.stages.items() if n in settings.pipeline}
     found["stages"] = {name: _stage(stage, settings) for name, stage in stages.items()}
     return _flat(found, "")
 
 
-def _stage(stage: StageSettings, settings: Settings) -> dict[str, Any]:
+def _stage(stage: StageSettings, settings: Settings) -> dict[str, object]:
     try:
         return normalised(stage, make_objective(stage.objective), settings)
-    except ConfigError:  # which planning will tell
+    except ConfigError:  # planning raises it again
         return learnt(stage)
 
 
-def _flat(value: Any, at: str) -> dict[str, Any]:
+def _flat(value: object, at: str) -> dict[str, object]:
     if not isinstance(value, dict):
         return {at: value}
     inner = [_flat(v, f"{at}.{k}" if at else k) for k, v in value.items()]
     return {key: value for found in inner for key, value in found.items()}
 
 
-def _changes(ours: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(ours: Mapping[str, object], usual: Mapping[str, object]) -> dict[str, object]:
     keys = ours.keys() | usual.keys()
     return {key: ours.get(key) for key in keys if ours.get(key) != usual.get(key)}
 
@@ -104,7 +104,7 @@ def _changed_files(settings: Settings, usual: Settings | None) -> dict[str, str]
     for name in settings.pipeline:
         stage = settings.stages.get(name)
         before = usual.stages.get(name) if usual else None
-        if stage is None:  # which planning will tell
+        if stage is None:  # planning raises
             continue
         if stage.source and (before is None or stage.source != before.source):
             found[f"stages.{name}.source"] = _source_digest(settings, name, stage.source)
@@ -118,7 +118,7 @@ def _changed_files(settings: Settings, usual: Settings | None) -> dict[str, str]
 
 
 def _source_digest(settings: Settings, name: str, source: str) -> str:
-    """The hash of what a stage starts from, also where only a finished run still knows it."""
+    """The hash of an imported network; a finished run notes it, should the files be gone."""
     if ":" in source and is_there(source):
         return read_source(source, f"config.stages.{name}.source").digest
     for folder in sorted(ROOT.glob(f"{settings.name}-*")):
@@ -129,7 +129,7 @@ def _source_digest(settings: Settings, name: str, source: str) -> str:
 
 
 def _read_differently(settings: Settings, usual: Settings) -> bool:
-    """Whether settings of data differ that may change what is read."""
+    """Whether settings differ that may change the images that are read."""
     ours, theirs = data.read_settings(settings.data), data.read_settings(usual.data)
     if type(ours) is not type(theirs):
         return True
@@ -141,8 +141,8 @@ def _read_differently(settings: Settings, usual: Settings) -> bool:
     )
 
 
-def _identity(usual: Settings) -> dict[str, Any] | None:
-    """What the config file's own data are; None where this machine does not have them."""
+def _identity(usual: Settings) -> dict[str, object] | None:
+    """The identity of the config file's own data; None where this machine does not have them."""
     try:
         return dict(data.load(usual.data, "train").identity)
     except (ConfigError, DataError, OSError):

@@ -104,6 +104,20 @@ def classes_run() -> Settings:
     )
 
 
+def matching_run() -> Settings:
+    """A teacher, and a student of one step that is trained beside a second score network."""
+    teacher = StageSettings({"name": "denoising"}, network=UNET, prediction="eps", **COMMON)
+    student = StageSettings(
+        {"name": "dmd", "regression_weight": 0.0},
+        teacher="teacher",
+        init="teacher",
+        grid=GridSettings(steps=1),
+        method="dmd",
+        **COMMON,
+    )
+    return settings("matching", LINEAR, {"teacher": teacher, "student": student})
+
+
 def run(made: Settings, folder: Path) -> Path:
     """The folder of an experiment whose networks are random instead of trained."""
     workdir = folder / made.name

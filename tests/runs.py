@@ -59,6 +59,8 @@ def manifest(plan: StagePlan, **changes: Any) -> dict[str, Any]:
         "diverged": [0] * count if plan.stacked else [],
         "train_seconds": 0.0,
         "compile_seconds": 0.0,
+        "data_wait_seconds": 0.0,
+        "ema": list(plan.settings.ema),
         "final_loss": 0.0,
         "handed_on": plan.settings.steps,
         **changes,

@@ -18,6 +18,7 @@ from ddistill.settings import GridSettings, MeshSettings, OptimizerSettings, Stu
 from ddistill.students import take
 from ddistill.trained_run import open_run
 from ddistill.training.batches import BatchReader, spans
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 
 # ------------------------------------------------------------------------------ what is shown
@@ -161,7 +162,7 @@ def test_one_student_of_all_classes_learns_what_a_stage_without_students_does(di
     }.items():
         wanted = matching(students)
         plans = plans_of(wanted, tmp_path / name)
-        run_stages(list(plans.values()), wanted, digits, Notes(), StopRequest())
+        run_stages(list(plans.values()), RunContext(wanted, digits, Notes(), StopRequest()))
         ended[name] = saved_state(plans["student"], 6)
         start = saved_state(plans["teacher"], 4)
     assert differences(ended["alone"].params["student"], start.params["student"])

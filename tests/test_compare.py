@@ -378,9 +378,8 @@ def facts(**changes):
     return {
         "name": "x",
         "image_shape": [8, 8, 1],
-        "num_classes": 1,
-        "classes": [0],
         "class_names": ["a"],
+        "class_counts": [10],
         "hflip": False,
         "provenance": "",
         "identity": {**IDENTITY, **changes},

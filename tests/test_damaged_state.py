@@ -24,6 +24,7 @@ from ddistill.trained_run import open_run
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.folders import check_folders
 from ddistill.training.pairs import _seconds
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.trained import load_state
 
@@ -34,9 +35,8 @@ def go_on(workdir: Path) -> list[str]:
     plans = plans_of(SETTINGS, workdir)
     check_folders(list(plans.values()))
     notes = Notes()
-    run_stages(
-        list(plans.values()), SETTINGS, data.load(SETTINGS.data, "train"), notes, StopRequest()
-    )
+    images = data.load(SETTINGS.data, "train")
+    run_stages(list(plans.values()), RunContext(SETTINGS, images, notes, StopRequest()))
     return notes.said
 
 
@@ -164,7 +164,7 @@ def test_a_record_that_is_no_object_is_damage(plan):
     said = go_on_from(plan)
     assert "teacher: going on from the checkpoint at step 20" in said
     assert differences(state, saved_state(plan, 20)) == []
-    assert plan.manifest()["steps"] == 40
+    assert plan.manifest().steps == 40
 
 
 def go_on_from(plan: StagePlan) -> list[str]:
@@ -226,7 +226,12 @@ def test_what_is_noted_of_shards_is_not_needed(tmp_path, content):
 @pytest.mark.parametrize("shards", [None, [], {}, "x", {"00000.npz": None}])
 def test_a_manifest_without_shards_is_damage(plan, shards):
     """The stage is not complete; its shards are kept, and listed anew."""
-    whole = {**plan.manifest(), "pairs": 8, "shards": {"00000.npz": "hash"}}
+    whole = {
+        **plan.manifest().to_json(),
+        "pairs": 8,
+        "provenance": {},
+        "shards": {"00000.npz": "hash"},
+    }
     assert PAIRS.problem(whole) == ""
     assert PAIRS.problem({**whole, "shards": shards}).startswith("key 'shards' is ")
 
@@ -268,7 +273,7 @@ def test_every_spoilt_manifest_is_none(plan):
     ],
 )
 def test_what_is_wrong_with_a_manifest_is_said(plan, changes, problem):
-    files.write_json(plan.manifest_path, {**plan.manifest(), **changes})
+    files.write_json(plan.manifest_path, {**plan.manifest().to_json(), **changes})
     with pytest.raises(files.DamagedFile, match=problem):
         files.read_object(plan.manifest_path, TRAINED)
 

@@ -30,6 +30,7 @@ from ddistill.runtime.files import write_json
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.schedules import make_schedule
 from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSettings, StageSettings
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.trained import load_network
 
@@ -90,7 +91,7 @@ def run(tmp_path_factory) -> Run:
     plans = list(plans_of(settings, folder).values())
     check_evaluation(settings, plans)
     train = data.load(settings.data, "train")
-    run_stages(plans, settings, train, Notes(), StopRequest())
+    run_stages(plans, RunContext(settings, train, Notes(), StopRequest()))
     return Run(settings, plans, dataclasses.replace(train, name=NAME, class_names=CLASSES))
 
 
@@ -223,7 +224,7 @@ def test_one_row_for_each_metric_and_sampler_run(run, done):
 
 def test_a_students_cost_is_that_of_every_stage_since_the_teacher(run, done):
     _, rows, _ = done
-    seconds = {p.name: p.manifest()["train_seconds"] for p in run.plans}
+    seconds = {p.name: p.manifest().train_seconds for p in run.plans}
     assert min(seconds.values()) > 0
     lineages = {
         ("tiny", 4): ["pd_n4"],

@@ -72,7 +72,7 @@ WRONG = {
         [
             "config.stages.adm.resume",
             "students of 'dm'",
-            "who answer for other classes: student 0 for ",
+            "which own other classes: student 0 for ",
         ],
     ),
     "another teacher": (

@@ -7,6 +7,7 @@ import pytest
 
 from ddistill.errors import CheckpointError
 from ddistill.planning.lineage import Cost, cost, distillation
+from ddistill.planning.manifests import TrainedManifest
 from ddistill.settings import StageSettings
 
 
@@ -16,7 +17,7 @@ class Plan:
 
     name: str
     settings: StageSettings
-    done: dict[str, Any] | None
+    done: TrainedManifest | None
     folder: str = "folder"
 
     def manifest(self):
@@ -25,8 +26,18 @@ class Plan:
 
 def stage(name: str, teacher: str = "", init: str = "fresh", calls: int = 0, steps: int = 10):
     settings = StageSettings({"name": "any"}, steps, 4, teacher=teacher, init=init)
-    costs = {"teacher_calls": calls, "updates": steps, "students": 1, "train_seconds": 1.5}
-    return Plan(name, settings, costs)
+    return Plan(name, settings, spent(teacher_calls=calls, updates=steps, train_seconds=1.5))
+
+
+def spent(**changes: Any) -> TrainedManifest:
+    """The manifest of a stage of one student."""
+    costs: dict[str, Any] = {
+        **{"stage": "any", "digest": "", "steps": 1, "updates": 1, "batch_size": 1, "students": 1},
+        **{"parameters": 1, "teacher_calls": 0, "train_seconds": 0.0, "compile_seconds": 0.0},
+        **{"ema": (), "teacher_calls_of_each": (), "diverged": (), "data_wait_seconds": 0.0},
+        **{"final_loss": 0.0, "handed_on": 1},
+    }
+    return TrainedManifest(**{**costs, **changes})
 
 
 PLANS: list[Any] = [

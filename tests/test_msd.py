@@ -21,6 +21,7 @@ from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.recipes import msd
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import MeshSettings, OptimizerSettings
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.trained import Networks, load_state
 
@@ -56,7 +57,7 @@ def trained(tmp_path_factory):
     )
     plans = plans_of(settings, tmp_path_factory.mktemp("msd") / "run")
     train = data.load(settings.data, "train")
-    run_stages(list(plans.values()), settings, train, Notes(), StopRequest())
+    run_stages(list(plans.values()), RunContext(settings, train, Notes(), StopRequest()))
     return Run(settings, list(plans.values()), train)
 
 
@@ -179,7 +180,9 @@ def learnt(tmp_path_factory):
         settings = dataclasses.replace(settings, stages=stages, pipeline=tuple(stages))
         name = f"{mapping}_{'_'.join(f'{k}{v}' for k, v in mesh.items())}"
         plans = list(plans_of(settings, folder / name).values())
-        run_stages(plans, settings, data.load(settings.data, "train"), Notes(), StopRequest())
+        run_stages(
+            plans, RunContext(settings, data.load(settings.data, "train"), Notes(), StopRequest())
+        )
         return load_state(plans[-1])
 
     return run

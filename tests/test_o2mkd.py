@@ -31,6 +31,7 @@ from ddistill.settings import (
     StudentsSettings,
 )
 from ddistill.students import RoutedDenoiser, clone, take
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.state import count_parameters
 from ddistill.training.trained import Networks, load_network, load_weights
@@ -140,7 +141,7 @@ def run(wanted: Settings, folder, stop: StopRequest | None = None, **kwargs):
     plans, notes = plans_of(wanted, folder), Notes()
     train = data.load(wanted.data, "train")
     stop = StopRequest() if stop is None else stop  # its truth is whether to stop
-    run_stages(list(plans.values()), wanted, train, notes, stop, **kwargs)
+    run_stages(list(plans.values()), RunContext(wanted, train, notes, stop), **kwargs)
     return plans, notes
 
 
@@ -165,9 +166,9 @@ def test_students_start_from_the_shared_one_and_part(trained):
 def test_what_is_told_of_a_stage_of_many(trained):
     _, plans = trained
     alone, many = (plans[name].manifest() for name in ("o2mkd_warmup", "o2mkd_k2"))
-    assert (alone["students"], many["students"]) == (1, 2)
-    assert many["parameters"] == alone["parameters"]
-    assert many["teacher_calls"] == 2 * alone["teacher_calls"] == 2 * 20 * 8
+    assert (alone.students, many.students) == (1, 2)
+    assert many.parameters == alone.parameters
+    assert many.teacher_calls == 2 * alone.teacher_calls == 2 * 20 * 8
     lines = (plans["o2mkd_k2"].folder / "metrics.jsonl").read_text()
     for key in ("loss/0", "loss/1", "grad_norm/1", "ema_distance/0", "images/1"):
         assert f'"{key}"' in lines
@@ -366,7 +367,7 @@ def test_one_bad_student_stops_the_run_or_is_frozen(tmp_path):
 
 def test_one_frozen_student_spoils_those_it_makes_images_with(trained, monkeypatch):
     plan = trained[1]["o2mkd_k2"]
-    manifest = {**plan.manifest(), "diverged": [0, 7]}
+    manifest = dataclasses.replace(plan.manifest(), diverged=(0, 7))
     monkeypatch.setattr(type(plan), "manifest", lambda self: manifest)
     call = SimpleNamespace(label="O2MKD, 4 steps", plan=plan, student=None)
     assert without_diverged([call]) == (

@@ -138,12 +138,12 @@ def test_a_stopped_stage_goes_on_behind_its_last_file(straight, tmp_path):
     make(plan)
     assert shards(plan)[0].stat().st_mtime_ns == written
     assert contents(plan) == contents(straight)
-    assert plan.manifest()["shards"] == straight.manifest()["shards"]
+    assert plan.manifest().shards == straight.manifest().shards
     # The time of both sessions counts.
     took = [json.loads(path.with_suffix(".json").read_text())["seconds"] for path in shards(plan)]
     assert len(took) > 1
     assert min(took) > 0
-    assert plan.manifest()["train_seconds"] == pytest.approx(sum(took))
+    assert plan.manifest().train_seconds == pytest.approx(sum(took))
 
 
 def in_shards(folder, shard):

@@ -13,6 +13,7 @@ from ddistill.runtime.metrics_log import read_metrics
 from ddistill.settings import OptimizerSettings, TrainingSettings
 from ddistill.training import compiled
 from ddistill.training.metrics_buffer import MetricsBuffer
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 
 
@@ -61,13 +62,9 @@ def run(tmp_path_factory):
     patch, notes = pytest.MonkeyPatch(), Notes()
     patch.setattr(compiled, "make_step", counting)
     with patch.context():
-        manifests = run_stages(
-            list(plans.values()),
-            settings,
-            data.load(settings.data, "train"),
-            notes,
-            StopRequest(),
-        )
+        images = data.load(settings.data, "train")
+        context = RunContext(settings, images, notes, StopRequest())
+        manifests = run_stages(list(plans.values()), context)
     patch.undo()
     return plans, manifests, traced, notes.said
 
@@ -81,23 +78,21 @@ def test_halvings_of_other_lengths_and_rates_are_traced_once(run):
 def test_another_loss_is_another_program(run):
     plans, manifests, traced, _ = run
     assert traced.count(plans["other"].objective) == 1
-    assert manifests["other"]["compile_seconds"] > 0
+    assert manifests["other"].compile_seconds > 0
 
 
 def test_only_the_first_of_equal_stages_compiles(run):
     _, manifests, *_ = run
-    assert manifests["pd_n4"]["compile_seconds"] > 0
-    assert manifests["pd_n2"]["compile_seconds"] == 0
-    assert manifests["pd_n1"]["compile_seconds"] == 0
+    assert manifests["pd_n4"].compile_seconds > 0
+    assert manifests["pd_n2"].compile_seconds == 0
+    assert manifests["pd_n1"].compile_seconds == 0
 
 
 def test_every_stage_has_its_own_length(run):
     plans, manifests, *_ = run
-    assert [manifests[n]["steps"] for n in ("pd_n4", "pd_n2", "pd_n1")] == [3, 5, 4]
+    assert [manifests[n].steps for n in ("pd_n4", "pd_n2", "pd_n1")] == [3, 5, 4]
     for name in ("pd_n4", "pd_n2", "pd_n1"):
-        assert (
-            int(saved_state(plans[name], manifests[name]["steps"]).step) == manifests[name]["steps"]
-        )
+        assert int(saved_state(plans[name], manifests[name].steps).step) == manifests[name].steps
 
 
 def test_compiling_is_told_while_it_happens(run):

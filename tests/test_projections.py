@@ -299,7 +299,7 @@ def test_a_stage_saves_its_projections_and_hands_on_its_students(straight):
     handed_on = load_network(many).students.params
     assert jax.tree.structure(handed_on) == jax.tree.structure(state.params["student"])
     alone = count_parameters(saved_state(warm, 20).params["student"])
-    assert many.manifest()["parameters"] == warm.manifest()["parameters"] == alone
+    assert many.manifest().parameters == warm.manifest().parameters == alone
     line = (many.folder / "metrics.jsonl").read_text().splitlines()[-1]
     for key in ("loss", "grad_norm", "feature_distance", "loss/1"):
         assert f'"{key}"' in line

@@ -222,7 +222,7 @@ def test_seconds_of_training_are_carried_over(killed):
     for plan in plans.values():
         seconds = [row["seconds"] for row in rows(plan)]
         assert seconds == sorted(seconds)
-        assert plan.manifest()["train_seconds"] == pytest.approx(seconds[-1])
+        assert plan.manifest().train_seconds == pytest.approx(seconds[-1])
 
 
 def test_a_finished_run_is_found_and_not_touched(killed, launcher):

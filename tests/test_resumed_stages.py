@@ -28,6 +28,7 @@ from ddistill.students import take
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.initial import abstract_state
 from ddistill.training.loop import StageRun
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import resumed, run_stages
 
 CONFIG = """
@@ -226,7 +227,9 @@ def started(tmp_path, monkeypatch):
                 before[plan.name] = pretend(plan, i)
         images = data.load(wanted.data, "train")
         with pytest.raises(Interrupted):
-            run_stages(list(plans.values()), wanted, images, Notes(), StopRequest(), only=name)
+            run_stages(
+                list(plans.values()), RunContext(wanted, images, Notes(), StopRequest()), only=name
+            )
         return before, found.pop()
 
     return start
@@ -309,7 +312,9 @@ def trained(folder, plan_name, wanted, log_every=10):
     if plans["teacher"].manifest() is None:
         pretend(plans["teacher"], 0)
     images = data.load(wanted.data, "train")
-    run_stages(list(plans.values()), wanted, images, notes, StopRequest(), only=plan_name)
+    run_stages(
+        list(plans.values()), RunContext(wanted, images, notes, StopRequest()), only=plan_name
+    )
     return plans[plan_name]
 
 

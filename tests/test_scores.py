@@ -11,6 +11,7 @@ from runs import LateStop, Notes, one_stage, plans_of, saved_steps
 
 from ddistill import data
 from ddistill.runtime.interrupt import Interrupted, StopRequest
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.scores import Score
 
@@ -74,12 +75,12 @@ def test_what_is_handed_on_does_not_depend_on_logs_and_stops(tmp_path):
         images = data.load(settings.data, "train")
         for looks in stops:
             with pytest.raises(Interrupted):
-                run_stages([plan], settings, images, Notes(), LateStop(looks))
+                run_stages([plan], RunContext(settings, images, Notes(), LateStop(looks)))
             assert 17 not in saved_steps(plan)
-        run_stages([plan], settings, images, Notes(), StopRequest())
+        run_stages([plan], RunContext(settings, images, Notes(), StopRequest()))
         chosen = {step: loss for step, loss in losses(plan).items() if loss is not None}
         assert set(chosen) == {17, 34, 40}
-        found[name] = plan.digest, plan.manifest()["handed_on"], chosen
+        found[name] = plan.digest, plan.manifest().handed_on, chosen
     assert found["a"] == found["b"] == found["c"]
 
 

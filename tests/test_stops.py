@@ -20,11 +20,12 @@ from runs import (
 
 from ddistill import data
 from ddistill.errors import TrainingError
+from ddistill.planning.manifests import TrainedManifest
 from ddistill.runtime.files import write_json
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.training.checkpoints import Checkpoints
-from ddistill.training.compiled import Programs
 from ddistill.training.loop import StageRun
+from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.trained import Networks, load_state, load_weights
 
@@ -36,7 +37,9 @@ def in_background(workdir: Path, stop: StopRequest):
 
     def work():
         try:
-            ended.append(run_stages(plans, wanted, data.load(wanted.data, "train"), notes, stop))
+            ended.append(
+                run_stages(plans, RunContext(wanted, data.load(wanted.data, "train"), notes, stop))
+            )
         except BaseException as error:
             ended.append(error)
 
@@ -65,7 +68,7 @@ def test_a_second_process_waits_and_does_not_train(tmp_path):
         assert not (plan.folder / "checkpoints").exists()
         write_json(plan.manifest_path, manifest(plan))
     thread.join(60)
-    assert ended == [{"teacher": manifest(plan)}]
+    assert ended == [{"teacher": TrainedManifest.from_json(manifest(plan))}]
     assert notes.said[1:] == ["teacher: complete (40 steps), found on disk"]
     assert not (plan.folder / "checkpoints").exists()
 
@@ -90,9 +93,9 @@ def test_whenever_a_signal_arrives_the_state_of_that_step_is_saved(tmp_path, loo
     wanted = one_stage()
     plan = plans_of(wanted, tmp_path / "run")["teacher"]
     train = data.load(wanted.data, "train")
-    run = StageRun(plan, train, wanted.training, Notes(), LateStop(looks), Programs())
+    run = StageRun(plan, RunContext(wanted, train, Notes(), LateStop(looks)))
     with pytest.raises(Interrupted) as stopped:
-        run.run(None, None)
+        run.run()
     step = int(str(stopped.value).rsplit(" ", 1)[1])
     assert saved_steps(plan) == [step]
     assert int(saved_state(plan, step).step) == step
@@ -121,10 +124,10 @@ def test_the_best_checkpoint_is_handed_on(tmp_path, monkeypatch, stops):
     images, networks = data.load(settings.data, "train"), Networks()
     if stops:
         with pytest.raises(Interrupted):
-            run_stages([plan], settings, images, notes, LateStop(36))
-    run_stages([plan], settings, images, notes, StopRequest(), networks=networks)
+            run_stages([plan], RunContext(settings, images, notes, LateStop(36)))
+    run_stages([plan], RunContext(settings, images, notes, StopRequest(), networks=networks))
     assert "teacher: the best checkpoint, of step 20, is handed on" in notes.said
-    assert (plan.manifest()["steps"], plan.manifest()["handed_on"]) == (40, 20)
+    assert (plan.manifest().steps, plan.manifest().handed_on) == (40, 20)
     assert saved_steps(plan) == [20, 40]
     wanted = saved_state(plan, 20)
     assert differences(load_state(plan).params, wanted.params) == []

@@ -2,16 +2,22 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from exported import classes_run, levels_run, run
+from exported import classes_run, levels_run, matching_run, run
+from runs import differences
 
 import ddistill
+from ddistill.data.facts import DataFacts
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.evaluation.metrics.pixels import quantise
 from ddistill.evaluation.sampling import draw
 from ddistill.export.__main__ import main as export
-from ddistill.runtime.files import write_json
+from ddistill.planning.planner import plan_stages
+from ddistill.runtime.files import read_object, write_json
+from ddistill.settings import Settings, parse
+from ddistill.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,57 @@ def test_a_folder_of_the_home_folder(levels, tmp_path, monkeypatch):
 def test_whole_numbers_of_numpy_will_do(levels):
     trained = ddistill.load(levels)
     assert trained.sample(np.int64(2), seed=np.uint8(1), nfe=np.int32(4)).shape == (2, 8, 8, 1)
+
+
+def test_a_run_is_opened_as_it_was_planned(classes):
+    facts = DataFacts.from_json(read_object(classes / "data.json"))
+    settings = parse(read_object(classes / "config.json"), Settings)
+    planned = plan_stages(settings, facts, classes, classes.parent / "shared")
+    opened = ddistill.load(classes).run.plans
+    for plan, found in zip(planned, opened, strict=True):
+        assert found.settings == plan.settings
+        assert (found.digest, found.folder) == (plan.digest, plan.folder)
+        assert found.module == plan.module
+        assert differences(found.tables, plan.tables) == []
+        assert differences(found.partition, plan.partition) == []
+        assert found.manifest() == plan.manifest()
+
+
+def test_a_student_is_opened_without_the_networks_it_was_trained_beside(tmp_path):
+    workdir = run(matching_run(), tmp_path)
+    opened = ddistill.load(workdir).run
+    plan = opened.plan("student")
+    assert set(plan.modules) == {"student"}
+    kept = Checkpoints(plan.folder / "checkpoints", keep=1, read_only=True)
+    saved = kept._saved_structure(plan.settings.steps)["params"]
+    kept.close()
+    assert set(saved) > {"student"}
+    weights = opened.networks.weights(plan)
+    shapes = jax.tree.map(lambda x: tuple(x.shape), weights.params)
+    assert shapes == jax.tree.map(lambda x: tuple(x.shape), saved["student"])
+    assert ddistill.load(workdir).sample(2).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("stages.json", None, "has no stages.json.* train a run of another version again"),
+        ("stages.json", {"format": 1}, "another version of ddistill .format 1;.* Train it again"),
+        ("stages.json", {"digests": {"even": ""}}, "'teacher' of config.json is not in stages"),
+        ("config.json", {"sede": 1}, r"config\.json: .*sede.*If another version of ddistill"),
+        ("data.json", {"class_counts": None}, r"data\.json: key 'class_counts' is null"),
+    ],
+)
+def test_runs_of_other_versions_are_refused_in_one_line(levels, tmp_path, name, changes, message):
+    shutil.copytree(levels, tmp_path / "run")
+    path = tmp_path / "run" / name
+    whole = read_object(path)
+    path.unlink()
+    if changes is not None:
+        write_json(path, {**whole, **changes})
+    with pytest.raises((CheckpointError, ConfigError), match=message) as caught:
+        ddistill.load(tmp_path / "run")
+    assert "\n" not in str(caught.value)
 
 
 def test_folders_that_checkpoints_cannot_be_read_from_are_named(tmp_path):

@@ -27,9 +27,9 @@ from ddistill.runtime.console import Reporter
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.metrics_log import MetricsLog, read_metrics
 from ddistill.settings import OptimizerSettings, Settings
-from ddistill.training.compiled import Programs
 from ddistill.training.initial import abstract_state, initial_state, memory_budget
 from ddistill.training.loop import StageRun
+from ddistill.training.run_context import RunContext
 
 
 def launch(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
@@ -111,7 +111,7 @@ def test_an_update_that_has_just_overflowed_is_not_saved(tmp_path):
     settings = one_stage()
     plan = plans_of(settings, tmp_path / "run")["teacher"]
     images = data.load(settings.data, "train")
-    run = StageRun(plan, images, settings.training, Reporter(), StopRequest(), Programs())
+    run = StageRun(plan, RunContext(settings, images, Reporter(), StopRequest()))
     state = initial_state(plan)
     run._save(10, state)
     broken = jax.tree.map(lambda x: x.at[..., 0].set(jnp.inf), state.params)

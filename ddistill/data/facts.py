@@ -105,6 +105,9 @@ def _facts_agree(facts: Mapping) -> str:
     return ""
 
 
+# What comparing runs reads of a data.json, also where another version wrote it.
+IDENTIFIED = Schema({"identity": OBJECT})
+
 # The data.json of a run.
 FACTS = Schema(
     {

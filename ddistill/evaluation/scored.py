@@ -27,6 +27,7 @@ from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER, SamplerRunRecord
 from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
+from ddistill.planning.plan import complete_manifest
 from ddistill.settings import Settings
 
 
@@ -297,7 +298,7 @@ def record_of_run(
         role=run.role,
         protocol=protocol_of(evaluation.settings, scorer, run).string(),
         classes=int(classes),
-        parameters=int((stage.manifest() or {})["parameters"]),
+        parameters=complete_manifest(stage).parameters,
         teacher_calls=cost.teacher_calls,
         updates=cost.updates,
         seconds=cost.seconds,

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from flax import linen as nn
 
@@ -13,7 +12,7 @@ from ddistill.planning.plan import StagePlan
 from ddistill.settings import StageSettings, to_plain
 
 
-def in_full(network: Mapping[str, Any]) -> dict[str, Any]:
+def in_full(network: Mapping[str, object]) -> dict[str, object]:
     """The options of a network that its parameters depend on, with defaults, as plain values."""
     full = to_plain({**networks.defaults(str(network["name"])), **network})
     return {k: v for k, v in full.items() if k not in networks.WITHOUT_PARAMETERS}
@@ -74,7 +73,7 @@ def resolve(context: StageContext) -> StageSettings:
     )
 
 
-def build_module(described: Mapping[str, Any], path: str) -> nn.Module:
+def build_module(described: Mapping[str, object], path: str) -> nn.Module:
     """Builds the network that settings describe by name and options."""
     options = dict(described)
     if "name" not in options:

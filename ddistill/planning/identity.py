@@ -40,12 +40,12 @@ FORMAT = 5
 
 
 class Kind(enum.Enum):
-    """What a setting does to a stage."""
+    """How a setting enters the identity of a stage."""
 
     LEARNT = "another value is another training"
-    GROUP = "settings that are classified one by one"
-    CONTENT = "says which data or files are read; their content counts, and not the setting"
-    PLANNED = "names other stages or their order; these count by their digests and their roles"
+    GROUP = "settings that have a kind each"
+    CONTENT = "names data or files, of which the content counts"
+    PLANNED = "names other stages, of which the digests and roles count"
     RUN = "how a training is run: pace, memory, devices, logs"
     NAME = "names and places of results"
     SCORED = "how students are sampled and scored"
@@ -88,9 +88,9 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.CONTENT, "embeddings"),
         **_all(Kind.RUN, "mapping"),
     },
-    # `checkpoint_every` is learnt from where the best checkpoint is handed on: it says which there
-    # are to choose from. Their scores are means over the steps between them, whatever `log_every`
-    # is. An alarm ends a stage, which then hands nothing on.
+    # `checkpoint_every` changes the result with select_checkpoint="best", and `normalised` adds it:
+    # it decides which checkpoints there are. Their scores are means over the steps between them,
+    # whatever `log_every` is. A stage that an alarm ends hands on nothing.
     TrainingSettings: {
         **_all(Kind.RUN, "log_every checkpoint_every keep scan_steps tensorboard"),
         **_all(Kind.GROUP, "mesh"),
@@ -114,7 +114,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.RUN, "in_memory_limit_mb workers"),
     },
 }
-# Options of networks that change how a network computes what it computes.
+# Options that change how a network is computed, and not its result.
 COMPUTED = ("remat", "conv_impl")
 
 
@@ -127,8 +127,8 @@ def kind_of(cls: type, name: str) -> Kind:
     return FIELDS[cls][name]
 
 
-def learnt(settings: Any) -> Any:
-    """The settings that are learnt from, of a dataclass, as nested dictionaries."""
+def learnt(settings: object) -> Any:
+    """The settings of a dataclass that change the training, as nested dictionaries."""
     if isinstance(settings, Mapping):
         return {str(key): learnt(value) for key, value in settings.items()}
     if not dataclasses.is_dataclass(settings):
@@ -190,10 +190,9 @@ def make_identity(
 
 
 def normalised(stage: StageSettings, objective: Objective, settings: Settings) -> dict[str, Any]:
-    """What a stage itself learns from: its settings, the same training written in one way.
+    """The stage's own settings in a normal form: equal trainings have equal forms.
 
-    Settings that change nothing as the others are set are left out, and settings that are left to
-    their defaults are filled in.
+    Settings without effect are left out, and defaults are filled in.
     """
     own = learnt(stage)
     own["objective"] = _objective(stage.objective, objective)
@@ -209,17 +208,17 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
     return own
 
 
-def digest_of(identity: Mapping[str, Any]) -> str:
+def digest_of(identity: Mapping[str, object]) -> str:
     """SHA-256 of a stage's identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _objective(given: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
+def _objective(given: Mapping[str, object], objective: Objective) -> dict[str, object]:
     name, idle = str(given["name"]), objective.inert_hparams()
     return {k: v for k, v in _filled_in(given, hyperparameters(name)).items() if k not in idle}
 
 
-def _network(given: Mapping[str, Any]) -> dict[str, Any]:
+def _network(given: Mapping[str, object]) -> dict[str, object]:
     name = str(given["name"]) if "name" in given else ""
     defaults = networks.defaults(name) if name else {}
     usual = {k: v for k, v in defaults.items() if v is not dataclasses.MISSING}
@@ -227,10 +226,10 @@ def _network(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: to_plain(value) for key, value in full.items() if key not in COMPUTED}
 
 
-def _filled_in(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with defaults, written in one way: 1 for a real number is 1.0, and "a" is ("a",)."""
+def _filled_in(given: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """Settings with defaults in a normal form: 1 for a float is 1.0, "a" for a tuple is ("a",)."""
 
-    def written(value: Any, default: Any) -> Any:
+    def written(value: object, default: object) -> object:
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if isinstance(default, tuple) and not isinstance(value, (tuple, list)):
@@ -243,7 +242,7 @@ def _filled_in(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     }
 
 
-def _schedule(s: ScheduleSettings) -> dict[str, Any]:
+def _schedule(s: ScheduleSettings) -> dict[str, object]:
     parameters = inspect.signature(SCHEDULES[s.name]).parameters.values()
     own = {p.name: p.default for p in parameters if p.name not in ("T", "dtype")}
     options = {key: value for key, value in own.items() if value is not inspect.Parameter.empty}
@@ -251,12 +250,12 @@ def _schedule(s: ScheduleSettings) -> dict[str, Any]:
 
 
 def differences(
-    theirs: Mapping[str, Any],
-    ours: Mapping[str, Any],
-    their_lineage: Mapping[str, Any],
-    our_lineage: Mapping[str, Any],
+    theirs: Mapping[str, object],
+    ours: Mapping[str, object],
+    their_lineage: Mapping[str, Mapping[str, object]],
+    our_lineage: Mapping[str, Mapping[str, object]],
 ) -> list[str]:
-    """What two stages differ in, setting by setting, with the old and the new value.
+    """The settings in which two stages differ, each with its old and its new value.
 
     Args:
       theirs, ours: identities.
@@ -265,16 +264,16 @@ def differences(
     lines = _compare(theirs, ours)
     for name, now in our_lineage.items():
         was = their_lineage.get(name)
-        # What all stages share, such as the data, is told once.
+        # Differences that all stages share, such as the data, are listed once.
         new = [x for x in _compare(was, now) if x not in lines] if isinstance(was, dict) else []
         lines += [f"stage '{name}': {line}" for line in new]
     return lines
 
 
-def _compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def _compare(theirs: Mapping[str, object], ours: Mapping[str, object]) -> list[str]:
     lines: list[str] = []
 
-    def walk(a: Any, b: Any, at: str) -> None:
+    def walk(a: object, b: object, at: str) -> None:
         if isinstance(a, dict) and isinstance(b, dict):
             for key in sorted(a.keys() | b.keys()):
                 walk(a.get(key), b.get(key), f"{at}.{key}" if at else key)
@@ -285,7 +284,7 @@ def _compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(identity: Mapping[str, object]) -> dict[str, object]:
     """An identity with the stage's own settings beside the run's, and the names of its sources."""
     own, sources = identity.get("stage"), identity.get("sources")
     found = {key: value for key, value in identity.items() if key not in ("stage", "sources")}
@@ -294,13 +293,13 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "sources": sorted(sources) if isinstance(sources, dict) else []}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = "not set" if value is None else repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no type for, the same in every process."""
+    """A value that JSON has no type for, the same in every process."""
     if hasattr(value, "tolist"):  # of numpy
         return value.tolist()
     if hasattr(value, "__qualname__"):

@@ -1,9 +1,11 @@
-"""Who learnt from whom: the stages between a teacher and a student, and what they cost together."""
+"""The stages between a teacher and a student, and what they cost together."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddistill.planning.plan import StagePlan, incomplete
+from ddistill.planning.manifests import Manifest, TrainedManifest
+from ddistill.planning.plan import StagePlan, complete_manifest
 
 
 @dataclass(frozen=True)
@@ -47,25 +49,22 @@ def cost(stages: Sequence[StagePlan], student: int | None = None) -> Cost:
 
     Args:
       stages: in order.
-      student: of the students of a sweep, which is the last stage, the one that is meant: it is
-        charged with its own calls and updates and its share of the time.
+      student: a student of a sweep, which is the last stage: it is charged with its own calls and
+        updates and an equal share of the time. None for all students.
 
     Raises:
       CheckpointError: a stage is not complete.
     """
-    manifests = []
-    for plan in stages:
-        manifest = plan.manifest()
-        if manifest is None:
-            raise incomplete(plan)
-        manifests.append(dict(manifest))
-    if student is not None:
-        last = manifests[-1]
-        last["teacher_calls"] = last["teacher_calls_of_each"][student]
-        last["train_seconds"] /= last["students"]
-        last["students"] = 1
+    manifests: list[Manifest] = [complete_manifest(plan) for plan in stages]
+    if student is not None and isinstance(last := manifests[-1], TrainedManifest):
+        manifests[-1] = dataclasses.replace(
+            last,
+            teacher_calls=last.teacher_calls_of_each[student],
+            train_seconds=last.train_seconds / last.students,
+            students=1,
+        )
     return Cost(
-        teacher_calls=sum(int(m["teacher_calls"]) for m in manifests),
-        updates=sum(int(m["updates"]) * int(m["students"]) for m in manifests),
-        seconds=sum(float(m["train_seconds"]) for m in manifests),
+        teacher_calls=sum(m.teacher_calls for m in manifests),
+        updates=sum(m.updates * m.students for m in manifests),
+        seconds=sum(m.train_seconds for m in manifests),
     )

@@ -1,7 +1,9 @@
-"""What the files of a stage's folder hold: whose it is, how far it came and what it cost."""
+"""The JSON files in the folders of a run and of its stages."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from ddistill.runtime.schemas import (
     COUNT,
@@ -18,7 +20,7 @@ from ddistill.runtime.schemas import (
 )
 
 
-def _of_each_student(found: Mapping[str, Any]) -> str:
+def _of_each_student(found: Mapping) -> str:
     for key in ("diverged", "teacher_calls_of_each"):
         count = len(found[key])
         if count != found["students"] and (count or key != "diverged"):
@@ -27,6 +29,7 @@ def _of_each_student(found: Mapping[str, Any]) -> str:
 
 
 _COMMON = {
+    "stage": TEXT,
     "digest": TEXT,
     "steps": WHOLE,
     "updates": WHOLE,
@@ -37,19 +40,100 @@ _COMMON = {
     "train_seconds": NUMBER,
     "compile_seconds": NUMBER,
 }
-# complete.json of a stage that was trained or taken over; a stage of no steps has no loss.
+# complete.json of a stage that was trained or imported; a stage of no steps has no loss.
 TRAINED = Schema(
     {
         **_COMMON,
+        "ema": list_of(NUMBER),
         "teacher_calls_of_each": list_of(WHOLE),
         "diverged": list_of(WHOLE),
+        "data_wait_seconds": NUMBER,
         "final_loss": maybe(NUMBER),
         "handed_on": WHOLE,
     },
     agree=_of_each_student,
 )
 # complete.json of a stage that has made pairs.
-PAIRS = Schema({**_COMMON, "pairs": WHOLE, "shards": map_of(TEXT, least=1)})
+PAIRS = Schema({**_COMMON, "pairs": WHOLE, "provenance": OBJECT, "shards": map_of(TEXT, least=1)})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """complete.json of a stage: what its training cost.
+
+    Attributes:
+      stage: name of the stage.
+      digest: hash of its identity.
+      steps: number of train steps.
+      updates: number of optimiser steps of each student.
+      batch_size: examples of a step.
+      students: number of students.
+      parameters: number of parameters of one student.
+      teacher_calls: teacher forward passes of one image each, of all students.
+      train_seconds: wall time, compilation left out.
+      compile_seconds: wall time of compilation.
+    """
+
+    stage: str
+    digest: str
+    steps: int
+    updates: int
+    batch_size: int
+    students: int
+    parameters: int
+    teacher_calls: int
+    train_seconds: float
+    compile_seconds: float
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        """The manifest in an object as its schema describes it; other keys are ignored."""
+        own: dict[str, Any] = {f.name: found[f.name] for f in dataclasses.fields(cls)}
+        for name, value in own.items():
+            if isinstance(value, list):
+                own[name] = tuple(value)
+        return cls(**own)
+
+    def to_json(self) -> dict[str, object]:
+        """An object as its schema describes it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainedManifest(Manifest):
+    """complete.json of a stage that was trained or imported; see `TRAINED`.
+
+    Attributes:
+      ema: rates of its averages.
+      teacher_calls_of_each: `teacher_calls` of each student.
+      diverged: in a stage of many students, the step at which each diverged, or 0.
+      data_wait_seconds: wall time of waiting for data.
+      final_loss: mean loss of the last log interval; None or NaN where there is none.
+      handed_on: step of the checkpoint that the stage hands on.
+    """
+
+    ema: tuple[float, ...]
+    teacher_calls_of_each: tuple[int, ...]
+    diverged: tuple[int, ...]
+    data_wait_seconds: float
+    final_loss: float | None
+    handed_on: int
+
+
+@dataclass(frozen=True)
+class PairsManifest(Manifest):
+    """complete.json of a stage that has made pairs; see `PAIRS`.
+
+    Attributes:
+      pairs: number of pairs.
+      provenance: teacher, guidance, sampler and levels that the pairs were made with.
+      shards: by file name, the SHA-256 of the file.
+    """
+
+    pairs: int
+    provenance: Mapping[str, object]
+    shards: Mapping[str, str]
+
 
 # stage.json; the records of checkpoints and older manifests name the digest alone.
 OWNER = Schema({"digest": TEXT}, {"identity": OBJECT, "lineage": map_of(OBJECT)})
@@ -72,17 +156,17 @@ def _is_row(value: object, *kinds: Kind) -> bool:
     )
 
 
-def completed(record: Mapping[str, Any], step: int) -> dict[str, Any]:
+def completed(record: Mapping[str, object], step: int) -> dict[str, Any]:
     """The record of the checkpoint at `step`, with empty values for keys that it lacks.
 
-    The weights of such a checkpoint are whole. Times are not made up, because the cost of the stage
-    is reported from them. Values of a wrong kind stay as they are: see `RECORD`.
+    The weights of such a checkpoint are complete. Times have no default, because the cost of the
+    stage is reported from them. Values of a wrong kind stay as they are: see `RECORD`.
     """
-    empty: dict[str, dict[str, Any]] = {
+    empty: dict[str, dict[str, object]] = {
         "scores": {"sums": {}, "last": {}},
         "alarms": {"step": step, "known": {}, "fatal": [], "born": []},
     }
-    made = {"loss": None, **empty, **record}
+    made: dict[str, Any] = {"loss": None, **empty, **record}
     for key, values in empty.items():
         if isinstance(made[key], dict):
             made[key] = {**values, **made[key]}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from ddistill.errors import CheckpointError
 from ddistill.interop.imported import Imported
 from ddistill.objectives import LevelTables, Objective
 from ddistill.partitions import Partition
-from ddistill.planning.manifests import PAIRS, TRAINED
+from ddistill.planning.manifests import PAIRS, TRAINED, PairsManifest, TrainedManifest
 from ddistill.runtime.files import read_object_or_none
 from ddistill.runtime.sharding import Layout, plan_layout
 from ddistill.schedules import Schedule
@@ -50,8 +49,8 @@ class StudentPlan:
     """One student of a stage.
 
     Attributes:
-      label: what a sweep sets it apart by, such as "grid_steps=4"; "" without one.
-      levels: `[N+1]`, what it is sampled on, with the times it is told.
+      label: its values in a sweep, such as "grid_steps=4"; "" without a sweep.
+      levels: `[N+1]`, the levels that it is sampled on, with the times that its network takes.
       indices: `[N+1]`, their rows in the run's schedule; with grid.spacing="edm" the rows nearest
         to them.
       tables: the same as tables, with the levels that it is trained on.
@@ -59,7 +58,7 @@ class StudentPlan:
       seed: of its random streams and its batches.
       stream: ends the names of its random streams.
       optimizer: its optimiser.
-      classes: those of the data that it is shown; None for all.
+      classes: the classes that it is trained on; None for all.
     """
 
     label: str
@@ -93,7 +92,7 @@ class StagePlan:
       objective: the method, prepared for this grid.
       modules: networks by name: the student and whatever else the objective trains.
       students: what each student learns from; one, unless `settings.students.count` is above 1.
-      partition: who answers for what, or None.
+      partition: which student owns which levels and classes, or None.
       image_shape: (H, W, C).
       seed: the run's seed.
       imported: the network of another project that the stage starts from, or None.
@@ -101,8 +100,8 @@ class StagePlan:
 
     name: str
     settings: StageSettings
-    identity: Mapping[str, Any]
-    lineage: Mapping[str, Mapping[str, Any]]
+    identity: Mapping[str, object]
+    lineage: Mapping[str, Mapping[str, object]]
     digest: str
     folder: Path
     objective: Objective
@@ -120,9 +119,9 @@ class StagePlan:
 
     @property
     def levels(self) -> Schedule:
-        """`[N+1]`, the noise levels that a student is sampled on, with the times it is told.
+        """`[N+1]`, the levels that a student is sampled on, with the times that its network takes.
 
-        Those of the first student, where a sweep gives each its own.
+        In a sweep, the levels of the first student.
         """
         return self.students[0].levels
 
@@ -148,22 +147,27 @@ class StagePlan:
         """The file that says that the stage is complete."""
         return self.folder / "complete.json"
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> TrainedManifest | PairsManifest | None:
         """The manifest, or None while the stage is not complete.
 
-        A damaged one is None too, and one that lacks what a manifest holds: training goes on at the
-        last checkpoint, which writes it anew.
+        A damaged or incomplete manifest is None too: training goes on from the last checkpoint and
+        writes it anew.
 
         Raises:
           CheckpointError: there is a folder in its place.
         """
-        pairs = self.objective.trains.kind == "pairs"
-        return read_object_or_none(self.manifest_path, PAIRS if pairs else TRAINED)
+        if self.objective.trains.kind == "pairs":
+            found = read_object_or_none(self.manifest_path, PAIRS)
+            return None if found is None else PairsManifest.from_json(found)
+        found = read_object_or_none(self.manifest_path, TRAINED)
+        return None if found is None else TrainedManifest.from_json(found)
 
     def diverged_students(self) -> list[int]:
         """The students of a complete stage that diverged; none while it is not complete."""
-        steps = (self.manifest() or {}).get("diverged", [])
-        return [k for k, step in enumerate(steps) if step]
+        manifest = self.manifest()
+        if not isinstance(manifest, TrainedManifest):
+            return []
+        return [k for k, step in enumerate(manifest.diverged) if step]
 
     def layout(self, mesh: MeshSettings) -> Layout:
         """Where its arrays lie; raises `ConfigError` for a mesh that does not fit."""
@@ -174,6 +178,18 @@ class StagePlan:
     def ema_key(self) -> str | None:
         """The average that the stage hands on; None means the raw weights."""
         return str(self.settings.ema[0]) if self.settings.ema else None
+
+
+def complete_manifest(plan: StagePlan) -> TrainedManifest | PairsManifest:
+    """The manifest of a stage that is complete.
+
+    Raises:
+      CheckpointError: it is not complete.
+    """
+    manifest = plan.manifest()
+    if manifest is None:
+        raise incomplete(plan)
+    return manifest
 
 
 def incomplete(plan: StagePlan) -> CheckpointError:

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flax import linen as nn
 
@@ -213,9 +212,9 @@ def _build(
     )
 
 
-def _lineage(context: StageContext) -> dict[str, Mapping[str, Any]]:
+def _lineage(context: StageContext) -> dict[str, Mapping[str, object]]:
     """By name, the identities of all stages that a stage rests on, directly or not."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Mapping[str, object]] = {}
     for plan in (context.earlier[name] for name in context.settings.sources):
         found |= {**plan.lineage, plan.name: plan.identity}
     return found

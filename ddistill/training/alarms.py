@@ -1,25 +1,25 @@
-"""Alarms of a training: told when they begin, and where they are fatal and stay, its end."""
+"""Alarms of a training: shown when they begin; a fatal alarm that persists ends the stage."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ddistill.planning.plan import StagePlan
 
-# A fatal alarm that stays for as many steps as this many log intervals have stops the stage.
+# Log intervals a fatal alarm must persist before the stage stops.
 PATIENCE = 3
 
 
 class AlarmMonitor:
-    """Listens to a stage's metrics for the objective's alarms, student by student.
+    """Checks a stage's metrics for the objective's alarms, student by student.
 
     Args:
       plan: the stage.
       every: steps of a log interval.
-      say: where an alarm is told, once until it is over.
-      stop: `(step, what) -> error`, for an alarm that stays.
+      say: shows an alarm to the user, once until it is over.
+      stop: `(step, what) -> error`, for a fatal alarm that persists.
     """
 
     def __init__(
@@ -35,17 +35,16 @@ class AlarmMonitor:
         # it has been fatal.
         self._known: dict[str, dict[str, float]] = {}
         self._fatal: dict[tuple[str, str], int] = {}
-        # Signs that a student was born with and has not lost yet.
+        # Alarms that a student has had since its first interval.
         self._born: set[tuple[str, str]] = set()
 
     def __call__(self, means: Mapping[str, float], step: int) -> None:
         """Takes the means of the steps up to `step` since the last call.
 
-        An alarm of which an interval says nothing, because the update that measures it did not run,
-        is neither over nor told nor counted again.
+        An alarm that an interval did not measure, because its update did not run, stays as it is.
 
         Raises:
-          TrainingError: a fatal alarm has stayed.
+          TrainingError: a fatal alarm has persisted.
         """
         now: dict[tuple[str, str], int] = {}
         passed, self._step = step - self._step, step
@@ -70,8 +69,8 @@ class AlarmMonitor:
         self._fatal = now
         self._born &= now.keys()
 
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed training is stopped where it would be."""
+    def record(self) -> dict[str, object]:
+        """The values that a checkpoint keeps, so that a resumed training stops at the same step."""
         return {
             "step": self._step,
             "known": self._known,
@@ -79,7 +78,7 @@ class AlarmMonitor:
             "born": sorted(map(list, self._born)),
         }
 
-    def restore(self, record: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping) -> None:
         """Goes on from a `record`."""
         self._step = record["step"]
         self._known = {who: dict(known) for who, known in record["known"].items()}
@@ -98,20 +97,20 @@ class AlarmMonitor:
         return students
 
 
-def overflow(params: Mapping[str, Any], stacked: bool) -> tuple[str, int | None]:
-    """The first parameter on this process's devices that is not finite, and whose it is.
+def overflow(params: Mapping[str, PyTree], stacked: bool) -> tuple[str, int | None]:
+    """The first parameter on this process's devices that is not finite.
 
     Args:
       params: by network.
-      stacked: whether they are those of many students, `[K, ...]`.
+      stacked: whether they have a leading student axis, `[K, ...]`.
 
     Returns:
-      What it is called, "" if all are finite, and of many students the one that has it.
+      Its name, "" if all are finite; and its student, None unless `stacked`.
     """
     for name, tree in params.items():
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
             for shard in x.addressable_shards:
-                if shard.replica_id:  # looked at where it is the first
+                if shard.replica_id:  # the device of replica 0 checks it
                     continue
                 finite = np.isfinite(np.asarray(shard.data))
                 if finite.all():

@@ -1,7 +1,6 @@
-"""Batches on their way to the devices: which examples, when, and where they lie."""
+"""Reads batches and places them on the devices."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +16,16 @@ from ddistill.training.rounds import split
 class BatchReader:
     """Batches of a stage: batch s depends on (seed, s) alone, and not on the devices.
 
-    A data set that lies in memory is put on the devices once and a batch is a list of indices; a
-    larger one is read ahead by a thread, of which every process reads what its devices are given.
-    Every student has a batch of its own, of the classes that it is trained on. An objective that
-    learns from noise alone is given labels and no images, and none are read.
+    A data set in memory is placed on the devices once, and a batch is a list of indices. A thread
+    reads ahead from a larger data set; every process reads the examples of its own devices. Every
+    student has a batch of its own, of the classes that it is trained on. An objective that learns
+    from noise alone is given labels and no images, and no images are read.
+
+    Attributes:
+      resident: whether the data set lies on the devices, or no images are read.
+      hflip: whether training mirrors images at random.
+      images: `[N, H, W, C]` on the devices where the data set lies there, else None.
+      labels: `[N]` on the devices.
     """
 
     def __init__(
@@ -32,7 +37,8 @@ class BatchReader:
         images: bool = True,
     ):
         self._dataset, self._batch, self._layout = dataset, batch, layout
-        self._members = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
+        self._students = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
+        self.hflip = dataset.hflip
         self.resident = not images or isinstance(dataset.images, np.ndarray)
         kept = images and self.resident
         self.images = place(dataset.images, layout.whole()) if kept else None
@@ -40,23 +46,24 @@ class BatchReader:
 
     def _indices(self, step: int, count: int) -> np.ndarray:
         chosen = [
-            [rows[batch_indices(seed, s, self._batch, len(rows))] for seed, rows in self._members]
+            [rows[batch_indices(seed, s, self._batch, len(rows))] for seed, rows in self._students]
             for s in range(step, step + count)
         ]
         indices = np.array(chosen, np.int32)
         return indices if self._layout.students else indices[:, 0]
 
-    def _load(self, step: int, count: int) -> tuple[list[Any], list[np.ndarray]]:
+    def _load(self, step: int, count: int) -> tuple[list, list[np.ndarray]]:
         indices = split(self._layout, self._indices(step, count), axis=1)
         images = [self.images if self.resident else self._read(own) for own in indices]
         return images, indices
 
-    def _read(self, indices: np.ndarray) -> Any:
+    def _read(self, indices: np.ndarray) -> np.ndarray | jax.Array:
         if not several():
             images = self._dataset.take(indices.reshape(-1))
             return images.reshape(*indices.shape, *images.shape[1:])
 
-        def part(index: Any) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             own = indices[index[: indices.ndim]]
             images = self._dataset.take(own.reshape(-1))
             return images.reshape(*own.shape, *images.shape[1:])
@@ -68,7 +75,7 @@ class BatchReader:
         return jax.make_array_from_callback(shape, spread, part)
 
     def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list, list]]:
-        """Yields (step, count, images, indices) for spans of steps, both by turn, read ahead."""
+        """Yields (step, count, images, indices) for spans of steps; the last two by round."""
         return read_ahead(lambda span: (*span, *self._load(*span)), spans)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jaxtyping import PyTree
 
 from ddistill.errors import CheckpointError
 from ddistill.planning.manifests import RECORD, SEAL, completed
@@ -26,17 +27,17 @@ from ddistill.runtime.hosts import agree, from_first, wait
 from ddistill.training.state import TrainState
 
 # By field of a `TrainState` and by name in it, trees of shapes.
-Part = Mapping[str, Mapping[str, Any]]
+Part = Mapping[str, Mapping[str, PyTree]]
 
 
 @dataclass(frozen=True)
 class _NewestAndBest:
-    """Orbax's question which checkpoints stay: the newest ones and the one of the lowest loss."""
+    """The policy that Orbax asks which checkpoints to keep: the newest and the best one."""
 
     newest: int
     losses: Mapping[int, float | None]
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence, *, context: object) -> list[bool]:
         del context
         steps = [x.step for x in checkpoints]
         kept = {*sorted(steps)[-self.newest :], _best(self.losses, steps)}
@@ -90,7 +91,7 @@ class Checkpoints:
         self._manager = self._open()
 
     def _prepare(self) -> dict[str, float | None]:
-        """Makes the folder, clears away what a kill left in it, and reads the losses by step."""
+        """Makes the folder, removes unfinished checkpoints, and reads the losses by step."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for rest in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
@@ -180,7 +181,7 @@ class Checkpoints:
             )
         return None
 
-    def restore_part(self, like: Part, step: int) -> dict[str, dict[str, Any]] | None:
+    def restore_part(self, like: Part, step: int) -> dict[str, dict[str, PyTree]] | None:
         """Some networks of the state in one checkpoint; nothing else is read.
 
         Args:
@@ -217,7 +218,7 @@ class Checkpoints:
             self._set_aside(step, _reason(error))
             return None
 
-    def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
+    def _read(self, step: int, abstract: PyTree) -> tuple[Any, str]:
         """A checkpoint's (state, record), or None, and why it could not be read."""
         try:
             found = self._manager.restore(
@@ -243,7 +244,7 @@ class Checkpoints:
             )
         return made
 
-    def _saved_structure(self, step: int) -> Any:
+    def _saved_structure(self, step: int) -> PyTree:
         """Shapes of a checkpoint on disk, or None where they cannot be read."""
         try:
             metadata = self._manager.item_metadata(step)["state"]
@@ -316,12 +317,12 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(x.relative_to(folder)): hashlib.sha256(x.read_bytes()).hexdigest() for x in files}
 
 
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
 
 
-def _flat(tree: Any) -> dict[str, tuple[int, ...]]:
+def _flat(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {_path_text(path): tuple(leaf.shape) for path, leaf in leaves}
 
@@ -332,7 +333,7 @@ def _path_text(path: Any) -> str:
     return "/".join(parts)
 
 
-def check_same_structure(saved: Any, wanted: Any, where: Path) -> None:
+def check_same_structure(saved: PyTree, wanted: PyTree, where: Path) -> None:
     """Raises `CheckpointError` naming the first entries in which two trees of arrays differ.
 
     Args:

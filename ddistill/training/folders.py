@@ -1,4 +1,4 @@
-"""The folders of stages: whose they are, who trains in them now, and what is complete."""
+"""The folders of stages: locks, owners, and which stages are complete."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ def claim(plan: StagePlan, reporter: Reporter, stop: StopRequest) -> Iterator[No
 
     Raises:
       CheckpointError: the folder belongs to a stage with other settings.
-      Interrupted: a stop was asked for while waiting.
+      Interrupted: a stop was requested while waiting.
     """
     with contextlib.ExitStack() as held:
         waiting = False
@@ -44,7 +44,7 @@ def claim(plan: StagePlan, reporter: Reporter, stop: StopRequest) -> Iterator[No
 
 
 def _tidy(plan: StagePlan) -> None:
-    """Removes files that a kill has left half written; the lock says that nobody else writes."""
+    """Removes files that a killed process left unfinished; the lock excludes other writers."""
     folder = plan.folder
     remove_leftovers(folder, folder / "checkpoints" / "digests", folder / "pairs")
 
@@ -63,7 +63,7 @@ def _try_lock(plan: StagePlan, held: contextlib.ExitStack) -> bool:
 
 
 def _sign(plan: StagePlan) -> None:
-    """Writes whose folder it is, unless that is written already; errors as `check_owner`."""
+    """Writes the owner of the folder unless it is written already; errors as `check_owner`."""
     check_owner(plan)
     record = plan.folder / "stage.json"
     if read_object_or_none(record, OWNER) is None:
@@ -93,7 +93,7 @@ def check_folders(plans: Sequence[StagePlan], only: str = "") -> None:
             raise incomplete(by_name[name])
 
 
-def _owner(plan: StagePlan) -> dict[str, Any]:
+def _owner(plan: StagePlan) -> dict[str, object]:
     return {
         "digest": plan.digest,
         "identity": plan.identity,
@@ -105,7 +105,7 @@ def _owner(plan: StagePlan) -> dict[str, Any]:
 def check_owner(plan: StagePlan) -> None:
     """Raises `CheckpointError` if the stage's folder belongs to a stage with other settings.
 
-    Where stage.json is missing or damaged, the manifest and the checkpoints say whose folder it is.
+    Where stage.json is missing or damaged, the manifest or a checkpoint names the owner.
     """
     theirs = _read_owner(plan)
     if theirs is None or theirs["digest"] == plan.digest:
@@ -126,10 +126,10 @@ def check_owner(plan: StagePlan) -> None:
 
 
 def _read_owner(plan: StagePlan) -> dict[str, Any] | None:
-    """Whose the stage's folder is: an object with a digest, or None for nobody's.
+    """The owner of the stage's folder, an object with a digest; None for an empty folder.
 
     Raises:
-      CheckpointError: nothing in it says whose it is.
+      CheckpointError: the folder is not empty and no file in it names its owner.
     """
     try:
         return read_object(plan.folder / "stage.json", OWNER)

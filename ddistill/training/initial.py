@@ -1,14 +1,14 @@
-"""The state of a stage at step 0, in the abstract and with values."""
+"""The state of a stage at step 0: its shapes, and its values."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import init_inputs, start_memory
@@ -28,9 +28,9 @@ def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
 
 @dataclass(frozen=True)
 class Start:
-    """What a stage starts from; what is not here starts fresh.
+    """What a stage starts from; everything that is missing here is initialised at random.
 
-    Where the stage is one of many students, everything is a stack of as many.
+    In a stage of many students every array has a leading student axis.
 
     Attributes:
       weights: by network.
@@ -38,15 +38,15 @@ class Start:
       ema: by rate (as text), the student's averages.
       targets: by name of an auxiliary network, the average that losses see.
       memory: by name, the objective's arrays.
-      frozen: the students that diverged in the stage that is started from; they do not learn.
+      diverged: the students that diverged in the stage that is started from; they do not learn.
     """
 
     weights: Mapping[str, Weights] = field(default_factory=dict)
-    opt_state: Mapping[str, Any] = field(default_factory=dict)
-    ema: Mapping[str, Any] = field(default_factory=dict)
-    targets: Mapping[str, Any] = field(default_factory=dict)
-    memory: Mapping[str, Any] = field(default_factory=dict)
-    frozen: Sequence[int] = ()
+    opt_state: Mapping[str, optax.OptState] = field(default_factory=dict)
+    ema: Mapping[str, PyTree] = field(default_factory=dict)
+    targets: Mapping[str, PyTree] = field(default_factory=dict)
+    memory: Mapping[str, jax.Array] = field(default_factory=dict)
+    diverged: Sequence[int] = ()
 
 
 def initial_state(
@@ -69,10 +69,10 @@ def initial_state(
         targets={**state.targets, **start.targets},
         memory={**state.memory, **start.memory},
     )
-    if start.frozen:
-        # As if its first update had diverged: it is not scored, nor is it charged with images.
-        frozen = state.diverged.at[jnp.array(start.frozen)].set(1)
-        state = dataclasses.replace(state, diverged=frozen)
+    if start.diverged:
+        # As if the first update had diverged: such a student is not scored and has seen no images.
+        diverged = state.diverged.at[jnp.array(start.diverged)].set(1)
+        state = dataclasses.replace(state, diverged=diverged)
     return place(state, state_shardings(state, layout))
 
 
@@ -113,7 +113,7 @@ def abstract_weights(plan: StagePlan) -> Weights:
     return jax.eval_shape(create)
 
 
-def _weights(variables: Mapping[str, Any]) -> Weights:
+def _weights(variables: Mapping[str, PyTree]) -> Weights:
     return Weights(variables["params"], variables.get("batch_stats"))
 
 
@@ -147,16 +147,15 @@ def _state(
 
 
 def memory_budget(state: TrainState) -> str:
-    """What a stage's own networks hold in memory from step to step, in words.
+    """The memory of a stage's own networks between steps, in words.
 
-    Activations come on top, and so do the teacher, a classifier, and data and pairs where they are
-    kept on the devices.
+    Activations, the teacher, a classifier, and data and pairs on the devices are not counted.
 
     Args:
       state: the state or its shapes.
     """
 
-    def size(tree: Any) -> int:
+    def size(tree: PyTree) -> int:
         shapes = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
@@ -168,6 +167,6 @@ def memory_budget(state: TrainState) -> str:
     )
 
 
-def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[Any, ...]:
+def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[PyTree, ...]:
     key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
     return key, *init_inputs(plan.objective, name, plan.image_shape, plan.settings.conditional)

@@ -9,15 +9,17 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddistill.denoiser import Denoiser
 from ddistill.errors import CheckpointError, TrainingError
 from ddistill.objectives.inputs import Pairs
 from ddistill.objectives.pairs import MakePairs
+from ddistill.planning.manifests import PairsManifest
 from ddistill.planning.plan import StagePlan, incomplete
 from ddistill.runtime.console import Reporter
 from ddistill.runtime.files import read_arrays, read_object_or_none, write_arrays, write_json
@@ -26,12 +28,15 @@ from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.schemas import NUMBER, Schema
 from ddistill.samplers import get_sampler, nfe
-from ddistill.students import in_groups
+from ddistill.students import RoutedDenoiser, in_groups
 
 
 def make_pairs(
-    plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest
-) -> dict[str, Any]:
+    plan: StagePlan,
+    teacher: Denoiser | RoutedDenoiser,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> PairsManifest:
     """Makes the pairs that are not there yet and returns the stage's manifest.
 
     Args:
@@ -40,16 +45,16 @@ def make_pairs(
       reporter, stop: progress and polite stopping.
 
     Raises:
-      Interrupted: a stop was asked for; finished shards stay.
+      Interrupted: a stop was requested; finished shards stay.
       TrainingError: the teacher's images are not finite.
     """
     stopped = from_first(lambda: _try_shards(plan, teacher, reporter, stop))
     if stopped:
         raise Interrupted(stopped)
-    manifest = from_first(lambda: _manifest(plan))
+    manifest = from_first(lambda: _manifest(plan).to_json())
     if is_first():
         write_json(plan.manifest_path, manifest)
-    return manifest
+    return PairsManifest.from_json(manifest)
 
 
 def read_pairs(plan: StagePlan) -> Pairs:
@@ -60,10 +65,10 @@ def read_pairs(plan: StagePlan) -> Pairs:
         teacher.
     """
     manifest = plan.manifest()
-    if manifest is None:
+    if not isinstance(manifest, PairsManifest):
         raise incomplete(plan)
     shards = []
-    for name, digest in manifest["shards"].items():
+    for name, digest in manifest.shards.items():
         path = _folder(plan) / name
         if not path.exists() or _hash(path) != digest:
             raise CheckpointError(
@@ -79,8 +84,10 @@ def read_pairs(plan: StagePlan) -> Pairs:
     return jax.tree.map(lambda *x: np.concatenate(x), *shards)
 
 
-def _try_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> str:
-    """Makes the shards; returns where a stop was asked for, which every process has to be told."""
+def _try_shards(
+    plan: StagePlan, teacher: Denoiser | RoutedDenoiser, reporter: Reporter, stop: StopRequest
+) -> str:
+    """Makes the shards; returns where it was interrupted, for all processes, or ""."""
     try:
         _make_shards(plan, teacher, reporter, stop)
     except Interrupted as where:
@@ -88,7 +95,9 @@ def _try_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopReq
     return ""
 
 
-def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRequest) -> None:
+def _make_shards(
+    plan: StagePlan, teacher: Denoiser | RoutedDenoiser, reporter: Reporter, stop: StopRequest
+) -> None:
     reporter.begin(plan.name, plan.settings.steps)
     try:
         for path, steps in _shards(plan):
@@ -107,15 +116,15 @@ def _make_shards(plan: StagePlan, teacher: Any, reporter: Reporter, stop: StopRe
 
 
 def _shards(plan: StagePlan) -> Iterator[tuple[Path, range]]:
-    objective: Any = plan.objective
+    objective = cast(MakePairs, plan.objective)
     for first in range(0, plan.settings.steps, objective.shard):
         last = min(first + objective.shard, plan.settings.steps)
         yield _folder(plan) / f"{first // objective.shard:05d}.npz", range(first, last)
 
 
-def _batch(plan: StagePlan, teacher: Any, step: int) -> Pairs:
+def _batch(plan: StagePlan, teacher: Denoiser | RoutedDenoiser, step: int) -> Pairs:
     """Batch number `step`; every pair has a key of its own, and classes go round."""
-    objective: MakePairs = plan.objective  # type: ignore[assignment]
+    objective = cast(MakePairs, plan.objective)
     count = plan.settings.batch_size
     numbers = np.arange(step * count, (step + 1) * count)
     key = stream_key(plan.seed, f"{plan.name}/pairs")
@@ -142,24 +151,24 @@ def _batch(plan: StagePlan, teacher: Any, step: int) -> Pairs:
     return Pairs(np.asarray(noise), label, image)
 
 
-def _manifest(plan: StagePlan) -> dict[str, Any]:
-    objective: MakePairs = plan.objective  # type: ignore[assignment]
+def _manifest(plan: StagePlan) -> PairsManifest:
+    objective = cast(MakePairs, plan.objective)
     s = plan.settings
     calls = nfe(objective.sampler, plan.levels.num_steps) * (1 if s.guidance == 1.0 else 2)
-    return {
-        "stage": plan.name,
-        "digest": plan.digest,
-        "steps": s.steps,
-        "updates": 0,
-        "batch_size": s.batch_size,
-        "students": 0,
-        "parameters": 0,
-        "pairs": s.steps * s.batch_size,
-        "teacher_calls": s.steps * s.batch_size * calls,
-        # Of all shards, whenever they were made; what compiling took is among it.
-        "train_seconds": sum(_seconds(path) for path, _ in _shards(plan)),
-        "compile_seconds": 0.0,
-        "provenance": {
+    return PairsManifest(
+        stage=plan.name,
+        digest=plan.digest,
+        steps=s.steps,
+        updates=0,
+        batch_size=s.batch_size,
+        students=0,
+        parameters=0,
+        teacher_calls=s.steps * s.batch_size * calls,
+        # Of all shards, also those of an earlier process; includes compile time.
+        train_seconds=sum(_seconds(path) for path, _ in _shards(plan)),
+        compile_seconds=0.0,
+        pairs=s.steps * s.batch_size,
+        provenance={
             "teacher": s.teacher,
             "guidance": s.guidance,
             "sampler": objective.sampler,
@@ -167,8 +176,8 @@ def _manifest(plan: StagePlan) -> dict[str, Any]:
             "sigma": [float(x) for x in plan.levels.sigma],
             "seed": plan.seed,
         },
-        "shards": {path.name: _hash(path) for path, _ in _shards(plan)},
-    }
+        shards={path.name: _hash(path) for path, _ in _shards(plan)},
+    )
 
 
 def _folder(plan: StagePlan) -> Path:
@@ -186,7 +195,7 @@ def _write(path: Path, pairs: Pairs, digest: str, first: int, seconds: float) ->
 
 
 def _seconds(path: Path) -> float:
-    """What making a shard took; 0 where nobody has noted it."""
+    """Seconds that making a shard took; 0 where they were not noted."""
     noted = read_object_or_none(path.with_suffix(".json"), Schema({"seconds": NUMBER}))
     return float(noted["seconds"]) if noted else 0.0
 
@@ -209,7 +218,7 @@ def _read(path: Path, digest: str, rows: tuple[int, int] | None = None) -> Pairs
 
 
 def _seal(first: int, pairs: Pairs, digest: str) -> str:
-    """Ties what a shard holds to its stage and to its place there; np.load checks nothing."""
+    """Hash of a shard's content, its stage and its place there; np.load checks nothing."""
     seal = hashlib.sha256(f"{digest}/{first}".encode())
     for values in (pairs.noise, pairs.label, pairs.image):
         seal.update(np.ascontiguousarray(values).tobytes())

@@ -1,140 +1,136 @@
 """The stages of a run, one after the other; complete ones are not touched."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from ddistill.data import Dataset
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
 from ddistill.networks.weights import Weights
+from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
-from ddistill.runtime.console import Reporter
 from ddistill.runtime.hosts import agree, from_first
-from ddistill.runtime.interrupt import Interrupted, StopRequest
-from ddistill.settings import Settings
+from ddistill.runtime.interrupt import Interrupted
 from ddistill.students import clone
-from ddistill.training.compiled import Programs
 from ddistill.training.folders import claim
 from ddistill.training.initial import Start
-from ddistill.training.loop import StageRun
+from ddistill.training.loop import Learnt, StageRun
 from ddistill.training.pairs import make_pairs, read_pairs
+from ddistill.training.run_context import RunContext
 from ddistill.training.trained import Networks, guided, load_state
 
 
 def run_stages(
-    plans: list[StagePlan],
-    settings: Settings,
-    dataset: Dataset,
-    reporter: Reporter,
-    stop: StopRequest,
-    only: str = "",
-    networks: Networks | None = None,
-) -> dict[str, dict[str, Any]]:
+    plans: Sequence[StagePlan], context: RunContext, only: str = ""
+) -> dict[str, Manifest]:
     """Runs every stage that is not complete and returns the manifests by stage.
 
     Args:
       plans: the stages in order.
-      settings: the run's settings.
-      dataset: training images.
-      reporter: where progress goes.
-      stop: polled between steps and stages.
+      context: settings, data and services of the run.
       only: name of the one stage to run; the stages that it needs must be complete.
-      networks: where the trained networks are kept for the evaluation.
 
     Raises:
-      Interrupted: a stop was asked for; all work is on disk.
+      Interrupted: a stop was requested; all work is on disk.
     """
     by_name = {plan.name: plan for plan in plans}
-    manifests: dict[str, dict[str, Any]] = {}
-    programs, networks = Programs(), networks or Networks()
+    manifests: dict[str, Manifest] = {}
     for plan in plans:
         if only and plan.name != only:
             continue
-        if agree(bool(stop)):
+        if agree(bool(context.stop)):
             raise Interrupted(f"before stage '{plan.name}'")
-        manifests[plan.name] = _run_one(
-            plan, by_name, settings, dataset, reporter, stop, programs, networks
-        )
+        manifests[plan.name] = _run_one(plan, by_name, context)
     return manifests
 
 
-def _run_one(
-    plan: StagePlan,
-    by_name: Mapping[str, StagePlan],
-    settings: Settings,
-    dataset: Dataset,
-    reporter: Reporter,
-    stop: StopRequest,
-    programs: Programs,
-    networks: Networks,
-) -> dict[str, Any]:
+def _run_one(plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext) -> Manifest:
     # Before the folder is claimed, so that a stage that is refused leaves nothing behind.
-    frozen = from_first(lambda: [] if plan.manifest() else check_sound(plan, by_name))
-    with claim(plan, reporter, stop):
-        manifest = from_first(plan.manifest)
-        if manifest is not None:
-            reporter.say(f"{plan.name}: complete ({manifest['steps']} steps), found on disk")
-            return manifest
-        s = plan.settings
-        if frozen:
-            reporter.say(
-                f"{plan.name}: student {in_words(frozen)} diverged in the stage that it starts "
-                "from; it stays frozen and will not be scored"
+    diverged = from_first(lambda: [] if plan.manifest() else check_sound(plan, by_name))
+    with claim(plan, context.reporter, context.stop):
+        found = _found(plan)
+        if found is not None:
+            context.reporter.say(f"{plan.name}: complete ({found.steps} steps), found on disk")
+            return found
+        if diverged:
+            context.reporter.say(
+                f"{plan.name}: student {in_words(diverged)} diverged in the stage that it starts "
+                "from; it does not learn and will not be scored"
             )
-        teacher, classifier = (
-            networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
-        )
         if plan.objective.trains.kind == "pairs":
-            teacher = guided(plan, in_float32(teacher))
-            manifest = make_pairs(plan, teacher, reporter, stop)
-            reporter.say(
-                f"{plan.name}: {manifest['pairs']} pairs in {manifest['train_seconds']:.0f} s"
-            )
-            return manifest
-        if s.steps and plan.imported:
-            reporter.say(f"{plan.name}: starts from {plan.imported.source}")
-        pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
-        run = StageRun(plan, dataset, settings.training, reporter, stop, programs)
-        start = dataclasses.replace(starting_point(plan, by_name, networks), frozen=frozen)
-        manifest, weights = run.run(guided(plan, teacher), start, classifier, pairs)
-        networks.add(plan, weights)
-        if not s.steps:
-            source = plan.imported.source if plan.imported else s.source
-            reporter.say(f"{plan.name}: {manifest['parameters']:,} parameters from {source}")
-            return manifest
-        reporter.say(
-            f"{plan.name}: {manifest['steps']} steps in {manifest['train_seconds']:.0f} s "
-            f"(and {manifest['compile_seconds']:.0f} s to compile), "
-            f"loss {manifest['final_loss']:.4g}"
-        )
+            return _make_pairs(plan, by_name, context)
+        return _train(plan, by_name, context, diverged)
+
+
+def _found(plan: StagePlan) -> Manifest | None:
+    """The manifest as the first process reads it; the view of another host may lag behind."""
+    found = from_first(lambda: m.to_json() if (m := plan.manifest()) else None)
+    if found is None:
+        return None
+    made = PairsManifest if plan.objective.trains.kind == "pairs" else TrainedManifest
+    return made.from_json(found)
+
+
+def _make_pairs(plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext) -> Manifest:
+    teacher = guided(plan, in_float32(context.networks(by_name[plan.settings.teacher])))
+    manifest = make_pairs(plan, teacher, context.reporter, context.stop)
+    context.reporter.say(f"{plan.name}: {manifest.pairs} pairs in {manifest.train_seconds:.0f} s")
+    return manifest
+
+
+def _train(
+    plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, diverged: list[int]
+) -> Manifest:
+    s, say = plan.settings, context.reporter.say
+    teacher, classifier = (
+        context.networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
+    )
+    if s.steps and plan.imported:
+        say(f"{plan.name}: starts from {plan.imported.source}")
+    pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
+    run = StageRun(plan, context)
+    start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
+    manifest, weights = run.run(start, Learnt(guided(plan, teacher), classifier, pairs))
+    context.networks.add(plan, weights)
+    if not s.steps:
+        source = plan.imported.source if plan.imported else s.source
+        say(f"{plan.name}: {manifest.parameters:,} parameters from {source}")
         return manifest
+    say(
+        f"{plan.name}: {manifest.steps} steps in {manifest.train_seconds:.0f} s "
+        f"(and {manifest.compile_seconds:.0f} s to compile), loss {manifest.final_loss:.4g}"
+    )
+    return manifest
 
 
 def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:
-    """The students that the stage starts from and that diverged, which stay frozen.
+    """The students that diverged in the stage that `plan` starts from.
 
     Raises:
-      ConfigError: it learns from such students, or the first that diverges is to stop it.
+      ConfigError: the stage learns from diverged students, or starts from them without
+        `students.on_divergence="freeze"`.
     """
     s = plan.settings
     source = s.init_source
     taught_by = by_name[s.teacher].diverged_students() if s.teacher else []
-    frozen = by_name[source].diverged_students() if source else []
-    if taught_by or (frozen and s.students.on_divergence != "freeze"):
+    diverged = by_name[source].diverged_students() if source else []
+    if taught_by or (diverged and s.students.on_divergence != "freeze"):
         bad, remedy = (s.teacher, "") if taught_by else (source, ", or give ")
         if remedy:
             remedy += f"'{plan.name}' students.on_divergence='freeze' to leave it out"
         raise ConfigError(
             f"Stage '{plan.name}' needs stage '{bad}', whose student "
-            f"{in_words(taught_by or frozen)} diverged and is frozen. Lower the learning rate of "
+            f"{in_words(taught_by or diverged)} diverged. Lower the learning rate of "
             f"'{bad}' or set its optimizer.clip{remedy}."
         )
-    return frozen
+    return diverged
 
 
 def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks) -> Start:
-    """What the networks of a stage start from."""
+    """The initial weights, optimiser states and averages of a stage.
+
+    Raises:
+      ConfigError: the files of an imported network are gone.
+    """
     s = plan.settings
     start = resumed(plan, by_name[s.resume]) if s.resume else Start()
     sources = {"student": s.init_source} | {
@@ -159,9 +155,9 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
 
 
 def resumed(plan: StagePlan, source: StagePlan) -> Start:
-    """Everything of a complete stage that `plan` trains on: raw weights, optimisers, averages.
+    """The raw weights, optimiser states and averages of a complete stage, to be trained further.
 
-    Students in a stage of many each go on from the one student of a stage that has no more.
+    Where `source` has one student and `plan` many, each of them goes on from that one.
     """
     state = load_state(source)
     if plan.stacked and not source.stacked:

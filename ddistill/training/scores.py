@@ -1,8 +1,7 @@
-"""By what the best checkpoint of a stage is chosen: the same however a run logs and is stopped."""
+"""The score of a checkpoint, which does not depend on when a run logs and is stopped."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ class Score:
     def __init__(self, metric: str = "") -> None:
         self._chosen_by = tuple(dict.fromkeys(name for name in (metric, "loss") if name))
         self._sums = {name: (0.0, 0) for name in self._chosen_by}
-        # Of the metrics that the objective has.
         self._last: dict[str, float] = {}
 
     def add(self, metrics: Mapping[str, np.ndarray]) -> None:
@@ -52,11 +50,11 @@ class Score:
             self._sums[name] = 0.0, 0
         return next((self._last[name] for name in self._chosen_by if name in self._last), math.nan)
 
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+    def record(self) -> dict[str, object]:
+        """The values that a checkpoint keeps."""
         return {"sums": {k: list(v) for k, v in self._sums.items()}, "last": dict(self._last)}
 
-    def restore(self, record: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping) -> None:
         """Goes on from a `record`."""
         given = {name: (total, count) for name, (total, count) in record["sums"].items()}
         self._sums = {**{name: (0.0, 0) for name in self._chosen_by}, **given}

@@ -7,6 +7,7 @@ from typing import Any
 from ddistill.denoiser import with_guidance
 from ddistill.errors import CheckpointError
 from ddistill.networks.weights import Weights
+from ddistill.planning.manifests import TrainedManifest
 from ddistill.planning.plan import StagePlan, incomplete
 from ddistill.runtime.sharding import Layout, to_host
 from ddistill.students import route, take
@@ -16,7 +17,7 @@ from ddistill.training.state import TrainState
 
 
 def guided(plan: StagePlan, teacher: Any) -> Any:
-    """A stage's teacher, with the guidance that the stage's settings ask for."""
+    """A stage's teacher with the classifier-free guidance of the stage's settings."""
     if plan.settings.guidance == 1.0:
         return teacher
     # The null class is the teacher's, whose network may know fewer classes than the student's.
@@ -66,14 +67,14 @@ def load_state(plan: StagePlan) -> TrainState:
 def _checkpoints_of(plan: StagePlan) -> Iterator[tuple[Checkpoints, int]]:
     """The checkpoints of a complete stage, read only, and the step of the one it hands on."""
     manifest = plan.manifest()
-    if manifest is None:
+    if not isinstance(manifest, TrainedManifest):
         raise incomplete(plan)
     folder = plan.folder / "checkpoints"
     if not folder.is_dir():
-        raise _no_checkpoint(plan, manifest["handed_on"])
+        raise _no_checkpoint(plan, manifest.handed_on)
     checkpoints = Checkpoints(folder, keep=1_000_000, read_only=True)
     try:
-        yield checkpoints, manifest["handed_on"]
+        yield checkpoints, manifest.handed_on
     finally:
         checkpoints.close()
 
@@ -105,7 +106,7 @@ def handed_on(state: TrainState, ema: str | None) -> Weights:
 class Networks:
     """The trained networks of a run's complete stages, read from disk at most once.
 
-    What has just been trained is not read at all. Weights lie on the host.
+    Weights that were just trained are not read. All weights lie on the host.
     """
 
     def __init__(self) -> None:
@@ -144,8 +145,8 @@ class Networks:
 def load_network(plan: StagePlan, rate: float | None = None, student: int | None = None) -> Any:
     """The trained network of a complete stage, bound to its parameters.
 
-    The students of a partition are one denoiser, which asks the owner of a level; `student` picks
-    one alone.
+    The students of a partition are one denoiser, which calls the owner of a level and a class;
+    `student` picks one of them.
 
     Raises:
       ValueError: the stage is a sweep, whose students are networks of their own, and none is named.

@@ -25,7 +25,7 @@ from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.sampling import draw
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.evaluation.scored import ScoredRun, Scorer, protocol_of
-from ddistill.planning.plan import StagePlan
+from ddistill.planning.plan import StagePlan, complete_manifest
 from ddistill.runtime.metrics_log import read_metrics
 from ddistill.settings import Settings, to_plain
 
@@ -252,7 +252,7 @@ def _costs(plans: Sequence[StagePlan], scored: Sequence[ScoredRun]) -> Table:
     ]
     rows = []
     for plan in plans:
-        m = plan.manifest() or {}
+        m = complete_manifest(plan)
         speed = ", ".join(
             f"{s.samples.ms_per_image:.2f} (NFE {s.run.nfe})"
             for s in sampled.get(plan.name, [])
@@ -261,13 +261,13 @@ def _costs(plans: Sequence[StagePlan], scored: Sequence[ScoredRun]) -> Table:
         rows.append(
             [
                 plan.name,
-                str(m.get("students", 1)),
-                f"{m['parameters']:,}",
-                f"{m['steps']:,}",
-                str(m["batch_size"]),
-                f"{m['teacher_calls']:,}" if m["teacher_calls"] else "",
-                f"{m['train_seconds']:.0f}",
-                f"{m['compile_seconds']:.0f}",
+                str(m.students),
+                f"{m.parameters:,}",
+                f"{m.steps:,}",
+                str(m.batch_size),
+                f"{m.teacher_calls:,}" if m.teacher_calls else "",
+                f"{m.train_seconds:.0f}",
+                f"{m.compile_seconds:.0f}",
                 speed,
             ]
         )

@@ -51,7 +51,7 @@ def check_imported(context: StageContext) -> None:
 
 
 def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:
-    """Compares the run's levels with those that a network was trained on."""
+    """Raises `ConfigError` unless the run's levels are the levels of the network's training."""
     s = dict(imported.schedule or {})
     if "steps" not in s:
         wanted = f"name={s['name']!r}" if s else ""

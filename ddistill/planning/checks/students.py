@@ -61,7 +61,7 @@ def check_students(s: StudentsSettings, path: str) -> None:
     if s.sweep:
         raise ConfigError(
             f"{path}.sweep and {path}.partition={s.partition!r} exclude each other: students of a "
-            "partition are one sampler, those of a sweep are samplers of their own."
+            "partition are one sampler, students of a sweep are one sampler each."
         )
     if s.partition == "both" and (s.ranges < 1 or s.count % s.ranges):
         raise ConfigError(
@@ -135,7 +135,7 @@ def check_same_shares(
         return
     levels, classes = students[0].levels, context.data.num_classes
     key = f"{context.path}.{'resume' if stage.resume else 'init'}"
-    begin = f"{key} takes the weights of the students of '{source.name}', who answer for other "
+    begin = f"{key} takes the weights of the students of '{source.name}', which own other "
     advice = "Share out alike, or start from a stage of one student."
     if (partition is None) != (source.partition is None):
         kinds = [s.students.partition for s in (stage, source.settings)]
