@@ -52,12 +52,12 @@ def step_variant(plan: StagePlan, teacher: StagePlan, critic: StagePlan, batch: 
     layout = Layout(mesh)
     state = initial_state(plan, layout=layout)
     there, judge = initial_state(teacher), initial_state(critic)
-    denoiser = teacher.objective.bind(
-        "student", teacher.module, Weights(there.params["student"]), teacher.settings.prediction
+    denoiser = teacher.objective.trains.bind(
+        teacher.module, Weights(there.params["student"]), teacher.settings.prediction
     )
     weights = Weights(judge.params["student"], judge.statistics["student"])
-    classifier = critic.objective.bind("student", critic.module, weights, "")
-    needed = classifier if plan.objective.needs_classifier else None
+    classifier = critic.objective.trains.bind(critic.module, weights, "")
+    needed = classifier if plan.objective.requires.classifier else None
     inputs = replicate(mesh, StepInputs(denoiser, plan.tables, needed))
     s = StepSettings(
         objective=plan.objective,

@@ -90,7 +90,7 @@ def plans(settings: Settings, image: tuple[int, int, int]) -> dict[str, StagePla
 def denoiser(plan: StagePlan) -> Any:
     """A teacher with fresh weights, on the host."""
     params = jax.device_get(initial_state(plan).params["student"])
-    return plan.objective.bind("student", plan.module, Weights(params), plan.settings.prediction)
+    return plan.objective.trains.bind(plan.module, Weights(params), plan.settings.prediction)
 
 
 class Training:

@@ -43,6 +43,7 @@ from ddistill.evaluation.figures.style import (
     styled,
 )
 from ddistill.objectives import LevelTables, Objective, make_level_tables, make_objective
+from ddistill.objectives.base import NetworkFacts
 from ddistill.objectives.inputs import Pairs
 from ddistill.partitions import ConditionPartition, condition_partition
 from ddistill.runtime.rng import stream_key
@@ -274,9 +275,9 @@ def distill(
     mine = np.array([seeds.index(m.seed) for m in members])
     params = jax.tree.map(lambda x: x[mine], begin)
     objective = make_objective({"name": "dmd", **METHODS[method]})
-    objective = objective.prepare(ONE_STEP).prepare_networks(FAKE, PREDICTION)
+    objective = objective.prepare(ONE_STEP).prepare_networks(NetworkFacts(FAKE, PREDICTION))
     pairs = None
-    if objective.needs_pairs:
+    if objective.requires.pairs:
         noise, labels = noise_of(99, size.pairs), np.arange(size.pairs, dtype=np.int32) % CLASSES
         pairs = Pairs(noise, labels, teach(teacher, noise, labels))
     problem = Problem(objective, modules, RATES, ONE_STEP, teacher, pairs)

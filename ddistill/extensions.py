@@ -6,17 +6,13 @@ each addition, for messages, digests and the files of a run.
 """
 
 import re
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ddistill.errors import ConfigError, nearest
 
 KINDS = ("objective", "network", "data", "sampler")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Extension:
@@ -43,7 +39,7 @@ def added(kind: str, name: str) -> Extension | None:
     return _ADDED.get((kind, name))
 
 
-def add(table: MutableMapping[str, T], extension: Extension, value: T) -> None:
+def add(table: dict, extension: Extension, value: object) -> None:
     """Puts a value into a table of the package.
 
     A module may be loaded twice, as config files are: the later definition of the same module

@@ -137,7 +137,7 @@ def test_the_objective_is_the_sum_of_its_formulas():
         seen[len(seen)] = [np.asarray(v, np.float64) for v in out]
         return out
 
-    values, metrics = Progressive(**RCFD).value(networks(judge=judge), batch, tables)
+    values, metrics = Progressive(**RCFD).regression_loss(networks(judge=judge), batch, tables)
     (_, wanted), (logits, found) = seen[0], seen[1]
     p, q = softmax(wanted / 0.95), softmax(found)
     divergence = (p * np.log(p / q)).sum(axis=-1)
@@ -148,8 +148,10 @@ def test_the_objective_is_the_sum_of_its_formulas():
     np.testing.assert_allclose(values.mean(), total, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(metrics["entropy"], entropy, rtol=1e-5)
     np.testing.assert_allclose(metrics["diversity"], spread, rtol=1e-5)
-    pixels, _ = Progressive().value(networks(), batch, tables)
-    mixed, _ = Progressive(**{**RCFD, "pixel_weight": 0.5}).value(networks(), batch, tables)
+    pixels, _ = Progressive().regression_loss(networks(), batch, tables)
+    mixed, _ = Progressive(**{**RCFD, "pixel_weight": 0.5}).regression_loss(
+        networks(), batch, tables
+    )
     np.testing.assert_allclose(mixed, values + 0.5 * pixels, rtol=1e-5)
 
 
@@ -161,8 +163,10 @@ def test_without_class_terms_it_is_cfd_with_the_target_of_pd():
         seen.append(images)
         return classifier()(images)
 
-    cfd, _ = Progressive(**CFD).value(networks(judge=judge), batch, tables)
-    also, _ = Progressive(**{**CFD, "beta": 0.0, "gamma": 0.1}).value(networks(), batch, tables)
+    cfd, _ = Progressive(**CFD).regression_loss(networks(judge=judge), batch, tables)
+    also, _ = Progressive(**{**CFD, "beta": 0.0, "gamma": 0.1}).regression_loss(
+        networks(), batch, tables
+    )
     np.testing.assert_array_equal(cfd, also)
 
     def target_of_pd(images, index=None):
@@ -171,9 +175,8 @@ def test_without_class_terms_it_is_cfd_with_the_target_of_pd():
         rows, eps = drawn(batch, tables)
         level = tables.student.at(jnp.asarray(rows))
         z = expand(level.alpha, batch.image) * batch.image + expand(level.sigma, eps) * eps
-        return Progressive().target(
-            tiny.tiny_denoiser(0), jnp.asarray(z, jnp.float32), jnp.asarray(rows), None, tables
-        )
+        state = tiny.state(z, rows, tables)
+        return Progressive().target({"teacher": tiny.tiny_denoiser(0)}, state, tables).x0
 
     np.testing.assert_allclose(seen[0], target_of_pd(None), atol=1e-6)
 
@@ -184,7 +187,7 @@ def test_gradient_goes_through_the_classifier_into_the_student_alone(hyper):
 
     def value(student, teacher):
         bound = [tiny.tiny_denoiser().replace(params=p) for p in (student, teacher)]
-        return Progressive(**hyper).value(networks(*bound), batch, tables)[0].mean()
+        return Progressive(**hyper).regression_loss(networks(*bound), batch, tables)[0].mean()
 
     to_student, to_teacher = jax.grad(value, argnums=(0, 1))(
         tiny.tiny_params(1), tiny.tiny_params(0)
@@ -196,8 +199,8 @@ def test_gradient_goes_through_the_classifier_into_the_student_alone(hyper):
 def test_doubling_the_batch_changes_no_mean():
     tables, batch = halved(cosine(16), 8), tiny.batch(5)
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
-    one, _ = Progressive(**RCFD).value(networks(), batch, tables)
-    two, _ = Progressive(**RCFD).value(networks(), twice, tables)
+    one, _ = Progressive(**RCFD).regression_loss(networks(), batch, tables)
+    two, _ = Progressive(**RCFD).regression_loss(networks(), twice, tables)
     np.testing.assert_allclose(one.mean(), two.mean(), rtol=1e-5)
 
 
@@ -206,12 +209,12 @@ def test_sfddm_takes_the_same_distance():
     grid = np.asarray(tables.grid)[:5]
     plain = SFDDM(substeps=2).prepare(grid)
     judged = SFDDM(substeps=2, classifier_weight=2.0, tau=1.0).prepare(grid)
-    a, _ = plain.loss(networks(), batch, tables)
-    b, metrics = judged.loss(networks(), batch, tables)
+    a, _ = plain.regression_loss(networks(), batch, tables)
+    b, metrics = judged.regression_loss(networks(), batch, tables)
     assert float(metrics["classifier_distance"]) > 0
     np.testing.assert_allclose(b.mean() - a.mean(), 2.0 * metrics["classifier_distance"], rtol=1e-4)
-    assert judged.needs_classifier
-    assert not plain.needs_classifier
+    assert judged.requires.classifier
+    assert not plain.requires.classifier
 
 
 @pytest.mark.parametrize(
@@ -233,14 +236,14 @@ def test_denoising_compares_with_the_image_itself():
     batch, tables = tiny.batch(6), tiny.tables()
     judge = classifier()
     student = tiny.tiny_denoiser(1)
-    plain, _ = Denoising().loss(networks(), batch, tables)
+    plain, _ = Denoising().regression_loss(networks(), batch, tables)
     seen = []
 
     def watched(images):
         seen.append(images)
         return judge(images)
 
-    judged, metrics = Denoising(classifier_weight=3.0, tau=1.0).loss(
+    judged, metrics = Denoising(classifier_weight=3.0, tau=1.0).regression_loss(
         networks(student, judge=watched), batch, tables
     )
     np.testing.assert_array_equal(seen[0], batch.image)
@@ -264,7 +267,9 @@ def test_features_cost_two_forward_passes_and_one_backward():
         def gradient(params):
             def value(params):
                 student = tiny.tiny_denoiser().replace(params=params)
-                return objective.value(networks(student, judge=judge), batch, tables)[0].mean()
+                return objective.regression_loss(networks(student, judge=judge), batch, tables)[
+                    0
+                ].mean()
 
             return jax.grad(value)(params)
 

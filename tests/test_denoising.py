@@ -15,7 +15,8 @@ from ddistill.objectives.denoising import Denoising
 
 
 def values(objective, student, batch=None, tables=None):
-    return objective.loss({"student": student}, batch or tiny.batch(), tables or tiny.tables())[0]
+    batch, tables = batch or tiny.batch(), tables or tiny.tables()
+    return objective.regression_loss({"student": student}, batch, tables)[0]
 
 
 @pytest.mark.parametrize("weight", ["snr", "truncated_snr", "min_snr", "edm"])

@@ -15,6 +15,7 @@ from gaussian import GaussianDenoiser
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import OBJECTIVES, make_objective
+from ddistill.objectives.base import NetworkFacts, bind, init_inputs, trained_auxiliaries
 from ddistill.objectives.inputs import Batch, Pairs, make_level_tables
 from ddistill.objectives.matching.generator import generator_input, with_gradient
 from ddistill.objectives.matching.losses import score_difference
@@ -38,7 +39,7 @@ def objective(name="dmd", steps=1, schedule=None, **hyper):
     return made.prepare(make_grid(schedule or cosine(64), steps, "trailing"))
 
 
-def batch(count=8, seed=0, image=IMAGE, conditional=False, pairs=None, made=None):
+def batch(count=8, seed=0, image=IMAGE, conditional=False, pairs=None):
     rng = np.random.default_rng(seed)
     labels = jnp.asarray(rng.integers(0, 4, count), jnp.int32)
     return Batch(
@@ -47,7 +48,6 @@ def batch(count=8, seed=0, image=IMAGE, conditional=False, pairs=None, made=None
         cond=labels if conditional else None,
         keys=jax.random.split(jax.random.key(seed), count),
         pairs=pairs,
-        made=made or {},
     )
 
 
@@ -140,8 +140,8 @@ def test_the_gradient_is_the_closed_form(schedule):
     student = Linear(jnp.float32(0.2), jnp.float32(0.4))
     networks = {"teacher": Noting(1.0, 0.6), "fake": GaussianDenoiser(0.2, 0.4)}
     shown, method = tables(schedule), objective(schedule=schedule)
-    _, _, aside = method.student_loss({**networks, "student": student}, batch(16), shown)
-    image = np.asarray(aside.shared["image"], np.float64)
+    _, _, aux = method.student_loss({**networks, "student": student}, batch(16), shown)
+    image = np.asarray(aux.shared["image"], np.float64)
 
     def at(image):
         class Fixed:
@@ -210,17 +210,19 @@ def trained(name, steps=1, conditional=False, **hyper):
     hyper = {"regression_weight": 0.0, **hyper} if name == "dmd" else hyper
     if name != "dmd":
         hyper = {"features": ("last",), **hyper}
-    made = objective(name, steps, **hyper).prepare_networks(module, "v")
-    made = made.prepare_features({}, {"last": (*tiny.IMAGE[:2], module.width)})
+    features = {"last": (*tiny.IMAGE[:2], module.width)}
+    facts = NetworkFacts(module, "v", teacher_features=features)
+    made = objective(name, steps, **hyper).prepare_networks(facts)
     params = {}
-    for i, (n, m) in enumerate({"student": module, **made.networks()}.items()):
-        inputs = made.init_inputs(n, tiny.IMAGE, conditional)
+    modules = {"student": module, **trained_auxiliaries(made)}
+    for i, (n, m) in enumerate(modules.items()):
+        inputs = init_inputs(made, n, tiny.IMAGE, conditional)
         params[n] = m.init(jax.random.key(i), *inputs)["params"]
-    return made, {"student": module, **made.networks()}, params
+    return made, modules, params
 
 
 def bound(made, modules, params, module=None):
-    networks = {n: made.bind(n, modules[n], Weights(p), "v") for n, p in params.items()}
+    networks = {n: bind(made, n, modules[n], Weights(p), "v") for n, p in params.items()}
     networks["teacher"] = tiny.tiny_denoiser(9, module=module or modules["student"])
     return networks
 
@@ -288,9 +290,9 @@ def test_the_score_difference_is_weighed_by_ratios_normalised_per_noise_level():
 
         @jax.jit
         def value(data):
-            asked = made._asked(networks["student"], data, shown)
+            given = made._input(networks["student"], data, shown)
             image = jnp.zeros((32, *IMAGE)) + 0.1
-            return made._judgements(networks, image, asked, data, shown)[0][1][0]
+            return made._judgements(networks, image, given, data, shown)[0][1][0]
 
         return np.sqrt(np.asarray(value(data)))
 
@@ -306,7 +308,7 @@ def test_the_score_difference_is_weighed_by_ratios_normalised_per_noise_level():
 def test_means_of_ratios_go_from_step_to_step_with_the_discriminators_weights():
     """Whether the student's update is due or not: a step's state has the form of the last one's."""
     made, modules, params = trained("dmd2", divergence="kl", ratio_ema=0.5)
-    shapes = made.init_inputs("discriminator", tiny.IMAGE, False)
+    shapes = init_inputs(made, "discriminator", tiny.IMAGE, False)
     drawn = jax.jit(modules["discriminator"].init)(jax.random.key(0), *shapes)
     statistics = {"discriminator": drawn["batch_stats"]}
     shown, data = tables(), batch(6, image=tiny.IMAGE)
@@ -315,9 +317,9 @@ def test_means_of_ratios_go_from_step_to_step_with_the_discriminators_weights():
     @jax.jit
     def renewed(before):
         weights = Weights(params["discriminator"], before)
-        judge = made.bind("discriminator", modules["discriminator"], weights, "v")
-        aside = made.student_loss({**networks, "discriminator": judge}, data, shown)[2]
-        return aside.statistics["discriminator"]
+        judge = bind(made, "discriminator", modules["discriminator"], weights, "v")
+        aux = made.student_loss({**networks, "discriminator": judge}, data, shown)[2]
+        return aux.statistics["discriminator"]
 
     found, before = [], statistics["discriminator"]
     for _ in range(2):
@@ -339,10 +341,10 @@ def test_means_of_ratios_go_from_step_to_step_with_the_discriminators_weights():
 
 
 def test_bins_of_a_ratio_that_weighs_nothing_are_no_part_of_a_stages_digest():
-    assert objective("dmd2").without_effect() == ("ratio_bins", "ratio_ema")
+    assert objective("dmd2").inert_hparams() == ("ratio_bins", "ratio_ema")
     kl = objective("dmd2", divergence="kl")
-    assert kl.without_effect() == ()
-    assert kl.needs_whole_batch, "its means are over the batch"
+    assert kl.inert_hparams() == ()
+    assert kl.requires.whole_batch, "its means are over the batch"
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -351,7 +353,7 @@ def test_no_gradient_leaks_into_what_is_not_trained(which, conditional):
     made, modules, params, shown, data = setup(which, conditional)
     student, guidance = made.updates
     networks = bound(made, modules, params)
-    data = dataclasses.replace(data, made=made.generate(networks, data, shown))
+    data = dataclasses.replace(data, shared=made.generate(networks, data, shown))
     teacher = networks["teacher"]
 
     for update in (student, guidance):
@@ -380,10 +382,10 @@ def test_no_gradient_leaks_into_what_is_not_trained(which, conditional):
 def test_losses_are_per_example_and_metrics_finite(which):
     made, modules, params, shown, data = setup(which)
     networks = bound(made, modules, params)
-    values, metrics, aside = made.student_loss(networks, data, shown)
+    values, metrics, aux = made.student_loss(networks, data, shown)
     chex.assert_shape(values, (6,))
     chex.assert_tree_all_finite((values, metrics))
-    data = dataclasses.replace(data, made=aside.shared)
+    data = dataclasses.replace(data, shared=aux.shared)
     values, metrics = made.guidance_loss(networks, data, shown)
     chex.assert_shape(values, (6,))
     chex.assert_tree_all_finite((values, metrics))
@@ -392,9 +394,9 @@ def test_losses_are_per_example_and_metrics_finite(which):
 def test_the_images_that_the_student_learns_from_are_those_that_the_others_learn_from():
     made, modules, params, shown, data = setup("dmd2", conditional=True)
     networks = bound(made, modules, params)
-    _, _, aside = made.student_loss(networks, data, shown)
+    _, _, aux = made.student_loss(networks, data, shown)
     again = made.generate(networks, data, shown)
-    chex.assert_trees_all_close(aside.shared, again, atol=1e-6)
+    chex.assert_trees_all_close(aux.shared, again, atol=1e-6)
     assert set(np.asarray(again["cond"])) <= {1, 3}, "classes of others were asked for"
 
 
@@ -411,8 +413,8 @@ def test_the_smoothness_penalty_moves_images_and_not_their_noise():
 
             return call
 
-    _, _, aside = made.student_loss(networks, data, shown)
-    data = dataclasses.replace(data, made=aside.shared)
+    _, _, aux = made.student_loss(networks, data, shown)
+    data = dataclasses.replace(data, shared=aux.shared)
     made.guidance_loss({**networks, "teacher": Noting()}, data, shown)
     (z, level), (moved, same_level) = seen[1:]
     chex.assert_trees_all_equal(level, same_level)
@@ -562,7 +564,7 @@ def test_nothing_is_asked_of_a_network_twice(which):
         return Counting()
 
     counted = {n: net if n == "discriminator" else counting(n, net) for n, net in networks.items()}
-    _, _, aside = made.student_loss(counted, data, shown)
+    _, _, aux = made.student_loss(counted, data, shown)
     walk = made.steps - 1 if made.backward == "rollout" else 0
     # The images of pairs come from noise of their own.
     student = {"student": 1 + walk + (which == "pairs"), "teacher": 1, "fake": 1}
@@ -570,7 +572,7 @@ def test_nothing_is_asked_of_a_network_twice(which):
         del student["fake"]
     assert calls == student
     calls.clear()
-    made.guidance_loss(counted, dataclasses.replace(data, made=aside.shared), shown)
+    made.guidance_loss(counted, dataclasses.replace(data, shared=aux.shared), shown)
     real = bool(made.gan_weight)
     if made.features_of == "teacher" and real:
         wanted = {"teacher": 2 + bool(made.smooth_weight)} | (

@@ -28,7 +28,7 @@ from ddistill.objectives.matching.adversarial import (
 )
 from ddistill.objectives.matching.alarms import matching_alarms
 from ddistill.objectives.matching.generator import image_health
-from ddistill.objectives.sampling import LAWS, draw_index, draw_level, normal, streams
+from ddistill.objectives.sampling import LAWS, draw_index, draw_level, normal
 from ddistill.schedules import cosine, karras, make_grid
 
 
@@ -241,7 +241,7 @@ def test_health_of_the_data_themselves():
     (images,) = arrays((16, 4, 4, 1))
     images = jnp.tanh(images)
     found = image_health(images, images)
-    wanted = {"saturation": 0, "mean_drift": 0, "std_ratio": 1, "diversity": 1, "proxy": 0}
+    wanted = {"saturation": 0, "mean_drift": 0, "std_ratio": 1, "diversity": 1, "diagonal_fd": 0}
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
     assert matching_alarms({k: float(v) for k, v in found.items()}) == ()
@@ -264,7 +264,7 @@ def test_what_goes_wrong_is_named(change, alarm, fatal):
     found = image_health(change(images), images)
     named = {a.name: a.fatal for a in matching_alarms({k: float(v) for k, v in found.items()})}
     assert named.get(alarm) == fatal
-    assert float(found["proxy"]) > 0
+    assert float(found["diagonal_fd"]) > 0
 
 
 def test_health_in_a_classifiers_features():
@@ -274,8 +274,10 @@ def test_health_in_a_classifiers_features():
     def blind(x):
         return None, jnp.ones((len(x), 3)) * jnp.mean(jnp.square(x))
 
-    assert float(image_health(images, -images, blind)["proxy"]) == pytest.approx(0.0, abs=1e-6)
-    assert float(image_health(images, -images)["proxy"]) > 0
+    assert float(image_health(images, -images, blind)["diagonal_fd"]) == pytest.approx(
+        0.0, abs=1e-6
+    )
+    assert float(image_health(images, -images)["diagonal_fd"]) > 0
 
 
 def test_a_discriminator_that_has_won():
@@ -354,7 +356,7 @@ def test_tsm_is_zero_at_the_teacher_and_there_only(weight):
     def total(params):
         student = tiny.tiny_denoiser().replace(params=params)
         networks = {"student": student, "teacher": tiny.tiny_denoiser()}
-        values, _ = method.loss(networks, batch, shown)
+        values, _ = method.regression_loss(networks, batch, shown)
         chex.assert_shape(values, (6,))
         return jnp.sum(values)
 
@@ -370,10 +372,9 @@ def test_tsm_is_edms_weighted_distance_of_the_two_answers():
     shown = make_level_tables(schedule, make_grid(schedule, 16))
     method, batch = make_objective({"name": "tsm"}), tiny.batch(12)
     student, teacher = GaussianDenoiser(0.2, 0.5), GaussianDenoiser(-0.1, 0.8)
-    values, _ = method.loss({"student": student, "teacher": teacher}, batch, shown)
-    level_keys, noise_keys = streams(batch.keys, 2)
-    level = shown.student.at(draw_level(level_keys, shown, "lognormal"))
-    z = add_noise(batch.image, normal(noise_keys, batch.image), level)
+    values, _ = method.regression_loss({"student": student, "teacher": teacher}, batch, shown)
+    level = shown.student.at(draw_level(batch.key("level"), shown, "lognormal"))
+    z = add_noise(batch.image, normal(batch.key("noise"), batch.image), level)
     gap = np.asarray(student(z, level).x0 - teacher(z, level).x0, np.float64)
     sigma = np.asarray(level.sigma, np.float64)
     weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2

@@ -117,7 +117,7 @@ def test_panels_of_a_training(trained, evaluated):
     noise = noise_bank(trained.settings.evaluation, plan.image_shape, 0, 10)
     own = jax.tree.map(lambda x: x[1], load_state(plan).params)
     level = plan.levels.at(1)
-    student = plan.objective.bind("student", plan.module, plan_weights(own["student"]), "v")
+    student = plan.objective.trains.bind(plan.module, plan_weights(own["student"]), "v")
     cond = jnp.asarray(np.resize([4, 5, 6], 10))
     image = student(noise * jnp.maximum(1.0, level.sigma), level, cond).x0
     np.testing.assert_allclose(grid.rows[4].images, np.clip(image, -1, 1), atol=1e-5)
@@ -126,7 +126,7 @@ def test_panels_of_a_training(trained, evaluated):
     teacher = networks(trained.plans[0])
     same = {"student": student, "teacher": teacher, "fake": teacher}
     tables = plan.students[1].tables
-    *_, driven = plan.objective.draw_panels(same, noise, tables, cond)
+    *_, driven = plan.objective.panels.draw(same, noise, tables, cond)
     np.testing.assert_array_equal(driven, 0.0)
     assert "Inside the stage" in (evaluated[1] / "report.html").read_text()
 
@@ -151,7 +151,7 @@ def test_guidance_is_counted_twice_and_written_down(trained, tmp_path):
 
 def test_guidance_of_a_teacher_that_never_saw_the_null_class(trained):
     plans = [dataclasses.replace(p) for p in trained.plans]
-    objective = plans[0].objective.replace(label_dropout=0.0)
+    objective = dataclasses.replace(plans[0].objective, label_dropout=0.0)
     plans[0] = dataclasses.replace(plans[0], objective=objective)
     with pytest.raises(ConfigError, match=r"evaluation\.guidance=2\.0.*label_dropout=0"):
         check_evaluation(trained.with_evaluation(guidance=2.0), plans)

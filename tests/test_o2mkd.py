@@ -19,7 +19,7 @@ from ddistill.evaluation.report.students_table import boundary_jumps, students_t
 from ddistill.evaluation.sampling_plan import planned_runs, without_diverged
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.o2mkd import O2MKD
-from ddistill.objectives.sampling import normal, streams
+from ddistill.objectives.sampling import normal
 from ddistill.planning.lineage import cost
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.schedules import cosine, make_grid
@@ -45,12 +45,11 @@ def test_loss_is_the_published_formula(prediction):
     tables, batch = tiny.tables(), tiny.batch()
     student, teacher = (tiny.tiny_denoiser(i, prediction) for i in (1, 0))
     objective = O2MKD(output_weight=2.0, task_weight=0.5)
-    found, _ = objective.loss({"student": student, "teacher": teacher}, batch, tables)
+    found, _ = objective.regression_loss({"student": student, "teacher": teacher}, batch, tables)
 
-    index_keys, noise_keys = streams(batch.keys, 2)
     draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, 5))
-    level = tables.student.at(draw(index_keys))
-    noise = normal(noise_keys, batch.image)
+    level = tables.student.at(draw(batch.key("level")))
+    noise = normal(batch.key("noise"), batch.image)
     z = add_noise(batch.image, noise, level)
     ours, theirs = (np.asarray(d(z, level).eps, np.float64) for d in (student, teacher))
     output = np.mean((ours - theirs) ** 2, axis=(1, 2, 3))
@@ -63,7 +62,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient():
 
     def loss(params):
         networks = {"student": teacher.replace(params=params), "teacher": teacher}
-        return jnp.sum(O2MKD().loss(networks, batch, tables)[0])
+        return jnp.sum(O2MKD().regression_loss(networks, batch, tables)[0])
 
     value, gradient = jax.value_and_grad(loss)(teacher.params)
     assert float(value) == 0.0
@@ -78,7 +77,7 @@ def test_the_whole_range_is_the_plain_loss():
         make_level_tables(cosine(32), grid, low=1, high=8),
     )
     both = {"student": tiny.tiny_denoiser(1), "teacher": tiny.tiny_denoiser(0)}
-    a, b = (O2MKD().loss(both, tiny.batch(), p)[0] for p in (plain, ranged))
+    a, b = (O2MKD().regression_loss(both, tiny.batch(), p)[0] for p in (plain, ranged))
     np.testing.assert_array_equal(a, b)
 
 

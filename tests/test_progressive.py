@@ -13,7 +13,7 @@ from ddistill.diffusion import Prediction, expand
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.progressive import LOSSES, Progressive
-from ddistill.objectives.sampling import normal, streams, uniform_index
+from ddistill.objectives.sampling import normal, uniform_index
 from ddistill.schedules import Schedule, cosine, make_schedule
 
 TABLES = {
@@ -30,10 +30,9 @@ def halved(schedule: Schedule, levels: int):
 
 def drawn(batch, tables):
     """(index, noise) that the objective draws for a batch."""
-    index_keys, noise_keys = streams(batch.keys, 2)
     return (
-        np.asarray(uniform_index(index_keys, 1, tables.count)),
-        np.asarray(normal(noise_keys, batch.image), np.float64),
+        np.asarray(uniform_index(batch.key("level"), 1, tables.count)),
+        np.asarray(normal(batch.key("noise"), batch.image), np.float64),
     )
 
 
@@ -95,8 +94,8 @@ def test_target_and_losses_equal_the_published_formulas(table, prediction):
     index, eps = drawn(batch, tables)
     levels = tables.student.at(jnp.asarray(index))
     z = expand(levels.alpha, batch.image) * batch.image + expand(levels.sigma, batch.image) * eps
-    objective = Progressive()
-    target = objective.target(teacher, z.astype(jnp.float32), jnp.asarray(index), None, tables)
+    state = tiny.state(z, index, tables)
+    target = Progressive().target({"teacher": teacher}, state, tables).x0
     # An eps-network's x0 is (z - sigma eps) / alpha: at the noisiest level of a cosine table the
     # float32 rounding of its output is multiplied by up to sigma / alpha.
     scale = np.abs(wanted).max(axis=(1, 2, 3))
@@ -106,7 +105,7 @@ def test_target_and_losses_equal_the_published_formulas(table, prediction):
     assert np.all(error <= 4 * limit)
     for loss in LOSSES:
         networks = {"student": student, "teacher": teacher}
-        values, _ = Progressive(loss=loss).value(networks, batch, tables)
+        values, _ = Progressive(loss=loss).regression_loss(networks, batch, tables)
         np.testing.assert_allclose(values, losses[loss], rtol=2e-4, atol=1e-6)
 
 
@@ -118,9 +117,9 @@ def test_constant_teacher_is_its_own_target(table):
         x0 = jnp.full_like(z, 0.3)
         return Prediction(x0, (z - expand(level.alpha, z) * x0) / expand(level.sigma, z))
 
-    index = jnp.asarray([1, 2, 3, 4, 1, 2, 3, 4])
-    target = Progressive().target(constant, batch.image, index, None, tables)
-    np.testing.assert_allclose(target, 0.3, rtol=1e-6)
+    state = tiny.state(batch.image, [1, 2, 3, 4, 1, 2, 3, 4], tables)
+    target = Progressive().target({"teacher": constant}, state, tables)
+    np.testing.assert_allclose(target.x0, 0.3, rtol=1e-6)
 
 
 def test_student_that_says_the_target_loses_nothing():
@@ -129,10 +128,9 @@ def test_student_that_says_the_target_loses_nothing():
     index, _ = drawn(batch, tables)
 
     def student(z, level, cond=None, *, key=None):
-        x0 = objective.target(teacher, z, jnp.asarray(index), None, tables)
-        return Prediction(x0, (z - expand(level.alpha, z) * x0) / expand(level.sigma, z))
+        return objective.target({"teacher": teacher}, tiny.state(z, index, tables), tables)
 
-    values, _ = objective.value({"student": student, "teacher": teacher}, batch, tables)
+    values, _ = objective.regression_loss({"student": student, "teacher": teacher}, batch, tables)
     np.testing.assert_allclose(values, 0.0, atol=1e-9)
 
 
@@ -142,7 +140,7 @@ def test_perfect_teacher_of_one_image():
     batch = tiny.batch(8)
     batch = batch.replace(image=jnp.full_like(batch.image, 0.25))
     exact = GaussianDenoiser(mean=0.25, std=0.0)
-    values, _ = Progressive().value({"student": exact, "teacher": exact}, batch, tables)
+    values, _ = Progressive().regression_loss({"student": exact, "teacher": exact}, batch, tables)
     np.testing.assert_allclose(values, 0.0, atol=1e-9)
 
 
@@ -151,24 +149,26 @@ def test_steps_onto_a_clean_level_have_the_second_prediction_as_target():
         schedule = TABLES[table]()
         assert float(schedule.sigma[0]) == 0.0
         tables, batch = halved(schedule, 8), tiny.batch(6)
-        teacher, index = tiny.tiny_denoiser(), jnp.ones(6, jnp.int32)
-        seen = []
+        teacher, seen = tiny.tiny_denoiser(), []
 
         def recorded(z, level, cond=None, *, key=None, teacher=teacher, seen=seen):
             seen.append(teacher(z, level, cond))
             return seen[-1]
 
-        target = Progressive().target(recorded, batch.image, index, None, tables)
-        np.testing.assert_allclose(target, seen[1].x0, atol=1e-7)
+        state = tiny.state(batch.image, np.ones(6, np.int32), tables)
+        target = Progressive().target({"teacher": recorded}, state, tables)
+        np.testing.assert_allclose(target.x0, seen[1].x0, atol=1e-7)
 
 
 def test_log_snr_of_20_is_as_good_as_clean():
     schedule = make_schedule("cosine_log_snr", 16, clean=False)
     tables, batch = halved(schedule, 8), tiny.batch(6)
     clean = halved(make_schedule("cosine_log_snr", 16), 8)
-    teacher, index = tiny.tiny_denoiser(), jnp.ones(6, jnp.int32)
-    a, b = (Progressive().target(teacher, batch.image, index, None, p) for p in (tables, clean))
-    assert 0 < float(jnp.abs(a - b).max()) < 1e-3
+    teacher, index = {"teacher": tiny.tiny_denoiser()}, np.ones(6, np.int32)
+    a, b = (
+        Progressive().target(teacher, tiny.state(batch.image, index, p), p) for p in (tables, clean)
+    )
+    assert 0 < float(jnp.abs(a.x0 - b.x0).max()) < 1e-3
 
 
 @settings(max_examples=20, deadline=None)
@@ -209,7 +209,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher():
             "student": tiny.tiny_denoiser().replace(params=student),
             "teacher": tiny.tiny_denoiser().replace(params=teacher),
         }
-        return Progressive().value(networks, batch, tables)[0].mean()
+        return Progressive().regression_loss(networks, batch, tables)[0].mean()
 
     to_student, to_teacher = jax.grad(value, argnums=(0, 1))(
         tiny.tiny_params(1), tiny.tiny_params()
@@ -227,7 +227,7 @@ def test_teacher_calls_are_what_the_loss_makes():
         return teacher(*args, **kwargs)
 
     objective = Progressive()
-    objective.value({"student": teacher, "teacher": counted}, batch, tables)
+    objective.regression_loss({"student": teacher, "teacher": counted}, batch, tables)
     assert len(calls) == objective.teacher_calls() == 2
 
 
@@ -241,7 +241,7 @@ def test_grid_without_a_middle_is_refused():
     [
         ({"loss": "snr"}, "objective.loss='snr'"),
         ({"pixel_weight": -1.0}, "pixel_weight=-1.0"),
-        ({"pixel_weight": 0.0}, "both 0"),
+        ({"pixel_weight": 0.0}, "pixel_weight, classifier_weight are all 0"),
     ],
 )
 def test_hyperparameters_are_checked(hyper, part):

@@ -22,8 +22,9 @@ from ddistill.denoiser import Denoiser
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
 from ddistill.objectives import hyperparameters, make_objective
+from ddistill.objectives.base import NetworkFacts, Taps, init_inputs, trained_auxiliaries
 from ddistill.objectives.o2mkd import O2MKD
-from ddistill.objectives.sampling import normal, streams
+from ddistill.objectives.sampling import normal
 from ddistill.planning.checks.networks import check_network
 from ddistill.planning.context import StageContext
 from ddistill.runtime.interrupt import Interrupted
@@ -44,8 +45,12 @@ def prepared(student, teacher, **hyper) -> O2MKD:
     run = Settings("run", {"stage": stage}, ("stage",), {"name": "digits"})
     facts = DataFacts("tiny", tiny.IMAGE, ("0",), (8,), False, "", {})
     context = StageContext("stage", stage, run, make_schedule("karras", 8), facts, earlier={})
-    shapes = [check_network(context, objective, m, objective.taps()) for m in (student, teacher)]
-    return objective.prepare_features(*shapes)
+    taps = objective.taps
+    shapes = (
+        check_network(context, objective, student, taps.student),
+        check_network(context, objective, teacher, taps.teacher),
+    )
+    return objective.prepare_networks(NetworkFacts(teacher, "eps", *shapes))
 
 
 class TwoTaps(nn.Module):
@@ -72,8 +77,8 @@ def network(inner: int, outer: int, seed: int) -> tuple[Denoiser, TwoTaps]:
 
 def bound(objective: O2MKD, seed: int = 5):
     """The projection's parameters and what a loss calls."""
-    module = objective.networks()["projection"]
-    inputs = objective.init_inputs("projection", tiny.IMAGE, False)
+    module = trained_auxiliaries(objective)["projection"]
+    inputs = init_inputs(objective, "projection", tiny.IMAGE, False)
     params = module.init(jax.random.key(seed), *inputs)["params"]
     return params, lambda p: functools.partial(module.apply, {"params": p})
 
@@ -90,12 +95,11 @@ def test_value_is_the_sum_over_taps_of_mean_squares():
     params, call = bound(objective)
     params = jax.tree.map(lambda x: x + 0.1, params)  # the biases too
     both = {"student": student, "teacher": teacher, "projection": call(params)}
-    found, metrics = objective.loss(both, batch, tables)
+    found, metrics = objective.regression_loss(both, batch, tables)
 
-    index_keys, noise_keys = streams(batch.keys, 2)
-    index = jax.vmap(lambda key: jax.random.randint(key, (), 1, 5))(index_keys)
+    index = jax.vmap(lambda key: jax.random.randint(key, (), 1, 5))(batch.key("level"))
     level = tables.student.at(index)
-    z = add_noise(batch.image, normal(noise_keys, batch.image), level)
+    z = add_noise(batch.image, normal(batch.key("noise"), batch.image), level)
     taps = {"taps": ("mid", "last")}
     ours, theirs = (
         module.apply({"params": d.params}, z, level.time, **taps)
@@ -115,12 +119,12 @@ def test_a_student_that_is_the_teacher_has_no_loss_no_gradient_and_no_projection
     teacher, module = network(6, 4, 0)
     objective = prepared(module, module)
     assert objective.projected == ()
-    assert objective.networks() == {}
+    assert objective.auxiliaries == {}
     assert objective.updates[0].trained == ("student",)
 
     def loss(params):
         both = {"student": teacher.replace(params=params), "teacher": teacher}
-        return jnp.sum(objective.loss(both, tiny.batch(), tiny.tables())[0])
+        return jnp.sum(objective.regression_loss(both, tiny.batch(), tiny.tables())[0])
 
     value, gradient = jax.value_and_grad(loss)(teacher.params)
     assert float(value) == 0.0
@@ -149,7 +153,7 @@ def test_gradients_reach_student_and_projections_and_not_the_teacher():
             "teacher": teacher.replace(params=trees["teacher"]),
             "projection": call(trees["projection"]),
         }
-        return jnp.mean(objective.loss(both, tiny.batch(), tiny.tables())[0])
+        return jnp.mean(objective.regression_loss(both, tiny.batch(), tiny.tables())[0])
 
     trees = {"student": student.params, "teacher": teacher.params, "projection": params}
     gradient = jax.jit(jax.grad(loss))(trees)
@@ -163,7 +167,7 @@ def test_gradients_reach_student_and_projections_and_not_the_teacher():
 
 def test_off_it_is_not_there():
     objective = O2MKD()
-    assert (objective.taps(), objective.networks()) == ((), {})
+    assert (objective.taps, objective.auxiliaries) == (Taps(), {})
     assert objective.updates[0].trained == ("student",)
     assert O2MKD(feature_weight=0.1, output_weight=0.0).teacher_calls() == 1
 
@@ -201,7 +205,7 @@ WIDE, THIN = tiny.TinyNet(width=8), tiny.TinyNet(width=4)
 
 def step_settings(**changes) -> StepSettings:
     objective = prepared(THIN, WIDE, feature_weight=1.0, features=("last",))
-    modules = {"student": THIN, **objective.networks()}
+    modules = {"student": THIN, **trained_auxiliaries(objective)}
     rule = {name: optax.adam(1.0) for name in modules}
     layout = Layout(data_mesh(8, jax.devices()[:1]))
     return StepSettings(objective, modules, "v", rule, layout=layout, **changes)

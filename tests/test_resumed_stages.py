@@ -223,7 +223,7 @@ def started(tmp_path, monkeypatch):
         for i, plan in enumerate(plans.values()):
             if plan.name == name:
                 break
-            if not plan.objective.makes_pairs:
+            if plan.objective.trains.kind != "pairs":
                 before[plan.name] = pretend(plan, i)
         images = data.load(wanted.data, "train")
         with pytest.raises(Interrupted):

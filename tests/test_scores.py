@@ -18,12 +18,12 @@ from ddistill.training.scores import Score
 
 def scored(metrics: dict[str, np.ndarray], cuts: list[int], resume: bool = False) -> float:
     """The score of steps that are added in pieces."""
-    score, places = Score(), [0, *cuts, len(next(iter(metrics.values())))]
+    score, places = Score("diagonal_fd"), [0, *cuts, len(next(iter(metrics.values())))]
     for begin, end in itertools.pairwise(places):
         score.add({name: values[begin:end] for name, values in metrics.items()})
         if resume:  # through a checkpoint's JSON
             record = json.loads(json.dumps(score.record()))
-            score = Score()
+            score = Score("diagonal_fd")
             score.restore(record)
     return score.take()
 
@@ -32,12 +32,12 @@ def scored(metrics: dict[str, np.ndarray], cuts: list[int], resume: bool = False
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_score_does_not_depend_on_how_often_it_is_looked_at(cuts, resume):
     rng = np.random.default_rng(0)
-    metrics = {"loss": rng.random(12, np.float32), "proxy": rng.random(12, np.float32)}
-    metrics["ran/proxy"] = np.float32(np.arange(12) % 5 == 0)
+    metrics = {"loss": rng.random(12, np.float32), "diagonal_fd": rng.random(12, np.float32)}
+    metrics["ran/diagonal_fd"] = np.float32(np.arange(12) % 5 == 0)
     assert scored(metrics, cuts, resume) == scored(metrics, [])
-    used = metrics["proxy"][[0, 5, 10]].astype(np.float64)
+    used = metrics["diagonal_fd"][[0, 5, 10]].astype(np.float64)
     assert scored(metrics, []) == pytest.approx(used.mean(), rel=1e-15)
-    del metrics["proxy"], metrics["ran/proxy"]
+    del metrics["diagonal_fd"], metrics["ran/diagonal_fd"]
     assert scored(metrics, cuts, resume) == scored(metrics, [])
     assert scored(metrics, []) == pytest.approx(metrics["loss"].mean(), rel=1e-6)
 
@@ -48,14 +48,14 @@ def test_students_that_have_diverged_do_not_count():
     assert scored({"loss": loss, "diverged": diverged}, [1]) == (1 + 9 + 2 + 3) / 4
 
 
-def test_a_proxy_that_was_not_measured_stays_and_is_no_loss():
-    score = Score()
-    never = {"loss": np.ones(2, np.float32), "proxy": np.zeros(2, np.float32)}
-    score.add({**never, "ran/proxy": np.zeros(2, np.float32)})
+def test_a_quality_metric_that_was_not_measured_stays_and_is_no_loss():
+    score = Score("diagonal_fd")
+    never = {"loss": np.ones(2, np.float32), "diagonal_fd": np.zeros(2, np.float32)}
+    score.add({**never, "ran/diagonal_fd": np.zeros(2, np.float32)})
     assert math.isnan(score.take())
-    score.add({**never, "proxy": np.float32([7, 0]), "ran/proxy": np.float32([1, 0])})
+    score.add({**never, "diagonal_fd": np.float32([7, 0]), "ran/diagonal_fd": np.float32([1, 0])})
     assert score.take() == 7
-    score.add({**never, "ran/proxy": np.zeros(2, np.float32)})
+    score.add({**never, "ran/diagonal_fd": np.zeros(2, np.float32)})
     assert score.take() == 7
 
 

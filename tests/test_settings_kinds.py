@@ -53,7 +53,7 @@ def test_options_that_do_not_count_are_those_of_networks():
     known = {option for name in networks.NETWORKS for option in networks.defaults(name)}
     assert set(identity.COMPUTED) <= known
     for name in OBJECTIVES:
-        idle = OBJECTIVES[name]().without_effect()
+        idle = OBJECTIVES[name]().inert_hparams()
         assert set(idle) <= hyperparameters(name).keys()
 
 

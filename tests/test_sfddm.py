@@ -21,6 +21,7 @@ from ddistill.diffusion import (
 )
 from ddistill.errors import ConfigError
 from ddistill.objectives import LevelTables, make_level_tables, make_objective
+from ddistill.objectives.base import static_part
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.samplers import dpm_solver_pp
 from ddistill.schedules import cosine, make_grid, subsequence
@@ -34,7 +35,7 @@ def prepared(tables: LevelTables, **hyper) -> SFDDM:
 
 def loss(objective, student, teacher, tables, batch=None):
     networks = {"student": student, "teacher": teacher}
-    return objective.loss(networks, batch or tiny.batch(), tables)
+    return objective.regression_loss(networks, batch or tiny.batch(), tables)
 
 
 @pytest.mark.parametrize("jitted", [True, False])
@@ -218,7 +219,8 @@ def test_second_order_walk_is_nearer_to_the_exact_flow():
     errors = {}
     for solver in ("ddim", "dpm_solver_pp"):
         objective = prepared(tables, substeps=6, solver=solver)
-        target = objective.hidden_target(teacher, first, z, index, None, tables)
+        state = tiny.state(z, index, tables, first)
+        target = objective.target({"teacher": teacher}, state, tables)
         errors[solver] = float(jnp.abs(ddim_step(target, z, a, b) - exact).max())
     assert errors["dpm_solver_pp"] < 0.3 * errors["ddim"]
 
@@ -237,7 +239,8 @@ def test_looking_back_continues_the_multistep_sampler(levels, k):
         index = jnp.array([max(1, levels - 1)])
         start = states[(levels - int(index[0])) * k]
         level = tables.student.at(index)
-        target = objective.hidden_target(teacher, teacher(start, level), start, index, None, tables)
+        state = tiny.state(start, index, tables, teacher(start, level))
+        target = objective.target({"teacher": teacher}, state, tables)
         end = ddim_step(target, start, level, tables.student.at(index - 1))
         wanted = states[(levels - int(index[0]) + 1) * k]
         found[lookback] = float(jnp.abs(end - wanted).max())
@@ -255,7 +258,8 @@ def test_walk_in_a_loop_folds_as_one_step_target_does():
     objective = prepared(tables, substeps=5, solver="ddim")
     levels = [objective.sub_level(j, index, tables) for j in range(6)]
     _, x0s = rollout(teacher, z, levels)
-    found = objective.hidden_target(teacher, teacher(z, levels[0]), z, index, None, tables)
+    state = tiny.state(z, index, tables, teacher(z, levels[0]))
+    found = objective.target({"teacher": teacher}, state, tables)
     np.testing.assert_allclose(found.x0, one_step_target(x0s, levels), rtol=1e-4, atol=1e-5)
 
 
@@ -285,7 +289,8 @@ def test_one_loop_makes_the_calls_of_a_walk_by_hand(k, lookback):
 
     expected = one_step_target(used, levels)
     for known in (first, None):
-        found = objective.hidden_target(teacher, known, z, index, None, tables)
+        given = tiny.state(z, index, tables, known)
+        found = objective.target({"teacher": teacher}, given, tables)
         np.testing.assert_allclose(found.x0, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -299,9 +304,9 @@ def test_students_that_look_back_and_that_do_not_share_their_program():
         return GaussianDenoiser(mean=0.3, std=0.5)(z, level)
 
     walks = [prepared(tables, substeps=k, lookback=back) for k, back in ((6, False), (3, True))]
-    assert walks[0].program() == walks[1].program()
-    z = jnp.zeros((3, *tiny.IMAGE))
-    walks[0].hidden_target(teacher, None, z, jnp.array([3, 1, 2]), None, tables)
+    assert static_part(walks[0]) == static_part(walks[1])
+    state = tiny.state(jnp.zeros((3, *tiny.IMAGE)), [3, 1, 2], tables)
+    walks[0].target({"teacher": teacher}, state, tables)
     assert len(asked) == 1
 
 

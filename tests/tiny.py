@@ -6,7 +6,9 @@ import numpy as np
 from flax import linen as nn
 
 from ddistill.denoiser import Denoiser
-from ddistill.objectives import Batch, make_level_tables
+from ddistill.diffusion import from_x0
+from ddistill.objectives import Batch, LevelTables, make_level_tables
+from ddistill.objectives.states import State
 from ddistill.schedules import cosine, make_grid
 
 IMAGE = (4, 4, 1)
@@ -56,3 +58,21 @@ def batch(count: int = 6, seed: int = 0, conditional: bool = False) -> Batch:
 def tables(steps: int = 32, levels: int = 4, spacing: str = "trailing", time: str = "mapped"):
     schedule = cosine(steps)
     return make_level_tables(schedule, make_grid(schedule, levels, spacing), time)
+
+
+def state(z, index, tables: LevelTables, teacher=None) -> State:
+    """Noisy images at rows `index` of the student's levels, as a method's `target` is given them.
+
+    The clean images behind them are zeros.
+    """
+    z, index = jnp.asarray(z, jnp.float32), jnp.asarray(index)
+    level = tables.student.at(index)
+    return State(
+        z=z,
+        index=index,
+        level=level,
+        teacher_level=tables.teacher.at(tables.grid[index]),
+        cond=None,
+        data=from_x0(jnp.zeros_like(z), z, level),
+        teacher=teacher,
+    )

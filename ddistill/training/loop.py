@@ -136,7 +136,8 @@ class StageRun:
         """By round, what a step reads beside state and batch."""
         layout = self.layout
         teacher = place(learnt.teacher, layout.of_teacher(learnt.teacher))
-        classifier, pairs = (place(x, layout.whole()) for x in (learnt.classifier, learnt.pairs))
+        classifier = place(learnt.classifier, layout.whole())
+        pairs = place(learnt.pairs, layout.whole())
         lies = layout.by_student() if layout.in_turn else layout.whole()
         return [
             StepInputs(teacher, place(tables, lies), classifier, pairs)
