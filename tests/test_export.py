@@ -13,8 +13,7 @@ import yaml
 from exported import classes_run, levels_run, run
 
 import ddistill
-from ddistill import main as train
-from ddistill import recipes
+from ddistill import experiment, recipes
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.export.__main__ import collect, main
@@ -144,7 +143,7 @@ def test_what_diffusers_is_given_comes_back_bit_for_bit(runs, export, tmp_path):
     # The same weights as the teacher of another experiment, with a student of its own to come.
     made = recipes.with_teacher(levels_run(), f"diffusers:{first}")
     made = dataclasses.replace(made, name="imported", pipeline=("teacher",))
-    train.run(recipes.to_config(made), tmp_path / "imported", tmp_path / "shared", "", "test")
+    experiment.run(recipes.to_config(made), tmp_path / "imported", tmp_path / "shared", "", "test")
     main(["--to=diffusers", "--stage=teacher", str(tmp_path / "imported"), str(again)])
     for part in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
         assert (again / part).read_bytes() == (first / part).read_bytes(), part
