@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ddistill.denoiser import Denoiser, DenoiserLike, DenoiserWithFeatures
 from ddistill.diffusion import Prediction
@@ -37,11 +37,6 @@ def take(stacked: Tree, k: int | Index) -> Tree:
 def clone(student: Tree, count: int) -> Tree:
     """A stack of `count` equal students."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), student)
-
-
-def num_students(stacked: PyTree) -> int:
-    """K of a stack."""
-    return jax.tree.leaves(stacked)[0].shape[0]
 
 
 # ------------------------------------------------------------------------------------- routing

@@ -22,7 +22,7 @@ from ddistill.partitions import (
 )
 from ddistill.samplers import ddim, dpm_solver_pp
 from ddistill.schedules import cosine, karras, linear_beta, log_snr, make_grid, subsequence
-from ddistill.students import RoutedDenoiser, clone, num_students, stack, take
+from ddistill.students import RoutedDenoiser, clone, stack, take
 
 
 def owners(partition, schedule, cond=None):
@@ -161,12 +161,11 @@ def test_composition_owns_each_level_and_class_once():
 def test_students_are_stacked_taken_and_cloned():
     trees = [tiny.tiny_params(i) for i in range(3)]
     stacked = stack(trees)
-    assert num_students(stacked) == 3
     for k, tree in enumerate(trees):
         chex.assert_trees_all_equal(take(stacked, k), tree)
     chex.assert_trees_all_equal(jax.jit(take)(stacked, jnp.int32(2)), trees[2])
     cloned = clone(trees[1], 2)
-    assert num_students(cloned) == 2
+    assert all(x.shape[0] == 2 for x in jax.tree.leaves(cloned))
     for k in range(2):
         chex.assert_trees_all_equal(take(cloned, k), trees[1])
 

@@ -20,11 +20,11 @@ from ddistill.data.listing import by_hash_in_words, check_fraction, empty_split,
 from ddistill.data.memo import Memo
 from ddistill.data.names import SPLIT_WORDS, TEST, TRAIN, VALIDATION
 from ddistill.data.samples import has_sixteen_bit_colours
+from ddistill.data.tfds_features import NO_LABELS, Keys, choose_features
 from ddistill.data.tfds_files import FORMAT, Prepared, check_format, check_shards, find
-from ddistill.errors import ConfigError, DataError, nearest
+from ddistill.errors import DataError
 from ddistill.runtime.schemas import FLAG, TEXT, WHOLE, Schema, list_of
 
-NO_LABELS = "none"
 WORTH_REMEMBERING = 100_000
 
 
@@ -74,14 +74,6 @@ class _Builder(Protocol):
     ) -> Sequence[Mapping[str, Any]]:
         """Opens the examples of a split by number."""
         ...
-
-
-@dataclass(frozen=True)
-class _Keys:
-    image: str
-    label: str
-    shape: tuple[int | None, ...]
-    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -135,7 +127,7 @@ def load_tfds(settings: TfdsSettings, split: str) -> Dataset:
     own = _own_split(found, split)
     prepared = _open(settings, found)
     keys = prepared.keys
-    spec = ImageSpec(settings.image_size, settings.channels or _stored_channels(keys))
+    spec = ImageSpec(settings.image_size, settings.channels or keys.channels)
     chosen = _choose_examples(prepared, own, split, settings.test_fraction)
     opened = open_images(
         _source(chosen.records, chosen.numbers, spec, keys),
@@ -202,14 +194,14 @@ class _Opened:
 
     builder: _Builder
     found: Prepared
-    keys: _Keys
+    keys: Keys
     workers: int
 
 
 class _Records:
     """Encoded images and labels of one of the set's own splits, by index; safe between threads."""
 
-    def __init__(self, builder: _Builder, found: Prepared, split: str, keys: _Keys):
+    def __init__(self, builder: _Builder, found: Prepared, split: str, keys: Keys):
         from tensorflow_datasets import decode as tfds_decode
 
         # Our own decoder takes the bytes: it runs in threads and crops and resizes at once.
@@ -265,7 +257,8 @@ def _open(settings: TfdsSettings, found: Prepared) -> _Opened:
     check_format(found)
     check_shards(found, FORMAT)
     builder = _builder(found)
-    keys = _keys(settings, builder.info.features, found.title)
+    wanted = settings.image_key, settings.label_key
+    keys = choose_features(builder.info.features, *wanted, found.title)
     return _Opened(builder, found, keys, settings.workers or usable_cores() + 2)
 
 
@@ -280,7 +273,7 @@ def _builder(found: Prepared) -> _Builder:
         raise DataError(f"{found.folder} cannot be opened by TFDS: {error}.") from error
 
 
-def _source(records: _Records, numbers: np.ndarray, spec: ImageSpec, keys: _Keys) -> Source:
+def _source(records: _Records, numbers: np.ndarray, spec: ImageSpec, keys: Keys) -> Source:
     def read(place: int) -> np.ndarray:
         number = int(numbers[place])
         try:
@@ -370,40 +363,3 @@ def _own_splits_in_words(found: Prepared) -> str:
         f"by the set's own splits: {train.count} training images of '{train.name}', {test.count} "
         f"test images of '{test.name}'{'; not used: ' if unused else ''}{', '.join(unused)}"
     )
-
-
-def _keys(settings: TfdsSettings, features: object, title: str) -> _Keys:
-    """The features to read as image and label."""
-    from tensorflow_datasets import features as kinds
-
-    by_name = dict(features) if isinstance(features, kinds.FeaturesDict) else {}
-    images = sorted(k for k, f in by_name.items() if type(f) is kinds.Image)
-    labels = sorted(k for k, f in by_name.items() if isinstance(f, kinds.ClassLabel))
-    image = _choose("image_key", settings.image_key, "image", images, title)
-    if not image:
-        raise DataError(
-            f"TFDS set {title} has no single image feature; its images: "
-            f"{', '.join(images) or 'none'}. Set data.image_key to one of them."
-        )
-    label = ""
-    if settings.label_key != NO_LABELS:
-        label = _choose("label_key", settings.label_key, "label", labels, title)
-    if np.dtype(by_name[image].np_dtype) == np.float32:
-        raise DataError(f"Image '{image}' of TFDS set {title} holds floats; 8 or 16 bits needed.")
-    classes = tuple(by_name[label].names) if label else ("all",)
-    return _Keys(image, label, tuple(by_name[image].shape), classes)
-
-
-def _choose(key: str, given: str, usual: str, there: list[str], title: str) -> str:
-    if given and given not in there:
-        raise ConfigError(
-            f"data.{key}='{given}' is no such feature of {title}.{nearest(given, there)} "
-            f"Allowed: {', '.join(there) or 'none'}."
-        )
-    if given or usual in there:
-        return given or usual
-    return there[0] if len(there) == 1 else ""
-
-
-def _stored_channels(keys: _Keys) -> int:
-    return 1 if keys.shape[-1] == 1 else 3
