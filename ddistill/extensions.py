@@ -14,6 +14,7 @@ from ddistill.errors import ConfigError, nearest
 KINDS = ("objective", "network", "data", "sampler")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
+
 @dataclass(frozen=True)
 class Extension:
     """One addition.

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from flax import traverse_util
-from jaxtyping import PyTree
 
-# A pytree of arrays, of tracers while JAX traces a program, or of their shapes.
-Params = PyTree
+from ddistill.typing import Params
 
 
 def flatten(params: Params) -> dict[str, np.ndarray]:
