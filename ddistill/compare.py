@@ -34,6 +34,7 @@ from ddistill.evaluation.records.sampler_runs import EarlierVersion, read_sample
 from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.results_md import markdown
 from ddistill.interop.sources import read_noted
+from ddistill.planning.opened import import_extensions
 from ddistill.planning.planner import SOURCES
 from ddistill.runtime.files import (
     DamagedFile,
@@ -157,6 +158,7 @@ def load_run(folder: str | Path) -> FinishedRun:
         raise ConfigError(str(error)) from error
     except ValueError as error:
         raise ConfigError(f"{error} {_AGAIN}") from error
+    import_extensions(path)
     rows = read_rows(path / "results.json")
     if not sampler_runs or not any(row.metric in DISTANCES and row.nfe for row in rows):
         raise ConfigError(

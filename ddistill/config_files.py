@@ -126,6 +126,11 @@ def _check_file(path: str) -> None:
 
 
 def _load(path: str) -> ModuleType:
+    # Modules beside the file, such as a method of the user's own, can be imported by it, and later
+    # by the run's other programs in this process.
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     loader = SourceFileLoader(_MODULE, path)
     spec = spec_from_loader(_MODULE, loader)
     assert spec is not None

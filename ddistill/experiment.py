@@ -41,7 +41,7 @@ def note_run(workdir: Path, config: Any, facts: DataFacts, plans: Sequence[Stage
     groups = note_groups(plain(config), {plan.name: plan.settings for plan in plans})
     write_json(workdir / "config.json", groups)
     write_json(workdir / "data.json", facts.to_json())
-    write_stages(workdir, plans)
+    write_stages(workdir, parse(config, Settings), plans)
     noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
     if noted:
         write_noted(workdir / SOURCES, noted)

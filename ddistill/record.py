@@ -21,6 +21,7 @@ from ddistill.evaluation.records.notes import comparable_rows, fresh_rows, liste
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.results_md import merge_text, picture_names, render
+from ddistill.planning.opened import import_extensions
 from ddistill.runtime.files import expand, read_text, write_bytes, write_text
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.text import printable
@@ -73,7 +74,10 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
     if not (runs := list(runs)) and not store.exists() and not page.exists():
         raise ValueError(f"{docs} has no results.json yet; name a RUN to begin a record there.")
     old = read_rows(store) if store.exists() else []
-    new = [row for run in runs for row in read_rows(_results_file(expand(run)))]
+    files = [_results_file(expand(run)) for run in runs]
+    for file in files:
+        import_extensions(file.parent)
+    new = [row for file in files for row in read_rows(file)]
     rows, added, replaced = merge(old, new)
     if seeds and not any(row.seed in seeds for row in rows):
         known = listed({row.seed for row in rows})

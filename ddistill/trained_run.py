@@ -29,7 +29,7 @@ from ddistill.evaluation.sampling_plan import (
 )
 from ddistill.planning.manifests import STAGES
 from ddistill.planning.opened import STAGES as STAGES_FILE
-from ddistill.planning.opened import open_stages
+from ddistill.planning.opened import import_extensions, open_stages
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import Folders
 from ddistill.runtime.files import DamagedFile, expand, read_object
@@ -203,6 +203,7 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
                 f"{path.absolute()} is not UTF-8, and checkpoints are read from folders of UTF-8 "
                 "names alone. Rename the folder."
             )
+    import_extensions(folder)
     settings = _settings(folder / "config.json")
     facts = DataFacts.from_json(_read(folder / "data.json", FACTS))
     stages = _read(folder / STAGES_FILE, STAGES)

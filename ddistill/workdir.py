@@ -18,7 +18,7 @@ from ddistill.errors import ConfigError, DataError
 from ddistill.interop.sources import READERS, is_there, read_noted, read_source
 from ddistill.interop.tensors import file_digest
 from ddistill.objectives import make_objective
-from ddistill.planning.identity import FIELDS, Kind, learnt, normalised
+from ddistill.planning.identity import Kind, kinds_of, learnt, normalised
 from ddistill.planning.planner import SOURCES
 from ddistill.runtime.files import expand
 from ddistill.settings import Settings, StageSettings, parse
@@ -133,7 +133,7 @@ def _read_differently(settings: Settings, usual: Settings) -> bool:
     ours, theirs = data.read_settings(settings.data), data.read_settings(usual.data)
     if type(ours) is not type(theirs):
         return True
-    kinds = FIELDS[type(ours)]
+    kinds = kinds_of(type(ours))
     return any(
         getattr(ours, name) != getattr(theirs, name)
         for name, kind in kinds.items()

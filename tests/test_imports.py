@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "ddistill"
 # circle; docs/architecture.md says why.
 ORDER = (
     "errors",
+    "extensions",
     "typing",
     "text",
     "settings",
@@ -50,6 +51,7 @@ ORDER = (
     "evaluation.report",
     "evaluation.evaluate_run",
     "evaluation.comparison",
+    "register",
     "config_files",
     "workdir",
     "experiment",

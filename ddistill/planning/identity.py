@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddistill import networks
+from ddistill.data import SOURCES
 from ddistill.data.digits import DigitsSettings
 from ddistill.data.folder import FolderSettings
 from ddistill.data.tfds import TfdsSettings
+from ddistill.extensions import added, in_use
 from ddistill.objectives import Objective, hyperparameters
 from ddistill.objectives.base import trained_auxiliaries
 from ddistill.optimizers import settings_used
@@ -118,13 +120,26 @@ FIELDS: dict[type, dict[str, Kind]] = {
 COMPUTED = ("remat", "conv_impl")
 
 
-def kind_of(cls: type, name: str) -> Kind:
-    """The kind of a setting.
+def kinds_of(cls: type) -> Mapping[str, Kind]:
+    """The kind of every setting of a dataclass.
+
+    The settings of a data source that a user has registered are `CONTENT`, or `RUN` where the field
+    has the metadata {"run": True}.
 
     Raises:
-      KeyError: it is not in `FIELDS`, where every new setting has to be put.
+      KeyError: the class is not in `FIELDS`, where every new setting has to be put.
     """
-    return FIELDS[cls][name]
+    if cls not in FIELDS and any(
+        cls is source.settings and added("data", name) for name, source in SOURCES.items()
+    ):
+        fields = dataclasses.fields(cls)
+        return {f.name: Kind.RUN if f.metadata.get("run") else Kind.CONTENT for f in fields}
+    return FIELDS[cls]
+
+
+def kind_of(cls: type, name: str) -> Kind:
+    """The kind of a setting; errors as of `kinds_of`."""
+    return kinds_of(cls)[name]
 
 
 def learnt(settings: object) -> Any:
@@ -177,7 +192,7 @@ def make_identity(
     }
     if inputs.files:
         own["source"] = inputs.files
-    found = {
+    found: dict[str, object] = {
         "format": FORMAT,
         "name": name,
         "seed": settings.seed,
@@ -186,6 +201,11 @@ def make_identity(
         "stage": own,
         "sources": dict(inputs.stages),
     }
+    names = {"objective": {str(stage.objective["name"])}, "network": {str(stage.network["name"])}}
+    names["data"] = {str(settings.data.get("name", ""))}
+    versions = {f"{e.kind} {e.name}": e.version for e in in_use(names)}
+    if versions:
+        found["extensions"] = versions
     return json.loads(json.dumps(found, sort_keys=True, default=_plain))
 
 

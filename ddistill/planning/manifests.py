@@ -139,7 +139,7 @@ class PairsManifest(Manifest):
 OWNER = Schema({"digest": TEXT}, {"identity": OBJECT, "lineage": map_of(OBJECT)})
 
 # stages.json of a run: by stage the digest, and the format of identities that it was made with.
-STAGES = Schema({"format": WHOLE, "digests": map_of(TEXT, least=1)})
+STAGES = Schema({"format": WHOLE, "digests": map_of(TEXT, least=1)}, {"extensions": map_of(TEXT)})
 
 # checkpoints/digests/STEP.json.
 SEAL = Schema({"files": map_of(TEXT)}, {"loss": maybe(NUMBER)})

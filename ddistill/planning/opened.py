@@ -5,29 +5,66 @@ to sample its networks: nothing is checked, traced or hashed again, and no image
 """
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ddistill.data.facts import DataFacts
-from ddistill.errors import CheckpointError
+from ddistill.errors import CheckpointError, ConfigError
+from ddistill.extensions import import_noted, in_use
 from ddistill.interop.sources import read_noted
 from ddistill.objectives import make_objective
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import FORMAT
+from ddistill.planning.manifests import STAGES as STAGES_SCHEMA
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import SOURCES, Folders, run_schedule
 from ddistill.planning.students import plan_students
-from ddistill.runtime.files import write_json
+from ddistill.runtime.files import read_object_or_none, write_json
 from ddistill.settings import Settings
 
 STAGES = "stages.json"
 
 
-def write_stages(workdir: Path, plans: Sequence[StagePlan]) -> None:
-    """Notes the digests of a run's stages in its folder."""
-    digests = {plan.name: plan.digest for plan in plans}
-    write_json(workdir / STAGES, {"format": FORMAT, "digests": digests})
+def write_stages(workdir: Path, settings: Settings, plans: Sequence[StagePlan]) -> None:
+    """Notes in a run's folder the digests of its stages and the modules that extend the package."""
+    found: dict[str, object] = {
+        "format": FORMAT,
+        "digests": {plan.name: plan.digest for plan in plans},
+    }
+    modules = {f"{e.kind} {e.name}": e.module for e in in_use(_names(settings, plans))}
+    if modules:
+        found["extensions"] = modules
+    write_json(workdir / STAGES, found)
+
+
+def _names(settings: Settings, plans: Sequence[StagePlan]) -> dict[str, set[str]]:
+    """The names in a run's settings that extensions may have added, by kind."""
+    stages, e = [plan.settings for plan in plans], settings.evaluation
+    samplers = {e.full_sampler, e.student_sampler, *e.teacher_samplers}
+    return {
+        "objective": {str(stage.objective["name"]) for stage in stages},
+        "network": {str(stage.network["name"]) for stage in stages},
+        "data": {str(settings.data.get("name", ""))},
+        "sampler": samplers.union(*(stage.samplers for stage in stages)),
+    }
+
+
+def import_extensions(folder: Path) -> None:
+    """Imports the modules that a run has noted, which register what its settings name.
+
+    Args:
+      folder: of a run; nothing happens where it has noted none.
+
+    Raises:
+      ConfigError: a module cannot be imported or does not register what the run names.
+    """
+    noted = read_object_or_none(folder / STAGES, STAGES_SCHEMA)
+    try:
+        import_noted((noted or {}).get("extensions", {}), importlib.import_module)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
 
 
 def open_stages(
