@@ -43,8 +43,8 @@ from ddistill.evaluation.figures.style import (
     styled,
 )
 from ddistill.objectives import LevelTables, Objective, make_level_tables, make_objective
-from ddistill.objectives.base import NetworkFacts
 from ddistill.objectives.inputs import Pairs
+from ddistill.objectives.parts import NetworkFacts
 from ddistill.partitions import ConditionPartition, condition_partition
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import Layout, make_mesh, place

@@ -31,12 +31,7 @@ from ddistill.evaluation.metrics.reference_sets import (
     reference_of_images,
     write_reference,
 )
-from ddistill.evaluation.metrics.score_set import (
-    SampleSet,
-    SetScores,
-    chosen_metrics,
-    score_set,
-)
+from ddistill.evaluation.metrics.score_set import SampleSet, SetScores, chosen_metrics, score_set
 from ddistill.evaluation.records.environment import command_string, machine_string
 from ddistill.evaluation.records.sampler_runs import SamplerRunRecord, read_sampler_runs
 from ddistill.interop.inception import load_inception

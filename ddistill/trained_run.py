@@ -14,13 +14,7 @@ from jaxtyping import Int, UInt8
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice
 from ddistill.evaluation.metrics.pixels import quantise
-from ddistill.evaluation.sampling import (
-    Network,
-    SamplerInputs,
-    conditions,
-    noise_bank,
-    run_sampler,
-)
+from ddistill.evaluation.sampling import Network, SamplerInputs, conditions, noise_bank, run_sampler
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,

@@ -29,15 +29,11 @@ from pinned_cases import CASES, Case
 from ddistill.denoiser import Denoiser, with_guidance
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, LevelTables, Objective, make_level_tables, make_objective
-from ddistill.objectives.base import (
-    NetworkFacts,
-    init_inputs,
-    static_part,
-    trained_auxiliaries,
-)
 from ddistill.objectives.base import bind as bind_network
+from ddistill.objectives.base import init_inputs, static_part, trained_auxiliaries
 from ddistill.objectives.classification import Classifier
 from ddistill.objectives.inputs import Pairs, student_levels
+from ddistill.objectives.parts import NetworkFacts
 from ddistill.objectives.sampling import draw_pair
 from ddistill.samplers import get_sampler
 from ddistill.schedules import make_grid, make_schedule

@@ -15,10 +15,11 @@ from gaussian import GaussianDenoiser
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import OBJECTIVES, make_objective
-from ddistill.objectives.base import NetworkFacts, bind, init_inputs, trained_auxiliaries
+from ddistill.objectives.base import bind, init_inputs, trained_auxiliaries
 from ddistill.objectives.inputs import Batch, Pairs, make_level_tables
 from ddistill.objectives.matching.generator import generator_input, with_gradient
 from ddistill.objectives.matching.losses import score_difference
+from ddistill.objectives.parts import NetworkFacts
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine, karras, make_grid, subsequence
 from ddistill.training.state import new_state

@@ -14,14 +14,8 @@ from gaussian import GaussianDenoiser
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.objectives import Objective, Update, make_level_tables, make_objective
-from ddistill.objectives.base import (
-    DENOISER,
-    Auxiliary,
-    LossAux,
-    Memory,
-    Requirements,
-    start_memory,
-)
+from ddistill.objectives.base import start_memory
+from ddistill.objectives.parts import DENOISER, Auxiliary, LossAux, Memory, Requirements
 from ddistill.objectives.states import State, rollout
 from ddistill.runtime.rng import stream_key
 from ddistill.schedules import cosine, make_grid

@@ -22,8 +22,9 @@ from ddistill.denoiser import Denoiser
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError
 from ddistill.objectives import hyperparameters, make_objective
-from ddistill.objectives.base import NetworkFacts, Taps, init_inputs, trained_auxiliaries
+from ddistill.objectives.base import init_inputs, trained_auxiliaries
 from ddistill.objectives.o2mkd import O2MKD
+from ddistill.objectives.parts import NetworkFacts, Taps
 from ddistill.objectives.sampling import normal
 from ddistill.planning.checks.networks import check_network
 from ddistill.planning.context import StageContext

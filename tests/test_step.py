@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_objective
-from ddistill.objectives.base import Objective, Update
+from ddistill.objectives.base import Objective
+from ddistill.objectives.parts import Update
 from ddistill.optimizers import (
     OPTIMIZERS,
     check_optimizer,

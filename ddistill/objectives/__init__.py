@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
-from ddistill.objectives.base import Objective, Update
+from ddistill.objectives.base import Objective
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.dmd import DMD
@@ -15,6 +15,7 @@ from ddistill.objectives.inputs import Batch, LevelTables, make_level_tables
 from ddistill.objectives.ladd import LADD
 from ddistill.objectives.o2mkd import O2MKD, TSM
 from ddistill.objectives.pairs import MakePairs
+from ddistill.objectives.parts import Update
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.settings import convert, to_plain

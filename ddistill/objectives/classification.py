@@ -12,15 +12,9 @@ from jaxtyping import Array, Float, PyTree
 
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import (
-    ImageShape,
-    LossAux,
-    NetworkForm,
-    Networks,
-    Objective,
-    Update,
-)
+from ddistill.objectives.base import Objective
 from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.parts import ImageShape, LossAux, NetworkForm, Networks, Update
 from ddistill.typing import Metrics, PerExample
 
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import NetworkFacts
 from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch
+from ddistill.objectives.parts import NetworkFacts
 from ddistill.objectives.sampling import LAWS
 from ddistill.typing import Labels
 

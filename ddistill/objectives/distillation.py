@@ -17,10 +17,7 @@ from flax import struct
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.objectives.base import (
-    Networks,
     Objective,
-    Requirements,
-    Update,
     check_not_negative,
     hparam,
     predict,
@@ -35,6 +32,7 @@ from ddistill.objectives.distances import (
     mean_per_example,
 )
 from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.parts import Networks, Requirements, Update
 from ddistill.objectives.states import Rollouts, State, forward_state, rolled_out
 from ddistill.typing import Features, Images, Labels, Metrics, PerExample
 

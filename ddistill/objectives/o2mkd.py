@@ -18,18 +18,17 @@ from jaxtyping import PyTree
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.projection import Projection
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import (
+from ddistill.objectives.base import check_feature_shapes, filled_in
+from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
+from ddistill.objectives.distillation import Distillation
+from ddistill.objectives.parts import (
     Auxiliary,
     ImageShape,
     NetworkFacts,
     NetworkForm,
     Networks,
     Taps,
-    check_feature_shapes,
-    filled_in,
 )
-from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
-from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.sampling import LAWS
 from ddistill.typing import Features
 

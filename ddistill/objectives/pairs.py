@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import DENOISER, NetworkForm, Objective, Requirements, Update
+from ddistill.objectives.base import Objective
+from ddistill.objectives.parts import DENOISER, NetworkForm, Requirements, Update
 
 # A stage of pairs has the network of its teacher, and trains none.
 PAIRS = NetworkForm("pairs", DENOISER.inputs, DENOISER.bind)

@@ -15,10 +15,10 @@ import numpy as np
 
 from ddistill.diffusion import Prediction, ddim_step, from_x0, one_step_target
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import Networks
 from ddistill.objectives.distances import PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import LevelTables
+from ddistill.objectives.parts import Networks
 from ddistill.objectives.states import State
 
 # PD's truncated SNR is max(|dx|^2, |deps|^2). It is written in v, whose scale is even over all

@@ -28,10 +28,11 @@ from jaxtyping import Array
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, ddim_step, expand, fold_weight, from_x0, multistep_x0
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import Networks, Taps, hparam
+from ddistill.objectives.base import hparam
 from ddistill.objectives.distances import ERRORS, NORMS, WEIGHTS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import LevelTables
+from ddistill.objectives.parts import Networks, Taps
 from ddistill.objectives.states import State
 from ddistill.schedules import Level
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool
 
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, add_noise, ddim_step, expand
-from ddistill.objectives.base import Networks
 from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.parts import Networks
 from ddistill.objectives.sampling import draw_level, normal
 from ddistill.schedules import Level, Schedule
 from ddistill.typing import Images, Labels

@@ -16,12 +16,7 @@ from ddistill.planning.manifests import PAIRS, TRAINED, PairsManifest, TrainedMa
 from ddistill.runtime.files import read_object_or_none
 from ddistill.runtime.sharding import Layout, plan_layout
 from ddistill.schedules import Schedule
-from ddistill.settings import (
-    MeshSettings,
-    OptimizerSettings,
-    ScheduleSettings,
-    StageSettings,
-)
+from ddistill.settings import MeshSettings, OptimizerSettings, ScheduleSettings, StageSettings
 
 
 @dataclass(frozen=True)

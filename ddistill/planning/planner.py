@@ -18,7 +18,8 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.interop.imported import Imported
 from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, make_objective
-from ddistill.objectives.base import FeatureShapes, NetworkFacts, trained_auxiliaries
+from ddistill.objectives.base import trained_auxiliaries
+from ddistill.objectives.parts import FeatureShapes, NetworkFacts
 from ddistill.partitions import Partition
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.checks.imported import check_imported

@@ -4,13 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ddistill.recipes.common import (
-    experiment,
-    network,
-    objective,
-    scorer_stage,
-    teacher_stage,
-)
+from ddistill.recipes.common import experiment, network, objective, scorer_stage, teacher_stage
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     feature_halvings,

@@ -19,8 +19,9 @@ from jaxtyping import Array, PyTree
 from ddistill.data import random_flip, to_unit
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, LevelTables, Objective, Update
-from ddistill.objectives.base import Bound, LossAux, Networks, bind, target_rate
+from ddistill.objectives.base import bind, target_rate
 from ddistill.objectives.inputs import Pairs
+from ddistill.objectives.parts import Bound, LossAux, Networks
 from ddistill.objectives.sampling import draw_pair
 from ddistill.runtime.sharding import Layout, constrain, over_data
 from ddistill.training.state import TrainState, update_ema

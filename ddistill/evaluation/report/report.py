@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ddistill.evaluation.figures import page
-from ddistill.evaluation.figures.image_grids import (
-    Grid,
-    Strip,
-    grid_image,
-    strip_image,
-    write_png,
-)
+from ddistill.evaluation.figures.image_grids import Grid, Strip, grid_image, strip_image, write_png
 from ddistill.evaluation.figures.plots import (
     ClassChart,
     Curve,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ddistill.objectives.base import Alarm
+from ddistill.objectives.parts import Alarm
 
 # (metric, name, below or above, threshold of an alarm, threshold of a fatal one, what it means)
 _LIMITS = (

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from ddistill.denoiser import Denoiser, GuidedDenoiser
 from ddistill.diffusion import Prediction, add_noise
-from ddistill.objectives.base import LossAux, Networks, Panels, Update, predict
+from ddistill.objectives.base import predict
 from ddistill.objectives.distances import PredictionDistance, mean_per_example, regression_distance
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.matching.adversarial import (
@@ -37,6 +37,7 @@ from ddistill.objectives.matching.generator import (
     with_gradient,
 )
 from ddistill.objectives.matching.settings import MatchingSettings
+from ddistill.objectives.parts import LossAux, Networks, Panels, Update
 from ddistill.objectives.sampling import normal, uniform_index
 from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level

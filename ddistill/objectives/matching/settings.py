@@ -12,23 +12,21 @@ from jaxtyping import Array, Float, PyTree
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.discriminator import Discriminator
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import (
+from ddistill.objectives.base import Objective, check_not_negative, filled_in
+from ddistill.objectives.distances import REGRESSIONS
+from ddistill.objectives.matching.adversarial import DIVERGENCES
+from ddistill.objectives.matching.alarms import matching_alarms
+from ddistill.objectives.matching.generator import BACKWARD
+from ddistill.objectives.parts import (
     DENOISER,
     Alarm,
     Auxiliary,
     ImageShape,
     NetworkFacts,
     NetworkForm,
-    Objective,
     Requirements,
     Taps,
-    check_not_negative,
-    filled_in,
 )
-from ddistill.objectives.distances import REGRESSIONS
-from ddistill.objectives.matching.adversarial import DIVERGENCES
-from ddistill.objectives.matching.alarms import matching_alarms
-from ddistill.objectives.matching.generator import BACKWARD
 
 FAKE_WEIGHTS = ("edm", "uniform", "snr", "truncated_snr", "min_snr")
 FEATURES_OF = ("fake", "teacher")

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives import Objective
-from ddistill.objectives.base import FeatureShapes
+from ddistill.objectives.parts import FeatureShapes
 from ddistill.optimizers import check_optimizer
 from ddistill.planning.context import StageContext
 from ddistill.settings import StageSettings
