@@ -140,7 +140,8 @@ def test_the_gradient_is_the_closed_form(schedule):
 
     student = Linear(jnp.float32(0.2), jnp.float32(0.4))
     networks = {"teacher": Noting(1.0, 0.6), "fake": GaussianDenoiser(0.2, 0.4)}
-    shown, method = tables(schedule), objective(schedule=schedule)
+    # Below a tenth of the levels the two denoisers differ by little more than float32's rounding.
+    shown, method = tables(schedule), objective(schedule=schedule, lowest=0.1)
     _, _, aux = method.student_loss({**networks, "student": student}, batch(16), shown)
     image = np.asarray(aux.shared["image"], np.float64)
 

@@ -139,7 +139,6 @@ def _plan(context: StageContext, folders: Folders) -> StagePlan:
     modules = {"student": student, **beside}
     check_optimizers(context, beside)
     check_resume(context, modules)
-    check_classes(context, prepared, student)
     check_every_class(context, prepared, students)
     return _build(context, prepared, modules, (students, partition), folders)
 
@@ -173,6 +172,8 @@ def _prepare(context: StageContext, objective: Objective, student: nn.Module) ->
             prediction=teacher.settings.prediction,
             teacher_features=theirs,
         )
+    # Before the objective looks at classes: the network's number of them is what has to change.
+    check_classes(context, objective, student)
     try:
         objective = objective.prepare_networks(facts)
     except ConfigError as error:  # its message begins with "objective"

@@ -26,9 +26,10 @@ def check_pairs(context: StageContext, objective: Objective) -> None:
             f"{nearest(stage.pairs, known)} Allowed: {names}."
         )
     if not reason:
+        given = ", ".join(f"{k}={v!r}" for k, v in stage.objective.items() if k != "name")
+        method = f"'{stage.objective['name']}'" + (f" with {given}" if given else "")
         raise ConfigError(
-            f"{path}.pairs={stage.pairs!r} has no effect: '{stage.objective['name']}' reads no "
-            "pairs with these hyperparameters. Leave pairs out."
+            f"{path}.pairs={stage.pairs!r} has no effect: {method} reads no pairs. Leave pairs out."
         )
     theirs = known[stage.pairs].settings
     if theirs.guidance != stage.guidance:
