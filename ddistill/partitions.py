@@ -171,11 +171,11 @@ class ProductPartition(Partition):
         return self.times.owner(level) * self.conditions.count + self.conditions.owner(level, cond)
 
     def owned_levels(self, schedule: Schedule) -> Bool[np.ndarray, "K N"]:
-        """Those of the range, once for every group of classes."""
+        """The levels of the range, once for every group of classes."""
         return np.repeat(self.times.owned_levels(schedule), self.conditions.count, axis=0)
 
     def owned_classes(self, num_classes: int) -> Bool[np.ndarray, "K C"]:
-        """Those of the group, once for every range."""
+        """The classes of the group, once for every range."""
         return np.tile(self.conditions.owned_classes(num_classes), (self.times.count, 1))
 
     @property

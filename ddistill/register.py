@@ -1,6 +1,6 @@
 """Additions from a user's own modules: objectives, networks, data sources, samplers, method names.
 
-A config file imports the module that registers them; settings then name them as they name those of
+A config file imports the module that registers them; settings then name them as they name parts of
 the package, with the same checks, digests and resuming. docs/extending.md has a complete method.
 
     @ddistill.register.objective("my_method")

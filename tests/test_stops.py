@@ -126,7 +126,7 @@ def test_the_best_checkpoint_is_handed_on(tmp_path, monkeypatch, stops):
         with pytest.raises(Interrupted):
             run_stages([plan], RunContext(settings, images, notes, LateStop(36)))
     run_stages([plan], RunContext(settings, images, notes, StopRequest(), networks=networks))
-    assert "teacher: the best checkpoint, of step 20, is handed on" in notes.said
+    assert "teacher: the best checkpoint, of step 20, is the result of the stage" in notes.said
     assert (plan.manifest().steps, plan.manifest().handed_on) == (40, 20)
     assert saved_steps(plan) == [20, 40]
     wanted = saved_state(plan, 20)

@@ -1,4 +1,4 @@
-"""One encoded image to one uint8 array of the shape that was asked for."""
+"""One encoded image to one uint8 array of the requested shape."""
 
 import io
 import os

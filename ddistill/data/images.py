@@ -1,4 +1,4 @@
-"""Many images, decoded by threads: kept in memory when they are few, else read when asked for."""
+"""Many images, decoded by threads: kept in memory when they are few, else read on use."""
 
 import hashlib
 import os
@@ -70,7 +70,7 @@ class Opened:
 
 
 class LazyImages:
-    """Images that are decoded when they are asked for, by several threads.
+    """Images that several threads decode on use.
 
     Args:
       source: where they come from; `shape` is set.

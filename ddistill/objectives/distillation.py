@@ -45,7 +45,7 @@ class Compared:
       student: the student's prediction.
       features: its hidden features by tap.
       targets: predictions by name: "data" (the clean image and its noise), "teacher" (the teacher's
-        prediction at the same image) and "target" (the method's own); those in use alone.
+        prediction at the same image) and "target" (the method's own); only the targets in use.
       teacher_features: the teacher's hidden features by tap.
     """
 

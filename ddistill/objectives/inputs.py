@@ -70,7 +70,7 @@ class LevelTables:
     and a chain of them, are one compiled program.
 
     Attributes:
-      teacher: `[rows]`, the levels that the teacher knows, with the times that it is told.
+      teacher: `[rows]`, the levels that the teacher knows, with its own time inputs.
       student: `[rows]`, the teacher's levels at `grid`, with the student's own times; rows 0 .. N
         count.
       grid: `[rows]` indices of `teacher`, 0 = phi_0 < ... < phi_N, then repeated.
@@ -112,7 +112,7 @@ def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -
     Args:
       schedule: the teacher's, `[T+1]`.
       grid: `[N+1]` increasing indices of it, from 0.
-      time: what the student is told: "mapped" (the teacher's time) or "index" (0 .. N-1).
+      time: the time input of the student: "mapped" (the teacher's time) or "index" (0 .. N-1).
     """
     levels = subsequence(schedule, grid)
     return index_time(levels) if time == "index" else levels

@@ -60,8 +60,8 @@ class Update:
 
     Attributes:
       trains: the network that is changed, or several, each by its own optimiser; all others are
-        constants. Unless it is the student, the first one's name ends those of the metrics `loss`
-        and `grad_norm`.
+        constants. Unless it is the student, the metrics `loss` and `grad_norm` end in the first
+        one's name.
       loss: see `Loss`.
       every: the update runs at steps divisible by this.
       skip: it is left out at steps divisible by this; 0 for none.

@@ -20,7 +20,7 @@ def uniform_index(keys: Keys, low: Index | int, high: Index | int) -> Int[Array,
 
 
 def draw_index(keys: Keys, tables: LevelTables) -> Int[Array, " B"]:
-    """A level for every example, uniform on those that the student is trained on."""
+    """A level for every example, uniform on the levels that the student is trained on."""
     index = uniform_index(keys, tables.low, tables.high)
     full_range_share = tables.full_range_share
     if full_range_share is None:
@@ -41,7 +41,7 @@ _LOG_MEAN, _LOG_STD = -1.2, 1.2
 
 
 def draw_level(keys: Keys, tables: LevelTables, law: str) -> Int[Array, " B"]:
-    """A level for every example, on those that the student is trained on.
+    """A level for every example, among the levels that the student is trained on.
 
     Args:
       keys: `[B]`.
@@ -79,7 +79,7 @@ def _lognormal(
 
 
 def draw_class(keys: Keys, tables: LevelTables) -> Int[Array, " B"] | None:
-    """A class for every example, uniform on those of the student; None where there are none."""
+    """A class for every example, uniform on the classes of the student; None without classes."""
     if tables.classes is None or tables.class_count is None:
         return None
     return tables.classes[uniform_index(keys, 0, tables.class_count - 1)]

@@ -26,8 +26,8 @@ class State:
     Attributes:
       z: `[B, H, W, C]`.
       index: `[B]`, the rows of the student's levels, in 1 .. N.
-      level: `[B]`, these levels, with the times that the student is told.
-      teacher_level: `[B]`, the same levels, with the times that the teacher is told.
+      level: `[B]`, these levels, with the student's time inputs.
+      teacher_level: `[B]`, the same levels, with the teacher's time inputs.
       cond: `[B]` class ids, or None.
       data: the clean image and the noise behind `z`, where forward noising made it.
       teacher: the teacher's prediction at `z`, once it is known.
@@ -76,7 +76,7 @@ def rolled_out(
     tables: LevelTables,
     shares: Rollouts,
 ) -> State:
-    """The state with a share of its images replaced by those of rollouts, at the same levels."""
+    """The state with a share of its images replaced by images of rollouts, at the same levels."""
     start = state.data.eps * jnp.maximum(1.0, tables.student.at(tables.count).sigma)
     chosen = jax.vmap(jax.random.uniform)(batch.key("rollout"))
     z = state.z
@@ -99,7 +99,7 @@ def rollout(
       start: `[B, H, W, C]`, noise at the student's noisiest level.
       state: whose levels and classes are wanted.
       tables: the levels.
-      whose: "teacher" or "student", whose times the network is told.
+      whose: "teacher" or "student": the owner of the time inputs.
     """
     levels: Schedule = tables.student
 

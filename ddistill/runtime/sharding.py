@@ -175,25 +175,25 @@ class Layout:
     @property
     def rounds(self) -> int:
         """How many dispatches a step takes; each serves `spread` students."""
-        return self.students // self.spread if self.takes_turns else 1
+        return self.students // self.spread if self.in_rounds else 1
 
     @property
-    def takes_turns(self) -> bool:
+    def in_rounds(self) -> bool:
         """Whether students are dispatched one after the other."""
         return self.students > 0 and self.mapping == "loop"
 
     @property
-    def in_turn(self) -> int:
+    def one_by_one(self) -> int:
         """How many students a dispatch is given on a student axis; 0 without such an axis."""
-        if not self.takes_turns:
+        if not self.in_rounds:
             return self.students
         return self.spread if self.spread > 1 else 0
 
     def one_round(self) -> "Layout":
-        """The layout of one turn's arrays."""
-        if not self.takes_turns:
+        """The layout of the arrays of one round."""
+        if not self.in_rounds:
             return self
-        return dataclasses.replace(self, students=self.in_turn, mapping="unroll")
+        return dataclasses.replace(self, students=self.one_by_one, mapping="unroll")
 
     @property
     def cuts_students(self) -> bool:

@@ -280,7 +280,7 @@ class Checkpoints:
         from_first(self._write_seals)
 
     def _write_seals(self) -> None:
-        """Seals every complete checkpoint and drops the seals of those that are gone."""
+        """Seals every complete checkpoint and drops the seals of deleted ones."""
         steps = set(self.steps())
         for step in steps:
             if read_object_or_none(self._seal(step), SEAL) is None:

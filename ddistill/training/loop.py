@@ -72,7 +72,7 @@ class StageRun:
     def run(
         self, start: Start | None = None, learnt: Learnt = Learnt()
     ) -> tuple[TrainedManifest, Weights]:
-        """Trains to the last step and returns the manifest and the weights that are handed on.
+        """Trains to the last step and returns the manifest and the selected weights.
 
         Args:
           start: what the networks start from; None for fresh ones.
@@ -113,7 +113,7 @@ class StageRun:
         )
         if best in (None, int(state.step)):
             return state
-        self._say(f"the best checkpoint, of step {best}, is handed on")
+        self._say(f"the best checkpoint, of step {best}, is the result of the stage")
         return state_at(self.checkpoints, self.plan, best, self.layout)
 
     def _open(self, start: Start | None) -> tuple[TrainState, int]:
@@ -138,7 +138,7 @@ class StageRun:
         teacher = place(learnt.teacher, layout.of_teacher(learnt.teacher))
         classifier = place(learnt.classifier, layout.whole())
         pairs = place(learnt.pairs, layout.whole())
-        lies = layout.by_student() if layout.in_turn else layout.whole()
+        lies = layout.by_student() if layout.one_by_one else layout.whole()
         return [
             StepInputs(teacher, place(tables, lies), classifier, pairs)
             for tables in split(layout, self.plan.tables)

@@ -41,7 +41,7 @@ class TrainState:
     memory: dict[str, Any] = struct.field(default_factory=dict)
 
 
-# What of a state has the student axis: a prefix of its tree, as `ddistill.mapping.lift` takes it.
+# The vmap axes of `TrainState`, a prefix of its tree, as `ddistill.mapping.lift` takes it.
 STATE_AXES = TrainState(
     step=None,  # type: ignore[arg-type]
     params=0,  # type: ignore[arg-type]

@@ -295,7 +295,7 @@ def _spread(s: StepSettings, batch: Batch, axis: int = 0) -> Batch:
 
 
 def _whole(s: StepSettings, params: Params) -> Params:
-    """Students' weights, those that are cut over devices put together for use."""
+    """The students' weights, gathered where they are cut over devices."""
     if s.layout is None or not s.layout.cuts_students:
         return params
     return constrain(params, s.layout.whole())

@@ -64,7 +64,7 @@ def matching_alarms(means: Mapping[str, float]) -> tuple[Alarm, ...]:
     """Alarms of a student of `ddistill.objectives.matching.losses`.
 
     Args:
-      means: mean metrics of a log interval; those that are missing raise none.
+      means: mean metrics of a log interval; a missing metric raises no alarm.
     """
     found = []
     for metric, name, sign, limit, fatal, meaning in _LIMITS:

@@ -63,7 +63,7 @@ class Matching(MatchingSettings):
         return _shared(jax.lax.stop_gradient(generate(networks["student"], given)), given)
 
     def _input(self, student: Any, batch: Batch, tables: LevelTables) -> GeneratorInput:
-        """What the student is asked in this step; every update gets the same."""
+        """The student's inputs in this step, the same for every update."""
         return generator_input(
             student, batch, batch.key("generator"), tables, self.backward, self.steps
         )
@@ -266,7 +266,7 @@ class Matching(MatchingSettings):
         return networks["discriminator"](features)
 
     def _seen(self, networks: Networks) -> Any:
-        """Whose features are looked at; those of a guided teacher are its plain ones."""
+        """The network of the discriminator's features; a guided teacher's are read without guidance."""
         network = networks[self.features_of]
         return network.denoiser if isinstance(network, GuidedDenoiser) else network
 
@@ -299,7 +299,7 @@ def _shared(image: Array, given: GeneratorInput) -> dict[str, Array]:
 def _generate_both(
     student: Denoiser, given: GeneratorInput, batch: Batch, tables: LevelTables
 ) -> tuple[Array, Array]:
-    """The student's images, and those from the pairs' noise.
+    """The student's images from its inputs and from the noise of the pairs.
 
     Two calls: one of twice the batch takes a CPU longer (docs/benchmarks.md).
     """

@@ -99,7 +99,7 @@ class MatchingSettings(Objective):
         level before it weighs anything; levels are sorted into so many bins, see `noise_bins`. 10
         as in f-distill's release; 0 is off.
       ratio_ema: what remains in a step of the means of the steps before, where bins are seen again.
-        0 as in the release's CIFAR-10: those of the batch alone. Its 64-pixel ImageNet has 0.5.
+        0 as in the release's CIFAR-10: the means of the batch alone. Its 64-pixel ImageNet has 0.5.
       student_every: the student learns at steps divisible by this, the others at every step.
       alternate: whether the others pause when the student learns.
       backward: the inputs of students of several steps, see `matching.generator`.
@@ -202,7 +202,7 @@ class MatchingSettings(Objective):
         if steps == 1 and self.backward != "none":
             raise ConfigError(
                 f"objective.backward={self.backward!r} with a grid of one step: a student of one "
-                "step is asked at its noisiest level alone. Leave backward at 'none'."
+                "step has its noisiest level as its only input. Leave backward at 'none'."
             )
         return dataclasses.replace(self, top=int(grid[-1]), steps=steps)
 
@@ -216,7 +216,7 @@ class MatchingSettings(Objective):
         )
 
     def teacher_calls(self, each: int = 1) -> float:
-        """One for the student's update, and those of the teacher's features."""
+        """One for the student's update, and the passes for the teacher's features."""
         share = 1 / self.student_every
         seen = bool(self.gan_weight) and self.features_of == "teacher"
         judging = (2 + bool(self.smooth_weight)) * (1 - share * self.alternate) if seen else 0
