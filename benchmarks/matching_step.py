@@ -106,7 +106,7 @@ class Training:
         )
         pairs = place(made if plan.settings.pairs else None, layout.whole())
         there = place(teacher, layout.of_teacher(teacher))
-        lies = layout.by_student() if layout.in_turn else layout.whole()
+        lies = layout.by_student() if layout.one_by_one else layout.whole()
         self.inputs = [
             StepInputs(there, place(own, lies), None, pairs) for own in split(layout, plan.tables)
         ]

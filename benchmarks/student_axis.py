@@ -146,7 +146,7 @@ def stacked(task: Task, count: int, variant: str) -> tuple[Variant, float]:
     params = {"student": clone(task.params, count)}
     state = create_state(params, settings.optimizers, (0.999,), layout, students=count)
     tables = jax.tree.map(lambda *x: np.stack(x), *(task.tables(k, count) for k in range(count)))
-    lies = layout.by_student() if layout.in_turn else layout.whole()
+    lies = layout.by_student() if layout.one_by_one else layout.whole()
     teacher = place(task.teacher, layout.whole())
     inputs = [StepInputs(teacher, place(own, lies)) for own in split(layout, tables)]
     images, labels = replicate(layout.mesh, (task.images, task.labels))

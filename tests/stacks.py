@@ -74,7 +74,7 @@ def train(
     layout, resident = s.layout, how.get("resident", True)
     state = create_state(weights, s.optimizers, (0.9,), layout, students=layout.students)
     teacher = place(teacher, layout.of_teacher(teacher))
-    lies = layout.by_student() if layout.in_turn else layout.whole()
+    lies = layout.by_student() if layout.one_by_one else layout.whole()
     inputs = [StepInputs(teacher, place(own, lies)) for own in split(layout, tables)]
     chunk = Chunk(step or make_step(s), scanned, resident, layout)
     rounds, keys, rows = split_state(layout, state), split(layout, keys), []

@@ -121,7 +121,7 @@ class O2MKD(Distillation):
         return Taps(used, used)
 
     def prepare_networks(self, facts: NetworkFacts) -> "O2MKD":
-        """Finds the features to be projected; refuses features that differ in more than channels."""
+        """Finds the features to be projected; refuses differences in more than channels."""
         student, teacher = facts.student_features, facts.teacher_features
         if not (self.feature_weight and student):
             return self

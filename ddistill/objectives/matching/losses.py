@@ -266,7 +266,7 @@ class Matching(MatchingSettings):
         return networks["discriminator"](features)
 
     def _seen(self, networks: Networks) -> Any:
-        """The network of the discriminator's features; a guided teacher's are read without guidance."""
+        """The network of the discriminator's features; a guided teacher without its guidance."""
         network = networks[self.features_of]
         return network.denoiser if isinstance(network, GuidedDenoiser) else network
 

@@ -125,7 +125,7 @@ def check_optimizers(context: StageContext, networks: Mapping[str, nn.Module]) -
 
 
 def check_classes(context: StageContext, objective: Objective, module: nn.Module) -> None:
-    """Raises `ConfigError` unless the classes of the student's network fit the classes of the data."""
+    """Raises `ConfigError` unless the classes of the network fit the classes of the data."""
     stage, path, there = context.settings, context.path, context.data.num_classes
     here = getattr(module, "num_classes", 0)
     if objective.trains.kind == "classifier" and here != there:
