@@ -1,6 +1,7 @@
 """The cases of `pinned_losses`: settings of objectives, and what their stages give them."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,12 +81,11 @@ CRITIC = {
 def _denoising() -> None:
     name = "denoising"
     dropped = {"label_dropout": 0.5, "null_class": 3, "classes": 3}
-    for error in ERRORS:
-        for weight in WEIGHTS:
-            for law in LAWS:
-                own = {"error": error, "weight": weight, "_levels": law}
-                add(f"{error}_{weight}_{law}", name, **own)
-                add(f"{error}_{weight}_{law}_dropout", name, **own, **dropped)
+    # Every pair of error and weight, every other one with the other law and with dropped labels.
+    for i, (error, weight) in enumerate(itertools.product(ERRORS, WEIGHTS)):
+        law, drops = LAWS[i % 2], (i // 2) % 2
+        label = f"{error}_{weight}_{law}{'_dropout' * drops}"
+        add(label, name, error=error, weight=weight, _levels=law, **(dropped if drops else {}))
     add("min_snr_gamma", name, weight="min_snr", min_snr_gamma=1.5)
     for law in LAWS:
         add(f"range_{law}", name, _levels=law, low=2, high=4)
@@ -127,11 +127,11 @@ def _sfddm() -> None:
                 output_norm=norm,
                 **only,
             )
-        for weight in WEIGHTS:
-            own = {"output": kind, "output_level_weight": weight}
-            add(f"output_{kind}_{weight}", name, output_weight=0.5, **own, **only)
-            own = {"hidden_error": kind, "hidden_level_weight": weight}
-            add(f"hidden_{kind}_{weight}", name, substeps=1, lookback=False, **own)
+    for kind, weight in zip(ERRORS * 2, WEIGHTS):
+        own = {"output": kind, "output_level_weight": weight}
+        add(f"output_{kind}_{weight}", name, output_weight=0.5, **own, **only)
+        own = {"hidden_error": kind, "hidden_level_weight": weight}
+        add(f"hidden_{kind}_{weight}", name, substeps=1, lookback=False, **own)
     for solver in ("ddim", "dpm_solver_pp"):
         for back in (True, False):
             for k in (1, 2, 3):
@@ -184,12 +184,14 @@ def _o2mkd() -> None:
     add("guided", name, classes=3, guidance=2.0)
     add("index_time", name, levels=3, spacing="leading", time="index")
     add("karras", name, **KARRAS)
+    for owner in ("teacher", "student"):
+        add(f"{owner}_states", name, **{f"{owner}_states": 0.6})
 
 
 def _tsm() -> None:
-    for weight in WEIGHTS:
-        for law in LAWS:
-            add(f"{weight}_{law}", "tsm", weight=weight, _levels=law)
+    # A preset of O2MKD.
+    add("usual", "tsm")
+    add("snr_uniform", "tsm", weight="snr", _levels="uniform")
     add("conditional", "tsm", classes=3, prediction="eps")
     add("range", "tsm", low=2, high=4)
     add("full_range_share", "tsm", low=5, high=6, full_range_share=0.5)
@@ -236,7 +238,6 @@ def _dmd2() -> None:
     one: dict[str, Any] = {"grid": (0, 6)}
     for of in ("fake", "teacher"):
         own = {"features_of": of}
-        add(f"features_of_{of}", name, **own, **one)
         add(f"gan_{of}", name, **own, gan_weight=0.5, discriminator_weight=0.7, **one)
         add(f"alternate_{of}", name, **own, alternate=True, **one)
         add(f"smooth_{of}", name, **own, smooth_weight=0.5, smooth_step=0.2, **one)
@@ -249,7 +250,8 @@ def _dmd2() -> None:
     for divergence in DIVERGENCES:
         if divergence != "rkl":
             add(divergence, name, divergence=divergence, **one)
-            add(f"{divergence}_no_bins", name, divergence=divergence, ratio_bins=0, **one)
+            if divergence in ("kl", "neyman"):
+                add(f"{divergence}_no_bins", name, divergence=divergence, ratio_bins=0, **one)
     for divergence in ("kl", "softened_rkl", "neyman"):
         own = {"divergence": divergence, "ratio_bins": 3, "ratio_ema": 0.5}
         add(f"{divergence}_ema", name, **own, features_of="teacher", **one)

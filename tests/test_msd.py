@@ -15,7 +15,7 @@ from runs import Notes, plans_of, tiny_settings
 from ddistill import data
 from ddistill.errors import ConfigError
 from ddistill.evaluation.checks import check_evaluation
-from ddistill.evaluation.report.diagnostics import panel_grids
+from ddistill.evaluation.report.diagnostics import diagnostic_grids
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.recipes import msd
@@ -108,7 +108,7 @@ def test_the_table_says_who_answers_for_what(trained):
 def test_panels_of_a_training(trained, evaluated):
     """Four pictures of each student; the last one is 0 where both denoisers are one."""
     plan, networks = trained.plans[-1], Networks()
-    (grid,) = panel_grids(trained.plans, networks, trained.settings.evaluation)
+    (grid,) = diagnostic_grids(trained.plans, networks, trained.settings.evaluation)
     assert [row.label for row in grid.rows[:2]] == [
         "student 0: images",
         "student 0: noised, by the teacher",
