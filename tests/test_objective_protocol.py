@@ -10,15 +10,24 @@ import optax
 import pytest
 import tiny
 from gaussian import GaussianDenoiser
+from runs import STEPS as STAGE_STEPS
+from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state
 
+from ddistill import data
+from ddistill.data.facts import DataFacts
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
-from ddistill.objectives import Objective, Update, make_level_tables, make_objective
+from ddistill.objectives import OBJECTIVES, Objective, Update, make_level_tables, make_objective
 from ddistill.objectives.base import start_memory
 from ddistill.objectives.parts import DENOISER, Auxiliary, LossAux, Memory, Requirements
 from ddistill.objectives.states import State, rollout
+from ddistill.planning.checks.levels import notes as notes_of
+from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.rng import stream_key
 from ddistill.schedules import cosine, make_grid
+from ddistill.settings import StudentsSettings
+from ddistill.training.run_context import RunContext
+from ddistill.training.run_stages import run_stages
 from ddistill.training.state import create_state
 from ddistill.training.step import StepInputs, StepSettings, make_batch, make_step
 
@@ -294,3 +303,120 @@ def test_shares_of_rollouts_are_checked():
     assert regression(teacher_states=0.5).requires.teacher
     assert "student_states" in regression().inert_hparams()
     assert "student_states" not in regression(student_states=0.5).inert_hparams()
+
+
+# --------------------------------------------------------------------------------- whole stages
+
+
+@dataclass(frozen=True)
+class Everything(Objective):
+    """Learns from noise alone against its own average, and counts its batches."""
+
+    @property
+    def requires(self):
+        return Requirements(images="")
+
+    @property
+    def auxiliaries(self):
+        return {"target": Auxiliary(DENOISER, start="average", rate=0.8)}
+
+    @property
+    def memory(self):
+        start = lambda key, shape, dtype: jax.random.normal(key, shape, dtype)  # noqa: E731
+        return {"means": Memory((3,), start=start), "written": Memory((), "int32")}
+
+    @property
+    def updates(self):
+        return (Update("student", self.value),)
+
+    def value(self, networks, batch, tables):
+        level = tables.student.at(jnp.full_like(batch.label, tables.count))
+        noise = jax.vmap(lambda key: jax.random.normal(key, batch.image.shape[1:]))(
+            batch.key("noise")
+        )
+        ours = networks["student"](noise, level, batch.cond, key=batch.dropout_key).x0
+        theirs = networks["target"](noise, level, batch.cond).x0
+        values = jnp.mean(jnp.square(ours - 0.9 * theirs - 0.1), axis=(1, 2, 3))
+        written = batch.memory["written"]
+        means = batch.memory["means"].at[written % 3].set(jnp.mean(ours))
+        aux = LossAux(memory={"means": jax.lax.stop_gradient(means), "written": written + 1})
+        return values + 0.01 * jnp.mean(batch.memory["means"]), {"progress": tables.progress}, aux
+
+
+@pytest.fixture
+def everything(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "everything", Everything)
+
+
+def of_everything(**changes):
+    settings = one_stage()
+    stage = dataclasses.replace(
+        settings.stages["teacher"], objective={"name": "everything"}, accumulate=1, **changes
+    )
+    return dataclasses.replace(settings, stages={"teacher": stage})
+
+
+def train(settings, workdir, looks=None):
+    """The stage's plan, after a run that is stopped at the look `looks` and started again."""
+    dataset = data.load(settings.data, "train")
+    unread = dataclasses.replace(dataset, images=NeverRead(dataset.images))
+    plan, notes = plans_of(settings, workdir)["teacher"], Notes()
+    if looks is not None:
+        with pytest.raises(Interrupted):
+            run_stages([plan], RunContext(settings, unread, notes, LateStop(looks)))
+    run_stages([plan], RunContext(settings, unread, notes, StopRequest()))
+    assert (looks is not None) == any("going on from the checkpoint" in x for x in notes.said)
+    return plan
+
+
+class NeverRead:
+    """Images that no batch may ask for."""
+
+    def __init__(self, images):
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        raise AssertionError("images were read")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_stage_resumes_with_its_memory_and_average(everything, tmp_path, count):
+    students = StudentsSettings(count=count, sweep={"seed": (1, 2)} if count else {})
+    settings = of_everything(students=students)
+    straight = train(settings, tmp_path / "straight")
+    resumed = train(settings, tmp_path / "resumed", looks=25)
+    ends = [saved_state(plan, STAGE_STEPS) for plan in (straight, resumed)]
+    assert not differences(*ends)
+    written = np.asarray(ends[0].memory["written"])
+    np.testing.assert_array_equal(written, np.full((2,) if count else (), STAGE_STEPS))
+    apart = jax.tree.map(
+        lambda a, b: float(np.max(np.abs(a - b))),
+        ends[0].targets["target"],
+        ends[0].params["student"],
+    )
+    assert max(jax.tree.leaves(apart)) > 0
+
+
+def test_micro_batches_and_memory_exclude_each_other(everything, tmp_path):
+    with pytest.raises(ConfigError, match=r"accumulate=2, but the objective's memory \(means, wri"):
+        plans_of(
+            dataclasses.replace(
+                of_everything(),
+                stages={
+                    "teacher": dataclasses.replace(of_everything().stages["teacher"], accumulate=2)
+                },
+            ),
+            tmp_path / "run",
+        )
+
+
+def test_the_run_says_that_no_image_is_read(everything, tmp_path):
+    settings = of_everything()
+    plans = list(plans_of(settings, tmp_path / "run").values())
+    facts = DataFacts.of(data.load(settings.data, "train"))
+    assert "teacher: learns from noise alone; no image of the data is read." in notes_of(
+        plans, settings, facts
+    )
