@@ -198,7 +198,7 @@ def _ports(pairs: set[tuple[str, str]]) -> tuple[dict, dict]:
     for end in (0, 1):
         for name, room in ROOMS.items():
             own = [pair for pair in pairs if pair[end] == name]
-            own.sort(key=lambda pair: _middle(ROOMS[pair[1 - end]]))
+            own.sort(key=lambda pair: (_middle(ROOMS[pair[1 - end]]), pair))
             width = room.right - room.left
             for i, pair in enumerate(own):
                 places[end][pair] = room.left + width * (i + 1) / (len(own) + 1)
@@ -266,7 +266,7 @@ def _box(axes, name: str, room: Room, imports: dict[str, int]) -> None:
             HEIGHT - 1.2,
             boxstyle="round,pad=0.6,rounding_size=0.9",
             # Arrows that pass behind a box stay visible.
-            facecolor=(1, 1, 1, 0.86),
+            facecolor=(1, 1, 1, 0.8),
             edgecolor=COLOURS[name],
             linewidth=2.0,
             zorder=2,
