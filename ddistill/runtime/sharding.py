@@ -190,7 +190,7 @@ class Layout:
         return self.spread if self.spread > 1 else 0
 
     def one_round(self) -> "Layout":
-        """The layout of one turn's arrays."""
+        """The layout of the arrays of one round."""
         if not self.takes_turns:
             return self
         return dataclasses.replace(self, students=self.in_turn, mapping="unroll")

@@ -1,7 +1,7 @@
-"""Students in turn: a stack of K students as the smaller stacks that one program is run on.
+"""Rounds of students: a stack of K students as smaller stacks, one program for all of them.
 
 With the mapping "loop" a step of K students is K / S dispatches of one program, S the number of
-students that the mesh has devices for. Weights live apart while they are trained, one tree a turn,
+students that the mesh has devices for. Weights live apart while they are trained, one tree a round,
 and are joined where all are wanted at once: in a checkpoint and at the end.
 """
 
@@ -17,14 +17,14 @@ from ddistill.training.state import TrainState
 
 
 def split(layout: Layout, tree: Any, axis: int = 0) -> list[Any]:
-    """The parts of a tree by turn.
+    """The parts of a tree by round.
 
     Args:
-      layout: says how many turns there are.
+      layout: gives the number of rounds.
       tree: arrays, all of them on the host or on one device, with K students on `axis`.
 
     Returns:
-      As many trees as there are turns, in which `axis` has the students that are served together,
+      One tree per round, in which `axis` has the students that are trained together,
       and is gone where that is one.
     """
     if not layout.takes_turns:
@@ -42,7 +42,7 @@ def _part(layout: Layout, x: Any, j: int, axis: int) -> Any:
 
 
 def split_state(layout: Layout, state: TrainState) -> list[TrainState]:
-    """The states of the turns, each in buffers of its own, for train steps donate them."""
+    """The states by round, each in its own buffers, because train steps donate them."""
     if not layout.takes_turns:
         return [state]
     stacks = state.replace(step=None)  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ def split_state(layout: Layout, state: TrainState) -> list[TrainState]:
 
 
 def join_state(layout: Layout, rounds: Sequence[TrainState]) -> TrainState:
-    """The state of all students, `[K, ...]`, from those of the turns."""
+    """The state of all students, `[K, ...]`, from the states by round."""
     if not layout.takes_turns:
         return rounds[0]
     stacks = [state.replace(step=None) for state in rounds]  # type: ignore[attr-defined]
@@ -103,10 +103,10 @@ def advance(
     keys: Sequence[Any],
     rates: Sequence[Any],
 ) -> tuple[list[TrainState], dict[str, jax.Array]]:
-    """The steps of `chunk` for every turn: the new states, and metrics `[count]` or `[count, K]`.
+    """The steps of `chunk` for every round: the new states, and metrics `[count]` or `[count, K]`.
 
     Args:
-      layout: says how many turns there are; all sequences are as long.
+      layout: gives the number of rounds, which is the length of all sequences.
       chunk: see `ddistill.training.compiled.Chunk`, for the other arguments too.
     """
     found = [
@@ -117,7 +117,7 @@ def advance(
 
 
 def join_metrics(layout: Layout, rows: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """Metrics `[count, K]` from those of the turns, `[count]` or `[count, S]`."""
+    """Metrics `[count, K]` from the metrics by round, `[count]` or `[count, S]`."""
     if not layout.takes_turns:
         return rows[0]
     return _stack_metrics(*rows)
