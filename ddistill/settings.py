@@ -122,7 +122,7 @@ class StageSettings:
     kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
     `select_checkpoint` is "last", or "best": of the checkpoints at every
     `training.checkpoint_every` steps and the last one, that of the lowest mean loss since the one
-    before, or of the lowest `proxy` where the objective measures one.
+    before, or of the lowest `quality_metric` of the objective, if it has one.
     `students` makes it a stage of many; `batch_size` is then that of each.
     `shared` puts the stage into the cache that runs with the same settings share. `method` (of
     `METHODS` in evaluation/records/names.py) and `variant` name the rows it leaves in results.json;

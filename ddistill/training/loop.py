@@ -11,7 +11,7 @@ from ddistill.denoiser import Denoiser
 from ddistill.errors import TrainingError
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import student_updates
-from ddistill.objectives.classification import Classifier
+from ddistill.objectives.distances import ClassifierLike
 from ddistill.objectives.inputs import Pairs
 from ddistill.planning.manifests import TrainedManifest
 from ddistill.planning.plan import StagePlan
@@ -49,7 +49,7 @@ class Learnt:
     """
 
     teacher: Denoiser | RoutedDenoiser | None = None
-    classifier: Classifier | None = None
+    classifier: ClassifierLike | None = None
     pairs: Pairs | None = None
 
 

@@ -1,4 +1,4 @@
-"""Pictures that an objective draws of its students (`Objective.draw_panels`), for the report."""
+"""Pictures that an objective draws of its students (`Objective.panels`), for the report."""
 
 import jax
 import numpy as np

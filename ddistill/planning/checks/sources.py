@@ -190,8 +190,8 @@ def check_resume(context: StageContext, modules: Mapping[str, nn.Module]) -> Non
     for name in [name for name in modules if name in source.modules]:
         if name != "student" and modules[name] != source.modules[name]:
             raise ConfigError(
-                f"{path}.resume={stage.resume!r}: the network '{name}' is another one there. Use "
-                "the same teacher and the same objective.features in both stages."
+                f"{path}.resume={stage.resume!r}: the network '{name}' is another one there. Give "
+                f"both stages the same teacher and the same hyperparameters of '{name}'."
             )
         ours, theirs = (update_rule(s.optimizer_of(name)) for s in (stage, source.settings))
         if ours != theirs:
