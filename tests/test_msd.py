@@ -153,7 +153,7 @@ def test_guidance_of_a_teacher_that_never_saw_the_null_class(trained):
     plans = [dataclasses.replace(p) for p in trained.plans]
     objective = dataclasses.replace(plans[0].objective, label_dropout=0.0)
     plans[0] = dataclasses.replace(plans[0], objective=objective)
-    with pytest.raises(ConfigError, match=r"evaluation\.guidance=2\.0.*label_dropout above 0"):
+    with pytest.raises(ConfigError, match=r"evaluation\.guidance=2\.0.*never seen the null class"):
         check_evaluation(trained.with_evaluation(guidance=2.0), plans)
 
 

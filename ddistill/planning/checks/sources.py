@@ -54,8 +54,8 @@ def _check_teacher(context: StageContext) -> None:
     if not stage.conditional and _needs_class(teacher):
         raise ConfigError(
             f"{path}.conditional=False, but its teacher '{teacher.name}' was trained with a class "
-            "for every example (objective.label_dropout above 0 drops labels): its predictions "
-            "without a class were never trained. Set conditional=True."
+            "for every example: its predictions without a class were never trained. Set "
+            "conditional=True, or train the teacher with a share of dropped labels."
         )
     if teacher.objective.trains.kind == "classifier":
         raise ConfigError(
@@ -155,10 +155,10 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
     elif not theirs.settings.conditional:
         why = "is unconditional: there is no class to be guided to"
     elif not theirs.objective.null_class_share:
-        why = (
-            "was trained with a class for every example (objective.label_dropout above 0 drops "
-            "labels): it has never seen the null class"
-        )
+        share = theirs.objective.null_class_share
+        why = "was trained with a class for every example: it has never seen the null class"
+        if share is None:
+            why = "is not known to have been trained on the null class"
     if why:
         raise ConfigError(
             f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1."
