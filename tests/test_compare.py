@@ -293,7 +293,7 @@ def test_sampler_runs_are_read_strictly(tmp_path):
 def test_an_evaluation_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
     run = make_run(tmp_path / "a")
     (run / "evaluation.json").write_text('{"digest": "d", "calls": [{"role": "full"}]}')
-    message = r"written by an earlier version: evaluate the run again, .*--stage=evaluate\.$"
+    message = r"written by an earlier version, .*: train the run again in another --workdir, "
     with pytest.raises(ValueError, match=message):
         read_sampler_runs(run / "evaluation.json")
     with pytest.raises(ConfigError, match=message):
