@@ -13,7 +13,7 @@ from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.evaluate_run import evaluate_run
 from ddistill.interop.sources import write_noted
 from ddistill.planning.checks.levels import notes
-from ddistill.planning.opened import write_stages
+from ddistill.planning.opened import check_version, write_stages
 from ddistill.planning.partitions import note_groups
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import SOURCES, plan_stages
@@ -39,9 +39,10 @@ def note_run(workdir: Path, config: Any, facts: DataFacts, plans: Sequence[Stage
       plans: its stages.
     """
     groups = note_groups(plain(config), {plan.name: plan.settings for plan in plans})
+    # First, because it says which version has written the others.
+    write_stages(workdir, parse(config, Settings), plans)
     write_json(workdir / "config.json", groups)
     write_json(workdir / "data.json", facts.to_json())
-    write_stages(workdir, parse(config, Settings), plans)
     noted = {p.name: (p.settings.source, p.imported) for p in plans if p.imported is not None}
     if noted:
         write_noted(workdir / SOURCES, noted)
@@ -81,6 +82,7 @@ def run(
             f"Stages: {', '.join(names)}, evaluate."
         )
     check_folders(plans, stage)
+    hosts.from_first(lambda: check_version(workdir))
     hosts.from_first(lambda: workdir.mkdir(parents=True, exist_ok=True))
     # No other folders: the user may have named one full of files of their own. Stages see to theirs
     # when they hold their locks.

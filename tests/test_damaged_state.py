@@ -15,7 +15,9 @@ from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluate import _config
 from ddistill.evaluation.evaluate_run import _is_done
 from ddistill.experiment import note_run
+from ddistill.planning.identity import FORMAT
 from ddistill.planning.manifests import OWNER, PAIRS, RECORD, TRAINED
+from ddistill.planning.opened import check_version
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime import files
 from ddistill.runtime.interrupt import StopRequest
@@ -424,3 +426,33 @@ def test_reading_leaves_everything_as_it_is(plan):
     with pytest.raises(CheckpointError, match="at step 40.* is missing or damaged"):
         load_state(plan)
     assert not folder.exists()
+
+
+OURS = json.dumps({"format": FORMAT, "digests": {"a": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        ({}, False),
+        ({"config.json": "{}"}, True),
+        ({"config.json": "{}", "stages.json": '{"format": 4, "digests": {"a": "x"}}'}, True),
+        ({"config.json": "{}", "stages.json": "cut o"}, False),
+        (
+            {
+                "config.json": "{}",
+                "stages.json": f'{{"format": {FORMAT}, "digests": {{"a": "x"}}}}',
+            },
+            False,
+        ),
+        ({"stages.json": f'{{"format": {FORMAT}, "digests": {{"a": "x"}}}}'}, False),
+    ],
+    ids=["empty", "before stages.json", "older", "damaged", "ours", "begun"],
+)
+def test_a_folder_with_the_run_of_another_version_is_left_alone(tmp_path, files, refused):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    if not refused:
+        return check_version(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a run of another version .* another --workdir"):
+        check_version(tmp_path)

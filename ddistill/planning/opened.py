@@ -39,6 +39,22 @@ def write_stages(workdir: Path, settings: Settings, plans: Sequence[StagePlan]) 
     write_json(workdir / STAGES, found)
 
 
+def check_version(workdir: Path) -> None:
+    """Raises `CheckpointError` where a run of another version has its results in a folder.
+
+    A damaged stages.json is written anew.
+    """
+    path = workdir / STAGES
+    noted = read_object_or_none(path, STAGES_SCHEMA)
+    ours = noted is not None and noted["format"] == FORMAT
+    if ours or (noted is None and (path.exists() or not (workdir / "config.json").exists())):
+        return
+    raise CheckpointError(
+        f"{workdir} holds a run of another version of ddistill, whose stages would be trained anew "
+        "and whose results would be replaced. Choose another --workdir, or move that folder away."
+    )
+
+
 def _names(settings: Settings, plans: Sequence[StagePlan]) -> dict[str, set[str]]:
     """The names in a run's settings that extensions may have added, by kind."""
     stages, e = [plan.settings for plan in plans], settings.evaluation

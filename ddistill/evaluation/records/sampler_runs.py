@@ -89,8 +89,8 @@ def read_sampler_runs(path: str | os.PathLike) -> list[SamplerRunRecord]:
         if _EARLIER_KEY in read_object(path):
             raise EarlierVersion(
                 f"{path} was written by an earlier version, which trained the run's stages in "
-                "another way: train the run again in another --workdir, or read it with the version "
-                "that wrote it."
+                "another way: train the run again in another --workdir, or read it with the "
+                "version that wrote it."
             )
         content = read_object(path, SCHEMA)
     except OSError as error:
