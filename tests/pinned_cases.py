@@ -132,11 +132,14 @@ def _sfddm() -> None:
         add(f"output_{kind}_{weight}", name, output_weight=0.5, **own, **only)
         own = {"hidden_error": kind, "hidden_level_weight": weight}
         add(f"hidden_{kind}_{weight}", name, substeps=1, lookback=False, **own)
-    for solver in ("ddim", "dpm_solver_pp"):
-        for back in (True, False):
-            for k in (1, 2, 3):
-                own = {"solver": solver, "lookback": back, "substeps": k}
-                add(f"walk_{solver}_{'back' if back else 'plain'}_{k}", name, levels=2, **own)
+    for solver, back, k in (
+        ("ddim", False, 3),
+        ("dpm_solver_pp", False, 3),
+        ("dpm_solver_pp", True, 2),
+        ("dpm_solver_pp", True, 3),
+    ):
+        own = {"solver": solver, "lookback": back, "substeps": k}
+        add(f"walk_{solver}_{'back' if back else 'plain'}_{k}", name, levels=2, **own)
     add("walk_all", name, levels=2, substeps=0)
     for tap in ("last", "mid"):
         add(f"feature_{tap}", name, feature_weight=1.0, tap=tap, **only)
@@ -161,9 +164,8 @@ def _sfddm() -> None:
 
 def _o2mkd() -> None:
     name = "o2mkd"
-    for error in ERRORS:
-        for weight in WEIGHTS:
-            add(f"{error}_{weight}", name, error=error, weight=weight)
+    for error, weight in zip(ERRORS * 2, WEIGHTS):
+        add(f"{error}_{weight}", name, error=error, weight=weight)
     task = {"output_weight": 0.0, "task_weight": 1.0}
     add("task", name, **task)
     add("output_and_task", name, output_weight=0.4, task_weight=0.7, error="v")
