@@ -169,10 +169,10 @@ def test_a_finished_run_does_not_need_the_files_any_more(folder, tmp_path):
     write_noted(workdir / SOURCES, {"teacher": (made.stages["teacher"].source, plans[0].imported)})
     shutil.rmtree(folder)
     opened = ddistill.load(workdir)
-    assert opened.run.plan("teacher").digest == plans[0].digest
-    assert licences(opened.run, opened.run.plan("pair")) == ["apache-2.0"]
+    assert opened.plan("teacher").digest == plans[0].digest
+    assert licences(opened, opened.plan("pair")) == ["apache-2.0"]
     # Where the stage is still to be trained, they are missed before anything starts from nothing.
-    plan = opened.run.plan("teacher")
+    plan = opened.plan("teacher")
     with pytest.raises(ConfigError, match="is not there any more, and the stage is not complete"):
         starting_point(plan, {}, Networks())
 

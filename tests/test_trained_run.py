@@ -169,7 +169,7 @@ def test_a_run_is_opened_as_it_was_planned(classes):
     facts = DataFacts.from_json(read_object(classes / "data.json"))
     settings = parse(read_object(classes / "config.json"), Settings)
     planned = plan_stages(settings, facts, classes, classes.parent / "shared")
-    opened = ddistill.load(classes).run.plans
+    opened = ddistill.load(classes).plans
     for plan, found in zip(planned, opened, strict=True):
         assert found.settings == plan.settings
         assert (found.digest, found.folder) == (plan.digest, plan.folder)
@@ -181,7 +181,7 @@ def test_a_run_is_opened_as_it_was_planned(classes):
 
 def test_a_student_is_opened_without_the_networks_it_was_trained_beside(tmp_path):
     workdir = run(matching_run(), tmp_path)
-    opened = ddistill.load(workdir).run
+    opened = ddistill.load(workdir)
     plan = opened.plan("student")
     assert set(plan.modules) == {"student"}
     kept = Checkpoints(plan.folder / "checkpoints", keep=1, read_only=True)
