@@ -96,13 +96,13 @@ def test_one_function_decides_what_is_shown_and_who_is_asked(planned, share):
     """For every level and class: the owner, and nobody else, is trained on both."""
     plan = planned(**share, mapping="vmap")
     tables, levels = plan.tables, plan.levels
-    tables = [
+    shown_classes = [
         set(np.asarray(row)[:count].tolist())
         for row, count in zip(tables.classes, tables.class_count)
     ]
     for k, own in enumerate(plan.partition.owned_classes(10)):
-        assert tables[k] == set(np.flatnonzero(own).tolist())
-        assert set(plan.students[k].classes) == tables[k]
+        assert shown_classes[k] == set(np.flatnonzero(own).tolist())
+        assert set(plan.students[k].classes) == shown_classes[k]
     index = np.repeat(np.arange(1, levels.num_steps + 1), 10)
     label = np.tile(np.arange(10), levels.num_steps)
     owner = np.asarray(plan.partition.owner(levels.at(index), jnp.asarray(label)))
@@ -110,7 +110,7 @@ def test_one_function_decides_what_is_shown_and_who_is_asked(planned, share):
         trained = [
             j
             for j in range(share["count"])
-            if tables.low[j] <= i <= tables.high[j] and c in tables[j]
+            if tables.low[j] <= i <= tables.high[j] and c in shown_classes[j]
         ]
         assert trained == [k]
 
