@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddistill import recipes
-from ddistill.objectives.distances import ERRORS, REGRESSIONS, WEIGHTS
+from ddistill.diffusion import WEIGHTS
+from ddistill.objectives.distances import ERRORS, REGRESSIONS
 from ddistill.objectives.matching.adversarial import DIVERGENCES
-from ddistill.objectives.matching.settings import FAKE_WEIGHTS
 from ddistill.objectives.progressive import LOSSES
 from ddistill.objectives.sampling import LAWS
 from ddistill.recipes.cifar import feature_classifier_stage, scorer_stage
@@ -221,7 +221,7 @@ def _dmd() -> None:
     add("all_pairs", name, own=(0, 2), classes=3, **one)
     add("without_pairs", name, regression_weight=0.0, **one)
     add("weights", name, score_weight=0.3, regression_weight=2.0, **one)
-    for weight in FAKE_WEIGHTS[1:]:
+    for weight in WEIGHTS[:-1]:
         add(f"fake_{weight}", name, fake_weight=weight, **one)
     add("narrow", name, lowest=0.3, highest=0.6, **one)
     add("floor", name, floor=0.5, **one)

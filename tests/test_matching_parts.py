@@ -11,11 +11,11 @@ import pytest
 import tiny
 from gaussian import GaussianDenoiser
 
-from ddistill.diffusion import add_noise
+from ddistill.diffusion import WEIGHTS, add_noise
 from ddistill.errors import ConfigError
 from ddistill.networks.discriminator import Discriminator
 from ddistill.objectives import make_objective
-from ddistill.objectives.distances import REGRESSIONS, WEIGHTS, regression_distance
+from ddistill.objectives.distances import REGRESSIONS, regression_distance
 from ddistill.objectives.inputs import make_level_tables
 from ddistill.objectives.matching.adversarial import (
     DIVERGENCES,

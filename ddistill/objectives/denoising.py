@@ -11,8 +11,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from ddistill.diffusion import WEIGHTS
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
+from ddistill.objectives.distances import ERRORS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch
 from ddistill.objectives.parts import NetworkFacts

@@ -19,7 +19,6 @@ from ddistill.schedules import Level, snr
 from ddistill.typing import Features, Images, PerExample
 
 ERRORS = ("x0", "eps", "v")
-WEIGHTS = ("uniform", "snr", "truncated_snr", "min_snr", "edm")
 NORMS = ("l1", "l2")
 REGRESSIONS = ("l2", "pseudo_huber", "classifier")
 # Improved consistency training's constant, times the root of the number of values (arXiv

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from ddistill.diffusion import WEIGHTS
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.projection import Projection
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import check_feature_shapes, filled_in
-from ddistill.objectives.distances import ERRORS, WEIGHTS, PredictionDistance
+from ddistill.objectives.distances import ERRORS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.parts import (
     Auxiliary,

@@ -26,10 +26,18 @@ from flax import struct
 from jaxtyping import Array
 
 from ddistill.denoiser import NetworkDenoiser
-from ddistill.diffusion import Prediction, ddim_step, expand, fold_weight, from_x0, multistep_x0
+from ddistill.diffusion import (
+    WEIGHTS,
+    Prediction,
+    ddim_step,
+    expand,
+    fold_weight,
+    from_x0,
+    multistep_x0,
+)
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import hparam
-from ddistill.objectives.distances import ERRORS, NORMS, WEIGHTS, PredictionDistance
+from ddistill.objectives.distances import ERRORS, NORMS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import LevelTables
 from ddistill.objectives.parts import Networks, Taps

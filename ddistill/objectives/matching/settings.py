@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
+from ddistill.diffusion import WEIGHTS
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.discriminator import Discriminator
 from ddistill.networks.weights import Weights
@@ -28,7 +29,6 @@ from ddistill.objectives.parts import (
     Taps,
 )
 
-FAKE_WEIGHTS = ("edm", "uniform", "snr", "truncated_snr", "min_snr")
 FEATURES_OF = ("fake", "teacher")
 
 
@@ -266,7 +266,7 @@ def _check(o: MatchingSettings) -> None:
     """Raises `ConfigError` for hyperparameters that cannot work."""
     weights = ("score_weight", "regression_weight", "gan_weight")
     check_not_negative(o, *weights, "discriminator_weight", "smooth_weight", "smooth_step", "floor")
-    check_choice("objective.fake_weight", o.fake_weight, FAKE_WEIGHTS)
+    check_choice("objective.fake_weight", o.fake_weight, WEIGHTS)
     check_choice("objective.regression", o.regression, REGRESSIONS)
     check_choice("objective.features_of", o.features_of, FEATURES_OF)
     check_choice("objective.divergence", o.divergence, DIVERGENCES)
