@@ -145,7 +145,7 @@ def arguments(plan: StagePlan, teacher: StagePlan, dataset: Dataset, layout: Lay
     network = laid(network, layout.of_teacher(network))
     tables = jax.tree.map(
         lambda x: shaped(x.shape, x.dtype, *axes),
-        plan.tables if students else plan.members[0].tables,
+        plan.tables if students else plan.students[0].tables,
     )
     state = abstract_state(plan, layout) if students else _first(abstract_state(plan), layout)
     size = plan.settings.batch_size

@@ -60,7 +60,7 @@ def command(workdir: str, *changes: str) -> list[str]:
 def test_the_pages_method_is_trained_scored_and_found_again(mine):
     rows = json.loads((mine / "runs/mine/results.json").read_text())
     own = {(row["method"], row["nfe"]) for row in rows}
-    assert {("my_consistency", 1), ("my_consistency", 2)} <= own
+    assert ("my_consistency", 1) in own
     manifest = json.loads((mine / "runs/mine/stages/student/complete.json").read_text())
     assert manifest["teacher_calls"] == manifest["steps"] * manifest["batch_size"]
     again = python(mine, "-m", "ddistill.main", *command("runs/mine"))
