@@ -116,7 +116,7 @@ def test_a_teacher_of_some_levels_alone_is_not_asked_at_others(tmp_path):
     own = dataclasses.replace(wanted.stages["teacher"], grid=GridSettings(steps=50, time="index"))
     wanted = dataclasses.replace(wanted, stages={"teacher": own}, pipeline=("teacher",))
     plans = plans_of(wanted, tmp_path / "run")
-    with pytest.raises(ConfigError, match="teacher_spacing='edm' .* not told c_noise"):
+    with pytest.raises(ConfigError, match="teacher_spacing='edm' .* times are not c_noise"):
         planned_runs(wanted, list(plans.values()))
 
 
@@ -125,7 +125,7 @@ def test_a_teacher_of_a_coarse_table_is_not_asked_below_it(tmp_path):
     own = dataclasses.replace(wanted.stages["teacher"], grid=GridSettings(steps=50))
     wanted = dataclasses.replace(wanted, stages={"teacher": own}, pipeline=("teacher",))
     plans = plans_of(wanted, tmp_path / "run")
-    with pytest.raises(ConfigError, match="knows levels from sigma .* to 80 alone"):
+    with pytest.raises(ConfigError, match="levels go from sigma .* to 80 alone"):
         planned_runs(wanted, list(plans.values()))
 
 
