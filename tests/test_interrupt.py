@@ -136,7 +136,7 @@ def test_a_run_that_is_stopped_does_not_end_like_a_complete_one(tmp_path, number
         raise Interrupted("stage 'teacher' at step 3")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ddistill.training.run_stages.run_stages", stopped)
+        patch.setattr("ddistill.experiment.run_stages", stopped)
         found, out, err = launch(one_stage(), tmp_path / "run")
     assert (found, err) == (status, "")
     assert f"Stopped by {number.name} in stage 'teacher' at step 3; everything" in out
