@@ -530,7 +530,7 @@ def test_a_student_of_several_steps_has_to_say_where_it_starts():
     with pytest.raises(ConfigError, match="rollout"):
         objective("dmd", steps=4)
     for backward in ("data", "rollout"):
-        with pytest.raises(ConfigError, match="of one step: .* at its noisiest level alone"):
+        with pytest.raises(ConfigError, match="of one step: .* noisiest level as its only input"):
             objective("dmd", steps=1, backward=backward)
 
 
