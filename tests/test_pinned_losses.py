@@ -68,4 +68,4 @@ def test_a_missing_metric_is_named(stored):
     changed = copy.deepcopy(stored["tsm/usual"])
     del changed["student"]["metrics"]["x0_mse"]
     (line,) = pinned_losses.differences(stored["tsm/usual"], changed, "tsm/usual")
-    assert line.startswith("tsm/usual/student/metrics: stored ['x0_mse']")
+    assert line.startswith("tsm/usual/student/metrics: stored ['output_distance', 'x0_mse']")
