@@ -135,11 +135,11 @@ def main() -> None:
             made["cfd_n4"].settings, method="pd", objective=made["pd_n8"].settings.objective
         )
         pixels = dataclasses.replace(made["cfd_n4"], settings=pd, objective=made["pd_n8"].objective)
-        stages = (made["teacher"], made["critic"], batch)
+        stages = (made["teacher"], made["feature_classifier"], batch)
         variants = [
             step_variant(pixels, *stages),
             step_variant(made["cfd_n4"], *stages),
-            classifier_variant(made["critic"], batch),
+            classifier_variant(made["feature_classifier"], batch),
         ]
         measure(variants, args.rounds, args.limit)
         for v in variants:

@@ -148,7 +148,7 @@ def variant(name: str, run: Any) -> Variant:
 def parts(plan: StagePlan, teacher: Any, batch: int) -> dict[str, Variant]:
     """The parts of a step, on the devices and the share of the batch that a step has."""
     layout = plan.layout(MeshSettings())
-    mesh = layout.one_turn().mesh
+    mesh = layout.one_round().mesh
     spread = over_data(mesh)
     z = jax.device_put(jnp.ones((batch, *plan.image_shape)), spread)
     cond = jax.device_put(jnp.zeros(batch, jnp.int32), spread)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ddistill.errors import ConfigError, nearest
 
 KINDS = ("objective", "network", "data", "sampler")
+# A script, and a config file as `ddistill.config_files` loads it.
+_NOT_IMPORTABLE = ("__main__", "ddistill_config_file")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -56,6 +58,11 @@ def add(table: dict, extension: Extension, value: object) -> None:
     """
     kind, name = extension.kind, extension.name
     call = f"ddistill.register.{kind}({name!r})"
+    if extension.module in _NOT_IMPORTABLE:
+        raise ConfigError(
+            f"{call} is in the config file or the script itself, which a finished run cannot "
+            "import later. Put it into a module beside the file, and import that."
+        )
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{call}: a name has lower-case letters, digits and '_' alone.")
     if extension.version < 1:

@@ -73,10 +73,10 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
     store, page = _files(docs)
     if not (runs := list(runs)) and not store.exists() and not page.exists():
         raise ValueError(f"{docs} has no results.json yet; name a RUN to begin a record there.")
-    old = read_rows(store) if store.exists() else []
     files = [_results_file(expand(run)) for run in runs]
     for file in files:
         import_extensions(file.parent)
+    old = read_rows(store) if store.exists() else []
     new = [row for file in files for row in read_rows(file)]
     rows, added, replaced = merge(old, new)
     if seeds and not any(row.seed in seeds for row in rows):

@@ -9,6 +9,7 @@ the package, with the same checks, digests and resuming. docs/extending.md has a
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from flax import linen as nn
 from ddistill import data, networks, objectives, samplers
 from ddistill.data import Source
 from ddistill.errors import ConfigError
+from ddistill.evaluation.records.names import METHODS, Method
 from ddistill.evaluation.records.names import register_method as method
 from ddistill.extensions import Extension, add
 from ddistill.objectives import Objective
@@ -94,13 +96,13 @@ def data_source(name: str, source: Source, version: int = 1) -> Source:
     Raises:
       ConfigError: the name is taken, or a setting has no default.
     """
-    _check_fields("data", name, source.settings)
+    _check_fields("data_source", name, source.settings)
     if "name" not in {field.name for field in dataclasses.fields(source.settings)}:
         raise ConfigError(
             f"ddistill.register.data_source({name!r}): the settings need a field 'name' of "
             f"default {name!r}."
         )
-    add(data.SOURCES, Extension("data", name, source.settings.__module__, version), source)
+    add(data.SOURCES, Extension("data", name, _caller(), version), source)
     return source
 
 
@@ -114,19 +116,30 @@ def sampler(sampler: Sampler, version: int = 1) -> Sampler:
     Raises:
       ConfigError: the name is taken.
     """
-    module = sampler.step.__module__
-    add(samplers.SAMPLERS, Extension("sampler", sampler.name, module, version), sampler)
-    method(sampler.name, f"teacher {sampler.label}", "teacher")
+    before = METHODS.get(sampler.name)
+    label = f"teacher {sampler.label}"
+    if before is not None and before != Method(label, "teacher"):
+        raise ConfigError(
+            f"ddistill.register.sampler: the name '{sampler.name}' is taken by the method "
+            f"'{before.label}'. Choose another one."
+        )
+    add(samplers.SAMPLERS, Extension("sampler", sampler.name, _caller(), version), sampler)
+    method(sampler.name, label, "teacher")
     return sampler
+
+
+def _caller() -> str:
+    """The name of the module that calls a function of this one."""
+    return str(sys._getframe(2).f_globals["__name__"])
 
 
 def _check_fields(kind: str, name: str, cls: type, without: tuple[str, ...] = ()) -> None:
     """Raises `ConfigError` unless settings can be read into a dataclass."""
     call = f"ddistill.register.{kind}({name!r})"
-    if not dataclasses.is_dataclass(cls):
+    if "__dataclass_fields__" not in vars(cls):
         raise ConfigError(f"{call}: {cls.__name__} is not a dataclass; decorate it with one.")
     for field in dataclasses.fields(cls):
-        missing = field.default is dataclasses.MISSING
-        missing &= field.default_factory is dataclasses.MISSING
-        if missing and field.name not in without:
-            raise ConfigError(f"{call}: the field '{field.name}' of {cls.__name__} has no default.")
+        if field.default is dataclasses.MISSING and field.name not in without:
+            raise ConfigError(
+                f"{call}: the field '{field.name}' of {cls.__name__} has no plain default."
+            )

@@ -175,7 +175,7 @@ def test_classes_are_checked(clean):
     class Open(Objective):
         share: float
 
-    with pytest.raises(ConfigError, match="the field 'share' of Open has no default"):
+    with pytest.raises(ConfigError, match="the field 'share' of Open has no plain default"):
         register.objective("mine")(Open)
     with pytest.raises(ConfigError, match="not a subclass of flax.linen.Module"):
         register.network("mine")(dict)

@@ -298,7 +298,7 @@ def test_shares_of_rollouts_are_checked():
         ConfigError, match=r"teacher_states=0.7 and student_states=0.5 .* at most 1"
     ):
         regression(teacher_states=0.7, student_states=0.5)
-    with pytest.raises(ConfigError, match="task_weight"):
+    with pytest.raises(ConfigError, match="the distance 'task' compares with the data"):
         regression(task_weight=1.0, student_states=0.5)
     assert regression(teacher_states=0.5).requires.teacher
     assert "student_states" in regression().inert_hparams()

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from sampled import KEY, TwoPoints, coarse, every_sampler, network, unit_noise
 
-from ddistill.diffusion import add_noise, ddim_step
+from ddistill.diffusion import add_noise, ddim_step, from_x0
 from ddistill.errors import ConfigError
 from ddistill.samplers import (
     SAMPLERS,
@@ -20,7 +21,6 @@ from ddistill.samplers import (
     dpm_solver_pp,
     get_sampler,
     heun,
-    loops,
     nfe,
     register_sampler,
     renoise,
@@ -160,18 +160,35 @@ def test_callbacks_on_several_devices_need_the_loop_of_single_steps():
         ddim(TwoPoints(), coarse(2), noise, loop="scan", callback=record)
 
 
+TRACES: list[int] = []
+
+
+@struct.dataclass
+class Traced:
+    """Predicts nothing but `x0`, and notes when it is traced, which is once for each program."""
+
+    x0: jax.Array
+
+    def __call__(self, z, level, cond=None):
+        TRACES.append(len(TRACES))
+        return from_x0(jnp.broadcast_to(self.x0, z.shape), z, level)
+
+
 def test_callbacks_and_options_of_default_value_compile_nothing_again():
-    advance = loops.jitted_advance((network(0), None), jnp.zeros(1))
     noise, run = jnp.zeros((2, 3, 7, 1)), dict(loop="dispatch")
-    ddim(network(0), coarse(3), noise, **run)
-    size = advance._cache_size()
-    ddim(network(1), coarse(5), noise, KEY, eta=0.0, **run)
-    assert advance._cache_size() == size
-    for seed in (0, 1):  # a step that returns its prediction is one more program for all callbacks
-        ddim(network(seed), coarse(3), noise, callback=lambda *_: None, **run)
-        assert advance._cache_size() == size + 1
-    ddim(network(0), coarse(3), noise, KEY, eta=0.5, **run)
-    assert advance._cache_size() == size + 2
+    one, other = Traced(jnp.float32(0.1)), Traced(jnp.float32(0.2))
+
+    def traces(*arguments, **options):
+        before = len(TRACES)
+        ddim(*arguments, **run, **options)
+        return len(TRACES) - before
+
+    assert traces(one, coarse(3), noise) > 0
+    assert traces(other, coarse(5), noise, KEY, eta=0.0) == 0
+    # A step that returns its prediction is one more program for all callbacks.
+    assert traces(one, coarse(3), noise, callback=lambda *_: None) > 0
+    assert traces(other, coarse(3), noise, callback=lambda *_: None) == 0
+    assert traces(one, coarse(3), noise, KEY, eta=0.5) > 0
 
 
 # -------------------------------------------------------------------------------- registration

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddistill.denoiser import Denoiser, with_guidance
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.sampling_plan import SamplerRun
+from ddistill.extensions import added
 from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import data_mesh, over_data, replicate
@@ -165,6 +166,9 @@ def run_digest(run: SamplerRun, settings: EvaluationSettings) -> str:
         "seed": settings.noise_seed,
         "clip": settings.clip,
     }
+    extension = added("sampler", run.sampler)
+    if extension is not None:
+        content["version"] = extension.version
     if run.student is not None:
         content["student"] = run.student
     if run.spacing != "trailing":

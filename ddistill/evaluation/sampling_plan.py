@@ -10,7 +10,7 @@ from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
 from ddistill.planning.lineage import distillation
 from ddistill.planning.plan import StagePlan, StudentPlan
-from ddistill.samplers import SAMPLERS, nfe
+from ddistill.samplers import SAMPLERS, get_sampler, nfe
 from ddistill.schedules import Schedule, edm_sampling, make_grid, subsequence
 from ddistill.settings import Settings
 
@@ -157,8 +157,8 @@ def teacher_run(settings: Settings, plan: StagePlan, count: int) -> SamplerRun:
     e = settings.evaluation
     heun, guided = e.full_sampler == "heun", e.guidance != 1.0
     each = count / 2 if guided else count
-    steps = (each + 1) / 2 if heun else each
-    if steps != int(steps):
+    steps = get_sampler(e.full_sampler).steps_for(int(each)) if each == int(each) else None
+    if steps is None:
         rules = ["a run of heun has an odd number of evaluations"] * heun
         rules += ["guidance doubles the number of evaluations"] * guided
         raise ConfigError(

@@ -9,7 +9,7 @@ default, so that a method defines what it needs alone.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class Objective:
         """Pictures of a student for the report."""
         return None
 
-    def prepare(self, grid: np.ndarray) -> "Objective":
+    def prepare(self, grid: np.ndarray) -> Self:
         """Checks the hyperparameters against a student's grid and fills in what depends on it.
 
         Args:
@@ -103,7 +103,7 @@ class Objective:
         del grid
         return self
 
-    def prepare_networks(self, facts: NetworkFacts) -> "Objective":
+    def prepare_networks(self, facts: NetworkFacts) -> Self:
         """Checks the hyperparameters against the networks and fills in what depends on them.
 
         Raises:

@@ -6,7 +6,7 @@ Draw a level t and noise, and regress the clean image (or eps, or v) from z_t = 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ class Denoising(Distillation):
         """The share of dropped labels."""
         return self.label_dropout
 
-    def prepare_networks(self, facts: NetworkFacts) -> "Denoising":
+    def prepare_networks(self, facts: NetworkFacts) -> Self:
         """Refuses label dropout to anything but the null class."""
         known = facts.num_classes
         if known and self.label_dropout and self.null_class != known:

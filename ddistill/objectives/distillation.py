@@ -6,12 +6,14 @@ prediction and its hidden features, the teacher's prediction at the same image, 
 classifier's feature space (CFD and RCFD, arXiv 2211.12039), weights and metrics.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ddistill.diffusion import Prediction
@@ -19,6 +21,7 @@ from ddistill.errors import ConfigError
 from ddistill.objectives.base import (
     Objective,
     check_not_negative,
+    filled_in,
     hparam,
     predict,
     trained_auxiliaries,
@@ -69,6 +72,7 @@ class Distillation(Objective):
       gamma: share of the entropy among them; the rest is diversity (released code: beta).
       teacher_states, student_states: shares of the examples whose noisy image comes from a rollout
         of the teacher or of the student (DDIL, arXiv 2410.11971); the rest is forward noising.
+      rollout_steps: steps of a rollout of the teacher.
     """
 
     # The target of the classifier's distance, and the norm of hidden features.
@@ -85,6 +89,7 @@ class Distillation(Objective):
     gamma: float = 0.75
     teacher_states: float = 0.0
     student_states: float = 0.0
+    rollout_steps: int = filled_in(1)
 
     def __post_init__(self):
         check_not_negative(self, "classifier_weight", "beta")
@@ -99,6 +104,22 @@ class Distillation(Objective):
                 f"{self.student_states} are shares of the examples; their sum must be at most 1."
             )
         self._check_weights()
+        self._check_rollouts()
+
+    def _check_rollouts(self) -> None:
+        of_data = [name for name in self.terms() if self._target_of(name) == "data"]
+        if of_data and (self.teacher_states or self.student_states):
+            raise ConfigError(
+                f"objective: the distance '{of_data[0]}' compares with the data, but the images of "
+                "rollouts (teacher_states, student_states) belong to no image of the data. Leave "
+                "the distance out, or set both shares to 0."
+            )
+
+    def _target_of(self, name: str) -> str:
+        """The target of a term."""
+        if name == "classifier":
+            return self.classifier_target
+        return "teacher" if name == "feature" else self.distances()[name][0]
 
     def _check_weights(self) -> None:
         names = [f"{name}_weight" for name in self.all_terms() if hasattr(self, f"{name}_weight")]
@@ -146,9 +167,7 @@ class Distillation(Objective):
 
     def targets_in_use(self) -> frozenset[str]:
         """Names of the targets that the terms in use need."""
-        of = {name: target for name, (target, _) in self.distances().items()}
-        of |= {"classifier": self.classifier_target, "feature": "teacher"}
-        return frozenset(of[name] for name in self.terms())
+        return frozenset(self._target_of(name) for name in self.terms())
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -180,7 +199,7 @@ class Distillation(Objective):
                 networks["classifier"], found.student.x0, wanted.x0
             )
             metrics |= own
-        if self.reports_data_error:
+        if self.reports_data_error and not (self.teacher_states or self.student_states):
             error = mean_per_example(jnp.square(found.student.x0 - batch.image))
             metrics["x0_mse"] = jnp.mean(error)
         weighted = [self._weight_of(name, tables) * term for name, term in terms.items()]
@@ -244,6 +263,16 @@ class Distillation(Objective):
 
     # ------------------------------------------------------------------ what the stage provides
 
+    def prepare(self, grid: np.ndarray) -> Self:
+        """Notes the student's steps, which a rollout of the teacher takes too."""
+        if not self.teacher_states:
+            return self
+        return dataclasses.replace(self, rollout_steps=len(grid) - 1)
+
+    def rollout_calls(self, each: int) -> int:
+        """Teacher forward passes per example of its rollouts, which end above the clean level."""
+        return each * (self.rollout_steps - 1) if self.teacher_states else 0
+
     @property
     def requires(self) -> Requirements:
         """The teacher, the classifier and the whole batch, where the terms in use need them."""
@@ -251,6 +280,9 @@ class Distillation(Objective):
         rollouts = "objective.teacher_states is above 0" if self.teacher_states else ""
         return Requirements(
             teacher=self.teacher_reason or rollouts,
+            all_levels="objective.student_states above 0 walks all levels in training"
+            if self.student_states
+            else "",
             classifier="objective.classifier_weight is above 0" if self.classifier_weight else "",
             whole_batch="the classifier's diversity is a function of the mean over the whole batch "
             "(objective.gamma=1 drops it)"

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -85,12 +85,6 @@ class O2MKD(Distillation):
                 f"objective.features={names!r} must name at least one feature tap, and each once, "
                 "for example ('mid', 'last')."
             )
-        if self.task_weight and (self.teacher_states or self.student_states):
-            raise ConfigError(
-                f"objective.task_weight={self.task_weight} compares with the data, but images of "
-                "rollouts (teacher_states, student_states) belong to no image of the data. Set "
-                "task_weight=0, or the shares of rollouts to 0."
-            )
 
     def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
         """The distances to the teacher's prediction and to the data."""
@@ -121,7 +115,7 @@ class O2MKD(Distillation):
         used = self.features if self.feature_weight else ()
         return Taps(used, used)
 
-    def prepare_networks(self, facts: NetworkFacts) -> "O2MKD":
+    def prepare_networks(self, facts: NetworkFacts) -> Self:
         """Finds the features to be projected; refuses differences in more than channels."""
         student, teacher = facts.student_features, facts.teacher_features
         if not (self.feature_weight and student):
@@ -141,7 +135,7 @@ class O2MKD(Distillation):
 
     def teacher_calls(self, each: int = 1) -> int:
         """One, unless all distances are to the data."""
-        return each * ("teacher" in self.targets_in_use())
+        return each * ("teacher" in self.targets_in_use()) + self.rollout_calls(each)
 
 
 def _projection_form(inputs: Mapping[str, int]) -> NetworkForm:

@@ -9,7 +9,7 @@ predictions are not clipped: that would be another ODE.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Progressive(Distillation):
         check_choice("objective.loss", self.loss, LOSSES)
         super().__post_init__()
 
-    def prepare(self, grid: np.ndarray) -> "Progressive":
+    def prepare(self, grid: np.ndarray) -> Self:
         """Refuses a grid that does not leave a teacher level in the middle of every step."""
         gaps = np.diff(grid)
         if np.any(gaps % 2):
@@ -60,11 +60,11 @@ class Progressive(Distillation):
                 f"{grid[at + 1]}. Halve: grid.steps={grid[-1] // 2} for this teacher of "
                 f"{grid[-1]} steps, if that is even."
             )
-        return self
+        return super().prepare(grid)
 
     def teacher_calls(self, each: int = 1) -> int:
         """Two steps of one call each."""
-        return 2 * each
+        return 2 * each + int(self.rollout_calls(each))
 
     def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
         """The distance in pixels."""

@@ -17,7 +17,7 @@ same sample (the paper's aligned chain). Three distances are offered, each with 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ class SFDDM(Distillation):
         if self.substeps < 0:
             raise ConfigError(f"objective.substeps={self.substeps} must be 0 (all) or more.")
 
-    def prepare(self, grid: np.ndarray) -> "SFDDM":
+    def prepare(self, grid: np.ndarray) -> Self:
         """Resolves `substeps` = 0 and refuses more sub-steps than there are teacher levels."""
         narrowest = int(np.min(np.diff(grid)))
         if self._has_target() and self.substeps > narrowest:
@@ -126,7 +126,8 @@ class SFDDM(Distillation):
                 f"grid {np.asarray(grid).tolist()[:12]} are only {narrowest} teacher levels apart. "
                 f"Allowed: 1 to {narrowest}, or 0 for all of them."
             )
-        return dataclasses.replace(self, substeps=self.substeps or narrowest)
+        own = super().prepare(grid)
+        return dataclasses.replace(own, substeps=self.substeps or narrowest)
 
     def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
         """The distances of the student's output and of the hidden variable."""
@@ -151,7 +152,8 @@ class SFDDM(Distillation):
 
     def teacher_calls(self, each: int = 1) -> int:
         """k for the hidden variable and one for its past; other terms reuse its first call."""
-        return each * (self.substeps + int(self._looks_back()) if self._has_target() else 1)
+        own = self.substeps + int(self._looks_back()) if self._has_target() else 1
+        return each * own + self.rollout_calls(each)
 
     def _has_target(self) -> bool:
         return self.hidden_weight > 0 or self.classifier_weight > 0

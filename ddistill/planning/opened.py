@@ -63,7 +63,9 @@ def _names(settings: Settings, plans: Sequence[StagePlan]) -> dict[str, set[str]
         "objective": {str(stage.objective["name"]) for stage in stages},
         "network": {str(stage.network["name"]) for stage in stages},
         "data": {str(settings.data.get("name", ""))},
-        "sampler": samplers.union(*(stage.samplers for stage in stages)),
+        "sampler": samplers.union(
+            *(stage.samplers for stage in stages), (plan.objective.sampler for plan in plans)
+        ),
     }
 
 
@@ -116,6 +118,11 @@ def open_stages(
                 "command again: it writes both files anew and trains nothing anew."
             )
         stage, (_, source) = settings.stages[name], imported.get(name, ("", None))
+        if stage.source and source is None:
+            raise CheckpointError(
+                f"{folders.run}: {SOURCES} lacks stage '{name}', whose network is imported. Give "
+                "the run's command again: it writes the file anew and trains nothing anew."
+            )
         context = StageContext(name, stage, settings, schedule, data, plans, source)
         context = dataclasses.replace(context, settings=resolve(context))
         plans[name] = _open(context, folders, noted["digests"][name])

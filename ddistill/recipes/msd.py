@@ -43,7 +43,7 @@ def tsm_stage(
 
     Args:
       network, prediction: of the student.
-      loss: hyperparameters of `ddistill.objectives.tsm.TSM`.
+      loss: hyperparameters of `ddistill.objectives.o2mkd.TSM`.
       **stage: fields of `StageSettings`; `steps` and `batch_size` are required.
     """
     return StageSettings(

@@ -167,6 +167,20 @@ def resumed(plan: StagePlan, source: StagePlan) -> Start:
         {n: Weights(state.params[n], state.statistics.get(n)) for n in names},
         {n: state.opt_state[n] for n in names},
         {rate: tree for rate, tree in state.ema.items() if float(rate) in plan.settings.ema},
-        {n: tree for n, tree in state.targets.items() if n in plan.objective.auxiliaries},
-        {n: x for n, x in state.memory.items() if n in plan.objective.memory},
+        {n: tree for n, tree in state.targets.items() if _keeps_target(plan, n)},
+        {n: x for n, x in state.memory.items() if _keeps_memory(plan, source, n)},
     )
+
+
+def _keeps_target(plan: StagePlan, name: str) -> bool:
+    """Whether the stage has a moving average of this name, of a rate above 0."""
+    own = plan.objective.auxiliaries.get(name)
+    return own is not None and own.start == "average" and own.rate != 0.0
+
+
+def _keeps_memory(plan: StagePlan, source: StagePlan, name: str) -> bool:
+    """Whether the stage carries the array of this name in the shape and type of the source."""
+    ours, theirs = (p.objective.memory.get(name) for p in (plan, source))
+    if ours is None or theirs is None:
+        return False
+    return (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)

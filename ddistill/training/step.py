@@ -106,9 +106,10 @@ def make_step(s: StepSettings) -> StepFn:
     ) -> tuple[TrainState, dict[str, Array]]:
         inputs = _at_step(s, inputs, state.step)
         batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
-        batch = dataclasses.replace(batch, memory=state.memory)
         if inputs.pairs is not None:
             batch = _with_pairs(s, batch, inputs.pairs, inputs.tables)
+        # Last, because memory has no batch axis to be spread over devices.
+        batch = dataclasses.replace(batch, memory=state.memory)
         learning = _Learning(
             dict(state.params), dict(state.opt_state), dict(state.statistics), dict(state.memory)
         )

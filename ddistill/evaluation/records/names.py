@@ -120,7 +120,8 @@ def check_name(kind: str, name: object) -> None:
     if name not in known:
         raise ValueError(
             f"{kind}={name!r} is not known.{nearest(name, known)} Allowed: {', '.join(known)};"
-            f" ddistill.evaluation.records.names.register_{kind} adds one."
+            f" a {kind} of your own is added by ddistill.register.{kind}: import the module that"
+            " registers it."
         )
 
 

@@ -1,5 +1,7 @@
 """Pictures that an objective draws of its students (`Objective.panels`), for the report."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -28,14 +30,21 @@ def diagnostic_grids(
     """
     by_name = {plan.name: plan for plan in plans}
     return [
-        _grid(plan, networks, networks(by_name[plan.settings.teacher]), settings)
+        _grid(plan, networks, _teacher(plan, by_name, networks), settings)
         for plan in plans
         if plan.objective.panels
     ]
 
 
+def _teacher(
+    plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks
+) -> Network | None:
+    name = plan.settings.teacher
+    return networks(by_name[name]) if name else None
+
+
 def _grid(
-    plan: StagePlan, networks: Networks, teacher: Network, settings: EvaluationSettings
+    plan: StagePlan, networks: Networks, teacher: Network | None, settings: EvaluationSettings
 ) -> Grid:
     panels = plan.objective.panels
     assert panels is not None, "the caller leaves out stages without panels"
@@ -49,7 +58,7 @@ def _grid(
             n: bind(plan.objective, n, plan.modules[n], Weights(p), plan.settings.prediction)
             for n, p in own.items()
         }
-        bound["teacher"] = guided(plan, teacher)
+        bound["teacher"] = None if teacher is None else guided(plan, teacher)
         return panels.draw(bound, noise, tables, cond)
 
     rows: list[ImageRow] = []

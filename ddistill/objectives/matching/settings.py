@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -190,7 +191,7 @@ class MatchingSettings(Objective):
         """The bins of the ratio, where the divergence's weights are 1."""
         return ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
 
-    def prepare(self, grid: np.ndarray) -> "MatchingSettings":
+    def prepare(self, grid: np.ndarray) -> Self:
         """Notes the teacher's noisiest level and the student's steps."""
         steps = len(grid) - 1
         if steps > 1 and self.backward == "none":
@@ -206,7 +207,7 @@ class MatchingSettings(Objective):
             )
         return dataclasses.replace(self, top=int(grid[-1]), steps=steps)
 
-    def prepare_networks(self, facts: NetworkFacts) -> "MatchingSettings":
+    def prepare_networks(self, facts: NetworkFacts) -> Self:
         """Notes the teacher's network, which the fake denoiser has too, and its features."""
         return dataclasses.replace(
             self,
