@@ -16,7 +16,7 @@ from ddistill.data import Source
 from ddistill.data.digits import DigitsSettings, count_digits, describe_digits, load_digits
 from ddistill.errors import ConfigError
 from ddistill.evaluation.records.names import METHODS
-from ddistill.extensions import added, import_noted
+from ddistill.extensions import Extension, add, added, import_noted
 from ddistill.objectives import Objective, make_objective
 from ddistill.planning.identity import Kind, kinds_of
 from ddistill.samplers.algorithms import ddim
@@ -181,6 +181,19 @@ def test_classes_are_checked(clean):
         register.network("mine")(dict)
 
 
+def test_a_class_that_is_no_dataclass_of_its_own_is_refused(clean):
+    class Undecorated(Objective):
+        share: float = 0.5
+
+    with pytest.raises(ConfigError, match="Undecorated is not a dataclass"):
+        register.objective("mine")(Undecorated)
+
+
+def test_what_a_finished_run_could_not_import_is_refused(clean):
+    with pytest.raises(ConfigError, match="Put it into a module beside the file"):
+        add({}, Extension("objective", "mine", "ddistill_config_file"), Objective)
+
+
 def test_a_network_of_ones_own(clean):
     @register.network("mine")
     class Mine(nn.Module):
@@ -215,9 +228,13 @@ def test_a_sampler_of_ones_own(clean):
     mine = dataclasses.replace(ddim, name="mine", label="Mine")
     register.sampler(mine)
     assert samplers.get_sampler("mine") is mine
-    other = dataclasses.replace(ddim, name="heun", label="Mine")
-    with pytest.raises(ConfigError, match="taken by ddistill"):
-        register.sampler(other)
+    assert added("sampler", "mine").module == __name__
+    assert register.sampler(mine, version=2) is mine  # as where a module is loaded again
+    assert added("sampler", "mine").version == 2
+    for name in ("heun", "sfddm"):
+        with pytest.raises(ConfigError, match=f"the name '{name}' is taken by the method"):
+            register.sampler(dataclasses.replace(ddim, name=name, label="Mine"))
+        assert added("sampler", name) is None
 
 
 def test_noted_modules_are_imported_or_named(clean):

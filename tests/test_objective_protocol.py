@@ -305,6 +305,22 @@ def test_shares_of_rollouts_are_checked():
     assert "student_states" not in regression(student_states=0.5).inert_hparams()
 
 
+def test_rollouts_are_counted_and_belong_to_no_image_of_the_data():
+    grid = np.asarray(tiny.tables().grid)[:5]
+    plain, mixed = regression(), regression(teacher_states=0.5)
+    assert (plain.teacher_calls(), plain.teacher_calls(2)) == (1, 2)
+    assert (mixed.teacher_calls(), mixed.teacher_calls(2)) == (1 + 3, 2 + 6)
+    sfddm = {"name": "sfddm", "substeps": 2}
+    assert [
+        make_objective({**sfddm, "teacher_states": share}).prepare(grid).teacher_calls()
+        for share in (0.0, 0.1)
+    ] == [3, 6]
+    with pytest.raises(ConfigError, match="the distance 'data' compares with the data"):
+        make_objective({"name": "denoising", "student_states": 0.2})
+    assert regression(student_states=0.5).requires.all_levels
+    assert not plain.requires.all_levels
+
+
 # --------------------------------------------------------------------------------- whole stages
 
 

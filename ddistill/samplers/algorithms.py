@@ -166,6 +166,8 @@ SAMPLERS: dict[str, Sampler] = {
 def register_sampler(sampler: Sampler) -> Sampler:
     """Makes a sampler available to settings under its name.
 
+    `ddistill.register.sampler` also notes it for digests, results and finished runs.
+
     Returns:
       The sampler.
 
@@ -178,13 +180,20 @@ def register_sampler(sampler: Sampler) -> Sampler:
         raise ConfigError(
             f"register_sampler: the name {name!r} must consist of letters, digits and underscores."
         )
-    if SAMPLERS.get(name, sampler) != sampler:
+    known = SAMPLERS.get(name, sampler)
+    if known != sampler and _defined_at(known) != _defined_at(sampler):
         raise ConfigError(
             f"register_sampler: the name '{name}' is taken by the sampler "
             f"'{SAMPLERS[name].label}'. Choose a name other than {', '.join(sorted(SAMPLERS))}."
         )
     SAMPLERS[name] = sampler
     return sampler
+
+
+def _defined_at(sampler: Sampler) -> tuple[str, str, str]:
+    """Label and place of a definition: equal where a module, such as a config file, is reloaded."""
+    step = sampler.step
+    return sampler.label, step.__module__, getattr(step, "__qualname__", repr(step))
 
 
 def get_sampler(name: str) -> Sampler:
