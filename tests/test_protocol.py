@@ -296,7 +296,7 @@ def test_summarise_splits_common_from_own():
 def test_methods_and_metrics_can_be_added(monkeypatch):
     monkeypatch.setattr(names, "METHODS", dict(names.METHODS))
     monkeypatch.setattr(names, "METRICS", dict(names.METRICS))
-    with pytest.raises(ValueError, match="register_method"):
+    with pytest.raises(ValueError, match="ddistill.register.method adds a method"):
         dataclasses.replace(ROW, method="dmd3")
     names.register_method("dmd3", "DMD3")
     names.register_metric("lpips", "LPIPS", better="lower")

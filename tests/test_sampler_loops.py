@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import struct
 from sampled import KEY, TwoPoints, coarse, every_sampler, network, scan_or_dispatch, unit_noise
 
+from ddistill.denoiser import Denoiser
 from ddistill.diffusion import from_x0
 from ddistill.samplers import ddim, get_sampler, loops, nfe
 from ddistill.schedules import cosine, karras, sigmoid_beta
@@ -109,12 +111,28 @@ def test_whole_loops_compile_once_for_equal_shapes(name, loop):
         assert first <= 2 * nfe(name, 2)
 
 
+TRACES: list[int] = []
+
+
+class Traced1x1(nn.Module):
+    """A 1x1 convolution that notes when it is traced, which is once for each program."""
+
+    @nn.compact
+    def __call__(self, x, time, cond=None, *, train=False, taps=()):
+        TRACES.append(len(TRACES))
+        return nn.Dense(x.shape[-1])(x)
+
+
 def test_equal_modules_built_apart_share_one_compilation():
-    advance = loops.jitted_advance((network(0), None), jnp.zeros(1))
-    before = advance._cache_size()
+    found = []
     for seed in (0, 1):
-        ddim(network(seed), coarse(3), jnp.zeros((2, 3, 5, 1)), loop="dispatch")
-    assert advance._cache_size() == before + 1
+        noise = jnp.zeros((2, 3, 5, 1))
+        params = Traced1x1().init(jax.random.key(seed), noise, jnp.zeros(2))["params"]
+        before = len(TRACES)
+        ddim(Denoiser.from_module(Traced1x1(), params, "v"), coarse(3), noise, loop="dispatch")
+        found.append(len(TRACES) - before)
+    assert found[0] > 0
+    assert found[1] == 0
 
 
 def test_gradients_by_the_weights_go_through_a_sampler():

@@ -117,11 +117,13 @@ def register_metric(name: str, label: str, better: str = "", form: str = ".3g") 
 def check_name(kind: str, name: object) -> None:
     """Raises `ValueError` if `name` is unknown; `kind` is "method" or "metric"."""
     known = METHODS if kind == "method" else METRICS
+    adds = "ddistill.register.method"
+    if kind == "metric":
+        adds = f"{__name__}.register_metric"
     if name not in known:
         raise ValueError(
             f"{kind}={name!r} is not known.{nearest(name, known)} Allowed: {', '.join(known)};"
-            f" a {kind} of your own is added by ddistill.register.{kind}: import the module that"
-            " registers it."
+            f" {adds} adds a {kind} of your own: import the module that calls it."
         )
 
 
