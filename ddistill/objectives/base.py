@@ -146,9 +146,15 @@ class Objective:
 Method = TypeVar("Method", bound=Objective)
 
 
-def filled_in(default: object = None) -> PyTree:
-    """A field that planning fills in; it is no hyperparameter and no setting."""
-    return dataclasses.field(default=default, metadata={"filled_in": True})
+def filled_in(default: object = None, *, in_program: bool = True) -> PyTree:
+    """A field that planning fills in; it is no hyperparameter and no setting.
+
+    Args:
+      default: before planning.
+      in_program: whether the losses read it. If not, objectives that differ in it are equal, and
+        share a compiled program.
+    """
+    return dataclasses.field(default=default, compare=in_program, metadata={"filled_in": True})
 
 
 def hparam(objective: Objective, name: str, tables: LevelTables) -> Array | float:

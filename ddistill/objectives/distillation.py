@@ -72,7 +72,7 @@ class Distillation(Objective):
       gamma: share of the entropy among them; the rest is diversity (released code: beta).
       teacher_states, student_states: shares of the examples whose noisy image comes from a rollout
         of the teacher or of the student (DDIL, arXiv 2410.11971); the rest is forward noising.
-      rollout_steps: steps of a rollout of the teacher.
+      rollout_steps: steps of a rollout of the teacher, for its cost.
     """
 
     # The target of the classifier's distance, and the norm of hidden features.
@@ -89,7 +89,7 @@ class Distillation(Objective):
     gamma: float = 0.75
     teacher_states: float = 0.0
     student_states: float = 0.0
-    rollout_steps: int = filled_in(1)
+    rollout_steps: int = filled_in(1, in_program=False)
 
     def __post_init__(self):
         check_not_negative(self, "classifier_weight", "beta")
