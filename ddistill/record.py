@@ -35,10 +35,10 @@ from ddistill.text import markdown, printable
 
 
 @one_line_ending()
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.record") -> None:
     """Entry point of the command line; exit status 1 with a message for unusable files."""
     parser = Parser(
-        "python -m ddistill.record",
+        program,
         "Adds the results of runs to docs/results.json and rewrites the pages made from it.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or results.json")

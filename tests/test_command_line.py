@@ -231,7 +231,7 @@ def test_paths_and_variants_of_config_files(tmp_path, monkeypatch):
         "": "--config needs a file",
         "configs": "is a folder; name a file in it",
         "sfddm_digits.py": "Did you mean 'configs/sfddm_digits.py'?",
-        "sfddm_digit": "Did you mean 'configs/sfddm_digits.py'?",
+        "sfddm_digit": "Did you mean 'sfddm_digits'?",
         "plan.py": "Did you mean 'plain.py'?",
         "seed": "A setting is changed by --config.KEY=VALUE.",
     }.items():
