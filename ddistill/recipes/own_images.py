@@ -292,7 +292,7 @@ def _optimizer(scale: Scale, updates: int) -> OptimizerSettings:
 def _students(
     method: str, counts: tuple[int, ...], scale: Scale, teacher: Options, conditional: bool
 ) -> dict[str, StageSettings]:
-    length = max(1, 2 * scale.updates // 5)
+    length = max(1, scale.updates // 4)
     common: dict[str, Any] = {
         "steps": length,
         "batch_size": scale.batch_size,
