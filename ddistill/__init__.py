@@ -13,6 +13,9 @@ if sys.argv[:1] == ["-m"]:  # `python -m ddistill.PROGRAM`, whose imports take s
 
     answer_while_importing()
 
+__version__ = "0.2.0"
+__all__ = ["__version__", "load"]
+
 
 def __getattr__(name: str) -> Any:
     """`load`, looked up when it is used: importing the package alone does not import jax."""

@@ -55,9 +55,9 @@ _PLOT, _SAMPLES = "scores_vs_nfe.png", "samples.png"
 
 
 @one_line_ending()
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.compare") -> None:
     """Entry point of the command line; exit status 1 with a message if runs are not comparable."""
-    parser = Parser("python -m ddistill.compare", "One table, plot and page of several runs.")
+    parser = Parser(program, "One table, plot and page of several runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--out", default="comparison", help="folder to write (default: comparison)")
     parser.add_argument(
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
-    command = command_string(["compare", *arguments], "ddistill.compare")
+    command = command_string(["compare", *arguments], program)
     print(printable(compare(options.runs, options.out, _counts(options.nfe), command)))
 
 

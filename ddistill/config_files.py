@@ -1,11 +1,10 @@
 """Config files and the flags that override their settings: loading, and errors in one line.
 
-`--config=FILE[:VARIANT]` runs the function `get_config` of a Python file; flags such as
-`--config.seed=1` then change single settings.
+`--config=FILE[:VARIANT]` runs the function `get_config` of a Python file, which
+`ddistill.config_names` finds; flags such as `--config.seed=1` then change single settings.
 """
 
 import ast
-import difflib
 import inspect
 import re
 import sys
@@ -19,6 +18,7 @@ from types import ModuleType
 from absl import flags
 from ml_collections import ConfigDict
 
+from ddistill.config_names import ConfigFileError, find_config
 from ddistill.errors import CheckpointError, ConfigError, DataError, nearest, nearest_setting
 
 _MODULE = "ddistill_config_file"
@@ -28,13 +28,6 @@ _ALIASES = {
     "batch": "batch_size", "dataset": "name", "data_dir": "path",
 }  # fmt: skip
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
-
-
-class ConfigFileError(Exception):
-    """A config file, or a flag that changes it, that cannot be used; the text is one line.
-
-    No `ValueError`, which absl would take for one of its own.
-    """
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -78,14 +71,15 @@ def load_config(argument: str) -> ConfigDict:
     """The result of the function `get_config` of a file.
 
     Args:
-      argument: FILE, or FILE:VARIANT, where VARIANT is the function's argument.
+      argument: FILE, or FILE:VARIANT, where VARIANT is the function's argument; FILE is a path, or
+        a name as of `ddistill.config_names.find_config`.
 
     Raises:
       ConfigFileError: there is no such file or function, or it fails or returns no settings; with
         the number of the line.
     """
-    path, colon, variant = argument.partition(":")
-    _check_file(path)
+    name, colon, variant = argument.partition(":")
+    path = str(find_config(name))
     try:
         get_config = getattr(_load(path), "get_config", None)
     except Exception as error:
@@ -108,21 +102,6 @@ def load_config(argument: str) -> ConfigDict:
         f"get_config of {path} returns {'nothing' if config is None else type(config).__name__}; "
         "it has to return an ml_collections.ConfigDict with the settings."
     )
-
-
-def _check_file(path: str) -> None:
-    file = Path(path)
-    if file.is_file():
-        return
-    if not path:
-        raise ConfigFileError("--config needs a file: --config=configs/sfddm_digits.py.")
-    if file.is_dir():
-        raise ConfigFileError(f"The config file {path} is a folder; name a file in it.")
-    known = {f.name: f for folder in (Path("configs"), file.parent) for f in folder.glob("*.py")}
-    close = difflib.get_close_matches(file.name, known, 1, 0.5)
-    hint = f" Did you mean '{known[close[0]]}'?" if close else ""
-    how = "" if file.suffix else " A setting is changed by --config.KEY=VALUE."
-    raise ConfigFileError(f"The config file {path} does not exist.{hint}{how}")
 
 
 def _load(path: str) -> ModuleType:

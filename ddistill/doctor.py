@@ -4,18 +4,17 @@ It is the same as `python -m ddistill.main --doctor`.
 """
 
 import sys
-
-from absl import app
+from collections.abc import Sequence
 
 from ddistill import main as command
-from ddistill.runtime.ending import answer_closed_output
+
+ABOUT = "Prints versions, devices, memory and disk of this machine, and the data of a config."
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.doctor") -> None:
     """`python -m ddistill.doctor FLAG...` is `python -m ddistill.main --doctor FLAG...`."""
-    sys.argv.insert(1, "--doctor")
-    with answer_closed_output():
-        app.run(command.main, flags_parser=command.parse_flags)
+    words = sys.argv[1:] if argv is None else argv
+    command.start(["--doctor", *words], program, ABOUT)
 
 
 if __name__ == "__main__":

@@ -74,15 +74,15 @@ class Options:
 
 
 @one_line_ending(RuntimeError)
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.evaluate") -> None:
     """Entry point of the command line.
 
     The exit status is 0, or 1 with a message for input that cannot be scored. After a stop it is
     130 (SIGINT) or 143 (another signal).
     """
-    given = _parser().parse_all(argv)
+    given = _parser(program).parse_all(argv)
     arguments = sys.argv[1:] if argv is None else list(argv)
-    command = command_string(["evaluate", *arguments], "ddistill.evaluate")
+    command = command_string(["evaluate", *arguments], program)
     stop = StopRequest()
     try:
         options = _options(given)
@@ -262,9 +262,9 @@ def _options(given: argparse.Namespace) -> Options:
     )
 
 
-def _parser() -> Parser:
+def _parser(program: str) -> Parser:
     parser = Parser(
-        "python -m ddistill.evaluate",
+        program,
         "FID, inception score, KID, precision and recall of images or of a run.",
     )
     add = parser.add_argument

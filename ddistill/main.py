@@ -4,11 +4,13 @@ The same command again resumes the run and skips complete stages.
 """
 
 import errno
+import functools
 import json
 import logging as python_logging
 import os
 import shlex
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from ml_collections import config_flags
 
 from ddistill.config_files import ConfigFileError, ConfigFileParser, unknown_flag, wrong_flag
 from ddistill.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ddistill.planning.manifests import shared_stages
 from ddistill.runtime.ending import (
     INTERRUPTED,
     answer_closed_output,
@@ -30,7 +33,7 @@ from ddistill.runtime.files import expand
 from ddistill.text import is_utf8, make_streams_safe, one_line, printable
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Path of a config file, with ':smoke' for its quick variant."
+    "config", None, "Path or name of a config file, with ':smoke' for its quick variant."
 )
 _CONFIG_FLAG = flags.FLAGS["config"]
 _CONFIG_FILE = ConfigFileParser()  # which answers mistakes in one line
@@ -41,7 +44,10 @@ _WORKDIR = flags.DEFINE_string(
     "Folder of the run. Default: runs/NAME, with a hash of what is learnt otherwise.",
 )
 _CACHE = flags.DEFINE_string(
-    "cache", None, "Folder of the stages that runs share. Default: 'shared' beside the workdir."
+    "cache",
+    None,
+    "Folder of the stages that runs share. Default: 'shared' beside the workdir, or in it if the "
+    "run is packed.",
 )
 _STAGE = flags.DEFINE_string(
     "stage", None, "Run this stage alone ('evaluate' = sampling, scoring and the report)."
@@ -63,12 +69,68 @@ _FLAGS = [
     *("config", "workdir", "cache", "stage", "print_config", "distributed", "coordinator"),
     *("processes", "process_id", "doctor", "help"),
 ]
+PROGRAM = "python -m ddistill.main"
 USAGE_ERROR = 2
 RUN_ERROR = 1
+_HELP = {"--help", "-help", "-h", "--helpshort"}
+_SWITCHED_OFF = ("nodistributed", "noprint_config", "nodoctor", "help", "h", "helpfull")
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-def main(argv: Sequence[str]) -> None:
+def start(words: Sequence[str], program: str, about: str) -> None:
+    """Runs a command line that begins with `program`, and ends the process as `main` does.
+
+    Args:
+      words: its arguments. One argument without a flag is the config.
+      program: the command before them, as the user gave it.
+      about: what `--help` prints between usage and flags.
+    """
+    make_streams_safe()
+    if not _HELP.isdisjoint(words):
+        usage = f"usage: {program} CONFIG[:VARIANT] [--config.KEY=VALUE ...] [FLAG ...]"
+        with answer_closed_output():
+            print(f"{usage}\n\n{about}\n\nflags:\n{_flags_help()}")
+        return
+    try:
+        given = with_config_flag(words)
+    except ConfigError as error:
+        _fail(str(error), USAGE_ERROR)
+    sys.argv = [program, *given]  # which absl and ml_collections read
+    with answer_closed_output():
+        app.run(functools.partial(main, program=program), flags_parser=parse_flags)
+
+
+def with_config_flag(words: Sequence[str]) -> list[str]:
+    """Arguments with `--config=NAME` in place of NAME, the one that is no flag and no flag's value.
+
+    Raises:
+      ConfigError: two arguments name a config.
+    """
+    names: list[str] = []
+    others: list[str] = []
+    value_follows = False
+    for word in words:
+        flag = word.lstrip("-")
+        is_flag = word.startswith("-")
+        (others if is_flag or value_follows else names).append(word)
+        switch = flag in flags.FLAGS and flags.FLAGS[flag].boolean
+        value_follows = is_flag and "=" not in word and not switch and flag not in _SWITCHED_OFF
+    flagged = [w for w in others if w.startswith("-") and w.lstrip("-").split("=")[0] == "config"]
+    if len(names) + len(flagged) > 1:
+        raise ConfigError(f"There is one config for a run; given: {' '.join([*names, *flagged])}.")
+    return [*(f"--config={name}" for name in names), *others]
+
+
+def _flags_help() -> str:
+    """The flags with their meanings."""
+    lines = []
+    for name in _FLAGS[:-1]:
+        text = textwrap.fill(str(flags.FLAGS[name].help), 88)
+        lines += [f"  --{name}", textwrap.indent(text, " " * 6)]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str], program: str = PROGRAM) -> None:
     """Runs what the flags ask for; every expected error is one line and an exit status.
 
     The exit status of a run that a signal has stopped is 130 (SIGINT) or 143 (another signal), and
@@ -76,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     """
     status = 0
     try:
-        status = _main(argv)
+        status = _main(argv, program)
     except KeyboardInterrupt:  # before the first stage or after the last
         tell("Stopped by SIGINT; what is on disk is kept.")
         _leave(INTERRUPTED)
@@ -100,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(status)
 
 
-def _main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str], program: str) -> int:
     if len(argv) > 1:
         raise ConfigError(
             f"Arguments without a flag: {' '.join(argv[1:])}. Flags begin with --, as in "
@@ -119,7 +181,7 @@ def _main(argv: Sequence[str]) -> int:
         print("\n".join(map(printable, lines)))
         return 0
     if config is None:
-        raise ConfigError("--config=FILE is missing, for example --config=configs/sfddm_digits.py.")
+        raise ConfigError("--config=FILE is missing, for example --config=sfddm_digits.")
     if _PRINT.value:
         from ddistill.settings import Settings, parse, plain
 
@@ -133,7 +195,7 @@ def _main(argv: Sequence[str]) -> int:
         workdir, dataset = default_workdir(config, read_base(_CONFIG_FILE.given))
     from ddistill.experiment import run
 
-    return run(config, workdir, _cache(workdir), _STAGE.value or "", _command(), dataset)
+    return run(config, workdir, _cache(workdir), _STAGE.value or "", _command(program), dataset)
 
 
 def _prepare_jax(cache: Path) -> None:
@@ -196,11 +258,11 @@ def _check_paths(workdir: Path, cache: Path) -> None:
 
 
 def _cache(workdir: Path) -> Path:
-    return expand(_CACHE.value) if _CACHE.value else workdir.parent / "shared"
+    return expand(_CACHE.value) if _CACHE.value else shared_stages(workdir)
 
 
-def _command() -> str:
-    return shlex.join(["python", "-m", "ddistill.main", *sys.argv[1:]])
+def _command(program: str) -> str:
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
 
 
 def _disk_trouble(error: BaseException | None) -> str | None:

@@ -21,7 +21,7 @@ from ddistill.evaluation.sampling_plan import (
     teacher_run,
     without_diverged,
 )
-from ddistill.planning.manifests import STAGES
+from ddistill.planning.manifests import STAGES, shared_stages
 from ddistill.planning.opened import STAGES as STAGES_FILE
 from ddistill.planning.opened import import_extensions, open_stages
 from ddistill.planning.plan import StagePlan
@@ -182,7 +182,7 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
 
     Args:
       folder: the folder of the run, `--workdir` of ddistill.main.
-      cache: folder of shared stages; by default `shared` beside the run.
+      cache: folder of shared stages; by default `shared` in a packed run, and beside others.
 
     Raises:
       CheckpointError: the folder is not that of a run, another version trained the run, or its
@@ -190,7 +190,7 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
       ConfigError: this version does not accept the settings of the run.
     """
     folder = _path("folder", folder)
-    shared = _path("cache", cache) if cache else folder.parent / "shared"
+    shared = _path("cache", cache) if cache else shared_stages(folder)
     for path in (folder, shared):
         if not is_utf8(path.absolute()):
             raise CheckpointError(
@@ -288,7 +288,7 @@ def load(folder: str | Path, stage: str = "", cache: str | Path | None = None) -
     Args:
       folder: the folder of the run.
       stage: the stage to sample, for example "teacher"; "" for the students of the run.
-      cache: folder of shared stages; by default `shared` beside the run.
+      cache: folder of shared stages; by default `shared` in a packed run, and beside others.
 
     Raises:
       CheckpointError, ConfigError: see `open_run`; also if `stage` is unknown or not sampled.

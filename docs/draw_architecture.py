@@ -44,15 +44,18 @@ class Room:
 
 ROOMS = {
     "commands": Room(
-        ("main", "evaluate", "export", "compare", "record", "doctor", "system_info"),
-        "main, evaluate, export/, compare, record, doctor, system_info",
+        (
+            *("commands", "main", "evaluate", "export", "compare", "record", "doctor"),
+            *("system_info", "__main__"),
+        ),
+        "commands/, main, evaluate, export/, compare, record, doctor, system_info",
         2,
         98,
         7,
     ),
     "runs": Room(
-        ("experiment", "trained_run", "workdir", "config_files", "register"),
-        "experiment, trained_run, workdir, config_files, register",
+        ("experiment", "trained_run", "workdir", "config_files", "config_names", "register"),
+        "experiment, trained_run, workdir, config_files, config_names, register",
         2,
         98,
         6,

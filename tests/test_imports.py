@@ -52,6 +52,7 @@ ORDER = (
     "evaluation.evaluate_run",
     "evaluation.comparison",
     "register",
+    "config_names",
     "config_files",
     "workdir",
     "experiment",
@@ -63,6 +64,8 @@ ORDER = (
     "evaluate",
     "main",
     "doctor",
+    "commands",
+    "__main__",
 )
 
 

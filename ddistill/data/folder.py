@@ -109,6 +109,20 @@ def count_folder(settings: FolderSettings, split: str) -> int:
     return len(_list(settings, root, scan(root), split).files)
 
 
+def class_counts(settings: FolderSettings) -> dict[str, int]:
+    """The number of training images of each class, in the order of the classes.
+
+    A folder without classes is one class of its own name. No image is decoded.
+
+    Raises:
+      DataError: see `ddistill.data.listing.list_split`.
+    """
+    root = _checked_root(settings)
+    listing = _list(settings, root, scan(root), TRAIN)
+    counts = np.bincount(listing.labels(), minlength=len(listing.classes))
+    return dict(zip(listing.classes, counts.tolist()))
+
+
 def describe_folder(settings: FolderSettings) -> str:
     """One line: how many images of how many classes are there, without decoding them."""
     root = _checked_root(settings)

@@ -22,9 +22,11 @@ EXTRA = ("tensorflow", "importlib_resources")
 
 
 @one_line_ending()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None, program: str = "python -m ddistill.data.prepare"
+) -> None:
     """Prepares the set named on the command line; a message and exit status 1 where it cannot."""
-    parser = Parser("python -m ddistill.data.prepare", (__doc__ or "").split("\n\n")[1])
+    parser = Parser(program, (__doc__ or "").split("\n\n")[1])
     parser.add_argument(
         "name", metavar="NAME", help="a TFDS set, such as cifar10 or name/config, or its folder"
     )
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default="",
         help="where prepared sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
     )
-    given = parser.parse_all(arguments)
+    given = parser.parse_all(argv)
     found = prepare(given.name, given.data_dir)
     counts = ", ".join(f"{n} {split}" for split, n in found.splits.items())
     print(printable(f"{found.title} is ready in {found.folder}: {counts} examples."))

@@ -27,7 +27,8 @@ from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER, SamplerRunRecord
 from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
-from ddistill.planning.plan import complete_manifest
+from ddistill.objectives.classification import Classification, Classifier
+from ddistill.planning.plan import StagePlan, complete_manifest
 from ddistill.settings import Settings
 
 
@@ -101,7 +102,9 @@ def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
     apply = jax.jit(lambda images: classifier(images))
     _, train_features = extract(apply, dataset, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
-    real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)
+    # A classifier of something else than the data's classes says nothing about these.
+    labels = None if plan.objective.trains.classes else np.asarray(dataset.labels)
+    real = reference(train_features, labels, dataset.num_classes)
     shares = real.histogram if real.histogram is not None else np.zeros(0)
     strata = fixed_strata(np.asarray(test.labels), shares)
     count = min(settings.samples, len(test), real.max_neighbours)
@@ -110,13 +113,13 @@ def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
     if len(test) != settings.samples:
         del floor["fd"]  # depends on the number of images, which is not that of the samples
     others = {
-        p.name: accuracy(extract(jax.jit(networks(p).__call__), test, batch)[0], test)
+        p.name: measured_accuracy(p, networks(p), test, batch)
         for p in plans
         if p.objective.trains.kind == "classifier" and p is not plan
     }
     return Scorer(
         apply=apply,
-        name=str(plan.settings.network["name"]),
+        name=_name_of(plan),
         data=dataset.name,
         digest=params_hash(classifier.weights),
         real=real,
@@ -126,15 +129,37 @@ def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
         floor_strata=strata is not None,
         count=count,
         resampling=resampling,
-        accuracy=accuracy(logits, test),
+        accuracy=measured_accuracy(plan, classifier, test, batch),
         others=others,
         batch=batch,
     )
 
 
-def accuracy(logits: Float[np.ndarray, "N K"], dataset: Dataset) -> float:
-    """Share of the images, in [0, 1], for which the class of the label has the greatest logit."""
-    return float((logits.argmax(axis=1) == np.asarray(dataset.labels)).mean())
+def _name_of(plan: StagePlan) -> str:
+    """Name of a feature network: the network, and what it has learned unless the classes."""
+    own = f"_{plan.settings.objective['name']}" if plan.objective.trains.classes else ""
+    return f"{plan.settings.network['name']}{own}"
+
+
+def measured_accuracy(plan: StagePlan, classifier: Classifier, test: Dataset, batch: int) -> float:
+    """Share of the test images, in [0, 1], for which the right class has the greatest logit.
+
+    It is the mean over the views of `Classification.views`.
+
+    Args:
+      plan: the stage of the classifier.
+      classifier: its network.
+      test: the test images.
+      batch: images per batch.
+    """
+    objective = plan.objective
+    assert isinstance(objective, Classification)
+    shares = []
+    for view in objective.views:
+        logits, _ = extract(jax.jit(lambda images, of=view.of: classifier(of(images))), test, batch)
+        right = np.asarray(test.labels) if view.label is None else view.label
+        shares.append(float((logits.argmax(axis=1) == right).mean()))
+    return float(np.mean(shares))
 
 
 def score_run(
@@ -158,7 +183,8 @@ def score_run(
         strata = conditions(run, 0, len(samples.images))
         sampling = Sampling(scorer.count, strata, scorer.resampling)
         scores = score(scorer.real, features, logits, sampling=sampling)
-        classes = logits.argmax(axis=1)
+        if scorer.real.histogram is not None:
+            classes = logits.argmax(axis=1)
     if run.role != REFERENCE_TEACHER:
         ratio = psnr(np.clip(samples.images, -1, 1), np.clip(reference_images, -1, 1))
         scores["psnr_to_teacher"] = Estimate(ratio)

@@ -24,15 +24,18 @@ FORMS = ("diffusers", "stablehlo", "safetensors")
 
 
 @one_line_ending()
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.export") -> None:
     """Entry point of the command line; exit status 1 with a message if the export fails."""
-    parser = Parser("python -m ddistill.export", "Exports a student of a run for other programs.")
+    parser = Parser(program, "Exports a student of a run for other programs.")
     parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     parser.add_argument("out", metavar="OUT", help="new folder")
     parser.add_argument("--to", required=True, choices=FORMS, help="format")
     parser.add_argument("--stage", default="", help="stage to export (default: the last student)")
     parser.add_argument("--nfe", type=int, help="network evaluations per image")
-    parser.add_argument("--cache", help="folder of shared stages (default: RUN/../shared)")
+    parser.add_argument(
+        "--cache",
+        help="folder of shared stages (default: RUN/shared of a packed run, else RUN/../shared)",
+    )
     parser.add_argument("--licence", default="", help="licence of the weights, for the model card")
     parser.add_argument(
         "--weights",

@@ -11,7 +11,7 @@ from ddistill.typing import Labels, PerExample
 
 
 class DhariwalUNet(EdmUNet):
-    """ADM. Every block attends at the heights `attention`, on both ways.
+    """U-Net of ADM, as in EDM. Every block attends at the heights `attention`, on both ways.
 
     Defaults are those of ImageNet-64, which has 1000 classes: 295.9 M parameters with them.
 

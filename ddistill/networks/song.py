@@ -20,9 +20,10 @@ DECODERS = ("standard", "skip")
 
 
 class SongUNet(EdmUNet):
-    """DDPM++ and NCSN++. All blocks of the way down attend, and the last of a level on the way up.
+    """U-Net of EDM for small images: DDPM++ and NCSN++.
 
-    Defaults are EDM's DDPM++ for CIFAR-10: 55.7 M parameters. NCSN++ has embedding "fourier",
+    All blocks of the way down attend, and the last of a level on the way up. Defaults
+    are EDM's DDPM++ for CIFAR-10: 55.7 M parameters. NCSN++ has embedding "fourier",
     noise_multiplier 2, encoder "residual" and resample_filter (1, 3, 3, 1).
 
     Attributes:

@@ -108,7 +108,7 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts from a noisy image, its time and, where conditional, a class.
+    """U-Net of DDPM: predicts from a noisy image, its time and, where conditional, a class.
 
     Defaults are DDPM's CIFAR-10 network: 35,746,307 parameters.
 

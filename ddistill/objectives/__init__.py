@@ -17,6 +17,7 @@ from ddistill.objectives.o2mkd import O2MKD, TSM
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.parts import Update
 from ddistill.objectives.progressive import Progressive
+from ddistill.objectives.rotation import Rotation
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.settings import convert, to_plain
 
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "o2mkd": O2MKD,
     "pairs": MakePairs,
     "progressive": Progressive,
+    "rotation": Rotation,
     "sfddm": SFDDM,
     "tsm": TSM,
 }

@@ -1,7 +1,8 @@
 """Classification: cross-entropy on labels, for the networks whose features score images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives.base import Objective
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import ImageShape, LossAux, NetworkForm, Networks, Update
-from ddistill.typing import Metrics, PerExample
+from ddistill.typing import Images, Labels, Metrics, PerExample
 
 
 @struct.dataclass
@@ -65,6 +66,18 @@ def _bind(module: nn.Module, weights: Weights, prediction: str) -> Classifier:
 CLASSIFIER = NetworkForm("classifier", _inputs, _bind)
 
 
+class View(NamedTuple):
+    """Test images as a classifier is asked about them.
+
+    Attributes:
+      of: `[B, H, W, C]` images -> images of the same shape.
+      label: the class of all of them; None for the labels of the data.
+    """
+
+    of: Callable[[Images], Images] = lambda images: images
+    label: int | None = None
+
+
 @dataclass(frozen=True)
 class Classification(Objective):
     """Cross-entropy with label smoothing.
@@ -101,21 +114,30 @@ class Classification(Objective):
         """One update of the classifier, which every stage calls its student."""
         return (Update("student", self.loss),)
 
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of the test images whose mean accuracy is that of the classifier."""
+        return (View(),)
+
+    def examples(self, batch: Batch) -> tuple[Images, Labels]:
+        """The images `[B, H, W, C]` to classify and their classes `[B]`."""
+        return batch.image, batch.label
+
     def loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[PerExample, Metrics, LossAux]:
         """Cross-entropy per example, the batch's accuracy, and new batch statistics, if any."""
         del tables
-        images = batch.image
+        images, labels = self.examples(batch)
         if self.shift:
             images = jax.vmap(self._shift)(batch.key("shift"), images)
         if self.cutout:
             images = jax.vmap(self._cut)(batch.key("cutout"), images)
         logits, statistics = networks["student"].train(images, batch.dropout_key)
         targets = optax.smooth_labels(
-            jax.nn.one_hot(batch.label, logits.shape[-1]), self.label_smoothing
+            jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing
         )
-        correct = jnp.argmax(logits, axis=-1) == batch.label
+        correct = jnp.argmax(logits, axis=-1) == labels
         values = optax.softmax_cross_entropy(logits, targets)
         seen = {} if statistics is None else {"student": statistics}
         return values, {"accuracy": jnp.mean(correct)}, LossAux(statistics=seen)

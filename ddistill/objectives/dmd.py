@@ -7,9 +7,10 @@ from ddistill.objectives.matching.losses import Matching
 
 @dataclass(frozen=True)
 class DMD(Matching):
-    """The paper's: regression of weight 0.25 on pairs, one fake update for one of the student.
+    """DMD (arXiv 2311.18828): distribution matching, with a regression on pairs of weight 0.25.
 
-    In MSD (arXiv 2410.23274) it is the stage DM.
+    As in the paper, the fake score has one update per update of the student. In MSD
+    (arXiv 2410.23274) it is the stage DM.
     """
 
     regression_weight: float = 0.25

@@ -7,11 +7,12 @@ from ddistill.objectives.matching.losses import Matching
 
 @dataclass(frozen=True)
 class DMD2(Matching):
-    """The released code's: five updates of the judges for one of the student (TTUR).
+    """DMD2 (arXiv 2405.14867): distribution matching with a discriminator, without pairs.
 
-    The paper's discriminator is a head on the fake denoiser's middle; weights are those of the
-    64-pixel experiment. FastGen's variant has `features_of="teacher"`, `alternate=True` and
-    `fake_weight="uniform"`. In MSD (arXiv 2410.23274) it is the stage ADM.
+    As in the released code, the fake score and the discriminator have five updates per update of
+    the student (TTUR). The paper's discriminator is a head on the fake denoiser's middle; weights
+    are those of the 64-pixel experiment. FastGen's variant has `features_of="teacher"`,
+    `alternate=True` and `fake_weight="uniform"`. In MSD (arXiv 2410.23274) it is the stage ADM.
     """
 
     gan_weight: float = 3e-3

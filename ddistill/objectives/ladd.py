@@ -7,7 +7,9 @@ from ddistill.objectives.matching.losses import Matching
 
 @dataclass(frozen=True)
 class LADD(Matching):
-    """The GAN term alone, with real images of the data; both networks learn in every step.
+    """LADD (arXiv 2403.12015): a discriminator on the teacher's features, and no other term.
+
+    The real images are those of the data, and both networks learn in every step.
 
     The paper's discriminator sees every block of a transformer; ours sees the taps of `features`.
     """

@@ -36,7 +36,7 @@ from ddistill.typing import Features
 
 @dataclass(frozen=True)
 class O2MKD(Distillation):
-    """Output distillation at single noise levels.
+    """O2MKD (arXiv 2410.04191): the teacher's output at single noise levels.
 
     With `classifier_weight` above 0 the two predicted clean images are compared in a classifier's
     feature space too.
@@ -154,9 +154,9 @@ def _projection_form(inputs: Mapping[str, int]) -> NetworkForm:
 
 @dataclass(frozen=True)
 class TSM(O2MKD):
-    """A smaller student learns the teacher's prediction before it becomes a generator.
+    """TSM, the first stage of MSD (arXiv 2410.23274): the teacher's prediction for a small student.
 
-    Teacher score matching, the first stage of MSD (arXiv 2410.23274): without it small students of
+    Without teacher score matching small students of
     distribution matching do not converge. It is the output distance in x0, with EDM's weights and
     EDM's distribution of noise levels (arXiv 2206.00364 table 1).
     """

@@ -18,7 +18,7 @@ SAMPLERS = ("ddim", "heun", "dpm_solver_pp")
 
 @dataclass(frozen=True)
 class MakePairs(Objective):
-    """Settings of a set of pairs.
+    """Pairs of noise and the image that a deterministic sampler of the teacher makes of it.
 
     Attributes:
       sampler: "ddim", "heun" (EDM's, as DMD uses it) or "dpm_solver_pp"; all are deterministic.

@@ -149,11 +149,13 @@ class NetworkForm:
       kind: "denoiser", "classifier" or "pairs" (no network: the stage makes pairs).
       inputs: `(image_shape, conditional) -> arguments` after the random key of `module.init`.
       bind: `(module, weights, prediction) -> network`, as losses and samplers call it.
+      classes: number of classes that a classifier tells apart; 0 for the classes of the data.
     """
 
     kind: Literal["denoiser", "classifier", "pairs"]
     inputs: Callable[[ImageShape, bool], tuple[PyTree, ...]]
     bind: Callable[[nn.Module, Weights, str], Bound]
+    classes: int = 0
 
 
 def _denoiser_inputs(image_shape: ImageShape, conditional: bool) -> tuple[PyTree, ...]:

@@ -33,7 +33,7 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Progressive(Distillation):
-    """Two teacher steps in one.
+    """PD (arXiv 2202.00512): two steps of the teacher in one; CFD and RCFD compare features.
 
     Attributes:
       loss: how images are compared: "truncated_snr" (PD's default), "x0", "eps" or "v".

@@ -68,7 +68,7 @@ class _Walk:
 
 @dataclass(frozen=True)
 class SFDDM(Distillation):
-    """Single-fold distillation.
+    """SFDDM (arXiv 2405.14961): one fold from T teacher steps to any number of steps.
 
     With `classifier_weight` above 0 the hidden variable's target is compared in the classifier's
     feature space too.

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from ddistill.runtime.schemas import (
@@ -18,6 +19,15 @@ from ddistill.runtime.schemas import (
     maybe,
     object_of,
 )
+
+
+def shared_stages(run: Path) -> Path:
+    """The folder of the stages that runs share, unless the user names another one.
+
+    It is `shared` inside a packed run (`ddistill.commands.pack`), and beside other runs.
+    """
+    inside = run / "shared"
+    return inside if inside.is_dir() else run.parent / "shared"
 
 
 def _of_each_student(found: Mapping) -> str:

@@ -40,6 +40,7 @@ from ddistill.recipes.digits import (
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
+from ddistill.recipes.own_images import own_images, own_images_config
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     RCFD_RESNET18,
@@ -95,6 +96,8 @@ __all__ = [
     "o2mkd_256",
     "o2mkd_paper",
     "objective",
+    "own_images",
+    "own_images_config",
     "pairs_stage",
     "pd_cifar",
     "progressive",

@@ -43,10 +43,15 @@ def remove_leftovers(*folders: Path) -> int:
     return removed
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is being written, or was left by a killed process."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _named(folder: Path) -> list[Path]:
     """Files in a folder that are called as files that are being written."""
     try:
-        return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+        return [path for path in folder.iterdir() if is_temporary(path.name)]
     except OSError:
         return []
 

@@ -31,17 +31,19 @@ def machine_string(devices: Sequence[object] | None = None) -> str:
     return ", ".join(parts)
 
 
-def command_string(argv: Sequence[str] | None = None, module: str = "ddistill.main") -> str:
-    """Returns the command of this process, `python -m MODULE ...`, without paths of the machine.
+def command_string(
+    argv: Sequence[str] | None = None, program: str = "python -m ddistill.main"
+) -> str:
+    """Returns the command of this process, `PROGRAM ...`, without paths of the machine.
 
     Absolute paths below the working directory become relative; others keep only their last part.
 
     Args:
       argv: program name and arguments; None for `sys.argv`.
-      module: name of the module.
+      program: words before the arguments.
     """
     argv = list(sys.argv if argv is None else argv)
-    return " ".join(["python", "-m", module, *(shlex.quote(portable(a)) for a in argv[1:])])
+    return " ".join([program, *(shlex.quote(portable(a)) for a in argv[1:])])
 
 
 def portable(argument: str) -> str:

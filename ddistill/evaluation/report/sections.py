@@ -70,7 +70,8 @@ def write_run_report(
     plot = classes = None
     if scorer:
         plot = attempt("Quality against network evaluations", lambda: _plot(scorer, scored))
-        classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
+        if scorer.real.histogram is not None:
+            classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
     tables = [
         *([_scores(scorer, scored)] if scorer else []),
         *([students] if students else []),

@@ -127,11 +127,12 @@ def check_optimizers(context: StageContext, networks: Mapping[str, nn.Module]) -
 def check_classes(context: StageContext, objective: Objective, module: nn.Module) -> None:
     """Raises `ConfigError` unless the classes of the network fit the classes of the data."""
     stage, path, there = context.settings, context.path, context.data.num_classes
-    here = getattr(module, "num_classes", 0)
-    if objective.trains.kind == "classifier" and here != there:
+    here, own = getattr(module, "num_classes", 0), objective.trains.classes
+    if objective.trains.kind == "classifier" and here != (own or there):
+        reason = f"objective '{stage.objective['name']}' tells {own}" if own else "the data have"
         raise ConfigError(
-            f"{path}.network.num_classes={here}, but the data have {there} classes: set it to "
-            f"{there}."
+            f"{path}.network.num_classes={here}, but {reason}{'' if own else f' {there}'} classes"
+            f"{' apart' if own else ''}: set it to {own or there}."
         )
     if not stage.conditional:
         return

@@ -1,0 +1,1 @@
+"""The command `ddistill`: its subcommands, and the choice among them."""
