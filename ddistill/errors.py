@@ -29,8 +29,10 @@ def nearest(name: object, allowed: Iterable[object]) -> str:
 def nearest_setting(names: Sequence[str], group: Mapping[str, object]) -> str:
     """As `nearest`, for a setting that a group does not have.
 
-    Settings of the same name in nested groups come first; then those of a very similar name, before
-    less similar settings of the group itself.
+    Settings of the same name in nested groups come first. Of one name, those of a very similar name
+    come before less similar settings of the group itself. Of several names, such as
+    "evalution.sample", the first has to be close to one of the group, and the others are looked for
+    in it alone.
 
     Args:
       names: the unknown name, and the names given below it.
@@ -45,11 +47,28 @@ def nearest_setting(names: Sequence[str], group: Mapping[str, object]) -> str:
     if same:
         listed = "' or '".join(sorted(same, key=lambda name: (name.count("."), name))[:3])
         return f" Did you mean '{listed}'?"
+    if len(names) > 1:
+        return _nearest_below(names, group)
     last = {name.rpartition(".")[2]: name for name in reversed(below)}
     alike = difflib.get_close_matches(names[-1], last, n=1, cutoff=0.85)
     if alike and not difflib.get_close_matches(names[0], group, n=1, cutoff=0.7):
         return f" Did you mean '{last[alike[0]]}'?"
     return nearest(names[0], group)
+
+
+def _nearest_below(names: Sequence[str], group: Mapping[str, object]) -> str:
+    """As `nearest_setting`, for a name and the names below it."""
+    found: list[str] = []
+    inner: object = group
+    for name in names:
+        if not isinstance(inner, Mapping):
+            break
+        close = difflib.get_close_matches(name, [str(key) for key in inner], n=1, cutoff=0.5)
+        if not close:
+            break
+        found.append(close[0])
+        inner = inner[close[0]]
+    return f" Did you mean '{'.'.join(found)}'?" if found else ""
 
 
 def _names_below(group: Mapping[str, object], path: str = "") -> list[str]:

@@ -1,14 +1,15 @@
 """python -m ddistill.record RUN... [--docs docs] [--seeds 3,4]: adds results of runs to the record.
 
 A RUN is the folder of a finished run, or its results.json. Its rows are added to docs/results.json,
-where a new row replaces an old row of the same measurement, and docs/results.md is generated from
-it; text outside the markers is kept. Without a RUN only results.md is written.
+where a new row replaces an old row of the same measurement. From it docs/results.md, the list of
+experiments, and docs/results/EXPERIMENT.md, their tables, are generated; text outside the markers
+of these pages is kept. Without a RUN only the pages are written.
 
 Tables and pictures show the seeds that were not used to tune the settings of an experiment
 (config.evaluation.tuned_on), if there are any; --seeds=3,4 chooses other seeds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +21,17 @@ from ddistill.evaluation.records.names import main_distance
 from ddistill.evaluation.records.notes import comparable_rows, fresh_rows, listed, resampled
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.report.report import Attempts
-from ddistill.evaluation.report.results_md import merge_text, picture_names, render
+from ddistill.evaluation.report.results_md import (
+    merge_text,
+    page_names,
+    picture_names,
+    render,
+    render_index,
+)
 from ddistill.planning.opened import import_extensions
 from ddistill.runtime.files import expand, read_text, write_bytes, write_text
 from ddistill.runtime.leftovers import remove_leftovers
-from ddistill.text import printable
+from ddistill.text import markdown, printable
 
 
 @one_line_ending()
@@ -32,7 +39,7 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.r
     """Entry point of the command line; exit status 1 with a message for unusable files."""
     parser = Parser(
         program,
-        "Adds the results of runs to docs/results.json and rewrites docs/results.md.",
+        "Adds the results of runs to docs/results.json and rewrites the pages made from it.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or results.json")
     parser.add_argument("--docs", help="folder of the record (default: docs, if it is a record)")
@@ -66,7 +73,7 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
       One line on the changes.
 
     Raises:
-      ValueError: a file is missing or malformed (`rows.read_rows`), the markers of results.md are
+      ValueError: a file is missing or malformed (`rows.read_rows`), the markers of a page are
         damaged, or no row has one of `seeds`. The message names the file.
     """
     docs = Path(docs)
@@ -82,7 +89,6 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
     if seeds and not any(row.seed in seeds for row in rows):
         known = listed({row.seed for row in rows})
         raise ValueError(f"--seeds={listed(seeds)}: the record has no such seed. Seeds: {known}.")
-    before = read_text(page) if page.exists() else ""
     found = experiments(rows)
     names = picture_names(found)
     fresh = {names[key]: comparable_rows(fresh_rows(own, seeds))[0] for key, own in found.items()}
@@ -94,20 +100,48 @@ def record(runs: Iterable[str | Path], docs: str | Path = "docs", seeds: Sequenc
         there = (docs / "results" / name).exists()
         if seeds or not there or any(row.identity in changed for row in own):
             drawn[name] = attempt(name, partial(_picture, own))
-    links = {name: f"results/{name}" for name in shown if drawn.get(name, b"") is not None}
-    text = merge_text(before, render(rows, links, seeds), str(page))
+    links = {name: name for name in shown if drawn.get(name, b"") is not None}
+    pages = _pages(docs, rows, links, seeds)
 
     remove_leftovers(docs, docs / "results")
-    write_rows(store, rows)
+    write_rows(store, rows, grouped=True)
     for name, picture in drawn.items():
         path = docs / "results" / name
         if picture is None:
             path.unlink(missing_ok=True)
         else:
             write_bytes(path, picture)
-    write_text(page, text)
+    for path, text in pages.items():
+        write_text(path, text)
     missing = "".join(f"; {name} is not drawn ({why})" for name, why in attempt.failed)
-    return f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page}{missing}"
+    return (
+        f"{store}: {len(rows)} rows ({added} new, {replaced} replaced); wrote {page} and "
+        f"{len(pages) - 1} pages of experiments{missing}"
+    )
+
+
+def _pages(
+    docs: Path, rows: Sequence[Row], links: Mapping[str, str], seeds: Sequence[int]
+) -> dict[Path, str]:
+    """The text of results.md and of the page of every experiment, by path."""
+    found = experiments(rows)
+    names = page_names(found)
+    _, page = _files(docs)
+    pages = {page: merge_text(_text(page), _index(rows, names, seeds), str(page))}
+    for experiment, name in names.items():
+        path = docs / "results" / name
+        own = [row for key in found if key[0] == experiment for row in found[key]]
+        tables = render(own, links, seeds)
+        pages[path] = merge_text(_text(path), tables, str(path), markdown(experiment))
+    return pages
+
+
+def _index(rows: Sequence[Row], names: Mapping[str, str], seeds: Sequence[int]) -> str:
+    return render_index(rows, {key: f"results/{name}" for key, name in names.items()}, seeds)
+
+
+def _text(page: Path) -> str:
+    return read_text(page) if page.exists() else ""
 
 
 def merge(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], int, int]:

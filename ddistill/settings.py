@@ -21,7 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """The teacher's noise levels: a constructor of `ddistill.schedules`, its length and options."""
+    """The teacher's noise levels.
+
+    Attributes:
+      name: a constructor of `ddistill.schedules`.
+      steps: T, the number of levels.
+      options: further arguments of the constructor, by name.
+    """
 
     name: str = "cosine"
     steps: int = 1000
@@ -32,11 +38,15 @@ class ScheduleSettings:
 class GridSettings:
     """The levels of the teacher that a stage uses, and the time input of its network.
 
-    `steps` = 0 takes every level. `explicit` lists indices 0 = phi_0 < ... < phi_N of the levels
-    of the stage's teacher and overrides `steps` and `spacing`. The `spacing` "edm" is for
-    stages of pairs on the schedule "karras": the sigmas on which EDM's sampler runs in so many
-    steps, which need not be rows of the table. `time` is "mapped" (the teacher's own time at that
-    level) or "index" (0 .. N-1, as SFDDM's released code has it).
+    Attributes:
+      steps: N, the number of levels; 0 takes every level.
+      spacing: how the levels are spread: "trailing", "leading", "quadratic" or "log_snr". "edm",
+        for stages of pairs on the schedule "karras", takes the sigmas on which EDM's sampler runs
+        in so many steps, which need not be rows of the table.
+      explicit: indices 0 = phi_0 < ... < phi_N of the levels of the stage's teacher; overrides
+        `steps` and `spacing`.
+      time: "mapped", the teacher's own time at that level, or "index", 0 ... N-1 as in SFDDM's
+        released code.
     """
 
     steps: int = 0
@@ -49,9 +59,22 @@ class GridSettings:
 class OptimizerSettings:
     """An optax optimiser, its learning-rate schedule and its clipping.
 
-    `schedule` runs from `learning_rate` (reached after `warmup` steps) to `learning_rate *
-    final_scale`. "step" multiplies by `decay` at each of `milestones`, given as fractions of the
-    stage. `clip` is a global-norm bound; 0 switches it off.
+    Attributes:
+      name: "adam", "adamw", "radam" or "sgd".
+      learning_rate: the rate after the warm-up.
+      schedule: how the rate goes from `learning_rate` to `learning_rate * final_scale`:
+        "constant", "linear", "cosine", or "step", which multiplies it by `decay` at each of
+        `milestones`.
+      warmup: steps in which the rate rises linearly from 0.
+      final_scale: the last rate as a share of `learning_rate`, for "linear" and "cosine".
+      clip: bound of the global norm of the gradient; 0 switches it off.
+      weight_decay: coefficient of the weight decay of AdamW and SGD; 0 switches it off.
+      b1: decay rate of the first moment of Adam, in [0, 1).
+      b2: decay rate of the second moment of Adam, in [0, 1).
+      eps: term in the denominator of Adam.
+      momentum: momentum of SGD, in [0, 1).
+      milestones: where "step" multiplies the rate, as fractions of the stage.
+      decay: factor of the rate at each of `milestones`.
     """
 
     name: str = "adam"
@@ -73,19 +96,25 @@ class OptimizerSettings:
 class StudentsSettings:
     """Many students in one stage, as one program.
 
-    `count` is K; 0 is one network without a student axis. `partition` "timesteps" gives each
-    student a contiguous range of noise levels: equal by `spacing` ("index" or "log_snr"), or with
-    `boundaries`, the first level of every student but the cleanest one's. A range is widened by
-    `margin` levels in training, and a share `full_range_share` of a student's examples is drawn
-    from all levels. "classes" gives each student a group of the data's classes, and it trains on
-    the images of these classes: by `grouping` ("consecutive", "random", or "clustered" by the
-    `[C, D]` array in the .npy file `embeddings`), or as `groups` lists them. "both" gives each of
-    `ranges` ranges of levels to `count / ranges` students, which divide the classes among them.
-    Without a partition ("none") students differ in what `sweep` lists: for each key
-    ("grid_steps", "seed", "learning_rate", or a number of the objective) one value a student.
-    `mapping` is how the student axis is compiled: "auto", "vmap", "unroll", "map", "loop" or
-    "shard". `on_divergence`: "stop" the run when a student's loss is no longer finite, or "freeze"
-    that student at its last finite weights while the others go on.
+    Attributes:
+      count: K, the number of students; 0 is one network without a student axis.
+      partition: "timesteps" gives each student a contiguous range of noise levels, "classes" a
+        group of the data's classes, on the images of which it is trained, and "both" gives each of
+        `ranges` ranges of levels to `count / ranges` students, which divide the classes among them.
+        With "none", students differ in the settings that `sweep` lists.
+      spacing: ranges of levels are equal in "index" or in "log_snr".
+      boundaries: the first level of every student but the cleanest one's, in place of `spacing`.
+      margin: levels by which a range is widened in training.
+      full_range_share: share of a student's examples that is drawn from all levels, in [0, 1].
+      grouping: how classes are grouped: "consecutive", "random", or "clustered" by `embeddings`.
+      groups: the classes of each student, in place of `grouping`.
+      embeddings: path of a .npy file with an array `[C, D]`, one row a class, for "clustered".
+      ranges: number of ranges of levels, for the partition "both".
+      sweep: for each key, "grid_steps", "seed", "learning_rate" or a number of the objective, one
+        value a student.
+      mapping: how the student axis is compiled: "auto", "vmap", "unroll", "map", "loop" or "shard".
+      on_divergence: "stop" the run when a student's loss is no longer finite, or "freeze" that
+        student at its last finite weights while the others go on.
     """
 
     count: int = 0
@@ -107,28 +136,43 @@ class StudentsSettings:
 class StageSettings:
     """One training run: the network, the objective, the teacher, the levels and the duration.
 
-    An empty `network` is the teacher's: its architecture, prediction type and conditioning.
-    `prediction` is what the network predicts, "" = "eps", or as the teacher's if the network is.
-    `teacher` names an earlier stage ("" = none); the student's grid indexes its levels;
-    `guidance` is the scale of its classifier-free guidance, 1 for none.
-    `classifier` names the stage whose features an objective compares in ("" = none), `pairs` the
-    one that made its pairs.
-    `init` is "fresh", "teacher" or the name of an earlier stage. `source` is "diffusers:FOLDER" or
-    "edm:FILE": network, prediction type and weights of another project, which are trained further
-    for `steps`, or taken as they are where that is 0. `resume` names an earlier stage
-    that this one goes on from: every network that both train, its optimiser and the averages are
-    taken over.
-    `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
-    kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
-    `select_checkpoint` is "last", or "best": of the checkpoints at every
-    `training.checkpoint_every` steps and the last one, that of the lowest mean loss since the one
-    before, or of the lowest `quality_metric` of the objective, if it has one.
-    `students` makes it a stage of many; `batch_size` is then that of each.
-    `shared` puts the stage into the cache that runs with the same settings share. `method` (of
-    `METHODS` in evaluation/records/names.py) and `variant` name the rows it leaves in results.json;
-    a stage without `method` is not sampled. `samplers` maps samplers to the step counts that its
-    students are scored with; empty is the sampler that the objective asks for ("renoise" for
-    matched distributions in several steps), else `evaluation.student_sampler`, on all their levels.
+    Attributes:
+      objective: `name` and hyperparameters of the method, see the objectives.
+      steps: train steps; 0 takes an imported network as it is.
+      batch_size: images per train step; with `students`, of each student.
+      network: `name` and options, see the networks. Empty is the teacher's: its architecture,
+        prediction type and conditioning.
+      prediction: what the network predicts: "x0", "eps", "v" or "edm"; "" is "eps", or as the
+        teacher's where the network is the teacher's.
+      teacher: an earlier stage, whose levels the student's grid indexes; "" for none.
+      guidance: scale of the teacher's classifier-free guidance; 1 for none.
+      classifier: the stage whose features an objective compares in; "" for none.
+      pairs: the stage that made the pairs of the objective; "" for none.
+      init: source of the initial weights: "fresh", "teacher", or the name of an earlier stage.
+      source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
+        project, which are trained for `steps`.
+      resume: an earlier stage that this one continues: every network that both train, its optimiser
+        and the averages are taken over.
+      grid: the levels, see `GridSettings`.
+      optimizer: the optimiser of every network that `optimizers` does not name.
+      optimizers: optimisers by network, for objectives that train several.
+      accumulate: micro-batches over which the gradient of a step is averaged.
+      ema: rates of the moving averages of the weights. The first average is handed on to later
+        stages and to sampling; an empty list hands on the raw weights.
+      ema_warmup: whether the rate at step s is at most (1 + s) / (10 + s), so that the averages
+        forget the initial weights early.
+      select_checkpoint: "last", or "best": of the checkpoints at every `training.checkpoint_every`
+        steps and the last one, the one of the lowest mean loss since the one before, or of the
+        lowest `quality_metric` of the objective, if it has one.
+      conditional: whether the network is given classes.
+      students: many students in one stage, see `StudentsSettings`.
+      shared: keeps the stage in the cache that runs with the same settings share.
+      method: the name of the stage's rows in results.json, one of `METHODS` in
+        evaluation/records/names.py; a stage without it is not sampled.
+      variant: distinguishes rows of the same method and number of steps.
+      samplers: samplers and the step counts that the students are scored with. Empty is the sampler
+        that the objective asks for ("renoise" for distribution matching in several steps), else
+        `evaluation.student_sampler`, on all levels of the students.
     """
 
     objective: Options
@@ -177,10 +221,13 @@ class StageSettings:
 class MeshSettings:
     """How a stage is spread over devices; see `ddistill.runtime.sharding`.
 
-    `student`, `data` and `model` are the sizes of the mesh's axes: students on devices of their
-    own, a batch over devices, and weights cut over devices. 0 takes what fits the students, the
-    batch and the devices that there are. `fsdp` says whose weights are cut where `model` is above
-    1: "students", "teacher" or "both"; arrays of fewer than `smallest` elements stay whole.
+    Attributes:
+      student: size of the mesh's axis of students; 0 takes what fits the students and the devices.
+      data: size of the axis over which a batch is spread; 0 takes what fits the batch and the
+        devices.
+      model: size of the axis over which weights are cut; 1 cuts none.
+      fsdp: whose weights are cut where `model` is above 1: "students", "teacher" or "both".
+      smallest: arrays of fewer elements stay whole.
     """
 
     student: int = 0
@@ -194,11 +241,16 @@ class MeshSettings:
 class TrainingSettings:
     """How every stage is run. These settings do not change the result of training.
 
-    With `select_checkpoint="best"`, `checkpoint_every` says which weights there are to choose from.
-    A fatal alarm ends a stage after the steps of three log intervals (`log_every`), also where
-    students that diverge are frozen.
-    `scan_steps`: train steps per dispatch (0 = 8 on accelerators, 1 on CPU, where convolutions in
-    a loop body are slow). `keep`: how many of the newest checkpoints stay beside the best one.
+    Attributes:
+      log_every: train steps per log interval. A fatal alarm ends a stage after three of them, also
+        where students that diverge are frozen.
+      checkpoint_every: train steps between checkpoints. With `select_checkpoint="best"` it decides
+        which weights there are to choose from.
+      keep: number of the newest checkpoints that stay beside the best one.
+      scan_steps: train steps per dispatch; 0 is 8 on accelerators and 1 on CPU, where convolutions
+        in a loop body are slow.
+      tensorboard: whether metrics are also written for TensorBoard, where it is installed.
+      mesh: how stages are spread over devices, see `MeshSettings`.
     """
 
     log_every: int = 50
@@ -213,15 +265,26 @@ class TrainingSettings:
 class EvaluationSettings:
     """Sampling and scoring after the last stage.
 
-    `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
-    counts it is run with; `full_sampler` with `full_steps` steps (0 = all levels) is the call that
-    stands for "the teacher". Both run on rows of the teacher's table at even distances
-    (`teacher_spacing` "trailing"), or, with the schedule "karras", on EDM's own sigmas for that
-    many steps ("edm"). Students are run with `student_sampler` on their own grid, unless their
-    objective or their stage's `samplers` says otherwise. `guidance` is the scale of the teacher's
-    classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
-    `tuned_on` lists the seeds on which the settings were chosen: tables say so, and show other
-    seeds where there are any. It changes nothing that is trained or sampled.
+    Attributes:
+      enabled: whether the run is sampled and scored.
+      teacher: the stage that is sampled as the teacher.
+      classifier: the stage whose features score samples; "" samples without scores.
+      samples: images per sampler.
+      batch_size: images sampled and scored at once.
+      noise_seed: seed of the noise that all samplers start from.
+      teacher_samplers: samplers of the teacher and the step counts that each is run with.
+      teacher_spacing: the levels of the teacher's samplers: "trailing", rows of its table at even
+        distances, or, with the schedule "karras", "edm", EDM's own sigmas for that many steps.
+      full_sampler: the sampler of the reference teacher, with which all samples are compared.
+      full_steps: steps of the reference teacher; 0 for all levels.
+      student_sampler: sampler of the students on their own grid, unless their objective or the
+        stage's `samplers` names another one.
+      guidance: scale of the teacher's classifier-free guidance; 1 for none.
+      clip: bound of every prediction of x0; 0 switches it off.
+      grid_images: images of each sampler in the grids of the report.
+      strip_images: images in the denoising strip of the report.
+      tuned_on: seeds on which the settings were chosen: tables say so, and show other seeds where
+        there are any. It changes nothing that is trained or sampled.
     """
 
     enabled: bool = True
@@ -244,7 +307,18 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole run. Settings of `data` that are None are left to the source."""
+    """A whole run.
+
+    Attributes:
+      name: name of the experiment; the run is kept in `runs/NAME`.
+      stages: settings of the stages, by name.
+      pipeline: the stages to run, in order.
+      data: `name` of the data source and its settings; None leaves a setting to the source.
+      seed: seed of initial weights, batches, and random draws of training.
+      schedule: the noise levels, see `ScheduleSettings`.
+      training: how stages are run, see `TrainingSettings`.
+      evaluation: sampling and scoring, see `EvaluationSettings`.
+    """
 
     name: str
     stages: Mapping[str, StageSettings]

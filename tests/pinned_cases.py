@@ -210,7 +210,6 @@ def _classification() -> None:
     add("cutout", name, cutout=2)
     add("cutout_fill", name, cutout=3, fill=0.5)
     add("all", name, shift=1, cutout=2, fill=0.25, label_smoothing=0.05)
-    add("turned", "rotation", shift=1, label_smoothing=0.05)
 
 
 def _dmd() -> None:

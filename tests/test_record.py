@@ -1,4 +1,4 @@
-"""docs/results.json and docs/results.md from the results of runs."""
+"""docs/results.json, docs/results.md and its pages from the results of runs."""
 
 import dataclasses
 import json
@@ -68,7 +68,20 @@ def test_first_record_makes_both_files(tmp_path):
     said = record([_run(tmp_path / "run", ROWS)], docs)
     assert "7 rows (7 new, 0 replaced)" in said
     assert sorted(read_rows(docs / "results.json"), key=repr) == sorted(ROWS, key=repr)
-    text = (docs / "results.md").read_text()
+    index = (docs / "results.md").read_text()
+    _, found = _table(index, "experiment")
+    assert found == {
+        "[exp](results/exp.md)": [
+            "digits",
+            "0, 1, 2",
+            "FD",
+            "1.25 (NFE 8)",
+            "9.00 (NFE 4)",
+            "0.500",
+        ]
+    }
+    text = (docs / "results" / "exp.md").read_text()
+    assert text.startswith("# exp\n")
     head, cells = _table(text, "method")
     assert head == ["method", "4", "8", "paper (NFE: FID)"]
     dash = "\N{EN DASH}"
@@ -81,7 +94,7 @@ def test_first_record_makes_both_files(tmp_path):
         "`python -m ddistill.main --config=configs/a.py`",
         "machine: a machine",
         "reference=digits/train:10",
-        "results/exp_digits.png",
+        "](exp_digits.png)",
     ):
         assert part in text
     assert (docs / "results" / "exp_digits.png").read_bytes().startswith(b"\x89PNG")
@@ -108,7 +121,7 @@ def test_order_of_runs_does_not_matter_unless_they_measure_the_same(tmp_path):
     record([a, b], tmp_path / "ab")
     record([b], tmp_path / "ba")
     record([a / "results.json"], tmp_path / "ba")  # the file itself will do
-    for name in ("results.json", "results.md"):
+    for name in ("results.json", "results.md", "results/exp.md"):
         assert (tmp_path / "ab" / name).read_bytes() == (tmp_path / "ba" / name).read_bytes()
 
 
@@ -156,7 +169,7 @@ def test_tables_show_fresh_seeds_and_say_so(tmp_path):
     assert "Left out: seed 2 (rows" in chosen
     run, docs = _run(tmp_path / "run", rows), str(tmp_path / "docs")
     main([str(run), "--docs", docs, "--seeds", "2"])
-    assert "4.00 (1)" in (tmp_path / "docs" / "results.md").read_text()
+    assert "4.00 (1)" in (tmp_path / "docs" / "results" / "exp.md").read_text()
     assert len(read_rows(tmp_path / "docs" / "results.json")) == 4  # the record keeps all
     for seeds, message in (
         ("7", "the record has no such seed. Seeds: 0, 1, 2"),
@@ -194,16 +207,48 @@ def test_intervals_of_one_seed_and_ties_in_the_table():
 
 def test_prose_is_kept(tmp_path):
     docs = tmp_path
-    page = docs / "results.md"
-    page.write_text(
-        f"# Mine\n\nBefore.\n\n{BEGIN}\nold table\n{END}\n\nAfter: a <!-- comment -->.\n"
-    )
+    pages = {docs / "results.md": "[exp](results/exp.md)", docs / "results" / "exp.md": "SFDDM"}
+    (docs / "results").mkdir()
+    for page in pages:
+        page.write_text(
+            f"# Mine\n\nBefore.\n\n{BEGIN}\nold table\n{END}\n\nAfter: a <!-- comment -->.\n"
+        )
     record([_run(tmp_path / "run", ROWS)], docs)
-    text = page.read_text()
-    assert text.startswith("# Mine\n\nBefore.\n\n<!-- generated:begin")
-    assert text.endswith("<!-- generated:end -->\n\nAfter: a <!-- comment -->.\n")
-    assert "old table" not in text
-    assert "SFDDM" in text
+    for page, part in pages.items():
+        text = page.read_text()
+        assert text.startswith("# Mine\n\nBefore.\n\n<!-- generated:begin")
+        assert text.endswith("<!-- generated:end -->\n\nAfter: a <!-- comment -->.\n")
+        assert "old table" not in text
+        assert part in text
+
+
+def test_every_experiment_has_a_page_and_other_pages_stay(tmp_path):
+    others = [_row(experiment="exp/fresh"), _row(experiment="other"), _row(data="cifar10", seed=7)]
+    record([_run(tmp_path / "run", [*ROWS, *others])], tmp_path)
+    text = (tmp_path / "results" / "exp.md").read_text()
+    assert text.count("\n## exp, ") == 2  # of digits and of cifar10
+    assert "SFDDM, fresh" in text
+    assert "## other" not in text
+    assert "## other, digits" in (tmp_path / "results" / "other.md").read_text()
+    (tmp_path / "results" / "by_hand.md").write_text("mine")
+    record([], tmp_path, seeds=[7])
+    assert (tmp_path / "results" / "by_hand.md").read_text() == "mine"
+    assert "No rows of the seeds 7" in (tmp_path / "results" / "other.md").read_text()
+    assert "other" not in (tmp_path / "results.md").read_text()
+
+
+def test_the_record_groups_rows_and_reads_them_back(tmp_path):
+    rows = [*ROWS, _row(metric="precision", value=0.5, low=0.25, high=0.75)]
+    record([_run(tmp_path / "run", rows)], tmp_path)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    (grouped,) = [item for item in stored if len(item["scores"]) == 3]
+    assert grouped["scores"] == {"fd": 1.0, "precision": [0.5, 0.25, 0.75], "recall": 0.75}
+    assert sorted(read_rows(tmp_path / "results.json"), key=repr) == sorted(rows, key=repr)
+    assert len((tmp_path / "results.json").read_text().splitlines()) == len(stored) + 2
+    grouped["scores"]["fd"] = [1.0, 0.9, 1.1, 5]
+    (tmp_path / "results.json").write_text(json.dumps([grouped]))
+    with pytest.raises(ValueError, match="results.json: row 0: key '3' is not known"):
+        read_rows(tmp_path / "results.json")
 
 
 def test_a_page_without_markers_gets_them_at_its_end():
@@ -218,11 +263,14 @@ def test_a_page_without_markers_gets_them_at_its_end():
 )
 def test_damaged_markers_stop_before_anything_is_written(tmp_path, text):
     run = _run(tmp_path / "run", ROWS)
-    (tmp_path / "results.md").write_text(text)
-    with pytest.raises(ValueError, match=r"results.md: found \d '<!-- generated:begin"):
-        record([run], tmp_path)
-    assert (tmp_path / "results.md").read_text() == text
-    assert not (tmp_path / "results.json").exists()
+    (tmp_path / "results").mkdir()
+    for name in ("results.md", "results/exp.md"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}: found \d '<!-- generated:begin"):
+            record([run], tmp_path)
+        assert (tmp_path / name).read_text() == text
+        assert not (tmp_path / "results.json").exists()
+        (tmp_path / name).unlink()
 
 
 def test_a_bad_file_is_named_and_nothing_is_written(tmp_path):

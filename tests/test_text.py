@@ -264,10 +264,13 @@ def test_rows_of_any_names_are_written_and_read(tmp_path):
     write_rows(tmp_path / "results.json", rows)
     assert read_rows(tmp_path / "results.json") == rows
     record.record([tmp_path], tmp_path / "docs")
-    text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
-    assert text.count("\n## ") == len(rows)
-    assert not re.search("[\x00-\x09\x0b-\x1f\ud800-\udfff\u202e]", text)
-    assert "<script>" not in re.sub("`[^`]*`", "", text)
+    pages = [tmp_path / "docs" / "results.md", *(tmp_path / "docs" / "results").glob("*.md")]
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    assert len(texts) == 1 + len(rows)
+    assert sum(text.count("\n## ") for text in texts) == len(rows)
+    for text in texts:
+        assert not re.search("[\x00-\x09\x0b-\x1f\ud800-\udfff\u202e]", text)
+        assert "<script>" not in re.sub("`[^`]*`", "", text)
 
 
 def test_a_record_is_kept_where_a_picture_fails(tmp_path, monkeypatch):
@@ -284,7 +287,7 @@ def test_a_record_is_kept_where_a_picture_fails(tmp_path, monkeypatch):
     said = record.record([tmp_path], tmp_path / "docs")
     assert "e_d.png is not drawn (ValueError: no picture)" in said
     assert read_rows(tmp_path / "docs" / "results.json") == rows
-    assert "e_d.png" not in (tmp_path / "docs" / "results.md").read_text()
+    assert "e_d.png" not in (tmp_path / "docs" / "results" / "e.md").read_text()
 
 
 def test_files_hold_bytes_that_are_not_utf8_visibly(tmp_path):

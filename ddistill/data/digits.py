@@ -20,7 +20,12 @@ TEST_EVERY = 5
 
 @dataclass(frozen=True)
 class DigitsSettings:
-    """Data settings of `digits`. `flip`: None = no, because mirrored digits are no digits."""
+    """Data settings of `digits`.
+
+    Attributes:
+      name: "digits".
+      flip: mirror at random while training; None = no, because mirrored digits are no digits.
+    """
 
     name: str = "digits"
     flip: bool | None = None

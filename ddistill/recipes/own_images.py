@@ -183,14 +183,23 @@ def own_images_config(settings: Settings, variant: str = "") -> ConfigDict:
     Args:
       settings: the result of `own_images`.
       variant: the part after the colon of `--config=FILE:VARIANT`; "smoke" trains narrow networks
-        for seconds on the same folder.
+        for 20 updates each on the same folder, up to the first student that is sampled.
 
     Raises:
       ConfigError: the variant is neither "" nor "smoke", nor a teacher of another project.
     """
     check_variant(variant)
     if variant == "smoke":
-        settings = smoke(settings, {"channels": 8, "head_dim": 8, "norm_groups": 8})
+        net: Options = {
+            "channels": 8,
+            "head_dim": 8,
+            "norm_groups": 8,
+            "multipliers": (1,),
+            "attention": (),
+            "mid_attention": False,
+        }
+        sampled = next(i for i, n in enumerate(settings.pipeline) if settings.stages[n].method)
+        settings = smoke(settings, net, settings.pipeline[: sampled + 1])
     return to_config(settings, variant)
 
 

@@ -1,4 +1,7 @@
-"""The generated part of docs/results.md: tables of all recorded rows."""
+"""The generated parts of a record: docs/results.md and a page for each experiment.
+
+results.md lists the experiments; docs/results/EXPERIMENT.md has their tables.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,15 +33,21 @@ from ddistill.text import markdown as escaped
 
 BEGIN = "<!-- generated:begin (python -m ddistill.record; do not edit between the markers) -->"
 END = "<!-- generated:end -->"
+_NO_RESULTS = "No results yet: `python -m ddistill.record runs/NAME` adds the results of a run."
 _INTERVAL = re.compile(r"[-+.,\de]+ \[[-+.,\de]+, [-+.,\de]+\]( \(\d+\))?")
 _BEGIN_KEY, _END_KEY = "<!-- generated:begin", "<!-- generated:end"
-_TITLE = "# Results\n\n"
 
 
-def merge_text(before: str, generated: str, name: str) -> str:
+def merge_text(before: str, generated: str, name: str, title: str = "Results") -> str:
     """Replaces the text between the markers of the page `before` by `generated`.
 
     A page without markers gets them at its end; an empty page also gets a title.
+
+    Args:
+      before: the page; "" for a new one.
+      generated: Markdown.
+      name: the file, for messages.
+      title: of a new page, as Markdown.
 
     Raises:
       ValueError: a marker is missing, repeated or in the wrong order; `name` is the file in the
@@ -47,7 +56,7 @@ def merge_text(before: str, generated: str, name: str) -> str:
     block = f"{BEGIN}\n\n{generated.strip()}\n\n{END}"
     begins, ends = before.count(_BEGIN_KEY), before.count(_END_KEY)
     if (begins, ends) == (0, 0):
-        return (f"{before.rstrip()}\n\n" if before.strip() else _TITLE) + block + "\n"
+        return (f"{before.rstrip()}\n\n" if before.strip() else f"# {title}\n\n") + block + "\n"
     start, end = before.find(_BEGIN_KEY), before.find(_END_KEY)
     if (begins, ends) != (1, 1) or end < start:
         raise ValueError(
@@ -63,15 +72,15 @@ def render(
     pictures: Mapping[str, str] | None = None,
     seeds: Sequence[int] = (),
 ) -> str:
-    """Renders rows as Markdown, with a section for each experiment and data set.
+    """Renders the tables of rows as Markdown, with a section for each experiment and data set.
 
     Args:
-      rows: any rows.
+      rows: any rows, on a page of docs/results/ those of one experiment.
       pictures: name of `picture_names` -> link, for sections with a picture.
       seeds: seeds to show; empty for the seeds that were not used for tuning, if any.
     """
     if not rows:
-        return "No results yet: `python -m ddistill.record runs/NAME` adds the results of a run."
+        return _NO_RESULTS
     parts = [
         "Mean ± standard deviation over training seeds, number of seeds in round brackets; for one"
         " seed, in square brackets, the 95 % interval over draws of the samples. FD\N{INFINITY} is"
@@ -87,7 +96,56 @@ def render(
         if shown:
             notes = [*warning_notes(shown), *earlier, *_seed_notes(own, fresh)]
             parts += _section(*key, shown, notes, (pictures or {}).get(names[key], ""))
+    if len(parts) == 1:
+        parts.append(f"No rows of the seeds {listed(seeds)} (other rows in results.json).")
     return "\n\n".join(parts)
+
+
+def render_index(rows: Sequence[Row], pages: Mapping[str, str], seeds: Sequence[int] = ()) -> str:
+    """Renders the list of experiments for results.md as Markdown.
+
+    Args:
+      rows: any rows.
+      pages: name of an experiment -> link to its page.
+      seeds: as for `render`.
+    """
+    if not rows:
+        return _NO_RESULTS
+    table = []
+    for (experiment, data), own in experiments(rows).items():
+        shown, _ = comparable_rows(fresh_rows(own, seeds))
+        if not shown:
+            continue
+        main = main_distance({row.metric for row in shown}) or ""
+        scores = aggregate(row for row in shown if row.metric == main)
+        cells = [_best(scores, role, main) for role in ("student", "teacher", "real")]
+        found = listed({row.seed for row in shown})
+        name = METRICS[main].label if main else NOTHING
+        link = f"[{escaped(experiment)}]({pages[experiment]})"
+        table.append([link, *map(escaped, (data, found, name, *cells))])
+    columns = ["experiment", "data", "seeds", "score", "best student", "best of teacher", "floor"]
+    lines = [columns, [":--"] * 4 + ["--:"] * 3, *table]
+    return "\n\n".join(
+        [
+            "All experiments on record, with their lowest scores at any number of network "
+            "evaluations (NFE). Their pages have the tables, protocols, commands and machines.",
+            "\n".join(f"| {' | '.join(cells)} |" for cells in lines),
+        ]
+    )
+
+
+def _best(scores: Scores, role: str, metric: str) -> str:
+    """The lowest score of the entries of a role, with its number of evaluations."""
+    found = [
+        (stat, nfe)
+        for entry in scores
+        if entry.role == role
+        for (nfe, _), stat in scores[entry].items()
+    ]
+    if not found:
+        return NOTHING
+    stat, nfe = min(found, key=lambda item: item[0].mean)
+    return stat_text(metric, stat, spread=False) + (f" (NFE {nfe})" if nfe else "")
 
 
 def picture_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
@@ -95,6 +153,12 @@ def picture_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]
     texts = {key: "\0".join(key) for key in keys}
     names = file_names(texts.values())
     return {key: f"{names[text]}.png" for key, text in texts.items()}
+
+
+def page_names(keys: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Distinct file names for the pages of experiments, from (experiment, data set)."""
+    names = file_names(experiment for experiment, _ in keys)
+    return {experiment: f"{name}.md" for experiment, name in names.items()}
 
 
 def _seed_notes(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
