@@ -52,6 +52,7 @@ ROOMS = {
         2,
         98,
         7,
+        "programs",
     ),
     "runs": Room(
         ("experiment", "trained_run", "workdir", "config_files", "config_names", "register"),

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +153,18 @@ def test_what_diffusers_is_given_comes_back_bit_for_bit(runs, export, tmp_path):
     assert json.loads((again / scheduler).read_text()) == json.loads(
         (first / scheduler).read_text()
     )
+
+
+def test_other_users_can_read_the_files(export):
+    umask = os.umask(0o022)
+    try:
+        out = export("levels", "safetensors")
+    finally:
+        os.umask(umask)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert "weights.safetensors" in {path.name for path in files}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o644}
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
 
 
 def test_model_cards_say_what_it_is(export):
