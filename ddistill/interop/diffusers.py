@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddistill.errors import ConfigError
 from ddistill.interop.ddim import read_schedule
-from ddistill.interop.diffusers_folders import find_model
+from ddistill.interop.diffusers_folders import Found, find_model
 from ddistill.interop.imported import Imported
 from ddistill.interop.tensors import file_digest, read_tensors
 from ddistill.interop.unet2d import read_options
@@ -39,7 +38,7 @@ def read_teacher(folder: Path) -> Imported:
         options["num_classes"] -= 1
     schedule, prediction = read_schedule(model.scheduler_config, model.scheduler)
     weights = model.weights[0] if len(model.weights) == 1 else model.network
-    params = to_params(UNet(**options), shape, _tensors(model.weights), str(weights))
+    params = to_params(UNet(**options), shape, _tensors(model), str(weights))
     return Imported(
         network={"name": "unet", **options},
         params=params,
@@ -53,14 +52,8 @@ def read_teacher(folder: Path) -> Imported:
     )
 
 
-def _tensors(files: tuple[Path, ...]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for file in files:
-        for name, tensor in read_tensors(file).items():
-            if name in found:
-                raise ConfigError(f"{file}: the tensor {name!r} is in another file too.")
-            found[name] = tensor
-    return found
+def _tensors(model: Found) -> dict[str, np.ndarray]:
+    return model.index.read() if model.index else read_tensors(model.weights[0])
 
 
 def _licence(folder: Path) -> str:
