@@ -20,13 +20,17 @@ from ddistill.networks.unet import UNet
 from ddistill.runtime.files import expand
 
 
-def read_teacher(folder: Path) -> Imported:
+def read_teacher(folder: Path, named: str = "") -> Imported:
     """The network, weights and schedule of a folder of diffusers.
 
     Where there are several files of weights, an average (`unet_ema/` beside `unet/`, or
     diffusion_pytorch_model.ema.safetensors) goes before the weights themselves and full precision
     before half precision; `Imported.source` names the file. Class-conditional networks get a null
     class of zeros unless ddistill has written them, with their own.
+
+    Args:
+      folder: the folder.
+      named: its name in `Imported.source`; "" for its path.
 
     Raises:
       ConfigError: a file is missing or damaged, or something in it is not supported.
@@ -47,7 +51,7 @@ def read_teacher(folder: Path) -> Imported:
         image_shape=(shape[0], shape[1], shape[2]),
         num_classes=options["num_classes"],
         digest=file_digest(*model.files),
-        source=f"diffusers:{folder} ({model.taken})",
+        source=f"diffusers:{named or folder} ({model.taken})",
         licence=_licence(folder),
     )
 
