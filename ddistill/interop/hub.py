@@ -29,7 +29,8 @@ PREFIX = "hf://"
 _CARD = "README.md"
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _ADDRESS = re.compile(
-    rf"hf://(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>refs/pr/\d+|[^/@]+))?(?:/(?P<folder>.*))?"
+    rf"hf://(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>refs/pr/\d+|[^/@]+))?(?:/(?P<folder>.*))?",
+    re.ASCII,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -80,6 +81,11 @@ def parse_address(text: str) -> Address:
             "hf://ORG/NAME@REVISION/FOLDER; write a '/' in REVISION as %2F."
         )
     return Address(found["repo"], unquote(found["revision"] or ""), folder)
+
+
+def is_repo(text: str) -> bool:
+    """Whether a text has the form of an id of the hub, ORG/NAME."""
+    return bool(re.fullmatch(rf"{_NAME}/{_NAME}", text, re.ASCII))
 
 
 @functools.lru_cache(maxsize=64)
