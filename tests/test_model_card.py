@@ -154,6 +154,13 @@ def test_scores_say_in_which_features_and_of_how_many_images_they_are():
     # A distance in other features than Inception's is no FID, whatever its row is called.
     assert found["fd"]["name"].startswith("FD (digits_classifier) (digits_classifier features")
     assert found["psnr_to_teacher"]["name"] == "PSNR to teacher, dB (2048 samples)"
+    counted = dataclasses.replace(
+        PROTOCOL, floor=360, count=360, subsets=10, splits=2, subset_seed=0
+    )
+    recall = model_index("m", "d", "", scores(settings, sampler_run, counted, recall=0.5))
+    (metric,) = recall[0]["results"][0]["metrics"]
+    assert "360 of 2048 samples at a time" in metric["name"]
+    assert metric["args"]["count"] == 360
     inception = dataclasses.replace(PROTOCOL, features="inception-2015-12-05")
     few = scores(settings, sampler_run, inception, fid=2.0)
     many = scores(settings, sampler_run, dataclasses.replace(inception, samples=50_000), fid=2.0)
@@ -206,14 +213,14 @@ def test_the_hubs_own_library_reads_the_card(folder, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
-    folder = evaluated(folder, tmp_path)
+    copy = evaluated(folder, tmp_path)
     out = tmp_path / "out"
     main(
         [
             "--to=safetensors",
             "--dataset=me/digits",
             f"--cache={tmp_path / 'shared'}",
-            str(folder),
+            str(copy),
             str(out),
         ]
     )
@@ -255,7 +262,7 @@ def evaluated(folder, tmp_path):
 
 
 def test_the_picture_shows_teacher_and_student_of_the_evaluation(folder, tmp_path, capsys):
-    folder = evaluated(folder, tmp_path)
+    copy = evaluated(folder, tmp_path)
     out = tmp_path / "out"
     command = ["--to=safetensors", f"--cache={tmp_path / 'shared'}", str(copy), str(out)]
     main(command)

@@ -37,6 +37,8 @@ HUB_DATASETS = {
 }
 # Rows about the network and the machine; they are no evaluation of images.
 _COSTS = ("ms_per_image", "parameters")
+# Rows that are means over subsets of `Protocol.count` images.
+_OF_SUBSETS = ("recall", "coverage", "class_tv")
 _TO_TEACHER = ("psnr_to_teacher", "mse_to_teacher")
 
 
@@ -101,6 +103,8 @@ def _metric(row: Row) -> JsonRecord:
     if row.metric not in _TO_TEACHER:
         arguments |= {"features": protocol.features, "reference": reference}
     where = f"{protocol.samples} samples"
+    if row.metric in _OF_SUBSETS and protocol.count:
+        where, arguments["count"] = f"{protocol.count} of {where} at a time", protocol.count
     if row.metric not in _TO_TEACHER:
         where = f"{protocol.features} features, {where}"
     if row.metric in DISTANCES and name == "FD\N{INFINITY}":
@@ -114,4 +118,4 @@ def _metric(row: Row) -> JsonRecord:
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+    return float(f"{value:.4g}")
