@@ -145,7 +145,7 @@ def test_scores_say_in_which_features_and_of_how_many_images_they_are():
     assert found.keys() == {"fd_infinity", "precision", "fd", "psnr_to_teacher"}
     main_score = found["fd_infinity"]
     assert main_score["name"] == (
-        "FD\N{INFINITY} (extrapolated in N; digits_classifier features, 2048 samples, "
+        "FD\N{INFINITY} (digits_classifier features, extrapolated from 2048 samples, "
         "95 % interval 1 to 1.5)"
     )
     assert main_score["value"] == 1.25
@@ -170,6 +170,8 @@ def test_scores_say_in_which_features_and_of_how_many_images_they_are():
         ("fid", "FID"),
     ]
     assert model_index("m", "d", "", []) == []
+    old = [dataclasses.replace(row, protocol="of another version") for row in many]
+    assert model_index("m", "d", "", old)[0]["results"][0]["metrics"][0]["name"] == "FD"
 
 
 def collect_stub():

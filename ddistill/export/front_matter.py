@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from ddistill.evaluation.records.names import DISTANCES, METRICS
+from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row
 from ddistill.text import printable
@@ -86,35 +86,48 @@ def model_index(model: str, data: str, dataset: str, rows: Sequence[Row]) -> lis
 def _metric(row: Row) -> JsonRecord:
     """A score under a name that says in which features, and of how many images, it is one."""
     arguments: dict[str, object] = {"nfe": row.nfe, "seed": row.seed}
-    kind, name = row.metric, METRICS[row.metric].label
-    interval = ""
+    protocol = _protocol(row)
+    about: list[str] = []
+    if protocol is not None:
+        more, about = _measured(row.metric, protocol)
+        arguments |= more
     if row.low is not None and row.high is not None:
         ends = [_short(row.low), _short(row.high)]
         arguments["interval_95"] = ends
-        interval = f", 95 % interval {ends[0]:g} to {ends[1]:g}"
-    try:
-        protocol = Protocol.parse(row.protocol)
-    except ValueError:  # of a later version
-        return {"type": kind, "name": name + interval, "value": _short(row.value)}
-    if row.metric == "fid" and protocol.label != "FID":
-        kind, name = "fd", protocol.label
-    reference = f"{protocol.reference} ({protocol.reference_n} images)"
-    arguments |= {"samples": protocol.samples, "sampler": protocol.sampler}
-    if row.metric not in _TO_TEACHER:
-        arguments |= {"features": protocol.features, "reference": reference}
-    where = f"{protocol.samples} samples"
-    if row.metric in _OF_SUBSETS and protocol.count:
-        where, arguments["count"] = f"{protocol.count} of {where} at a time", protocol.count
-    if row.metric not in _TO_TEACHER:
-        where = f"{protocol.features} features, {where}"
-    if row.metric in DISTANCES and name == "FD\N{INFINITY}":
-        where = f"extrapolated in N; {where}"
+        about.append(f"95 % interval {ends[0]:g} to {ends[1]:g}")
+    kind, name = row.metric, METRICS[row.metric].label
+    if row.metric == "fid" and (protocol is None or protocol.label != "FID"):
+        kind, name = "fd", protocol.label if protocol else "FD"
     return {
         "type": kind,
-        "name": f"{name} ({where}{interval})",
+        "name": f"{name} ({', '.join(about)})" if about else name,
         "value": _short(row.value),
         "args": arguments,
     }
+
+
+def _protocol(row: Row) -> Protocol | None:
+    """The protocol of a score; None for one of another version."""
+    try:
+        return Protocol.parse(row.protocol)
+    except ValueError:
+        return None
+
+
+def _measured(metric: str, protocol: Protocol) -> tuple[dict[str, object], list[str]]:
+    """How a score was measured, by key, and the main parts in words."""
+    found: dict[str, object] = {"samples": protocol.samples, "sampler": protocol.sampler}
+    words = [f"{protocol.samples} samples"]
+    if metric in _OF_SUBSETS and protocol.count:
+        found["count"] = protocol.count
+        words = [f"{protocol.count} of {protocol.samples} samples at a time"]
+    if metric == "fd_infinity":
+        words = [f"extrapolated from {protocol.samples} samples"]
+    if metric not in _TO_TEACHER:
+        found["features"] = protocol.features
+        found["reference"] = f"{protocol.reference} ({protocol.reference_n} images)"
+        words.insert(0, f"{protocol.features} features")
+    return found, words
 
 
 def _short(value: float) -> float:
