@@ -1,17 +1,23 @@
 """Folders of finished runs whose students are sampled and exported in tests."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from runs import manifest
 
 from ddistill import data
 from ddistill.data.facts import DataFacts
 from ddistill.experiment import note_run
+from ddistill.interop.tensors import write_tensors
+from ddistill.interop.unet2d import write_options
+from ddistill.interop.unet2d_weights import leaves, to_tensors
+from ddistill.networks.unet import UNet
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
 from ddistill.runtime.files import write_json
@@ -116,6 +122,33 @@ def matching_run() -> Settings:
         **COMMON,
     )
     return settings("matching", LINEAR, {"teacher": teacher, "student": student})
+
+
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 16,
+    "beta_schedule": "linear",
+    "beta_start": 0.01,
+    "beta_end": 0.4,
+    "prediction_type": "epsilon",
+    "clip_sample": True,
+}
+
+
+def diffusers_model(made: Path) -> Path:
+    """A model's repository of diffusers: network, weights and scheduler side by side."""
+    made.mkdir()
+    net, shape = UNet(**{k: v for k, v in UNET.items() if k != "name"}), (8, 8, 1)
+    rng = np.random.default_rng(0)
+    flat = {leaf.path: rng.standard_normal(x).astype(np.float32) for leaf, x in leaves(net, shape)}
+    params = traverse_util.unflatten_dict(flat)
+    write_tensors(
+        made / "diffusion_pytorch_model.safetensors", dict(to_tensors(net, shape, params))
+    )
+    (made / "config.json").write_text(json.dumps(write_options(net, shape)))
+    (made / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    return made
 
 
 def run(made: Settings, folder: Path) -> Path:

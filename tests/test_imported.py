@@ -13,8 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from exported import COMMON, LINEAR, UNET, levels_run, run, settings
-from flax import traverse_util
+from exported import COMMON, LINEAR, UNET, diffusers_model, levels_run, run, settings
 
 import ddistill
 from ddistill import data, recipes
@@ -24,9 +23,6 @@ from ddistill.export.__main__ import licences
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.sources import write_noted
 from ddistill.interop.tensors import read_tensors, write_tensors
-from ddistill.interop.unet2d import write_options
-from ddistill.interop.unet2d_weights import leaves, to_tensors
-from ddistill.networks.unet import UNet
 from ddistill.planning.planner import SOURCES, plan_stages
 from ddistill.settings import ScheduleSettings, Settings, StageSettings, StudentsSettings, parse
 from ddistill.training.initial import initial_state
@@ -35,34 +31,12 @@ from ddistill.training.trained import Networks
 from ddistill.workdir import default_workdir, read_base
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SCHEDULER = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 16,
-    "beta_schedule": "linear",
-    "beta_start": 0.01,
-    "beta_end": 0.4,
-    "prediction_type": "epsilon",
-    "clip_sample": True,
-}
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A model's repository: network, weights and scheduler side by side."""
-    made = tmp_path / "model"
-    made.mkdir()
-    net, shape = UNet(**{k: v for k, v in UNET.items() if k != "name"}), (8, 8, 1)
-    rng = np.random.default_rng(0)
-    flat = {leaf.path: rng.standard_normal(x).astype(np.float32) for leaf, x in leaves(net, shape)}
-
-    params = traverse_util.unflatten_dict(flat)
-    write_tensors(
-        made / "diffusion_pytorch_model.safetensors", dict(to_tensors(net, shape, params))
-    )
-    (made / "config.json").write_text(json.dumps(write_options(net, shape)))
-    (made / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
-    return made
+    return diffusers_model(tmp_path / "model")
 
 
 def stages(folder: Path, schedule: ScheduleSettings = LINEAR, **changes):

@@ -1,4 +1,4 @@
-"""Data sets: the embedded digits, any folder of images, and TFDS sets prepared on this machine.
+"""Data sets: the embedded digits, folders of images, parquet files, prepared TFDS sets.
 
 `load(settings, split)` gives a `Dataset`; `batch_indices` says which examples are in batch s;
 `to_unit` and `random_flip` work on the device.
@@ -14,6 +14,12 @@ from ddistill.data.batches import batch_indices, read_ahead
 from ddistill.data.dataset import SPLITS, Dataset
 from ddistill.data.digits import DigitsSettings, count_digits, describe_digits, load_digits
 from ddistill.data.folder import FolderSettings, count_folder, describe_folder, load_folder
+from ddistill.data.parquet import (
+    ParquetSettings,
+    count_parquet,
+    describe_parquet,
+    load_parquet,
+)
 from ddistill.data.summary import summary
 from ddistill.data.tfds import TfdsSettings, count_tfds, describe_tfds, load_tfds
 from ddistill.errors import ConfigError, DataError, check_choice
@@ -59,17 +65,18 @@ class Source(Generic[S]):
 SOURCES: dict[str, Source] = {
     "digits": Source(DigitsSettings, load_digits, count_digits, describe_digits),
     "folder": Source(FolderSettings, load_folder, count_folder, describe_folder),
+    "parquet": Source(ParquetSettings, load_parquet, count_parquet, describe_parquet),
     "tfds": Source(TfdsSettings, load_tfds, count_tfds, describe_tfds),
 }
-SourceSettings: TypeAlias = DigitsSettings | FolderSettings | TfdsSettings
+SourceSettings: TypeAlias = DigitsSettings | FolderSettings | ParquetSettings | TfdsSettings
 
 
 def load(settings: Options, split: str) -> Dataset:
     """Opens one split of a data set.
 
     Args:
-      settings: `name` ("digits", "folder" or "tfds") and the settings of that source:
-        `DigitsSettings`, `FolderSettings` or `TfdsSettings`. None stands for the default.
+      settings: `name` ("digits", "folder", "parquet" or "tfds") and the settings of that source,
+        such as `FolderSettings`. None stands for the default.
       split: "train" or "test".
 
     Raises:

@@ -61,6 +61,8 @@ class Dataset:
         of pixels and labels in their order, shape, number of classes, mirroring. Two sets with
         equal ones are the same to a stage, wherever they lie and however they are read.
       reading: how the source was read.
+      texts: columns of texts that the source has beside the images, such as captions: by name, one
+        text an image. No method reads them.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Dataset:
     skipped: int = 0
     identity: Mapping[str, str | int | bool] = field(default_factory=dict)
     reading: Reading = Reading()
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Folders can have any name; a run writes these names into its records and pictures.

@@ -1,4 +1,4 @@
-"""Any folder of images: one class a sub-folder, or one class in all."""
+"""Any folder of images: one class a sub-folder, classes of a table of metadata, or one class."""
 
 import os
 from dataclasses import dataclass
@@ -9,11 +9,13 @@ from PIL import __version__ as PILLOW
 
 from ddistill.data.dataset import Dataset, Reading, identify
 from ddistill.data.decode import ImageSpec, decode
+from ddistill.data.described import Choice, list_described
 from ddistill.data.flip import decide_flip
 from ddistill.data.images import Source, open_images
 from ddistill.data.layout import READINGS
 from ddistill.data.listing import Listing, check_fraction, list_split
 from ddistill.data.memo import Memo
+from ddistill.data.metadata import check_no_column, find_tables
 from ddistill.data.names import TRAIN
 from ddistill.data.scan import Scan, digest, scan
 from ddistill.errors import ConfigError, DataError, check_choice
@@ -37,6 +39,10 @@ class FolderSettings:
         that it must be; where it may be both, that is an error. Except with "none", a folder that
         stands alone and holds nothing but folders is gone through: its folders are the classes.
       test_fraction: share of images for testing where no sub-folder is for testing.
+      metadata: "auto" reads metadata.jsonl or metadata.csv, of the folder or of its sub-folders,
+        where there is one (`ddistill.data.metadata`); "none" leaves them out.
+      label_column: the column of the metadata with the classes; "" = "label", if there is one;
+        "none" = use no classes.
       in_memory_limit_mb: larger sets (MiB as uint8) are decoded when batches are made.
       workers: threads that decode; 0 = cores + 2.
     """
@@ -49,6 +55,8 @@ class FolderSettings:
     flip: bool | None = None
     splits: str = "auto"
     test_fraction: float = 0.1
+    metadata: str = "auto"
+    label_column: str = ""
     in_memory_limit_mb: float = 2048.0
     workers: int = 0
 
@@ -96,6 +104,7 @@ def load_folder(settings: FolderSettings, split: str) -> Dataset:
         reading=Reading(
             f"folder {root}", listing.how, flip.why, (*bad, *found.left_out()), opened.further
         ),
+        texts=_texts(listing, opened.kept),
     )
 
 
@@ -140,7 +149,21 @@ def describe_folder(settings: FolderSettings) -> str:
 
 
 def _list(settings: FolderSettings, root: Path, found: Scan, split: str) -> Listing:
-    return list_split(root, found.files, split, settings.test_fraction, settings.splits)
+    tables = find_tables(root, found.files) if settings.metadata == "auto" else []
+    if not tables:
+        check_no_column(settings.label_column, root)
+        return list_split(root, found.files, split, settings.test_fraction, settings.splits)
+    found.tables.update(tables)
+    choice = Choice(settings.label_column, settings.test_fraction, settings.splits)
+    return list_described(root, found.files, tables, split, choice)
+
+
+def _texts(listing: Listing, kept: np.ndarray) -> dict[str, tuple[str, ...]]:
+    """The columns of texts of the images that can be read."""
+    if listing.description is None:
+        return {}
+    columns = listing.description.texts
+    return {name: tuple(texts[i] for i in kept) for name, texts in columns.items()}
 
 
 def _check_every_class(listing: Listing, labels: np.ndarray) -> None:
@@ -159,6 +182,7 @@ def _checked_root(settings: FolderSettings) -> Path:
     """The folder, after a look at the settings that need no look at it."""
     check_choice("data.on_bad_image", settings.on_bad_image, ("error", "skip"))
     check_choice("data.splits", settings.splits, READINGS)
+    check_choice("data.metadata", settings.metadata, ("auto", "none"))
     check_fraction(settings.test_fraction)
     if not settings.path:
         raise ConfigError("data.path is missing: set --config.data.path=FOLDER_OF_IMAGES.")

@@ -1,7 +1,7 @@
 """Which images of a folder are of which classes, and which of them are for testing."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,20 @@ from ddistill.errors import ConfigError, DataError
 from ddistill.text import printable
 
 
+class Description(NamedTuple):
+    """What a table of metadata says of the files of a split.
+
+    Attributes:
+      classes: names of the classes in their order; () for none.
+      numbers: [N] number of the class of every file.
+      texts: by column, one text a file.
+    """
+
+    classes: tuple[str, ...]
+    numbers: tuple[int, ...]
+    texts: Mapping[str, Sequence[str]]
+
+
 class Listing(NamedTuple):
     """The files of one split.
 
@@ -23,22 +37,29 @@ class Listing(NamedTuple):
       files: sorted by name.
       folders: the sub-folders that are the classes, in their order; ("",) where there are none.
       how: how the set was split, in words.
+      description: classes and texts of a table of metadata, which go before `folders`; None
+        without a table.
     """
 
     root: Path
     files: list[File]
     folders: tuple[str, ...]
     how: str
+    description: Description | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; without sub-folders that of the folder itself."""
+        """Names of the classes; without classes that of the folder itself."""
+        if self.description is not None and self.description.classes:
+            return tuple(map(printable, self.description.classes))
         if self.folders == ("",):
             return (printable(text_of(self.root.resolve().name)),)
         return tuple(printable(name) for name in self.folders)
 
     def labels(self) -> list[int]:
         """Number of the class of every file."""
+        if self.description is not None:
+            return list(self.description.numbers)
         numbers = {name: i for i, name in enumerate(self.folders)}
         return [numbers.get(f.label, 0) for f in self.files]
 
@@ -73,12 +94,12 @@ def list_split(
     if not layout.test:
         (part,) = unwrap(_inside(root, found, layout.train))
         listing = _by_hash(part.root, part.files, split, test_fraction)
-        how = f"inside of {layout.train}: {part.how}{listing.how}{_unused(layout)}"
+        how = f"inside of {layout.train}: {part.how}{listing.how}{unused_in_words(layout)}"
         return listing._replace(how=how + inside_the_class(part))
     parts = unwrap(*(_inside(root, found, name) for name in (layout.train, layout.test)))
     how = "".join(dict.fromkeys(part.how for part in parts)) + (
         f"by folder: {len(parts[0].files)} training images in {layout.train}, "
-        f"{len(parts[1].files)} test images in {layout.test}{_unused(layout)}"
+        f"{len(parts[1].files)} test images in {layout.test}{unused_in_words(layout)}"
         f"{inside_the_class(parts[0], (layout.train, layout.test))}"
     )
     train, test = (Listing(p.root, p.files, _folders(p.root, p.files), how) for p in parts)
@@ -157,7 +178,8 @@ def _place(name: str) -> int:
     return int.from_bytes(raw[:8], "big")
 
 
-def _unused(layout: Layout) -> str:
+def unused_in_words(layout: Layout) -> str:
+    """The sub-folders that are in no split, to go behind the rest; "" for none."""
     if not layout.unused:
         return ""
     shown = ", ".join(printable(name) for name in layout.unused[:5])

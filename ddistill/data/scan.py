@@ -18,8 +18,29 @@ from ddistill.text import printable
 SHOWN = 8
 
 
+class Wanted(NamedTuple):
+    """The files that a source reads.
+
+    Attributes:
+      endings: of their names, in lower case.
+      kind: what they are, in the plural.
+      advice: what data.path should be, for messages.
+    """
+
+    endings: tuple[str, ...]
+    kind: str
+    advice: str
+
+
+IMAGES = Wanted(
+    EXTENSIONS,
+    "images",
+    "data.path is a folder of images, with a sub-folder for each class if there are any.",
+)
+
+
 class File(NamedTuple):
-    """One image file.
+    """One file, of an image or of many.
 
     Attributes:
       name: path relative to the folder, with "/", as text that is the same on every host.
@@ -50,6 +71,7 @@ class Scan:
       hidden: hidden files and folders.
       system: names of the folders that belong to file servers or desktops, each with its number.
       empty: sub-folders without an image, whatever else lies in them.
+      tables: files of `others` that have been read as metadata.
     """
 
     files: list[File] = field(default_factory=list)
@@ -57,10 +79,11 @@ class Scan:
     hidden: int = 0
     system: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
+    tables: set[Path] = field(default_factory=set)
 
     def left_out(self) -> tuple[str, ...]:
         """What is not read, in words: files by ending, folders by name, most frequent first."""
-        kinds = _most(self.others)
+        kinds = _most(self.others - Counter(path.suffix.lower() for path in self.tables))
         found = [f"{n} {printable(kind)}" for kind, n in kinds[:SHOWN]]
         rest = kinds[SHOWN:]
         if rest:
@@ -76,24 +99,32 @@ class Scan:
         return tuple(found)
 
 
-def scan(root: Path) -> Scan:
+def scan(root: Path, wanted: Wanted = IMAGES) -> Scan:
     """Looks through a folder and all below it; a link back to a parent is not followed.
 
     Raises:
-      DataError: the folder is missing, is no folder, or holds no images.
+      DataError: the folder is missing, is no folder, or holds none of the files.
     """
-    _check_folder(root)
+    _check_folder(root, wanted)
     found = Scan()
-    found.files = sorted(_below(root, "", found, ()))
+    found.files = sorted(_below(root, "", found, (), wanted.endings))
     if not found.files:
         kinds = ", ".join(f"{n} {kind}" for kind, n in found.others.most_common(5))
-        holds = f"no images, only other files ({kinds})" if found.others else "no files"
+        holds = f"no {wanted.kind}, only other files ({kinds})" if found.others else "no files"
         raise DataError(
-            f"data.path={root} holds {holds}. Images that are read: {', '.join(EXTENSIONS)}."
+            f"data.path={root} holds {holds}. {wanted.kind.capitalize()} that are read: "
+            f"{', '.join(wanted.endings)}.{_other_source(found, wanted)}"
         )
     empty = set(found.empty)
     found.empty = sorted(text_of(e) for e in empty if e.rpartition("/")[0] not in empty)
     return found
+
+
+def file_of(path: Path) -> File:
+    """A file on its own."""
+    status = path.stat()
+    changed = (status.st_mtime_ns, status.st_ctime_ns)
+    return File(text_of(path.name), path.name, status.st_size, changed)
 
 
 def digest(files: Sequence[File], times: bool = False) -> str:
@@ -105,8 +136,19 @@ def digest(files: Sequence[File], times: bool = False) -> str:
     return text.hexdigest()
 
 
-def _below(folder: Path, prefix: str, found: Scan, parents: tuple[str, ...]) -> Iterator[File]:
-    """Images anywhere below a folder; notes in `found` what is left out."""
+def _other_source(found: Scan, wanted: Wanted) -> str:
+    """The data source that reads what lies there instead."""
+    if wanted is IMAGES and ".parquet" in found.others:
+        return " data.name='parquet' reads parquet files."
+    if wanted is not IMAGES and any(kind in EXTENSIONS for kind in found.others):
+        return " data.name='folder' reads images."
+    return ""
+
+
+def _below(
+    folder: Path, prefix: str, found: Scan, parents: tuple[str, ...], endings: tuple[str, ...]
+) -> Iterator[File]:
+    """Files with some endings anywhere below a folder; notes in `found` what is left out."""
     real = os.path.realpath(folder)
     if real in parents:
         return
@@ -115,11 +157,11 @@ def _below(folder: Path, prefix: str, found: Scan, parents: tuple[str, ...]) -> 
             continue
         path = prefix + entry.name
         if entry.is_dir():
-            inside = list(_below(Path(entry.path), f"{path}/", found, (*parents, real)))
+            inside = list(_below(Path(entry.path), f"{path}/", found, (*parents, real), endings))
             if not inside:
                 found.empty.append(path)
             yield from inside
-        elif entry.name.lower().endswith(EXTENSIONS):
+        elif entry.name.lower().endswith(endings):
             yield _file(entry, path)
         else:
             found.others[Path(entry.name).suffix.lower() or "without suffix"] += 1
@@ -159,8 +201,8 @@ def _most(counts: Counter[str]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _check_folder(root: Path) -> None:
-    advice = "data.path is a folder of images, with a sub-folder for each class if there are any."
+def _check_folder(root: Path, wanted: Wanted) -> None:
+    advice = wanted.advice
     if root.is_dir():
         return
     if root.exists():

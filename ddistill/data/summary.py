@@ -26,6 +26,8 @@ def summary(dataset: Dataset) -> list[str]:
     if reading.further:
         have = "file has" if reading.further == 1 else "files have"
         lines.append(("frames", f"{reading.further} {have} further frames; the first is used"))
+    if dataset.texts:
+        lines.append(("texts", f"{', '.join(dataset.texts)}: kept by name, not trained on"))
     missing = np.setdiff1d(np.arange(dataset.num_classes), dataset.labels)
     if len(missing):
         named = [f"{c}: {dataset.class_names[c]}" for c in missing]

@@ -178,6 +178,20 @@ def run_digest(run: SamplerRun, settings: EvaluationSettings) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def kept_samples(run: SamplerRun, workdir: Path, settings: EvaluationSettings) -> Samples | None:
+    """The samples of a run on disk; None if they are missing, damaged or of other settings.
+
+    Args:
+      run: the sampler run.
+      workdir: the folder of the experiment's run.
+      settings: of the evaluation.
+
+    Raises:
+      OSError: the file is there and cannot be read.
+    """
+    return _read(workdir / "samples" / f"{run.key}.npz", run_digest(run, settings))
+
+
 def collect(run: SamplerRun, evaluation: Evaluation) -> Samples:
     """Returns the samples of a run, read from disk if they exist there.
 
@@ -186,7 +200,7 @@ def collect(run: SamplerRun, evaluation: Evaluation) -> Samples:
     """
     settings, reporter = evaluation.settings.evaluation, evaluation.reporter
     path = evaluation.workdir / "samples" / f"{run.key}.npz"
-    found = _read(path, run_digest(run, settings))
+    found = kept_samples(run, evaluation.workdir, settings)
     if found is not None:
         return found
     network = evaluation.networks(run.plan, run.student)

@@ -6,15 +6,24 @@ RUN is the folder of a finished run, OUT a folder that does not exist yet or is 
 
 import argparse
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.errors import ConfigError
+from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
+from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.export import diffusers, safetensors, stablehlo
-from ddistill.export.facts import Exported, rows_of
+from ddistill.export.facts import BaseModel, Exported, rows_of
+from ddistill.export.front_matter import HUB_DATASETS
+from ddistill.export.model_card import PICTURE
+from ddistill.export.picture import image_rows, write_picture
+from ddistill.interop.hub import is_repo
+from ddistill.interop.imported import Imported
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
 from ddistill.text import printable
@@ -38,6 +47,12 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.e
     )
     parser.add_argument("--licence", default="", help="licence of the weights, for the model card")
     parser.add_argument(
+        "--base-model", default="", help="ORG/NAME of the teacher on the Hugging Face hub"
+    )
+    parser.add_argument(
+        "--dataset", default="", help="ORG/NAME of the training images on the Hugging Face hub"
+    )
+    parser.add_argument(
         "--weights",
         choices=("inside", "beside"),
         default="inside",
@@ -58,6 +73,7 @@ def export(options: argparse.Namespace) -> str:
         raise ConfigError(f"{out} exists and is not an empty folder; nothing is overwritten.")
     run = open_run(options.run, options.cache)
     exported = collect(run, options.stage, options.nfe, options.licence)
+    exported = with_hub_ids(exported, options.base_model, options.dataset)
     writers: dict[str, Callable[[Exported, Path], str]] = {
         "diffusers": diffusers.write,
         "safetensors": safetensors.write,
@@ -67,6 +83,8 @@ def export(options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         made = Path(folder) / "made"
         said = writers[options.to](exported, made)
+        if exported.image_rows:
+            write_picture(made / PICTURE, exported.image_rows)
         if out.exists():
             out.rmdir()
         shutil.move(made, out)
@@ -79,6 +97,9 @@ def collect(
     """Collects the exported network; arguments as for `TrainedRun.sampler_run`."""
     sampler_run = run.sampler_run(stage, nfe)
     results = run.folder / "results.json"
+    imported = imports(run, sampler_run.plan)
+    models = [BaseModel(found.hub_id, found.revision) for found in imported if found.hub_id]
+    tfds = run.settings.data.get("name") == "tfds"
     return Exported(
         sampler_run=sampler_run,
         network=run.network(sampler_run),
@@ -87,22 +108,53 @@ def collect(
         num_classes=run.data.num_classes,
         rows=rows_of(sampler_run, read_rows(results) if results.exists() else [], run.settings),
         licence=licence or "; ".join(licences(run, sampler_run.plan)),
+        base_models=tuple(dict.fromkeys(models)),
+        dataset=HUB_DATASETS.get(run.data.name, "") if tfds else "",
+        image_rows=_image_rows(run, sampler_run),
     )
+
+
+def with_hub_ids(exported: Exported, base_model: str, dataset: str) -> Exported:
+    """The same export with ids that a user gives; "" keeps what is known.
+
+    Raises:
+      ConfigError: an id has another form than ORG/NAME.
+    """
+    for key, given in (("--base-model", base_model), ("--dataset", dataset)):
+        if given and not is_repo(given):
+            raise ConfigError(f"{key}={given!r} should be an id of the hub: ORG/NAME.")
+    models = (BaseModel(base_model),) if base_model else exported.base_models
+    return replace(exported, base_models=models, dataset=dataset or exported.dataset)
+
+
+def _image_rows(run: TrainedRun, sampler_run: SamplerRun) -> tuple[ImageRow, ...]:
+    """Samples for the picture; a file that cannot be read leaves the export without one."""
+    try:
+        return image_rows(run, sampler_run)
+    except (OSError, ValueError) as error:
+        print(printable(f"warning: the model card has no picture: {error}"), file=sys.stderr)
+        return ()
 
 
 def licences(run: TrainedRun, plan: StagePlan) -> list[str]:
     """The licences of all imported networks from which a stage, or one of its sources, started."""
-    found: dict[str, None] = {}
+    found = [imported.licence for imported in imports(run, plan) if imported.licence]
+    return list(dict.fromkeys(found))
+
+
+def imports(run: TrainedRun, plan: StagePlan) -> list[Imported]:
+    """All imported networks from which a stage, or one of its sources, started."""
+    found: list[Imported] = []
     waiting, seen = [plan], set()
     while waiting:
         stage = waiting.pop()
         if stage.name in seen:
             continue
         seen.add(stage.name)
-        if stage.imported is not None and stage.imported.licence:
-            found[stage.imported.licence] = None
+        if stage.imported is not None:
+            found.append(stage.imported)
         waiting += [run.plan(name) for name in stage.settings.sources]
-    return list(found)
+    return found
 
 
 if __name__ == "__main__":

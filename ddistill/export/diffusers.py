@@ -18,6 +18,7 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.export.facts import Exported
+from ddistill.export.model_card import model_card
 from ddistill.export.trees import Params
 from ddistill.interop.ddim import BETA_SCHEDULES, write_scheduler
 from ddistill.interop.tensors import write_tensors
@@ -102,7 +103,7 @@ images = pipeline(
     batch_size=16, num_inference_steps={run.steps}, use_clipped_model_output=True
 ).images
 """
-    write_text(out / "README.md", exported.card(how, "diffusers"))
+    write_text(out / "README.md", model_card(exported, how, "diffusers"))
 
 
 def _scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None]:
@@ -169,7 +170,8 @@ from pipeline import Students
 
 images = Students(".")({labels})  # [N, H, W, C] uint8
 """
-    write_text(out / "README.md", exported.card(how, "diffusers"))
+    # Not "diffusers", with which the hub would show code for a pipeline of its own.
+    write_text(out / "README.md", model_card(exported, how, "ddistill", ("diffusers",)))
 
 
 def _tensors(net: UNet, shape: tuple[int, ...], params: Params):

@@ -1,23 +1,29 @@
-"""The facts about an exported network: levels, owners and scores, as JSON and as a model card."""
+"""The facts about an exported network: levels, owners, scores and origin."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
+from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
-from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.networks.unet import UNet
 from ddistill.settings import Settings
 from ddistill.students import RoutedDenoiser
-from ddistill.text import markdown, printable
 
 FORMAT = 1
+
+
+class BaseModel(NamedTuple):
+    """A model of the Hugging Face hub: its id, "ORG/NAME", and its commit; "" if unknown."""
+
+    repo: str
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class Exported:
       num_classes: number of classes of the data set.
       rows: scores of the sampler run; may be empty.
       licence: licence of the weights; "" if unknown.
+      base_models: models of the Hugging Face hub from which the network started.
+      dataset: id of the data set on the Hugging Face hub; "" if it has none.
+      image_rows: samples for the picture of the model card; may be empty.
     """
 
     sampler_run: SamplerRun
@@ -41,6 +50,9 @@ class Exported:
     num_classes: int
     rows: tuple[Row, ...]
     licence: str
+    base_models: tuple[BaseModel, ...] = ()
+    dataset: str = ""
+    image_rows: tuple[ImageRow, ...] = ()
 
     @property
     def denoiser(self) -> Denoiser:
@@ -102,7 +114,7 @@ class Exported:
             "stage": sampler_run.plan.name,
             "data": self.data,
             "image_shape": list(sampler_run.plan.image_shape),
-            "network": _plain(sampler_run.plan.settings.network),
+            "network": plain_options(sampler_run.plan.settings.network),
             "prediction": self.denoiser.prediction,
             "sigma_data": self.denoiser.sigma_data,
             "conditional": self.conditional,
@@ -120,62 +132,9 @@ class Exported:
             "licence": self.licence,
         }
 
-    def card(self, how: str, library: str = "") -> str:
-        """Returns a model card in Markdown.
 
-        Args:
-          how: Python code of the example.
-          library: the library that reads the files; "" for none.
-        """
-        sampler_run, s = self.sampler_run, self.sampler_run.plan.settings
-        teacher = self.settings.evaluation.teacher
-        options = {k: v for k, v in _plain(s.network).items() if k not in ("name", *IDLE)}
-        network = f"{s.network['name']}, " + ", ".join(f"{k}={v}" for k, v in options.items())
-        lines = [
-            "---",
-            # A JSON string is a YAML string, except for surrogate pairs.
-            f"license: {json.dumps(printable(self.licence or 'unknown'), ensure_ascii=False)}",
-            *([f"library_name: {library}"] if library else []),
-            "tags: [diffusion, distillation, ddistill]",
-            "---",
-            f"# {markdown(self.settings.name)}: {markdown(sampler_run.label)}",
-            "",
-            f"* Data: {markdown(self.data)}, "
-            f"images of {' x '.join(map(str, sampler_run.plan.image_shape))} "
-            "(height, width, channels)" + (f", {self.num_classes} classes" * self.conditional),
-            f"* Method: {s.method or 'none, this is the teacher'}"
-            + (f", {sampler_run.students} students" if sampler_run.students > 1 else ""),
-            f"* Teacher: stage '{markdown(teacher)}' of the run, {_source(self.settings, teacher)}",
-            f"* Network: {markdown(network)}; predicts {self.denoiser.prediction}",
-            f"* Network evaluations per image (NFE): {sampler_run.nfe}, with {sampler_run.sampler}",
-            "* Licence: " + markdown(self.licence or "not stated; ask the authors of the teacher"),
-            "",
-            "## Scores",
-            "",
-            *(self._scores() or ["The run has no scores of it."]),
-            "",
-            "## Use",
-            "",
-            "```python",
-            how.strip(),
-            "```",
-            "",
-        ]
-        return "\n".join(lines)
-
-    def _scores(self) -> list[str]:
-        table = [f"| {r.metric} | {r.value:.4g} | {r.seed} | `{r.protocol}` |" for r in self.rows]
-        return (
-            ["| metric | value | seed | protocol |", "|---|---|---|---|", *table] if table else []
-        )
-
-
-def _source(settings: Settings, teacher: str) -> str:
-    source = settings.stages[teacher].source
-    return f"from {source.partition(':')[0]} weights" if source else "trained there"
-
-
-def _plain(network: Mapping[str, object]) -> dict[str, object]:
+def plain_options(network: Mapping[str, object]) -> dict[str, object]:
+    """The options of a network for JSON."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from ddistill.export.facts import Exported
+from ddistill.export.model_card import model_card
 from ddistill.export.trees import flatten
 from ddistill.interop.tensors import write_tensors
 from ddistill.runtime.files import write_text
@@ -30,5 +31,5 @@ from safetensors.numpy import load_file
 
 weights = load_file("weights.safetensors")  # names as in ddistill's networks
 """
-    write_text(out / "README.md", exported.card(example))
+    write_text(out / "README.md", model_card(exported, example, "ddistill", ("jax",)))
     return f"{sum(x.size for x in flat.values()):,} parameters"

@@ -18,6 +18,7 @@ from ddistill.denoiser import Denoiser, with_guidance
 from ddistill.errors import ConfigError
 from ddistill.evaluation.sampling import Network
 from ddistill.export.facts import Exported
+from ddistill.export.model_card import model_card
 from ddistill.export.trees import Params, flatten, unflatten
 from ddistill.interop.tensors import write_tensors
 from ddistill.networks.convolution import for_platform
@@ -65,7 +66,10 @@ def write(exported: Exported, out: Path, inside: bool = True) -> str:
         "arguments": _names(exported, inside),
     }
     write_text(out / "ddistill.json", json.dumps(manifest, indent=2) + "\n")
-    write_text(out / "README.md", exported.card(_example(exported, inside)))
+    write_text(
+        out / "README.md",
+        model_card(exported, _example(exported, inside), "ddistill", ("jax", "stablehlo")),
+    )
     return (
         f"{len(programs)} StableHLO program{'s' * (len(programs) > 1)} for {', '.join(PLATFORMS)}"
     )

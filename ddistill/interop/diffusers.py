@@ -6,13 +6,14 @@ config.json (as google/ddpm-cifar10-32 has it); or a checkpoint of diffusers' tr
 the averaged network in `unet_ema/` (`diffusers_folders`, `diffusers_weights`).
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
+import yaml
 
-from ddistill.errors import ConfigError
 from ddistill.interop.ddim import read_schedule
-from ddistill.interop.diffusers_folders import find_model
+from ddistill.interop.diffusers_folders import Found, find_model
 from ddistill.interop.imported import Imported
 from ddistill.interop.tensors import file_digest, read_tensors
 from ddistill.interop.unet2d import read_options
@@ -20,14 +21,21 @@ from ddistill.interop.unet2d_weights import to_params
 from ddistill.networks.unet import UNet
 from ddistill.runtime.files import expand
 
+# Characters of a model card that are searched for its metadata.
+_LONGEST_METADATA = 1 << 20
 
-def read_teacher(folder: Path) -> Imported:
+
+def read_teacher(folder: Path, named: str = "") -> Imported:
     """The network, weights and schedule of a folder of diffusers.
 
     Where there are several files of weights, an average (`unet_ema/` beside `unet/`, or
     diffusion_pytorch_model.ema.safetensors) goes before the weights themselves and full precision
     before half precision; `Imported.source` names the file. Class-conditional networks get a null
     class of zeros unless ddistill has written them, with their own.
+
+    Args:
+      folder: the folder.
+      named: its name in `Imported.source`; "" for its path.
 
     Raises:
       ConfigError: a file is missing or damaged, or something in it is not supported.
@@ -39,7 +47,7 @@ def read_teacher(folder: Path) -> Imported:
         options["num_classes"] -= 1
     schedule, prediction = read_schedule(model.scheduler_config, model.scheduler)
     weights = model.weights[0] if len(model.weights) == 1 else model.network
-    params = to_params(UNet(**options), shape, _tensors(model.weights), str(weights))
+    params = to_params(UNet(**options), shape, _tensors(model), str(weights))
     return Imported(
         network={"name": "unet", **options},
         params=params,
@@ -48,27 +56,30 @@ def read_teacher(folder: Path) -> Imported:
         image_shape=(shape[0], shape[1], shape[2]),
         num_classes=options["num_classes"],
         digest=file_digest(*model.files),
-        source=f"diffusers:{folder} ({model.taken})",
+        source=f"diffusers:{named or folder} ({model.taken})",
         licence=_licence(folder),
     )
 
 
-def _tensors(files: tuple[Path, ...]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for file in files:
-        for name, tensor in read_tensors(file).items():
-            if name in found:
-                raise ConfigError(f"{file}: the tensor {name!r} is in another file too.")
-            found[name] = tensor
-    return found
+def _tensors(model: Found) -> dict[str, np.ndarray]:
+    return model.index.read() if model.index else read_tensors(model.weights[0])
 
 
 def _licence(folder: Path) -> str:
-    """What the model card's first lines say of the licence."""
+    """What the metadata of the model card say of the licence; "" for nothing."""
     card = folder / "README.md"
     if not card.is_file():
         return ""
-    for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
-        if line.startswith("license:"):
-            return line.removeprefix("license:").strip()
-    return ""
+    text = card.read_text(encoding="utf-8-sig", errors="replace")[:_LONGEST_METADATA]
+    found = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    try:
+        metadata = yaml.safe_load(found[1]) if found else None
+    # Damaged YAML, or dates and numbers that cannot be.
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return ""
+    if not isinstance(metadata, dict):
+        return ""
+    licence = metadata.get("license") or ""
+    if licence == "other":
+        licence = metadata.get("license_name") or licence
+    return "; ".join(map(str, licence)) if isinstance(licence, list) else str(licence)

@@ -13,6 +13,7 @@ from ddistill.interop.diffusers_weights import (
     is_average,
 )
 from ddistill.interop.file_kinds import why_unusable
+from ddistill.interop.shards import Index
 from ddistill.typing import JsonRecord
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", "model_index.json"
@@ -37,6 +38,7 @@ class Found:
       taken: the file or index of the weights from the model's folder on, and whether it is the
         average.
       averaged: whether the average was taken where the network may be there too.
+      index: the content of the shards' index; None for one file of weights.
     """
 
     network: Path
@@ -47,6 +49,7 @@ class Found:
     files: tuple[Path, ...]
     taken: str
     averaged: bool
+    index: Index | None = None
 
 
 def find_model(folder: Path) -> Found:
@@ -83,6 +86,7 @@ def find_model(folder: Path) -> Found:
         files=(config_path, scheduler, *weights.files),
         taken=f"{taken}, the average" if averaged else taken,
         averaged=averaged,
+        index=weights.index,
     )
 
 

@@ -6,11 +6,12 @@ names than those of diffusers, and several averages, raise an error with the cho
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddistill.errors import ConfigError
+from ddistill.interop.shards import Index, read_index
 from ddistill.typing import JsonRecord
 
 STEM = "diffusion_pytorch_model"
@@ -36,11 +37,13 @@ class Weights:
       named: the file, or the index of the shards.
       files: one file, or the shards in the order of their names.
       averaged: whether the name says that they are an average.
+      index: the content of the index; None for one file.
     """
 
     named: Path
     files: tuple[Path, ...]
     averaged: bool
+    index: Index | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,11 @@ def find_weights(network: Path, read_json: Callable[[Path], JsonRecord]) -> Weig
             f"{network} holds several averages of the weights: {listed}. Leave one of them there."
         )
     first = found[0]
-    files: tuple[Path, ...] = (first.path,)
-    if first.index:
-        whole = [c.path.name for c in found if not c.index]
-        files = _shards(first.path, read_json(first.path), whole)
-    return Weights(first.path, files, first.choice == 0)
+    if not first.index:
+        return Weights(first.path, (first.path,), first.choice == 0)
+    index = read_index(first.path, read_json(first.path))
+    files = index.shards([c.path.name for c in found if not c.index])
+    return Weights(first.path, files, first.choice == 0, index)
 
 
 def check_averages(folder: Path, network: Path) -> None:
@@ -171,29 +174,15 @@ def _refuse_none(network: Path) -> None:
     there = sorted(
         path.name for kind in (*_KINDS, *_OTHER_KINDS) for path in network.glob(f"*.{kind}")
     )
+    shards = [name for name in there if name.startswith(STEM) and _SHARD.search(name)]
+    if shards:
+        kind = shards[0].rpartition(".")[2]
+        raise ConfigError(
+            f"{network} holds shards of weights without their index: {', '.join(shards[:5])}. Copy "
+            f"the model's {STEM}.{kind}.index.json beside them."
+        )
     more = f" It holds {', '.join(there[:5])}." if there else ""
     raise ConfigError(
         f"There are no weights in {network}.{more} One of these files is needed: "
         f"{', '.join(WEIGHTS)}."
     )
-
-
-def _shards(index: Path, content: JsonRecord, whole: list[str]) -> tuple[Path, ...]:
-    """The files that an index of weights names; `whole` are files that could be read instead."""
-    table = content.get("weight_map")
-    if not isinstance(table, Mapping) or not all(_is_name(name) for name in table.values()):
-        raise ConfigError(f"{index}: weight_map must say in which file each tensor is.")
-    names = sorted(set(table.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing or not names:
-        instead = f", or remove {index.name} to read {whole[0]}" if whole else ""
-        raise ConfigError(
-            f"{index} names {len(names)} files of weights, and {len(missing)} of them are missing: "
-            f"{', '.join(missing[:5])}. Copy them beside it{instead}."
-        )
-    return tuple(index.parent / name for name in names)
-
-
-def _is_name(value: object) -> bool:
-    """Whether a value names a file that lies beside its index."""
-    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\")

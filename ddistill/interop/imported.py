@@ -16,7 +16,8 @@ FACTS = Schema(
         "digest": TEXT,
         "source": TEXT,
         "licence": TEXT,
-    }
+    },
+    {"hub_id": TEXT, "revision": TEXT},
 )
 
 
@@ -36,6 +37,9 @@ class Imported:
       digest: SHA-256 of the file or files, in hexadecimal.
       source: the setting of the user, and which of several networks was read.
       licence: of the weights; "" if unknown.
+      hub_id: the model's repository on the Hugging Face hub, "ORG/NAME"; "" for files of this
+        machine.
+      revision: the commit of the repository; "" for files of this machine.
     """
 
     network: Options
@@ -47,6 +51,8 @@ class Imported:
     digest: str
     source: str
     licence: str = ""
+    hub_id: str = ""
+    revision: str = ""
 
     def facts(self) -> JsonObject:
         """Everything but the parameters, for JSON."""

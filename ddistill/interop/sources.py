@@ -1,10 +1,12 @@
-"""The sources of a stage's weights: "diffusers:FOLDER", "edm:FILE"."""
+"""The sources of a stage's weights: "diffusers:FOLDER", "diffusers:hf://ORG/NAME", "edm:FILE"."""
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.interop import diffusers, edm
+from ddistill.interop import diffusers, edm, hub
 from ddistill.interop.imported import FACTS, Imported, from_facts
 from ddistill.runtime.files import expand, read_object_or_none, write_json
 from ddistill.runtime.schemas import TEXT, Schema, map_of, object_of
@@ -38,17 +40,31 @@ def read_noted(path: Path) -> dict[str, tuple[str, Imported]]:
         return {}
 
 
-def is_there(source: str) -> bool:
-    """Whether the files of a setting `source` exist."""
-    return expand(source.partition(":")[2]).exists()
+def is_there(source: str, revision: str = "") -> bool:
+    """Whether the files of a setting `source` exist, or can be fetched.
+
+    Args:
+      source: the setting.
+      revision: see `read_source`.
+    """
+    path = source.partition(":")[2]
+    if not path.startswith(hub.PREFIX):
+        return expand(path).exists()
+    try:
+        hub.fetch(_pinned(path, revision))
+    except ConfigError:
+        return False
+    return True
 
 
-def read_source(source: str, key: str) -> Imported:
+def read_source(source: str, key: str, revision: str = "") -> Imported:
     """The network that a setting names.
 
     Args:
-      source: "KIND:PATH", KIND one of `READERS`.
+      source: "KIND:PATH", KIND one of `READERS`; or "diffusers:hf://ORG/NAME[@REVISION][/FOLDER]",
+        which is fetched from the Hugging Face hub.
       key: dotted name of the setting.
+      revision: the commit to read of a repository of which `source` names no revision.
 
     Raises:
       ConfigError: the kind is not known, or an error of its reader.
@@ -60,6 +76,30 @@ def read_source(source: str, key: str) -> Imported:
         )
     check_choice(f"{key}: kind", kind, READERS)
     try:
+        if path.startswith(hub.PREFIX):
+            return _of_hub(kind, path, revision)
         return READERS[kind](Path(path))
     except ConfigError as error:
-        raise ConfigError(f"{key}: {error}") from None
+        raise ConfigError(f"{key}: {error}{_perhaps_hub(kind, path)}") from None
+
+
+def _of_hub(kind: str, path: str, revision: str) -> Imported:
+    if kind != "diffusers":
+        raise ConfigError(f"{kind}:{path}: models of the hub are read as diffusers:{path} alone.")
+    address = _pinned(path, revision)
+    snapshot = hub.fetch(address)
+    named = str(dataclasses.replace(address, revision=snapshot.commit))
+    found = diffusers.read_teacher(snapshot.folder, named)
+    return dataclasses.replace(found, hub_id=address.repo, revision=snapshot.commit)
+
+
+def _pinned(path: str, revision: str) -> hub.Address:
+    address = hub.parse_address(path)
+    return dataclasses.replace(address, revision=address.revision or revision)
+
+
+def _perhaps_hub(kind: str, path: str) -> str:
+    """Advice for the id of a model in place of a folder."""
+    if kind == "diffusers" and re.fullmatch(r"[\w-]+/[\w.-]+", path) and not expand(path).exists():
+        return f" To fetch it from the Hugging Face hub write {kind}:{hub.PREFIX}{path}."
+    return ""

@@ -18,6 +18,7 @@ from ddistill import networks
 from ddistill.data import SOURCES
 from ddistill.data.digits import DigitsSettings
 from ddistill.data.folder import FolderSettings
+from ddistill.data.parquet import ParquetSettings
 from ddistill.data.tfds import TfdsSettings
 from ddistill.extensions import added, in_use
 from ddistill.objectives import Objective, hyperparameters
@@ -107,7 +108,12 @@ FIELDS: dict[type, dict[str, Kind]] = {
     DigitsSettings: _all(Kind.CONTENT, "name flip"),
     FolderSettings: {
         **_all(Kind.CONTENT, "name path image_size channels on_bad_image flip splits"),
-        **_all(Kind.CONTENT, "test_fraction"),
+        **_all(Kind.CONTENT, "test_fraction metadata label_column"),
+        **_all(Kind.RUN, "in_memory_limit_mb workers"),
+    },
+    ParquetSettings: {
+        **_all(Kind.CONTENT, "name path image_column label_column image_size channels flip"),
+        **_all(Kind.CONTENT, "on_bad_image test_fraction"),
         **_all(Kind.RUN, "in_memory_limit_mb workers"),
     },
     TfdsSettings: {

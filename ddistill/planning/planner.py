@@ -101,11 +101,16 @@ def plan_stages(settings: Settings, data: DataFacts, workdir: Path, cache: Path)
 
 
 def _imported(name: str, source: str, noted: Mapping[str, tuple[str, Imported]]) -> Imported | None:
-    """The network that a stage imports: read, or as the run has noted it if its files are gone."""
+    """The network that a stage imports: read, or as the run has noted it if its files are gone.
+
+    A model of the hub is read at the commit with which the run began.
+    """
     setting, found = noted.get(name, ("", None))
-    if found is not None and setting == source and not is_there(source):
+    if found is None or setting != source:
+        return read_source(source, f"config.stages.{name}.source") if source else None
+    if not is_there(source, found.revision):
         return found
-    return read_source(source, f"config.stages.{name}.source") if source else None
+    return read_source(source, f"config.stages.{name}.source", found.revision)
 
 
 def run_schedule(settings: Settings) -> Schedule:
