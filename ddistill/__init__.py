@@ -5,6 +5,7 @@ import ddistill
 images = ddistill.load("runs/sfddm_digits").sample(16, seed=0, nfe=4)
 """
 
+import importlib
 import sys
 from typing import Any
 
@@ -14,10 +15,15 @@ if sys.argv[:1] == ["-m"]:  # `python -m ddistill.PROGRAM`, whose imports take s
     answer_while_importing()
 
 
-def __getattr__(name: str) -> Any:
-    """`load`, looked up when it is used: importing the package alone does not import jax."""
-    if name == "load":
-        from ddistill.trained_run import load
+# Looked up when they are used: importing the package alone does not import jax.
+_LAZY = {
+    "Callback": "ddistill.training.callbacks",
+    "load": "ddistill.trained_run",
+    "train": "ddistill.run_training",
+}
 
-        return load
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'ddistill' has no attribute {name!r}")

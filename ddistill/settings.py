@@ -194,6 +194,10 @@ class MeshSettings:
 class TrainingSettings:
     """How every stage is run. These settings do not change the result of training.
 
+    `preview_every`: steps between two grids of samples in `previews/STAGE` of the run's folder, 0
+    for none. `loggers`: names of loggers that receive metrics and previews beside metrics.jsonl:
+    "tensorboard", "wandb", "mlflow", and loggers of `ddistill.register.logger`.
+
     With `select_checkpoint="best"`, `checkpoint_every` says which weights there are to choose from.
     A fatal alarm ends a stage after the steps of three log intervals (`log_every`), also where
     students that diverge are frozen.
@@ -205,7 +209,8 @@ class TrainingSettings:
     checkpoint_every: int = 500
     keep: int = 2
     scan_steps: int = 0
-    tensorboard: bool = True
+    preview_every: int = 1000
+    loggers: tuple[str, ...] = ("tensorboard",)
     mesh: MeshSettings = MeshSettings()
 
 
