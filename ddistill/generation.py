@@ -1,11 +1,12 @@
-"""Images from the networks of a finished run: batches, progress, paths between noises, inversion."""
+"""Images from the networks of a finished run: batches, progress, paths of noises, inversion."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.metrics.pixels import quantise
@@ -13,6 +14,7 @@ from ddistill.evaluation.sampling import (
     Network,
     SamplerInputs,
     Walk,
+    conditions,
     noise_bank,
     run_walk,
 )
@@ -23,6 +25,7 @@ from ddistill.samplers.inversion import ddim_inversion, noising, unit_noise
 from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings, kind_of
 
+Labels = int | Sequence[int] | np.ndarray
 # Receives the number of sampler steps done and their total, over all batches.
 Progress = Callable[[int, int], None]
 # The rows of a batch -> `[B, H, W, C]`, noise or images.
@@ -104,7 +107,7 @@ class Source:
         grouped = getattr(getattr(self.network, "partition", None), "groups", 1) > 1
         for i, (start, rows) in enumerate(batches):
             inputs = SamplerInputs(
-                start_at(rows),
+                jnp.asarray(start_at(rows)),
                 None if labels is None else labels[rows],
                 jax.random.fold_in(stream_key(self.seed, "sampler"), start),
             )
@@ -141,7 +144,7 @@ class Source:
         options = {"iterations": iterations}
         walk = Walk(ddim_inversion, noising(self.run.levels), options=options)
         found = self.walk(walk, len(images), images.__getitem__, labels, None)
-        return np.asarray(unit_noise(found, self.run.levels))
+        return np.asarray(unit_noise(jnp.asarray(found), self.run.levels))
 
     def check_deterministic(self, call: str) -> None:
         """Raises `ConfigError` unless the noise alone determines the images."""
@@ -177,8 +180,8 @@ def check_noise(
     given = np.asarray(noise)
     if given.shape != shape or given.dtype.kind != "f":
         raise ConfigError(
-            f"{name} of shape {given.shape} and type {given.dtype}; standard normal floats of shape "
-            f"{shape} are needed."
+            f"{name} of shape {given.shape} and type {given.dtype}; standard normal floats of "
+            f"shape {shape} are needed."
         )
     if not np.isfinite(given).all():
         raise ConfigError(f"{name} has values that are not finite.")
@@ -199,8 +202,8 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float[np.ndarra
     floats = given.dtype.kind == "f"
     if given.ndim != 4 or given.shape[1:] != shape or not (floats or given.dtype == np.uint8):
         raise ConfigError(
-            f"images of shape {given.shape} and type {given.dtype}; uint8, or floats in [-1, 1], of "
-            f"shape (n, {', '.join(map(str, shape))}) are needed."
+            f"images of shape {given.shape} and type {given.dtype}; uint8, or floats in [-1, 1], "
+            f"of shape (n, {', '.join(map(str, shape))}) are needed."
         )
     if not len(given):
         raise ConfigError("images are none; at least one is needed.")
@@ -254,3 +257,29 @@ def end_of_path(name: str, given: object, source: Source) -> Float[np.ndarray, "
     if isinstance(given, int | np.integer):
         return replace(source, seed=whole_number(name, given)).noise(np.arange(1))[0]
     return check_noise(given, shape, name)
+
+
+def class_labels(run: SamplerRun, labels: Labels | None, n: int) -> Int[np.ndarray, " n"] | None:
+    """Checks `labels` and returns `[n]` classes; None for an unconditional network."""
+    every, known = conditions(run, 0, n), run.student_plan.tables.classes
+    if every is None or known is None:
+        if labels is not None:
+            raise ConfigError(
+                f"labels were given, but stage '{run.plan.name}' is unconditional; leave them out."
+            )
+        return None
+    if labels is None:
+        return every
+    try:
+        given = np.asarray(labels)
+    except ValueError:
+        raise ConfigError(f"labels={labels!r}: {n} integers or one are needed.") from None
+    if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
+        raise ConfigError(
+            f"labels of shape {given.shape} and type {given.dtype}; {n} integers or one are needed."
+        )
+    if given.min() < 0 or given.max() >= len(known):
+        raise ConfigError(
+            f"labels go from {given.min()} to {given.max()}; classes are 0 to {len(known) - 1}."
+        )
+    return np.broadcast_to(given, (n,)).astype(np.int32)

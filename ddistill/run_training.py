@@ -55,8 +55,8 @@ def train(
     kept in `cache`, unless JAX has a compilation cache already.
 
     Args:
-      config: a config file as of `--config`, FILE or FILE:VARIANT; or what its `get_config` returns;
-        or `ddistill.settings.Settings`.
+      config: a config file as of `--config`, FILE or FILE:VARIANT; or the result of its
+        `get_config`; or `ddistill.settings.Settings`.
       workdir: the folder of the run; None for runs/NAME, with a hash of what is learnt otherwise
         than by the config file.
       cache: the folder of stages that runs share; None for `shared` beside `workdir`.

@@ -209,7 +209,7 @@ class TrainingSettings:
     checkpoint_every: int = 500
     keep: int = 2
     scan_steps: int = 0
-    preview_every: int = 1000
+    preview_every: int = 500
     loggers: tuple[str, ...] = ("tensorboard",)
     mesh: MeshSettings = MeshSettings()
 

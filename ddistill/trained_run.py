@@ -1,18 +1,18 @@
 """A finished run: opened from its folder without its data, and sampled from."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
-from ddistill.evaluation.sampling import Network, conditions
+from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
@@ -20,11 +20,13 @@ from ddistill.evaluation.sampling_plan import (
     without_diverged,
 )
 from ddistill.generation import (
+    Labels,
     Progress,
     Source,
     Trajectory,
     check_images,
     check_noise,
+    class_labels,
     end_of_path,
     slerp,
     whole_number,
@@ -42,7 +44,6 @@ from ddistill.training.folders import check_owner
 from ddistill.training.trained import Networks
 
 _AGAIN = "Give the run's command again: it writes the file again and trains nothing."
-Labels = int | Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,14 +203,11 @@ class TrainedRun:
           CheckpointError: the stage is not complete.
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
-        given = (
-            None
-            if noise is None
-            else check_noise(noise, (*_count(n, noise), *run.plan.image_shape))
-        )
+        shape = run.plan.image_shape
+        given = None if noise is None else check_noise(noise, (_count(n, noise), *shape))
         count = whole_number("n", n if given is None else len(given), 1)
         seed, size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
-        classes = _labels(run, labels, count)
+        classes = class_labels(run, labels, count)
         source = Source(run, self.network(run), self.settings.evaluation, seed, size)
         start_at = source.noise if given is None else given.__getitem__
         draw = source.trajectory if trajectory else source.generate
@@ -244,7 +242,7 @@ class TrainedRun:
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         steps = whole_number("steps", steps, 2)
         source = self._deterministic(run, "interpolate")
-        first = _labels(run, label, 1)
+        first = class_labels(run, label, 1)
         classes = None if first is None else np.repeat(first, steps)
         ends = (end_of_path("a", a, source), end_of_path("b", b, source))
         path = slerp(*ends, np.linspace(0.0, 1.0, steps))
@@ -266,7 +264,7 @@ class TrainedRun:
         Args:
           images: `[n, H, W, C]` uint8, or floats in [-1, 1].
           labels: as of `sample`.
-          nfe: as of `sample`; inversion takes `iterations` network evaluations for each sampler step.
+          nfe: as of `sample`; inversion takes `iterations` network evaluations a sampler step.
           iterations: fixed-point iterations of each step, which solve DDIM's step for its start.
 
         Returns:
@@ -279,7 +277,7 @@ class TrainedRun:
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         iterations = whole_number("iterations", iterations, 1)
         given = check_images(images, run.plan.image_shape)
-        classes = _labels(run, labels, len(given))
+        classes = class_labels(run, labels, len(given))
         return self._deterministic(run, "invert").invert(given, classes, iterations)
 
     def _deterministic(self, run: SamplerRun, call: str) -> Source:
@@ -290,12 +288,17 @@ class TrainedRun:
     def __repr__(self) -> str:
         stages = ", ".join(plan.name for plan in self.plans)
         chosen = f", stage '{self.stage}'" if self.stage else ""
-        return f"TrainedRun({str(self.folder)!r}{chosen}: {stages}; nfe {in_words(self.nfes)})"
+        try:
+            nfes = f"; nfe {in_words(self.nfes)}"
+        except ConfigError:  # nothing of the run can be sampled
+            nfes = ""
+        return f"TrainedRun({str(self.folder)!r}{chosen}: {stages}{nfes})"
 
 
-def _count(n: int | None, noise: object) -> tuple[int]:
-    """`(n,)`, from the noise where n is left out."""
-    return (whole_number("n", len(np.asarray(noise)) if n is None else n, 1),)
+def _count(n: int | None, noise: object) -> int:
+    """The number of images, from the noise where n is left out."""
+    given = np.asarray(noise)
+    return whole_number("n", (len(given) if given.ndim else 1) if n is None else n, 1)
 
 
 def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
@@ -359,32 +362,6 @@ def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
         return read_object(path, schema)
     except DamagedFile as error:
         raise CheckpointError(f"{error}. {_AGAIN}") from None
-
-
-def _labels(run: SamplerRun, labels: Labels | None, n: int) -> Int[np.ndarray, " n"] | None:
-    """Checks `labels` and returns `[n]` classes; None for an unconditional network."""
-    every, known = conditions(run, 0, n), run.student_plan.tables.classes
-    if every is None or known is None:
-        if labels is not None:
-            raise ConfigError(
-                f"labels were given, but stage '{run.plan.name}' is unconditional; leave them out."
-            )
-        return None
-    if labels is None:
-        return every
-    try:
-        given = np.asarray(labels)
-    except ValueError:
-        raise ConfigError(f"labels={labels!r}: {n} integers or one are needed.") from None
-    if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
-        raise ConfigError(
-            f"labels of shape {given.shape} and type {given.dtype}; {n} integers or one are needed."
-        )
-    if given.min() < 0 or given.max() >= len(known):
-        raise ConfigError(
-            f"labels go from {given.min()} to {given.max()}; classes are 0 to {len(known) - 1}."
-        )
-    return np.broadcast_to(given, (n,)).astype(np.int32)
 
 
 def load(folder: str | Path, stage: str = "", cache: str | Path | None = None) -> TrainedRun:
