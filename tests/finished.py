@@ -1,11 +1,9 @@
 """A tiny run of `ddistill.train`: its config file, its folder, and what callbacks were told."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from runs import one_stage
 
 import ddistill
@@ -74,19 +72,12 @@ class Finished:
     told: Told
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Iterator[Finished]:
-    """A run trained from a config file in the current folder."""
-    folder = tmp_path_factory.mktemp("finished")
+def train(folder: Path) -> Finished:
+    """Trains the run from a config file in `FOLDER/configs`."""
     (folder / "configs").mkdir()
-    (folder / "configs" / "sfddm_digits.py").write_text(CONFIG_FILE)
+    file = folder / "configs" / "sfddm_digits.py"
+    file.write_text(CONFIG_FILE)
     told = Told()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run = ddistill.train(
-            "configs/sfddm_digits.py:smoke",
-            workdir="runs/sfddm_digits",
-            callbacks=[told],
-            quiet=True,
-        )
-        yield Finished(folder, run, told)
+    workdir = folder / "runs" / "sfddm_digits"
+    run = ddistill.train(f"{file}:smoke", workdir=workdir, callbacks=[told], quiet=True)
+    return Finished(folder, run, told)

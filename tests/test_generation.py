@@ -1,9 +1,9 @@
 """`sample(noise=, trajectory=, progress=)`, `interpolate` and `invert` of a finished run."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from exported import classes_run, run
-from finished import finished  # noqa: F401
 
 import ddistill
 from ddistill.errors import ConfigError
@@ -14,12 +14,12 @@ NOISE = np.random.default_rng(0).standard_normal((5, 8, 8, 1))
 
 
 @pytest.fixture(scope="module")
-def trained(finished) -> TrainedRun:  # noqa: F811
+def trained(finished) -> TrainedRun:
     return finished.run
 
 
 @pytest.fixture(scope="module")
-def teacher(finished) -> TrainedRun:  # noqa: F811
+def teacher(finished) -> TrainedRun:
     return ddistill.load(finished.run.folder, stage="teacher")
 
 
@@ -51,12 +51,6 @@ def test_progress_counts_the_steps_of_all_batches(trained):
     calls = []
     trained.sample(5, batch_size=2, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i, 12) for i in range(1, 13)]
-
-
-def test_students_of_groups_of_classes_report_batches(tmp_path):
-    made, calls = ddistill.load(run(classes_run(), tmp_path)), []
-    made.sample(4, batch_size=2, progress=lambda *counts: calls.append(counts))
-    assert calls == [(1, 2), (2, 2)]
 
 
 def test_a_path_has_both_ends_and_small_steps(trained):
@@ -118,8 +112,6 @@ def test_wrong_arguments_are_named(trained, call, message):
 
 @pytest.mark.parametrize("sampler", ["ddpm", "renoise"])
 def test_samplers_that_draw_noise_have_no_inverse_and_no_paths(trained, sampler):
-    import dataclasses
-
     runs = tuple(dataclasses.replace(r, sampler=sampler) for r in trained.sampler_runs)
     changed = dataclasses.replace(trained)
     changed.__dict__["sampler_runs"] = runs
@@ -129,8 +121,6 @@ def test_samplers_that_draw_noise_have_no_inverse_and_no_paths(trained, sampler)
 
 
 def test_a_run_without_anything_to_sample_has_a_repr(trained):
-    import dataclasses
-
     evaluation = dataclasses.replace(trained.settings.evaluation, teacher="none")
     settings = dataclasses.replace(trained.settings, evaluation=evaluation)
     assert repr(dataclasses.replace(trained, settings=settings, stage="teacher")).endswith(

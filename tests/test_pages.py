@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from finished import finished  # noqa: F401
 
 from ddistill.extensions import _ADDED
 from ddistill.runtime.loggers import LOGGERS
@@ -30,12 +29,12 @@ def test_the_pages_with_examples_are_found():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_examples_of_a_page_run(finished, page, monkeypatch):  # noqa: F811
+def test_the_examples_of_a_page_run(finished, page, monkeypatch):
     monkeypatch.chdir(finished.folder)
     space = {"__name__": "page"}
     try:
         for line, block in blocks(page):
-            exec(compile("\n" * line + block, str(page), "exec"), space)  # noqa: S102
+            exec(compile("\n" * line + block, str(page), "exec"), space)
         if page.name == "python.md":
             assert space["again"].shape == (16, 8, 8, 1)
             assert [row[1] for row in space["losses"].found if row[0] == "student"] == [10, 17, 20]

@@ -18,7 +18,7 @@ from ddistill.training.timings import FILE, Pace, Timings
     "seconds, text",
     [
         *((0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (5960, "99 min"), (7380, "2 h 3 min")),
-        (187_000, "2 d 4 h"),
+        (187_000, "2 d 3 h"),
     ],
 )
 def test_durations_in_words(seconds, text):
