@@ -31,7 +31,8 @@ def inversion_update(
     The first form is used where alpha is larger than sigma, the second one elsewhere: both are
     contractions there. The first iteration predicts at z instead of z', which is the usual
     inversion (arXiv 2010.02502 section 5.4), of first order in the step; further ones are
-    fixed-point iterations. Networks are not defined at the clean end, where the first step predicts at `there`.
+    fixed-point iterations. Networks are not defined at the clean end, where the first step predicts
+    at `there`.
 
     Args:
       denoise, z, here, there, key, previous: as in `ddistill.samplers.algorithms`.

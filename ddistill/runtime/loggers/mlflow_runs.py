@@ -56,9 +56,12 @@ class MLflow:
             self._client.log_batch(self._id, params=every[start : start + _MOST_PARAMETERS])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs all values at the step."""
-        now = int(1000 * time())
-        every = [self._entities.Metric(n, v, now, step) for n, v in values.items()]
+        """Logs all values at the step, "NAME/K" as "NAME.K".
+
+        MLflow's store of files has a file NAME for the metric NAME, and no folder beside it.
+        """
+        now, named = int(1000 * time()), {n.replace("/", "."): v for n, v in values.items()}
+        every = [self._entities.Metric(n, v, now, step) for n, v in named.items()]
         for start in range(0, len(every), _MOST_METRICS):
             self._client.log_batch(self._id, metrics=every[start : start + _MOST_METRICS])
 
