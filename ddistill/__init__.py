@@ -17,7 +17,11 @@ if sys.argv[:1] == ["-m"]:  # `python -m ddistill.PROGRAM`, whose imports take s
 __version__ = "0.2.0"
 
 # Looked up when they are used: importing the package alone does not import jax.
-_LAZY = {"load": "ddistill.trained_run"}
+_LAZY = {
+    "Callback": "ddistill.training.callbacks",
+    "load": "ddistill.trained_run",
+    "train": "ddistill.run_training",
+}
 
 __all__ = ["__version__", *_LAZY]
 

@@ -1,6 +1,8 @@
 """A run: its stages, then its evaluation."""
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.checks import check_evaluation, check_real_images
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.evaluate_run import evaluate_run
+from ddistill.evaluation.previews import Previews
 from ddistill.interop.sources import write_noted
 from ddistill.planning.checks.levels import notes
 from ddistill.planning.opened import check_version, write_stages
@@ -22,10 +25,13 @@ from ddistill.runtime.console import Reporter
 from ddistill.runtime.files import write_json
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
+from ddistill.runtime.loggers import RunLoggers
 from ddistill.settings import Settings, parse, plain
+from ddistill.training.callbacks import Callback
 from ddistill.training.folders import check_folders
 from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
+from ddistill.training.timings import Timings
 from ddistill.training.trained import Networks
 
 
@@ -48,26 +54,36 @@ def note_run(workdir: Path, config: Any, facts: DataFacts, plans: Sequence[Stage
         write_noted(workdir / SOURCES, noted)
 
 
-def run(
-    config: Any,
-    workdir: Path,
-    cache: Path,
-    stage: str,
-    command: str,
-    dataset: Dataset | None = None,
-) -> int:
-    """Runs the stages of a config and then the evaluation.
+@dataclass(frozen=True)
+class Experiment:
+    """A run that has passed every check, with its folder.
 
-    Args:
-      config: `ConfigDict` or dictionary of `ddistill.settings.Settings`.
-      workdir: the run's folder.
-      cache: folder of shared stages.
-      stage: one stage to run alone, "evaluate", or "" for everything.
-      command: the command as the user gave it, for the results.
-      dataset: the training images, where they have been opened already.
+    Attributes:
+      settings: its settings.
+      dataset: the training images.
+      plans: its stages.
+      workdir: its folder.
+      cache: the folder of stages that runs share.
+      networks: of its complete stages.
+    """
 
-    Returns:
-      The exit status: 0, or that of a run that a signal has stopped (`StopRequest.status`).
+    settings: Settings
+    dataset: Dataset
+    plans: list[StagePlan]
+    workdir: Path
+    cache: Path
+    networks: Networks = field(default_factory=Networks)
+
+
+def prepare(
+    config: Any, workdir: Path, cache: Path, stage: str = "", dataset: Dataset | None = None
+) -> Experiment:
+    """Plans a run, checks it and writes the files that say what it is; trains nothing.
+
+    Args: as of `run`.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: the run cannot work, or its folder has another run.
     """
     settings = parse(config, Settings)
     dataset = data.load(settings.data, "train") if dataset is None else dataset
@@ -89,27 +105,93 @@ def run(
     hosts.from_first(lambda: remove_leftovers(workdir, workdir / "samples"))
     hosts.from_first(lambda: note_run(workdir, config, facts, plans))
     hosts.check_shared(workdir / "config.json")
-    reporter = Reporter()
+    return Experiment(settings, dataset, plans, workdir, cache)
+
+
+def announce(experiment: Experiment, reporter: Reporter) -> None:
+    """Tells about the data and the settings of a run."""
+    settings, dataset = experiment.settings, experiment.dataset
     reporter.say("\n".join(data.summary(dataset)))
-    for note in notes(plans, settings, facts):
+    for note in notes(experiment.plans, settings, DataFacts.of(dataset)):
         reporter.say(f"note: {note}")
-    networks = Networks()
+
+
+def train_stages(
+    experiment: Experiment,
+    reporter: Reporter,
+    stop: StopRequest,
+    stage: str = "",
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Trains the stages that are not complete, or one of them; raises as `run_stages`."""
+    settings, workdir = experiment.settings, experiment.workdir
+    context = RunContext(
+        settings,
+        experiment.dataset,
+        reporter,
+        stop,
+        networks=experiment.networks,
+        loggers=RunLoggers(
+            settings.training.loggers,
+            settings.name,
+            workdir,
+            plain(dataclasses.asdict(settings)),
+            reporter.say,
+        ),
+        previews=Previews(settings, workdir),
+        timings=Timings(experiment.cache),
+        callbacks=callbacks,
+    )
+    run_stages(experiment.plans, context, stage)
+
+
+def evaluate_stages(
+    experiment: Experiment, reporter: Reporter, stop: StopRequest, command: str = ""
+) -> None:
+    """Samples and scores a run on the first process, if its stages are complete."""
+    e = experiment
+    if hosts.several():  # reading a checkpoint takes all of them
+        e.networks.read(e.plans)
+    if hosts.is_first():
+        evaluate_run(
+            Evaluation(
+                e.settings, e.plans, e.dataset, e.networks, e.workdir, reporter, stop, command
+            )
+        )
+
+
+def run(
+    config: Any,
+    workdir: Path,
+    cache: Path,
+    stage: str,
+    command: str,
+    dataset: Dataset | None = None,
+) -> int:
+    """Runs the stages of a config and then the evaluation, as a command.
+
+    Args:
+      config: `ConfigDict` or dictionary of `ddistill.settings.Settings`.
+      workdir: the run's folder.
+      cache: folder of shared stages.
+      stage: one stage to run alone, "evaluate", or "" for everything.
+      command: the command as the user gave it, for the results.
+      dataset: the training images, where they have been opened already.
+
+    Returns:
+      The exit status: 0, or that of a run that a signal has stopped (`StopRequest.status`).
+    """
+    experiment = prepare(config, workdir, cache, stage, dataset)
+    reporter = Reporter()
+    announce(experiment, reporter)
     status, waits, first = 0, False, hosts.is_first()
     with StopRequest(speaks=hosts.is_first()) as stop:
         try:
             if stage != "evaluate":
-                context = RunContext(settings, dataset, reporter, stop, networks=networks)
-                run_stages(plans, context, stage)
-            waits = stage in ("", "evaluate") and settings.evaluation.enabled
+                train_stages(experiment, reporter, stop, stage)
+            waits = stage in ("", "evaluate") and experiment.settings.evaluation.enabled
             if waits:
-                if hosts.several():  # reading a checkpoint takes all of them
-                    networks.read(plans)
-                if hosts.is_first():
-                    evaluate_run(
-                        Evaluation(
-                            settings, plans, dataset, networks, workdir, reporter, stop, command
-                        )
-                    )
+                evaluate_stages(experiment, reporter, stop, command)
         except Interrupted as where:
             status = stop.status
             reporter.say(

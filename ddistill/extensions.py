@@ -1,8 +1,8 @@
-"""Which objectives, networks, data sources and samplers a user's own modules have added.
+"""What a user's own modules have added: objectives, networks, data sources, samplers, loggers.
 
 The tables of the package (`objectives.OBJECTIVES`, `networks.NETWORKS`, `data.SOURCES`,
-`samplers.SAMPLERS`) hold what is registered; this module remembers the module and the version of
-each addition, for messages, digests and the files of a run.
+`samplers.SAMPLERS`, `loggers.LOGGERS`) hold what is registered; this module remembers the module
+and the version of each addition, for messages, digests and the files of a run.
 """
 
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ddistill.errors import ConfigError, nearest
 
-KINDS = ("objective", "network", "data", "sampler")
+KINDS = ("objective", "network", "data", "sampler", "logger")
 # A script, and a config file as `ddistill.config_files` loads it.
 _NOT_IMPORTABLE = ("__main__", "ddistill_config_file")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -58,7 +58,8 @@ def add(table: dict, extension: Extension, value: object) -> None:
     """
     kind, name = extension.kind, extension.name
     call = f"ddistill.register.{kind}({name!r})"
-    if extension.module in _NOT_IMPORTABLE:
+    # A finished run is opened without its loggers, so that these may be in a notebook.
+    if extension.module in _NOT_IMPORTABLE and kind != "logger":
         raise ConfigError(
             f"{call} is in the config file or the script itself, which a finished run cannot "
             "import later. Put it into a module beside the file, and import that."

@@ -1,4 +1,4 @@
-"""Additions from a user's own modules: objectives, networks, data sources, samplers, method names.
+"""Additions from a user's own modules: objectives, networks, data, samplers, loggers, method names.
 
 A config file imports the module that registers them; settings then name them as they name parts of
 the package, with the same checks, digests and resuming. docs/extending.md has a complete method.
@@ -22,12 +22,15 @@ from ddistill.evaluation.records.names import METHODS, Method
 from ddistill.evaluation.records.names import register_method as method
 from ddistill.extensions import Extension, add
 from ddistill.objectives import Objective
+from ddistill.runtime import loggers
+from ddistill.runtime.loggers import Logger, LoggerKind, LogTarget
 from ddistill.samplers import Sampler
 
-__all__ = ["data_source", "method", "network", "objective", "sampler"]
+__all__ = ["data_source", "logger", "method", "network", "objective", "sampler"]
 
 O = TypeVar("O", bound=type[Objective])
 M = TypeVar("M", bound=type[nn.Module])
+L = TypeVar("L", bound=Callable[[LogTarget], Logger])
 
 
 def objective(name: str, version: int = 1) -> Callable[[O], O]:
@@ -126,6 +129,31 @@ def sampler(sampler: Sampler, version: int = 1) -> Sampler:
     add(samplers.SAMPLERS, Extension("sampler", sampler.name, _caller(), version), sampler)
     method(sampler.name, label, "teacher")
     return sampler
+
+
+def logger(name: str) -> Callable[[L], L]:
+    """Registers a class of loggers, or a function that makes one, under a name, as a decorator.
+
+    The class or function is called with a `ddistill.runtime.loggers.LogTarget` for every stage that
+    is trained and returns a `Logger`. It may raise: the training then continues without the logger.
+
+    Args:
+      name: one of the values of `config.training.loggers`.
+
+    Raises:
+      ConfigError: the name is taken, or the decorated object cannot be called.
+    """
+
+    def register(make: L) -> L:
+        if not callable(make):
+            raise ConfigError(
+                f"ddistill.register.logger({name!r}): {make!r} is not a class or a function."
+            )
+        module = str(getattr(make, "__module__", "__main__"))
+        add(loggers.LOGGERS, Extension("logger", name, module), LoggerKind(make))
+        return make
+
+    return register
 
 
 def _caller() -> str:

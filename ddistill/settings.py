@@ -249,7 +249,10 @@ class TrainingSettings:
       keep: number of the newest checkpoints that stay beside the best one.
       scan_steps: train steps per dispatch; 0 is 8 on accelerators and 1 on CPU, where convolutions
         in a loop body are slow.
-      tensorboard: whether metrics are also written for TensorBoard, where it is installed.
+      preview_every: train steps between two grids of samples in `previews/STAGE` of the run's
+        folder; 0 for none.
+      loggers: names of loggers that receive metrics and previews beside metrics.jsonl:
+        "tensorboard", "wandb", "mlflow", and loggers of `ddistill.register.logger`.
       mesh: how stages are spread over devices, see `MeshSettings`.
     """
 
@@ -257,7 +260,8 @@ class TrainingSettings:
     checkpoint_every: int = 500
     keep: int = 2
     scan_steps: int = 0
-    tensorboard: bool = True
+    preview_every: int = 500
+    loggers: tuple[str, ...] = ("tensorboard",)
     mesh: MeshSettings = MeshSettings()
 
 

@@ -21,6 +21,8 @@ _PACKAGES = (
     "tensorflow-datasets",
     "array-record",
     "tensorboardX",
+    "wandb",
+    "mlflow-skinny",
     "torch",
     "diffusers",
     "tensorflow",

@@ -1,25 +1,35 @@
 """A finished run: opened from its folder without its data, and sampled from."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
-import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
-from ddistill.errors import CheckpointError, ConfigError, check_choice
-from ddistill.evaluation.metrics.pixels import quantise
-from ddistill.evaluation.sampling import Network, SamplerInputs, conditions, noise_bank, run_sampler
+from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
     teacher_run,
     without_diverged,
+)
+from ddistill.generation import (
+    Labels,
+    Progress,
+    Source,
+    Trajectory,
+    check_images,
+    check_noise,
+    class_labels,
+    end_of_path,
+    slerp,
+    whole_number,
 )
 from ddistill.planning.manifests import STAGES, shared_stages
 from ddistill.planning.opened import STAGES as STAGES_FILE
@@ -27,7 +37,6 @@ from ddistill.planning.opened import import_extensions, open_stages
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import Folders
 from ddistill.runtime.files import DamagedFile, expand, read_object
-from ddistill.runtime.rng import stream_key
 from ddistill.runtime.schemas import ANY, Schema
 from ddistill.settings import Settings, kind_of, parse
 from ddistill.text import is_utf8
@@ -35,10 +44,9 @@ from ddistill.training.folders import check_owner
 from ddistill.training.trained import Networks
 
 _AGAIN = "Give the run's command again: it writes the file again and trains nothing."
-Labels = int | Sequence[int] | np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A finished run; made by `load`.
 
@@ -127,14 +135,46 @@ class TrainedRun:
         more = f" The teacher takes any number: stage={teacher!r}." if not stage else ""
         raise ConfigError(f"nfe={nfe}: the students of this run have {allowed}.{more}")
 
+    @overload
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         labels: Labels | None = None,
         seed: int = 0,
         nfe: int | None = None,
         batch_size: int = 256,
-    ) -> UInt8[np.ndarray, "n H W C"]:
+        *,
+        noise: np.ndarray | None = None,
+        trajectory: Literal[False] = False,
+        progress: Progress | None = None,
+    ) -> UInt8[np.ndarray, "n H W C"]: ...
+
+    @overload
+    def sample(
+        self,
+        n: int | None = None,
+        labels: Labels | None = None,
+        seed: int = 0,
+        nfe: int | None = None,
+        batch_size: int = 256,
+        *,
+        noise: np.ndarray | None = None,
+        trajectory: Literal[True],
+        progress: Progress | None = None,
+    ) -> Trajectory: ...
+
+    def sample(
+        self,
+        n: int | None = None,
+        labels: Labels | None = None,
+        seed: int = 0,
+        nfe: int | None = None,
+        batch_size: int = 256,
+        *,
+        noise: np.ndarray | None = None,
+        trajectory: bool = False,
+        progress: Progress | None = None,
+    ) -> UInt8[np.ndarray, "n H W C"] | Trajectory:
         """Generates images.
 
         With samplers that draw no noise in their steps (ddim, heun, dpm_solver_pp, or one step of
@@ -143,38 +183,122 @@ class TrainedRun:
         evaluation scored. Other samplers draw the noise of their steps for a whole batch.
 
         Args:
-          n: number of images.
+          n: number of images; may be left out where `noise` says it.
           labels: one class, or `[n]` classes; None to cycle through the classes. Must be None for
             an unconditional network.
           seed: seed of the noise, 0 or more.
           nfe: network evaluations per image, one of `nfes`; None for the last student.
           batch_size: images per batch.
+          noise: `[n, H, W, C]` standard normal floats to start from; None for noise of the seed.
+          trajectory: whether to return the states of all steps too.
+          progress: called as `progress(done, total)` with the number of sampler steps, over all
+            batches; for students of groups of classes once per batch.
 
         Returns:
-          `[n, H, W, C]` uint8.
+          `[n, H, W, C]` uint8; with `trajectory` a `Trajectory` with the states
+          `[N+1, n, H, W, C]`.
 
         Raises:
           ConfigError: an argument is out of range, or no student has `nfe` evaluations.
           CheckpointError: the stage is not complete.
         """
-        n, seed = _whole("n", n, 1), _whole("seed", seed)
-        batch_size = _whole("batch_size", batch_size, 1)
-        run = self.sampler_run(nfe=None if nfe is None else _whole("nfe", nfe, 1))
-        classes = _labels(run, labels, n)
-        network = self.network(run)
-        settings = replace(self.settings.evaluation, noise_seed=seed)
-        size = min(n, batch_size)
-        images = []
-        for start in range(0, n, size):
-            # The last batch is padded to the common size, so that the sampler compiles only once.
-            rows = np.minimum(np.arange(start, start + size), n - 1)
-            inputs = SamplerInputs(
-                noise_bank(settings, run.plan.image_shape, start, size),
-                None if classes is None else classes[rows],
-                jax.random.fold_in(stream_key(seed, "sampler"), start),
-            )
-            images.append(np.asarray(run_sampler(run, network, inputs, settings.clip)))
-        return quantise(np.concatenate(images)[:n])
+        run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
+        shape = run.plan.image_shape
+        given = None if noise is None else check_noise(noise, (_count(n, noise), *shape))
+        count = whole_number("n", n if given is None else len(given), 1)
+        seed, size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
+        classes = class_labels(run, labels, count)
+        source = Source(run, self.network(run), self.settings.evaluation, seed, size)
+        start_at = source.noise if given is None else given.__getitem__
+        draw = source.trajectory if trajectory else source.generate
+        return draw(count, start_at, classes, progress)
+
+    def interpolate(
+        self,
+        a: int | np.ndarray,
+        b: int | np.ndarray,
+        steps: int = 8,
+        label: int | None = None,
+        nfe: int | None = None,
+    ) -> UInt8[np.ndarray, "S H W C"]:
+        """Images along a path between two noises.
+
+        The noises lie on the great circle through both ends (spherical interpolation), so that each
+        is as likely as the ends.
+
+        Args:
+          a, b: the ends: noise `[H, W, C]`, or the seed of the first image of `sample(n, seed=a)`.
+          steps: number of images with both ends, 2 or more.
+          label: the class of all images; None for an unconditional network, else for class 0.
+          nfe: as of `sample`.
+
+        Returns:
+          `[steps, H, W, C]` uint8, from `a` to `b`.
+
+        Raises:
+          ConfigError: an argument is out of range, or the sampler draws noise in its steps.
+          CheckpointError: the stage is not complete.
+        """
+        run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
+        steps = whole_number("steps", steps, 2)
+        source = self._deterministic(run, "interpolate")
+        first = class_labels(run, label, 1)
+        classes = None if first is None else np.repeat(first, steps)
+        ends = (end_of_path("a", a, source), end_of_path("b", b, source))
+        path = slerp(*ends, np.linspace(0.0, 1.0, steps))
+        return source.generate(steps, path.__getitem__, classes)
+
+    def invert(
+        self,
+        images: np.ndarray,
+        labels: Labels | None = None,
+        nfe: int | None = None,
+        iterations: int = 1,
+    ) -> Float[np.ndarray, "n H W C"]:
+        """The noise from which deterministic sampling makes given images (DDIM inversion).
+
+        The probability-flow ODE is followed from the images to noise in as many steps as `nfe`
+        means. The result is as good as these steps are small: use a teacher with many steps, and
+        `iterations` above 1 for fewer. `sample(noise=...)` with the same `nfe` takes it back.
+
+        Args:
+          images: `[n, H, W, C]` uint8, or floats in [-1, 1].
+          labels: as of `sample`.
+          nfe: as of `sample`; inversion takes `iterations` network evaluations a sampler step.
+          iterations: fixed-point iterations of each step, which solve DDIM's step for its start.
+
+        Returns:
+          `[n, H, W, C]` float32; standard normal for images that are likely under the model.
+
+        Raises:
+          ConfigError: an argument is out of range, or the sampler draws noise in its steps.
+          CheckpointError: the stage is not complete.
+        """
+        run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
+        iterations = whole_number("iterations", iterations, 1)
+        given = check_images(images, run.plan.image_shape)
+        classes = class_labels(run, labels, len(given))
+        return self._deterministic(run, "invert").invert(given, classes, iterations)
+
+    def _deterministic(self, run: SamplerRun, call: str) -> Source:
+        source = Source(run, self.network(run), self.settings.evaluation)
+        source.check_deterministic(call)
+        return source
+
+    def __repr__(self) -> str:
+        stages = ", ".join(plan.name for plan in self.plans)
+        chosen = f", stage '{self.stage}'" if self.stage else ""
+        try:
+            nfes = f"; nfe {in_words(self.nfes)}"
+        except ConfigError:  # nothing of the run can be sampled
+            nfes = ""
+        return f"TrainedRun({str(self.folder)!r}{chosen}: {stages}{nfes})"
+
+
+def _count(n: int | None, noise: object) -> int:
+    """The number of images, from the noise where n is left out."""
+    given = np.asarray(noise)
+    return whole_number("n", (len(given) if given.ndim else 1) if n is None else n, 1)
 
 
 def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
@@ -238,46 +362,6 @@ def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
         return read_object(path, schema)
     except DamagedFile as error:
         raise CheckpointError(f"{error}. {_AGAIN}") from None
-
-
-def _whole(name: str, value: object, lowest: int = 0) -> int:
-    """Checks that `value` is a whole number from `lowest` to 2**32 - 1, of Python or NumPy.
-
-    Raises:
-      ConfigError: the value has another type or is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ConfigError(f"{name}={value!r} is {kind_of(type(value))}; a whole number is needed.")
-    if not lowest <= value < 2**32:
-        bound = f"{lowest} or more" if value < lowest else "less than 2**32"
-        raise ConfigError(f"{name}={value} must be {bound}.")
-    return int(value)
-
-
-def _labels(run: SamplerRun, labels: Labels | None, n: int) -> Int[np.ndarray, " n"] | None:
-    """Checks `labels` and returns `[n]` classes; None for an unconditional network."""
-    every, known = conditions(run, 0, n), run.student_plan.tables.classes
-    if every is None or known is None:
-        if labels is not None:
-            raise ConfigError(
-                f"labels were given, but stage '{run.plan.name}' is unconditional; leave them out."
-            )
-        return None
-    if labels is None:
-        return every
-    try:
-        given = np.asarray(labels)
-    except ValueError:
-        raise ConfigError(f"labels={labels!r}: {n} integers or one are needed.") from None
-    if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
-        raise ConfigError(
-            f"labels of shape {given.shape} and type {given.dtype}; {n} integers or one are needed."
-        )
-    if given.min() < 0 or given.max() >= len(known):
-        raise ConfigError(
-            f"labels go from {given.min()} to {given.max()}; classes are 0 to {len(known) - 1}."
-        )
-    return np.broadcast_to(given, (n,)).astype(np.int32)
 
 
 def load(folder: str | Path, stage: str = "", cache: str | Path | None = None) -> TrainedRun:

@@ -93,6 +93,14 @@ def refused(compiled, tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, quick_compiler):
+    """A tiny run that `ddistill.train` has trained, see `finished.Finished`."""
+    from finished import train  # not above: this file is read for every test
+
+    return train(tmp_path_factory.mktemp("finished"))
+
+
 @pytest.fixture
 def cluster(tmp_path):
     """Every command that a dry run of a launch script must not call."""

@@ -54,7 +54,7 @@ def settings(name: str, schedule: ScheduleSettings, stages: dict[str, StageSetti
         schedule=schedule,
         stages=stages,
         pipeline=tuple(stages),
-        training=TrainingSettings(tensorboard=False),
+        training=TrainingSettings(loggers=()),
         evaluation=EvaluationSettings(
             enabled=False, classifier="", samples=8, grid_images=4, strip_images=2
         ),

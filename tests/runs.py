@@ -140,7 +140,7 @@ def tiny_settings(steps: int = STEPS, **training: Any) -> Settings:
         pipeline=("teacher", "student"),
         training=dataclasses.replace(
             TrainingSettings(
-                log_every=LOG_EVERY, checkpoint_every=CHECKPOINT_EVERY, keep=10, tensorboard=False
+                log_every=LOG_EVERY, checkpoint_every=CHECKPOINT_EVERY, keep=10, loggers=()
             ),
             **training,
         ),

@@ -183,7 +183,7 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
     lines += [b'{"step": 2, "loss": 1.5}', b"\xff\xfe", b'{"step": 3, "lo']
     path.write_bytes(b"\n".join(lines))
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
-    log = MetricsLog(tmp_path, "s", 1, tensorboard=False)
+    log = MetricsLog(tmp_path, "s", 1)
     log.write(2, {"loss": 0.5})
     log.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]

@@ -38,7 +38,7 @@ def chain():
         **halvings,
         "other": other,
     }
-    training = TrainingSettings(log_every=1, checkpoint_every=10, tensorboard=False)
+    training = TrainingSettings(log_every=1, checkpoint_every=10, loggers=())
     return dataclasses.replace(settings, stages=stages, pipeline=tuple(stages), training=training)
 
 

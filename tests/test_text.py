@@ -353,7 +353,7 @@ def test_a_console_shows_names_and_takes_none_for_markup(monkeypatch, terminal, 
 def test_metrics_and_events_of_a_stage_of_any_name(tmp_path):
     for i, name in enumerate(NAMES[:20]):
         (tmp_path / str(i)).mkdir()
-        log = MetricsLog(tmp_path / str(i), name, 0, tensorboard=True)
+        log = MetricsLog(tmp_path / str(i), name, 0)
         log.write(1, {"loss": 0.5})
         log.close()
         row = json.loads((tmp_path / str(i) / "metrics.jsonl").read_text())

@@ -76,6 +76,12 @@ def test_classes_go_to_their_owners(classes):
     )
 
 
+def test_students_of_groups_of_classes_report_batches(classes):
+    calls = []
+    ddistill.load(classes).sample(12, batch_size=6, progress=lambda *counts: calls.append(counts))
+    assert calls == [(1, 2), (2, 2)]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

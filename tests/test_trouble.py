@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path, monkeypatch, method, error)
 
 
 def test_metrics_survive_a_full_disk(tmp_path, monkeypatch):
-    log = MetricsLog(tmp_path, "s", 0, tensorboard=False)
+    log = MetricsLog(tmp_path, "s", 0)
     for step in (1, 2, 3):
         log.write(step, {"loss": 0.5})
     log.close()
@@ -265,15 +265,15 @@ def test_metrics_survive_a_full_disk(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            MetricsLog(tmp_path, "s", 2, tensorboard=False)
+            MetricsLog(tmp_path, "s", 2)
     assert (tmp_path / "metrics.jsonl").read_text() == before
-    MetricsLog(tmp_path, "s", 2, tensorboard=False).close()
+    MetricsLog(tmp_path, "s", 2).close()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"stage": "s", "step": 1}\n{"stage": "s", "st')
-    log = MetricsLog(tmp_path, "s", 5, tensorboard=False)
+    log = MetricsLog(tmp_path, "s", 5)
     log.write(2, {"loss": 1.0})
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -22,7 +22,7 @@ def workdir(changes: dict[str, Any], base: dict[str, Any] | None = None) -> str:
     [
         {},
         {"training.log_every": 7, "training.checkpoint_every": 3, "training.keep": 1},
-        {"training.mesh.model": 2, "training.scan_steps": 4, "training.tensorboard": True},
+        {"training.mesh.model": 2, "training.scan_steps": 4, "training.loggers": ("jsonl",)},
         {"evaluation.samples": 64, "evaluation.noise_seed": 1},
         {"stages.student.variant": "mine", "stages.student.students.mapping": "vmap"},
         {"stages.student.samplers": {"ddim": (2,)}},

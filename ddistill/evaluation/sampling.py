@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from ddistill.extensions import added
 from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import data_mesh, over_data, replicate
-from ddistill.samplers import get_sampler
+from ddistill.samplers import Sampler, get_sampler
+from ddistill.samplers.loops import Callback
+from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser, in_groups
 
@@ -111,6 +114,25 @@ def draw(
     return run_sampler(run, network, inputs, settings.clip, trajectory)
 
 
+@dataclass(frozen=True)
+class Walk:
+    """How a sampler is called for one batch.
+
+    Attributes:
+      sampler: the sampler.
+      levels: `[N+1]` levels that it visits.
+      trajectory: return all states instead of the images.
+      callback: see `Sampler.__call__`; steps are then dispatched one at a time.
+      options: of the update rule.
+    """
+
+    sampler: Sampler
+    levels: Schedule
+    trajectory: bool = False
+    callback: Callback | None = None
+    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
 def run_sampler(
     run: SamplerRun,
     network: Network,
@@ -118,36 +140,47 @@ def run_sampler(
     clip: float,
     trajectory: bool = False,
 ) -> Float[Array, "..."]:
-    """Runs the sampler of `run` on given noise, on all devices.
+    """Runs the sampler of `run` on given noise, on all devices; arguments as of `run_walk`."""
+    walk = Walk(get_sampler(run.sampler), run.levels, trajectory)
+    return run_walk(run, network, inputs, clip, walk)
+
+
+def run_walk(
+    run: SamplerRun, network: Network, inputs: SamplerInputs, clip: float, walk: Walk
+) -> Float[Array, "..."]:
+    """Calls a sampler on given noise, on all devices.
 
     Args:
-      run: the sampler and its levels.
+      run: the sampler run of the network, which gives its guidance.
       network: the denoiser to sample.
       inputs: noise, classes and random key of the batch.
       clip: bound on x0 predictions; 0 for no clipping.
-      trajectory: return all states instead of the images.
+      walk: the sampler and its levels.
 
     Returns:
-      `[B, H, W, C]`, or with `trajectory` all states, `[N+1, B, H, W, C]`.
+      `[B, H, W, C]`, or with `walk.trajectory` all states, `[N+1, B, H, W, C]`.
     """
     noise, cond, key = inputs.noise, inputs.cond, inputs.key
 
     def sample(denoiser: Network, rows: np.ndarray) -> Array:
         mesh = data_mesh(len(rows))
         batch = over_data(mesh)
-        made = get_sampler(run.sampler)(
+        made = walk.sampler(
             replicate(mesh, with_guidance(denoiser, run.guidance, _null_class(run))),
-            run.levels,
+            walk.levels,
             jax.device_put(noise[rows], batch),
             key if rows[0] == 0 else jax.random.fold_in(key, int(rows[0])),
             cond=None if cond is None else jax.device_put(cond[rows], batch),
             clip=clip or None,
-            trajectory=trajectory,
+            trajectory=walk.trajectory,
+            callback=walk.callback,
+            loop="auto" if walk.callback is None else "dispatch",
+            **walk.options,
         )
-        return jnp.swapaxes(made[1], 0, 1) if trajectory else made
+        return jnp.swapaxes(made[1], 0, 1) if walk.trajectory else made
 
     made = in_groups(network, cond, noise.shape[0], sample)
-    return jnp.swapaxes(made, 0, 1) if trajectory else made
+    return jnp.swapaxes(made, 0, 1) if walk.trajectory else made
 
 
 def _null_class(run: SamplerRun) -> int:

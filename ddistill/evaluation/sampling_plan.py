@@ -232,6 +232,30 @@ def _student_run(
     )
 
 
+def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRun]:
+    """One sampler run of at most `most` steps for a network, or for each student of a sweep.
+
+    It is the planned run of the most steps that fits, or else the shortest one on fewer levels. The
+    stage need not be complete, and need not be a stage that the evaluation samples.
+    """
+    e = settings.evaluation
+    if plan.name == e.teacher:
+        steps = min(most, plan.levels.num_steps)
+        return [_teacher_run(plan, settings, e.full_sampler, steps, "teacher")]
+    of_students: dict[int | None, list[SamplerRun]] = {}
+    for run in _student_runs(plan, e.student_sampler):
+        of_students.setdefault(run.student, []).append(run)
+    found = []
+    for student, runs in of_students.items():
+        fitting = [run for run in runs if run.steps <= most]
+        run = max(fitting, key=lambda r: r.steps) if fitting else min(runs, key=lambda r: r.steps)
+        if not fitting:
+            grid = make_grid(run.student_plan.levels, most, "trailing")
+            run = _student_run(plan, run.sampler, most, grid, student, e.student_sampler)
+        found.append(run)
+    return found
+
+
 def _count(steps: int) -> str:
     return f"{steps} step{'s' if steps != 1 else ''}"
 

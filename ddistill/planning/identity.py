@@ -95,7 +95,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
     # it decides which checkpoints there are. Their scores are means over the steps between them,
     # whatever `log_every` is. A stage that an alarm ends hands on nothing.
     TrainingSettings: {
-        **_all(Kind.RUN, "log_every checkpoint_every keep scan_steps tensorboard"),
+        **_all(Kind.RUN, "log_every checkpoint_every keep scan_steps preview_every loggers"),
         **_all(Kind.GROUP, "mesh"),
     },
     MeshSettings: _all(Kind.RUN, "student data model fsdp smallest"),

@@ -120,7 +120,9 @@ def experiment(
         schedule=schedule,
         stages=stages,
         pipeline=tuple(stages),
-        training=TrainingSettings(log_every=100, checkpoint_every=checkpoint_every),
+        training=TrainingSettings(
+            log_every=100, checkpoint_every=checkpoint_every, preview_every=checkpoint_every
+        ),
         evaluation=dataclasses.replace(evaluation, classifier=classifier),
     )
 

@@ -23,15 +23,20 @@ class StopRequest:
     handlers have to wait: Python writes the number of a signal to a pipe at once, and a thread
     reads it.
 
+    Outside of the main thread, where Python allows no handlers, only `request` sets the flag.
+
     Args:
       speaks: whether signals print a line; of several processes only the first should.
+      exits: whether a second SIGINT ends the process. False raises `KeyboardInterrupt` instead, for
+        a process that is not the program's own, such as a notebook.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
-    def __init__(self, speaks: bool = True) -> None:
+    def __init__(self, speaks: bool = True, exits: bool = True) -> None:
         self.name = ""
-        self._speaks = speaks
+        self._speaks, self._exits = speaks, exits
+        self._interrupts = 0
         self._before: dict[int, object] = {}
 
     def __bool__(self) -> bool:
@@ -46,6 +51,9 @@ class StopRequest:
         return INTERRUPTED if self.name == "SIGINT" else TERMINATED
 
     def __enter__(self) -> "StopRequest":
+        self._listens = threading.current_thread() is threading.main_thread()
+        if not self._listens:
+            return self
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         for number in self._SIGNALS:
@@ -56,6 +64,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._listens:
+            return
         signal.set_wakeup_fd(self._woken_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -64,9 +74,16 @@ class StopRequest:
         os.close(self._read)
         os.close(self._write)
 
+    def request(self, name: str) -> None:
+        """Requests a stop from within the program; `name` says who asked, for messages."""
+        self.name = self.name or name
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.name = self.name or signal.Signals(number).name
+        self.request(signal.Signals(number).name)
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1 and not self._exits:
+            raise KeyboardInterrupt
 
     def _listen(self) -> None:
         """Reads signal numbers from the pipe and prints a line for each, until it reads 0."""
@@ -82,10 +99,10 @@ class StopRequest:
     def _answer(self, number: int, first: bool) -> None:
         name = signal.Signals(number).name
         if first:
-            self._handle(number, None)
+            self.request(name)
             again = "again" if number == signal.SIGINT else "Ctrl-C"
             self._tell(f"{name}: stopping after this step; {again} to stop now")
-        elif number == signal.SIGINT:
+        elif number == signal.SIGINT and self._exits:
             self._tell(f"{name}: stopped at once; the last complete checkpoint is kept")
             leave_now(INTERRUPTED)
 

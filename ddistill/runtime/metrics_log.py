@@ -1,30 +1,17 @@
-"""The metrics of a stage on disk: JSON lines and TensorBoard events."""
+"""The metrics of a stage on disk, as JSON lines."""
 
 import json
 import os
 from pathlib import Path
-from typing import Protocol
 
 from ddistill.runtime.files import DamagedFile, parse_object, write_text
 from ddistill.runtime.hosts import is_first
 from ddistill.typing import JsonRecord
 
 
-class _EventWriter(Protocol):
-    """What is used of tensorboardX's `SummaryWriter`."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Writes one value."""
-        ...
-
-    def close(self) -> None:
-        """Writes what is left and closes the file."""
-        ...
-
-
-def open_log(folder: Path, stage: str, step: int, tensorboard: bool) -> "MetricsLog | NoLog":
+def open_log(folder: Path, stage: str, step: int) -> "MetricsLog | NoLog":
     """The metrics of a stage, written by the first process of a run alone."""
-    return MetricsLog(folder, stage, step, tensorboard) if is_first() else NoLog()
+    return MetricsLog(folder, stage, step) if is_first() else NoLog()
 
 
 class NoLog:
@@ -41,38 +28,32 @@ class NoLog:
 
 
 class MetricsLog:
-    """`metrics.jsonl` of a stage and, where tensorboardX is installed, its events.
+    """`metrics.jsonl` of a stage.
 
     Lines after `step` are dropped on opening, so that a stage that went back to a checkpoint leaves
     every step once.
     """
 
-    def __init__(self, folder: Path, stage: str, step: int, tensorboard: bool):
+    def __init__(self, folder: Path, stage: str, step: int):
         self.path = folder / "metrics.jsonl"
         self._stage = stage
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._writer = _tensorboard_writer(folder / "tensorboard") if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line and flushes it."""
         row = {"stage": self._stage, "step": step, **values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{self._stage}/{name}", value, step)
 
     def sync(self) -> None:
         """Waits until the lines are on disk, or in the bucket that is mounted as one."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file."""
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
 
 
 def read_metrics(path: Path) -> list[JsonRecord]:
@@ -88,11 +69,3 @@ def read_metrics(path: Path) -> list[JsonRecord]:
         if isinstance(row.get("step"), int):
             rows.append(row)
     return rows
-
-
-def _tensorboard_writer(folder: Path) -> "_EventWriter | None":
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -28,12 +29,14 @@ from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.clock import Clock
 from ddistill.training.initial import Start, abstract_state, initial_state, memory_budget
 from ddistill.training.metrics_buffer import MetricsBuffer, find_not_finite, mean_metrics
+from ddistill.training.previews import StagePreviews
 from ddistill.training.rounds import join_state, split, split_state
-from ddistill.training.run_context import RunContext
+from ddistill.training.run_context import ALONE, RunContext, StagePlace
 from ddistill.training.scores import Score
 from ddistill.training.state import TrainState, count_parameters
 from ddistill.training.step import StepInputs
 from ddistill.training.stop_poll import StopPoll
+from ddistill.training.timings import Pace
 from ddistill.training.train_steps import TrainSteps
 from ddistill.training.trained import handed_on, state_at
 
@@ -56,8 +59,8 @@ class Learnt:
 class StageRun:
     """One stage being trained."""
 
-    def __init__(self, plan: StagePlan, context: RunContext):
-        self.plan, self.context = plan, context
+    def __init__(self, plan: StagePlan, context: RunContext, place: StagePlace = ALONE):
+        self.plan, self.context, self.place = plan, context, place
         self.training, self.reporter = context.settings.training, context.reporter
         # Convolutions in a loop body are slow on CPU.
         self.scan = self.training.scan_steps or (1 if jax.default_backend() == "cpu" else 8)
@@ -68,6 +71,10 @@ class StageRun:
         self.diverged: set[int] = set()
         self.alarms = AlarmMonitor(plan, self.training.log_every, self._say, self._failed)
         self.stopping = StopPoll(context.stop)
+        self.pace = Pace(context.timings.step_seconds(plan))
+        self.previews = StagePreviews(
+            plan, self.layout, context.previews, self.training.preview_every, self._say
+        )
 
     def run(
         self, start: Start | None = None, learnt: Learnt = Learnt()
@@ -84,8 +91,12 @@ class StageRun:
         """
         plan = self.plan
         state, step = self._open(start)
-        self.log = open_log(plan.folder, plan.name, step, self.training.tensorboard)
-        self.reporter.begin(plan.name, plan.settings.steps, step)
+        self.log = open_log(plan.folder, plan.name, step)
+        self.loggers = self.context.loggers.open(plan.name, step)
+        self.info = self.place.info(plan, step, self.context.stop)
+        self.context.call_back(lambda callback: callback.on_stage_begin(self.info))
+        after = self.context.timings.left(self.place.later)
+        self.reporter.begin(self.place.title(plan), plan.settings.steps, step, after)
         together = not several()
         try:
             state = self._train(state, step, self._inputs(learnt))
@@ -100,9 +111,12 @@ class StageRun:
         finally:
             self.reporter.end()
             self.log.close()
+            self.loggers.close()
             if together:  # else other hosts may be elsewhere, and closing would wait for them
                 self.checkpoints.close()
-        return self._finish(state), handed_on(state, plan.ema_key())
+        manifest = self._finish(state)
+        self.context.call_back(lambda callback: callback.on_stage_end(self.info, manifest))
+        return manifest, handed_on(state, plan.ema_key())
 
     def _chosen(self, state: TrainState) -> TrainState:
         """The state that the stage hands on: that of its last step, or of its best checkpoint."""
@@ -153,11 +167,15 @@ class StageRun:
             self.layout,
             images=bool(plan.objective.requires.images),
         )
-        steps = TrainSteps(plan, self.layout, self.context.programs, reader, inputs)
+        timings = self.context.timings
+        steps = TrainSteps(plan, self.layout, self.context.programs, reader, inputs, timings)
         rounds = split_state(self.layout, state)
         del state  # its buffers are those of the rounds, or are free
+        if self.previews.missing(step):
+            self._preview(step, rounds)
         buffer = MetricsBuffer()
-        cuts = spans(step, end, self.scan, (every.log_every, every.checkpoint_every))
+        borders = (every.log_every, every.checkpoint_every, every.preview_every)
+        cuts = spans(step, end, self.scan, tuple(border for border in borders if border))
         waiting_since = time.perf_counter()
         for step, count, images, indices in reader.batches(cuts):
             buffer.wait += time.perf_counter() - waiting_since
@@ -177,8 +195,20 @@ class StageRun:
             if stopping and step < end:
                 self.checkpoints.wait()
                 raise Interrupted(f"stage '{plan.name}' at step {step}")
+            # After the checkpoint: a process that goes on from it makes a preview that is missing.
+            if self.previews.due(step):
+                buffer.since += self._preview(step, rounds)
             waiting_since = time.perf_counter()
         return join_state(self.layout, rounds)
+
+    def _preview(self, step: int, rounds: Sequence[TrainState]) -> float:
+        """Samples the stage as it is, for the run's folder and the loggers; returns the seconds."""
+        jax.block_until_ready(rounds)  # train steps that still run are no part of the seconds
+        begun = time.perf_counter()
+        picture = self.previews(step, rounds)
+        if picture is not None:
+            self.loggers.images(step, {"preview": picture})
+        return time.perf_counter() - begun
 
     def _flush(self, buffer: MetricsBuffer, step: int) -> None:
         """Brings the metrics of an interval to the host, checks them and writes their means."""
@@ -195,13 +225,18 @@ class StageRun:
         self.loss = values.get("loss", self.loss)
         share = {"data_wait_share": min(1.0, buffer.wait / seconds)}
         spent = {"seconds": self.clock.train, "compile_seconds": self.clock.compile}
-        self.log.write(step, {**values, **rate, **share, **spent})
+        logged = {**values, **rate, **share, **spent}
+        self.log.write(step, logged)
+        self.loggers.scalars(step, logged)
+        self.pace.add(buffer.timed, seconds)
+        self.context.call_back(lambda callback: callback.on_log(self.info, step, logged))
         self.alarms(values, step)
         self.reporter.advance(
             step,
             f"loss {self.loss:.4g}"
             + "".join(f"  {value:.{0 if value > 10 else 1}f} images/s" for value in rate.values())
             + f"  data wait {share['data_wait_share']:.0%}",
+            self.pace.left(self.plan.settings.steps - step),
         )
 
     def _means(self, metrics: dict[str, np.ndarray], step: int) -> dict[str, float]:
@@ -304,6 +339,8 @@ class StageRun:
             final_loss=self.loss,
             handed_on=int(state.step),
         )
+        if self.pace.measured is not None:
+            self.context.timings.note_step(plan, self.pace.measured)
         if is_first():
             write_json(plan.manifest_path, manifest.to_json())
         wait(f"{plan.name} is complete")

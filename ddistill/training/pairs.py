@@ -36,6 +36,7 @@ def make_pairs(
     teacher: Denoiser | RoutedDenoiser,
     reporter: Reporter,
     stop: StopRequest,
+    title: str = "",
 ) -> PairsManifest:
     """Makes the pairs that are not there yet and returns the stage's manifest.
 
@@ -43,12 +44,13 @@ def make_pairs(
       plan: the stage; its objective is `MakePairs`.
       teacher: the denoiser, with guidance where the stage asks for it.
       reporter, stop: progress and polite stopping.
+      title: of the progress; "" for the stage's name.
 
     Raises:
       Interrupted: a stop was requested; finished shards stay.
       TrainingError: the teacher's images are not finite.
     """
-    stopped = from_first(lambda: _try_shards(plan, teacher, reporter, stop))
+    stopped = from_first(lambda: _try_shards(plan, teacher, reporter, stop, title))
     if stopped:
         raise Interrupted(stopped)
     manifest = from_first(lambda: _manifest(plan).to_json())
@@ -85,20 +87,28 @@ def read_pairs(plan: StagePlan) -> Pairs:
 
 
 def _try_shards(
-    plan: StagePlan, teacher: Denoiser | RoutedDenoiser, reporter: Reporter, stop: StopRequest
+    plan: StagePlan,
+    teacher: Denoiser | RoutedDenoiser,
+    reporter: Reporter,
+    stop: StopRequest,
+    title: str,
 ) -> str:
     """Makes the shards; returns where it was interrupted, for all processes, or ""."""
     try:
-        _make_shards(plan, teacher, reporter, stop)
+        _make_shards(plan, teacher, reporter, stop, title)
     except Interrupted as where:
         return str(where)
     return ""
 
 
 def _make_shards(
-    plan: StagePlan, teacher: Denoiser | RoutedDenoiser, reporter: Reporter, stop: StopRequest
+    plan: StagePlan,
+    teacher: Denoiser | RoutedDenoiser,
+    reporter: Reporter,
+    stop: StopRequest,
+    title: str,
 ) -> None:
-    reporter.begin(plan.name, plan.settings.steps)
+    reporter.begin(title or plan.name, plan.settings.steps)
     try:
         for path, steps in _shards(plan):
             # A stage that was stopped may have shards of another length, see `MakePairs`.

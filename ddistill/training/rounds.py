@@ -14,6 +14,7 @@ import numpy as np
 
 from ddistill.runtime.sharding import Layout
 from ddistill.training.state import TrainState
+from ddistill.typing import Tree
 
 
 def split(layout: Layout, tree: Any, axis: int = 0) -> list[Any]:
@@ -61,8 +62,14 @@ def join_state(layout: Layout, rounds: Sequence[TrainState]) -> TrainState:
     if not layout.in_rounds:
         return rounds[0]
     stacks = [state.replace(step=None) for state in rounds]  # type: ignore[attr-defined]
-    joined = jax.tree.map(lambda *parts: _joined(layout, parts), *stacks)
-    return joined.replace(step=rounds[0].step)
+    return join(layout, stacks).replace(step=rounds[0].step)
+
+
+def join(layout: Layout, rounds: Sequence[Tree]) -> Tree:
+    """Arrays of all students, `[K, ...]`, from their parts by round, as of `split_state`."""
+    if not layout.in_rounds:
+        return rounds[0]
+    return jax.tree.map(lambda *parts: _joined(layout, parts), *rounds)
 
 
 def _cut(layout: Layout, x: jax.Array, j: int) -> jax.Array:

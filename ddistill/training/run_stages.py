@@ -15,7 +15,7 @@ from ddistill.training.folders import claim
 from ddistill.training.initial import Start
 from ddistill.training.loop import Learnt, StageRun
 from ddistill.training.pairs import make_pairs, read_pairs
-from ddistill.training.run_context import RunContext
+from ddistill.training.run_context import RunContext, StagePlace
 from ddistill.training.trained import Networks, guided, load_state
 
 
@@ -34,16 +34,20 @@ def run_stages(
     """
     by_name = {plan.name: plan for plan in plans}
     manifests: dict[str, Manifest] = {}
-    for plan in plans:
+    for i, plan in enumerate(plans):
         if only and plan.name != only:
             continue
         if agree(bool(context.stop)):
             raise Interrupted(f"before stage '{plan.name}'")
-        manifests[plan.name] = _run_one(plan, by_name, context)
+        later = [] if only else [p for p in plans[i + 1 :] if p.manifest() is None]
+        place = StagePlace(i + 1, len(plans), tuple(later))
+        manifests[plan.name] = _run_one(plan, by_name, context, place)
     return manifests
 
 
-def _run_one(plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext) -> Manifest:
+def _run_one(
+    plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, place: StagePlace
+) -> Manifest:
     # Before the folder is claimed, so that a stage that is refused leaves nothing behind.
     diverged = from_first(lambda: [] if plan.manifest() else check_sound(plan, by_name))
     with claim(plan, context.reporter, context.stop):
@@ -57,8 +61,8 @@ def _run_one(plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunCont
                 "from; it does not learn and will not be scored"
             )
         if plan.objective.trains.kind == "pairs":
-            return _make_pairs(plan, by_name, context)
-        return _train(plan, by_name, context, diverged)
+            return _make_pairs(plan, by_name, context, place)
+        return _train(plan, by_name, context, place, diverged)
 
 
 def _found(plan: StagePlan) -> Manifest | None:
@@ -70,15 +74,25 @@ def _found(plan: StagePlan) -> Manifest | None:
     return made.from_json(found)
 
 
-def _make_pairs(plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext) -> Manifest:
+def _make_pairs(
+    plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, place: StagePlace
+) -> Manifest:
     teacher = guided(plan, in_float32(context.networks(by_name[plan.settings.teacher])))
-    manifest = make_pairs(plan, teacher, context.reporter, context.stop)
+    info = place.info(plan, 0, context.stop)
+    context.call_back(lambda callback: callback.on_stage_begin(info))
+    manifest = make_pairs(plan, teacher, context.reporter, context.stop, place.title(plan))
+    context.timings.note_step(plan, manifest.train_seconds / max(1, plan.settings.steps))
+    context.call_back(lambda callback: callback.on_stage_end(info, manifest))
     context.reporter.say(f"{plan.name}: {manifest.pairs} pairs in {manifest.train_seconds:.0f} s")
     return manifest
 
 
 def _train(
-    plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, diverged: list[int]
+    plan: StagePlan,
+    by_name: Mapping[str, StagePlan],
+    context: RunContext,
+    place: StagePlace,
+    diverged: list[int],
 ) -> Manifest:
     s, say = plan.settings, context.reporter.say
     teacher, classifier = (
@@ -87,7 +101,7 @@ def _train(
     if s.steps and plan.imported:
         say(f"{plan.name}: starts from {plan.imported.source}")
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
-    run = StageRun(plan, context)
+    run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
     manifest, weights = run.run(start, Learnt(guided(plan, teacher), classifier, pairs))
     context.networks.add(plan, weights)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddistill.optimizers import learning_rates, update_rule
 from ddistill.planning.plan import StagePlan
+from ddistill.runtime.console import duration
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import Layout
 from ddistill.training.batches import BatchReader
@@ -16,6 +17,7 @@ from ddistill.training.compiled import Chunk, Programs, step_settings
 from ddistill.training.rounds import advance, split
 from ddistill.training.state import TrainState
 from ddistill.training.step import StepInputs
+from ddistill.training.timings import Timings
 
 
 class TrainSteps:
@@ -28,6 +30,7 @@ class TrainSteps:
         programs: Programs,
         reader: BatchReader,
         inputs: Sequence[StepInputs],
+        timings: Timings | None = None,
     ):
         """Compiles nothing yet.
 
@@ -37,7 +40,9 @@ class TrainSteps:
           programs: the compiled programs of the run.
           reader: of the batches.
           inputs: by round, what a step reads beside state and batch.
+          timings: durations of earlier compilations; receives those of this stage.
         """
+        self._timings = timings or Timings()
         self._plan, self._layout, self._programs = plan, layout, programs
         self._reader, self._inputs = reader, list(inputs)
         self._keys = split(layout, _keys(plan))
@@ -73,7 +78,9 @@ class TrainSteps:
             self._chunks[count], new = self._programs(wanted, rule, count, resident, shapes)
         now = {name: rates[step : step + count] for name, rates in self._rates.items()}
         if new:
-            say("compiling the train step")
+            known = self._timings.compile_seconds(self._plan, count)
+            last = "" if known is None else f" (about {duration(known)} last time)"
+            say(f"compiling the train step{last}")
         begun = time.perf_counter()
         chunk, inputs, keys = self._chunks[count], self._inputs, self._keys
         rates = split(layout, now, axis=1)
@@ -85,6 +92,7 @@ class TrainSteps:
         jax.block_until_ready(rounds)
         seconds = time.perf_counter() - begun
         say(f"compiled in {seconds:.1f} s")
+        self._timings.note_compilation(self._plan, count, seconds)
         return rounds, metrics, seconds
 
 

@@ -4,12 +4,13 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives import Objective
 from ddistill.optimizers import check_optimizer
 from ddistill.planning.context import StageContext
+from ddistill.runtime.loggers import JSONL, LOGGERS
 from ddistill.settings import Settings, StageSettings
 from ddistill.text import name_of
 
 # File systems allow 255 bytes, and a hash or the name of a sampler is appended.
 _LONGEST_NAME = 150
-_LOWEST = {"log_every": 1, "checkpoint_every": 1, "keep": 1, "scan_steps": 0}
+_LOWEST = {"log_every": 1, "checkpoint_every": 1, "keep": 1, "scan_steps": 0, "preview_every": 0}
 
 PREDICTIONS = ("x0", "eps", "v", "edm")
 
@@ -40,6 +41,8 @@ def check_run(settings: Settings) -> None:
         value = getattr(settings.training, key)
         if value < low:
             raise ConfigError(f"config.training.{key}={value} must be {low} or more.")
+    for name in settings.training.loggers:
+        check_choice("config.training.loggers", name, [JSONL, *LOGGERS])
     for name in settings.pipeline:
         _check_best(name, settings)
     if settings.seed < 0:

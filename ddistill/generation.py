@@ -1,0 +1,285 @@
+"""Images from the networks of a finished run: batches, progress, paths of noises, inversion."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ddistill.errors import ConfigError
+from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.evaluation.sampling import (
+    Network,
+    SamplerInputs,
+    Walk,
+    conditions,
+    noise_bank,
+    run_walk,
+)
+from ddistill.evaluation.sampling_plan import SamplerRun
+from ddistill.runtime.rng import stream_key
+from ddistill.samplers import get_sampler
+from ddistill.samplers.inversion import ddim_inversion, noising, unit_noise
+from ddistill.schedules import Schedule
+from ddistill.settings import EvaluationSettings, kind_of
+
+Labels = int | Sequence[int] | np.ndarray
+# Receives the number of sampler steps done and their total, over all batches.
+Progress = Callable[[int, int], None]
+# The rows of a batch -> `[B, H, W, C]`, noise or images.
+Rows = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Images, and the states on the way to them.
+
+    Attributes:
+      images: `[n, H, W, C]` uint8.
+      states: `[N+1, n, H, W, C]` float32, the state z at every level: first the starting noise,
+        times the largest sigma where that is above 1, last the images before rounding. They are
+        states of the sampler and not predictions of the clean image.
+      levels: `[N+1]` noise levels, in the order of a schedule: `levels.at(N - i)` is that of
+        `states[i]`.
+    """
+
+    images: UInt8[np.ndarray, "n H W C"]
+    states: Float[np.ndarray, "N_1 n H W C"]
+    levels: Schedule
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network, ready to be sampled.
+
+    Attributes:
+      run: the sampler and its levels.
+      network: the network.
+      settings: of the run's evaluation, which gives the bound on x0.
+      seed: of the noise, and of the noise that the sampler draws in its steps.
+      batch_size: images per batch.
+    """
+
+    run: SamplerRun
+    network: Network
+    settings: EvaluationSettings
+    seed: int = 0
+    batch_size: int = 256
+
+    def noise(self, rows: np.ndarray) -> Float[np.ndarray, "B H W C"]:
+        """Consecutive entries of the noise bank of the seed, from that of the first row on."""
+        settings = replace(self.settings, noise_seed=self.seed)
+        shape = self.run.plan.image_shape
+        return np.asarray(noise_bank(settings, shape, int(rows[0]), len(rows)))
+
+    def batches(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
+        """First image and rows of every batch; the last one is padded with the last image.
+
+        All batches have one size, so that the sampler is compiled once.
+        """
+        size = min(n, self.batch_size)
+        for start in range(0, n, size):
+            yield start, np.minimum(np.arange(start, start + size), n - 1)
+
+    def walk(
+        self,
+        walk: Walk,
+        n: int,
+        start_at: Rows,
+        labels: np.ndarray | None,
+        progress: Progress | None,
+    ) -> np.ndarray:
+        """Calls a sampler batch by batch.
+
+        Args:
+          walk: the sampler.
+          n: number of images.
+          start_at: returns what a batch starts from, noise or images.
+          labels: `[n]` or None.
+          progress: receives steps done and steps in all.
+
+        Returns:
+          `[n, H, W, C]`, or with `walk.trajectory` `[N+1, n, H, W, C]`, float32.
+        """
+        batches, steps, made = list(self.batches(n)), walk.levels.num_steps, []
+        grouped = getattr(getattr(self.network, "partition", None), "groups", 1) > 1
+        for i, (start, rows) in enumerate(batches):
+            inputs = SamplerInputs(
+                jnp.asarray(start_at(rows)),
+                None if labels is None else labels[rows],
+                jax.random.fold_in(stream_key(self.seed, "sampler"), start),
+            )
+            report = progress and _report(progress, i * steps, len(batches) * steps)
+            callback = None if grouped else report  # groups of classes are sampled one by one
+            made.append(np.asarray(run_walk(*self._of(inputs), replace(walk, callback=callback))))
+            if progress is not None and grouped:
+                progress((i + 1) * steps, len(batches) * steps)
+        axis = 1 if walk.trajectory else 0
+        return np.concatenate(made, axis).take(range(n), axis)
+
+    def _of(self, inputs: SamplerInputs) -> tuple[SamplerRun, Network, SamplerInputs, float]:
+        return self.run, self.network, inputs, self.settings.clip
+
+    def generate(
+        self, n: int, noise: Rows, labels: np.ndarray | None, progress: Progress | None = None
+    ) -> UInt8[np.ndarray, "n H W C"]:
+        """Images from noise."""
+        walk = Walk(get_sampler(self.run.sampler), self.run.levels)
+        return quantise(self.walk(walk, n, noise, labels, progress))
+
+    def trajectory(
+        self, n: int, noise: Rows, labels: np.ndarray | None, progress: Progress | None = None
+    ) -> Trajectory:
+        """Images from noise, with all states."""
+        walk = Walk(get_sampler(self.run.sampler), self.run.levels, trajectory=True)
+        states = self.walk(walk, n, noise, labels, progress)
+        return Trajectory(quantise(states[-1]), states, self.run.levels)
+
+    def invert(
+        self, images: np.ndarray, labels: np.ndarray | None, iterations: int
+    ) -> Float[np.ndarray, "n H W C"]:
+        """Noise from images in [-1, 1], by DDIM inversion on the levels of the run."""
+        options = {"iterations": iterations}
+        walk = Walk(ddim_inversion, noising(self.run.levels), options=options)
+        found = self.walk(walk, len(images), images.__getitem__, labels, None)
+        return np.asarray(unit_noise(jnp.asarray(found), self.run.levels))
+
+    def check_deterministic(self, call: str) -> None:
+        """Raises `ConfigError` unless the noise alone determines the images."""
+        sampler = get_sampler(self.run.sampler)
+        if not sampler.deterministic:
+            raise ConfigError(
+                f"{call} needs a deterministic sampler, and stage '{self.run.plan.name}' is "
+                f"sampled with {sampler.name}, which draws noise in its steps. Choose another "
+                "stage, for example ddistill.load(FOLDER, stage='teacher') if its sampler is ddim."
+            )
+
+
+def _report(progress: Progress, before: int, total: int) -> Callable[..., None]:
+    return lambda i, z, level, prediction: progress(before + i + 1, total)
+
+
+def check_noise(
+    noise: object, shape: tuple[int, ...], name: str = "noise"
+) -> Float[np.ndarray, "..."]:
+    """Checks noise of a caller.
+
+    Args:
+      noise: the value.
+      shape: the shape that it needs.
+      name: of the argument.
+
+    Returns:
+      The same as float32 array.
+
+    Raises:
+      ConfigError: it has another shape or type, or values that are not finite.
+    """
+    given = np.asarray(noise)
+    if given.shape != shape or given.dtype.kind != "f":
+        raise ConfigError(
+            f"{name} of shape {given.shape} and type {given.dtype}; standard normal floats of "
+            f"shape {shape} are needed."
+        )
+    if not np.isfinite(given).all():
+        raise ConfigError(f"{name} has values that are not finite.")
+    return given.astype(np.float32)
+
+
+def check_images(images: object, shape: tuple[int, int, int]) -> Float[np.ndarray, "n H W C"]:
+    """Checks images of a caller and returns them as floats in [-1, 1].
+
+    Args:
+      images: `[n, H, W, C]` uint8, or floats in [-1, 1].
+      shape: `(H, W, C)`.
+
+    Raises:
+      ConfigError: they have another shape or type, or values out of range.
+    """
+    given = np.asarray(images)
+    floats = given.dtype.kind == "f"
+    if given.ndim != 4 or given.shape[1:] != shape or not (floats or given.dtype == np.uint8):
+        raise ConfigError(
+            f"images of shape {given.shape} and type {given.dtype}; uint8, or floats in [-1, 1], "
+            f"of shape (n, {', '.join(map(str, shape))}) are needed."
+        )
+    if not len(given):
+        raise ConfigError("images are none; at least one is needed.")
+    if not floats:
+        return given.astype(np.float32) / 127.5 - 1.0
+    if not (np.abs(given) <= 1.0).all():  # false for NaN, too
+        raise ConfigError("images have values outside of [-1, 1]; scale them, or give uint8.")
+    return given.astype(np.float32)
+
+
+def slerp(a: np.ndarray, b: np.ndarray, shares: Float[np.ndarray, " S"]) -> np.ndarray:
+    """Spherical interpolation between two noises.
+
+    sin((1 - s) angle) / sin(angle) a + sin(s angle) / sin(angle) b with the angle between both, so
+    that points between two samples of a standard normal have its norm.
+
+    Args:
+      a, b: arrays of one shape.
+      shares: `[S]` in [0, 1], 0 for `a` and 1 for `b`.
+
+    Returns:
+      `[S, ...]` float32; on a straight line where both point in one direction or in opposite ones.
+    """
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    s = np.asarray(shares, np.float64).reshape(-1, *(1,) * a.ndim)
+    lengths = np.linalg.norm(x) * np.linalg.norm(y)
+    angle = np.arccos(np.clip((x * y).sum() / lengths, -1.0, 1.0)) if lengths else 0.0
+    if np.sin(angle) < 1e-6:
+        return ((1 - s) * x + s * y).astype(np.float32)
+    path = (np.sin((1 - s) * angle) * x + np.sin(s * angle) * y) / np.sin(angle)
+    return path.astype(np.float32)
+
+
+def whole_number(name: str, value: object, lowest: int = 0) -> int:
+    """Checks that `value` is a whole number from `lowest` to 2**32 - 1, of Python or NumPy.
+
+    Raises:
+      ConfigError: the value has another type or is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{name}={value!r} is {kind_of(type(value))}; a whole number is needed.")
+    if not lowest <= value < 2**32:
+        bound = f"{lowest} or more" if value < lowest else "less than 2**32"
+        raise ConfigError(f"{name}={value} must be {bound}.")
+    return int(value)
+
+
+def end_of_path(name: str, given: object, source: Source) -> Float[np.ndarray, "H W C"]:
+    """An end of an interpolation: noise `[H, W, C]`, or the first noise of a seed."""
+    shape = source.run.plan.image_shape
+    if isinstance(given, int | np.integer):
+        return replace(source, seed=whole_number(name, given)).noise(np.arange(1))[0]
+    return check_noise(given, shape, name)
+
+
+def class_labels(run: SamplerRun, labels: Labels | None, n: int) -> Int[np.ndarray, " n"] | None:
+    """Checks `labels` and returns `[n]` classes; None for an unconditional network."""
+    every, known = conditions(run, 0, n), run.student_plan.tables.classes
+    if every is None or known is None:
+        if labels is not None:
+            raise ConfigError(
+                f"labels were given, but stage '{run.plan.name}' is unconditional; leave them out."
+            )
+        return None
+    if labels is None:
+        return every
+    try:
+        given = np.asarray(labels)
+    except ValueError:
+        raise ConfigError(f"labels={labels!r}: {n} integers or one are needed.") from None
+    if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
+        raise ConfigError(
+            f"labels of shape {given.shape} and type {given.dtype}; {n} integers or one are needed."
+        )
+    if given.min() < 0 or given.max() >= len(known):
+        raise ConfigError(
+            f"labels go from {given.min()} to {given.max()}; classes are 0 to {len(known) - 1}."
+        )
+    return np.broadcast_to(given, (n,)).astype(np.int32)
