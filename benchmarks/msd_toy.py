@@ -43,7 +43,7 @@ from ddistill.evaluation.figures.style import (
     styled,
 )
 from ddistill.objectives import LevelTables, Objective, make_level_tables, make_objective
-from ddistill.objectives.inputs import Pairs
+from ddistill.objectives.inputs import Pairs, Share
 from ddistill.objectives.parts import NetworkFacts
 from ddistill.partitions import ConditionPartition, condition_partition
 from ddistill.runtime.rng import stream_key
@@ -198,7 +198,9 @@ class Member:
     def tables(self, grid: np.ndarray) -> LevelTables:
         """Its levels and classes."""
         own = condition_partition(CLASSES, self.count).owned_classes(CLASSES)[self.k]
-        return make_level_tables(SCHEDULE, grid, classes=np.flatnonzero(own), num_classes=CLASSES)
+        return make_level_tables(
+            SCHEDULE, grid, share=Share(classes=np.flatnonzero(own), num_classes=CLASSES)
+        )
 
 
 @dataclass(frozen=True)

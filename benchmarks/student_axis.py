@@ -27,6 +27,7 @@ from ddistill import networks
 from ddistill.denoiser import Denoiser
 from ddistill.networks.convolution import for_platform
 from ddistill.objectives import make_level_tables, make_objective
+from ddistill.objectives.inputs import Share
 from ddistill.optimizers import make_optimizer
 from ddistill.runtime.cpu import use_quick_code
 from ddistill.runtime.rng import stream_key
@@ -103,7 +104,7 @@ class Task:
         """The levels of student k of `count`."""
         grid = make_grid(cosine(256), 256, "trailing")
         return make_level_tables(
-            cosine(256), grid, low=256 * k // count + 1, high=256 * (k + 1) // count
+            cosine(256), grid, share=Share(256 * k // count + 1, 256 * (k + 1) // count)
         )
 
     def student_axis(self, count: int, variant: str) -> Layout:

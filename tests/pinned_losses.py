@@ -32,7 +32,7 @@ from ddistill.objectives import Batch, LevelTables, Objective, make_level_tables
 from ddistill.objectives.base import bind as bind_network
 from ddistill.objectives.base import init_inputs, static_part, trained_auxiliaries
 from ddistill.objectives.classification import Classifier
-from ddistill.objectives.inputs import Pairs, student_levels
+from ddistill.objectives.inputs import Pairs, Share, student_levels
 from ddistill.objectives.parts import NetworkFacts
 from ddistill.objectives.sampling import draw_pair
 from ddistill.samplers import get_sampler
@@ -117,11 +117,13 @@ def prepared(case: Case) -> tuple[Objective, LevelTables]:
         schedule,
         grid,
         case.time,
-        low=case.low,
-        high=case.high,
-        full_range_share=case.full_range_share,
-        classes=case.own or (range(case.classes) if case.classes else None),
-        num_classes=case.classes,
+        share=Share(
+            case.low,
+            case.high,
+            case.full_range_share,
+            case.own or (range(case.classes) if case.classes else None),
+            case.classes,
+        ),
         values=objective.dynamic_hparams() if case.program else None,
     )
     return static_part(objective) if case.program else objective, tables

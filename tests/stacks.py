@@ -9,6 +9,7 @@ import optax
 import tiny
 
 from ddistill.objectives import make_level_tables, make_objective
+from ddistill.objectives.inputs import Share
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import Layout, data_mesh, make_mesh, place, replicate
 from ddistill.schedules import cosine, make_grid
@@ -23,7 +24,9 @@ RANGES = [(1, 3), (4, 8), (2, 6), (1, 8)]
 
 def processes(count):
     grid = make_grid(cosine(32), 8, "trailing")
-    return [make_level_tables(cosine(32), grid, low=low, high=high) for low, high in RANGES[:count]]
+    return [
+        make_level_tables(cosine(32), grid, share=Share(low, high)) for low, high in RANGES[:count]
+    ]
 
 
 def settings(devices=1, name="o2mkd", dropout=0.0, **changes):

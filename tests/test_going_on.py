@@ -95,7 +95,11 @@ WRONG = {
                 "students": {"count": 2, "sweep": {"grid_steps": [2, 4]}},
             }
         ),
-        ["config.stages.dm.students.sweep.grid_steps", "Make a stage of each"],
+        [
+            "config.stages.dm.students.sweep",
+            "another program for 'grid_steps=4'",
+            "a stage of each",
+        ],
     ),
     "a teacher of many": (
         chain(

@@ -16,7 +16,7 @@ from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import OBJECTIVES, make_objective
 from ddistill.objectives.base import bind, init_inputs, trained_auxiliaries
-from ddistill.objectives.inputs import Batch, Pairs, make_level_tables
+from ddistill.objectives.inputs import Batch, Pairs, Share, make_level_tables
 from ddistill.objectives.matching.generator import generator_input, with_gradient
 from ddistill.objectives.matching.losses import score_difference
 from ddistill.objectives.parts import NetworkFacts
@@ -30,7 +30,7 @@ IMAGE = (1, 1, 2)
 
 def tables(schedule=None, steps=1, **shown):
     schedule = schedule or cosine(64)
-    return make_level_tables(schedule, make_grid(schedule, steps, "trailing"), **shown)
+    return make_level_tables(schedule, make_grid(schedule, steps, "trailing"), share=Share(**shown))
 
 
 def objective(name="dmd", steps=1, schedule=None, **hyper):

@@ -16,7 +16,7 @@ from ddistill.errors import ConfigError
 from ddistill.networks.discriminator import Discriminator
 from ddistill.objectives import make_objective
 from ddistill.objectives.distances import REGRESSIONS, regression_distance
-from ddistill.objectives.inputs import make_level_tables
+from ddistill.objectives.inputs import Share, make_level_tables
 from ddistill.objectives.matching.adversarial import (
     DIVERGENCES,
     density_ratio,
@@ -306,7 +306,7 @@ def test_lognormal_levels_are_edms():
 def test_lognormal_levels_of_a_range_are_edms_given_the_range(low, high):
     """Also far above the mean, where hardly any of the whole law's draws lie."""
     schedule = karras(64)
-    shown = make_level_tables(schedule, make_grid(schedule, 64), rows=70, low=low, high=high)
+    shown = make_level_tables(schedule, make_grid(schedule, 64), rows=70, share=Share(low, high))
     keys = jax.random.split(jax.random.key(0), 20_000)
     index = np.asarray(draw_level(keys, shown, "lognormal"))
     found = np.bincount(index, minlength=65)[low : high + 1] / len(index)
@@ -324,7 +324,7 @@ def test_lognormal_levels_of_a_range_are_edms_given_the_range(low, high):
 def test_lognormal_levels_outside_of_a_range():
     schedule = karras(64)
     grid = make_grid(schedule, 64)
-    shown = make_level_tables(schedule, grid, low=49, high=64, full_range_share=0.5)
+    shown = make_level_tables(schedule, grid, share=Share(49, 64, 0.5))
     keys = jax.random.split(jax.random.key(0), 4000)
     index = np.asarray(draw_level(keys, shown, "lognormal"))
     assert np.mean(index < 49) == pytest.approx(0.5, abs=0.04)
@@ -332,7 +332,7 @@ def test_lognormal_levels_outside_of_a_range():
 
 def test_levels_stay_in_a_students_range():
     schedule = karras(64)
-    shown = make_level_tables(schedule, make_grid(schedule, 64), rows=80, low=10, high=30)
+    shown = make_level_tables(schedule, make_grid(schedule, 64), rows=80, share=Share(10, 30))
     keys = jax.random.split(jax.random.key(0), 2000)
     for law in LAWS:
         index = np.asarray(draw_level(keys, shown, law))

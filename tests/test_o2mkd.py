@@ -18,6 +18,8 @@ from ddistill.errors import ConfigError, TrainingError
 from ddistill.evaluation.report.students_table import boundary_jumps, students_table
 from ddistill.evaluation.sampling_plan import planned_runs, without_diverged
 from ddistill.objectives import make_level_tables, make_objective
+from ddistill.objectives.base import static_part
+from ddistill.objectives.inputs import Share
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.objectives.sampling import normal
 from ddistill.planning.lineage import cost
@@ -74,7 +76,7 @@ def test_the_whole_range_is_the_plain_loss():
     grid = make_grid(cosine(32), 8, "trailing")
     plain, ranged = (
         make_level_tables(cosine(32), grid),
-        make_level_tables(cosine(32), grid, low=1, high=8),
+        make_level_tables(cosine(32), grid, share=Share(1, 8)),
     )
     both = {"student": tiny.tiny_denoiser(1), "teacher": tiny.tiny_denoiser(0)}
     a, b = (O2MKD().regression_loss(both, tiny.batch(), p)[0] for p in (plain, ranged))
@@ -322,6 +324,18 @@ def test_grids_cannot_be_swept_where_they_are_listed(tmp_path):
     stages = {**wanted.stages, "swept": stage}
     with pytest.raises(ConfigError, match=r"sweep\.grid_steps has no effect beside grid\.explicit"):
         plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")
+
+
+def test_grids_are_swept_with_rollouts_of_teacher_and_student(tmp_path):
+    wanted = swept(grid_steps=(2, 8))
+    mixed = {"name": "sfddm", "substeps": 1, "teacher_states": 0.25, "student_states": 0.25}
+    stage = dataclasses.replace(wanted.stages["swept"], objective=mixed)
+    stages = {**wanted.stages, "swept": stage}
+    students = plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")[
+        "swept"
+    ].students
+    assert [m.objective.rollout_calls(1) for m in students] == [1, 7]
+    assert static_part(students[0].objective) == static_part(students[1].objective)
 
 
 def test_a_student_of_a_sweep_costs_what_it_costs_alone(trained, tmp_path):

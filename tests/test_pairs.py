@@ -13,7 +13,7 @@ from runs import LateStop, Notes, plans_of, tiny_settings
 
 from ddistill.errors import CheckpointError, TrainingError
 from ddistill.objectives import Batch, make_level_tables
-from ddistill.objectives.inputs import Pairs
+from ddistill.objectives.inputs import Pairs, Share
 from ddistill.objectives.sampling import draw_pair
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.samplers import get_sampler
@@ -244,7 +244,7 @@ def test_pairs_that_are_not_complete_are_refused(copied):
 
 
 def draw(pairs, classes, own, count=40_000):
-    shown = make_level_tables(cosine(8), np.arange(9), classes=classes, num_classes=10)
+    shown = make_level_tables(cosine(8), np.arange(9), share=Share(classes=classes, num_classes=10))
     keys = jax.random.split(jax.random.key(0), count)
     return np.asarray(jax.jit(draw_pair, static_argnums=(1, 3))(keys, pairs, shown, own))
 

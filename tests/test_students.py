@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables
+from ddistill.objectives.inputs import Share
 from ddistill.objectives.sampling import draw_index
 from ddistill.partitions import (
     ConditionPartition,
@@ -175,9 +176,7 @@ def test_students_are_stacked_taken_and_cloned():
 
 @pytest.mark.parametrize("full_range_share", [None, 0.2])
 def test_a_student_is_shown_its_range_and_the_share_outside(full_range_share):
-    tables = make_level_tables(
-        cosine(32), np.arange(33), low=9, high=16, full_range_share=full_range_share
-    )
+    tables = make_level_tables(cosine(32), np.arange(33), share=Share(9, 16, full_range_share))
     keys = jax.random.split(jax.random.key(0), 20_000)
     index = np.asarray(jax.jit(draw_index)(keys, tables))
     inside = (index >= 9) & (index <= 16)

@@ -8,6 +8,7 @@ from typing import Any
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives.base import Objective
 from ddistill.objectives.classification import Classification
+from ddistill.objectives.consistency import CD, CT
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.dmd import DMD
 from ddistill.objectives.dmd2 import DMD2
@@ -26,6 +27,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dmd2": DMD2,
     "ladd": LADD,
     "classification": Classification,
+    "cd": CD,
+    "ct": CT,
     "o2mkd": O2MKD,
     "pairs": MakePairs,
     "progressive": Progressive,

@@ -146,9 +146,15 @@ class Objective:
 Method = TypeVar("Method", bound=Objective)
 
 
-def filled_in(default: object = None) -> PyTree:
-    """A field that planning fills in; it is no hyperparameter and no setting."""
-    return dataclasses.field(default=default, metadata={"filled_in": True})
+def filled_in(default: object = None, *, in_program: bool = True) -> PyTree:
+    """A field that planning fills in; it is no hyperparameter and no setting.
+
+    Args:
+      default: before planning.
+      in_program: whether the losses read it. If not, objectives that differ in it are equal, and
+        share a compiled program.
+    """
+    return dataclasses.field(default=default, compare=in_program, metadata={"filled_in": True})
 
 
 def hparam(objective: Objective, name: str, tables: LevelTables) -> Array | float:
@@ -247,6 +253,16 @@ def check_not_negative(objective: Objective, *names: str) -> None:
         value = getattr(objective, name)
         if not np.isfinite(value) or value < 0:
             raise ConfigError(f"objective.{name}={value!r} must be a number >= 0.")
+
+
+def check_unused(objective: Objective, reason: str, *names: str) -> None:
+    """Raises `ConfigError` where hyperparameters without effect differ from their defaults."""
+    usual = {f.name: f.default for f in dataclasses.fields(objective)}
+    for name in names:
+        if getattr(objective, name) != usual[name]:
+            raise ConfigError(
+                f"objective.{name}={getattr(objective, name)!r} has no effect: {reason}."
+            )
 
 
 def target_rate(auxiliary: Auxiliary, progress: Scalar) -> Scalar | float:

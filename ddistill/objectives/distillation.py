@@ -72,7 +72,7 @@ class Distillation(Objective):
       gamma: share of the entropy among them; the rest is diversity (released code: beta).
       teacher_states, student_states: shares of the examples whose noisy image comes from a rollout
         of the teacher or of the student (DDIL, arXiv 2410.11971); the rest is forward noising.
-      rollout_steps: steps of a rollout of the teacher.
+      rollout_steps: steps of a rollout of the teacher, for its cost.
     """
 
     # The target of the classifier's distance, and the norm of hidden features.
@@ -89,7 +89,7 @@ class Distillation(Objective):
     gamma: float = 0.75
     teacher_states: float = 0.0
     student_states: float = 0.0
-    rollout_steps: int = filled_in(1)
+    rollout_steps: int = filled_in(1, in_program=False)
 
     def __post_init__(self):
         check_not_negative(self, "classifier_weight", "beta")
@@ -154,6 +154,11 @@ class Distillation(Objective):
         del networks
         return features
 
+    def example_weights(self, state: State, tables: LevelTables) -> PerExample | None:
+        """Weights of the examples, for weights that depend on more than their noise level."""
+        del state, tables
+        return None
+
     # -------------------------------------------------------------------------------- the loss
 
     def all_terms(self) -> tuple[str, ...]:
@@ -203,7 +208,9 @@ class Distillation(Objective):
             error = mean_per_example(jnp.square(found.student.x0 - batch.image))
             metrics["x0_mse"] = jnp.mean(error)
         weighted = [self._weight_of(name, tables) * term for name, term in terms.items()]
-        return jnp.sum(jnp.stack(weighted), axis=0), metrics
+        values = jnp.sum(jnp.stack(weighted), axis=0)
+        weights = self.example_weights(state, tables)
+        return values if weights is None else values * weights, metrics
 
     def state(self, networks: Networks, batch: Batch, tables: LevelTables) -> State:
         """The noisy images of a batch."""

@@ -1,6 +1,7 @@
 """What a loss is given beside networks: a batch, and the levels of its stage as tables."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,10 @@ class LevelTables:
         """The share of the training that is done, in [0, 1), for curricula."""
         return jnp.asarray(self.step, jnp.float32) / jnp.maximum(1, self.steps)
 
+    def with_steps(self, steps: int) -> "LevelTables":
+        """The tables for a stage of `steps` train steps."""
+        return self.replace(steps=_integer(steps))  # type: ignore[attr-defined, no-any-return]
+
 
 def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -> Schedule:
     """A student's `[N+1]` levels: the teacher's at a grid.
@@ -118,31 +123,43 @@ def student_levels(schedule: Schedule, grid: np.ndarray, time: str = "mapped") -
     return index_time(levels) if time == "index" else levels
 
 
+@dataclass(frozen=True)
+class Share:
+    """The levels and classes that one student is trained on.
+
+    Attributes:
+      low, high: levels low .. high of 1 .. N; high 0 for N.
+      full_range_share: share of the examples that are drawn from all of 1 .. N; None for none.
+      classes: class ids; None where networks are not conditional.
+      num_classes: classes of the data, the length of the table of classes.
+    """
+
+    low: int = 1
+    high: int = 0
+    full_range_share: float | None = None
+    classes: Sequence[int] | None = None
+    num_classes: int = 0
+
+
 def make_level_tables(
     schedule: Schedule,
     grid: np.ndarray,
     time: str = "mapped",
     rows: int = 0,
-    *,
-    low: int = 1,
-    high: int = 0,
-    full_range_share: float | None = None,
-    classes: Sequence[int] | None = None,
-    num_classes: int = 0,
+    share: Share = Share(),
     values: Mapping[str, float] | None = None,
-    steps: int = 1,
 ) -> LevelTables:
-    """The levels of a stage as tables.
+    """The levels of a stage as tables, at step 0 of 1.
 
     Args:
       schedule, grid, time: as in `student_levels`.
       rows: length of the tables, at least T+1; 0 for T+1.
-      low, high, full_range_share, classes, values, steps: see `LevelTables`; high 0 for N.
-      num_classes: length of the table of classes.
+      share: the levels and classes of the student.
+      values: dynamic hyperparameters, see `LevelTables`.
     """
     student = student_levels(schedule, grid, time)
     rows = rows or schedule.num_steps + 1
-    count = len(grid) - 1
+    classes, outside = share.classes, share.full_range_share
 
     def fill(row):
         return np.concatenate([row, np.repeat(row[-1:], rows - len(row))])
@@ -152,21 +169,23 @@ def make_level_tables(
         teacher=jax.device_put(jax.tree.map(fill, schedule)),
         student=jax.device_put(jax.tree.map(fill, student)),
         grid=jax.device_put(fill(np.asarray(grid, np.int32))),
-        count=jax.device_put(np.asarray(count, np.int32)),
-        low=jax.device_put(np.asarray(low, np.int32)),
-        high=jax.device_put(np.asarray(high or count, np.int32)),
-        full_range_share=None
-        if full_range_share is None
-        else jax.device_put(np.float32(full_range_share)),
-        classes=None if classes is None else jax.device_put(_filled(classes, num_classes)),
-        class_count=None if classes is None else jax.device_put(np.int32(len(classes))),
+        count=_integer(len(grid) - 1),
+        low=_integer(share.low),
+        high=_integer(share.high or len(grid) - 1),
+        full_range_share=None if outside is None else jax.device_put(np.float32(outside)),
+        classes=None if classes is None else jax.device_put(_filled(classes, share.num_classes)),
+        class_count=None if classes is None else _integer(len(classes)),
         values={
             k: jax.device_put(np.asarray(v, np.int32 if isinstance(v, int) else np.float32))
             for k, v in (values or {}).items()
         },
-        step=jax.device_put(np.int32(0)),
-        steps=jax.device_put(np.int32(steps)),
+        step=_integer(0),
+        steps=_integer(1),
     )
+
+
+def _integer(value: int) -> Index:
+    return jax.device_put(np.int32(value))
 
 
 def _filled(classes: Sequence[int], length: int) -> Int[np.ndarray, " C"]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import Objective, make_level_tables
-from ddistill.objectives.inputs import student_levels
+from ddistill.objectives.base import static_part
+from ddistill.objectives.inputs import Share, student_levels
 from ddistill.optimizers import check_optimizer
 from ddistill.partitions import Partition, level_ranges
 from ddistill.planning.checks.students import BY_CLASS, BY_LEVEL, check_students
@@ -39,10 +40,15 @@ def plan_students(
     _check_levels(stage.students, objective, f"{path}.students")
     _check_sweep(stage, objective, f"{path}.students")
     swept = [_swept(context, objective, k) for k in range(max(1, stage.students.count))]
-    whole = _Share(classes=tuple(range(num_classes)) if stage.conditional else None)
+    whole = Share(
+        full_range_share=stage.students.full_range_share or None,
+        classes=tuple(range(num_classes)) if stage.conditional else None,
+        num_classes=num_classes,
+    )
     if stage.grid.spacing == "edm" and objective.trains.kind == "pairs" and not stage.grid.explicit:
         return (_plan_edm_student(context, swept[0], whole),), None
     students = tuple(_plan_student(context, one, whole) for one in swept)
+    _check_programs(students, f"{path}.students")
     if stage.students.partition == "none":
         return students, None
     levels = students[0].levels
@@ -52,20 +58,16 @@ def plan_students(
     except ConfigError as error:  # its message begins with "students"
         raise ConfigError(f"{path}.{error}") from error
     shares = [
-        _Share(int(a), int(b), tuple(np.flatnonzero(own).tolist()) if stage.conditional else None)
+        dataclasses.replace(
+            whole,
+            low=int(a),
+            high=int(b),
+            classes=tuple(np.flatnonzero(own).tolist()) if stage.conditional else None,
+        )
         for a, b, own in zip(low, high, partition.owned_classes(num_classes))
     ]
     students = tuple(_plan_student(context, one, own) for one, own in zip(swept, shares))
     return students, partition
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What one student is trained on: levels low .. high (0 for the last), and these classes."""
-
-    low: int = 1
-    high: int = 0
-    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,39 +113,37 @@ def _number(objective: Objective, key: str, value: float) -> int | float:
     return int(value) if _is_whole(objective, key) else float(value)
 
 
-def _plan_student(context: StageContext, one: _Swept, share: _Share) -> StudentPlan:
+def _plan_student(context: StageContext, one: _Swept, share: Share) -> StudentPlan:
     grid_settings, students, table = one.stage.grid, one.stage.students, context.table
     grid = _grid(context, one.stage)
     try:
         objective = one.objective.prepare(grid)
     except ConfigError as error:  # its message begins with "objective"
         raise ConfigError(f"{context.path}.{error}") from None
+    tables = make_level_tables(
+        table.levels,
+        grid,
+        grid_settings.time,
+        context.rows,
+        share,
+        objective.dynamic_hparams(),
+    )
     return StudentPlan(
         label=one.label,
         levels=student_levels(table.levels, grid, grid_settings.time),
         indices=table.indices[grid],
-        tables=make_level_tables(
-            table.levels,
-            grid,
-            grid_settings.time,
-            context.rows,
-            low=share.low,
-            high=share.high,
-            full_range_share=students.full_range_share or None,
-            classes=share.classes,
-            num_classes=context.data.num_classes,
-            values=objective.dynamic_hparams(),
-            steps=one.stage.steps,
-        ),
+        tables=tables.with_steps(one.stage.steps),
         objective=objective,
         seed=one.seed,
         stream=one.stream,
         optimizer=one.stage.optimizer,
-        classes=share.classes if students.partition in BY_CLASS else None,
+        classes=tuple(share.classes)
+        if share.classes is not None and students.partition in BY_CLASS
+        else None,
     )
 
 
-def _plan_edm_student(context: StageContext, one: _Swept, share: _Share) -> StudentPlan:
+def _plan_edm_student(context: StageContext, one: _Swept, share: Share) -> StudentPlan:
     """A stage of pairs on EDM's own levels, which need not be rows of the table."""
     table = context.table
     steps, made = one.stage.grid.steps or table.levels.num_steps, table.schedule
@@ -189,10 +189,16 @@ def _check_levels(s: StudentsSettings, objective: Objective, path: str) -> None:
             f"{path}.partition={s.partition!r} shares out noise levels, but {reason}. Use "
             "partition='classes'."
         )
-    if "grid_steps" in s.sweep:
+
+
+def _check_programs(students: tuple[StudentPlan, ...], path: str) -> None:
+    """Raises `ConfigError` where students of a sweep cannot share a compiled program."""
+    programs = [static_part(student.objective) for student in students]
+    other = next((k for k, program in enumerate(programs) if program != programs[0]), 0)
+    if other:
         raise ConfigError(
-            f"{path}.sweep.grid_steps: students of this objective with other numbers of steps are "
-            "other programs. Make a stage of each."
+            f"{path}.sweep: the objective is another program for '{students[other].label}' than "
+            f"for '{students[0].label}'. Make a stage of each."
         )
 
 

@@ -8,7 +8,6 @@ the update rules, `register_sampler` adds a sampler, and `get_sampler` finds one
 """
 
 from ddistill.samplers.algorithms import (
-    HEUN_MAX_RATIO,
     SAMPLERS,
     ddim,
     ddpm,
@@ -23,7 +22,6 @@ from ddistill.samplers.loops import LOOPS, Denoise, Previous
 from ddistill.samplers.sampler import Sampler
 
 __all__ = [
-    "HEUN_MAX_RATIO",
     "LOOPS",
     "SAMPLERS",
     "Denoise",

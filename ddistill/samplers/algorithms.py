@@ -12,7 +12,6 @@ of a rule are options of its sampler. Rules can be called on their own, also as 
 import re
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from ddistill.diffusion import (
@@ -22,6 +21,7 @@ from ddistill.diffusion import (
     from_x0,
     multistep_x0,
     posterior_step,
+    trapezoid_x0,
 )
 from ddistill.errors import ConfigError, check_choice
 from ddistill.samplers.loops import Denoise, Previous
@@ -69,26 +69,14 @@ ddpm = Sampler("ddpm", "DDPM", ddpm_update, deterministic=False)
 
 # ---------------------------------------------------------------------------------------- Heun
 
-# Heun's correction weights the second denoiser call by half the ratio of the noise levels before
-# and after the step. EDM's own grids stay below this ratio; the first step of a cosine table
-# reaches 1e4, where the trapezoid resolves nothing and amplifies the network's error.
-HEUN_MAX_RATIO = 100.0
-
 
 def heun_update(
     denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
 ) -> tuple[Array, Prediction]:
-    """Heun's method (EDM, arXiv 2206.00364 algorithm 1 without churn), over sigma / alpha.
-
-    d(z / alpha) / d(sigma / alpha) = eps. The trapezoid of both eps equals a DDIM step with
-    x0 = x_1 + (sigma_1 / sigma_2) / 2 (x_2 - x_1), which stays exact where alpha_1 is close to 0.
-    A step that lowers the noise by more than `HEUN_MAX_RATIO` is Euler's.
-    """
+    """Heun's method (EDM, arXiv 2206.00364 algorithm 1 without churn), see `trapezoid_x0`."""
     first = denoise(z, here)
     second = denoise(ddim_step(first, z, here, there), there)
-    ratio = here.sigma * there.alpha / (here.alpha * there.sigma)
-    weight = jnp.where(ratio <= HEUN_MAX_RATIO, ratio / 2.0, 0.0)
-    prediction = from_x0(first.x0 + weight * (second.x0 - first.x0), z, here)
+    prediction = from_x0(trapezoid_x0(first.x0, second.x0, here, there), z, here)
     return ddim_step(prediction, z, here, there), prediction
 
 

@@ -61,6 +61,10 @@ METHODS: dict[str, Method] = {
     "ladd": Method("LADD"),
     "msd_dm": Method("MSD (DM)"),
     "msd_adm": Method("MSD (ADM)"),
+    "cd": Method("CD"),
+    "ct": Method("CT"),
+    "ect": Method("ECT"),
+    "lcm": Method("LCM"),
     "real": Method("real data (floor)", "real"),
 }
 

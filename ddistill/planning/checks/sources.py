@@ -149,7 +149,7 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
         raise ConfigError(f"{path}.guidance={scale} must be 0 or above; 1 is none.")
     if not teacher:
         raise ConfigError(f"{path}.guidance={scale} is the teacher's, and there is none.")
-    theirs, why = plans[teacher], ""
+    theirs, why, remedy = plans[teacher], "", ""
     if theirs.partition is not None and theirs.partition.groups > 1:
         why = "is students of some classes each, of whom one alone knows the null class"
     elif not theirs.settings.conditional:
@@ -157,11 +157,12 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
     elif not theirs.objective.null_class_share:
         share = theirs.objective.null_class_share
         why = "was trained with a class for every example: it has never seen the null class"
+        remedy = f", or drop a share of the labels in config.stages.{teacher}.objective"
         if share is None:
             why = "is not known to have been trained on the null class"
     if why:
         raise ConfigError(
-            f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1."
+            f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1{remedy}."
         )
 
 
