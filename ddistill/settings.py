@@ -129,6 +129,8 @@ class StageSettings:
     a stage without `method` is not sampled. `samplers` maps samplers to the step counts that its
     students are scored with; empty is the sampler that the objective asks for ("renoise" for
     matched distributions in several steps), else `evaluation.student_sampler`, on all their levels.
+    `mid_levels` lists noise levels sigma / alpha, decreasing, between pure noise and the image, for
+    samplers of one step more than it has entries; others divide the student's levels evenly.
     """
 
     objective: Options
@@ -156,6 +158,7 @@ class StageSettings:
     method: str = ""
     variant: str = ""
     samplers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    mid_levels: tuple[float, ...] = ()
 
     @property
     def init_source(self) -> str:

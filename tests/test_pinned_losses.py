@@ -13,7 +13,7 @@ WITHOUT_NUMBERS = {("pairs", "shard")}
 
 
 # Objectives of the same losses, whose hyperparameters need no cases in each of them.
-FAMILIES = [("dmd", "dmd2", "ladd"), ("o2mkd", "tsm")]
+FAMILIES = [("dmd", "dmd2", "ladd"), ("o2mkd", "tsm"), ("cd", "ct")]
 
 
 @pytest.fixture(scope="module")

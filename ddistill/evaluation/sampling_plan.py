@@ -177,19 +177,39 @@ def _sampler_grid(levels: Schedule, sampler: str, steps: int, network: str) -> n
     return make_grid(levels, steps, "trailing")
 
 
+def _student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -> np.ndarray:
+    """`[N+1]` rows of a student's levels for a sampler of `steps` steps."""
+    even = _sampler_grid(levels, sampler, steps, f"stage '{plan.name}'")
+    mid = plan.settings.mid_levels
+    if steps != len(mid) + 1:
+        return even
+    noise = np.asarray(levels.sigma, np.float64) / np.asarray(levels.alpha, np.float64)
+    distance = np.abs(np.log(np.maximum(noise, 1e-12)) - np.log(np.asarray(mid)[:, None]))
+    rows = distance.argmin(axis=1)
+    grid = np.concatenate([[0], rows[::-1], even[-1:]])
+    if np.any(np.diff(grid) <= 0):
+        allowed = ", ".join(f"{x:.3g}" for x in noise[[levels.num_steps - 1, 1]])
+        raise ConfigError(
+            f"config.stages.{plan.name}.mid_levels={mid}: the levels nearest to them are rows "
+            f"{rows.tolist()} of the student's 0 to {levels.num_steps}. They must decrease and "
+            f"differ, between {allowed}."
+        )
+    return grid
+
+
 def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
     """Lists the sampler runs of a stage: every student of a sweep with every chosen sampler."""
     path = f"config.stages.{plan.name}.samplers"
     for name in plan.settings.samplers:
         check_choice(path, name, SAMPLERS)
+    _check_mid_levels(plan)
     runs = []
     for k, student_plan in enumerate(
         plan.students if plan.partition is None else plan.students[:1]
     ):
         student = k if plan.stacked and plan.partition is None else None
-        network = f"stage '{plan.name}'"
         samplers = [
-            (name, steps, _sampler_grid(student_plan.levels, name, steps, network))
+            (name, steps, _student_grid(plan, student_plan.levels, name, steps))
             for name, counts in plan.settings.samplers.items()
             for steps in counts
         ] or [
@@ -202,6 +222,19 @@ def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
         for name, steps, grid in samplers:
             runs.append(_student_run(plan, name, steps, grid, student, sampler))
     return runs
+
+
+def _check_mid_levels(plan: StagePlan) -> None:
+    """Raises `ConfigError` for levels between the steps that no sampler visits."""
+    mid, path = plan.settings.mid_levels, f"config.stages.{plan.name}.mid_levels"
+    if not all(np.isfinite(x) and x > 0 for x in mid):
+        raise ConfigError(f"{path}={mid} are noise levels sigma / alpha; each must be above 0.")
+    counts = {steps for every in plan.settings.samplers.values() for steps in every}
+    if mid and len(mid) + 1 not in counts:
+        raise ConfigError(
+            f"{path}={mid} has no effect: config.stages.{plan.name}.samplers has no sampler of "
+            f"{len(mid) + 1} steps."
+        )
 
 
 def _student_run(

@@ -22,12 +22,14 @@ from ddistill.recipes.common import (
     to_config,
     with_teacher,
 )
+from ddistill.recipes.consistency import consistency
 from ddistill.recipes.digits import (
     annealed,
     digits,
     digits_chain,
     digits_conditional,
     digits_conditional_network,
+    digits_consistency,
     digits_feature_classifier,
     digits_halvings,
     digits_msd,
@@ -70,11 +72,13 @@ __all__ = [
     "cfd_cifar",
     "cfd_imagenet64",
     "check_variant",
+    "consistency",
     "digits",
     "digits_chain",
     "digits_conditional",
     "digits_conditional_network",
     "digits_config",
+    "digits_consistency",
     "digits_feature_classifier",
     "digits_halvings",
     "digits_msd",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddistill.recipes.common import Options, edm_denoising, network, objective, teacher_stage
+from ddistill.recipes.consistency import consistency
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import feature_halvings, progressive
@@ -126,6 +127,25 @@ def digits_student(
     """Our SFDDM student on digits, see `sfddm_default`; shared between experiments."""
     options = {"steps": 700, "batch_size": 64, "optimizer": annealed(3e-3), "shared": True, **stage}
     return sfddm_default(levels, substeps=substeps, loss=loss, **options)
+
+
+def digits_consistency(method: str, **changes: Any) -> dict[str, StageSettings]:
+    """A consistency model on digits, shared between experiments.
+
+    Args:
+      method: as in `ddistill.recipes.consistency.consistency`.
+      **changes: its other arguments.
+    """
+    options = {
+        "steps": 2400,
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "ema": (0.995,),
+        "samplers": {"renoise": (1, 2, 4)},
+        "shared": True,
+        **changes,
+    }
+    return {method: consistency(method, **{"levels": 32, **options})}
 
 
 def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSettings]:

@@ -63,6 +63,7 @@ METHODS: dict[str, Method] = {
     "msd_adm": Method("MSD (ADM)"),
     "cd": Method("CD"),
     "ct": Method("CT"),
+    "ict": Method("iCT"),
     "ect": Method("ECT"),
     "lcm": Method("LCM"),
     "real": Method("real data (floor)", "real"),
