@@ -128,6 +128,18 @@ def input_scale(kind: str, level: Level, sigma_data: float = 0.5) -> Float[Array
     return 1.0 / jnp.sqrt(jnp.square(level.sigma) + jnp.square(level.alpha * sigma_data))
 
 
+def analytic_prediction(z: Array, level: Level) -> Prediction:
+    """The exact prediction for data of mean 0 and variance 1.
+
+    At a very noisy level that of other data hardly differs from it: the analytic first step of
+    samplers (arXiv 2210.05475) takes it in place of a network's.
+    """
+    alpha, sigma = _scales(level, z)
+    spread = jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
+    # x0 = (z - sigma eps) / alpha, with the difference of spread and sigma taken exactly.
+    return Prediction(z * alpha / (spread * (spread + sigma)), z / spread)
+
+
 def clip_x0(prediction: Prediction, z: Array, level: Level, limit: float = 1.0) -> Prediction:
     """Bounds x0 to [-limit, limit] and derives eps anew, so that both still belong to `z`."""
     return from_x0(jnp.clip(prediction.x0, -limit, limit), z, level)

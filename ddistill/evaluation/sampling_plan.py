@@ -114,6 +114,7 @@ def experiment_of(settings: Settings, run: SamplerRun) -> str:
 
 SAMPLER_LABELS = {
     "ddim": "DDIM",
+    "ddim_afs": "DDIM, analytic first step",
     "ddpm": "DDPM",
     "heun": "Heun",
     "dpm_solver_pp": "DPM-Solver++",

@@ -18,6 +18,7 @@ from ddistill.objectives.o2mkd import O2MKD, TSM
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.parts import Update
 from ddistill.objectives.progressive import Progressive
+from ddistill.objectives.sfd import SFD
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.settings import convert, to_plain
 
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "o2mkd": O2MKD,
     "pairs": MakePairs,
     "progressive": Progressive,
+    "sfd": SFD,
     "sfddm": SFDDM,
     "tsm": TSM,
 }

@@ -10,6 +10,7 @@ the update rules, `register_sampler` adds a sampler, and `get_sampler` finds one
 from ddistill.samplers.algorithms import (
     SAMPLERS,
     ddim,
+    ddim_afs,
     ddpm,
     dpm_solver_pp,
     get_sampler,
@@ -28,6 +29,7 @@ __all__ = [
     "Previous",
     "Sampler",
     "ddim",
+    "ddim_afs",
     "ddpm",
     "dpm_solver_pp",
     "get_sampler",

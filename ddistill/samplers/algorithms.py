@@ -17,6 +17,7 @@ from jaxtyping import Array
 from ddistill.diffusion import (
     Prediction,
     add_noise,
+    analytic_prediction,
     ddim_step,
     from_x0,
     multistep_x0,
@@ -52,6 +53,25 @@ def ddim_update(
 
 # First order. Option: `eta` in [0, 1]; above 0 the sampler needs a key.
 ddim = Sampler("ddim", "DDIM", ddim_update)
+
+
+def analytic_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """A DDIM step with `analytic_prediction`, without a call of the denoiser."""
+    del denoise, key
+    prediction = analytic_prediction(z, here)
+    return ddim_step(prediction, z, here, there), prediction
+
+
+# For students that are trained so (SFD, arXiv 2409.19681).
+ddim_afs = Sampler(
+    "ddim_afs",
+    "DDIM, analytic first step",
+    ddim_update,
+    first=analytic_update,
+    evaluations=lambda steps: max(1, steps - 1),
+)
 
 # ---------------------------------------------------------------------------------------- DDPM
 
@@ -147,7 +167,7 @@ def _normal(key: Array | None, like: Array, what: str) -> Array:
 # ------------------------------------------------------------------------------------ registry
 
 SAMPLERS: dict[str, Sampler] = {
-    sampler.name: sampler for sampler in (ddim, ddpm, heun, dpm_solver_pp, renoise)
+    sampler.name: sampler for sampler in (ddim, ddim_afs, ddpm, heun, dpm_solver_pp, renoise)
 }
 
 

@@ -29,6 +29,7 @@ class Sampler:
       step: the update rule of one step, see `ddistill.samplers.algorithms`. Its keyword-only
         arguments have defaults and are options that callers of the sampler can set.
       last: the rule of the last step, with the arguments of `step`; None for `step` itself.
+      first: the same of the first step, which is `step`'s where there is only one.
       deterministic: whether the noise alone determines the images if all options have their
         defaults. The rule then receives no key.
       evaluations: N -> denoiser calls per image in N steps.
@@ -44,6 +45,7 @@ class Sampler:
     label: str
     step: Update
     last: Update | None = None
+    first: Update | None = None
     deterministic: bool = True
     evaluations: Callable[[int], int] = one_per_step
     multistep: bool = False
@@ -114,7 +116,8 @@ class Sampler:
             reports=callback is not None,
         )
         last = rule if self.last is None else replace(rule, step=self.last)
-        program = Program(rule, last, trajectory, callback)
+        first = rule if self.first is None else replace(rule, step=self.first)
+        program = Program(rule, last, first, trajectory, callback)
         made = run_loop(program, (denoiser, cond), (schedule, noise, key), loop)
         if bound is not None and not self.clip_predictions:
             made = _clip_images(*made, bound)
@@ -126,7 +129,7 @@ class Sampler:
 
     def steps_for(self, evaluations: int) -> int | None:
         """The number of steps that takes exactly `evaluations` denoiser calls, or None."""
-        counts = range(1, evaluations + 1)
+        counts = range(1, evaluations + 2)
         return next((n for n in counts if self.evaluations(n) == evaluations), None)
 
     def _changed(self, options: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

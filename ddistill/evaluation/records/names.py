@@ -66,6 +66,7 @@ METHODS: dict[str, Method] = {
     "ict": Method("iCT"),
     "ect": Method("ECT"),
     "lcm": Method("LCM"),
+    "sfd": Method("SFD"),
     "real": Method("real data (floor)", "real"),
 }
 
