@@ -133,6 +133,17 @@ def _consistency() -> None:
     add("ect", "ct", curriculum="ect", q=4.0, parts=3, **KARRAS)
 
 
+def _paths() -> None:
+    add("usual", "sfd", T=24, grid=(0, 8, 24))
+    add("ddim", "sfd", T=24, grid=(0, 8, 24), solver="ddim", substeps=3, norm="l2", classes=3)
+    add("analytic", "sfd", T=24, grid=(0, 8, 16, 24), analytic_first=True, **without(KARRAS, "T"))
+    for name in ("boot", "pid"):
+        add("usual", name, classes=3)
+        add("karras", name, distance="pseudo_huber", **KARRAS)
+        add("features", name, distance="classifier", prediction="x0")
+    add("plain", "boot", step_weight="uniform", boundary_weight=0.5)
+
+
 def _sfddm() -> None:
     name = "sfddm"
     # All levels: weights differ from each other where little noise is.
@@ -379,6 +390,7 @@ for make in (
     _denoising,
     _progressive,
     _consistency,
+    _paths,
     _sfddm,
     _o2mkd,
     _tsm,

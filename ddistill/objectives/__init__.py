@@ -7,6 +7,7 @@ from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives.base import Objective
+from ddistill.objectives.boot import BOOT
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.consistency import CD, CT
 from ddistill.objectives.denoising import Denoising
@@ -17,6 +18,7 @@ from ddistill.objectives.ladd import LADD
 from ddistill.objectives.o2mkd import O2MKD, TSM
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.parts import Update
+from ddistill.objectives.pid import PID
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfd import SFD
 from ddistill.objectives.sfddm import SFDDM
@@ -27,11 +29,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dmd": DMD,
     "dmd2": DMD2,
     "ladd": LADD,
+    "boot": BOOT,
     "classification": Classification,
     "cd": CD,
     "ct": CT,
     "o2mkd": O2MKD,
     "pairs": MakePairs,
+    "pid": PID,
     "progressive": Progressive,
     "sfd": SFD,
     "sfddm": SFDDM,

@@ -31,9 +31,11 @@ from ddistill.recipes.digits import (
     digits_conditional_network,
     digits_consistency,
     digits_feature_classifier,
+    digits_from_noise,
     digits_halvings,
     digits_msd,
     digits_network,
+    digits_sfd,
     digits_small_msd,
     digits_specialists,
     digits_student,
@@ -57,6 +59,7 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
+from ddistill.recipes.trajectory import from_noise, sfd
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -80,15 +83,18 @@ __all__ = [
     "digits_config",
     "digits_consistency",
     "digits_feature_classifier",
+    "digits_from_noise",
     "digits_halvings",
     "digits_msd",
     "digits_network",
+    "digits_sfd",
     "digits_small_msd",
     "digits_specialists",
     "digits_student",
     "digits_students",
     "feature_classifier_stage",
     "feature_halvings",
+    "from_noise",
     "halvings",
     "image_config",
     "msd",
@@ -104,6 +110,7 @@ __all__ = [
     "progressive",
     "released_optimizer",
     "scorer_stage",
+    "sfd",
     "sfddm_default",
     "sfddm_lsun",
     "sfddm_paper",

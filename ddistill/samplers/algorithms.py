@@ -158,6 +158,37 @@ renoise = Sampler(
 )
 
 
+# ------------------------------------------------------------------------------- from noise alone
+
+
+def from_noise_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """The image that a student of BOOT or PID makes of noise; it is told the level `there`."""
+    del key
+    prediction = denoise(z, Level(here.alpha, here.sigma, there.time))
+    return prediction.x0, prediction
+
+
+def keep_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """The image as it is."""
+    del denoise, there, key
+    return z, from_x0(z, z, here)
+
+
+# From the noisiest level to level 1, the cleanest one that networks know.
+from_noise = Sampler(
+    "from_noise",
+    "one call on noise",
+    from_noise_update,
+    last=keep_update,
+    evaluations=lambda steps: 1,
+    rows=lambda steps: (0, 1, steps),
+)
+
+
 def _normal(key: Array | None, like: Array, what: str) -> Array:
     if key is None:
         raise ValueError(f"{what} draws noise and needs a key, for example jax.random.key(0).")
@@ -167,7 +198,8 @@ def _normal(key: Array | None, like: Array, what: str) -> Array:
 # ------------------------------------------------------------------------------------ registry
 
 SAMPLERS: dict[str, Sampler] = {
-    sampler.name: sampler for sampler in (ddim, ddim_afs, ddpm, heun, dpm_solver_pp, renoise)
+    sampler.name: sampler
+    for sampler in (ddim, ddim_afs, ddpm, heun, dpm_solver_pp, renoise, from_noise)
 }
 
 

@@ -1,7 +1,7 @@
 """`Sampler`: an update rule, the facts that callers need about it, and how it is run."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,8 @@ class Sampler:
       deterministic: whether the noise alone determines the images if all options have their
         defaults. The rule then receives no key.
       evaluations: N -> denoiser calls per image in N steps.
+      rows: N -> the rows of a student's N levels that it visits; None for samplers of any rows.
+        Networks that are trained for such a sampler have no other, and it serves no others.
       multistep: whether `step` takes a `Previous` as its sixth argument. At the first step,
         `previous.level` is the current level and `previous.x0` is zero.
       single_step_deterministic: whether a sampler that is not deterministic draws no noise if it
@@ -48,6 +50,7 @@ class Sampler:
     first: Update | None = None
     deterministic: bool = True
     evaluations: Callable[[int], int] = one_per_step
+    rows: Callable[[int], Sequence[int]] | None = None
     multistep: bool = False
     single_step_deterministic: bool = False
     clip_predictions: bool = True

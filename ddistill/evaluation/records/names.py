@@ -67,6 +67,8 @@ METHODS: dict[str, Method] = {
     "ect": Method("ECT"),
     "lcm": Method("LCM"),
     "sfd": Method("SFD"),
+    "boot": Method("BOOT"),
+    "pid": Method("PID"),
     "real": Method("real data (floor)", "real"),
 }
 
