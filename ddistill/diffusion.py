@@ -128,6 +128,18 @@ def input_scale(kind: str, level: Level, sigma_data: float = 0.5) -> Float[Array
     return 1.0 / jnp.sqrt(jnp.square(level.sigma) + jnp.square(level.alpha * sigma_data))
 
 
+def analytic_prediction(z: Array, level: Level) -> Prediction:
+    """The exact prediction for data of mean 0 and variance 1.
+
+    At a very noisy level that of other data hardly differs from it: the analytic first step of
+    samplers (arXiv 2210.05475) takes it in place of a network's.
+    """
+    alpha, sigma = _scales(level, z)
+    spread = jnp.sqrt(jnp.square(alpha) + jnp.square(sigma))
+    # x0 = (z - sigma eps) / alpha, with the difference of spread and sigma taken exactly.
+    return Prediction(z * alpha / (spread * (spread + sigma)), z / spread)
+
+
 def clip_x0(prediction: Prediction, z: Array, level: Level, limit: float = 1.0) -> Prediction:
     """Bounds x0 to [-limit, limit] and derives eps anew, so that both still belong to `z`."""
     return from_x0(jnp.clip(prediction.x0, -limit, limit), z, level)
@@ -205,6 +217,29 @@ def multistep_x0(
     second_order = (h_before > 0) & jnp.isfinite(h)
     factor = jnp.where(second_order, h / (2.0 * jnp.where(second_order, h_before, 1.0)), 0.0)
     return x0 + expand(factor, x0) * (x0 - previous)
+
+
+# Heun's correction weights the second denoiser call by half the ratio of the noise levels before
+# and after the step. EDM's own grids stay below this ratio; the first step of a cosine table
+# reaches 1e4, where the trapezoid resolves nothing and amplifies the network's error.
+HEUN_MAX_RATIO = 100.0
+
+
+def trapezoid_x0(first: Array, second: Array, here: Level, there: Level) -> Float[Array, "B ..."]:
+    """The x0 with which a DDIM step from `here` to `there` is one of Heun's method.
+
+    d(z / alpha) / d(sigma / alpha) = eps (EDM, arXiv 2206.00364 algorithm 1 without churn). The
+    trapezoid of both eps equals x_1 + (s / s') / 2 (x_2 - x_1) with s = sigma / alpha, which stays
+    exact where alpha is close to 0. A step that lowers the noise by more than `HEUN_MAX_RATIO`, as
+    one to a clean level does, is Euler's.
+
+    Args:
+      first, second: `[B, H, W, C]`, x0 at `here`, and at `there` after a DDIM step.
+      here, there: `[]` or `[B]`.
+    """
+    ratio = here.sigma * there.alpha / (here.alpha * there.sigma)
+    weight = jnp.where(ratio <= HEUN_MAX_RATIO, ratio / 2.0, 0.0)
+    return first + expand(weight, first) * (second - first)
 
 
 def snr_step(level: Level, next_level: Level) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:

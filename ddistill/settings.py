@@ -173,6 +173,8 @@ class StageSettings:
       samplers: samplers and the step counts that the students are scored with. Empty is the sampler
         that the objective asks for ("renoise" for distribution matching in several steps), else
         `evaluation.student_sampler`, on all levels of the students.
+      mid_levels: noise levels sigma / alpha, decreasing, between pure noise and the image, for
+        samplers of one step more than it has entries; others divide the student's levels evenly.
     """
 
     objective: Options
@@ -200,6 +202,7 @@ class StageSettings:
     method: str = ""
     variant: str = ""
     samplers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    mid_levels: tuple[float, ...] = ()
 
     @property
     def init_source(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddistill import recipes
 from ddistill.diffusion import WEIGHTS
+from ddistill.objectives.consistency import DISTANCES, STEP_WEIGHTS
 from ddistill.objectives.distances import ERRORS, REGRESSIONS
 from ddistill.objectives.matching.adversarial import DIVERGENCES
 from ddistill.objectives.progressive import LOSSES
@@ -111,6 +112,36 @@ def _progressive() -> None:
     add("uneven", name, grid=(0, 2, 6))
     add("guided", name, levels=3, classes=3, guidance=2.0)
     add("karras", name, levels=3, **KARRAS)
+
+
+def _consistency() -> None:
+    for name, solvers in (("cd", ("heun", "ddim")), ("ct", ("",))):
+        for solver in solvers:
+            own = {"solver": solver} if solver else {}
+            add(f"usual_{solver or 'data'}", name, **own)
+            add(f"karras_{solver or 'data'}", name, **KARRAS, **own)
+        for label, critic in list(CRITIC.items())[::2]:
+            add(label, name, consistency_weight=0.5, **critic)
+    for i, distance in enumerate(DISTANCES):
+        huber = {"huber": 0.01} if "huber" in distance else {}
+        weight, law = STEP_WEIGHTS[i % len(STEP_WEIGHTS)], LAWS[i % 2]
+        add(distance, "ct", distance=distance, step_weight=weight, law=law, **huber)
+    add("skip", "cd", skip=3, classes=3, prediction="eps", solver="ddim")
+    add("guided", "cd", classes=3, guidance=2.0)
+    add("average", "cd", rate=0.9)
+    add("doubling", "ct", curriculum="doubling", intervals=2)
+    add("ect", "ct", curriculum="ect", q=4.0, parts=3, **KARRAS)
+
+
+def _paths() -> None:
+    add("usual", "sfd", T=24, grid=(0, 8, 24))
+    add("ddim", "sfd", T=24, grid=(0, 8, 24), solver="ddim", substeps=3, norm="l2", classes=3)
+    add("analytic", "sfd", T=24, grid=(0, 8, 16, 24), analytic_first=True, **without(KARRAS, "T"))
+    for name in ("boot", "pid"):
+        add("usual", name, classes=3)
+        add("karras", name, distance="pseudo_huber", **KARRAS)
+        add("features", name, distance="classifier", prediction="x0")
+    add("plain", "boot", step_weight="uniform", boundary_weight=0.5)
 
 
 def _sfddm() -> None:
@@ -358,6 +389,8 @@ def without(options: dict[str, Any], *names: str) -> dict[str, Any]:
 for make in (
     _denoising,
     _progressive,
+    _consistency,
+    _paths,
     _sfddm,
     _o2mkd,
     _tsm,

@@ -154,6 +154,12 @@ def make_networks(case: Case, objective: Objective) -> tuple[dict[str, Any], Any
         else None,
     }
 
+    # Averages have moved away from the student.
+    for name, own in objective.auxiliaries.items():
+        if own.start == "average":
+            moved = fixed_weights(name, student, inputs["student"], 12)
+            fixed[name] = bind_network(objective, name, student, moved, case.prediction)
+
     def bind(params: dict[str, Any]) -> dict[str, Any]:
         bound = {
             name: bind_network(

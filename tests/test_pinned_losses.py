@@ -13,7 +13,12 @@ WITHOUT_NUMBERS = {("pairs", "shard")}
 
 
 # Objectives of the same losses, whose hyperparameters need no cases in each of them.
-FAMILIES = [("classification", "rotation"), ("dmd", "dmd2", "ladd"), ("o2mkd", "tsm")]
+FAMILIES = [
+    ("cd", "ct"),
+    ("classification", "rotation"),
+    ("dmd", "dmd2", "ladd"),
+    ("o2mkd", "tsm"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -114,10 +114,12 @@ def experiment_of(settings: Settings, run: SamplerRun) -> str:
 
 SAMPLER_LABELS = {
     "ddim": "DDIM",
+    "ddim_afs": "DDIM, analytic first step",
     "ddpm": "DDPM",
     "heun": "Heun",
     "dpm_solver_pp": "DPM-Solver++",
     "renoise": "renoising",
+    "from_noise": "one call on noise",
 }
 
 
@@ -128,6 +130,11 @@ def _teacher_run(
     plan: StagePlan, settings: Settings, sampler: str, steps: int, role: str
 ) -> SamplerRun:
     e, made = settings.evaluation, settings.schedule
+    if get_sampler(sampler).rows is not None:
+        raise ConfigError(
+            f"config.evaluation: '{sampler}' is for students that are trained for it, and not for "
+            "the teacher."
+        )
     grid = _sampler_grid(plan.levels, sampler, steps, "the teacher")
     levels = subsequence(plan.levels, grid)
     if e.teacher_spacing == "edm":
@@ -177,31 +184,93 @@ def _sampler_grid(levels: Schedule, sampler: str, steps: int, network: str) -> n
     return make_grid(levels, steps, "trailing")
 
 
+def _student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -> np.ndarray:
+    """`[N+1]` rows of a student's levels for a sampler of `steps` steps."""
+    fixed = get_sampler(sampler).rows
+    if fixed is not None:
+        return np.asarray(fixed(levels.num_steps))
+    even = _sampler_grid(levels, sampler, steps, f"stage '{plan.name}'")
+    mid = plan.settings.mid_levels
+    if steps != len(mid) + 1:
+        return even
+    noise = np.asarray(levels.sigma, np.float64) / np.asarray(levels.alpha, np.float64)
+    distance = np.abs(np.log(np.maximum(noise, 1e-12)) - np.log(np.asarray(mid)[:, None]))
+    rows = distance.argmin(axis=1)
+    grid = np.concatenate([[0], rows[::-1], even[-1:]])
+    if np.any(np.diff(grid) <= 0):
+        allowed = ", ".join(f"{x:.3g}" for x in noise[[levels.num_steps - 1, 1]])
+        raise ConfigError(
+            f"config.stages.{plan.name}.mid_levels={mid}: the levels nearest to them are rows "
+            f"{rows.tolist()} of the student's 0 to {levels.num_steps}. They must decrease and "
+            f"differ, between {allowed}."
+        )
+    return grid
+
+
 def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
     """Lists the sampler runs of a stage: every student of a sweep with every chosen sampler."""
     path = f"config.stages.{plan.name}.samplers"
     for name in plan.settings.samplers:
         check_choice(path, name, SAMPLERS)
+    _check_mid_levels(plan)
     runs = []
     for k, student_plan in enumerate(
         plan.students if plan.partition is None else plan.students[:1]
     ):
         student = k if plan.stacked and plan.partition is None else None
-        network = f"stage '{plan.name}'"
         samplers = [
-            (name, steps, _sampler_grid(student_plan.levels, name, steps, network))
+            (name, steps, _student_grid(plan, student_plan.levels, name, steps))
             for name, counts in plan.settings.samplers.items()
             for steps in counts
-        ] or [
-            (
-                student_plan.objective.sampler or sampler,
-                0,
-                np.arange(student_plan.levels.num_steps + 1),
-            )
-        ]
+        ] or [_usual(student_plan, sampler)]
+        for name, steps, _ in samplers:
+            _check_fits(plan, student_plan.objective.sampler, name, steps)
         for name, steps, grid in samplers:
             runs.append(_student_run(plan, name, steps, grid, student, sampler))
     return runs
+
+
+def _usual(student_plan: StudentPlan, sampler: str) -> tuple[str, int, np.ndarray]:
+    """The sampler of a stage that names none, its steps (0 for all levels), and its rows."""
+    name, count = student_plan.objective.sampler or sampler, student_plan.levels.num_steps
+    fixed = get_sampler(name).rows
+    return name, 0, np.arange(count + 1) if fixed is None else np.asarray(fixed(count))
+
+
+def _check_fits(plan: StagePlan, trained_for: str, sampler: str, steps: int) -> None:
+    """Raises `ConfigError` where students and a sampler of fixed rows are not made for each other.
+
+    `steps` is 0 for the sampler's own number of steps.
+    """
+    chosen, own = get_sampler(sampler), get_sampler(trained_for) if trained_for else None
+    path = f"config.stages.{plan.name}.samplers"
+    bound = next((s for s in (own, chosen) if s is not None and s.rows is not None), None)
+    if bound is None:
+        return
+    if sampler != trained_for:
+        who = "trained for" if bound is own else "not trained for"
+        raise ConfigError(
+            f"{path} names '{sampler}', but the students of '{plan.name}' are {who} "
+            f"'{bound.name}', which takes another input. Allowed: {trained_for or 'ddim'}."
+        )
+    calls = bound.evaluations(plan.levels.num_steps)
+    if steps not in (0, calls):
+        raise ConfigError(
+            f"{path}.{sampler}={steps}: '{sampler}' takes {calls} step. Allowed: {calls}."
+        )
+
+
+def _check_mid_levels(plan: StagePlan) -> None:
+    """Raises `ConfigError` for levels between the steps that no sampler visits."""
+    mid, path = plan.settings.mid_levels, f"config.stages.{plan.name}.mid_levels"
+    if not all(np.isfinite(x) and x > 0 for x in mid):
+        raise ConfigError(f"{path}={mid} are noise levels sigma / alpha; each must be above 0.")
+    counts = {steps for every in plan.settings.samplers.values() for steps in every}
+    if mid and len(mid) + 1 not in counts:
+        raise ConfigError(
+            f"{path}={mid} has no effect: config.stages.{plan.name}.samplers has no sampler of "
+            f"{len(mid) + 1} steps."
+        )
 
 
 def _student_run(

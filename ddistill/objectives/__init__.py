@@ -7,7 +7,9 @@ from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives.base import Objective
+from ddistill.objectives.boot import BOOT
 from ddistill.objectives.classification import Classification
+from ddistill.objectives.consistency import CD, CT
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.dmd import DMD
 from ddistill.objectives.dmd2 import DMD2
@@ -16,8 +18,10 @@ from ddistill.objectives.ladd import LADD
 from ddistill.objectives.o2mkd import O2MKD, TSM
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.parts import Update
+from ddistill.objectives.pid import PID
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.rotation import Rotation
+from ddistill.objectives.sfd import SFD
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.settings import convert, to_plain
 
@@ -26,11 +30,16 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dmd": DMD,
     "dmd2": DMD2,
     "ladd": LADD,
+    "boot": BOOT,
     "classification": Classification,
+    "cd": CD,
+    "ct": CT,
     "o2mkd": O2MKD,
     "pairs": MakePairs,
+    "pid": PID,
     "progressive": Progressive,
     "rotation": Rotation,
+    "sfd": SFD,
     "sfddm": SFDDM,
     "tsm": TSM,
 }

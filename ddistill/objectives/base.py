@@ -255,6 +255,16 @@ def check_not_negative(objective: Objective, *names: str) -> None:
             raise ConfigError(f"objective.{name}={value!r} must be a number >= 0.")
 
 
+def check_unused(objective: Objective, reason: str, *names: str) -> None:
+    """Raises `ConfigError` where hyperparameters without effect differ from their defaults."""
+    usual = {f.name: f.default for f in dataclasses.fields(objective)}
+    for name in names:
+        if getattr(objective, name) != usual[name]:
+            raise ConfigError(
+                f"objective.{name}={getattr(objective, name)!r} has no effect: {reason}."
+            )
+
+
 def target_rate(auxiliary: Auxiliary, progress: Scalar) -> Scalar | float:
     """The rate of an average at a training progress."""
     return auxiliary.rate(progress) if callable(auxiliary.rate) else auxiliary.rate

@@ -43,7 +43,9 @@ class PredictionDistance:
       weight: of a noise level, for the norm "l2". "uniform" leaves the error as it is; the other
         names weight the x0 error and are divided by |error|^2 / |x0 error|^2, so that the choice of
         `error` is only one of numerics.
-      norm: "l2", the mean squared difference, or "l1", the mean absolute one.
+      norm: "l2", the mean squared difference; "l1", the mean absolute one; "pseudo_huber" and
+        "pixel_huber", see `pseudo_huber`.
+      huber: the constant of these two.
       gamma: the bound of the weight "min_snr".
     """
 
@@ -51,6 +53,7 @@ class PredictionDistance:
     weight: str = "uniform"
     norm: str = "l2"
     gamma: float = 5.0
+    huber: float = HUBER
 
     def __call__(
         self, prediction: Prediction, target: Prediction, z: Images, level: Level
@@ -59,6 +62,8 @@ class PredictionDistance:
         ours, theirs = (output_of(self.error, p, z, level) for p in (prediction, target))
         if self.norm == "l1":
             return mean_per_example(jnp.abs(ours - theirs))
+        if self.norm in ("pseudo_huber", "pixel_huber"):
+            return pseudo_huber(ours - theirs, self.huber, self.norm == "pixel_huber")
         squared = mean_per_example(jnp.square(ours - theirs))
         if self.weight == "uniform":
             return squared
@@ -129,10 +134,29 @@ def regression_distance(
     squared = jnp.square(image.astype(jnp.float32) - target.astype(jnp.float32))
     if name == "l2":
         return mean_per_example(squared)
-    size = squared[0].size
-    c = HUBER * size**0.5
-    total = jnp.sum(squared.reshape(len(squared), -1), axis=-1)
-    return (jnp.sqrt(total + c * c) - c) / size
+    return pseudo_huber(image.astype(jnp.float32) - target.astype(jnp.float32), HUBER)
+
+
+def pseudo_huber(
+    difference: Float[Array, "B ..."], constant: float, per_pixel: bool = False
+) -> PerExample:
+    """sqrt(|d|^2 + c^2) - c over the number n of values, with c = constant sqrt(n).
+
+    Its gradient has a length of at most 1 / n (arXiv 2310.14189 section 3.3). `per_pixel` takes it
+    of each value, with n = 1, and the mean.
+    """
+    squared = jnp.square(difference)
+    size = 1 if per_pixel else squared[0].size
+    if not per_pixel:
+        squared = jnp.sum(squared.reshape(len(squared), -1), axis=-1)
+    c = constant * size**0.5
+    return mean_per_example((_safe_sqrt(squared + c * c) - c) / size)
+
+
+def _safe_sqrt(x: Array) -> Array:
+    """The square root, with gradient 0 at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def _unit(features: Float[Array, "B D"]) -> Float[Array, "B D"]:

@@ -154,6 +154,11 @@ class Distillation(Objective):
         del networks
         return features
 
+    def example_weights(self, state: State, tables: LevelTables) -> PerExample | None:
+        """Weights of the examples, for weights that depend on more than their noise level."""
+        del state, tables
+        return None
+
     # -------------------------------------------------------------------------------- the loss
 
     def all_terms(self) -> tuple[str, ...]:
@@ -203,7 +208,9 @@ class Distillation(Objective):
             error = mean_per_example(jnp.square(found.student.x0 - batch.image))
             metrics["x0_mse"] = jnp.mean(error)
         weighted = [self._weight_of(name, tables) * term for name, term in terms.items()]
-        return jnp.sum(jnp.stack(weighted), axis=0), metrics
+        values = jnp.sum(jnp.stack(weighted), axis=0)
+        weights = self.example_weights(state, tables)
+        return values if weights is None else values * weights, metrics
 
     def state(self, networks: Networks, batch: Batch, tables: LevelTables) -> State:
         """The noisy images of a batch."""

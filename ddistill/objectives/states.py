@@ -16,7 +16,7 @@ from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import Networks
 from ddistill.objectives.sampling import draw_level, normal
 from ddistill.schedules import Level, Schedule
-from ddistill.typing import Images, Labels
+from ddistill.typing import Images, Labels, RandomKey
 
 
 @struct.dataclass
@@ -31,6 +31,8 @@ class State:
       cond: `[B]` class ids, or None.
       data: the clean image and the noise behind `z`, where forward noising made it.
       teacher: the teacher's prediction at `z`, once it is known.
+      below: `[B]`, the rows of the levels of the target, for methods that choose them.
+      dropout_key: for networks with dropout; equal keys drop equal values in several calls.
     """
 
     z: Images
@@ -40,6 +42,8 @@ class State:
     cond: Labels | None
     data: Prediction
     teacher: Prediction | None = None
+    below: Labels | None = None
+    dropout_key: RandomKey | None = None
 
 
 @struct.dataclass
@@ -56,7 +60,11 @@ class Rollouts:
 
 def forward_state(batch: Batch, tables: LevelTables, law: str, cond: Labels | None) -> State:
     """Images of the batch at a level of the student, drawn by `draw_level`'s `law`."""
-    index = draw_level(batch.key("level"), tables, law)
+    return noised(batch, tables, draw_level(batch.key("level"), tables, law), cond)
+
+
+def noised(batch: Batch, tables: LevelTables, index: Labels, cond: Labels | None) -> State:
+    """Images of the batch at the levels `index`, `[B]` rows of the student's."""
     noise = normal(batch.key("noise"), batch.image)
     level = tables.student.at(index)
     return State(
@@ -66,6 +74,7 @@ def forward_state(batch: Batch, tables: LevelTables, law: str, cond: Labels | No
         teacher_level=tables.teacher.at(tables.grid[index]),
         cond=cond,
         data=Prediction(x0=batch.image, eps=noise),
+        dropout_key=batch.dropout_key,
     )
 
 

@@ -74,7 +74,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.PLANNED, "classifier"),
         **_all(Kind.CONTENT, "source"),
         **_all(Kind.NAME, "shared method variant"),
-        **_all(Kind.SCORED, "samplers"),
+        **_all(Kind.SCORED, "samplers mid_levels"),
     },
     GridSettings: _all(Kind.LEARNT, "steps spacing explicit time"),
     OptimizerSettings: _all(

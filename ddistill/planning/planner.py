@@ -164,6 +164,7 @@ def _prepare(context: StageContext, objective: Objective, student: nn.Module) ->
     """Checks the networks and returns the objective prepared for them and their features."""
     teacher, taps, conditional = context.teacher, objective.taps, context.settings.conditional
     facts = NetworkFacts(
+        student_prediction=context.settings.prediction,
         student_features=check_network(context, objective, student, taps.student),
         num_classes=getattr(student, "num_classes", 0) if conditional else 0,
     )

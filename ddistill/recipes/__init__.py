@@ -22,16 +22,20 @@ from ddistill.recipes.common import (
     to_config,
     with_teacher,
 )
+from ddistill.recipes.consistency import consistency
 from ddistill.recipes.digits import (
     annealed,
     digits,
     digits_chain,
     digits_conditional,
     digits_conditional_network,
+    digits_consistency,
     digits_feature_classifier,
+    digits_from_noise,
     digits_halvings,
     digits_msd,
     digits_network,
+    digits_sfd,
     digits_small_msd,
     digits_specialists,
     digits_student,
@@ -56,6 +60,7 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
+from ddistill.recipes.trajectory import from_noise, sfd
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -71,21 +76,26 @@ __all__ = [
     "cfd_cifar",
     "cfd_imagenet64",
     "check_variant",
+    "consistency",
     "digits",
     "digits_chain",
     "digits_conditional",
     "digits_conditional_network",
     "digits_config",
+    "digits_consistency",
     "digits_feature_classifier",
+    "digits_from_noise",
     "digits_halvings",
     "digits_msd",
     "digits_network",
+    "digits_sfd",
     "digits_small_msd",
     "digits_specialists",
     "digits_student",
     "digits_students",
     "feature_classifier_stage",
     "feature_halvings",
+    "from_noise",
     "halvings",
     "image_config",
     "msd",
@@ -103,6 +113,7 @@ __all__ = [
     "progressive",
     "released_optimizer",
     "scorer_stage",
+    "sfd",
     "sfddm_default",
     "sfddm_lsun",
     "sfddm_paper",

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddistill.recipes.common import Options, edm_denoising, network, objective, teacher_stage
+from ddistill.recipes.consistency import consistency
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import feature_halvings, progressive
 from ddistill.recipes.sfddm import sfddm_default
+from ddistill.recipes.trajectory import from_noise, sfd
 from ddistill.settings import (
     EvaluationSettings,
     OptimizerSettings,
@@ -126,6 +128,52 @@ def digits_student(
     """Our SFDDM student on digits, see `sfddm_default`; shared between experiments."""
     options = {"steps": 700, "batch_size": 64, "optimizer": annealed(3e-3), "shared": True, **stage}
     return sfddm_default(levels, substeps=substeps, loss=loss, **options)
+
+
+def digits_consistency(method: str, **changes: Any) -> dict[str, StageSettings]:
+    """A consistency model on digits, shared between experiments.
+
+    Args:
+      method: as in `ddistill.recipes.consistency.consistency`.
+      **changes: its other arguments.
+    """
+    options = {
+        "steps": 2400,
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "ema": (0.995,),
+        "samplers": {"renoise": (1, 2, 4)},
+        "shared": True,
+        **changes,
+    }
+    return {method: consistency(method, **{"levels": 32, **options})}
+
+
+def digits_sfd() -> dict[str, StageSettings]:
+    """SFD students of 4, 2 and 1 steps on digits; each starts from the student before it."""
+    options: dict[str, Any] = {
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "loss": {"substeps": 4},
+        "shared": True,
+    }
+    return {
+        "sfd_n4": sfd(4, steps=300, **options),
+        "sfd_n2": sfd(2, steps=500, init="sfd_n4", **options),
+        "sfd_n1": sfd(1, steps=1000, init="sfd_n2", **options),
+    }
+
+
+def digits_from_noise(method: str) -> dict[str, StageSettings]:
+    """A student of BOOT or PID on digits.
+
+    Args:
+      method: "boot" or "pid".
+    """
+    stage = from_noise(
+        method, 32, steps=2400, batch_size=64, optimizer=annealed(1e-3), ema=(0.995,), shared=True
+    )
+    return {method: stage}
 
 
 def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSettings]:

@@ -8,11 +8,12 @@ the update rules, `register_sampler` adds a sampler, and `get_sampler` finds one
 """
 
 from ddistill.samplers.algorithms import (
-    HEUN_MAX_RATIO,
     SAMPLERS,
     ddim,
+    ddim_afs,
     ddpm,
     dpm_solver_pp,
+    from_noise,
     get_sampler,
     heun,
     nfe,
@@ -23,15 +24,16 @@ from ddistill.samplers.loops import LOOPS, Denoise, Previous
 from ddistill.samplers.sampler import Sampler
 
 __all__ = [
-    "HEUN_MAX_RATIO",
     "LOOPS",
     "SAMPLERS",
     "Denoise",
     "Previous",
     "Sampler",
     "ddim",
+    "ddim_afs",
     "ddpm",
     "dpm_solver_pp",
+    "from_noise",
     "get_sampler",
     "heun",
     "nfe",

@@ -12,16 +12,17 @@ of a rule are options of its sampler. Rules can be called on their own, also as 
 import re
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from ddistill.diffusion import (
     Prediction,
     add_noise,
+    analytic_prediction,
     ddim_step,
     from_x0,
     multistep_x0,
     posterior_step,
+    trapezoid_x0,
 )
 from ddistill.errors import ConfigError, check_choice
 from ddistill.samplers.loops import Denoise, Previous
@@ -53,6 +54,25 @@ def ddim_update(
 # First order. Option: `eta` in [0, 1]; above 0 the sampler needs a key.
 ddim = Sampler("ddim", "DDIM", ddim_update)
 
+
+def analytic_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """A DDIM step with `analytic_prediction`, without a call of the denoiser."""
+    del denoise, key
+    prediction = analytic_prediction(z, here)
+    return ddim_step(prediction, z, here, there), prediction
+
+
+# For students that are trained so (SFD, arXiv 2409.19681).
+ddim_afs = Sampler(
+    "ddim_afs",
+    "DDIM, analytic first step",
+    ddim_update,
+    first=analytic_update,
+    evaluations=lambda steps: max(1, steps - 1),
+)
+
 # ---------------------------------------------------------------------------------------- DDPM
 
 
@@ -69,26 +89,14 @@ ddpm = Sampler("ddpm", "DDPM", ddpm_update, deterministic=False)
 
 # ---------------------------------------------------------------------------------------- Heun
 
-# Heun's correction weights the second denoiser call by half the ratio of the noise levels before
-# and after the step. EDM's own grids stay below this ratio; the first step of a cosine table
-# reaches 1e4, where the trapezoid resolves nothing and amplifies the network's error.
-HEUN_MAX_RATIO = 100.0
-
 
 def heun_update(
     denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
 ) -> tuple[Array, Prediction]:
-    """Heun's method (EDM, arXiv 2206.00364 algorithm 1 without churn), over sigma / alpha.
-
-    d(z / alpha) / d(sigma / alpha) = eps. The trapezoid of both eps equals a DDIM step with
-    x0 = x_1 + (sigma_1 / sigma_2) / 2 (x_2 - x_1), which stays exact where alpha_1 is close to 0.
-    A step that lowers the noise by more than `HEUN_MAX_RATIO` is Euler's.
-    """
+    """Heun's method (EDM, arXiv 2206.00364 algorithm 1 without churn), see `trapezoid_x0`."""
     first = denoise(z, here)
     second = denoise(ddim_step(first, z, here, there), there)
-    ratio = here.sigma * there.alpha / (here.alpha * there.sigma)
-    weight = jnp.where(ratio <= HEUN_MAX_RATIO, ratio / 2.0, 0.0)
-    prediction = from_x0(first.x0 + weight * (second.x0 - first.x0), z, here)
+    prediction = from_x0(trapezoid_x0(first.x0, second.x0, here, there), z, here)
     return ddim_step(prediction, z, here, there), prediction
 
 
@@ -150,6 +158,37 @@ renoise = Sampler(
 )
 
 
+# ------------------------------------------------------------------------------- from noise alone
+
+
+def from_noise_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """The image that a student of BOOT or PID makes of noise; it is told the level `there`."""
+    del key
+    prediction = denoise(z, Level(here.alpha, here.sigma, there.time))
+    return prediction.x0, prediction
+
+
+def keep_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """The image as it is."""
+    del denoise, there, key
+    return z, from_x0(z, z, here)
+
+
+# From the noisiest level to level 1, the cleanest one that networks know.
+from_noise = Sampler(
+    "from_noise",
+    "one call on noise",
+    from_noise_update,
+    last=keep_update,
+    evaluations=lambda steps: 1,
+    rows=lambda steps: (0, 1, steps),
+)
+
+
 def _normal(key: Array | None, like: Array, what: str) -> Array:
     if key is None:
         raise ValueError(f"{what} draws noise and needs a key, for example jax.random.key(0).")
@@ -159,7 +198,8 @@ def _normal(key: Array | None, like: Array, what: str) -> Array:
 # ------------------------------------------------------------------------------------ registry
 
 SAMPLERS: dict[str, Sampler] = {
-    sampler.name: sampler for sampler in (ddim, ddpm, heun, dpm_solver_pp, renoise)
+    sampler.name: sampler
+    for sampler in (ddim, ddim_afs, ddpm, heun, dpm_solver_pp, renoise, from_noise)
 }
 
 

@@ -91,14 +91,16 @@ class Program:
     """The static part of a loop.
 
     Attributes:
-      rule: of all steps but the last.
-      last: the rule of the last step.
+      rule: of all steps but the first and the last.
+      last: the rule of the last step, which is the only one if there is one.
+      first: the rule of the first step of several.
       trajectory: whether to return all states.
       callback: see `ddistill.samplers.sampler.Sampler.__call__`.
     """
 
     rule: Rule
     last: Rule
+    first: Rule
     trajectory: bool = False
     callback: Callback | None = None
 
@@ -255,7 +257,9 @@ def _python_loop(
     states = []
     for i in range(count := len(steps.here.alpha)):
         step = jax.tree.map(lambda t, i=i: t[i], steps)
-        z, rule = state[0], program.last if i == count - 1 else program.rule
+        z, rule = state[0], program.first if i == 0 else program.rule
+        if i == count - 1:
+            rule = program.last
         state, prediction = advance(network, state, step, rule=rule)
         _report(program.callback, i, z, step, prediction)
         states += [state[0]] if program.trajectory else []
@@ -272,11 +276,18 @@ def _scan(
         _report(program.callback, i, state[0], step, prediction)
         return after, after[0] if program.trajectory else None
 
-    numbered = (jnp.arange(len(steps.here.alpha)), steps)
-    if program.last == program.rule:
-        (images, _), states = jax.lax.scan(body, state, numbered)
-        return images, states
-    # A last step of another kind stands after the loop, so that it costs its own calls only.
-    state, states = jax.lax.scan(body, state, jax.tree.map(lambda t: t[:-1], numbered))
-    (images, _), _ = body(state, jax.tree.map(lambda t: t[-1], numbered), rule=program.last)
-    return images, jnp.concatenate([states, images[None]]) if program.trajectory else None
+    count = len(steps.here.alpha)
+    numbered = (jnp.arange(count), steps)
+    # A first or last step of another kind stands outside of the loop, and costs its own calls only.
+    begin = int(program.first != program.rule and count > 1)
+    end = count - int(program.last != program.rule)
+    parts = []
+    if begin:
+        state, one = body(state, jax.tree.map(lambda t: t[0], numbered), rule=program.first)
+        parts.append(jax.tree.map(lambda x: x[None], one))
+    state, states = jax.lax.scan(body, state, jax.tree.map(lambda t: t[begin:end], numbered))
+    parts.append(states)
+    if end < count:
+        state, one = body(state, jax.tree.map(lambda t: t[-1], numbered), rule=program.last)
+        parts.append(jax.tree.map(lambda x: x[None], one))
+    return state[0], jnp.concatenate(parts) if program.trajectory else None

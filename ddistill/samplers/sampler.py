@@ -1,7 +1,7 @@
 """`Sampler`: an update rule, the facts that callers need about it, and how it is run."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,9 +29,12 @@ class Sampler:
       step: the update rule of one step, see `ddistill.samplers.algorithms`. Its keyword-only
         arguments have defaults and are options that callers of the sampler can set.
       last: the rule of the last step, with the arguments of `step`; None for `step` itself.
+      first: the same of the first step, which is `step`'s where there is only one.
       deterministic: whether the noise alone determines the images if all options have their
         defaults. The rule then receives no key.
       evaluations: N -> denoiser calls per image in N steps.
+      rows: N -> the rows of a student's N levels that it visits; None for samplers of any rows.
+        Networks that are trained for such a sampler have no other, and it serves no others.
       multistep: whether `step` takes a `Previous` as its sixth argument. At the first step,
         `previous.level` is the current level and `previous.x0` is zero.
       single_step_deterministic: whether a sampler that is not deterministic draws no noise if it
@@ -44,8 +47,10 @@ class Sampler:
     label: str
     step: Update
     last: Update | None = None
+    first: Update | None = None
     deterministic: bool = True
     evaluations: Callable[[int], int] = one_per_step
+    rows: Callable[[int], Sequence[int]] | None = None
     multistep: bool = False
     single_step_deterministic: bool = False
     clip_predictions: bool = True
@@ -114,7 +119,8 @@ class Sampler:
             reports=callback is not None,
         )
         last = rule if self.last is None else replace(rule, step=self.last)
-        program = Program(rule, last, trajectory, callback)
+        first = rule if self.first is None else replace(rule, step=self.first)
+        program = Program(rule, last, first, trajectory, callback)
         made = run_loop(program, (denoiser, cond), (schedule, noise, key), loop)
         if bound is not None and not self.clip_predictions:
             made = _clip_images(*made, bound)
@@ -126,7 +132,7 @@ class Sampler:
 
     def steps_for(self, evaluations: int) -> int | None:
         """The number of steps that takes exactly `evaluations` denoiser calls, or None."""
-        counts = range(1, evaluations + 1)
+        counts = range(1, evaluations + 2)
         return next((n for n in counts if self.evaluations(n) == evaluations), None)
 
     def _changed(self, options: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

@@ -5,7 +5,7 @@ batch fixed, the mean over examples, the optimiser and the moving averages.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import chex
@@ -114,14 +114,15 @@ def make_step(s: StepSettings) -> StepFn:
             dict(state.params), dict(state.opt_state), dict(state.statistics), dict(state.memory)
         )
         once = _Once(inputs, batch, state.targets, state.step, rates)
-        metrics: dict[str, Array] = {}
+        found: list[dict[str, Array]] = []
         for update in s.objective.updates:
-            learning, found, shared = _run(s, update, learning, once)
-            metrics.update(found)
+            learning, own, shared = _run(s, update, learning, once)
+            found.append(own)
             batch = dataclasses.replace(
                 once.batch, shared={**once.batch.shared, **shared}, memory=learning.memory
             )
             once = dataclasses.replace(once, batch=batch)
+        metrics = _joined(found)
         new = _next_state(s, state, learning, inputs.tables)
         if state.diverged is None:
             return new, metrics
@@ -130,6 +131,15 @@ def make_step(s: StepSettings) -> StepFn:
         return new, {**metrics, **_training_signs(new)}
 
     return step
+
+
+def _joined(found: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """The metrics of all updates; the mean of several updates' metrics of one name."""
+    values: dict[str, list[Array]] = {}
+    for own in found:
+        for name, value in own.items():
+            values.setdefault(name, []).append(value)
+    return {k: v[0] if len(v) == 1 else jnp.mean(jnp.stack(v)) for k, v in values.items()}
 
 
 @struct.dataclass

@@ -61,6 +61,14 @@ METHODS: dict[str, Method] = {
     "ladd": Method("LADD"),
     "msd_dm": Method("MSD (DM)"),
     "msd_adm": Method("MSD (ADM)"),
+    "cd": Method("CD"),
+    "ct": Method("CT"),
+    "ict": Method("iCT"),
+    "ect": Method("ECT"),
+    "lcm": Method("LCM"),
+    "sfd": Method("SFD"),
+    "boot": Method("BOOT"),
+    "pid": Method("PID"),
     "real": Method("real data (floor)", "real"),
 }
 

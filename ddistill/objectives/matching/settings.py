@@ -14,7 +14,7 @@ from ddistill.diffusion import WEIGHTS
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.discriminator import Discriminator
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import Objective, check_not_negative, filled_in
+from ddistill.objectives.base import Objective, check_not_negative, check_unused, filled_in
 from ddistill.objectives.distances import REGRESSIONS
 from ddistill.objectives.matching.adversarial import DIVERGENCES
 from ddistill.objectives.matching.alarms import matching_alarms
@@ -239,28 +239,22 @@ _OF_A_TERM = {
 
 def _check_idle(o: MatchingSettings) -> None:
     """Raises `ConfigError` for hyperparameters of a term that is off."""
-    usual = {f.name: f.default for f in dataclasses.fields(o)}
     for weight, names in _OF_A_TERM.items():
-        for name in names if not getattr(o, weight) else ():
-            if getattr(o, name) != usual[name]:
-                raise ConfigError(
-                    f"objective.{name}={getattr(o, name)!r} has no effect: objective.{weight} is 0."
-                )
-    for name in ("ratio_bins", "ratio_ema") if o.divergence == "rkl" else ():
-        if getattr(o, name) != usual[name]:
-            raise ConfigError(
-                f"objective.{name}={getattr(o, name)} has no effect: the weights of "
-                "objective.divergence='rkl' are 1 whatever the ratio is."
-            )
+        if not getattr(o, weight):
+            check_unused(o, f"objective.{weight} is 0", *names)
+    if o.divergence == "rkl":
+        reason = "the weights of objective.divergence='rkl' are 1 whatever the ratio is"
+        check_unused(o, reason, "ratio_bins", "ratio_ema")
     if o.ratio_ema and not o.ratio_bins:
         raise ConfigError(
             f"objective.ratio_ema={o.ratio_ema} has no effect: objective.ratio_bins is 0."
         )
-    if o.fake_weight != usual["fake_weight"] and "fake" not in o.auxiliaries:
-        raise ConfigError(
-            f"objective.fake_weight={o.fake_weight!r} has no effect: no fake denoiser is trained "
-            "where score_weight is 0 and the discriminator sees the teacher's features."
+    if "fake" not in o.auxiliaries:
+        reason = (
+            "no fake denoiser is trained where score_weight is 0 and the discriminator sees the "
+            "teacher's features"
         )
+        check_unused(o, reason, "fake_weight")
 
 
 def _check(o: MatchingSettings) -> None:
