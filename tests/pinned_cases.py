@@ -126,16 +126,16 @@ def _consistency() -> None:
         huber = {"huber": 0.01} if "huber" in distance else {}
         weight, law = STEP_WEIGHTS[i % len(STEP_WEIGHTS)], LAWS[i % 2]
         add(distance, "ct", distance=distance, step_weight=weight, law=law, **huber)
-    add("skip", "cd", skip=3, classes=3, prediction="eps", solver="ddim")
+    add("skip", "cd", level_skip=3, classes=3, prediction="eps", solver="ddim")
     add("guided", "cd", classes=3, guidance=2.0)
-    add("average", "cd", rate=0.9)
-    add("doubling", "ct", curriculum="doubling", intervals=2)
-    add("ect", "ct", curriculum="ect", q=4.0, parts=3, **KARRAS)
+    add("average", "cd", target_ema=0.9)
+    add("doubling", "ct", curriculum="doubling", first_intervals=2)
+    add("ect", "ct", curriculum="ect", ect_q=4.0, ect_stages=3, **KARRAS)
 
 
 def _paths() -> None:
     add("usual", "sfd", T=24, grid=(0, 8, 24))
-    add("ddim", "sfd", T=24, grid=(0, 8, 24), solver="ddim", substeps=3, norm="l2", classes=3)
+    add("ddim", "sfd", T=24, grid=(0, 8, 24), solver="ddim", substeps=3, state_norm="l2", classes=3)
     add("analytic", "sfd", T=24, grid=(0, 8, 16, 24), analytic_first=True, **without(KARRAS, "T"))
     for name in ("boot", "pid"):
         add("usual", name, classes=3)

@@ -168,7 +168,9 @@ def test_the_lowest_level_is_compared_with_the_image_itself():
 
 def test_a_skip_over_all_levels_is_one_teacher_step_to_the_end():
     tables = tiny.tables(levels=4)
-    objective = make_objective({"name": "cd", "solver": "ddim", "skip": 4}).prepare(np.arange(5))
+    objective = make_objective({"name": "cd", "solver": "ddim", "level_skip": 4}).prepare(
+        np.arange(5)
+    )
     teacher = tiny.tiny_denoiser(3)
     state = objective.state({}, tiny.batch(8), tables)
     networks = {"target": tiny.tiny_denoiser(2), "teacher": teacher}
@@ -324,12 +326,15 @@ def test_ects_target_is_the_level_at_or_below_the_mapped_noise():
     [
         ({"name": "cd", "solver": "euler"}, "solver"),
         ({"name": "cd", "distance": "lpips"}, "distance"),
-        ({"name": "ct", "rate": 1.0}, r"rate=1.0 must be in \[0, 1\)"),
-        ({"name": "ct", "skip": 0}, "skip=0 must be 1 or more"),
-        ({"name": "ct", "q": 1.0, "curriculum": "ect"}, "q=1.0 must be above 1"),
-        ({"name": "ct", "intervals": 20}, "intervals=20 has no effect: objective.curriculum"),
-        ({"name": "ct", "q": 4.0}, "q=4.0 has no effect"),
-        ({"name": "ct", "curriculum": "ect", "skip": 2}, "skip=2 has no effect"),
+        ({"name": "ct", "target_ema": 1.0}, r"target_ema=1.0 must be in \[0, 1\)"),
+        ({"name": "ct", "level_skip": 0}, "level_skip=0 must be 1 or more"),
+        ({"name": "ct", "ect_q": 1.0, "curriculum": "ect"}, "ect_q=1.0 must be above 1"),
+        (
+            {"name": "ct", "first_intervals": 20},
+            "first_intervals=20 has no effect: objective.curriculum",
+        ),
+        ({"name": "ct", "ect_q": 4.0}, "ect_q=4.0 has no effect"),
+        ({"name": "ct", "curriculum": "ect", "level_skip": 2}, "level_skip=2 has no effect"),
         ({"name": "ct", "huber": 0.1}, "huber=0.1 has no effect: objective.distance is 'l2'"),
         ({"name": "ct", "student_states": 0.5}, "have no noise of their own"),
         ({"name": "ct", "solver": "heun"}, "solver is not a setting of 'ct'"),
@@ -341,10 +346,12 @@ def test_settings_that_cannot_work_are_refused(hyper, words):
 
 
 def test_grids_and_predictions_that_cannot_work_are_refused():
-    with pytest.raises(ConfigError, match=r"skip=5, but the student's grid has 4 levels.*1 to 4"):
-        make_objective({"name": "ct", "skip": 5}).prepare(np.arange(5))
-    doubling = {"name": "ct", "curriculum": "doubling", "intervals": 5}
-    with pytest.raises(ConfigError, match="intervals=5, but the student's grid has 4 levels"):
+    with pytest.raises(
+        ConfigError, match=r"level_skip=5, but the student's grid has 4 levels.*1 to 4"
+    ):
+        make_objective({"name": "ct", "level_skip": 5}).prepare(np.arange(5))
+    doubling = {"name": "ct", "curriculum": "doubling", "first_intervals": 5}
+    with pytest.raises(ConfigError, match="first_intervals=5, but the student's grid has 4 levels"):
         make_objective(doubling).prepare(np.arange(5))
     objective = make_objective({"name": "cd"}).prepare(np.arange(5))
     with pytest.raises(ConfigError, match=r"prediction='x0'.*Allowed: eps, v, edm"):

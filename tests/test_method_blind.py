@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent / "ddistill"
 ROOMS = ("planning", "training", "runtime")
 
 # The objective "pairs" is left out: its stages train nothing, and making and reading pairs is a
-# part of planning and training.
-METHODS = {*OBJECTIVES, "pd", "cfd", "rcfd", "msd"} - {"pairs"}
+# part of planning and training. "pid" is also the number of a process.
+METHODS = {*OBJECTIVES, "pd", "cfd", "rcfd", "msd"} - {"pairs", "pid"}
 FIELDS = {
     field.name
     for name, objective in OBJECTIVES.items()

@@ -51,7 +51,7 @@ def test_a_student_that_is_the_teacher_of_as_many_steps_has_nothing_to_learn():
 def test_every_step_starts_where_the_students_own_step_has_ended():
     tables = tiny.tables(levels=4)
     student, teacher = tiny.tiny_denoiser(1), tiny.tiny_denoiser(2)
-    objective = sfd(norm="l2")
+    objective = sfd(state_norm="l2")
     losses, shared = updates(
         objective, {"student": student, "teacher": teacher}, tiny.batch(5), tables
     )
@@ -174,7 +174,7 @@ def test_costs_and_needs():
     ("hyper", "grid", "words"),
     [
         ({"solver": "heun"}, (0, 8), "solver"),
-        ({"norm": "huber"}, (0, 8), "norm"),
+        ({"state_norm": "huber"}, (0, 8), "state_norm"),
         ({"substeps": 0}, (0, 8), "substeps=0 must be 1 or more"),
         ({"substeps": 4}, (0, 3, 11), r"only 3 teacher levels apart. Allowed: 1 to 3"),
         ({"analytic_first": True}, (0, 8), "leaves the network no step"),

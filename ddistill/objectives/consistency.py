@@ -66,31 +66,31 @@ class Consistency(Distillation):
       huber: the constant of the last two.
       step_weight: "uniform"; "inverse_step", 1 / (s - s') with s = sigma / alpha at the two levels
         (iCT, ECT); "edm", the weight of EDM at the noisy level (ECT on ImageNet).
-      rate: of the moving average that the target is taken from: the share that remains in a step.
-        0 is the student itself, as a constant. The released code has 0 for CIFAR-10, 0.95 for CD on
-        ImageNet-64 and for LCM.
+      target_ema: rate of the moving average that the target is taken from, the share that remains
+        in a step. 0 is the student itself, as a constant. The released code has 0 for CIFAR-10,
+        0.95 for CD on ImageNet-64 and for LCM.
       law: how noisy levels are drawn: "uniform" over the levels, or "lognormal" (EDM's).
-      skip: the target lies so many levels lower, at level 0 at the lowest (LCM).
-      curriculum: "none"; "doubling", the levels are read in `intervals` intervals, a number that
-        doubles in equal parts of the training until it reaches the number of levels (iCT); "ect",
+      level_skip: the target lies so many levels lower, at level 0 at the lowest (LCM).
+      curriculum: "none"; "doubling", the levels are read in `first_intervals` intervals, a number
+        that doubles in equal parts of the training until it is the number of levels (iCT); "ect",
         the target is at s' = s (1 - (1 + 8 sigmoid(-s)) / q^(a+1)) or the next level below it, in
-        part a = 0, 1, .. of `parts` equal parts of the training. With q = 2, a = 0, levels below
-        s = 0.5 are compared with the data.
-      intervals: intervals of "doubling" at the start.
-      q, parts: of "ect".
+        part a = 0, 1, .. of `ect_stages` equal parts of the training. With q = 2, a = 0, levels
+        below s = 0.5 are compared with the data.
+      first_intervals: intervals of "doubling" at the start.
+      ect_q, ect_stages: q and the number of parts of "ect".
     """
 
     consistency_weight: float = 1.0
     distance: str = "l2"
     huber: float = HUBER
     step_weight: str = "uniform"
-    rate: float = 0.0
+    target_ema: float = 0.0
     law: str = "uniform"
-    skip: int = 1
+    level_skip: int = 1
     curriculum: str = "none"
-    intervals: int = 10
-    q: float = 2.0
-    parts: int = 8
+    first_intervals: int = 10
+    ect_q: float = 2.0
+    ect_stages: int = 8
 
     def __post_init__(self):
         check_choice("objective.distance", self.distance, DISTANCES)
@@ -98,20 +98,22 @@ class Consistency(Distillation):
         check_choice("objective.law", self.law, LAWS)
         check_choice("objective.curriculum", self.curriculum, CURRICULA)
         check_not_negative(self, "huber")
-        if not 0.0 <= self.rate < 1.0:
-            raise ConfigError(f"objective.rate={self.rate} must be in [0, 1); 0 is no average.")
-        for name in ("skip", "intervals", "parts"):
+        if not 0.0 <= self.target_ema < 1.0:
+            raise ConfigError(
+                f"objective.target_ema={self.target_ema} must be in [0, 1); 0 is no average."
+            )
+        for name in ("level_skip", "first_intervals", "ect_stages"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"objective.{name}={getattr(self, name)} must be 1 or more.")
-        if not self.q > 1.0:
-            raise ConfigError(f"objective.q={self.q} must be above 1.")
+        if not self.ect_q > 1.0:
+            raise ConfigError(f"objective.ect_q={self.ect_q} must be above 1.")
         curriculum = f"objective.curriculum is {self.curriculum!r}"
         if self.curriculum != "none":
-            check_unused(self, curriculum, "skip")
+            check_unused(self, curriculum, "level_skip")
         if self.curriculum != "doubling":
-            check_unused(self, curriculum, "intervals")
+            check_unused(self, curriculum, "first_intervals")
         if self.curriculum != "ect":
-            check_unused(self, curriculum, "q", "parts")
+            check_unused(self, curriculum, "ect_q", "ect_stages")
         if "huber" not in self.distance:
             check_unused(self, f"objective.distance is {self.distance!r}", "huber")
         super().__post_init__()
@@ -119,9 +121,9 @@ class Consistency(Distillation):
     def prepare(self, grid: np.ndarray) -> Self:
         """Refuses more levels between student and target than the grid has."""
         steps = len(grid) - 1
-        for name in ("skip", "intervals"):
+        for name in ("level_skip", "first_intervals"):
             value = getattr(self, name)
-            if value > steps and (name == "skip" or self.curriculum == "doubling"):
+            if value > steps and (name == "level_skip" or self.curriculum == "doubling"):
                 raise ConfigError(
                     f"objective.{name}={value}, but the student's grid has {steps} levels. "
                     f"Allowed: 1 to {steps}."
@@ -152,7 +154,7 @@ class Consistency(Distillation):
     @property
     def auxiliaries(self) -> Mapping[str, Auxiliary]:
         """The network that the target is taken from."""
-        return {"target": Auxiliary(DENOISER, start="average", rate=self.rate)}
+        return {"target": Auxiliary(DENOISER, start="average", rate=self.target_ema)}
 
     @property
     def sampler(self) -> str:
@@ -184,10 +186,10 @@ class Consistency(Distillation):
     ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
         """The levels of student and target, `[B]` rows of the grid each, for drawn levels."""
         if self.curriculum == "doubling":
-            return doubling_levels(index, tables, self.intervals)
+            return doubling_levels(index, tables, self.first_intervals)
         if self.curriculum == "ect":
-            return index, ect_level(index, tables, self.q, self.parts)
-        return index, jnp.maximum(index - self.skip, 0)
+            return index, ect_level(index, tables, self.ect_q, self.ect_stages)
+        return index, jnp.maximum(index - self.level_skip, 0)
 
     def example_weights(self, state: State, tables: LevelTables) -> PerExample | None:
         """The weight of the two levels."""
@@ -311,7 +313,7 @@ def ect_level(
     Args:
       index: `[B]` levels in 1 .. N.
       tables: the levels; `tables.progress` says how far the training is.
-      q, parts: see `Consistency`.
+      q, parts: `ect_q` and `ect_stages` of `Consistency`.
     """
     part = jnp.minimum(jnp.floor(tables.progress * parts), parts - 1)
     noise = _noise(tables.student)

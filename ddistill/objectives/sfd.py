@@ -46,7 +46,7 @@ class SFD(Objective):
       substeps: teacher steps to one student step (the paper's M + 1).
       solver: of the teacher's steps: "ddim", or "dpm_solver_pp", second order (the paper's is of
         third order).
-      norm: of the difference of states: "l1" (released) or "l2"; means over pixels.
+      state_norm: of the difference of states: "l1" (released) or "l2"; means over pixels.
       analytic_first: the first step is not the network's, but that of a Gaussian of unit variance,
         which saves its call; the student's sampler is then "ddim_afs".
       steps: N, the student's steps.
@@ -54,13 +54,13 @@ class SFD(Objective):
 
     substeps: int = 4
     solver: str = "dpm_solver_pp"
-    norm: str = "l1"
+    state_norm: str = "l1"
     analytic_first: bool = False
     steps: int = filled_in(1)
 
     def __post_init__(self):
         check_choice("objective.solver", self.solver, SOLVERS)
-        check_choice("objective.norm", self.norm, NORMS)
+        check_choice("objective.state_norm", self.state_norm, NORMS)
         if self.substeps < 1:
             raise ConfigError(f"objective.substeps={self.substeps} must be 1 or more.")
 
@@ -120,7 +120,7 @@ class SFD(Objective):
         key = {} if batch.dropout_key is None else {"key": batch.dropout_key}
         state = ddim_step(networks["student"](z, here, batch.cond, **key), z, here, there)
         difference = state - path[:, n]
-        error = jnp.abs(difference) if self.norm == "l1" else jnp.square(difference)
+        error = jnp.abs(difference) if self.state_norm == "l1" else jnp.square(difference)
         values = mean_per_example(error)
         shared = {_STATE: jax.lax.stop_gradient(state), _PATH: path}
         return values, {f"step_{n + 1}_distance": jnp.mean(values)}, LossAux(shared=shared)

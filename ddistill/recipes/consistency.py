@@ -31,7 +31,7 @@ _PRESETS: dict[str, tuple[str, Options]] = {
     ),
     "lcm": (
         "cd",
-        {"solver": "ddim", "distance": "pixel_huber", "huber": 1e-3, "rate": 0.95},
+        {"solver": "ddim", "distance": "pixel_huber", "huber": 1e-3, "target_ema": 0.95},
     ),
 }
 
@@ -44,7 +44,7 @@ def consistency(
     Args:
       method: "cd" (Heun steps of the teacher), "ct" (no teacher), "ict" and "ect" (ct with the
         curriculum, distance and weights of these papers), or "lcm" (cd with DDIM steps, Huber
-        distances and a moving average; `loss={"skip": k}` sets its skip).
+        distances and a moving average; `loss={"level_skip": k}` sets its skip).
       levels: N, the steps of the student's grid.
       loss: further hyperparameters of `ddistill.objectives.consistency`.
       **stage: fields of `StageSettings`; `steps`, `batch_size` and `optimizer` are required.
