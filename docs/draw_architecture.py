@@ -51,8 +51,11 @@ ROOMS = {
         7,
     ),
     "runs": Room(
-        ("experiment", "trained_run", "workdir", "config_files", "register"),
-        "experiment, trained_run, workdir, config_files, register",
+        (
+            *("experiment", "run_training", "trained_run", "generation", "workdir"),
+            *("config_files", "register"),
+        ),
+        "experiment, run_training, trained_run, generation,\nworkdir, config_files, register",
         2,
         98,
         6,
