@@ -55,8 +55,13 @@ ROOMS = {
         "programs",
     ),
     "runs": Room(
-        ("experiment", "trained_run", "workdir", "config_files", "config_names", "register"),
-        "experiment, trained_run, workdir, config_files, config_names, register",
+        (
+            *("experiment", "run_training", "trained_run", "generation", "workdir"),
+            *("config_files", "config_names", "register"),
+        ),
+        "experiment, run_training, trained_run, generation,
+workdir, config_files, config_names, "
+        "register",
         2,
         98,
         6,

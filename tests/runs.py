@@ -183,7 +183,7 @@ def tiny_chain(**changes: Any) -> Settings:
 
 def many_hosts_settings() -> Settings:
     """A teacher and two students that share out its levels, then samples without scores."""
-    full = tiny_settings(steps=24)
+    full = tiny_settings(steps=24, preview_every=17)
     students = dataclasses.replace(
         full.stages["student"],
         objective={"name": "o2mkd"},

@@ -15,6 +15,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from runs import differences, many_hosts_settings, plans_of, saved_state, saved_steps
 
 from ddistill.runtime.ending import TERMINATED
@@ -88,6 +89,14 @@ class Cluster:
         plan = plans_of(many_hosts_settings(), self.workdir(name))[stage]
         return saved_state(plan, STAGES[stage])
 
+    def previews(self, name: str) -> dict[Path, np.ndarray]:
+        """The pixels of a run's previews, by path in the folder of previews."""
+        folder = self.workdir(name) / "previews"
+        return {
+            path.relative_to(folder): np.asarray(Image.open(path), int)
+            for path in sorted(folder.rglob("*.png"))
+        }
+
 
 def all_succeeded(ended, status: int = 0) -> str:
     for done in ended:
@@ -123,6 +132,10 @@ def test_two_processes_learn_what_one_learns(cluster, unbroken):
         for name in ("unbroken", "alone")
     ]
     np.testing.assert_allclose(*images, atol=1e-3)
+    assert cluster.previews("unbroken").keys() == cluster.previews("alone").keys()
+    assert {path.parent.name for path in cluster.previews("unbroken")} == STAGES.keys()
+    for name, picture in cluster.previews("unbroken").items():
+        assert np.abs(picture - cluster.previews("alone")[name]).max() <= 1
 
 
 @dataclass(frozen=True)
@@ -175,13 +188,16 @@ def same_as_unbroken(cluster, stops):
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_is_killed_and_both_go_on(stops, same_as_unbroken, killed):
+def test_one_is_killed_and_both_go_on(cluster, stops, same_as_unbroken, killed):
     stop = stops[KILLED_1 if killed else KILLED_0]
     assert stop.ended[killed].returncode == -9
     assert stop.ended[1 - killed].returncode not in (0, -9), "the other one did not notice"
     assert stop.saved[-1] == 17
     assert stop.manifest is None
     assert f"{stop.stage}: going on from the checkpoint at step 17" in stop.after.stdout
+    # The preview of step 17 was still to be made.
+    preview = Path(stop.stage, "0000017.png")
+    assert np.array_equal(*(cluster.previews(name)[preview] for name in ("stopped", "unbroken")))
     assert same_as_unbroken == [[], []]
 
 

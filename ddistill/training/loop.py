@@ -94,11 +94,11 @@ class StageRun:
         self.log = open_log(plan.folder, plan.name, step)
         self.loggers = self.context.loggers.open(plan.name, step)
         self.info = self.place.info(plan, step, self.context.stop)
-        self.context.call_back(lambda callback: callback.on_stage_begin(self.info))
-        after = self.context.timings.left(self.place.later)
-        self.reporter.begin(self.place.title(plan), plan.settings.steps, step, after)
         together = not several()
         try:
+            self.context.call_back(lambda callback: callback.on_stage_begin(self.info))
+            after = self.context.timings.left(self.place.later)
+            self.reporter.begin(self.place.title(plan), plan.settings.steps, step, after)
             state = self._train(state, step, self._inputs(learnt))
             if plan.settings.steps not in self.checkpoints.steps():
                 self._save(plan.settings.steps, state)

@@ -1,6 +1,7 @@
 """Weights & Biases: one W&B run a stage, grouped by the folder of the run."""
 
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from importlib import import_module
@@ -57,8 +58,6 @@ class WeightsAndBiases:
 
 def _project() -> dict[str, str]:
     """The project as an argument, unless wandb reads it from the environment."""
-    import os
-
     return {} if os.environ.get("WANDB_PROJECT") else {"project": "ddistill"}
 
 
