@@ -27,6 +27,7 @@ from ddistill.training.folders import check_folders
 from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.trained import Networks
+from ddistill.workdir import file_settings
 
 
 def note_run(workdir: Path, config: Any, facts: DataFacts, plans: Sequence[StagePlan]) -> None:
@@ -107,7 +108,15 @@ def run(
                 if hosts.is_first():
                     evaluate_run(
                         Evaluation(
-                            settings, plans, dataset, networks, workdir, reporter, stop, command
+                            settings,
+                            plans,
+                            dataset,
+                            networks,
+                            workdir,
+                            reporter,
+                            stop,
+                            command,
+                            file_settings(command),
                         )
                     )
         except Interrupted as where:

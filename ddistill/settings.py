@@ -220,6 +220,8 @@ class EvaluationSettings:
     many steps ("edm"). Students are run with `student_sampler` on their own grid, unless their
     objective or their stage's `samplers` says otherwise. `guidance` is the scale of the teacher's
     classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
+    `interpolations` is the number of paths between two noises on which smoothness is measured
+    (0 = none); each has `interpolation.INNER` images that are sampled in addition.
     `tuned_on` lists the seeds on which the settings were chosen: tables say so, and show other
     seeds where there are any. It changes nothing that is trained or sampled.
     """
@@ -239,6 +241,7 @@ class EvaluationSettings:
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6
+    interpolations: int = 8
     tuned_on: tuple[int, ...] = ()
 
 

@@ -45,6 +45,7 @@ ORDER = (
     "evaluation.sampling_plan",
     "evaluation.context",
     "evaluation.sampling",
+    "evaluation.interpolation",
     "evaluation.scored",
     "evaluation.checks",
     "evaluation.trust",

@@ -103,6 +103,10 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         )
     if e.noise_seed < 0:
         raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
+    if e.interpolations < 0:
+        raise ConfigError(
+            f"config.evaluation.interpolations={e.interpolations} must be 0 (none) or above."
+        )
     if any(seed < 0 for seed in e.tuned_on):
         raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:

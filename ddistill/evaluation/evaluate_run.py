@@ -8,27 +8,31 @@ from pathlib import Path
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.interpolation import collect_paths
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
+from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.sections import write_run_report
 from ddistill.evaluation.sampling import collect, run_digest
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs, without_diverged
 from ddistill.evaluation.scored import (
     ScoredRun,
     Scorer,
+    comparable,
     make_rows,
     make_scorer,
     record_of_run,
     score_run,
+    with_paths,
 )
 from ddistill.evaluation.trust import warnings_of
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_object_or_none, write_text
 from ddistill.runtime.metrics_log import read_metrics
 
-FORMAT = 4
+FORMAT = 5
 
 
 def evaluate_run(evaluation: Evaluation) -> list[Row]:
@@ -62,8 +66,11 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
         scorer = make_scorer(evaluation, test)
         _say_accuracies(evaluation, scorer)
     samples = {run.key: collect(run, evaluation) for run in runs}
-    reference_images = samples[runs[0].key].images
-    scored = [score_run(scorer, run, samples[run.key], reference_images) for run in runs]
+    attempt = Attempts()
+    reference = score_run(scorer, runs[0], samples[runs[0].key])
+    scored = [reference]
+    scored += [score_run(scorer, run, samples[run.key], reference) for run in runs[1:]]
+    scored = attempt("Interpolation", lambda: _interpolated(evaluation, scorer, scored)) or scored
     for s in scored:
         reporter.say(_line(s))
     warnings = warnings_of(scorer, scored[0]) if scorer else []
@@ -76,9 +83,22 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     _join_metrics(evaluation.plans, workdir)
     records = [record_of_run(evaluation, scorer, run) for run in runs]
     write_sampler_runs(workdir / "evaluation.json", digest, records)
-    write_run_report(evaluation, scorer, scored, warnings)
+    write_run_report(evaluation, scorer, scored, warnings, attempt.failed)
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
     return rows
+
+
+def _interpolated(
+    evaluation: Evaluation, scorer: Scorer | None, scored: Sequence[ScoredRun]
+) -> list[ScoredRun]:
+    """Adds paths between noises to the runs that a reader compares with the students."""
+    chosen = {s.run.key for s in comparable(scored)}
+    return [
+        with_paths(scorer, s, collect_paths(s.run, s.samples, evaluation))
+        if s.run.key in chosen
+        else s
+        for s in scored
+    ]
 
 
 def _say_accuracies(evaluation: Evaluation, scorer: Scorer) -> None:
