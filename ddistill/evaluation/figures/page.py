@@ -30,6 +30,9 @@ from ddistill.evaluation.figures.stylesheet import STYLE
 from ddistill.evaluation.figures.tables import Table
 from ddistill.text import printable
 
+# Rows of pictures or of a table that fit on a page of paper with their heading.
+_MOST_ROWS = 16
+
 
 def escape(text: object) -> str:
     """Escapes text for HTML content and attributes."""
@@ -59,16 +62,16 @@ def with_contents(parts: Sequence[str]) -> list[str]:
     found: list[str] = []
     links: list[str] = []
     for part in parts:
-        heading = re.match(r"<section>(?:<details><summary>)?<h2>(.*?)</h2>", part)
+        heading = re.match(r'<section(?: class="\w+")?><h2>(.*?)</h2>', part)
         if heading:
             name = f"part{len(links) + 1}"
             links.append(f'<a href="#{name}">{heading[1]}</a>')
-            part = part.replace("<section>", f'<section id="{name}">', 1)
+            part = part.replace("<section", f'<section id="{name}"', 1)
         found.append(part)
     if len(links) < 3:
         return list(parts)
     first = next(i for i, part in enumerate(found) if part.startswith("<section id"))
-    contents = f'<nav class="contents" aria-label="Contents">{"".join(links)}</nav>'
+    contents = f'<nav class="contents" aria-label="Contents">{" ".join(links)}</nav>'
     return [*found[:first], contents, *found[first:]]
 
 
@@ -114,7 +117,7 @@ def grid(block: Grid) -> str:
         cells.append(f'<div class="label">{escape(row.label)}{note}</div>')
         cells.append(_image(row_image(row.images), f"samples of {row.label}"))
     body = f'<div class="scroll"><div class="rows">{"".join(cells)}</div></div>'
-    return _section(block.title, block.caption, body)
+    return _section(block.title, block.caption, body, _length(len(block.rows)))
 
 
 def strip(block: Strip) -> str:
@@ -132,7 +135,8 @@ def strip(block: Strip) -> str:
             picture = strip_row(trajectory, sample, columns)
             cells.append(_image(picture, f"sample {sample + 1}, {trajectory.label}"))
     body = f'<div class="scroll"><div class="rows">{"".join(cells)}</div></div>'
-    return _section(block.title, block.caption, body)
+    rows = frames.shape[1] * len(block.trajectories)
+    return _section(block.title, block.caption, body, _length(rows))
 
 
 def animation(block: Animation) -> str:
@@ -150,8 +154,7 @@ def animation(block: Animation) -> str:
         f' alt="{escape("Denoising by " + ", ".join(block.labels))}"></picture>'
     )
     body = f'<div class="scroll"><div class="animation">{cells}{picture}</div></div>'
-    # The strips show the same states on paper.
-    return _section(block.title, block.caption, body)
+    return _section(block.title, block.caption, body, "screen")  # on paper there are the strips
 
 
 def figure(title: str, caption: str, light: bytes, dark: bytes, alt: str) -> str:
@@ -177,7 +180,7 @@ def table(block: Table) -> str:
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    return _section(block.title, block.caption, body)
+    return _section(block.title, block.caption, body, _length(len(block.rows)))
 
 
 def protocol(shared: str, own: Sequence[tuple[str, str]]) -> str:
@@ -253,7 +256,7 @@ def configuration(items: Mapping[str, str], defaults: Mapping[str, str]) -> str:
     else:
         note = '<p class="caption">No setting differs from the config file.</p>'
     folded = f"<details><summary>All {len(items)} settings</summary><dl>{pairs}</dl></details>"
-    return _section("Configuration", "", note + folded)
+    return _section("Configuration", "", note + folded, "long")
 
 
 def facts(title: str, items: Mapping[str, str]) -> str:
@@ -280,10 +283,19 @@ def plot_alt(plot: ScorePlot) -> str:
     return f"{plot.ylabel} against network evaluations. {lines}{floor}"
 
 
-def _section(title: str, caption: str, body: str) -> str:
+def _section(title: str, caption: str, body: str, kind: str = "") -> str:
+    """A section; `kind` is "long" if it may go over several pages of paper, or "screen" if it is
+    not printed.
+    """
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     text = f'<p class="caption">{escape(caption)}</p>' if caption else ""
-    return f"<section>{heading}{text}{body}</section>"
+    of_kind = f' class="{kind}"' if kind else ""
+    return f"<section{of_kind}>{heading}{text}{body}</section>"
+
+
+def _length(rows: int) -> str:
+    """Kind of a section with that many rows of pictures or of a table."""
+    return "long" if rows > _MOST_ROWS else ""
 
 
 def _cell(text: str, best: bool) -> str:

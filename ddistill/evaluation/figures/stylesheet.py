@@ -89,9 +89,10 @@ ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; }
   h1 { font-size: 22pt; } h2 { font-size: 13pt; break-after: avoid; }
-  .contents, .animation { display: none; }
-  section { padding: 10px 12px; border-radius: 6px; break-inside: auto; }
-  .caption { break-after: avoid; font-size: 9pt; }
+  .contents, .screen { display: none; }
+  section { padding: 10px 12px; border-radius: 6px; break-inside: avoid; }
+  section.long { break-inside: auto; }
+  .caption { break-after: avoid; break-inside: avoid; font-size: 9pt; }
   .tile, tr, figure, .rows > *, dt, li { break-inside: avoid; }
   .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; }
   .tile { padding: 8px 10px; } .tile b { font-size: 16pt; } .tile span { font-size: 9pt; }
@@ -106,8 +107,12 @@ ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
   tr.more td:first-child { color: inherit; }
   .pm { display: block; font-size: 6.4pt; white-space: nowrap; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; } code, pre { font-size: 8.5pt; }
+  figure img { max-height: 120mm; width: auto; max-width: 100%; }
   dl { font-size: 8.5pt; grid-template-columns: minmax(0, 34%) minmax(0, 1fr); }
   dt { overflow-wrap: anywhere; }
   details::details-content { content-visibility: visible; block-size: auto; }
+  details dl { display: block; columns: 2; font-size: 6.8pt; line-height: 1.35; }
+  details dt, details dd { display: inline; }
+  details dd::after { content: "\\A"; white-space: pre; }
 }
 """

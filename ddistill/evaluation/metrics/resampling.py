@@ -20,6 +20,8 @@ import numpy as np
 # Quantile of the normal distribution for two-sided 95 % intervals.
 NORMAL_QUANTILE = 1.959964
 MANY_FEATURES = 512
+# Entries of bootstrap draws in memory.
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -182,17 +184,21 @@ def ratio_of_means(
       seed: seed of the draws.
     """
     values = np.asarray(values, np.float64)
-    divisors = np.ones_like(values) if divisors is None else np.asarray(divisors, np.float64)
-    value = float(values.mean() / divisors.mean())
-    if len(values) < 2:
+    count, over = len(values), None if divisors is None else np.asarray(divisors, np.float64)
+    value = float(values.mean() if over is None else values.mean() / over.mean())
+    if count < 2:
         return Estimate(value)
-    rng = np.random.default_rng(seed)
-    found = np.empty(draws)
-    for i in range(draws):
-        rows = rng.integers(0, len(values), len(values))
-        total = divisors[rows].mean()
-        found[i] = values[rows].mean() / total if total > 0 else value
-    low, high = (float(x) for x in np.quantile(found, (0.025, 0.975)))
+    rng, found = np.random.default_rng(seed), []
+    block = max(1, _BLOCK // count)
+    for start in range(0, draws, block):
+        rows = rng.integers(0, count, (min(block, draws - start), count), dtype=np.int32)
+        means = values[rows].mean(axis=1)
+        if over is not None:
+            totals = over[rows].mean(axis=1)
+            # A draw of entries with divisors of 0 alone has no ratio.
+            means = np.divide(means, totals, out=np.full_like(means, value), where=totals > 0)
+        found.append(means)
+    low, high = (float(x) for x in np.quantile(np.concatenate(found), (0.025, 0.975)))
     return Estimate(value, min(low, value), max(high, value))
 
 

@@ -71,7 +71,8 @@ def _difference(scored: Sequence[ScoredRun]) -> Grid:
     reference, *others = comparable(scored)
     teacher = _first(reference)
     gaps = [_first(s) - teacher for s in others]
-    factor = amplification(gaps)
+    students = [gap for s, gap in zip(others, gaps) if s.run.role == "student"]
+    factor = amplification(students or gaps)
     rows = [ImageRow(reference.run.label, teacher)]
     for s, gap in zip(others, gaps):
         note = f"PSNR {number(PSNR, s.scores[PSNR].value)} dB" if PSNR in s.scores else ""
@@ -79,9 +80,10 @@ def _difference(scored: Sequence[ScoredRun]) -> Grid:
     return Grid(
         "Student minus teacher",
         rows,
-        f"Difference to the image of {reference.run.label} from the same noise, multiplied by "
-        f"{factor}: grey is no difference, white is a pixel that is brighter than the teacher's by "
-        f"1/{factor} of the range or more, black one that is darker by as much.",
+        f"Difference to the image of {reference.run.label} from the same noise, amplified "
+        f"{factor} times: grey is no difference; white is a pixel that is brighter than the "
+        f"teacher's by {1 / factor:.1%} of the range of pixels or more, black one that is darker "
+        "by as much.",
     )
 
 
@@ -150,6 +152,8 @@ def _smoothness(found: Sequence[ScoredRun], paths: int, frames: int) -> Table:
         "the features of the run's own classifier. Path length is the sum of the distances between "
         "consecutive images, largest step the largest of them; both are divided by the distance "
         f"between first and last image. A straight path has length 1, and its {frames - 1} equal "
-        f"steps are {1 / (frames - 1):.3f} each. In brackets 95 % bootstrap intervals over paths.",
+        f"steps are {1 / (frames - 1):.3f} each. Compare a student with the teacher at its full "
+        "number of steps: blurred images change little and give smooth paths too. In brackets 95 % "
+        "bootstrap intervals over paths.",
         roles=[role_of(s.run) for s in found],
     )
