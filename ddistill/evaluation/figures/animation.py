@@ -107,7 +107,6 @@ def _encode(frames: Sequence[Image.Image]) -> bytes:
     times = [_FRAME] * len(frames)
     times[0], times[-1] = _REST // 2, _REST
     frames[0].save(
-        buffer, "PNG", save_all=True, append_images=frames[1:], duration=times, loop=0,
-        optimize=True,
+        buffer, "PNG", save_all=True, append_images=frames[1:], duration=times, loop=0
     )  # fmt: skip
     return buffer.getvalue()

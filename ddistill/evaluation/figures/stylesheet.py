@@ -68,7 +68,8 @@ dd code { font-size: 13px; }
 summary { cursor: pointer; } summary h2 { display: inline; }
 @media (max-width: 640px) { main { padding: 24px 10px 40px; } section { padding: 16px 14px; }
   h1 { font-size: 27px; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
-  .rows .label { min-width: 0; max-width: 110px; font-size: 12.5px; } .rows { gap: 0 8px; } }
+  .rows .label { min-width: 0; max-width: 110px; font-size: 12.5px; } .rows { gap: 0 8px; }
+  .animation { gap: 0 8px; } .animation .label { max-width: 110px; font-size: 12.5px; } }
 .contents { margin: 0 4px 22px; font-size: 14px; line-height: 1.9; }
 .contents a { margin-right: 14px; white-space: nowrap; }
 a { color: var(--accent); text-decoration-thickness: 1px; text-underline-offset: 2px; }
@@ -107,12 +108,12 @@ ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
   tr.more td:first-child { color: inherit; }
   .pm { display: block; font-size: 6.4pt; white-space: nowrap; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; } code, pre { font-size: 8.5pt; }
-  figure img { max-height: 120mm; width: auto; max-width: 100%; }
+  figure img { max-height: 80mm; width: auto; max-width: 100%; }
   dl { font-size: 8.5pt; grid-template-columns: minmax(0, 34%) minmax(0, 1fr); }
   dt { overflow-wrap: anywhere; }
   details::details-content { content-visibility: visible; block-size: auto; }
   details dl { display: block; columns: 2; font-size: 6.8pt; line-height: 1.35; }
-  details dt, details dd { display: inline; }
+  details dt, details dd { display: inline; margin: 0 4px 0 0; }
   details dd::after { content: "\\A"; white-space: pre; }
 }
 """

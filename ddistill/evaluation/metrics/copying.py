@@ -6,10 +6,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ddistill.evaluation.metrics.precision_recall import squared_distances
-from ddistill.evaluation.metrics.resampling import Estimate, ratio_of_means
+from ddistill.evaluation.metrics.resampling import Estimate
 
 # Points of the training set in one block of distances.
 _BLOCK = 4096
+# Bootstrap draws, and their seed.
+_DRAWS, _SEED = 1000, 2020
 
 
 def nearest(
@@ -52,9 +54,13 @@ def share_closer(samples: Float[np.ndarray, " N"], unseen: Float[np.ndarray, " M
       unseen: distances of images that were not trained on, to the same training images.
 
     Returns:
-      The share, with a bootstrap interval over samples at fixed unseen images.
+      The share, with a bootstrap interval over samples and unseen images.
     """
-    ordered = np.sort(unseen)
-    farther = len(ordered) - np.searchsorted(ordered, samples, side="right")
-    ties = np.searchsorted(ordered, samples, side="right") - np.searchsorted(ordered, samples)
-    return ratio_of_means((farther + 0.5 * ties) / len(ordered))
+    samples, unseen = np.asarray(samples)[:, None], np.asarray(unseen)[None]
+    closer = (samples < unseen) + 0.5 * (samples == unseen)
+    rng = np.random.default_rng(_SEED)
+    weights = [rng.multinomial(n, np.full(n, 1 / n), _DRAWS) / n for n in closer.shape]
+    found = np.einsum("dm,dm->d", weights[0] @ closer, weights[1])
+    value = float(closer.mean())
+    low, high = (float(x) for x in np.quantile(found, (0.025, 0.975)))
+    return Estimate(value, min(low, value), max(high, value))

@@ -42,11 +42,12 @@ def meanings_note(scorer: Scorer | None) -> str:
 def files_of(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Files:
     """Links to the files of a run, and the commands that load and export its students."""
     workdir = evaluation.workdir
-    items = [
-        ("results.json", "results.json", "every number of this page with interval and protocol"),
-        ("metrics.jsonl", "metrics.jsonl", "the training logs of all stages"),
-        ("config.json", "config.json", "all settings"),
-    ]
+    texts = {
+        "results.json": "every number of this page with interval and protocol",
+        "metrics.jsonl": "the training logs of all stages",
+        "config.json": "all settings",
+    }
+    items = [(name, name, text) for name, text in texts.items() if (workdir / name).exists()]
     items += [
         (f"samples/{s.run.key}.npz", f"samples/{s.run.key}.npz", f"samples of {s.run.label}")
         for s in scored

@@ -157,7 +157,7 @@ def _distances(
         "training image than the test image is to its own. 0.5: as far away as unseen images. Near "
         "1: copies of training images; in pixels, blurred images also give values above 0.5. "
         "Below 0.5: samples are farther from the data than real images are. In brackets 95 % "
-        "bootstrap intervals over samples.",
+        "bootstrap intervals over samples and test images.",
         roles=[role_of(s.run) for s in chosen],
     )
     return [Part(figure.title, figure, "nearest_distances.png"), Part(table.title, table)]
