@@ -222,6 +222,7 @@ class EvaluationSettings:
     classifier-free guidance, 1 for none. `clip` bounds every x0 prediction (0 = off).
     `interpolations` is the number of paths between two noises on which smoothness is measured
     (0 = none); each has `interpolation.INNER` images that are sampled in addition.
+    `lpips_weights` is the file of an LPIPS network (`metrics.lpips`), "" for no LPIPS.
     `tuned_on` lists the seeds on which the settings were chosen: tables say so, and show other
     seeds where there are any. It changes nothing that is trained or sampled.
     """
@@ -242,6 +243,7 @@ class EvaluationSettings:
     grid_images: int = 16
     strip_images: int = 6
     interpolations: int = 8
+    lpips_weights: str = ""
     tuned_on: tuple[int, ...] = ()
 
 

@@ -47,6 +47,7 @@ ORDER = (
     "evaluation.sampling",
     "evaluation.interpolation",
     "evaluation.scored",
+    "evaluation.perceptual",
     "evaluation.checks",
     "evaluation.trust",
     "evaluation.report",

@@ -9,7 +9,9 @@ from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.interpolation import collect_paths
+from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
 from ddistill.evaluation.metrics.resampling import Estimate
+from ddistill.evaluation.perceptual import with_lpips
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
@@ -55,7 +57,9 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     for text in left_out:
         reporter.say(text)
     test = data.load(settings.data, "test") if settings.evaluation.classifier else None
-    digest = _digest(evaluation, runs, test)
+    weights = settings.evaluation.lpips_weights
+    lpips = read_lpips(weights) if weights else None
+    digest = _digest(evaluation, runs, test, lpips)
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
@@ -71,6 +75,9 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     scored = [reference]
     scored += [score_run(scorer, run, samples[run.key], reference) for run in runs[1:]]
     scored = attempt("Interpolation", lambda: _interpolated(evaluation, scorer, scored)) or scored
+    if lpips is not None:
+        batch = settings.evaluation.batch_size
+        scored = attempt("LPIPS", lambda: with_lpips(scored, lpips, batch)) or scored
     for s in scored:
         reporter.say(_line(s))
     warnings = warnings_of(scorer, scored[0]) if scorer else []
@@ -107,7 +114,9 @@ def _say_accuracies(evaluation: Evaluation, scorer: Scorer) -> None:
         evaluation.reporter.say(f"{name}: accuracy {share:.1%} on the test images")
 
 
-def _digest(evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | None) -> str:
+def _digest(
+    evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | None, lpips: Lpips | None
+) -> str:
     """Digest of everything that the results depend on; the stages cover the training images."""
     settings = evaluation.settings
     content = {
@@ -119,6 +128,7 @@ def _digest(evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | 
             for run in runs
         ],
         "evaluation": repr(settings.evaluation),
+        "lpips": lpips.digest if lpips else None,
         "test": None if test is None else dict(test.identity),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -167,6 +167,24 @@ METRICS: dict[str, Metric] = {
         meaning="The feature distance to the teacher, divided by the mean distance between two "
         "images of the teacher from different noise: 0 is the same image, 1 an unrelated one.",
     ),
+    "lpips_alex_to_teacher": Metric(
+        "LPIPS (AlexNet) to teacher",
+        "lower",
+        ".4f",
+        sampled=True,
+        column=False,
+        meaning="Mean LPIPS with AlexNet to the image of the reference teacher from the same "
+        "noise, with the weights of config.evaluation.lpips_weights.",
+    ),
+    "lpips_vgg_to_teacher": Metric(
+        "LPIPS (VGG) to teacher",
+        "lower",
+        ".4f",
+        sampled=True,
+        column=False,
+        meaning="Mean LPIPS with VGG-16 to the image of the reference teacher from the same "
+        "noise, with the weights of config.evaluation.lpips_weights.",
+    ),
     "path_length": Metric(
         "path length",
         "lower",

@@ -36,6 +36,7 @@ def consistency_parts(scorer: Scorer | None, scored: Sequence[ScoredRun]) -> lis
     if not others:
         return []
     names = [PSNR] + ([RAW, RELATIVE] if scorer else [])
+    names += [name for name in others[0].scores if name.startswith("lpips_")]
     features = (
         f" Features are those of the run's own classifier ({scorer.name}); the distance is not "
         "LPIPS, and distances of other classifiers are on another scale. The relative distance is "
