@@ -81,10 +81,8 @@ def _difference(scored: Sequence[ScoredRun]) -> Grid:
     return Grid(
         "Student minus teacher",
         rows,
-        f"Difference to the image of {reference.run.label} from the same noise, amplified "
-        f"{factor} times: grey is no difference; white is a pixel that is brighter than the "
-        f"teacher's by {1 / factor:.1%} of the range of pixels or more, black one that is darker "
-        "by as much.",
+        f"Difference to the teacher's image from the same noise, amplified {factor} times: grey is "
+        f"none, white or black is {1 / factor:.1%} of the range of pixels or more.",
     )
 
 
