@@ -33,6 +33,7 @@ from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.timings import Timings
 from ddistill.training.trained import Networks
+from ddistill.workdir import file_settings
 
 
 def note_run(workdir: Path, config: Any, facts: DataFacts, plans: Sequence[StagePlan]) -> None:
@@ -155,7 +156,15 @@ def evaluate_stages(
     if hosts.is_first():
         evaluate_run(
             Evaluation(
-                e.settings, e.plans, e.dataset, e.networks, e.workdir, reporter, stop, command
+                e.settings,
+                e.plans,
+                e.dataset,
+                e.networks,
+                e.workdir,
+                reporter,
+                stop,
+                command,
+                file_settings(command),
             )
         )
 

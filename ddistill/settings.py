@@ -290,6 +290,9 @@ class EvaluationSettings:
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
       strip_images: images in the denoising strip of the report.
+      interpolations: paths between two noises on which smoothness is measured; 0 for none. Each has
+        `interpolation.INNER` images that are sampled in addition.
+      lpips_weights: file of an LPIPS network, see `metrics.lpips`; "" for no LPIPS.
       tuned_on: seeds on which the settings were chosen: tables say so, and show other seeds where
         there are any. It changes nothing that is trained or sampled.
     """
@@ -309,6 +312,8 @@ class EvaluationSettings:
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6
+    interpolations: int = 8
+    lpips_weights: str = ""
     tuned_on: tuple[int, ...] = ()
 
 

@@ -5,8 +5,11 @@ training, and the content of data and of other projects' files. The same trainin
 on other paths or with other workers has the same folder, and another training has another one.
 """
 
+import dataclasses
 import hashlib
+import itertools
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from ddistill.objectives import make_objective
 from ddistill.planning.identity import Kind, kinds_of, learnt, normalised
 from ddistill.planning.planner import SOURCES
 from ddistill.runtime.files import expand
-from ddistill.settings import Settings, StageSettings, parse
+from ddistill.settings import Settings, StageSettings, parse, to_plain
 
 ROOT = Path("runs")
 
@@ -42,6 +45,30 @@ def read_base(given: str) -> Any:
         return load_config(given if named else path)
     except ConfigFileError:
         return None
+
+
+def file_settings(command: str) -> dict[str, Any]:
+    """The settings of the config file that a command names, without its other flags.
+
+    Args:
+      command: the command of a run, with `--config=FILE[:VARIANT]`.
+
+    Returns:
+      The settings as nested dictionaries; empty if the command names no config file that can be
+      read.
+    """
+    flag = "--config"
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not a command line
+        return {}
+    given = [w.removeprefix(f"{flag}=") for w in words if w.startswith(f"{flag}=")]
+    given += [after for word, after in itertools.pairwise(words) if word == flag]
+    try:
+        base = read_base(given[-1]) if given else None
+        return to_plain(dataclasses.asdict(parse(base, Settings))) if base is not None else {}
+    except ConfigError:
+        return {}
 
 
 def default_workdir(config: Any, base: Any) -> tuple[Path, Dataset | None]:

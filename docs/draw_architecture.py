@@ -59,8 +59,7 @@ ROOMS = {
             *("experiment", "run_training", "trained_run", "generation", "workdir"),
             *("config_files", "config_names", "register"),
         ),
-        "experiment, run_training, trained_run, generation,
-workdir, config_files, config_names, "
+        "experiment, run_training, trained_run, generation,\nworkdir, config_files, config_names, "
         "register",
         2,
         98,

@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import html
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,15 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluated import Run, Telling, images
+from PIL import Image
 from runs import LateStop, Notes, one_stage, plans_of, snapshot, tiny_settings
 
 from ddistill import data
-from ddistill.evaluation import sampling
+from ddistill.evaluation import evaluate_run, sampling
 from ddistill.evaluation.checks import check_evaluation
+from ddistill.evaluation.interpolation import INNER
 from ddistill.evaluation.metrics.features import extract, params_hash
 from ddistill.evaluation.metrics.frechet import frechet_distance, moments
+from ddistill.evaluation.metrics.paths import slerp
 from ddistill.evaluation.metrics.precision_recall import precision_recall
 from ddistill.evaluation.metrics.resampling import subset
+from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row, read_rows
 from ddistill.evaluation.records.sampler_runs import read_sampler_runs
@@ -53,6 +59,9 @@ LEVELS = {
 }
 SCORES = {"fd", "fd_infinity", "precision", "recall", "density", "coverage", "class_tv"}
 ALWAYS = {"ms_per_image", "psnr_to_teacher"}
+# Scores of samples only, and of samples that are compared with the reference teacher.
+SAMPLED = {"copying", "path_length", "path_largest_step"} | SCORES
+COMPARED = {"feature_distance_to_teacher", "relative_distance_to_teacher"} | SAMPLED | ALWAYS
 
 
 @pytest.fixture(scope="module")
@@ -208,13 +217,13 @@ def test_one_row_for_each_metric_and_sampler_run(run, done):
     wanted = {
         # The distance of 360 test images does not compare with that of 16 samples.
         ("tiny", "real", 0, 0): SCORES - {"fd"} | {"accuracy"},
-        ("tiny", "ddim", 16, 0): SCORES | {"ms_per_image"},
-        ("tiny", "ddim", 4, 0): SCORES | ALWAYS,
-        ("tiny", "ddim", 2, 0): SCORES | ALWAYS,
-        ("tiny", "dpm_solver_pp", 4, 0): SCORES | ALWAYS,
-        ("tiny", "pd", 4, 1): SCORES | ALWAYS,
-        ("tiny", "pd", 2, 1): SCORES | ALWAYS,
-        ("tiny/own index", "pd", 4, 1): SCORES | ALWAYS,
+        ("tiny", "ddim", 16, 0): SAMPLED | {"ms_per_image"},
+        ("tiny", "ddim", 4, 0): COMPARED,
+        ("tiny", "ddim", 2, 0): COMPARED,
+        ("tiny", "dpm_solver_pp", 4, 0): COMPARED,
+        ("tiny", "pd", 4, 1): COMPARED,
+        ("tiny", "pd", 2, 1): COMPARED,
+        ("tiny/own index", "pd", 4, 1): COMPARED,
     }
     assert {key: sorted(metrics) for key, metrics in found.items()} == {
         key: sorted(metrics) for key, metrics in wanted.items()
@@ -273,7 +282,7 @@ def test_protocols_name_what_a_number_was_measured_with(run, done):
 def test_scores_have_intervals_and_say_why_they_mean_little(run, done):
     folder, rows, _ = done
     for row in rows:
-        exact = row.metric in ("accuracy", *ALWAYS)
+        exact = row.metric in ("accuracy", "ms_per_image")
         assert (row.low is None) == (row.high is None) == exact
         assert row.tuned_on == (0, 3)
     (warnings,) = {row.warnings for row in rows}
@@ -337,6 +346,95 @@ def test_the_scores_are_those_of_the_images_on_disk(run, done):
             assert value("psnr_to_teacher", sampler_run) == pytest.approx(psnr, rel=1e-5)
 
 
+def test_distances_to_the_teacher_are_those_of_the_images_on_disk(run, done):
+    folder, rows, _ = done
+    network = load_network(next(p for p in run.plans if p.name == "classifier"))
+    judge = jax.jit(lambda images: network(images))
+
+    def features(pixels):
+        return extract(judge, pixels, 8, quantise=True)[1].astype(np.float64)
+
+    teacher = features(images(folder, "teacher_ddim_16"))
+    # Labels go through ten classes, so that of 16 images only 0 to 5 and 10 to 15 share a class.
+    unrelated = np.linalg.norm(teacher[:6] - teacher[10:], axis=1).mean()
+    for key, sampler_run in run.sampler_runs().items():
+        own = features(images(folder, key))
+        name = f"tiny/{sampler_run.plan.settings.variant}".removesuffix("/")
+        found = {
+            r.metric: r.value
+            for r in rows
+            if (r.experiment, r.method, r.nfe) == (name, sampler_run.method, sampler_run.nfe)
+        }
+        with np.load(folder / "samples" / f"{key}.paths.npz") as file:
+            inner = file["images"]
+        assert inner.shape == (6, INNER, 8, 8, 1)
+        path = np.stack([own[:6], *features(inner.reshape(-1, 8, 8, 1)).reshape(6, INNER, -1)
+                         .swapaxes(0, 1), own[10:]], axis=1)  # fmt: skip
+        steps = np.linalg.norm(np.diff(path, axis=1), axis=-1)
+        ends = np.linalg.norm(own[10:] - own[:6], axis=1).mean()
+        assert found["path_length"] == pytest.approx(steps.sum(1).mean() / ends, rel=1e-3)
+        assert found["path_largest_step"] == pytest.approx(steps.max(1).mean() / ends, rel=1e-3)
+        if key != "teacher_ddim_16":
+            gap = np.linalg.norm(own - teacher, axis=1).mean()
+            assert found["feature_distance_to_teacher"] == pytest.approx(gap, rel=1e-3, abs=1e-6)
+            relative = found["relative_distance_to_teacher"]
+            assert relative == pytest.approx(gap / unrelated, rel=1e-3, abs=1e-6)
+
+
+def test_between_two_noises_are_images_of_the_points_between_them(run, done, tmp_path):
+    """The middle of a path is the sample of the middle of the two noises."""
+    folder, _, _ = done
+    sampler_run = run.sampler_runs()["pd_n2"]
+    bank = np.asarray(sampling.noise_bank(run.settings.evaluation, (8, 8, 1), 0, 16))
+    place = np.array([4 / (INNER + 1)])
+    inputs = sampling.SamplerInputs(
+        jnp.asarray(slerp(bank[3], bank[13], place)), np.array([3]), jax.random.key(0)
+    )
+    network = load_network(sampler_run.plan)
+    wanted = sampling.run_sampler(sampler_run, network, inputs, run.settings.evaluation.clip)
+    with np.load(folder / "samples" / "pd_n2.paths.npz") as file:
+        np.testing.assert_allclose(file["images"][3, 3], wanted[0], atol=1e-5)
+
+
+def test_interpolation_that_fails_loses_no_score(run, unfinished, monkeypatch):
+    def broken(*args):
+        raise ValueError("no path")
+
+    monkeypatch.setattr(evaluate_run, "collect_paths", broken)
+    before = {(r.method, r.nfe, r.metric) for r in read_rows(unfinished / "results.json")}
+    rows, _, _ = run.evaluate(unfinished, classifier="", report=True)
+    assert {r.metric for r in rows} == ALWAYS
+    assert {(r.method, r.nfe, r.metric) for r in rows} <= before
+    page = (unfinished / "report.html").read_text()
+    assert "Not drawn: ValueError: no path" in page
+    assert "Student minus teacher" in page
+
+
+def test_the_report_compares_with_the_teacher_and_the_training_images(done):
+    folder = done[0]
+    text = (folder / "report.html").read_text()
+    for heading in (
+        "Consistency with the teacher",
+        "Student minus teacher",
+        "Interpolation between two noises, path 1",
+        "Smoothness of interpolation",
+        "Classes: PD, 2 steps",
+        "Nearest training images",
+        "Copying",
+        "What the numbers mean",
+        "Files and commands",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    assert text.count("Not drawn") == 0
+    for metric in COMPARED:
+        assert html.escape(METRICS[metric].meaning) in text
+    for name in ("difference", "interpolation", "nearest", "nearest_distances", "denoising"):
+        with Image.open(folder / f"{name}.png") as picture:
+            picture.load()
+    for link in re.findall(r'href="([^#"]+)"', text):
+        assert (folder / link).exists(), link
+
+
 def test_the_report_shows_every_sampler_run_and_names_the_data(done):
     text = (done[0] / "report.html").read_text()
     assert f"trained on {NAME}" in text
@@ -371,7 +469,7 @@ def test_a_report_that_ends_the_run_leaves_the_results(run, unfinished, monkeypa
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(sections, "write_report", broken)
-    for name in ("_strip", "_grid", "_classes", "_plot", "students_table"):
+    for name in ("_strip", "_grid", "_classes", "_plot", "students_table", "_parts"):
         monkeypatch.setattr(sections, name, lambda *args: None)
     (unfinished / "results.json").unlink()
     with pytest.raises(ZeroDivisionError):

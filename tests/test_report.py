@@ -3,12 +3,19 @@
 import base64
 import dataclasses
 import io
+import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddistill.evaluation.figures.animation import animate
+from ddistill.evaluation.figures.distributions import (
+    Distribution,
+    Distributions,
+    distributions_figure,
+)
 from ddistill.evaluation.figures.image_grids import (
     GAP,
     Grid,
@@ -20,6 +27,7 @@ from ddistill.evaluation.figures.image_grids import (
     row_image,
     strip_columns,
     strip_row,
+    thumbnails,
 )
 from ddistill.evaluation.figures.plots import (
     ClassChart,
@@ -36,7 +44,15 @@ from ddistill.evaluation.metrics.pixels import psnr
 from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row
-from ddistill.evaluation.report.report import Highlight, Report, flatten, write_report
+from ddistill.evaluation.report.report import (
+    Files,
+    Highlight,
+    Part,
+    Picture,
+    Report,
+    flatten,
+    write_report,
+)
 from ddistill.text import file_name
 
 LABELS = ("teacher DDIM, 256 steps", "teacher DDIM, 4 steps", "student <4> steps & more")
@@ -50,6 +66,23 @@ def _images(n=5, size=8, channels=1, seed=0):
 def _trajectory(label, levels, samples=2):
     frames = np.stack([_images(samples, seed=int(level)) for level in levels])
     return Trajectory(label, frames, levels)
+
+
+def _moving(size=8, channels=1, samples=2):
+    frames = np.random.default_rng(0).uniform(-1, 1, (9, samples, size, size, channels))
+    return Strip(
+        "S",
+        [
+            Trajectory("long", frames, range(64, -1, -8)),
+            Trajectory("short", frames[::4], (64, 32, 0)),
+        ],
+    )
+
+
+def _png():
+    file = io.BytesIO()
+    Image.new("L", (30, 30)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _row(method="ddim", nfe=4, metric="fd", value=1.0, seed=0, **changes):
@@ -83,7 +116,19 @@ def report():
         ),
         classes=ClassChart(["a", "b"], [0.5, 0.5], {"student": [0.7, 0.3]}),
         curves=[Curve("teacher", range(5), [5, 4, 3, 2, 1])],
-        config={"schedule": {"name": "cosine"}},
+        parts=[
+            Part("Faces", [Grid("Faces", [ImageRow("a row", _images())])], "faces.png"),
+            Part("Numbers", Table(["a", "b"], [["1", "2"]], "Numbers")),
+            Part("Moving", animate(_moving(), "Moving"), "moving.png"),
+            Part("Drawn", Picture("Drawn", *[_png()] * 2, "a drawing"), "drawn.png"),
+        ],
+        meanings=[("FD", "A distance of <features>.")],
+        files=Files(
+            [("results.json", "rows", "all rows"), ("samples/a b.npz", "a b", ""), ("", "c", "")],
+            [("Export", "first <line>\nsecond line")],
+        ),
+        config={"schedule": {"name": "cosine", "steps": 8}, "seed": 0},
+        defaults={"schedule": {"name": "linear", "steps": 8}, "seed": 0},
         protocols=[("teacher", rows[0].protocol), ("student", rows[-1].protocol)],
         provenance={"machine": "a machine"},
         notes=["A note."],
@@ -99,18 +144,23 @@ def folder(report, tmp_path_factory):
 
 
 class _Page(HTMLParser):
-    """Collects what the page refers to, its text and its nesting."""
+    """Collects what the page loads and links to, its text, its ids and its nesting."""
 
     VOID = frozenset({"meta", "img", "source", "br"})
 
     def __init__(self, text):
         super().__init__()
         self.links, self.tags, self.words, self.open = [], [], [], []
+        self.anchors, self.ids = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        assert len(dict(attrs)) == len(attrs), f"an attribute of <{tag}> is given twice"
+        self.links += [v for k, v in attrs if k in ("src", "srcset", "data", "action")]
+        self.anchors += [v for k, v in attrs if k == "href"]
+        self.ids += [v for k, v in attrs if k == "id"]
+        assert tag != "img" or dict(attrs).get("alt"), "a picture without alternative text"
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -129,6 +179,11 @@ def test_page_is_self_contained_and_well_formed(folder):
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not {"script", "link", "iframe", "base"} & set(page.tags)
+    assert len(set(page.ids)) == len(page.ids)
+    inside = [a.removeprefix("#") for a in page.anchors if a.startswith("#")]
+    assert inside == page.ids  # the contents name every section once, in order
+    outside = [a for a in page.anchors if not a.startswith("#")]
+    assert outside == ["results.json", "samples/a%20b.npz"]
     assert "://" not in text
     assert "url(" not in text
     assert "@import" not in text
@@ -150,11 +205,77 @@ def test_page_shows_every_part(folder):
 
 
 def test_pictures_lie_beside_the_page(folder):
+    with Image.open(folder / "faces.png") as image:
+        assert image.height > 48
     for name in ("samples", "fd_vs_nfe", "strip", "curves", "classes"):
         with Image.open(folder / f"{name}.png") as image:
             assert image.width >= 400, name
             assert image.height >= 150, name
             assert image.format == "PNG"
+
+
+def test_settings_that_differ_from_the_config_file_are_marked(folder, tmp_path):
+    text = (folder / "report.html").read_text()
+    assert re.findall("<mark>(.*?)</mark>", text) == ["schedule.name"] * 2
+    assert "(config file: linear)" in text
+    same = Report("Same", config={"seed": 0}, defaults={"seed": 0})
+    assert "No setting differs" in write_report(tmp_path, same).read_text()
+    unknown = write_report(tmp_path, Report("Unknown", config={"seed": 0})).read_text()
+    assert "<mark>" not in unknown
+    assert "differs" not in unknown
+
+
+def test_commands_keep_their_lines(folder):
+    text = (folder / "report.html").read_text()
+    assert "<pre>first &lt;line&gt;\nsecond line</pre>" in text
+    assert "A distance of &lt;features&gt;." in text
+
+
+def test_an_animation_goes_from_noise_to_image_with_a_row_for_each_sampler():
+    strip = _moving()
+    made = animate(strip, "Moving")
+    assert made.labels == ["long", "short"]
+    with Image.open(io.BytesIO(made.png)) as image:
+        assert image.n_frames == 9
+        frames = []
+        for i in range(image.n_frames):
+            image.seek(i)
+            frames.append(np.asarray(image.convert("L")))
+    with Image.open(io.BytesIO(made.still)) as image:
+        np.testing.assert_array_equal(frames[-1], np.asarray(image))
+    assert frames[0].shape == (made.height, made.width) == (2 * 52, 2 * 52)
+
+    def row(frame, which):
+        return frames[frame][which * 52 : which * 52 + 52]
+
+    # Of "short" the states at 64, 32 and 0 are states 0, 4 and 8 of "long"; it rests between.
+    for i, state in enumerate([0, 0, 0, 0, 4, 4, 4, 4, 8]):
+        np.testing.assert_array_equal(row(i, 1), row(state, 0))
+
+
+@pytest.mark.parametrize(("size", "channels", "samples"), [(32, 3, 6), (128, 3, 3), (64, 1, 2)])
+def test_animations_are_small_files(size, channels, samples):
+    made = animate(_moving(size, channels, samples), "Moving")
+    assert made is not None
+    assert len(made.png) <= 300_000
+    assert animate(_moving(), "Moving", limit=10) is None
+
+
+def test_thumbnails_are_means_of_blocks():
+    images = np.arange(2 * 8 * 8 * 3, dtype=np.float32).reshape(2, 8, 8, 3)
+    small = thumbnails(images, 4)
+    assert small.shape == (2, 4, 4, 3)
+    np.testing.assert_allclose(small[1, 2, 3], images[1, 4:6, 6:8].mean((0, 1)))
+    np.testing.assert_array_equal(thumbnails(images, 8), images)
+    assert thumbnails(np.zeros((1, 9, 30, 1), np.uint8), 10).shape == (1, 3, 10, 1)
+
+
+def test_distributions_take_one_value_and_many_lines():
+    lines = [Distribution(f"line {i}", np.arange(i + 1.0)) for i in range(10)]
+    lines.append(Distribution("real", np.ones(3), "real"))
+    assert _size(distributions_figure([Distributions("d", lines)] * 2))[0] > 800
+    with pytest.raises(ValueError, match="No distributions"):
+        distributions_figure([])
 
 
 def test_writing_again_gives_the_same_page(folder, report):

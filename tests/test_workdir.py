@@ -10,7 +10,7 @@ from PIL import Image
 from runs import config
 
 from ddistill.errors import DataError
-from ddistill.workdir import default_workdir, read_base
+from ddistill.workdir import default_workdir, file_settings, read_base
 
 
 def workdir(changes: dict[str, Any], base: dict[str, Any] | None = None) -> str:
@@ -115,3 +115,22 @@ def test_the_config_without_flags(tmp_path):
     assert read_base(str(file)) is None
     # Without anything to compare with, everything counts.
     assert str(default_workdir(config(), None)[0]).startswith("runs/tiny-")
+
+
+def test_the_settings_of_the_file_behind_a_command_are_those_without_its_flags(tmp_path):
+    path = tmp_path / "my config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "from ddistill import recipes\n"
+        "def get_config(variant=''):\n"
+        "    settings = recipes.digits('mine', recipes.digits_students())\n"
+        "    return recipes.digits_config(settings, variant, ('teacher',))\n"
+    )
+    for flag in (f"--config='{path}'", f"--config '{path}'"):
+        found = file_settings(f"python -m ddistill.main {flag} --config.seed=7 --stage=evaluate")
+        assert found["seed"] == 0
+        assert found["evaluation"]["samples"] == 1024
+    smoke = file_settings(f"python -m ddistill.main --config='{path}:smoke'")
+    assert smoke["evaluation"]["samples"] != 1024
+    for command in ("", "python train.py", "--config=nowhere.py", "an 'open quote", "--config"):
+        assert file_settings(command) == {}

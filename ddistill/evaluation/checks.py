@@ -5,6 +5,7 @@ import math
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError, check_choice
+from ddistill.evaluation.metrics.lpips import LEAST_SIDE, read_lpips
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.planning.checks.sources import check_scale
@@ -103,6 +104,11 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         )
     if e.noise_seed < 0:
         raise ConfigError(f"config.evaluation.noise_seed={e.noise_seed} must be 0 or more.")
+    if e.interpolations < 0:
+        raise ConfigError(
+            f"config.evaluation.interpolations={e.interpolations} must be 0 (none) or above."
+        )
+    _check_lpips(settings, plans)
     if any(seed < 0 for seed in e.tuned_on):
         raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
     if e.classifier and e.samples <= NEIGHBOURS:
@@ -119,3 +125,18 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
             f"strip_images={e.strip_images}."
         )
     check_rows(planned_runs(settings, plans))
+
+
+def _check_lpips(settings: Settings, plans: list[StagePlan]) -> None:
+    """Raises `ConfigError` if the LPIPS weights cannot be used with images of this size."""
+    path = settings.evaluation.lpips_weights
+    if not path:
+        return
+    sides = [min(p.image_shape[:2]) for p in plans if p.name == settings.evaluation.teacher]
+    if sides and sides[0] < LEAST_SIDE:
+        raise ConfigError(
+            f"config.evaluation.lpips_weights={path!r}: LPIPS needs images of {LEAST_SIDE} pixels "
+            f"per side or more, and these have {sides[0]}. Set it to ''; the feature distance to "
+            "the teacher is measured for images of every size."
+        )
+    read_lpips(path)

@@ -1,6 +1,7 @@
 """The inputs of an evaluation, passed as one value."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddistill.data import Dataset
@@ -26,6 +27,8 @@ class Evaluation:
       reporter: receives progress and messages.
       stop: the request to stop, checked between batches.
       command: the command of the run, shown in the report.
+      defaults: the settings of the config file without flags; the report marks settings that
+        differ. Empty if they are not known.
     """
 
     settings: Settings
@@ -36,6 +39,7 @@ class Evaluation:
     reporter: Reporter
     stop: StopRequest
     command: str = ""
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
     def cost_of(self, run: SamplerRun) -> Cost:
         """The cost of distilling the sampled network, over all stages from the teacher on."""

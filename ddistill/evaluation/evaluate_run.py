@@ -8,27 +8,33 @@ from pathlib import Path
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.interpolation import collect_paths
+from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
 from ddistill.evaluation.metrics.resampling import Estimate
+from ddistill.evaluation.perceptual import with_lpips
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
+from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.sections import write_run_report
 from ddistill.evaluation.sampling import collect, run_digest
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs, without_diverged
 from ddistill.evaluation.scored import (
     ScoredRun,
     Scorer,
+    comparable,
     make_rows,
     make_scorer,
     record_of_run,
     score_run,
+    with_paths,
 )
 from ddistill.evaluation.trust import warnings_of
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_object_or_none, write_text
 from ddistill.runtime.metrics_log import read_metrics
 
-FORMAT = 4
+FORMAT = 5
 
 
 def evaluate_run(evaluation: Evaluation) -> list[Row]:
@@ -51,7 +57,9 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     for text in left_out:
         reporter.say(text)
     test = data.load(settings.data, "test") if settings.evaluation.classifier else None
-    digest = _digest(evaluation, runs, test)
+    weights = settings.evaluation.lpips_weights
+    lpips = read_lpips(weights) if weights else None
+    digest = _digest(evaluation, runs, test, lpips)
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
@@ -62,8 +70,14 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
         scorer = make_scorer(evaluation, test)
         _say_accuracies(evaluation, scorer)
     samples = {run.key: collect(run, evaluation) for run in runs}
-    reference_images = samples[runs[0].key].images
-    scored = [score_run(scorer, run, samples[run.key], reference_images) for run in runs]
+    attempt = Attempts()
+    reference = score_run(scorer, runs[0], samples[runs[0].key])
+    scored = [reference]
+    scored += [score_run(scorer, run, samples[run.key], reference) for run in runs[1:]]
+    scored = attempt("Interpolation", lambda: _interpolated(evaluation, scorer, scored)) or scored
+    if lpips is not None:
+        batch = settings.evaluation.batch_size
+        scored = attempt("LPIPS", lambda: with_lpips(scored, lpips, batch)) or scored
     for s in scored:
         reporter.say(_line(s))
     warnings = warnings_of(scorer, scored[0]) if scorer else []
@@ -76,9 +90,22 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     _join_metrics(evaluation.plans, workdir)
     records = [record_of_run(evaluation, scorer, run) for run in runs]
     write_sampler_runs(workdir / "evaluation.json", digest, records)
-    write_run_report(evaluation, scorer, scored, warnings)
+    write_run_report(evaluation, scorer, scored, warnings, attempt.failed)
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
     return rows
+
+
+def _interpolated(
+    evaluation: Evaluation, scorer: Scorer | None, scored: Sequence[ScoredRun]
+) -> list[ScoredRun]:
+    """Adds paths between noises to the runs that a reader compares with the students."""
+    chosen = {s.run.key for s in comparable(scored)}
+    return [
+        with_paths(scorer, s, collect_paths(s.run, s.samples, evaluation))
+        if s.run.key in chosen
+        else s
+        for s in scored
+    ]
 
 
 def _say_accuracies(evaluation: Evaluation, scorer: Scorer) -> None:
@@ -87,7 +114,9 @@ def _say_accuracies(evaluation: Evaluation, scorer: Scorer) -> None:
         evaluation.reporter.say(f"{name}: accuracy {share:.1%} on the test images")
 
 
-def _digest(evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | None) -> str:
+def _digest(
+    evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | None, lpips: Lpips | None
+) -> str:
     """Digest of everything that the results depend on; the stages cover the training images."""
     settings = evaluation.settings
     content = {
@@ -99,6 +128,7 @@ def _digest(evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | 
             for run in runs
         ],
         "evaluation": repr(settings.evaluation),
+        "lpips": lpips.digest if lpips else None,
         "test": None if test is None else dict(test.identity),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.metrics.copying import nearest, share_closer
 from ddistill.evaluation.metrics.features import (
     Reference,
     Sampling,
@@ -19,17 +20,34 @@ from ddistill.evaluation.metrics.features import (
     reference,
     score,
 )
-from ddistill.evaluation.metrics.pixels import psnr
+from ddistill.evaluation.metrics.paths import path_scores
 from ddistill.evaluation.metrics.resampling import USUAL, Estimate, Resampling
+from ddistill.evaluation.metrics.teacher_distance import feature_scores, pixel_scores
 from ddistill.evaluation.records.environment import command_string, machine_string
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
-from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER, SamplerRunRecord
+from ddistill.evaluation.records.sampler_runs import SamplerRunRecord
 from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
 from ddistill.objectives.classification import Classification, Classifier
 from ddistill.planning.plan import StagePlan, complete_manifest
 from ddistill.settings import Settings
+
+# Samples of which the nearest training image is searched, because the time grows with their number.
+SEARCHED = 512
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training images of some images, in features.
+
+    Attributes:
+      distances: `[N]`.
+      index: `[N]` indices of training images.
+    """
+
+    distances: Float[np.ndarray, " N"]
+    index: Int[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +59,18 @@ class ScoredRun:
       samples: its images and their cost.
       scores: value and interval by metric.
       classes: `[N]` class that the classifier predicts for each sample; zeros without a classifier.
+      features: `[N, D]` features of the samples; None without a classifier.
+      nearest: nearest training images of the first `SEARCHED` samples; None without a classifier.
+      paths: images between pairs of noises; None if there are none.
     """
 
     run: SamplerRun
     samples: Samples
     scores: Mapping[str, Estimate]
     classes: Int[np.ndarray, " N"]
+    features: Float[np.ndarray, "N D"] | None = None
+    nearest: Nearest | None = None
+    paths: Float[np.ndarray, "P F H W C"] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,9 @@ class Scorer:
       accuracy: accuracy of the classifier on the test images.
       others: accuracy of the other classifiers of the run, by stage.
       batch: images per batch.
+      test: the test images.
+      unseen: nearest training images of `SEARCHED` test images, spread over the set.
+      unseen_index: their indices among the test images.
     """
 
     apply: Callable[[np.ndarray], tuple[jax.Array, jax.Array]]
@@ -85,6 +112,9 @@ class Scorer:
     accuracy: float
     others: Mapping[str, float]
     batch: int
+    test: Dataset
+    unseen: Nearest
+    unseen_index: Int[np.ndarray, " M"]
 
 
 def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
@@ -112,6 +142,9 @@ def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
     floor = score(real, features, logits, sampling=Sampling(count, strata, resampling))
     if len(test) != settings.samples:
         del floor["fd"]  # depends on the number of images, which is not that of the samples
+    # A test set may be sorted by class, so that its first images are of few classes.
+    few = min(SEARCHED, len(test))
+    unseen_index = np.arange(few) * len(test) // few
     others = {
         p.name: measured_accuracy(p, networks(p), test, batch)
         for p in plans
@@ -132,7 +165,14 @@ def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
         accuracy=measured_accuracy(plan, classifier, test, batch),
         others=others,
         batch=batch,
+        test=test,
+        unseen=_nearest(real, features[unseen_index]),
+        unseen_index=unseen_index,
     )
+
+
+def _nearest(real: Reference, features: Float[np.ndarray, "N D"]) -> Nearest:
+    return Nearest(*nearest(features, len(real.features), lambda rows: real.features[rows]))
 
 
 def _name_of(plan: StagePlan) -> str:
@@ -166,7 +206,7 @@ def score_run(
     scorer: Scorer | None,
     run: SamplerRun,
     samples: Samples,
-    reference_images: Float[np.ndarray, "N H W C"],
+    reference: ScoredRun | None = None,
 ) -> ScoredRun:
     """Scores one sampler run.
 
@@ -174,22 +214,57 @@ def score_run(
       scorer: the feature network; None to compute only PSNR and time.
       run: the sampler run.
       samples: its samples.
-      reference_images: the images of the reference teacher from the same noise.
+      reference: the scored reference teacher, with images from the same noise; None to score the
+        reference teacher itself.
     """
     scores: dict[str, Estimate] = {}
     classes = np.zeros(len(samples.images), np.int64)
+    features = near = None
+    strata = conditions(run, 0, len(samples.images))
     if scorer is not None:
         logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
-        strata = conditions(run, 0, len(samples.images))
         sampling = Sampling(scorer.count, strata, scorer.resampling)
         scores = score(scorer.real, features, logits, sampling=sampling)
         if scorer.real.histogram is not None:
             classes = logits.argmax(axis=1)
-    if run.role != REFERENCE_TEACHER:
-        ratio = psnr(np.clip(samples.images, -1, 1), np.clip(reference_images, -1, 1))
-        scores["psnr_to_teacher"] = Estimate(ratio)
+        near = _nearest(scorer.real, features[:SEARCHED])
+        scores["copying"] = share_closer(near.distances, scorer.unseen.distances)
+    if reference is not None:
+        scores |= pixel_scores(samples.images, reference.samples.images)
+        if features is not None and reference.features is not None:
+            count = 0 if strata is None else int(strata.max()) + 1
+            scores |= feature_scores(features, reference.features, count)
     scores["ms_per_image"] = Estimate(samples.ms_per_image)
-    return ScoredRun(run, samples, scores, classes)
+    return ScoredRun(run, samples, scores, classes, features, near)
+
+
+def comparable(scored: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """The runs that a reader compares: the reference teacher, then by decreasing number of network
+    evaluations of the students the teacher with that many, and the students.
+
+    Args:
+      scored: all scored runs, the reference teacher first.
+    """
+    students = [s for s in scored if s.run.role == "student"]
+    chosen = list(scored[:1])
+    for count in sorted({s.run.nfe for s in students}, reverse=True):
+        for role in ("teacher", "student"):
+            chosen += [s for s in scored if s.run.role == role and s.run.nfe == count]
+    return chosen
+
+
+def with_paths(
+    scorer: Scorer | None, scored: ScoredRun, paths: Float[np.ndarray, "P F H W C"] | None
+) -> ScoredRun:
+    """Adds paths between noises, and with a classifier the scores of their smoothness."""
+    if paths is None:
+        return scored
+    if scorer is None:
+        return replace(scored, paths=paths)
+    flat = paths.reshape(-1, *paths.shape[2:])
+    _, features = extract(scorer.apply, flat, scorer.batch, quantise=True)
+    scores = path_scores(features.reshape(*paths.shape[:2], -1))
+    return replace(scored, paths=paths, scores={**scored.scores, **scores})
 
 
 def protocol_of(settings: Settings, scorer: Scorer | None, run: SamplerRun) -> Protocol:

@@ -103,7 +103,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         Kind.SCORED,
         "enabled teacher classifier samples batch_size noise_seed teacher_samplers full_sampler "
         "teacher_spacing full_steps student_sampler guidance clip grid_images strip_images "
-        "tuned_on",
+        "interpolations lpips_weights tuned_on",
     ),
     DigitsSettings: _all(Kind.CONTENT, "name flip"),
     FolderSettings: {

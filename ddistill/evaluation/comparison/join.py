@@ -21,7 +21,7 @@ from ddistill.evaluation.records.aggregate import (
     labels,
     stat_of,
 )
-from ddistill.evaluation.records.names import METHODS
+from ddistill.evaluation.records.names import METHODS, METRICS
 from ddistill.evaluation.records.notes import EARLIER, tuning_notes, warning_notes
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row
@@ -223,8 +223,13 @@ def _groups(
       settings: experiment -> settings. Equal settings mean one network for experiments without a
         common measurement, for example because they have no common seed.
     """
+    # Metrics without a column may depend on settings that are in no protocol.
     cells = {
-        e: {(entry_of(r), r.nfe, r.metric, r.seed): r.value for r in rows[e] if r.metric != _TIMED}
+        e: {
+            (entry_of(r), r.nfe, r.metric, r.seed): r.value
+            for r in rows[e]
+            if r.metric != _TIMED and METRICS[r.metric].column
+        }
         for e in experiments
     }
 

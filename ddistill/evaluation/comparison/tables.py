@@ -102,8 +102,9 @@ def score_tables(comparison: Comparison) -> list[Table]:
     metrics = main_metrics(comparison)
     others = [
         m
-        for m in METRICS
-        if m not in _MAIN
+        for m, metric in METRICS.items()
+        if metric.column
+        and m not in _MAIN
         and any(e.role != "real" and (n, m) in comparison.scores[e] for e, n in comparison.points)
     ]
     costs = [[_cost(comparison, p, name) for name in _COSTS] for p in comparison.points]

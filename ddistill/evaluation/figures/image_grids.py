@@ -100,6 +100,25 @@ def enlarge_factor(size: int) -> int:
     return max(1, math.ceil(CELL / size))
 
 
+def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
+    """Images [N, H, W, C] with at most `side` pixels per side, by means over blocks of pixels.
+
+    Smaller images do not change. Sides that no whole factor divides lose their last pixels.
+    """
+    images = np.asarray(images)
+    factor = -(-max(images.shape[1:3]) // side)
+    if factor <= 1:
+        return images
+    count, height, width, channels = images.shape
+    rows, columns = max(height // factor, 1), max(width // factor, 1)
+    cut = images[:, : rows * factor, : columns * factor].astype(np.float32)
+    blocks = cut.reshape(
+        count, rows, cut.shape[1] // rows, columns, cut.shape[2] // columns, channels
+    )
+    means = blocks.mean(axis=(2, 4))
+    return means.round().astype(np.uint8) if images.dtype == np.uint8 else means
+
+
 def write_png(path: Path, image: Image.Image) -> None:
     """Writes an image as PNG; see `ddistill.runtime.files.replacing`."""
     with replacing(path) as file:

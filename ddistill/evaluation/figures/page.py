@@ -1,17 +1,20 @@
 """HTML of the parts of a page. Functions return HTML, or "" if there is nothing to show.
 
-The page has no scripts, fonts or links, and its content policy forbids loading anything. Plots have
-a light and a dark version; the browser selects one.
+The page has no scripts and no fonts, and its content policy forbids loading anything. Its links
+lead to files beside it. Plots have a light and a dark version; the browser selects one.
 """
 
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
+from ddistill.evaluation.figures.animation import Animation
 from ddistill.evaluation.figures.image_grids import (
     GAP,
     Grid,
@@ -23,85 +26,22 @@ from ddistill.evaluation.figures.image_grids import (
     strip_row,
 )
 from ddistill.evaluation.figures.plots import ScorePlot
+from ddistill.evaluation.figures.stylesheet import STYLE
 from ddistill.evaluation.figures.tables import Table
 from ddistill.text import printable
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #f6f7f9; --card: #ffffff; --ink: #1f2430;
-  --muted: #667085; --rule: #e4e7ed; --accent: #d1495b; --tint: #fbf1f2; --code: #f0f2f5; }
-@media (prefers-color-scheme: dark) { :root { --paper: #0f1218; --card: #161a22; --ink: #e8ebf1;
-  --muted: #9aa4b5; --rule: #2b313d; --accent: #ff7a8a; --tint: #241d25; --code: #1e242e; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
-  sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 40px 20px 64px; }
-header { margin: 0 4px 28px; }
-.eyebrow { margin: 0; color: var(--accent); font-size: 13px; font-weight: 650;
-  letter-spacing: .08em; text-transform: uppercase; }
-h1 { margin: 4px 0 10px; font-size: 34px; line-height: 1.15; letter-spacing: -.015em; }
-h2 { margin: 0 0 4px; font-size: 19px; line-height: 1.3; letter-spacing: -.005em; }
-header p { max-width: 72ch; margin: 0 0 10px; }
-.lead { font-size: 18px; color: var(--muted); }
-pre { margin: 14px 0 0; padding: 10px 14px; overflow-x: auto; border-radius: 8px;
-  background: var(--code); }
-code, pre { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.caption { max-width: 78ch; margin: 0 0 14px; color: var(--muted); font-size: 14.5px; }
-section { margin: 0 0 18px; padding: 22px 24px; border: 1px solid var(--rule);
-  border-radius: 12px; background: var(--card); }
-.warning { border-color: var(--accent); border-left-width: 5px; background: var(--tint); }
-.warning ul { margin: 6px 0 0; padding-left: 20px; max-width: 84ch; }
-.tiles { display: grid; gap: 14px; margin: 0 0 18px;
-  grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
-.tile { padding: 16px 20px; border: 1px solid var(--rule); border-radius: 12px;
-  background: var(--card); }
-.tile b { display: block; font-size: 30px; line-height: 1.2; font-weight: 650;
-  letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
-.tile span { display: block; font-size: 14.5px; }
-.tile small { color: var(--muted); font-size: 13.5px; }
-.scroll { overflow-x: auto; }
-.rows { display: grid; grid-template-columns: max-content max-content; align-items: center;
-  gap: 0 16px; width: max-content; }
-.rows .label { position: sticky; left: 0; padding: 2px 6px 2px 0; text-align: right;
-  background: var(--card); font-size: 14.5px; line-height: 1.3; min-width: 150px;
-  max-width: 240px; }
-.rows .label small { display: block; color: var(--muted); font-size: 12.5px; }
-.rows img { display: block; image-rendering: pixelated; }
-.rows .space { grid-column: 1 / -1; height: 10px; }
-.levels { display: flex; color: var(--muted); font-size: 12.5px; text-align: center;
-  font-variant-numeric: tabular-nums; }
-.rows .label.head { color: var(--muted); font-size: 12.5px; }
-figure { margin: 0; } figure img { display: block; width: 100%; max-width: 1040px; height: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 7px; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--rule); }
-th { color: var(--muted); font-weight: 550; font-size: 12.5px; vertical-align: bottom;
-  white-space: normal; line-height: 1.25; }
-th:first-child, td:first-child { position: sticky; left: 0; text-align: left;
-  background: var(--card); }
-tbody tr:last-child td { border-bottom: 0; }
-tr.student td { background: var(--tint); }
-tr.student td:first-child { box-shadow: inset 3px 0 var(--accent); }
-tr.more td:first-child { color: transparent; }
-tr.more:hover td:first-child { color: inherit; }
-tr.real td { color: var(--muted); font-style: italic; }
-td b { font-weight: 700; } .pm { color: var(--muted); font-size: 12px; }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px;
-  margin: 8px 0 0; font-size: 14px; }
-dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
-dd code { font-size: 13px; }
-summary { cursor: pointer; } summary h2 { display: inline; }
-@media (max-width: 640px) { main { padding: 24px 10px 40px; } section { padding: 16px 14px; }
-  h1 { font-size: 27px; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
-  .rows .label { min-width: 0; max-width: 110px; font-size: 12.5px; } .rows { gap: 0 8px; } }
-@media print { body { background: #fff; } section, .tile { break-inside: avoid; } }
-"""
+# Rows of pictures or of a table that fit on a page of paper with their heading.
+_MOST_ROWS = 16
 
 
 def escape(text: object) -> str:
     """Escapes text for HTML content and attributes."""
     return html.escape(printable(text))
+
+
+def escape_lines(text: str) -> str:
+    """`escape` for text of several lines."""
+    return "\n".join(escape(line) for line in text.split("\n"))
 
 
 def document(title: str, parts: Sequence[str]) -> str:
@@ -115,6 +55,24 @@ def document(title: str, parts: Sequence[str]) -> str:
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def with_contents(parts: Sequence[str]) -> list[str]:
+    """Gives every section with a heading an id, and adds links to them before the first one."""
+    found: list[str] = []
+    links: list[str] = []
+    for part in parts:
+        heading = re.match(r'<section(?: class="\w+")?><h2>(.*?)</h2>', part)
+        if heading:
+            name = f"part{len(links) + 1}"
+            links.append(f'<a href="#{name}">{heading[1]}</a>')
+            part = part.replace("<section", f'<section id="{name}"', 1)
+        found.append(part)
+    if len(links) < 3:
+        return list(parts)
+    first = next(i for i, part in enumerate(found) if part.startswith("<section id"))
+    contents = f'<nav class="contents" aria-label="Contents">{" ".join(links)}</nav>'
+    return [*found[:first], contents, *found[first:]]
 
 
 def header(title: str, subtitle: str, notes: Sequence[str], command: str) -> str:
@@ -159,7 +117,7 @@ def grid(block: Grid) -> str:
         cells.append(f'<div class="label">{escape(row.label)}{note}</div>')
         cells.append(_image(row_image(row.images), f"samples of {row.label}"))
     body = f'<div class="scroll"><div class="rows">{"".join(cells)}</div></div>'
-    return _section(block.title, block.caption, body)
+    return _section(block.title, block.caption, body, _length(len(block.rows)))
 
 
 def strip(block: Strip) -> str:
@@ -177,7 +135,26 @@ def strip(block: Strip) -> str:
             picture = strip_row(trajectory, sample, columns)
             cells.append(_image(picture, f"sample {sample + 1}, {trajectory.label}"))
     body = f'<div class="scroll"><div class="rows">{"".join(cells)}</div></div>'
-    return _section(block.title, block.caption, body)
+    rows = frames.shape[1] * len(block.trajectories)
+    return _section(block.title, block.caption, body, _length(rows))
+
+
+def animation(block: Animation) -> str:
+    """An animated picture with a label for each of its rows; still where motion is not wanted."""
+    count = len(block.labels)
+    cells = "".join(
+        f'<div class="label" style="height:{block.height // count}px;grid-row:{i + 1}">'
+        f"{escape(label)}</div>"
+        for i, label in enumerate(block.labels)
+    )
+    picture = (
+        f'<picture style="grid-row:1/span {count}">'
+        f'<source media="(prefers-reduced-motion: reduce)" srcset="{_data(block.still)}">'
+        f'<img src="{_data(block.png)}" width="{block.width}" height="{block.height}"'
+        f' alt="{escape("Denoising by " + ", ".join(block.labels))}"></picture>'
+    )
+    body = f'<div class="scroll"><div class="animation">{cells}{picture}</div></div>'
+    return _section(block.title, block.caption, body, "screen")  # on paper there are the strips
 
 
 def figure(title: str, caption: str, light: bytes, dark: bytes, alt: str) -> str:
@@ -203,7 +180,7 @@ def table(block: Table) -> str:
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    return _section(block.title, block.caption, body)
+    return _section(block.title, block.caption, body, _length(len(block.rows)))
 
 
 def protocol(shared: str, own: Sequence[tuple[str, str]]) -> str:
@@ -219,16 +196,74 @@ def protocol(shared: str, own: Sequence[tuple[str, str]]) -> str:
     return _section("Protocol", caption, f"<dl>{items}</dl>")
 
 
-def facts(title: str, items: Mapping[str, str], folded: bool = False) -> str:
-    """A list of keys and values; `folded` hides it until the reader opens it."""
+def meanings(items: Sequence[tuple[str, str]], note: str = "") -> str:
+    """What every metric measures: (label, sentence)."""
+    if not items:
+        return ""
+    pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items)
+    return _section("What the numbers mean", note, f"<dl>{pairs}</dl>")
+
+
+def files(items: Sequence[tuple[str, str, str]], commands: Sequence[tuple[str, str]]) -> str:
+    """Links to files and commands to use them.
+
+    Args:
+      items: (path relative to the page or "" for no link, name, what is there).
+      commands: (heading, commands).
+    """
+    if not items and not commands:
+        return ""
+    lines = "".join(
+        "<li>"
+        + (f'<a href="{escape(quote(path))}">{escape(name)}</a>' if path else escape(name))
+        + f": {escape(text)}</li>"
+        for path, name, text in items
+    )
+    blocks = "".join(f"<h3>{escape(h)}</h3><pre>{escape_lines(c)}</pre>" for h, c in commands)
+    return _section(
+        "Files and commands", "", (f'<ul class="files">{lines}</ul>' if lines else "") + blocks
+    )
+
+
+def configuration(items: Mapping[str, str], defaults: Mapping[str, str]) -> str:
+    """All settings, folded; settings that differ from `defaults` are marked and listed before.
+
+    Args:
+      items: settings by dotted name.
+      defaults: settings of the config file without flags; empty if they are not known.
+    """
+    if not items:
+        return ""
+    nothing = "(none)"
+    changed = {
+        key: defaults.get(key, nothing)
+        for key in dict.fromkeys([*items, *defaults])
+        if defaults and items.get(key) != defaults.get(key)
+    }
+    listed = "".join(
+        f"<dt><mark>{escape(key)}</mark></dt><dd>{escape(items.get(key, nothing))} "
+        f'<span class="pm">(config file: {escape(before)})</span></dd>'
+        for key, before in changed.items()
+    )
+    pairs = "".join(
+        f"<dt>{f'<mark>{escape(k)}</mark>' if k in changed else escape(k)}</dt><dd>{escape(v)}</dd>"
+        for k, v in items.items()
+    )
+    if not defaults:
+        note = ""
+    elif changed:
+        note = f'<p class="caption">Changed against the config file:</p><dl>{listed}</dl>'
+    else:
+        note = '<p class="caption">No setting differs from the config file.</p>'
+    folded = f"<details><summary>All {len(items)} settings</summary><dl>{pairs}</dl></details>"
+    return _section("Configuration", "", note + folded, "long")
+
+
+def facts(title: str, items: Mapping[str, str]) -> str:
+    """A list of keys and values."""
     if not items:
         return ""
     pairs = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items())
-    if folded:
-        return (
-            f"<section><details><summary><h2>{escape(title)}</h2></summary>"
-            f"<dl>{pairs}</dl></details></section>"
-        )
     return _section(title, "", f"<dl>{pairs}</dl>")
 
 
@@ -248,10 +283,19 @@ def plot_alt(plot: ScorePlot) -> str:
     return f"{plot.ylabel} against network evaluations. {lines}{floor}"
 
 
-def _section(title: str, caption: str, body: str) -> str:
+def _section(title: str, caption: str, body: str, kind: str = "") -> str:
+    """A section; `kind` is "long" if it may go over several pages of paper, or "screen" if it is
+    not printed.
+    """
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     text = f'<p class="caption">{escape(caption)}</p>' if caption else ""
-    return f"<section>{heading}{text}{body}</section>"
+    of_kind = f' class="{kind}"' if kind else ""
+    return f"<section{of_kind}>{heading}{text}{body}</section>"
+
+
+def _length(rows: int) -> str:
+    """Kind of a section with that many rows of pictures or of a table."""
+    return "long" if rows > _MOST_ROWS else ""
 
 
 def _cell(text: str, best: bool) -> str:

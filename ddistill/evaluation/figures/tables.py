@@ -71,7 +71,8 @@ def score_table(
     """
     scores = aggregate(rows)
     names = labels(scores)
-    metrics = [m for m in METRICS if any(m in {k[1] for k in cells} for cells in scores.values())]
+    measured = {metric for cells in scores.values() for _, metric in cells}
+    metrics = [m for m, metric in METRICS.items() if metric.column and m in measured]
     costs = _costs(rows)
     columns = ["sampler", "NFE", *(METRICS[m].label for m in metrics)]
     columns += ["training, s", "teacher calls"]

@@ -24,12 +24,17 @@ def quantise(images: np.ndarray) -> np.ndarray:
 
 
 def psnr(images: np.ndarray, reference: np.ndarray, limit: float = 100.0) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, for images in [-1, 1] (peak 2).
+    """Mean over images of `psnr_of_each`."""
+    return float(psnr_of_each(images, reference, limit).mean())
+
+
+def psnr_of_each(images: np.ndarray, reference: np.ndarray, limit: float = 100.0) -> np.ndarray:
+    """Peak signal-to-noise ratio `[N]` in dB of images in [-1, 1] (peak 2).
 
     Args:
       images: [N, H, W, C] float in [-1, 1].
       reference: [N, H, W, C] float in [-1, 1]; image i starts from the same noise.
-      limit: value for equal images, which would otherwise make the mean infinite.
+      limit: value for equal images, which would otherwise make a mean infinite.
     """
     images, reference = np.asarray(images, np.float64), np.asarray(reference, np.float64)
     if images.shape != reference.shape or images.ndim != 4:
@@ -37,4 +42,4 @@ def psnr(images: np.ndarray, reference: np.ndarray, limit: float = 100.0) -> flo
             f"PSNR compares equal shapes [N, H, W, C]; got {images.shape} and {reference.shape}."
         )
     mse = np.square(images - reference).mean(axis=(1, 2, 3))
-    return float((10 * np.log10(4.0 / np.maximum(mse, 4.0 * 10 ** (-limit / 10)))).mean())
+    return 10 * np.log10(4.0 / np.maximum(mse, 4.0 * 10 ** (-limit / 10)))

@@ -37,12 +37,17 @@ class Metric:
       form: `format` specification of a value.
       sampled: whether the value varies between measurements, so that a comparison needs an
         interval.
+      column: whether tables of all scores have a column for it; other metrics have tables of their
+        own.
+      meaning: one sentence on what is measured; reports print it.
     """
 
     label: str
     better: str = ""
     form: str = ".3g"
     sampled: bool = False
+    column: bool = True
+    meaning: str = ""
 
 
 METHODS: dict[str, Method] = {
@@ -73,19 +78,155 @@ METHODS: dict[str, Method] = {
 }
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric("FID", "lower", sampled=True),
-    "fd_infinity": Metric("FD\N{INFINITY}", "lower", sampled=True),
-    "fd": Metric("FD", "lower", sampled=True),
-    "precision": Metric("precision", "higher", ".3f", sampled=True),
-    "recall": Metric("recall", "higher", ".3f", sampled=True),
-    "density": Metric("density", "higher", ".3f", sampled=True),
-    "coverage": Metric("coverage", "higher", ".3f", sampled=True),
-    "accuracy": Metric("accuracy", "higher", ".3f", sampled=True),
-    "class_tv": Metric("class TV", "lower", ".3f", sampled=True),
-    "psnr_to_teacher": Metric("PSNR to teacher, dB", "higher", ".1f", sampled=True),
-    "mse_to_teacher": Metric("MSE to teacher", "lower", sampled=True),
-    "ms_per_image": Metric("ms/image", "lower", sampled=True),
-    "parameters": Metric("parameters", "", ",.0f"),
+    "fid": Metric(
+        "FID",
+        "lower",
+        sampled=True,
+        meaning="Frechet distance between Gaussians fitted to Inception features of samples and of "
+        "real images; papers take 50,000 samples.",
+    ),
+    "fd_infinity": Metric(
+        "FD\N{INFINITY}",
+        "lower",
+        sampled=True,
+        meaning="Frechet distance to the training images in features, extrapolated to infinitely "
+        "many samples; it does not depend on the number of samples.",
+    ),
+    "fd": Metric(
+        "FD",
+        "lower",
+        sampled=True,
+        meaning="Frechet distance to the training images in features, of these samples; fewer "
+        "samples have a larger distance.",
+    ),
+    "precision": Metric(
+        "precision",
+        "higher",
+        ".3f",
+        sampled=True,
+        meaning="Share of the samples that lie among the real images in features (fidelity).",
+    ),
+    "recall": Metric(
+        "recall",
+        "higher",
+        ".3f",
+        sampled=True,
+        meaning="Share of the real images that lie among the samples in features (diversity).",
+    ),
+    "density": Metric(
+        "density",
+        "higher",
+        ".3f",
+        sampled=True,
+        meaning="Mean number of real neighbourhoods that contain a sample, over its expected "
+        "value: precision that outliers change less.",
+    ),
+    "coverage": Metric(
+        "coverage",
+        "higher",
+        ".3f",
+        sampled=True,
+        meaning="Share of the real images with a sample in their neighbourhood: recall that "
+        "outliers change less.",
+    ),
+    "accuracy": Metric(
+        "accuracy",
+        "higher",
+        ".3f",
+        sampled=True,
+        meaning="Share of the images that the classifier assigns to the class of their label.",
+    ),
+    "class_tv": Metric(
+        "class TV",
+        "lower",
+        ".3f",
+        sampled=True,
+        meaning="Share of the samples that would have to change class to match the classes of the "
+        "real images (total variation).",
+    ),
+    "psnr_to_teacher": Metric(
+        "PSNR to teacher, dB",
+        "higher",
+        ".1f",
+        sampled=True,
+        meaning="Mean peak signal-to-noise ratio to the image of the reference teacher from the "
+        "same noise, in pixels.",
+    ),
+    "mse_to_teacher": Metric(
+        "MSE to teacher",
+        "lower",
+        sampled=True,
+        meaning="Mean squared error to the image of the reference teacher from the same noise.",
+    ),
+    "feature_distance_to_teacher": Metric(
+        "feature distance to teacher",
+        "lower",
+        sampled=True,
+        column=False,
+        meaning="Mean Euclidean distance, in the features of the run's own classifier, to the "
+        "image of the reference teacher from the same noise. It is not LPIPS.",
+    ),
+    "relative_distance_to_teacher": Metric(
+        "relative feature distance",
+        "lower",
+        ".3f",
+        sampled=True,
+        column=False,
+        meaning="The feature distance to the teacher, divided by the mean distance between two "
+        "images of the teacher from different noise: 0 is the same image, 1 an unrelated one.",
+    ),
+    "lpips_alex_to_teacher": Metric(
+        "LPIPS (AlexNet) to teacher",
+        "lower",
+        ".4f",
+        sampled=True,
+        column=False,
+        meaning="Mean LPIPS with AlexNet to the image of the reference teacher from the same "
+        "noise, with the weights of config.evaluation.lpips_weights.",
+    ),
+    "lpips_vgg_to_teacher": Metric(
+        "LPIPS (VGG) to teacher",
+        "lower",
+        ".4f",
+        sampled=True,
+        column=False,
+        meaning="Mean LPIPS with VGG-16 to the image of the reference teacher from the same "
+        "noise, with the weights of config.evaluation.lpips_weights.",
+    ),
+    "path_length": Metric(
+        "path length",
+        "lower",
+        ".2f",
+        sampled=True,
+        column=False,
+        meaning="Interpolation: sum of the feature distances between consecutive images of a path, "
+        "divided by the distance between its ends; 1 for a straight path.",
+    ),
+    "path_largest_step": Metric(
+        "largest step",
+        "lower",
+        ".3f",
+        sampled=True,
+        column=False,
+        meaning="Interpolation: largest feature distance between consecutive images of a path, "
+        "divided by the distance between its ends; near 1 if the image jumps.",
+    ),
+    "copying": Metric(
+        "copying",
+        "",
+        ".3f",
+        sampled=True,
+        column=False,
+        meaning="Share of pairs (sample, test image) in which the sample is closer to its nearest "
+        "training image in features: 0.5 as for unseen images, near 1 for copies.",
+    ),
+    "ms_per_image": Metric(
+        "ms/image",
+        "lower",
+        sampled=True,
+        meaning="Milliseconds to generate an image, in the fastest batch, without compilation.",
+    ),
+    "parameters": Metric("parameters", "", ",.0f", meaning="Number of weights of the network."),
 }
 
 # Frechet distances; the first that was measured is the main score. FD of N samples comes last,
@@ -110,7 +251,9 @@ def register_method(name: str, label: str, role: str = "student") -> None:
     _register(METHODS, name, Method(label, role), "method")
 
 
-def register_metric(name: str, label: str, better: str = "", form: str = ".3g") -> None:
+def register_metric(
+    name: str, label: str, better: str = "", form: str = ".3g", meaning: str = ""
+) -> None:
     """Adds a metric; arguments are the attributes of `Metric`.
 
     Raises:
@@ -119,7 +262,7 @@ def register_metric(name: str, label: str, better: str = "", form: str = ".3g") 
     """
     if better not in ("", "lower", "higher"):
         raise ValueError(f"better={better!r} of metric '{name}': allowed are lower, higher, ''.")
-    _register(METRICS, name, Metric(label, better, form, sampled=True), "metric")
+    _register(METRICS, name, Metric(label, better, form, sampled=True, meaning=meaning), "metric")
 
 
 def check_name(kind: str, name: object) -> None:

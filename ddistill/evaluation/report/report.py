@@ -3,8 +3,9 @@
     report = Report(title="SFDDM on digits", grids=[Grid(...)], plot=score_plot(rows), ...)
     write_report(folder, report)
 
-The page is one file with embedded pictures and without links. The pictures are also written to
-samples.png, fd_vs_nfe.png, strip.png, classes.png and curves.png.
+The page is one file with embedded pictures; its links lead to files of the run beside it. The
+pictures are also written to samples.png, fd_vs_nfe.png, strip.png, classes.png, curves.png and the
+files that parts name.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ddistill.evaluation.figures import page
+from ddistill.evaluation.figures.animation import Animation
 from ddistill.evaluation.figures.image_grids import Grid, Strip, grid_image, strip_image, write_png
 from ddistill.evaluation.figures.plots import (
     ClassChart,
@@ -43,6 +45,45 @@ class Highlight:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure in a light and a dark theme, as PNG."""
+
+    title: str
+    light: bytes
+    dark: bytes
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the page.
+
+    Attributes:
+      title: name of the part in messages.
+      block: what is shown.
+      file: file name of the picture beside the page; "" for tables.
+    """
+
+    title: str
+    block: Sequence[Grid] | Table | Picture | Animation
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of the run and commands to use them.
+
+    Attributes:
+      items: (path relative to the page or "" for no link, name, what is there).
+      commands: (heading, commands).
+    """
+
+    items: Sequence[tuple[str, str, str]] = ()
+    commands: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Contents of a report; empty parts are left out.
 
@@ -56,9 +97,14 @@ class Report:
       plot: FD against NFE.
       tables: tables, usually of scores and cost.
       strip: denoising of a few samples.
+      parts: further parts, in order.
       classes: class histogram of the samples.
       curves: training losses, one subplot per stage.
+      meanings: (label of a metric, what it measures).
+      meanings_note: a sentence before them.
+      files: files of the run and commands.
       config: the configuration; nested mappings become dotted keys.
+      defaults: the configuration of the config file without flags; empty if it is not known.
       protocols: (sampler, protocol string) of the scores.
       provenance: further facts, for example machine, versions, data source.
       notes: paragraphs below the subtitle.
@@ -74,9 +120,14 @@ class Report:
     plot: ScorePlot | None = None
     tables: Sequence[Table] = ()
     strip: Strip | None = None
+    parts: Sequence[Part] = ()
     classes: ClassChart | None = None
     curves: Sequence[Curve] = ()
+    meanings: Sequence[tuple[str, str]] = ()
+    meanings_note: str = ""
+    files: Files = Files()
     config: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     protocols: Sequence[tuple[str, str]] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -133,14 +184,17 @@ def write_report(
         page.warnings(report.warnings),
     ]
     attempt = Attempts()
-    parts += [page.tiles(tiles), *_pictures(folder, report, attempt), page.protocol(shared, own)]
+    parts += [page.tiles(tiles), *_pictures(folder, report, attempt)]
+    parts.append(page.meanings(report.meanings, report.meanings_note))
+    parts.append(page.files(report.files.items, report.files.commands))
+    parts.append(page.protocol(shared, own))
     for title, why in [*report.failed, *attempt.failed]:
         if say is not None:
             say(f"report: '{title}' could not be drawn: {why}")
     parts.append(page.facts("Provenance", flatten(report.provenance)))
-    parts.append(page.facts("Configuration", flatten(report.config), folded=True))
+    parts.append(page.configuration(flatten(report.config), flatten(report.defaults)))
     path = folder / "report.html"
-    write_text(path, page.document(report.title, parts))
+    write_text(path, page.document(report.title, page.with_contents(parts)))
     return path
 
 
@@ -162,6 +216,11 @@ def _pictures(folder: Path, report: Report, attempt: Attempts) -> list[str]:
     parts += [page.table(t) for t in report.tables]
     if report.strip is not None:
         parts += drawn(report.strip.title, "strip.png", _strip, report.strip)
+    for part in report.parts:
+        if isinstance(part.block, Table):
+            parts.append(page.table(part.block))
+        else:
+            parts += drawn(part.title, part.file, _part, part.block)
     if report.classes is not None:
         parts += drawn(report.classes.title, "classes.png", _classes, report.classes)
     if report.curves:
@@ -173,6 +232,16 @@ def _samples(path: Path, grids: Sequence[Grid]) -> list[str]:
     parts = [page.grid(g) for g in grids]
     write_png(path, grid_image(grids))
     return parts
+
+
+def _part(path: Path, block: Sequence[Grid] | Picture | Animation) -> list[str]:
+    if isinstance(block, Picture):
+        write_bytes(path, block.light)
+        return [page.figure(block.title, block.caption, block.light, block.dark, block.alt)]
+    if isinstance(block, Animation):
+        write_bytes(path, block.png)
+        return [page.animation(block)]
+    return _samples(path, block)
 
 
 def _plot(path: Path, plot: ScorePlot) -> list[str]:

@@ -1,7 +1,7 @@
 """The report of a run: chooses its pictures, tables and sentences from the scored samples."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.figures.animation import animate
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, Strip, Trajectory
 from ddistill.evaluation.figures.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.figures.tables import Table, line_of, number, range_of, stat_text
@@ -19,12 +20,22 @@ from ddistill.evaluation.records.environment import machine_string
 from ddistill.evaluation.records.names import METHODS, METRICS, main_distance
 from ddistill.evaluation.records.notes import listed
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
+from ddistill.evaluation.report.details import files_of, meanings, meanings_note
 from ddistill.evaluation.report.diagnostics import diagnostic_grids
-from ddistill.evaluation.report.report import Attempts, Highlight, Report, write_report
+from ddistill.evaluation.report.memorisation import class_grids, nearest_parts
+from ddistill.evaluation.report.report import (
+    Attempts,
+    Files,
+    Highlight,
+    Part,
+    Report,
+    write_report,
+)
 from ddistill.evaluation.report.students_table import students_table
-from ddistill.evaluation.sampling import draw
+from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
+from ddistill.evaluation.sampling import conditions, draw
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.evaluation.scored import ScoredRun, Scorer, protocol_of
+from ddistill.evaluation.scored import ScoredRun, Scorer, comparable, protocol_of
 from ddistill.planning.plan import StagePlan, complete_manifest
 from ddistill.runtime.metrics_log import read_metrics
 from ddistill.settings import Settings, to_plain
@@ -42,12 +53,16 @@ _COLUMNS = (
 # Metrics with intervals; intervals of all metrics would make the table too wide to read.
 _WITH_INTERVAL = ("fd_infinity", "fd", "precision", "recall")
 
+# Samplers in the strips, and rows of all samples together.
+STRIPS, STRIP_ROWS = 12, 24
+
 
 def write_run_report(
     evaluation: Evaluation,
     scorer: Scorer | None,
     scored: Sequence[ScoredRun],
     warnings: Sequence[str] = (),
+    failed: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Writes report.html and its pictures and returns the path of the page.
 
@@ -58,10 +73,12 @@ def write_run_report(
       scorer: the feature network; None for a report without scores.
       scored: the scored sampler runs, the reference teacher first.
       warnings: why the scores may mean little.
+      failed: (heading, error) of parts that failed before.
     """
     settings, plans, dataset = evaluation.settings, evaluation.plans, evaluation.dataset
     networks, e = evaluation.networks, settings.evaluation
     attempt = Attempts()
+    attempt.failed += failed
     students = attempt("Students", lambda: students_table(plans, networks, dataset, e))
     samples = attempt("Samples", lambda: [_grid(evaluation, scored)])
     diagnostics = attempt("Diagnostics", lambda: diagnostic_grids(plans, networks, e))
@@ -87,15 +104,56 @@ def write_run_report(
         plot=plot,
         tables=tables,
         strip=strip,
+        parts=_parts(attempt, evaluation, scorer, scored, strip),
         classes=classes,
         curves=curves or [],
+        meanings=meanings(scorer, scored),
+        meanings_note=meanings_note(scorer),
+        files=attempt("Files and commands", lambda: files_of(evaluation, scored)) or Files(),
         config=to_plain(dataclasses.asdict(settings)),
+        defaults=evaluation.defaults,
         protocols=[(s.run.label, protocol_of(settings, scorer, s.run).string()) for s in scored],
         provenance=_provenance(evaluation, scorer),
         notes=[*_variants(plans), *_tuned(settings)],
         failed=attempt.failed,
     )
     return write_report(evaluation.workdir, report, say=evaluation.reporter.say)
+
+
+def _parts(
+    attempt: Attempts,
+    evaluation: Evaluation,
+    scorer: Scorer | None,
+    scored: Sequence[ScoredRun],
+    strip: Strip | None,
+) -> list[Part]:
+    """The comparison with the teacher, paths between noises, classes and training images."""
+    dataset = evaluation.dataset
+    labels = conditions(scored[0].run, 0, len(scored[0].samples.images))
+    makers: list[tuple[str, Callable[[], list[Part]]]] = [
+        ("Animation", lambda: _animation(strip)),
+        ("Consistency with the teacher", lambda: consistency_parts(scorer, scored)),
+        ("Interpolation", lambda: interpolation_parts(scored)),
+        ("Nearest training images", lambda: nearest_parts(dataset, scorer, scored)),
+    ]
+    if labels is not None:
+        classes = "classes_of_noise.png"
+        makers.insert(
+            3,
+            (
+                "Class by class",
+                lambda: [
+                    Part("Class by class", class_grids(dataset, scorer, scored, labels), classes)
+                ],
+            ),
+        )
+    found = [attempt(title, make) for title, make in makers]
+    return [part for parts in found for part in parts or []]
+
+
+def _animation(strip: Strip | None) -> list[Part]:
+    made = strip and animate(strip, "Denoising, animated", "The same states, one after another.")
+    return [Part(made.title, made, "denoising.png")] if made else []
 
 
 def _students(scored: Sequence[ScoredRun]) -> list[ScoredRun]:
@@ -154,12 +212,7 @@ def _highlights(scored: Sequence[ScoredRun]) -> list[Highlight]:
 def _grid(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Grid:
     """The reference teacher, then for each NFE of a student the teacher and the student."""
     dataset, n = evaluation.dataset, evaluation.settings.evaluation.grid_images
-    students = _students(scored)
-    counts = sorted({s.run.nfe for s in students}, reverse=True)
-    rows = [_row(scored[0], n)]
-    for count in counts:
-        rows += [_row(s, n) for s in scored if s.run.role == "teacher" and s.run.nfe == count]
-        rows += [_row(s, n) for s in students if s.run.nfe == count]
+    rows = [_row(s, n) for s in comparable(scored)]
     real = dataset.take(np.linspace(0, len(dataset) - 1, n).astype(int))
     rows.append(ImageRow("real training images", np.asarray(real)))
     return Grid(
@@ -284,26 +337,21 @@ def _costs(plans: Sequence[StagePlan], scored: Sequence[ScoredRun]) -> Table:
 
 
 def _strip(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Strip:
-    """The reference teacher, the teacher at the steps of a student, and this student."""
-    students = [s.run for s in _students(scored)]
-    runs = [scored[0].run]
-    if students:
-        student = next((run for run in students if run.steps > 1), students[0])
-        teachers = [s.run for s in scored if s.run.role == "teacher"]
-        runs += [run for run in teachers if run.steps == student.steps][:1]
-        runs.append(student)
+    """The runs that a reader compares; fewer samples for more runs."""
+    runs = [s.run for s in comparable(scored)][:STRIPS]
+    shown = max(2, STRIP_ROWS // len(runs))
     return Strip(
         "From noise to image",
-        [_trajectory(evaluation, run) for run in runs],
+        [_trajectory(evaluation, run, shown) for run in runs],
         caption="The state after each step; a column has one noise level.",
     )
 
 
-def _trajectory(evaluation: Evaluation, run: SamplerRun) -> Trajectory:
+def _trajectory(evaluation: Evaluation, run: SamplerRun, shown: int) -> Trajectory:
     e, network = evaluation.settings.evaluation, evaluation.networks(run.plan, run.student)
     frames = draw(run, network, e, 0, e.strip_images, trajectory=True)
     levels = [float(i) for i in run.grid[::-1]]
-    return Trajectory(run.label, np.asarray(frames), levels)
+    return Trajectory(run.label, np.asarray(frames)[:, :shown], levels)
 
 
 def _classes(dataset: Dataset, scorer: Scorer, scored: Sequence[ScoredRun]) -> ClassChart:
