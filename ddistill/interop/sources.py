@@ -1,18 +1,27 @@
-"""The sources of a stage's weights: "diffusers:FOLDER", "edm:FILE"."""
+"""The sources of a stage's weights: "diffusers:FOLDER", "edm:FILE", "efficientnet_lite0:"."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.interop import diffusers, edm
+from ddistill.interop import diffusers, edm, efficientnet_lite
 from ddistill.interop.imported import FACTS, Imported, from_facts
 from ddistill.runtime.files import expand, read_object_or_none, write_json
 from ddistill.runtime.schemas import TEXT, Schema, map_of, object_of
 
 _NOTED = object_of(Schema({"setting": TEXT, "facts": object_of(FACTS)}))
-READERS: dict[str, Callable[[Path], Imported]] = {
+# Readers of diffusion models; a variant of a config may name one of these.
+TEACHERS: dict[str, Callable[[Path], Imported]] = {
     "diffusers": diffusers.read_teacher,
     "edm": edm.read_teacher,
+}
+READERS: dict[str, Callable[[Path], Imported]] = {
+    **TEACHERS,
+    "efficientnet_lite0": efficientnet_lite.read_classifier,
+}
+# Kinds that need no path, with the file that is read then; None where it is not installed.
+_WITHOUT_PATH: dict[str, Callable[[], Path | None]] = {
+    "efficientnet_lite0": efficientnet_lite.installed,
 }
 
 
@@ -40,21 +49,25 @@ def read_noted(path: Path) -> dict[str, tuple[str, Imported]]:
 
 def is_there(source: str) -> bool:
     """Whether the files of a setting `source` exist."""
-    return expand(source.partition(":")[2]).exists()
+    kind, _, path = source.partition(":")
+    if not path and kind in _WITHOUT_PATH:
+        return _WITHOUT_PATH[kind]() is not None
+    return expand(path).exists()
 
 
 def read_source(source: str, key: str) -> Imported:
     """The network that a setting names.
 
     Args:
-      source: "KIND:PATH", KIND one of `READERS`.
+      source: "KIND:PATH", KIND one of `READERS`; "efficientnet_lite0:" without a path names the
+        weights of the installed package.
       key: dotted name of the setting.
 
     Raises:
       ConfigError: the kind is not known, or an error of its reader.
     """
     kind, colon, path = source.partition(":")
-    if not colon or not path:
+    if not colon or (not path and kind not in _WITHOUT_PATH):
         raise ConfigError(
             f"{key}={source!r} should be KIND:PATH, KIND one of {', '.join(READERS)}."
         )

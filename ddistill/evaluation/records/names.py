@@ -64,8 +64,18 @@ METHODS: dict[str, Method] = {
     "real": Method("real data (floor)", "real"),
 }
 
+# Names of the Frechet distances in the features of EfficientNet-Lite0.
+LITE0_DISTANCES = {
+    "fd": "fd_efficientnet_lite0",
+    "fd_infinity": "fd_efficientnet_lite0_infinity",
+}
+
 METRICS: dict[str, Metric] = {
     "fid": Metric("FID", "lower", sampled=True),
+    LITE0_DISTANCES["fd_infinity"]: Metric(
+        "FD\N{INFINITY} (EfficientNet-Lite0)", "lower", sampled=True
+    ),
+    LITE0_DISTANCES["fd"]: Metric("FD (EfficientNet-Lite0)", "lower", sampled=True),
     "fd_infinity": Metric("FD\N{INFINITY}", "lower", sampled=True),
     "fd": Metric("FD", "lower", sampled=True),
     "precision": Metric("precision", "higher", ".3f", sampled=True),
@@ -82,7 +92,9 @@ METRICS: dict[str, Metric] = {
 
 # Frechet distances; the first that was measured is the main score. FD of N samples comes last,
 # because it depends on N, and the floor has another N.
-DISTANCES = ("fid", "fd_infinity", "fd")
+DISTANCES = ("fid", LITE0_DISTANCES["fd_infinity"], LITE0_DISTANCES["fd"], "fd_infinity", "fd")
+# The distances that are extrapolated to infinitely many samples.
+EXTRAPOLATED = (LITE0_DISTANCES["fd_infinity"], "fd_infinity")
 
 
 def main_distance(metrics: Collection[str]) -> str | None:

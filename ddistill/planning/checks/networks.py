@@ -128,7 +128,8 @@ def check_classes(context: StageContext, objective: Objective, module: nn.Module
     """Raises `ConfigError` unless the classes of the network fit the classes of the data."""
     stage, path, there = context.settings, context.path, context.data.num_classes
     here = getattr(module, "num_classes", 0)
-    if objective.trains.kind == "classifier" and here != there:
+    # An imported classifier has the classes of its own training, and is not trained here.
+    if objective.trains.kind == "classifier" and here != there and context.imported is None:
         raise ConfigError(
             f"{path}.network.num_classes={here}, but the data have {there} classes: set it to "
             f"{there}."
