@@ -8,6 +8,8 @@ Batch norms (epsilon 1e-3) are part of the kernels and biases;
 `ddistill.interop.efficientnet_lite` folds them in when it reads the weights.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -187,11 +189,12 @@ def _depthwise(
     totals = [max((out - 1) * stride + size - side, 0) for out, side in zip(outputs, x.shape[1:3])]
     x = jnp.pad(x, ((0, 0), *((total // 2, total - total // 2) for total in totals), (0, 0)))
     height, width = ((out - 1) * stride + 1 for out in outputs)
-    return sum(
+    shifted = (
         x[:, i : i + height : stride, j : j + width : stride] * kernel[i, j]
         for i in range(size)
         for j in range(size)
     )
+    return functools.reduce(operator.add, shifted)
 
 
 def prepare(x: Float[Array, "B H W C"], side: int = SIDE) -> Float[Array, "B side side 3"]:

@@ -57,10 +57,9 @@ def _check_kind(context: StageContext, objective: Objective, imported: Imported)
     stage, path = context.settings, context.path
     named = f"{path}.source={stage.source!r} is a {imported.kind}"
     if objective.trains.kind != imported.kind:
-        needed = "classification" if imported.kind == "classifier" else "denoising"
         raise ConfigError(
             f"{named}, but {path}.objective.name={stage.objective['name']!r} is for a "
-            f"{objective.trains.kind}. Set it to {needed!r}."
+            f"{objective.trains.kind}. Use an objective that trains a {imported.kind}."
         )
     if imported.kind == "classifier" and stage.steps:
         raise ConfigError(
