@@ -216,6 +216,7 @@ def _relu6(x: Array) -> Array:
     return jnp.clip(x, 0.0, 6.0)
 
 
+@functools.cache
 def shapes() -> Mapping:
     """The parameters that `EfficientNetLite0` takes, as a tree of shapes."""
     image = jax.ShapeDtypeStruct((1, LEAST_SIDE, LEAST_SIDE, 3), np.float32)

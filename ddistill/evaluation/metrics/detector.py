@@ -123,8 +123,8 @@ def lite0_detector(
 
     def forward(params: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         images = pixels.astype(jnp.float32) / 127.5 - 1
-        _, features = module.apply({"params": params}, images)  # type: ignore[misc]
-        return features, None
+        found: tuple[jax.Array, jax.Array] = module.apply({"params": params}, images)  # type: ignore[assignment]
+        return found[1], None
 
     apply, batch = _over_devices(forward, weights.params, batch, devices)
     return Detector(
