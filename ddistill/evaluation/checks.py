@@ -2,18 +2,21 @@
 
 import math
 
-from ddistill import data
 from ddistill.data import Dataset
-from ddistill.errors import ConfigError, DataError, check_choice
+from ddistill.errors import ConfigError, check_choice
+from ddistill.evaluation.feature_networks import (
+    CLASSIFIER,
+    NEIGHBOURS,
+    FeatureChoice,
+    choose_features,
+    too_few,
+)
 from ddistill.evaluation.metrics.lpips import LEAST_SIDE, read_lpips
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.planning.checks.sources import check_scale
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import Settings
-
-# The largest number of neighbours k in `features.score`.
-NEIGHBOURS = 5
 
 
 def check_rows(runs: list[SamplerRun]) -> None:
@@ -49,28 +52,34 @@ def check_rows(runs: list[SamplerRun]) -> None:
             )
 
 
-def check_real_images(settings: Settings, dataset: Dataset) -> None:
-    """Raises `ConfigError` if the data set has too few real images to score samples against.
+def check_real_images(settings: Settings, dataset: Dataset) -> FeatureChoice:
+    """Returns the features that will score samples, after a check that they can.
 
     Args:
       settings: the settings of the run.
       dataset: the training images.
+
+    Raises:
+      ConfigError: the features are not there, or the data set has too few real images to score
+        samples against.
     """
     e = settings.evaluation
-    if not (e.enabled and e.classifier):
-        return
-    way_out = "Set config.evaluation.classifier='' to sample without scores."
-    try:
-        test = data.count(settings.data, "test")
-    except DataError as error:
-        raise ConfigError(f"Scores need test images: {error} {way_out}") from None
-    for split, count in (("training", len(dataset)), ("test", test)):
-        if count <= NEIGHBOURS:
-            raise ConfigError(
-                f"Scores need more than {NEIGHBOURS} {split} images, because precision and recall "
-                f"use {NEIGHBOURS} neighbours, and the data set has {count}: use more data, or "
-                f"another data.test_fraction if the data set has no test split. {way_out}"
-            )
+    choice = choose_features(settings, dataset) if e.enabled else FeatureChoice("")
+    if not choice.kind:
+        return choice
+    if why := too_few(settings, dataset):
+        key = "classifier" if choice.kind == CLASSIFIER else "features"
+        raise ConfigError(f"{why} Set config.evaluation.{key}='' to sample without scores.")
+    _check_count(e.samples)
+    return choice
+
+
+def _check_count(samples: int) -> None:
+    if samples <= NEIGHBOURS:
+        raise ConfigError(
+            f"config.evaluation.samples={samples}: precision and recall use {NEIGHBOURS} "
+            "neighbours of every sample and need more samples than neighbours."
+        )
 
 
 def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
@@ -78,7 +87,10 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     e = settings.evaluation
     if not e.enabled:
         return
-    judges = [p.name for p in plans if p.objective.trains.kind == "classifier"]
+    # An imported classifier does not know the classes of the data.
+    judges = [
+        p.name for p in plans if p.objective.trains.kind == "classifier" and p.imported is None
+    ]
     if e.classifier and not judges:
         raise ConfigError(
             f"config.evaluation.classifier={e.classifier!r}, but no stage of this config trains a "
@@ -86,7 +98,7 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         )
     if e.classifier:
         check_choice("config.evaluation.classifier", e.classifier, judges)
-    if e.teacher in judges:
+    if any(p.name == e.teacher and p.objective.trains.kind == "classifier" for p in plans):
         raise ConfigError(
             f"config.evaluation.teacher={e.teacher!r} is a classifier and generates no images."
         )
@@ -111,11 +123,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
     _check_lpips(settings, plans)
     if any(seed < 0 for seed in e.tuned_on):
         raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
-    if e.classifier and e.samples <= NEIGHBOURS:
-        raise ConfigError(
-            f"config.evaluation.samples={e.samples}: precision and recall use {NEIGHBOURS} "
-            "neighbours of every sample and need more samples than neighbours."
-        )
+    if e.classifier:
+        _check_count(e.samples)
     for key in ("samples", "batch_size", "grid_images", "strip_images"):
         if getattr(e, key) < 1:
             raise ConfigError(f"config.evaluation.{key}={getattr(e, key)} must be 1 or more.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.feature_networks import FeatureChoice, choose_features
 from ddistill.evaluation.interpolation import collect_paths
 from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
 from ddistill.evaluation.metrics.resampling import Estimate
@@ -56,10 +57,11 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     runs, left_out = without_diverged(planned_runs(settings, evaluation.plans))
     for text in left_out:
         reporter.say(text)
-    test = data.load(settings.data, "test") if settings.evaluation.classifier else None
+    choice = choose_features(settings, evaluation.dataset)
+    test = data.load(settings.data, "test") if choice.kind else None
     weights = settings.evaluation.lpips_weights
     lpips = read_lpips(weights) if weights else None
-    digest = _digest(evaluation, runs, test, lpips)
+    digest = _digest(evaluation, runs, (choice, lpips), test)
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
         return read_rows(workdir / "results.json")
@@ -67,7 +69,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     (workdir / "evaluation.json").unlink(missing_ok=True)
     scorer = None
     if test is not None:
-        scorer = make_scorer(evaluation, test)
+        scorer = make_scorer(evaluation, choice, test)
         _say_accuracies(evaluation, scorer)
     samples = {run.key: collect(run, evaluation) for run in runs}
     attempt = Attempts()
@@ -110,14 +112,22 @@ def _interpolated(
 
 def _say_accuracies(evaluation: Evaluation, scorer: Scorer) -> None:
     named = {evaluation.settings.evaluation.classifier: scorer.accuracy, **scorer.others}
+    if scorer.fixed:
+        evaluation.reporter.say(f"scores: features of {scorer.name}, weights {scorer.digest}")
     for name, share in named.items():
+        if share is None:
+            continue
         evaluation.reporter.say(f"{name}: accuracy {share:.1%} on the test images")
 
 
 def _digest(
-    evaluation: Evaluation, runs: Sequence[SamplerRun], test: Dataset | None, lpips: Lpips | None
+    evaluation: Evaluation,
+    runs: Sequence[SamplerRun],
+    networks: tuple[FeatureChoice, Lpips | None],
+    test: Dataset | None,
 ) -> str:
     """Digest of everything that the results depend on; the stages cover the training images."""
+    choice, lpips = networks
     settings = evaluation.settings
     content = {
         "format": FORMAT,
@@ -128,6 +138,7 @@ def _digest(
             for run in runs
         ],
         "evaluation": repr(settings.evaluation),
+        "features": choice.identity,
         "lpips": lpips.digest if lpips else None,
         "test": None if test is None else dict(test.identity),
     }

@@ -1,4 +1,4 @@
-"""Scores of samples: the feature network, the features of real images, and the protocol."""
+"""Scores of samples: the features of samples and of real images, and the protocol."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.feature_networks import FeatureChoice, open_features
 from ddistill.evaluation.metrics.copying import nearest, share_closer
 from ddistill.evaluation.metrics.features import (
     Reference,
     Sampling,
     extract,
     fixed_strata,
-    params_hash,
     reference,
     score,
 )
@@ -24,6 +24,7 @@ from ddistill.evaluation.metrics.paths import path_scores
 from ddistill.evaluation.metrics.resampling import USUAL, Estimate, Resampling
 from ddistill.evaluation.metrics.teacher_distance import feature_scores, pixel_scores
 from ddistill.evaluation.records.environment import command_string, machine_string
+from ddistill.evaluation.records.names import LITE0_DISTANCES
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
 from ddistill.evaluation.records.sampler_runs import SamplerRunRecord
@@ -35,6 +36,9 @@ from ddistill.settings import Settings
 
 # Samples of which the nearest training image is searched, because the time grows with their number.
 SEARCHED = 512
+# Training images behind the features of a fixed network, at most: they are computed anew in every
+# evaluation, and a CPU takes a quarter of an hour for these.
+MOST_REAL = 50_000
 
 
 @dataclass(frozen=True)
@@ -78,19 +82,20 @@ class Scorer:
     """The feature network and the features of the real images.
 
     Attributes:
-      apply: jitted, images -> (logits, features).
+      apply: jitted, images -> (class logits or None, features).
       name: name of the feature network.
+      fixed: whether the feature network was not trained by this run.
       data: name of the data set.
       digest: hash of the weights of the feature network.
       real: features of the training images.
-      real_count: number of training images.
+      real_count: number of training images behind `real`.
       floor: scores of the test images against the training images; only scores that do not depend
         on the number of images, or that are computed at `count` images.
       floor_count: number of test images.
       floor_strata: whether each class has a fixed number of test images.
       count: number of images for recall, coverage and class shares, of samples and test images.
       resampling: number of subsets and seed.
-      accuracy: accuracy of the classifier on the test images.
+      accuracy: accuracy of the classifier on the test images; None without a classifier.
       others: accuracy of the other classifiers of the run, by stage.
       batch: images per batch.
       test: the test images.
@@ -98,8 +103,9 @@ class Scorer:
       unseen_index: their indices among the test images.
     """
 
-    apply: Callable[[np.ndarray], tuple[jax.Array, jax.Array]]
+    apply: Callable[[np.ndarray], tuple[jax.Array | None, jax.Array]]
     name: str
+    fixed: bool
     data: str
     digest: str
     real: Reference
@@ -109,7 +115,7 @@ class Scorer:
     floor_strata: bool
     count: int
     resampling: Resampling
-    accuracy: float
+    accuracy: float | None
     others: Mapping[str, float]
     batch: int
     test: Dataset
@@ -117,23 +123,46 @@ class Scorer:
     unseen_index: Int[np.ndarray, " M"]
 
 
-def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Some images of a data set, read by index."""
+
+    dataset: Dataset
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Images `[len(indices), H, W, C]`."""
+        return self.dataset.take(self.rows[indices])
+
+
+def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) -> Scorer:
     """Computes the features of the real images, and scores the test images like samples.
 
     Args:
       evaluation: the run.
+      choice: the features, not none.
       test: the test images.
     """
     settings, plans = evaluation.settings.evaluation, evaluation.plans
     dataset, networks = evaluation.dataset, evaluation.networks
-    plan = next(p for p in plans if p.name == settings.classifier)
-    classifier = networks(plan)
-    batch = settings.batch_size
-    apply = jax.jit(lambda images: classifier(images))
-    _, train_features = extract(apply, dataset, batch, quantise=True)
+    plan = next((p for p in plans if p.name == settings.classifier), None)
+    network = open_features(
+        choice,
+        networks(plan) if plan else None,
+        str(plan.settings.network["name"]) if plan else "",
+        settings.batch_size,
+    )
+    apply, batch = network.apply, network.batch
+    count = min(len(dataset), MOST_REAL) if network.fixed else len(dataset)
+    images = _Rows(dataset, np.arange(count) * len(dataset) // count)
+    _, train_features = extract(apply, images, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
     # A classifier of something else than the data's classes says nothing about these.
-    labels = None if plan.objective.trains.classes else np.asarray(dataset.labels)
+    apart = plan is not None and not network.fixed and plan.objective.trains.classes
+    labels = None if apart else np.asarray(dataset.labels)[images.rows]
     real = reference(train_features, labels, dataset.num_classes)
     shares = real.histogram if real.histogram is not None else np.zeros(0)
     strata = fixed_strata(np.asarray(test.labels), shares)
@@ -148,21 +177,24 @@ def make_scorer(evaluation: Evaluation, test: Dataset) -> Scorer:
     others = {
         p.name: measured_accuracy(p, networks(p), test, batch)
         for p in plans
-        if p.objective.trains.kind == "classifier" and p is not plan
+        if p.objective.trains.kind == "classifier" and p is not plan and p.imported is None
     }
     return Scorer(
         apply=apply,
-        name=_name_of(plan),
+        name=network.name,
+        fixed=network.fixed,
         data=dataset.name,
-        digest=params_hash(classifier.weights),
+        digest=network.digest,
         real=real,
-        real_count=len(dataset),
-        floor=floor,
+        real_count=len(images),
+        floor=_named(floor, network.fixed),
         floor_count=len(test),
         floor_strata=strata is not None,
         count=count,
         resampling=resampling,
-        accuracy=measured_accuracy(plan, classifier, test, batch),
+        accuracy=None
+        if plan is None or logits is None
+        else measured_accuracy(plan, networks(plan), test, batch),
         others=others,
         batch=batch,
         test=test,
@@ -202,6 +234,11 @@ def measured_accuracy(plan: StagePlan, classifier: Classifier, test: Dataset, ba
     return float(np.mean(shares))
 
 
+def _named(scores: Mapping[str, Estimate], fixed: bool) -> dict[str, Estimate]:
+    """The scores, with the distances named after the fixed network."""
+    return {LITE0_DISTANCES.get(k, k) if fixed else k: score for k, score in scores.items()}
+
+
 def score_run(
     scorer: Scorer | None,
     run: SamplerRun,
@@ -224,8 +261,8 @@ def score_run(
     if scorer is not None:
         logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
         sampling = Sampling(scorer.count, strata, scorer.resampling)
-        scores = score(scorer.real, features, logits, sampling=sampling)
-        if scorer.real.histogram is not None:
+        scores = _named(score(scorer.real, features, logits, sampling=sampling), scorer.fixed)
+        if logits is not None and scorer.real.histogram is not None:
             classes = logits.argmax(axis=1)
         near = _nearest(scorer.real, features[:SEARCHED])
         scores["copying"] = share_closer(near.distances, scorer.unseen.distances)
@@ -358,7 +395,9 @@ def make_rows(
     )
     rows: list[Row] = []
     if scorer is not None:
-        floor = {**scorer.floor, "accuracy": Estimate(scorer.accuracy)}
+        floor = dict(scorer.floor)
+        if scorer.accuracy is not None:
+            floor["accuracy"] = Estimate(scorer.accuracy)
         protocol = floor_protocol(settings, scorer).string()
         rows += rows_from_scores(floor, replace(facts, protocol=protocol))
     for s in scored:

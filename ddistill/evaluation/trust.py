@@ -1,5 +1,6 @@
 """Warnings about scores that mean little; the report shows them before the scores."""
 
+from ddistill.evaluation.records.names import EXTRAPOLATED, METRICS
 from ddistill.evaluation.scored import ScoredRun, Scorer
 
 # Below this accuracy, noise can look like images in the features of a classifier. The bound is
@@ -33,8 +34,13 @@ def warnings_of(scorer: Scorer, teacher: ScoredRun) -> list[str]:
 def _weak_classifier(scorer: Scorer) -> str:
     classes = 0 if scorer.real.histogram is None else len(scorer.real.histogram)
     least = LEAST_ACCURACY_OF_MANY if classes > MANY_CLASSES else LEAST_ACCURACY
-    if scorer.accuracy >= least:
+    if scorer.accuracy is None or scorer.accuracy >= least:
         return ""
+    if scorer.fixed:
+        return (
+            f"The classifier that gives class TV has an accuracy of {scorer.accuracy:.1%} on the "
+            f"test images, below {least:.0%}: class TV means little. Train it for longer."
+        )
     return (
         f"The classifier that gives the features has an accuracy of {scorer.accuracy:.1%} on the "
         f"test images, below {least:.0%}: its features separate images poorly, and noise can score "
@@ -49,6 +55,13 @@ def _few_images(scorer: Scorer, samples: int) -> list[str]:
         "test images": scorer.floor_count,
         "training images": scorer.real_count,
     }
+    if scorer.fixed:
+        few = [f"{n} {name}" for name, n in counts.items() if n < LEAST_PER_FEATURE * dim]
+        return few and [
+            f"{', '.join(few)} are fewer than {LEAST_PER_FEATURE} for each of the {dim} features "
+            f"of {scorer.name}: its Frechet distances rank sets of equal size, and are too large "
+            "as numbers; those extrapolated to infinitely many samples are rough."
+        ]
     return [
         f"{count} {name} are fewer than {LEAST_PER_FEATURE} for each of the {dim} features: "
         "Frechet distances of so few images mean little. Use more images, or a classifier with "
@@ -59,16 +72,17 @@ def _few_images(scorer: Scorer, samples: int) -> list[str]:
 
 
 def _far_teacher(scorer: Scorer, teacher: ScoredRun) -> str:
-    name = "fd_infinity"
-    if name not in teacher.scores or name not in scorer.floor:
+    both = [name for name in EXTRAPOLATED if name in teacher.scores and name in scorer.floor]
+    if not both:
         return ""
+    name = both[0]
     value, floor = teacher.scores[name].value, scorer.floor[name].value
     bound = FARTHEST_TEACHER * scorer.real.variance
     if value - floor <= bound:
         return ""
     return (
-        f"The teacher is far from the data: its FD\N{INFINITY} is {value:.3g} and that of the test "
-        f"images is {floor:.3g}; the difference is above {FARTHEST_TEACHER:.0%} of the variance "
-        f"of the real features ({bound:.3g}). The scores of its students say little about the "
-        "method. Train the teacher for longer."
+        f"The teacher is far from the data: its {METRICS[name].label} is {value:.3g} and that of "
+        f"the test images is {floor:.3g}; the difference is above {FARTHEST_TEACHER:.0%} of the "
+        f"variance of the real features ({bound:.3g}). The scores of its students say little about "
+        "the method. Train the teacher for longer."
     )

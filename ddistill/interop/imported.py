@@ -11,13 +11,13 @@ FACTS = Schema(
         "network": OBJECT,
         "prediction": TEXT,
         "schedule": maybe(OBJECT),
-        "image_shape": list_of(COUNT, 3, 3),
+        "image_shape": maybe(list_of(COUNT, 3, 3)),
         "num_classes": WHOLE,
         "digest": TEXT,
         "source": TEXT,
         "licence": TEXT,
     },
-    {"hub_id": TEXT, "revision": TEXT},
+    {"hub_id": TEXT, "revision": TEXT, "kind": TEXT},
 )
 
 
@@ -32,7 +32,8 @@ class Imported:
         that was read from the facts of a run.
       prediction: its prediction type, one of `ddistill.diffusion.KINDS`.
       schedule: the fields of `ScheduleSettings` that the file defines; None for none.
-      image_shape: (height, width, channels) of the images that it was trained on.
+      image_shape: (height, width, channels) of the images that it was trained on; None for a
+        network that takes images of any size.
       num_classes: 0 for an unconditional network.
       digest: SHA-256 of the file or files, in hexadecimal.
       source: the setting of the user, and which of several networks was read.
@@ -40,19 +41,21 @@ class Imported:
       hub_id: the model's repository on the Hugging Face hub, "ORG/NAME"; "" for files of this
         machine.
       revision: the commit of the repository; "" for files of this machine.
+      kind: the kind of network that a stage has to train, "denoiser" or "classifier".
     """
 
     network: Options
     params: Params | None
     prediction: str
     schedule: Options | None
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int] | None
     num_classes: int
     digest: str
     source: str
     licence: str = ""
     hub_id: str = ""
     revision: str = ""
+    kind: str = "denoiser"
 
     def facts(self) -> JsonObject:
         """Everything but the parameters, for JSON."""
@@ -62,6 +65,6 @@ class Imported:
 
 def from_facts(facts: JsonRecord) -> Imported:
     """A network of which `facts` are known (`Imported.facts`), without parameters."""
-    shape = tuple(facts["image_shape"])
+    shape = tuple(facts["image_shape"]) if facts["image_shape"] else None
     network = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()}
     return Imported(**{**facts, "params": None, "image_shape": shape, "network": network})

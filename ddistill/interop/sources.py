@@ -1,4 +1,4 @@
-"""The sources of a stage's weights: "diffusers:FOLDER", "diffusers:hf://ORG/NAME", "edm:FILE"."""
+"""The sources of a stage's weights: networks of other projects by "KIND:PATH"."""
 
 import dataclasses
 import re
@@ -6,15 +6,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.interop import diffusers, edm, hub
+from ddistill.interop import diffusers, edm, efficientnet_lite, hub
 from ddistill.interop.imported import FACTS, Imported, from_facts
 from ddistill.runtime.files import expand, read_object_or_none, write_json
 from ddistill.runtime.schemas import TEXT, Schema, map_of, object_of
 
 _NOTED = object_of(Schema({"setting": TEXT, "facts": object_of(FACTS)}))
-READERS: dict[str, Callable[[Path], Imported]] = {
+# Readers of diffusion models; a variant of a config may name one of these.
+TEACHERS: dict[str, Callable[[Path], Imported]] = {
     "diffusers": diffusers.read_teacher,
     "edm": edm.read_teacher,
+}
+READERS: dict[str, Callable[[Path], Imported]] = {
+    **TEACHERS,
+    "efficientnet_lite0": efficientnet_lite.read_classifier,
+}
+# Kinds that need no path, with the file that is read then; None where it is not installed.
+_WITHOUT_PATH: dict[str, Callable[[], Path | None]] = {
+    "efficientnet_lite0": efficientnet_lite.installed,
 }
 
 
@@ -47,7 +56,9 @@ def is_there(source: str, revision: str = "") -> bool:
       source: the setting.
       revision: see `read_source`.
     """
-    path = source.partition(":")[2]
+    kind, _, path = source.partition(":")
+    if not path and kind in _WITHOUT_PATH:
+        return _WITHOUT_PATH[kind]() is not None
     if not path.startswith(hub.PREFIX):
         return expand(path).exists()
     try:
@@ -61,8 +72,9 @@ def read_source(source: str, key: str, revision: str = "") -> Imported:
     """The network that a setting names.
 
     Args:
-      source: "KIND:PATH", KIND one of `READERS`; or "diffusers:hf://ORG/NAME[@REVISION][/FOLDER]",
-        which is fetched from the Hugging Face hub.
+      source: "KIND:PATH", KIND one of `READERS`; "diffusers:hf://ORG/NAME[@REVISION][/FOLDER]",
+        which is fetched from the Hugging Face hub; or "efficientnet_lite0:", the weights of the
+        installed package.
       key: dotted name of the setting.
       revision: the commit to read of a repository of which `source` names no revision.
 
@@ -70,7 +82,7 @@ def read_source(source: str, key: str, revision: str = "") -> Imported:
       ConfigError: the kind is not known, or an error of its reader.
     """
     kind, colon, path = source.partition(":")
-    if not colon or not path:
+    if not colon or (not path and kind not in _WITHOUT_PATH):
         raise ConfigError(
             f"{key}={source!r} should be KIND:PATH, KIND one of {', '.join(READERS)}."
         )

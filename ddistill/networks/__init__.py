@@ -9,6 +9,7 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
 from ddistill.networks.dhariwal import DhariwalUNet
 from ddistill.networks.edm_unet import EdmUNet
+from ddistill.networks.efficientnet_lite import EfficientNetLite0
 from ddistill.networks.song import SongUNet
 from ddistill.networks.unet import UNet, check_fields
 from ddistill.settings import kind_of
@@ -20,11 +21,12 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "digits_classifier": DigitsClassifier,
     "resnet": ResNet,
     "densenet": DenseNet,
+    "efficientnet_lite0": EfficientNetLite0,
 }
 
 # Options that change how a network computes, not what parameters it has: a student may differ in
 # them from the network that it starts from, for example drop the dropout.
-WITHOUT_PARAMETERS = ("dropout", "remat", "dtype", "conv_impl")
+WITHOUT_PARAMETERS = ("dropout", "remat", "dtype", "conv_impl", "side")
 
 
 def defaults(name: str) -> dict[str, object]:

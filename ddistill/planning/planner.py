@@ -151,7 +151,7 @@ def _plan(context: StageContext, folders: Folders) -> StagePlan:
 def _check_settings(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` for settings that work on no levels and with no network."""
     check_numbers(context)
-    check_imported(context)
+    check_imported(context, objective)
     check_sources(context)
     check_classifier(context, objective)
     check_pairs(context, objective)

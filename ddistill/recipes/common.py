@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 from ddistill import networks
 from ddistill.data import setting_types
 from ddistill.errors import ConfigError, check_choice
-from ddistill.interop.sources import READERS, read_source
+from ddistill.interop.sources import TEACHERS, read_source
 from ddistill.objectives import hyperparameters
 from ddistill.settings import (
     EvaluationSettings,
@@ -152,12 +152,12 @@ def check_variant(variant: str, allowed: Sequence[str] = ("", "smoke")) -> None:
         names = ", ".join(f"':{v}'" for v in allowed if v)
         raise ConfigError(
             f"Variant ':{variant}' is not known. Allowed: {names}, none, or a teacher: "
-            f"{', '.join(f':{kind}:PATH' for kind in READERS)}."
+            f"{', '.join(f':{kind}:PATH' for kind in TEACHERS)}."
         )
 
 
 def _names_teacher(variant: str) -> bool:
-    return variant.partition(":")[0] in READERS
+    return variant.partition(":")[0] in TEACHERS
 
 
 def with_teacher(settings: Settings, source: str, stage: str = "teacher") -> Settings:

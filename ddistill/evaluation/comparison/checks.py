@@ -9,7 +9,7 @@ from ddistill.evaluation.records.protocol import RESAMPLED
 
 # Parts of the protocol that all numbers of a comparison share -> the setting that decides them.
 _SHARED = {
-    "features": "config.evaluation.classifier",
+    "features": "config.evaluation.features",
     "reference": "config.data",
     "reference_n": "config.data",
     "samples": "config.evaluation.samples",

@@ -1,4 +1,7 @@
-"""The feature network of FID, inception score and KID, on all devices of the process."""
+"""Feature networks for scores of images: FID's Inception and EfficientNet-Lite0.
+
+They run on all devices of the process.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,13 +12,21 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ddistill.errors import check_choice
+from ddistill.interop.efficientnet_lite import Lite0Weights
 from ddistill.interop.inception import InceptionWeights
+from ddistill.networks.efficientnet_lite import DIM as LITE0_DIM
+from ddistill.networks.efficientnet_lite import NAME as LITE0
+from ddistill.networks.efficientnet_lite import SIDE as LITE0_SIDE
+from ddistill.networks.efficientnet_lite import EfficientNetLite0
 from ddistill.networks.inception import SIDE, TAPS, Inception
 from ddistill.runtime.compilation import forward_options
 from ddistill.runtime.sharding import make_mesh, over_data, replicate
 
 # The network of the FID; `records.protocol.Protocol.label` uses the name too.
 GENUINE = "inception-2015-12-05"
+# Feature networks, by the names of --features.
+INCEPTION = "inception"
+NETWORKS = (INCEPTION, LITE0)
 FEATURES = tuple(tap for tap in TAPS if not tap.startswith("logits"))
 
 
@@ -33,6 +44,7 @@ class Detector:
         the logits are None if `logits` is False.
       batch: images per batch.
       logits: whether `apply` returns the logits, which the inception score needs.
+      network: one of `NETWORKS`.
     """
 
     name: str
@@ -43,6 +55,7 @@ class Detector:
     apply: Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
     batch: int
     logits: bool = True
+    network: str = INCEPTION
 
     @property
     def is_fid(self) -> bool:
@@ -75,24 +88,15 @@ def inception_detector(
       ConfigError: `feature` is unknown.
     """
     check_choice("--feature", feature, FEATURES)
-    devices = list(devices or jax.local_devices())
-    mesh = make_mesh((1, len(devices), 1), devices)
-    batch = -(-batch // len(devices)) * len(devices)
     taps = (feature, "logits_unbiased") if logits else (feature,)
-    module, params = Inception(taps), replicate(mesh, weights.params)
+    module = Inception(taps)
 
     def forward(params: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         pixels = jnp.broadcast_to(pixels, (*pixels.shape[:3], 3))  # grey images get three channels
         found: dict[str, jax.Array] = module.apply({"params": params}, pixels)  # type: ignore[assignment]
         return found[feature], found.get("logits_unbiased")
 
-    # On CPU, one convolution of XLA uses all cores.
-    compiled = jax.jit(forward, compiler_options=forward_options(devices[0].platform))
-    place = over_data(mesh)
-
-    def apply(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-        return compiled(params, jax.device_put(pixels, place))
-
+    apply, batch = _over_devices(forward, weights.params, batch, devices)
     return Detector(
         name=GENUINE if weights.genuine else "inception-unverified",
         sha256=weights.sha256,
@@ -103,3 +107,53 @@ def inception_detector(
         batch=batch,
         logits=logits,
     )
+
+
+def lite0_detector(
+    weights: Lite0Weights, batch: int = 64, devices: Sequence[jax.Device] | None = None
+) -> Detector:
+    """Builds EfficientNet-Lite0, with each batch sharded over the devices.
+
+    Args:
+      weights: weights from `ddistill.interop.efficientnet_lite.load_lite0`.
+      batch: images per batch; rounded up to a multiple of the number of devices.
+      devices: devices to use; None for all local devices.
+    """
+    module = EfficientNetLite0()
+
+    def forward(params: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        images = pixels.astype(jnp.float32) / 127.5 - 1
+        found: tuple[jax.Array, jax.Array] = module.apply({"params": params}, images)  # type: ignore[assignment]
+        return found[1], None
+
+    apply, batch = _over_devices(forward, weights.params, batch, devices)
+    return Detector(
+        name=weights.name,
+        sha256=weights.sha256,
+        feature=str(LITE0_DIM),
+        dim=LITE0_DIM,
+        resize=f"bicubic-{LITE0_SIDE}",
+        apply=apply,
+        batch=batch,
+        logits=False,
+        network=LITE0,
+    )
+
+
+def _over_devices(
+    forward: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array | None]],
+    params: PyTree,
+    batch: int,
+    devices: Sequence[jax.Device] | None,
+) -> tuple[Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]], int]:
+    """The compiled function of images alone, and the size of its batches."""
+    devices = list(devices or jax.local_devices())
+    mesh = make_mesh((1, len(devices), 1), devices)
+    placed, place = replicate(mesh, params), over_data(mesh)
+    # On CPU, one convolution of XLA uses all cores.
+    compiled = jax.jit(forward, compiler_options=forward_options(devices[0].platform))
+
+    def apply(pixels: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+        return compiled(placed, jax.device_put(pixels, place))
+
+    return apply, -(-batch // len(devices)) * len(devices)

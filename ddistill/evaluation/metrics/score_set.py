@@ -1,12 +1,13 @@
 """Scores of one set of samples against one reference, with their names and protocol."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ddistill.errors import ConfigError, nearest
-from ddistill.evaluation.metrics.detector import GENUINE, Detector
+from ddistill.evaluation.metrics.detector import GENUINE, INCEPTION, Detector
 from ddistill.evaluation.metrics.feature_store import FeatureStore
 from ddistill.evaluation.metrics.frechet import frechet_distance
 from ddistill.evaluation.metrics.frechet_estimates import Target, frechet_estimates
@@ -125,7 +126,7 @@ def score_set(
     notes = tuple(f"no {m}: {reasons[m]}" for m in SET_METRICS if m in reasons and not metrics)
     strata = np.arange(store.count) % classes if classes else None
     scores = _values(store, reference, settings, wanted, strata)
-    proxy = store.count < FULL_COUNT
+    proxy = detector.network == INCEPTION and store.count < FULL_COUNT
     names = _names(detector, proxy)
     return SetScores(
         key=images.name,
@@ -151,7 +152,9 @@ def _impossible(
     found: dict[str, str] = {}
     if count < 2:
         found["fid"] = "a covariance needs at least 2 samples"
-    if not detector.logits:
+    if detector.network != INCEPTION:
+        found["is"] = "the inception score is defined with the Inception network"
+    elif not detector.logits:
         found["is"] = "the logits were not computed"
     elif count < s.is_splits:
         found["is"] = f"{count} samples do not make {s.is_splits} splits"
@@ -215,6 +218,9 @@ def _pair(name: str, found: tuple[float, float]) -> dict[str, Estimate]:
 def _names(detector: Detector, proxy: bool) -> Callable[[str], str]:
     """Returns score -> name; "fid" needs the features of FID and `FULL_COUNT` samples."""
     word = detector.name.replace("-", "_")
+    if detector.network != INCEPTION:
+        words = {"fid": f"fd_{word}", "kid": f"kd_{word}"}
+        return lambda score: re.sub("^(fid|kid)", lambda found: words[found[0]], score)
     distance = ("fid_proxy" if proxy else "fid") if detector.is_fid else ""
     distance = distance or f"fd_{word}_{detector.feature}"
     prefix = "" if detector.name == GENUINE else "unverified_"

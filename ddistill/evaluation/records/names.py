@@ -77,6 +77,12 @@ METHODS: dict[str, Method] = {
     "real": Method("real data (floor)", "real"),
 }
 
+# Names of the Frechet distances in the features of EfficientNet-Lite0.
+LITE0_DISTANCES = {
+    "fd": "fd_efficientnet_lite0",
+    "fd_infinity": "fd_efficientnet_lite0_infinity",
+}
+
 METRICS: dict[str, Metric] = {
     "fid": Metric(
         "FID",
@@ -84,6 +90,18 @@ METRICS: dict[str, Metric] = {
         sampled=True,
         meaning="Frechet distance between Gaussians fitted to Inception features of samples and of "
         "real images; papers take 50,000 samples.",
+    ),
+    LITE0_DISTANCES["fd_infinity"]: Metric(
+        "FD\N{INFINITY} (EfficientNet-Lite0)",
+        "lower",
+        sampled=True,
+        meaning="FD\N{INFINITY} in the features of EfficientNet-Lite0, trained on ImageNet.",
+    ),
+    LITE0_DISTANCES["fd"]: Metric(
+        "FD (EfficientNet-Lite0)",
+        "lower",
+        sampled=True,
+        meaning="FD in the features of EfficientNet-Lite0, trained on ImageNet.",
     ),
     "fd_infinity": Metric(
         "FD\N{INFINITY}",
@@ -163,7 +181,7 @@ METRICS: dict[str, Metric] = {
         "lower",
         sampled=True,
         column=False,
-        meaning="Mean Euclidean distance, in the features of the run's own classifier, to the "
+        meaning="Mean Euclidean distance, in the features that score the run, to the "
         "image of the reference teacher from the same noise. It is not LPIPS.",
     ),
     "relative_distance_to_teacher": Metric(
@@ -231,7 +249,9 @@ METRICS: dict[str, Metric] = {
 
 # Frechet distances; the first that was measured is the main score. FD of N samples comes last,
 # because it depends on N, and the floor has another N.
-DISTANCES = ("fid", "fd_infinity", "fd")
+DISTANCES = ("fid", LITE0_DISTANCES["fd_infinity"], LITE0_DISTANCES["fd"], "fd_infinity", "fd")
+# The distances that are extrapolated to infinitely many samples.
+EXTRAPOLATED = (LITE0_DISTANCES["fd_infinity"], "fd_infinity")
 
 
 def main_distance(metrics: Collection[str]) -> str | None:

@@ -17,7 +17,12 @@ from ddistill.evaluation.metrics.precision_recall import class_histogram
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.records.environment import machine_string
-from ddistill.evaluation.records.names import METHODS, METRICS, main_distance
+from ddistill.evaluation.records.names import (
+    LITE0_DISTANCES,
+    METHODS,
+    METRICS,
+    main_distance,
+)
 from ddistill.evaluation.records.notes import listed
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
 from ddistill.evaluation.report.details import files_of, meanings, meanings_note
@@ -87,8 +92,8 @@ def write_run_report(
     plot = classes = None
     if scorer:
         plot = attempt("Quality against network evaluations", lambda: _plot(scorer, scored))
-        if scorer.real.histogram is not None:
-            classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
+    if scorer and scorer.accuracy is not None and scorer.real.histogram is not None:
+        classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
     tables = [
         *([_scores(scorer, scored)] if scorer else []),
         *([students] if students else []),
@@ -244,9 +249,9 @@ def _plot(scorer: Scorer, scored: Sequence[ScoredRun]) -> ScorePlot | None:
         floor=None if floor is None else floor.value,
         floor_range=None if floor is None else range_of(_stat(floor)),
         floor_label="real test images",
-        ylabel=f"{METRICS[metric].label} ({scorer.name})",
-        caption=f"{_DISTANCES[metric]} Lower is better; bars are 95 % intervals over draws of the "
-        "samples. The floor is the distance of the test images, scored like samples.",
+        ylabel=METRICS[metric].label + ("" if scorer.fixed else f" ({scorer.name})"),
+        caption=f"{_DISTANCES[_plain_name(metric)]} Lower is better; bars are 95 % intervals over "
+        "draws of the samples. The floor is the distance of the test images, scored like samples.",
     )
 
 
@@ -257,17 +262,36 @@ _DISTANCES = {
 }
 
 
+_PLAIN_NAMES = {ours: name for name, ours in LITE0_DISTANCES.items()}
+
+
+def _plain_name(metric: str) -> str:
+    """The name of a distance without that of its features."""
+    return _PLAIN_NAMES.get(metric, metric)
+
+
+def _features_sentence(scorer: Scorer) -> str:
+    """One sentence or two on the features, for captions."""
+    accurate = "" if scorer.accuracy is None else f"{scorer.accuracy:.1%} on the test images."
+    if not scorer.fixed:
+        return f"The classifier that gives the features has an accuracy of {accurate}"
+    fixed = f"The features are those of {scorer.name}, which this run did not train."
+    return fixed + (accurate and f" The classifier that gives class TV is right for {accurate}")
+
+
 def _stat(score: Estimate) -> Stat:
     return Stat(score.value, None, 1, score.low, score.high)
 
 
 def _scores(scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
-    columns = ["sampler", "NFE", *(METRICS[c].label for c in _COLUMNS)]
+    distances = LITE0_DISTANCES if scorer.fixed else {}
+    names = [distances.get(c, c) for c in _COLUMNS]
+    columns = ["sampler", "NFE", *(METRICS[c].label for c in names)]
     rows, roles = [], []
     for s in scored:
-        rows.append([s.run.label, str(s.run.nfe), *_cells(s.scores)])
+        rows.append([s.run.label, str(s.run.nfe), *_cells(s.scores, names)])
         roles.append("student" if s.run.role == "student" else "teacher")
-    rows.append([f"real test images ({scorer.floor_count})", "0", *_cells(scorer.floor)])
+    rows.append([f"real test images ({scorer.floor_count})", "0", *_cells(scorer.floor, names)])
     roles.append("real")
     return Table(
         columns,
@@ -277,15 +301,15 @@ def _scores(scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
         f"over draws of the samples. FD\N{INFINITY} is extrapolated to infinitely many samples; FD "
         "is the distance of these samples, and larger. Recall, coverage and class TV depend on the "
         f"number of images and are computed at {scorer.count}, for samples and test images alike. "
-        f"The classifier that gives the features has an accuracy of {scorer.accuracy:.1%} on the "
-        "test images.",
+        + _features_sentence(scorer),
         roles=roles,
     )
 
 
-def _cells(scores: Mapping[str, Estimate]) -> list[str]:
+def _cells(scores: Mapping[str, Estimate], names: Sequence[str]) -> list[str]:
     return [
-        stat_text(c, _stat(scores[c]), c in _WITH_INTERVAL) if c in scores else "" for c in _COLUMNS
+        stat_text(c, _stat(scores[c]), _plain_name(c) in _WITH_INTERVAL) if c in scores else ""
+        for c in names
     ]
 
 

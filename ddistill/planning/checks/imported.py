@@ -7,17 +7,19 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.interop.imported import Imported
+from ddistill.objectives import Objective
 from ddistill.planning.build import in_full
 from ddistill.planning.context import StageContext
 from ddistill.schedules import Schedule, build_schedule
 
 
-def check_imported(context: StageContext) -> None:
+def check_imported(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` unless the stage can start from the network that it imports, if any."""
     stage, imported, path = context.settings, context.imported, context.path
     if imported is None:
         return
     named = f"{path}.source={stage.source!r}"
+    _check_kind(context, objective, imported)
     if stage.init != "fresh" or stage.resume:
         raise ConfigError(f"{named} has the weights; leave {path}.init and {path}.resume out.")
     if stage.students.count:
@@ -37,7 +39,7 @@ def check_imported(context: StageContext) -> None:
             f"{path}.prediction={stage.prediction!r}, but {stage.source} predicts "
             f"{imported.prediction!r}. Leave it empty."
         )
-    if context.data.image_shape != imported.image_shape:
+    if imported.image_shape not in (None, context.data.image_shape):
         raise ConfigError(
             f"{named} makes images of shape {imported.image_shape} (height, width, channels); the "
             f"data are {context.data.image_shape}."
@@ -48,6 +50,22 @@ def check_imported(context: StageContext) -> None:
             f"{context.data.num_classes}. Use data of its classes."
         )
     _check_levels(imported, context.schedule, named)
+
+
+def _check_kind(context: StageContext, objective: Objective, imported: Imported) -> None:
+    """Raises `ConfigError` unless the objective is for networks of this kind."""
+    stage, path = context.settings, context.path
+    named = f"{path}.source={stage.source!r} is a {imported.kind}"
+    if objective.trains.kind != imported.kind:
+        raise ConfigError(
+            f"{named}, but {path}.objective.name={stage.objective['name']!r} is for a "
+            f"{objective.trains.kind}. Use an objective that trains a {imported.kind}."
+        )
+    if imported.kind == "classifier" and stage.steps:
+        raise ConfigError(
+            f"{named} with classes of its own, which the labels of the data do not name, but "
+            f"{path}.steps={stage.steps}. Set steps=0, which takes it as it is."
+        )
 
 
 def _check_levels(imported: Imported, schedule: Schedule, named: str) -> None:

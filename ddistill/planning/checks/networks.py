@@ -128,7 +128,9 @@ def check_classes(context: StageContext, objective: Objective, module: nn.Module
     """Raises `ConfigError` unless the classes of the network fit the classes of the data."""
     stage, path, there = context.settings, context.path, context.data.num_classes
     here, own = getattr(module, "num_classes", 0), objective.trains.classes
-    if objective.trains.kind == "classifier" and here != (own or there):
+    # An imported classifier has the classes of its own training, and is not trained here.
+    trained = objective.trains.kind == "classifier" and context.imported is None
+    if trained and here != (own or there):
         reason = f"objective '{stage.objective['name']}' tells {own}" if own else "the data have"
         raise ConfigError(
             f"{path}.network.num_classes={here}, but {reason}{'' if own else f' {there}'} classes"
