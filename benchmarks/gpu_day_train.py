@@ -91,15 +91,19 @@ class Day:
         """Seconds until the end of the budget, without a share `reserve` of it."""
         return self.start + self.budget * (1 - reserve) - time.monotonic()
 
-    def settings(self, names: tuple[str, ...] = ()) -> Settings:
-        """The experiment with the lengths chosen so far; with `names`, these stages alone."""
+    def settings(self, names: tuple[str, ...] = (), scored: bool = False) -> Settings:
+        """The experiment with the lengths chosen so far; with `names`, these stages alone.
+
+        A stage that is trained alone may have no teacher to evaluate, so that only `scored`
+        settings have an evaluation.
+        """
         classes = len(self.dataset.class_names)
         made = settings(self.size, str(self.folder), classes, self.steps)
         if not names:
             return made
         stages = {name: made.stages[name] for name in names}
         judge = "classifier" if "classifier" in names else ""
-        evaluation = dataclasses.replace(made.evaluation, classifier=judge)
+        evaluation = dataclasses.replace(made.evaluation, classifier=judge, enabled=scored)
         return dataclasses.replace(made, stages=stages, pipeline=names, evaluation=evaluation)
 
     def run(self, made: Settings, stage: str, seconds: float, work: Path | None = None) -> str:
@@ -200,7 +204,7 @@ class Day:
             self.progress.stages["evaluation"] = {"state": "left out", "reason": "no teacher"}
             return
         begun = time.monotonic()
-        reason = self.run(self.settings(names), "evaluate", self.left(COPY))
+        reason = self.run(self.settings(names, scored=True), "evaluate", self.left(COPY))
         self.progress.seconds["evaluation"] = round(time.monotonic() - begun, 1)
         state = "failed" if reason else "complete"
         self.note("evaluation", {"state": state, "reason": reason})
