@@ -181,14 +181,18 @@ def measure(record: dict[str, Any], configs: list[Path], seconds: float, save: A
     for config, plans, dataset in tables(configs):
         stages = {name: stage_record(plan, plans) for name, plan in plans.items()}
         record["configs"][config] = {"image": list(dataset.image_shape), "stages": stages}
-        for name, stage in stages.items():
+    save()
+    # The digits come last, because they take minutes and not hours, and small images first: what is
+    # left out at the end compiles slowly.
+    paths = {path.stem: path for path in configs}
+    order = sorted(paths, key=lambda n: ("digits" in n, record["configs"][n]["image"], n))
+    for config in order:
+        plans, dataset = plan_all(read_settings(paths[config]), accelerated)
+        for name, stage in record["configs"][config]["stages"].items():
             make = functools.partial(count, plans[name], plans, dataset)
             fill(stage["program"], record["programs"], f"{config}, {name}: counting", make)
     aot_compile.quick_compiler(True)
-    paths = {path.stem: path for path in configs}
-    known = [config for config in paths if is_counted(record, config)]
-    # Small images first: the program that is left out at the end is one that compiles slowly.
-    for config in sorted(known, key=lambda name: record["configs"][name]["image"]):
+    for config in [config for config in order if is_counted(record, config)]:
         name = largest(record, config)
         record["configs"][config]["largest"] = name
         program = record["programs"][record["configs"][config]["stages"][name]["program"]]
@@ -220,9 +224,8 @@ def main() -> None:
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record = {"jax": jax.__version__, "programs": {}, "configs": {}, **record}
     names = args.configs.split(",") if args.configs else []
-    found = sorted((ROOT / "configs").glob("*.py"), key=lambda p: ("digits" in p.stem, p.stem))
+    found = sorted((ROOT / "configs").glob("*.py"))
     configs = [path for path in found if not names or path.stem in names]
-    configs.sort(key=lambda path: names.index(path.stem) if names else 0)
 
     def save() -> None:
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
