@@ -18,6 +18,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# Before jax is imported, because it looks for plugins then.
+sys.path += [word.removeprefix("--plugin=") for word in sys.argv if word.startswith("--plugin=")]
+
 import jax
 from gpu_day_stages import SHARES, SIZES, settings
 from shapes import arguments, plan_all
@@ -92,13 +95,11 @@ def programs(size: str, stages: list[str]) -> Iterator[Mapping[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--plugin", default="", help="folder of the plugin, if it is not installed")
+    parser.add_argument("--plugin", help="folder of the plugin, as --plugin=FOLDER")
     parser.add_argument("--size", choices=tuple(SIZES), default="full")
     trained = [name for name, share in SHARES.items() if share.calls]
     parser.add_argument("--stages", default=",".join(trained))
     args = parser.parse_args()
-    if args.plugin:
-        sys.path.append(args.plugin)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     for found in programs(args.size, args.stages.split(",")):

@@ -29,6 +29,8 @@ class Size:
       narrow: options in which the students of O2MKD differ from it.
       width: of the classifier that scores samples.
       batch: images of one student in one update.
+      halved: steps of the teacher that PD halves down to `STUDENT_STEPS`.
+      steps: of the samplers of the teacher and of O2MKD's students.
       pairs: number of pairs for MSD.
       samples: number of samples that are scored.
       most: the largest number of updates of a stage.
@@ -39,6 +41,8 @@ class Size:
     narrow: Mapping[str, Any]
     width: int
     batch: int
+    halved: int
+    steps: tuple[int, ...]
     pairs: int
     samples: int
     most: int
@@ -60,6 +64,8 @@ SIZES = {
         narrow={"channels": 48},
         width=64,
         batch=256,
+        halved=32,
+        steps=(STUDENT_STEPS, 16),
         pairs=4096,
         samples=2048,
         most=20_000,
@@ -78,6 +84,8 @@ SIZES = {
         narrow={"channels": 4},
         width=4,
         batch=4,
+        halved=8,
+        steps=(STUDENT_STEPS,),
         pairs=40,
         samples=16,
         most=3,
@@ -155,8 +163,8 @@ def settings(size: Size, data: str, classes: int, steps: Mapping[str, int]) -> S
         "classifier": classifier,
         "teacher": recipes.teacher_stage(net, **{**common, "ema": (0.995,)}),
         f"sfddm_n{STUDENT_STEPS}": _sfddm(common),
-        **recipes.progressive(32, STUDENT_STEPS, **common),
-        **recipes.o2mkd(4, samplers={"ddim": (16,)}, loss={"error": "v"}, **small),
+        **recipes.progressive(size.halved, STUDENT_STEPS, **common),
+        **recipes.o2mkd(4, samplers={"ddim": size.steps[-1:]}, loss={"error": "v"}, **small),
         "pairs": recipes.pairs_stage(size.pairs, min(size.pairs, 1024), PAIR_STEPS, sampler="ddim"),
         **recipes.msd(2, dm={"filter_pairs": True}, **matching),
     }
@@ -176,7 +184,7 @@ def settings(size: Size, data: str, classes: int, steps: Mapping[str, int]) -> S
         evaluation=EvaluationSettings(
             samples=size.samples,
             batch_size=min(512, size.samples),
-            teacher_samplers={"ddim": (STUDENT_STEPS, 16) if full else (STUDENT_STEPS,)},
+            teacher_samplers={"ddim": size.steps},
             full_steps=64 if full else 8,
             grid_images=16,
             strip_images=6,

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_day.sh"
 STAGES = ["classifier", "teacher", "sfddm_n4", "pd_n16", "pd_n8", "pd_n4"]
 STAGES += ["o2mkd_warmup", "o2mkd_k4", "pairs", "dm_k2"]
+TINY = [name for name in STAGES if name not in ("pd_n16", "pd_n8")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,10 +102,10 @@ def in_this_process(script, arguments, seconds):
 
 
 @pytest.mark.slow
-def test_every_table_is_printed(tmp_path, monkeypatch):
+@pytest.mark.timeout(1800)
+def test_every_table_is_printed(tmp_path):
     import gpu_day
 
-    # A grey image is a quarter of the work, and the network of 299 pixels stays.
     done = gpu_day.tables(tmp_path, 3000.0, "tiny", run=in_this_process)
     assert done == []
     page = (tmp_path / "tables.md").read_text()
@@ -204,13 +205,14 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_stages_are_trained_and_scored_from_an_archive(tiny, photographs, tmp_path):
     archive = tmp_path / "photographs.tar.xz"
     with tarfile.open(archive, "w:xz") as tar:
         tar.add(photographs, arcname=".")
     assert tiny.train(archive, tmp_path / "out", 3000.0, "tiny") == []
     found = json.loads((tmp_path / "out" / "gpu_day.json").read_text())
-    assert set(found["stages"]) == {*STAGES, "evaluation"}
+    assert set(found["stages"]) == {*TINY, "evaluation"}
     assert all(stage["state"] == "complete" for stage in found["stages"].values())
     rows = read_rows(tmp_path / "out" / "results.json")
     methods = {row.method for row in rows}
@@ -236,7 +238,7 @@ def test_stages_without_their_sources_are_left_out(tiny, photographs, tmp_path, 
     assert found["teacher"]["state"] == "stopped"
     assert found["sfddm_n4"] == {"state": "left out", "reason": "needs teacher"}
     assert found["evaluation"]["state"] == "left out"
-    assert len(failed) == len(STAGES) + 2  # and the probe
+    assert len(failed) == len(TINY) + 2  # and the probe
 
 
 def test_an_archive_is_unpacked_in_part(tiny, photographs, tmp_path):
