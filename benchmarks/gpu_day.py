@@ -59,7 +59,7 @@ TABLES = (
         Table(
             "matching_step.py",
             ("--networks=cifar", "--students=0", f"--dtype={dtype}", "--rounds=20"),
-            ("--networks=tiny", "--students=0", f"--dtype={dtype}", "--rounds=3"),
+            ("--networks=tiny", "--students=0", f"--dtype={dtype}", "--steps=DMD", "--rounds=3"),
             2.0,
         )
         for dtype in ("bfloat16", "float32")

@@ -14,7 +14,7 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -234,13 +234,16 @@ class Measured:
         self.students: list[Variant] = []
         self.memory: dict[str, float] = {}
 
-    def prepare(self, deadline: Deadline, count: int) -> None:
-        """Compiles the steps, their parts, and the steps of `count` students; 0 for none."""
-        for i, kind in enumerate(PARTS):
+    def prepare(self, deadline: Deadline, count: int, kinds: Sequence[str]) -> None:
+        """Compiles steps, their parts, and the steps of `count` students; 0 for none."""
+        needed = {PART_NAMES[part] for kind in kinds for part in PARTS[kind]}
+        for kind in kinds:
+            i = list(PARTS).index(kind)
             make = functools.partial(self._step, f"{kind} step", f"dm_{i}_k1")
             deadline.prepare(f"{self.name}, {kind} step", make, self.made)
         for key, make in parts(self.plans["dm_0_k1"], self.teacher, self.batch).items():
-            deadline.prepare(f"{self.name}, {key}", make, self.made)
+            if key in needed:
+                deadline.prepare(f"{self.name}, {key}", make, self.made)
         for name in ("separate", "together") if count else ():
             make = functools.partial(self._students, name, count)
             deadline.prepare(f"{self.name}, {count} students {name}", make, self.students)
@@ -297,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", default="digits", help="of: digits, cifar, tiny")
     parser.add_argument("--students", type=int, default=4, help="K of the stacked run; 0 for none")
+    parser.add_argument("--steps", default=";".join(PARTS), help="of: " + "; ".join(PARTS))
     parser.add_argument("--dtype", default="", help="of cifar; float32 on CPU, else bfloat16")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of rounds a network")
@@ -316,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.networks.split(","):
         own = Measured(name, args.dtype)
         done.append(own)
-        own.prepare(deadline, args.students)
+        own.prepare(deadline, args.students, args.steps.split(";"))
         deadline.measure(own.made, args.rounds, args.limit)
         if own.students:
             deadline.measure(own.students, args.rounds, args.limit)

@@ -106,15 +106,18 @@ def in_this_process(script, arguments, seconds):
 def test_every_table_is_printed(tmp_path):
     import gpu_day
 
-    done = gpu_day.tables(tmp_path, 3000.0, "tiny", run=in_this_process)
-    assert done == []
-    page = (tmp_path / "tables.md").read_text()
-    sections = page.split("\n## ")[1:]
-    assert [s.split()[0] for s in sections] == [t.script for t in gpu_day.TABLES]
-    for section, row in zip(
-        sections,
-        ("| jax bfloat16 |", "| vmap ", "| vmap ", "| ours |", "| DMD2 step |", "| DMD2 step |"),
-    ):
+    # A script that is there for two dtypes is run for the first.
+    wanted = list({table.script: table for table in reversed(gpu_day.TABLES)}.values())[::-1]
+    rows = {
+        "train_step.py": "| jax bfloat16 |",
+        "student_axis.py": "| vmap ",
+        "inception.py": "| ours |",
+        "matching_step.py": "| DMD step |",
+    }
+    assert [table.script for table in wanted] == list(rows)
+    assert gpu_day.tables(tmp_path, 3000.0, "tiny", in_this_process, wanted) == []
+    sections = (tmp_path / "tables.md").read_text().split("\n## ")[1:]
+    for section, row in zip(sections, rows.values(), strict=True):
         assert row in section, section
 
 
