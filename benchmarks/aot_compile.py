@@ -10,31 +10,25 @@ percent, but every operation by itself reads from and writes to the chip's main 
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from hlo import convolution_groups, estimated_cycles, exchanges
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from shapes import accelerated, arguments, plan_all, read_settings
 
 from ddistill.data import Dataset
-from ddistill.data.facts import DataFacts
 from ddistill.planning.plan import StagePlan
-from ddistill.planning.planner import plan_stages
-from ddistill.runtime.sharding import BATCH_AXES, Layout, data_mesh, make_mesh
-from ddistill.settings import Settings, parse
+from ddistill.runtime.sharding import Layout, data_mesh, make_mesh
+from ddistill.settings import StageSettings
 from ddistill.training.compiled import Chunk, step_settings
-from ddistill.training.initial import abstract_state
-from ddistill.training.step import StepInputs, make_step
-from ddistill.training.trained import bind, handed_on
+from ddistill.training.step import make_step
 
 # By the number of chips; a program has to use all of a topology's.
 TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
@@ -91,84 +85,26 @@ def tpu_mesh(sizes: tuple[int, int, int]) -> Mesh:
     return make_mesh(sizes, described.devices)
 
 
-def plans(case: Case) -> tuple[StagePlan, StagePlan, Dataset]:
-    """The config's last stage, its teacher's, and black images of the data's shape."""
-    spec = importlib.util.spec_from_file_location("config", case.config)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    settings = parse(module.get_config(), Settings)
-    stages = {name: _changed(stage, case) for name, stage in settings.stages.items()}
+def plans(case: Case) -> tuple[StagePlan, dict[str, StagePlan], Dataset]:
+    """The config's last stage, all of its stages, and black images of the data's shape."""
+    settings = read_settings(case.config)
     last = settings.pipeline[-1]
-    students = dataclasses.replace(stages[last].students)
-    students = dataclasses.replace(students, count=case.count or students.count)
-    stages[last] = dataclasses.replace(
-        stages[last],
-        students=students,
-        batch_size=case.batch or stages[last].batch_size,
-        accumulate=case.accumulate,
-        network={**stages[last].network, "remat": case.remat},
-    )
-    side = settings.data.get("image_size", 32)
-    images = np.zeros((8, side, side, 3), np.uint8)
-    names = tuple(str(i) for i in range(10))
-    dataset = Dataset("black", images, np.zeros(8, np.int32), 10, names, settings.data["flip"])
-    settings = dataclasses.replace(settings, stages=stages)
-    with tempfile.TemporaryDirectory() as folder:
-        made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder))
-    by_name = {plan.name: plan for plan in made}
-    return by_name[last], by_name[by_name[last].settings.teacher], dataset
 
-
-def _changed(stage: Any, case: Case) -> Any:
-    """A stage as a TPU is given it: bf16, and XLA's convolutions, which are its default there."""
-    if stage.network.get("name") != "unet":
-        return stage
-    network = {**stage.network, "dtype": "bfloat16", "conv_impl": "xla"}
-    return dataclasses.replace(stage, network=network)
-
-
-def arguments(plan: StagePlan, teacher: StagePlan, dataset: Dataset, layout: Layout) -> list[Any]:
-    """Shapes of a step's arguments and where they lie; the images of a batch are streamed."""
-    students = layout.students
-    lead, axes = ((students,), ("student",)) if students else ((), ())
-
-    def shaped(shape: Any, dtype: Any, *axes: Any) -> jax.ShapeDtypeStruct:
-        place = NamedSharding(layout.mesh, PartitionSpec(*axes))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-
-    def laid(tree: Any, shardings: Any) -> Any:
-        return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings
+    def change(name: str, stage: StageSettings) -> StageSettings:
+        stage = accelerated(name, stage)
+        if name != last:
+            return stage
+        count = case.count or stage.students.count
+        return dataclasses.replace(
+            stage,
+            students=dataclasses.replace(stage.students, count=count),
+            batch_size=case.batch or stage.batch_size,
+            accumulate=case.accumulate,
+            network={**stage.network, "remat": case.remat},
         )
 
-    network = bind(teacher, handed_on(abstract_state(teacher), teacher.ema_key()))
-    network = laid(network, layout.of_teacher(network))
-    tables = jax.tree.map(
-        lambda x: shaped(x.shape, x.dtype, *axes),
-        plan.tables if students else plan.students[0].tables,
-    )
-    state = abstract_state(plan, layout) if students else _first(abstract_state(plan), layout)
-    size = plan.settings.batch_size
-    key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lead or ()))
-    return [
-        state,
-        StepInputs(network, tables),
-        shaped((1, *lead, size, *dataset.image_shape), np.uint8, None, *axes, BATCH_AXES),
-        shaped((len(dataset),), np.int32),
-        shaped((1, *lead, size), np.int32, None, *axes, BATCH_AXES),
-        shaped(key.shape, key.dtype, *axes),
-        {name: shaped((1, *lead), np.float32, None, *axes) for name in plan.modules},
-    ]
-
-
-def _first(state: Any, layout: Layout) -> Any:
-    """The shapes of one student's state from those of many."""
-
-    def one(x: Any) -> Any:
-        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=layout.whole())
-
-    step = jax.ShapeDtypeStruct((), np.int32, sharding=layout.whole())
-    return jax.tree.map(one, state.replace(step=None, diverged=None)).replace(step=step)
+    made, dataset = plan_all(settings, change)
+    return made[last], made, dataset
 
 
 def operations_of_one(case: Case) -> float:
@@ -176,10 +112,10 @@ def operations_of_one(case: Case) -> float:
 
     Of a program for one device, without a student axis: nothing of the mesh is in it.
     """
-    plan, teacher, dataset = plans(case)
+    plan, made, dataset = plans(case)
     layout = Layout(data_mesh(1, jax.devices("cpu")[:1]))
     chunk = Chunk(make_step(step_settings(plan, layout, dataset.hflip)), 1, False, layout)
-    lowered = chunk.lower(*arguments(plan, teacher, dataset, layout))
+    lowered = chunk.lower(*arguments(plan, made, dataset, layout))
     return lowered.cost_analysis()["flops"]
 
 
@@ -194,11 +130,11 @@ def compile_case(case: Case) -> dict[str, Any]:
 
     Memory, operations, bytes and seconds are those of one chip and one step.
     """
-    plan, teacher, dataset = plans(case)
+    plan, made, dataset = plans(case)
     # Students that share a chip are batched: TPUs take grouped convolutions well.
     layout = Layout(tpu_mesh(case.mesh), plan.settings.students.count, "vmap")
     chunk = Chunk(make_step(step_settings(plan, layout, dataset.hflip)), 1, False, layout)
-    shapes = arguments(plan, teacher, dataset, layout)
+    shapes = arguments(plan, made, dataset, layout)
     quick_compiler(case.quick)
     begun = time.perf_counter()
     lowered = chunk.lower(*shapes)
@@ -206,16 +142,12 @@ def compile_case(case: Case) -> dict[str, Any]:
     compiled = lowered.compile()
     took = time.perf_counter() - begun - lowered_in
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "students": plan.settings.students.count,
         "batch": plan.settings.batch_size,
         "lower_seconds": lowered_in,
         "compile_seconds": took,
-        "memory": memory.argument_size_in_bytes
-        + kept
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        "memory": memory_of(compiled),
         "arguments": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "flops": cost["flops"],
@@ -228,6 +160,18 @@ def compile_case(case: Case) -> dict[str, Any]:
         ],
         "convolution_groups": list(convolution_groups(text)),
     }
+
+
+def memory_of(compiled: Any) -> int:
+    """Bytes of a compiled program on one chip: arguments, new results, temporaries, code."""
+    found = compiled.memory_analysis()
+    kept = found.output_size_in_bytes - found.alias_size_in_bytes
+    return (
+        found.argument_size_in_bytes
+        + kept
+        + found.temp_size_in_bytes
+        + found.generated_code_size_in_bytes
+    )
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

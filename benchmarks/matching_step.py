@@ -10,9 +10,11 @@ process and compared within a round.
 
 import argparse
 import dataclasses
+import functools
 import os
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Variant, machine, measure, print_table
+from timing import Deadline, Variant, machine, print_table
 
 from ddistill import data, recipes
 from ddistill.data.facts import DataFacts
@@ -49,18 +51,27 @@ PARTS = {
 }
 
 
-def experiment(name: str, count: int) -> tuple[Settings, int]:
-    """Settings with a stage for each row of `PARTS`, and a batch for this machine."""
+def experiment(name: str, count: int, dtype: str = "") -> tuple[Settings, int]:
+    """Settings with a stage for each row of `PARTS`, and a batch for this machine.
+
+    Args:
+      name: "digits", "cifar", or "tiny" to try the command.
+      count: K.
+      dtype: of the network of "cifar"; "" for float32 on CPU and bfloat16 elsewhere.
+    """
     on_cpu = jax.default_backend() == "cpu"
     settings = recipes.digits_conditional(name, {})
-    if name == "cifar":
+    if name != "digits":
         options = {"channels": 32 if on_cpu else 128, **EDM_CIFAR}
         options["blocks"] = 2 if on_cpu else EDM_CIFAR["blocks"]
-        options["dtype"] = "float32" if on_cpu else "bfloat16"
+        options["dtype"] = dtype or ("float32" if on_cpu else "bfloat16")
+        if name == "tiny":
+            options |= {"channels": 4, "multipliers": (1,), "blocks": 1, "attention": ()}
+            options |= {"norm_groups": 2, "out_channels": 1}
         net = recipes.network("unet", **options)
         teacher = dataclasses.replace(settings.stages["teacher"], network=net)
         settings = dataclasses.replace(settings, stages={**settings.stages, "teacher": teacher})
-    batch = {"digits": 64, "cifar": 8}[name] if on_cpu else 128
+    batch = 4 if name == "tiny" else {"digits": 64, "cifar": 8}[name] if on_cpu else 128
     judged = {"features_of": "teacher", "student_every": 1}
     kinds: dict[str, dict[str, Any]] = {
         "DMD": {"dm": {"regression_weight": 0.0}},
@@ -145,8 +156,16 @@ def variant(name: str, run: Any) -> Variant:
     return Variant(name, run, time.perf_counter() - start)
 
 
-def parts(plan: StagePlan, teacher: Any, batch: int) -> dict[str, Variant]:
-    """The parts of a step, on the devices and the share of the batch that a step has."""
+PART_NAMES = {
+    "F": "forward",
+    "H": "forward, first half",
+    "B": "forward and backward, by the weights",
+    "V": "forward, and backward by the image through the first half",
+}
+
+
+def parts(plan: StagePlan, teacher: Any, batch: int) -> dict[str, Callable[[], Variant]]:
+    """By name what makes a part of a step, on the devices and with the images that a step has."""
     layout = plan.layout(MeshSettings())
     mesh = layout.one_round().mesh
     spread = over_data(mesh)
@@ -176,17 +195,15 @@ def parts(plan: StagePlan, teacher: Any, batch: int) -> dict[str, Variant]:
         )(network.params),
         "V": lambda network, z: jax.grad(lambda z: both(network, z), has_aux=True)(z),
     }
-    names = {
-        "F": "forward",
-        "H": "forward, first half",
-        "B": "forward and backward, by the weights",
-        "V": "forward, and backward by the image through the first half",
-    }
-    found = {}
-    for key, function in made.items():
+
+    def make(name: str, function: Callable) -> Variant:
         run = jax.jit(function, compiler_options=compiler_options())
-        found[key] = variant(names[key], lambda run=run: jax.block_until_ready(run(there, z)))
-    return found
+        return variant(name, lambda: jax.block_until_ready(run(there, z)))
+
+    return {
+        PART_NAMES[key]: functools.partial(make, PART_NAMES[key], function)
+        for key, function in made.items()
+    }
 
 
 def show(v: Variant) -> str:
@@ -194,63 +211,121 @@ def show(v: Variant) -> str:
     return f"{1e3 * statistics.median(v.seconds):.1f} ({low:.1f} to {high:.1f})"
 
 
-def main() -> None:
+HEADING = ["network", "batch", "what", "ms (middle half)", "compile s", "of its parts", "MiB"]
+
+
+class Measured:
+    """The parts and steps of one network.
+
+    Attributes:
+      name, batch: the network, its images a step.
+      parts: by key of `PARTS`' values, forward and backward passes.
+      steps: by key of `PARTS`, the step and a call that gives its MiB.
+      students: K separate steps and one step of K students.
+    """
+
+    def __init__(self, name: str, dtype: str):
+        image = {"digits": (8, 8, 1), "cifar": (32, 32, 3), "tiny": (4, 4, 1)}[name]
+        self.name, self.image, self.dtype = name, image, dtype
+        settings, self.batch = experiment(name, 1, dtype)
+        self.plans = plans(settings, image)
+        self.teacher = denoiser(self.plans["teacher"])
+        self.made: list[Variant] = []
+        self.students: list[Variant] = []
+        self.memory: dict[str, float] = {}
+
+    def prepare(self, deadline: Deadline, count: int, kinds: Sequence[str]) -> None:
+        """Compiles steps, their parts, and the steps of `count` students; 0 for none."""
+        needed = {PART_NAMES[part] for kind in kinds for part in PARTS[kind]}
+        for kind in kinds:
+            i = list(PARTS).index(kind)
+            make = functools.partial(self._step, f"{kind} step", f"dm_{i}_k1")
+            deadline.prepare(f"{self.name}, {kind} step", make, self.made)
+        for key, make in parts(self.plans["dm_0_k1"], self.teacher, self.batch).items():
+            if key in needed:
+                deadline.prepare(f"{self.name}, {key}", make, self.made)
+        for name in ("separate", "together") if count else ():
+            make = functools.partial(self._students, name, count)
+            deadline.prepare(f"{self.name}, {count} students {name}", make, self.students)
+
+    def _step(self, name: str, stage: str) -> Variant:
+        training = Training(self.plans[stage], self.teacher, self.batch)
+        made = variant(name, training)
+        self.memory[name] = training.memory()
+        return made
+
+    def _students(self, name: str, count: int) -> Variant:
+        """DMD with pairs: K stages of one student, or one stage of K."""
+        k = 1 if name == "separate" else count
+        own = plans(experiment(self.name, k, self.dtype)[0], self.image)[f"dm_1_k{k}"]
+        step = Training(own, self.teacher, self.batch)
+        if name == "together":
+            return variant(f"DMD, pairs: step of {count} students", step)
+
+        def separate() -> None:
+            for _ in range(count):
+                step()
+
+        return variant(f"DMD, pairs: {count} separate steps", separate)
+
+    def rows(self) -> Iterator[list[str]]:
+        """A row of the table for each variant that was timed."""
+        timed = {v.name: v for v in self.made if v.seconds}
+        for v in timed.values():
+            kind = v.name.removesuffix(" step")
+            ratio = self._of_parts(PARTS.get(kind, {}), v, timed)
+            memory = f"{self.memory[v.name]:.0f}" if v.name in self.memory else ""
+            yield [*self._begin(v), ratio, memory]
+        students = [v for v in self.students if v.seconds]
+        for i, v in enumerate(students):
+            pairs = zip(students[0].seconds, v.seconds)
+            ratio = f"{statistics.median(b / a for a, b in pairs):.2f} of separate" if i else ""
+            yield [*self._begin(v), ratio, ""]
+
+    def _begin(self, v: Variant) -> list[str]:
+        return [self.name, str(self.batch), v.name, show(v), f"{v.compile_seconds:.0f}"]
+
+    @staticmethod
+    def _of_parts(needed: dict[str, int], step: Variant, timed: dict[str, Variant]) -> str:
+        """A step's time in that of its parts; empty for a part, and where a part has no time."""
+        found = [(n, timed.get(PART_NAMES[p])) for p, n in needed.items()]
+        if not found or any(v is None for _, v in found):
+            return ""
+        rounds = min(len(step.seconds), *(len(v.seconds) for _, v in found if v))
+        total = sum(n * np.array(v.seconds[:rounds]) for n, v in found if v)
+        return f"{statistics.median(np.array(step.seconds[:rounds]) / total):.2f}"
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", default="digits", help="of: digits, cifar")
+    parser.add_argument("--networks", default="digits", help="of: digits, cifar, tiny")
     parser.add_argument("--students", type=int, default=4, help="K of the stacked run; 0 for none")
+    parser.add_argument("--steps", default=";".join(PARTS), help="of: " + "; ".join(PARTS))
+    parser.add_argument("--dtype", default="", help="of cifar; float32 on CPU, else bfloat16")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of rounds a network")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of all; 0: no limit")
     parser.add_argument("--markdown", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    deadline = Deadline(args.seconds)
     use_quick_code(os.environ)
     use_cores_as_devices()
-    print(machine())
-    table = [["network", "batch", "what", "ms (middle half)", "compile s", "of its parts", "MiB"]]
+    print(f"{machine()}; {args.dtype or 'default dtype'}")
+    done: list[Measured] = []
+
+    def table() -> None:
+        print_table([HEADING, *(row for one in done for row in one.rows())], args.markdown)
+
+    deadline.watch(table)
     for name in args.networks.split(","):
-        image = {"digits": (8, 8, 1), "cifar": (32, 32, 3)}[name]
-        settings, batch = experiment(name, 1)
-        made = plans(settings, image)
-        teacher = denoiser(made["teacher"])
-        pieces = parts(made["dm_0_k1"], teacher, batch)
-        steps = {}
-        for i, kind in enumerate(PARTS):
-            training = Training(made[f"dm_{i}_k1"], teacher, batch)
-            steps[kind] = variant(f"{kind} step", training), training.memory()
-        measure([*pieces.values(), *(v for v, _ in steps.values())], args.rounds, args.limit)
-        for v in pieces.values():
-            table.append([name, str(batch), v.name, show(v), f"{v.compile_seconds:.0f}", "", ""])
-        for kind, (v, memory) in steps.items():
-            needed = sum(n * np.array(pieces[p].seconds) for p, n in PARTS[kind].items())
-            ratio = f"{statistics.median(np.array(v.seconds) / needed):.2f}"
-            row = [name, str(batch), v.name, show(v), f"{v.compile_seconds:.0f}", ratio]
-            table.append([*row, f"{memory:.0f}"])
-        if args.students:
-            table += _stacked(name, args, image, teacher, batch)
-    print_table(table, args.markdown)
-
-
-def _stacked(name: str, args: Any, image: Any, teacher: Any, batch: int) -> list[list[str]]:
-    """K students as one stage against K stages of one, for DMD with pairs."""
-    count, rows = args.students, []
-    alone, together = (
-        Training(plans(experiment(name, k)[0], image)[f"dm_1_k{k}"], teacher, batch)
-        for k in (1, count)
-    )
-
-    def separate() -> None:
-        for _ in range(count):
-            alone()
-
-    variants = [
-        variant(f"DMD, pairs: {count} separate steps", separate),
-        variant(f"DMD, pairs: step of {count} students", together),
-    ]
-    measure(variants, args.rounds, args.limit)
-    ratio = statistics.median(b / a for a, b in zip(*(v.seconds for v in variants)))
-    for v in variants:
-        rows.append([name, str(batch), v.name, show(v), f"{v.compile_seconds:.0f}", "", ""])
-    rows[-1][-2] = f"{ratio:.2f} of separate"
-    return rows
+        own = Measured(name, args.dtype)
+        done.append(own)
+        own.prepare(deadline, args.students, args.steps.split(";"))
+        deadline.measure(own.made, args.rounds, args.limit)
+        if own.students:
+            deadline.measure(own.students, args.rounds, args.limit)
+    deadline.close()
+    table()
 
 
 if __name__ == "__main__":

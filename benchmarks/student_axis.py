@@ -11,17 +11,19 @@ program needs beside its arguments on one device.
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Variant, machine, measure, print_table
+from timing import Deadline, Variant, machine, print_table
 
 from ddistill import networks
 from ddistill.denoiser import Denoiser
@@ -50,11 +52,13 @@ from ddistill.training.step import StepInputs, StepSettings, make_step
 SHAPES: dict[str, dict[str, Any]] = {
     "digits": {"image": (8, 8, 1), "multipliers": (1, 2), "blocks": 1, "attention": (4,)},
     "32x32": {"image": (32, 32, 3), "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,)},
+    # Only to try the command.
+    "tiny": {"image": (4, 4, 1), "multipliers": (1,), "blocks": 1, "attention": ()},
 }
 # Width of teacher and students, and the batch of each student.
 SIZES = {
-    "cpu": {"digits": (16, 8, 64), "32x32": (32, 16, 16)},
-    "gpu": {"digits": (16, 8, 256), "32x32": (128, 64, 128)},
+    "cpu": {"digits": (16, 8, 64), "32x32": (32, 16, 16), "tiny": (4, 4, 4)},
+    "gpu": {"digits": (16, 8, 256), "32x32": (128, 64, 128), "tiny": (4, 4, 4)},
 }
 
 
@@ -177,7 +181,45 @@ def compiled(chunk: Chunk, *arguments: Any) -> tuple[float, float]:
     return took, math.nan if found is None else found.temp_size_in_bytes / 2**20
 
 
-def main() -> None:
+HEADING = "network width batch K variant ms/step images/s ratio compile-s temporary-MiB"
+
+
+@dataclasses.dataclass
+class Measured:
+    """The variants of one network and one K, the separate steps first.
+
+    Attributes:
+      shape, task, count: the network, its pieces, K.
+      made: the variants.
+      needs: by variant, MiB on a device beside the arguments.
+    """
+
+    shape: str
+    task: Task
+    count: int
+    made: list[Variant] = dataclasses.field(default_factory=list)
+    needs: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def prepare(self, mapping: str) -> Variant:
+        """Compiles a variant: "separate" or a mapping."""
+        task, count = self.task, self.count
+        found = separate(task, count) if mapping == "separate" else stacked(task, count, mapping)
+        self.needs[found[0].name] = found[1]
+        print(f"{self.shape}, K={count}: {found[0].name} compiled", file=sys.stderr)
+        return found[0]
+
+    def rows(self) -> Iterator[list[str]]:
+        """A row of the table for each variant that was timed."""
+        task, count = self.task, self.count
+        for v in [v for v in self.made if v.seconds]:
+            ratio = statistics.median(a / b for a, b in zip(v.seconds, self.made[0].seconds))
+            seconds = statistics.median(v.seconds)
+            row = [self.shape, str(task.width), str(task.batch), str(count), v.name]
+            row += [f"{1e3 * seconds:.1f}", f"{count * task.batch / seconds:.0f}", f"{ratio:.2f}"]
+            yield [*row, f"{v.compile_seconds:.1f}", f"{self.needs[v.name]:.0f}"]
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", default="digits,32x32", help=f"of: {', '.join(SHAPES)}")
     parser.add_argument("--counts", default="1,2,4,8", help="values of K")
@@ -186,42 +228,31 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds of rounds a K")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of all; 0: no limit")
     parser.add_argument("--markdown", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    deadline = Deadline(args.seconds)
     use_quick_code(os.environ)
     use_cores_as_devices()
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    print(machine())
-    heading = "network width batch K variant ms/step images/s ratio compile-s temporary-MiB"
-    table = [heading.split()]
+    print(f"{machine()}; {args.dtype}")
+    done: list[Measured] = []
+
+    def show() -> None:
+        print_table([HEADING.split(), *(row for one in done for row in one.rows())], args.markdown)
+
+    deadline.watch(show)
     for shape in args.networks.split(","):
         task = Task(shape, kind, args.dtype, args.width)
         for count in (int(k) for k in args.counts.split(",")):
-            made = [separate(task, count)]
-            for mapping in args.mappings.split(";"):
-                made.append(stacked(task, count, mapping))
-                print(f"{shape}, K={count}: {made[-1][0].name} compiled", file=sys.stderr)
-            variants = [v for v, _ in made]
-            measure(variants, args.rounds, args.limit)
-            for v, needs in made:
-                ratio = statistics.median(a / b for a, b in zip(v.seconds, variants[0].seconds))
-                seconds = statistics.median(v.seconds)
-                table.append(
-                    [
-                        shape,
-                        str(task.width),
-                        str(task.batch),
-                        str(count),
-                        v.name,
-                        f"{1e3 * seconds:.1f}",
-                        f"{count * task.batch / seconds:.0f}",
-                        f"{ratio:.2f}",
-                        f"{v.compile_seconds:.1f}",
-                        f"{needs:.0f}",
-                    ]
-                )
+            own = Measured(shape, task, count)
+            done.append(own)
+            for mapping in ("separate", *args.mappings.split(";")):
+                deadline.prepare(mapping, functools.partial(own.prepare, mapping), own.made)
+            deadline.measure(own.made, args.rounds, args.limit)
             jax.clear_caches()
-    print_table(table, args.markdown)
+    deadline.close()
+    show()
 
 
 if __name__ == "__main__":

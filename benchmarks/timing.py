@@ -1,7 +1,9 @@
-"""What the benchmarks share: interleaved timing, and counting floating-point operations."""
+"""What the benchmarks share: interleaved timing, deadlines, counting floating-point operations."""
 
 import os
 import platform
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +27,76 @@ class Variant:
     step: Callable[[], None]
     compile_seconds: float
     seconds: list[float] = field(default_factory=list)
+
+
+class Deadline:
+    """The wall time of a benchmark, after which it prints what it has and ends.
+
+    Args:
+      seconds: from now; 0 for no limit.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.perf_counter() + seconds if seconds else float("inf")
+        self._longest = 0.0
+        self._done = threading.Lock()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline; infinite without one."""
+        return self._end - time.perf_counter()
+
+    def watch(self, show: Callable[[], None]) -> None:
+        """Calls `show` at the deadline and ends the process, also while the main thread compiles.
+
+        `show` prints a table of the variants that have been timed.
+        """
+        if self._end == float("inf"):
+            return
+
+        def wait() -> None:
+            time.sleep(max(0.0, self.left))
+            if self._done.acquire(blocking=False):
+                print("The time is over: rows of variants without a time are left out.")
+                show()
+                sys.stdout.flush()
+                os._exit(0)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the watch; waits for ever if the process is about to end."""
+        self._done.acquire()
+
+    def prepare(self, name: str, make: Callable[[], Variant], made: list[Variant]) -> None:
+        """Appends a variant to `made` unless the time left is shorter than the longest one took.
+
+        With a deadline it is timed at once, so that it has a row if nothing else fits.
+        """
+        if self.left < 1.5 * self._longest:
+            print(f"{name}: left out, because {self.left:.0f} s are left", flush=True)
+            return
+        start = time.perf_counter()
+        variant = make()
+        made.append(variant)
+        if self._end < float("inf"):
+            for _ in range(3):
+                begun = time.perf_counter()
+                variant.step()
+                variant.seconds.append(time.perf_counter() - begun)
+            del variant.seconds[0]
+        self._longest = max(self._longest, time.perf_counter() - start)
+
+    def measure(self, made: list[Variant], rounds: int, limit: float) -> None:
+        """`measure`, within half of the time that is left."""
+        early = [list(v.seconds) for v in made]
+        if self.left < 3:
+            return
+        for v in made:
+            v.seconds.clear()
+        measure(made, rounds, min(limit, 0.5 * self.left))
+        for v, seconds in zip(made, early):
+            v.seconds = v.seconds or seconds
 
 
 def measure(made: list[Variant], rounds: int, limit: float) -> None:

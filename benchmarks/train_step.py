@@ -6,7 +6,9 @@ Variants of one network are interleaved in one process: every round runs each of
 what is compared is the ratio within a round, because a shared machine's speed drifts more from
 minute to minute than two variants differ. "jax" is what the trainer runs; on CPU it spreads the
 batch over the cores, and "jax, one device" lets them share every operation instead. torch is timed
-where it is installed (extra `parity`); on a GPU, bfloat16 rows are added. GFLOP/s counts the
+where it is installed (extra `parity`), with --torch-compile by torch.compile too; on a GPU,
+bfloat16 rows are added. --seconds bounds the whole: variants that do not fit are named and left
+out. GFLOP/s counts the
 multiplications and additions of convolutions and matrix products only, three times the forward
 pass, and is set against the rate of a large square float32 matrix product in the same process.
 """
@@ -15,6 +17,7 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 # torch and XLA share the cores: an idle thread pool must not spin, and neither may take all memory.
@@ -25,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from timing import Variant, jaxpr_flops, machine, measure, print_table
+from timing import Deadline, Variant, jaxpr_flops, machine, measure, print_table
 
 from ddistill import networks
 from ddistill.runtime.compilation import compiler_options, is_wide
@@ -57,9 +60,22 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "attention": (16,),
         "norm_groups": 32,
     },
+    # Only to try the command.
+    "tiny": {
+        "size": 4,
+        "image": 1,
+        "channels": 4,
+        "multipliers": (1,),
+        "blocks": 1,
+        "attention": (),
+        "norm_groups": 2,
+    },
 }
 # CIFAR steps take seconds on a CPU; the batch is small there, and the table says so.
-BATCH = {"cpu": {"digits": 64, "cifar": 8}, "gpu": {"digits": 256, "cifar": 128}}
+BATCH = {
+    "cpu": {"digits": 64, "cifar": 8, "tiny": 4},
+    "gpu": {"digits": 256, "cifar": 128, "tiny": 4},
+}
 
 
 def jax_variant(
@@ -121,17 +137,23 @@ def jax_forward(name: str, spec: dict[str, Any], batch: int, **options: Any) -> 
 
 
 def torch_variant(
-    name: str, spec: dict[str, Any], batch: int, layout: str, half: bool, parameters: int
+    name: str, spec: dict[str, Any], batch: int, half: bool, compiled: bool = False
 ) -> Variant:
-    """The same step in eager torch, with the fused Adam and one fused EMA update."""
+    """The same step in torch, with the fused Adam and one fused EMA update.
+
+    The name says whether memory is channels_last. `compiled` uses torch.compile, whose first step
+    counts as compilation. float32 products use TF32 on GPUs, as XLA's do.
+    """
     import torch
     from torch_unet import Fields, UNet
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    torch.set_float32_matmul_precision("high")
+    last = "channels_last" in name
+    memory = torch.channels_last if last else torch.contiguous_format
     fields = {k: v for k, v in spec.items() if k != "image"}
     net = UNet(spec["image"], Fields(**fields)).to(device, memory_format=memory)
-    if parameters != sum(p.numel() for p in net.parameters()):
+    if forward_flops(spec, 1)[1] != sum(p.numel() for p in net.parameters()):
         raise SystemExit("The torch U-Net and ours differ in size; the comparison means nothing.")
     x, t = (torch.from_numpy(np.array(v)) for v in inputs(spec, batch))
     x = x.permute(0, 3, 1, 2).contiguous().to(device, memory_format=memory)
@@ -139,11 +161,12 @@ def torch_variant(
     weights = list(net.parameters())
     ema = [p.detach().clone() for p in weights]
     optimizer = torch.optim.Adam(weights, 1e-4, fused=True)
+    call = torch.compile(net) if compiled else net
 
     def run():
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            out = net(x, t)
+            out = call(x, t)
         torch.mean(torch.square(out.float() - x)).backward()
         optimizer.step()
         with torch.no_grad():
@@ -151,7 +174,10 @@ def torch_variant(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Variant(name, run, float("nan"))
+    start = time.perf_counter()
+    if compiled:
+        run()
+    return Variant(name, run, time.perf_counter() - start if compiled else float("nan"))
 
 
 def build(spec: dict[str, Any], **options: Any):
@@ -182,27 +208,39 @@ def matmul_variant() -> tuple[Variant, float]:
     return Variant("matmul", lambda: jax.block_until_ready(product(a)), 0.0), 2.0 * n**3
 
 
-def variants(name: str, spec: dict[str, Any], batch: int, args: argparse.Namespace):
-    """Every variant of one network that this machine can run, the reference first."""
+def variants(
+    spec: dict[str, Any], batch: int, args: argparse.Namespace
+) -> dict[str, Callable[[], Variant]]:
+    """Every variant of one network that this machine can run, by name, the reference first."""
     gpu = jax.default_backend() == "gpu"
-    parameters = forward_flops(spec, 1)[1]
-    made = [jax_variant("jax", spec, batch)]
-    if not gpu:
-        made.append(jax_variant("jax, one device", spec, batch, devices=1))
-        for impl in args.conv_impl:
-            made.append(jax_variant(f"jax, conv_impl={impl}", spec, batch, conv_impl=impl))
-    if gpu:
-        made.append(jax_variant("jax bfloat16", spec, batch, dtype="bfloat16"))
+    made: dict[str, Callable[[], Variant]] = {}
+
+    def ours(name: str, **options: Any) -> None:
+        made[name] = lambda: jax_variant(name, spec, batch, **options)
+
+    def theirs(name: str, **options: Any) -> None:
+        half = "bfloat16" in name
+        made[name] = lambda: torch_variant(name, spec, batch, half, **options)
+
+    torch = not args.no_torch and has_torch()
+    ours("jax")
+    if gpu or args.bfloat16:
+        ours("jax bfloat16", dtype="bfloat16")
+    if args.torch_compile and torch:
+        if gpu or args.bfloat16:
+            theirs("torch.compile bfloat16, channels_last", compiled=True)
+        theirs("torch.compile, channels_last", compiled=True)
+    if not gpu and not args.bfloat16:
+        ours("jax, one device", devices=1)
+    for impl in args.conv_impl:
+        ours(f"jax, conv_impl={impl}", conv_impl=impl)
     if args.forward:
-        made.append(jax_forward("jax, forward only", spec, batch))
-    if not args.no_torch and has_torch():
-        for layout in ("contiguous", "channels_last"):
-            made.append(torch_variant(f"torch, {layout}", spec, batch, layout, False, parameters))
+        made["jax, forward only"] = lambda: jax_forward("jax, forward only", spec, batch)
+    if torch:
+        theirs("torch, contiguous")
+        theirs("torch, channels_last")
         if gpu:
-            half = torch_variant(
-                "torch bfloat16, channels_last", spec, batch, "channels_last", True, parameters
-            )
-            made.append(half)
+            theirs("torch bfloat16, channels_last")
     return made
 
 
@@ -218,7 +256,7 @@ def has_torch() -> bool:
 def rows(name: str, spec: dict[str, Any], batch: int, made: list[Variant], peak: float):
     """One table row a variant: the median, the middle half, and the paired ratio to the first."""
     flops, _ = forward_flops(spec, batch)
-    for v in made:
+    for v in [v for v in made if v.seconds]:
         median = statistics.median(v.seconds)
         low, high = np.percentile(v.seconds, [25, 75])
         ratios = [a / b for a, b in zip(v.seconds, made[0].seconds)]
@@ -239,7 +277,7 @@ HEADER = ["network", "variant", "batch", "ms/step (middle half)", "images/s", "r
 HEADER += ["compile s", "GFLOP/s (of peak)"]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", default="digits,cifar", help="of: " + ", ".join(NETWORKS))
     parser.add_argument("--batch", type=int, default=0, help="0: 64 and 8 on CPU, 256, 128 on GPU")
@@ -248,25 +286,40 @@ def main() -> None:
     parser.add_argument("--conv_impl", nargs="*", default=[], choices=("xla", "matmul"))
     parser.add_argument("--forward", action="store_true", help="time the forward pass too")
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--torch-compile", action="store_true", help="time torch.compile too")
+    parser.add_argument("--bfloat16", action="store_true", help="bfloat16 rows on CPU too")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of all; 0: no limit")
     parser.add_argument("--markdown", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    deadline = Deadline(args.seconds)
     use_quick_code(os.environ)
     use_cores_as_devices()
     kind = "gpu" if jax.default_backend() == "gpu" else "cpu"
-    table: list[list[str]] = []
+    if not args.no_torch and not has_torch():
+        print("torch is not installed: no rows of torch")
+    done: list[tuple[str, dict[str, Any], int, list[Variant], float]] = []
+
+    def show() -> None:
+        print(machine())
+        print_table([HEADER, *(row for one in done for row in rows(*one))], args.markdown)
+
+    deadline.watch(show)
     for name in args.networks.split(","):
         if name not in NETWORKS:
             parser.error(f"--networks: {name!r} is not one of {', '.join(NETWORKS)}.")
         spec = NETWORKS[name]
         batch = args.batch or BATCH[kind][name]
-        made = variants(name, spec, batch, args)
         product, product_flops = matmul_variant()
-        measure([*made, product], args.rounds, args.limit)
+        measure([product], 5, 10.0)
         peak = product_flops / min(product.seconds) / 1e9
-        table += rows(name, spec, batch, made, peak)
         print(f"{name}: peak of a float32 matrix product here: {peak:.0f} GFLOP/s", flush=True)
-    print(machine())
-    print_table([HEADER, *table], args.markdown)
+        made: list[Variant] = []
+        done.append((name, spec, batch, made, peak))
+        for variant, make in variants(spec, batch, args).items():
+            deadline.prepare(variant, make, made)
+        deadline.measure(made, args.rounds, args.limit)
+    deadline.close()
+    show()
 
 
 if __name__ == "__main__":

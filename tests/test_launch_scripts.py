@@ -58,3 +58,24 @@ def test_the_scripts_know_a_stopped_run_by_the_statuses_of_the_program():
     sources = [path.read_text() for path in (ROOT / "ddistill").rglob("*.py")]
     assert any(re.search(r"""say\(\s*f?["']Stopped by """, text) for text in sources)
     assert "^Stopped by " in SBATCH.read_text()
+
+
+def variables(script: Path) -> set[str]:
+    """The environment variables that a script reads: those with a default and those it asks for."""
+    text = script.read_text()
+    if script == JOBSET:
+        return set(re.findall(r"\$\{([A-Z_]+)\}", text))
+    found = set(re.findall(r"\$\{([A-Z][A-Z_]+):[-+]", text))
+    found |= set(re.findall(r"^ *need ([A-Z_]+) ", text, re.MULTILINE))
+    return {name for name in found if not name.startswith(("SLURM_", "HOSTNAME"))}
+
+
+def test_the_table_of_variables_is_what_the_scripts_read():
+    page = (ROOT / "docs" / "launch.md").read_text()
+    page = page[page.index("## Variables of the scripts") :]
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.+?) \|$", page, re.MULTILINE)
+    listed = {(n, script) for n, scripts, _ in rows for script in re.findall(r"`(.+?)`", scripts)}
+    read = {(name, script.name) for script in [*SCRIPTS, JOBSET] for name in variables(script)}
+    assert listed == read
+    names = [name for name, _, _ in rows]
+    assert names == sorted(set(names))

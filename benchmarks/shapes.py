@@ -1,0 +1,155 @@
+"""The stages of a config and the arguments of their train steps as shapes: no weights, no data."""
+
+import dataclasses
+import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ddistill.data import Dataset
+from ddistill.data.facts import DataFacts
+from ddistill.objectives.inputs import Pairs
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import plan_stages
+from ddistill.runtime.sharding import BATCH_AXES, Layout
+from ddistill.settings import Settings, StageSettings, parse
+from ddistill.training.initial import abstract_state
+from ddistill.training.step import StepInputs
+from ddistill.training.trained import bind, handed_on
+
+# Sets of TFDS by path: side in pixels, number of classes.
+_SETS = {"cifar10": (32, 10), "imagenet_resized/64x64": (64, 1000)}
+
+
+def read_settings(config: str | Path) -> Settings:
+    """The settings of a config file, without a variant."""
+    spec = importlib.util.spec_from_file_location("config", config)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return parse(module.get_config(), Settings)
+
+
+def black_images(settings: Settings) -> Dataset:
+    """Black images of the shape of a config's data, one of every class and at least eight."""
+    if settings.data["name"] == "digits":
+        shape, classes = (8, 8, 1), 10
+    else:
+        side, classes = _SETS.get(str(settings.data.get("path", "")), (32, 10))
+        side = settings.data.get("image_size") or side
+        shape = (side, side, 3)
+    count = max(8, classes)
+    images = np.broadcast_to(np.uint8(0), (count, *shape))
+    labels = np.arange(count, dtype=np.int32) % classes
+    names = tuple(str(i) for i in range(classes))
+    return Dataset("black", images, labels, classes, names, bool(settings.data.get("flip")))
+
+
+def plan_all(
+    settings: Settings, change: Callable[[str, StageSettings], StageSettings]
+) -> tuple[dict[str, StagePlan], Dataset]:
+    """The plans of all stages by name, and the images that they are planned for.
+
+    Args:
+      settings: of a config.
+      change: stage name and settings -> the settings that are planned.
+    """
+    dataset = black_images(settings)
+    stages = {name: change(name, stage) for name, stage in settings.stages.items()}
+    settings = dataclasses.replace(settings, stages=stages)
+    with tempfile.TemporaryDirectory() as folder:
+        made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder))
+    return {plan.name: plan for plan in made}, dataset
+
+
+def accelerated(_: str, stage: StageSettings) -> StageSettings:
+    """A stage with the settings of accelerators: bfloat16 and XLA's own convolutions."""
+    if stage.network.get("name") != "unet":
+        return stage
+    network = {**stage.network, "dtype": "bfloat16", "conv_impl": "xla"}
+    return dataclasses.replace(stage, network=network)
+
+
+def arguments(
+    plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, layout: Layout
+) -> list[Any]:
+    """Shapes of the arguments of a stage's `Chunk`, with shardings; images are streamed.
+
+    Args:
+      plan: the stage.
+      plans: all stages by name, for its teacher, classifier and pairs.
+      dataset: for the shapes of images and labels.
+      layout: without students for the program of one student.
+    """
+    students = layout.students
+    lead, axes = ((students,), ("student",)) if students else ((), ())
+
+    def shaped(shape: Any, dtype: Any, *axes: Any) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(layout.mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    s = plan.settings
+    tables = jax.tree.map(
+        lambda x: shaped(x.shape, x.dtype, *axes),
+        plan.tables if students else plan.students[0].tables,
+    )
+    size = s.batch_size
+    key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lead or ()))
+    images = shaped((1, *lead, size, *dataset.image_shape), np.uint8, None, *axes, BATCH_AXES)
+    return [
+        abstract_state(plan, layout) if students else first_student(plan, layout),
+        StepInputs(
+            network(plans.get(s.teacher), layout.of_teacher),
+            tables,
+            network(plans.get(s.classifier), lambda _: layout.whole()),
+            _pairs(plans.get(s.pairs), layout),
+        ),
+        images if plan.objective.requires.images else None,
+        shaped((len(dataset),), np.int32),
+        shaped((1, *lead, size), np.int32, None, *axes, BATCH_AXES),
+        shaped(key.shape, key.dtype, *axes),
+        {name: shaped((1, *lead), np.float32, None, *axes) for name in plan.modules},
+    ]
+
+
+def network(plan: StagePlan | None, shardings: Callable[[Any], Any]) -> Any:
+    """The network that a stage hands on, with shapes for weights; None for no stage."""
+    if plan is None:
+        return None
+    made = bind(plan, handed_on(abstract_state(plan), plan.ema_key()))
+    places = shardings(made)
+    if not isinstance(places, jax.sharding.Sharding):
+        return jax.tree.map(_placed, made, places)
+    return jax.tree.map(lambda x: _placed(x, places), made)
+
+
+def _placed(x: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def _pairs(plan: StagePlan | None, layout: Layout) -> Pairs | None:
+    """All pairs of a stage, which lie on every device."""
+    if plan is None:
+        return None
+    count = plan.settings.steps * plan.settings.batch_size
+    images = jax.ShapeDtypeStruct((count, *plan.image_shape), jnp.float32, sharding=layout.whole())
+    labels = jax.ShapeDtypeStruct((count,), np.int32, sharding=layout.whole())
+    return Pairs(images, labels, images)
+
+
+def first_student(plan: StagePlan, layout: Layout) -> Any:
+    """The shapes of one student's state."""
+    state = abstract_state(plan)
+    if not plan.stacked:
+        return jax.tree.map(lambda x: _placed(x, layout.whole()), state)
+
+    def one(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=layout.whole())
+
+    step = jax.ShapeDtypeStruct((), np.int32, sharding=layout.whole())
+    return jax.tree.map(one, state.replace(step=None, diverged=None)).replace(step=step)
