@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from ddistill import main as command
 
-ABOUT = "Prints versions, devices, memory and disk of this machine, and the data of a config."
+ABOUT = """\
+Prints versions, devices, memory and disk of this machine, and the data of a config.
+CONFIG may be left out."""
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.doctor") -> None:

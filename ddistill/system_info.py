@@ -6,6 +6,7 @@ import platform
 import shutil
 from pathlib import Path
 
+import ddistill
 from ddistill.data import describe
 from ddistill.typing import Options
 
@@ -37,7 +38,9 @@ def report(data: Options | None, workdir: Path) -> list[str]:
       workdir: the run folder, whose disk is looked at.
     """
     lines = [f"Python            {platform.python_version()}"]
-    for name in ("ddistill", *_PACKAGES):
+    # Of the code that runs, which need not be the installed one.
+    lines.append(f"{'ddistill':<18}{ddistill.__version__}")
+    for name in _PACKAGES:
         lines.append(f"{name:<18}{_version(name)}")
     lines += _devices()
     lines.append(f"{'CPU cores':<18}{os.cpu_count()} ({_usable_cores()} usable)")

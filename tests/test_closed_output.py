@@ -91,7 +91,7 @@ def test_another_broken_pipe_is_an_error_of_a_run():
 
 
 def test_a_run_whose_output_is_not_read(unread):
-    code = "from ddistill import main\nmain._main = lambda _: print('x' * 100_000)\n"
+    code = "from ddistill import main\nmain._main = lambda *_: print('x' * 100_000)\n"
     found = unread(f"{code}with e.answer_closed_output(): main.main([''])")
     assert (found.returncode, found.stderr) == (141, "")
 

@@ -35,7 +35,7 @@ from ddistill.training.run_context import RunContext
 def launch(wanted: Settings, workdir: Path) -> tuple[int, str, str]:
     """Runs settings as the command line would; returns exit status, stdout and stderr."""
 
-    def start(argv):
+    def start(argv, program):
         return experiment.run(
             to_config(wanted), workdir, workdir.parent / "shared", "", "the command"
         )
