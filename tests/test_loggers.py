@@ -102,10 +102,12 @@ def test_a_logger_that_fails_is_off_for_the_run_and_the_others_go_on(kept, fails
 
 
 def test_a_package_that_is_not_there_is_named_once_with_its_extra(kept, monkeypatch):
-    monkeypatch.setitem(LOGGERS, "tensorboard", LoggerKind(Kept, "no_such_package", "tensorboard"))
-    assert use(("tensorboard", "kept")) == [
-        "note: no logs for tensorboard, because no_such_package is not installed: "
-        "pip install 'ddistill[tensorboard]', or set config.training.loggers."
+    for name in ("tensorboard", "mlflow"):
+        monkeypatch.setitem(LOGGERS, name, LoggerKind(Kept, "no_such_package", name))
+    # TensorBoard is a default that nobody has asked for.
+    assert use(("tensorboard", "mlflow", "kept")) == [
+        "note: no logs for mlflow, because no_such_package is not installed: "
+        "pip install 'ddistill[mlflow]', or set config.training.loggers."
     ]
     assert len(kept.made) == 2
 

@@ -13,6 +13,7 @@ from ddistill.runtime.loggers.mlflow_runs import MLflow
 from ddistill.runtime.loggers.protocol import Logger, LoggerKind, LogTarget, Picture
 from ddistill.runtime.loggers.tensorboard import TensorBoard
 from ddistill.runtime.loggers.weights_and_biases import WeightsAndBiases
+from ddistill.settings import TrainingSettings
 from ddistill.text import one_line
 from ddistill.typing import JsonRecord
 
@@ -41,6 +42,8 @@ class RunLoggers:
     ):
         """Opens nothing, and reports loggers with a package that is not installed.
 
+        A default logger without its package is left out without a report.
+
         Args:
           names: `config.training.loggers`, all of them known.
           run: the name of the run.
@@ -55,6 +58,8 @@ class RunLoggers:
             kind = LOGGERS[name]
             if kind.package and find_spec(kind.package) is None:
                 self._on.remove(name)
+                if name in TrainingSettings().loggers:
+                    continue  # by default, and not by the user's wish
                 say(
                     f"note: no logs for {name}, because {kind.package} is not installed: "
                     f"pip install 'ddistill[{kind.extra}]', or set config.training.loggers."
