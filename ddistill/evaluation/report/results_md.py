@@ -190,7 +190,8 @@ def _section(
     parts += [f"Published FID: {sources}."] if sources else []
     every = METRICS.keys() - {main}
     if metrics & every:
-        parts.append("<details><summary>All scores and costs</summary>")
+        # The attribute is for python-markdown, which leaves the text of other HTML as it is.
+        parts.append('<details markdown="1"><summary>All scores and costs</summary>')
         parts.append(markdown(score_table(rows, spread_of=tuple(METRICS))))
         parts.append("</details>")
     parts.append(_provenance(rows))
