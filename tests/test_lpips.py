@@ -121,6 +121,9 @@ def test_small_images_are_refused_before_training(tmp_path):
     plans = list(plans_of(settings, tmp_path / "run").values())
     with pytest.raises(ConfigError, match="32 pixels per side or more, and these have 8"):
         check_evaluation(settings, plans)
+    evaluation = EvaluationSettings(classifier="", interpolations=-1)
+    with pytest.raises(ConfigError, match=r"interpolations=-1 must be 0 \(none\) or above"):
+        check_evaluation(dataclasses.replace(settings, evaluation=evaluation), plans)
 
 
 def test_runs_that_are_compared_get_a_row_and_the_teacher_none(tmp_path):
