@@ -214,29 +214,6 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float[np.ndarra
     return given.astype(np.float32)
 
 
-def slerp(a: np.ndarray, b: np.ndarray, shares: Float[np.ndarray, " S"]) -> np.ndarray:
-    """Spherical interpolation between two noises.
-
-    sin((1 - s) angle) / sin(angle) a + sin(s angle) / sin(angle) b with the angle between both, so
-    that points between two samples of a standard normal have its norm.
-
-    Args:
-      a, b: arrays of one shape.
-      shares: `[S]` in [0, 1], 0 for `a` and 1 for `b`.
-
-    Returns:
-      `[S, ...]` float32; on a straight line where both point in one direction or in opposite ones.
-    """
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    s = np.asarray(shares, np.float64).reshape(-1, *(1,) * a.ndim)
-    lengths = np.linalg.norm(x) * np.linalg.norm(y)
-    angle = np.arccos(np.clip((x * y).sum() / lengths, -1.0, 1.0)) if lengths else 0.0
-    if np.sin(angle) < 1e-6:
-        return ((1 - s) * x + s * y).astype(np.float32)
-    path = (np.sin((1 - s) * angle) * x + np.sin(s * angle) * y) / np.sin(angle)
-    return path.astype(np.float32)
-
-
 def whole_number(name: str, value: object, lowest: int = 0) -> int:
     """Checks that `value` is a whole number from `lowest` to 2**32 - 1, of Python or NumPy.
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.metrics.paths import slerp
 from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
@@ -28,7 +29,6 @@ from ddistill.generation import (
     check_noise,
     class_labels,
     end_of_path,
-    slerp,
     whole_number,
 )
 from ddistill.planning.manifests import STAGES, shared_stages

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gaussian import GaussianDenoiser, ddim_map, ode_map
 
-from ddistill.generation import slerp
+from ddistill.evaluation.metrics.paths import slerp
 from ddistill.samplers import Previous, ddim
 from ddistill.samplers.inversion import ddim_inversion, inversion_update, noising, unit_noise
 from ddistill.schedules import cosine, karras, make_grid, subsequence
