@@ -228,7 +228,8 @@ def main() -> None:
     configs = [path for path in found if not names or path.stem in names]
 
     def save() -> None:
-        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        PAGE.write_text(page(record))
 
     if args.seconds:
         aot_compile.prepare()

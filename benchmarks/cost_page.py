@@ -68,8 +68,8 @@ def page(record: Mapping[str, Any]) -> str:
         row(heading),
         "|" + "---|" * len(heading),
     ]
-    # Configs with the largest images last, then by name.
-    known = sorted(record["configs"], key=lambda name: (record["configs"][name]["image"], name))
+    found = record["configs"]
+    known = sorted(found, key=lambda name: ("digits" in name, found[name]["image"], name))
     lines += [row(config_row(record, config)) for config in known]
     text = "\n".join(lines) + "\n" + _left_out(record) + _END
     return text + "".join(row(r) + "\n" for c in known for r in stage_rows(record, c)) + _COMMAND

@@ -12,7 +12,6 @@ torch-fidelity the weights are random and there are no rows of torch. FID is def
 import argparse
 import functools
 import importlib
-import os
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ from ddistill.evaluation.metrics.detector import inception_detector
 from ddistill.interop.inception import InceptionWeights, from_state_dict
 from ddistill.networks.inception import Inception, shapes
 from ddistill.runtime.compilation import forward_options
+from ddistill.runtime.sharding import use_cores_as_devices
 
 TAPS = ("2048", "logits_unbiased")
 
@@ -209,9 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args(argv)
     deadline = Deadline(args.seconds)
-    # Virtual devices of a CPU, for the variant that spreads a batch over them.
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    use_cores_as_devices()  # for the variant that spreads a batch over them
     torch = not args.no_torch and has_torch_fidelity()
     if torch:
         state = {name: tensor.numpy() for name, tensor in torch_extractor().state_dict().items()}

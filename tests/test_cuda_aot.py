@@ -20,10 +20,10 @@ SECONDS = 900
     not (PLUGIN / "jax_plugins").is_dir(),
     reason="jax's CUDA plugin is not in .venv/cuda-aot; see benchmarks/cuda_aot.py",
 )
-def test_steps_of_one_and_of_four_students_compile_for_a_gpu():
+def test_the_teachers_step_compiles_for_a_gpu():
     # In a process of its own: a plugin that has been loaded stays.
     command = [sys.executable, str(ROOT / "benchmarks" / "cuda_aot.py"), f"--plugin={PLUGIN}"]
-    command += ["--size=tiny", "--stages=teacher,o2mkd_k4"]
+    command += ["--size=tiny", "--stages=teacher"]
     inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(
         command,
@@ -34,10 +34,9 @@ def test_steps_of_one_and_of_four_students_compile_for_a_gpu():
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["stage"] for one in found] == ["teacher", "o2mkd_k4"]
-    for one in found:
-        assert one["device"] == "NVIDIA H200"
-        assert one["kernels"] > 0
-        # The state is given away and comes back in the same memory.
-        assert 0 < one["aliased"] <= one["arguments"]
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["stage"], found["device"]) == ("teacher", "NVIDIA H200")
+    assert found["kernels"] > 0
+    # The state is given away and comes back in the same memory.
+    assert 0 < found["aliased"] <= found["arguments"]
