@@ -15,10 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ddistill.data import Dataset
 from ddistill.data.facts import DataFacts
 from ddistill.objectives.inputs import Pairs
+from ddistill.parsing import parse
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
 from ddistill.runtime.sharding import BATCH_AXES, Layout
-from ddistill.settings import Settings, StageSettings, parse
+from ddistill.settings import Settings, StageSettings
 from ddistill.training.initial import abstract_state
 from ddistill.training.step import StepInputs
 from ddistill.training.trained import bind, handed_on

@@ -16,6 +16,7 @@ from ddistill.evaluation.evaluate_run import evaluate_run
 from ddistill.evaluation.feature_networks import FeatureChoice
 from ddistill.evaluation.previews import Previews
 from ddistill.interop.sources import write_noted
+from ddistill.parsing import parse, plain
 from ddistill.planning.checks.levels import notes
 from ddistill.planning.opened import check_version, write_stages
 from ddistill.planning.partitions import note_groups
@@ -27,7 +28,7 @@ from ddistill.runtime.files import write_json
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.runtime.loggers import RunLoggers
-from ddistill.settings import Settings, parse, plain
+from ddistill.settings import Settings
 from ddistill.training.callbacks import Callback
 from ddistill.training.folders import check_folders
 from ddistill.training.run_context import RunContext

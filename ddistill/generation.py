@@ -19,11 +19,12 @@ from ddistill.evaluation.sampling import (
     run_walk,
 )
 from ddistill.evaluation.sampling_plan import SamplerRun
+from ddistill.parsing import kind_of
 from ddistill.runtime.rng import stream_key
 from ddistill.samplers import get_sampler
 from ddistill.samplers.inversion import ddim_inversion, noising, unit_noise
 from ddistill.schedules import Schedule
-from ddistill.settings import EvaluationSettings, kind_of
+from ddistill.settings import EvaluationSettings
 
 Labels = int | Sequence[int] | np.ndarray
 # Receives the number of sampler steps done and their total, over all batches.

@@ -183,7 +183,8 @@ def _main(argv: Sequence[str], program: str) -> int:
     if config is None:
         raise ConfigError("--config=FILE is missing, for example --config=sfddm_digits.")
     if _PRINT.value:
-        from ddistill.settings import Settings, parse, plain
+        from ddistill.parsing import parse, plain
+        from ddistill.settings import Settings
 
         parse(config, Settings)
         print(json.dumps(plain(config), indent=2))

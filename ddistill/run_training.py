@@ -14,6 +14,7 @@ from rich.console import Console
 from ddistill import experiment
 from ddistill.config_files import ConfigFileError, load_config
 from ddistill.errors import ConfigError
+from ddistill.parsing import kind_of
 from ddistill.runtime import hosts
 from ddistill.runtime.compilation import cache_folder
 from ddistill.runtime.console import Reporter
@@ -21,7 +22,7 @@ from ddistill.runtime.cpu import use_quick_code
 from ddistill.runtime.files import expand
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.sharding import use_cores_as_devices
-from ddistill.settings import Settings, kind_of
+from ddistill.settings import Settings
 from ddistill.text import is_utf8
 from ddistill.trained_run import TrainedRun, open_run
 from ddistill.training.callbacks import Callback
@@ -103,7 +104,7 @@ def train(
 
 
 def _read(config: Config) -> tuple[Any, Any]:
-    """The settings of a run as `ddistill.settings.parse` takes them, and those of its file or None.
+    """The settings of a run as `ddistill.parsing.parse` takes them, and those of its file or None.
 
     Raises:
       ConfigError: the file does not exist or fails, or the value is no config.

@@ -31,6 +31,7 @@ from ddistill.generation import (
     end_of_path,
     whole_number,
 )
+from ddistill.parsing import kind_of, parse
 from ddistill.planning.manifests import STAGES, shared_stages
 from ddistill.planning.opened import STAGES as STAGES_FILE
 from ddistill.planning.opened import import_extensions, open_stages
@@ -38,7 +39,7 @@ from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import Folders
 from ddistill.runtime.files import DamagedFile, expand, read_object
 from ddistill.runtime.schemas import ANY, Schema
-from ddistill.settings import Settings, kind_of, parse
+from ddistill.settings import Settings
 from ddistill.text import is_utf8
 from ddistill.training.folders import check_owner
 from ddistill.training.trained import Networks

@@ -21,10 +21,11 @@ from ddistill.errors import ConfigError, DataError
 from ddistill.interop.sources import TEACHERS, is_there, read_noted, read_source
 from ddistill.interop.tensors import file_digest
 from ddistill.objectives import make_objective
+from ddistill.parsing import parse, to_plain
 from ddistill.planning.identity import Kind, kinds_of, learnt, normalised
 from ddistill.planning.planner import SOURCES
 from ddistill.runtime.files import expand
-from ddistill.settings import Settings, StageSettings, parse, to_plain
+from ddistill.settings import Settings, StageSettings
 
 ROOT = Path("runs")
 
@@ -75,7 +76,7 @@ def default_workdir(config: Any, base: Any) -> tuple[Path, Dataset | None]:
     """The folder of a run, and its training images where these had to be opened for that.
 
     Args:
-      config: the run's, as `ddistill.settings.parse` takes it.
+      config: the run's, as `ddistill.parsing.parse` takes it.
       base: that of its file without flags, or None.
 
     Raises:

@@ -18,6 +18,7 @@ from ddistill.interop.tensors import write_tensors
 from ddistill.interop.unet2d import write_options
 from ddistill.interop.unet2d_weights import leaves, to_tensors
 from ddistill.networks.unet import UNet
+from ddistill.parsing import to_plain
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
 from ddistill.runtime.files import write_json
@@ -29,7 +30,6 @@ from ddistill.settings import (
     StageSettings,
     StudentsSettings,
     TrainingSettings,
-    to_plain,
 )
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.initial import abstract_state

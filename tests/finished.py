@@ -7,7 +7,8 @@ from typing import Any
 from runs import one_stage
 
 import ddistill
-from ddistill.settings import GridSettings, Settings, StageSettings, to_plain
+from ddistill.parsing import to_plain
+from ddistill.settings import GridSettings, Settings, StageSettings
 from ddistill.trained_run import TrainedRun
 
 CONFIG_FILE = """

@@ -12,6 +12,7 @@ from tiny import TinyNet
 
 from ddistill import data, networks
 from ddistill.data.facts import DataFacts
+from ddistill.parsing import to_plain
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
 from ddistill.recipes import progressive
@@ -26,7 +27,6 @@ from ddistill.settings import (
     StageSettings,
     StudentsSettings,
     TrainingSettings,
-    to_plain,
 )
 from ddistill.training.initial import abstract_state
 from ddistill.training.state import TrainState

@@ -22,7 +22,8 @@ from ddistill.config_files import (
     unknown_flag,
 )
 from ddistill.errors import ConfigError
-from ddistill.settings import Settings, parse
+from ddistill.parsing import parse
+from ddistill.settings import Settings
 
 CONFIG = """
 from ml_collections import ConfigDict

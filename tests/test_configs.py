@@ -16,17 +16,10 @@ from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.evaluation.checks import check_evaluation, check_real_images
 from ddistill.optimizers import OPTIMIZERS, check_optimizer
+from ddistill.parsing import parse, plain, to_plain
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import plan_stages
-from ddistill.settings import (
-    EvaluationSettings,
-    GridSettings,
-    OptimizerSettings,
-    Settings,
-    parse,
-    plain,
-    to_plain,
-)
+from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSettings, Settings
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 NO_VARIANT = "no such variant"

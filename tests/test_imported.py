@@ -23,8 +23,9 @@ from ddistill.export.__main__ import licences
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.sources import write_noted
 from ddistill.interop.tensors import read_tensors, write_tensors
+from ddistill.parsing import parse
 from ddistill.planning.planner import SOURCES, plan_stages
-from ddistill.settings import ScheduleSettings, Settings, StageSettings, StudentsSettings, parse
+from ddistill.settings import ScheduleSettings, Settings, StageSettings, StudentsSettings
 from ddistill.training.initial import initial_state
 from ddistill.training.run_stages import starting_point
 from ddistill.training.trained import Networks

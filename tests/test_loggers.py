@@ -11,10 +11,11 @@ from runs import config, plans_of, tiny_settings
 
 from ddistill.errors import ConfigError
 from ddistill.extensions import _ADDED
+from ddistill.parsing import parse
 from ddistill.register import logger as register
 from ddistill.runtime import loggers
 from ddistill.runtime.loggers import LOGGERS, LoggerKind, LogTarget, RunLoggers
-from ddistill.settings import Settings, parse
+from ddistill.settings import Settings
 
 PICTURE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 SETTINGS = {"name": "tiny", "training": {"log_every": 10}}

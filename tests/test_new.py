@@ -14,8 +14,9 @@ from ddistill.commands.new import TEMPLATE, main, new
 from ddistill.config_files import load_config
 from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError, DataError
+from ddistill.parsing import parse
 from ddistill.planning.planner import plan_stages
-from ddistill.settings import Settings, parse
+from ddistill.settings import Settings
 
 
 @pytest.fixture(autouse=True)

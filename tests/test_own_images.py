@@ -14,12 +14,13 @@ from ddistill import data, recipes
 from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.checks import check_evaluation, check_real_images
-from ddistill.evaluation.scored import measured_accuracy
+from ddistill.evaluation.scorer import measured_accuracy
 from ddistill.objectives import make_objective
 from ddistill.objectives.rotation import Rotation
+from ddistill.parsing import parse
 from ddistill.planning.planner import plan_stages
 from ddistill.recipes.own_images import LEAST_OF_A_CLASS, METHODS, SIZES
-from ddistill.settings import Settings, parse
+from ddistill.settings import Settings
 
 OF_A_CLASS = 24
 

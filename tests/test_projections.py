@@ -26,13 +26,14 @@ from ddistill.objectives.base import init_inputs, trained_auxiliaries
 from ddistill.objectives.o2mkd import O2MKD
 from ddistill.objectives.parts import NetworkFacts, Taps
 from ddistill.objectives.sampling import normal
+from ddistill.parsing import parse
 from ddistill.planning.checks.networks import check_network
 from ddistill.planning.context import StageContext
 from ddistill.runtime.interrupt import Interrupted
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import Layout, data_mesh
 from ddistill.schedules import make_schedule
-from ddistill.settings import Settings, StageSettings, parse
+from ddistill.settings import Settings, StageSettings
 from ddistill.students import stack, take
 from ddistill.training.state import count_parameters
 from ddistill.training.step import StepSettings

@@ -10,9 +10,10 @@ from runs import config, plans_of, tiny_settings
 
 from ddistill import data, networks
 from ddistill.objectives import OBJECTIVES, hyperparameters, make_objective
+from ddistill.parsing import parse
 from ddistill.planning import identity
 from ddistill.planning.identity import FIELDS, Kind, differences, digest_of, kind_of
-from ddistill.settings import OptimizerSettings, Settings, StageSettings, StudentsSettings, parse
+from ddistill.settings import OptimizerSettings, Settings, StageSettings, StudentsSettings
 
 
 def test_every_setting_is_classified_and_nothing_else_is():

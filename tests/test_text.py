@@ -376,8 +376,9 @@ def test_metrics_and_events_of_a_stage_of_any_name(tmp_path):
 def test_names_that_records_and_folders_cannot_hold_are_refused(tmp_path, changes, part):
     from runs import config
 
+    from ddistill.parsing import parse
     from ddistill.planning.planner import plan_stages
-    from ddistill.settings import Settings, parse
+    from ddistill.settings import Settings
 
     plain = config()
     if "stages" in changes:

@@ -14,9 +14,10 @@ from ddistill.errors import CheckpointError, ConfigError
 from ddistill.evaluation.metrics.pixels import quantise
 from ddistill.evaluation.sampling import draw
 from ddistill.export.__main__ import main as export
+from ddistill.parsing import parse
 from ddistill.planning.planner import plan_stages
 from ddistill.runtime.files import read_object, write_json
-from ddistill.settings import Settings, parse
+from ddistill.settings import Settings
 from ddistill.training.checkpoints import Checkpoints
 
 

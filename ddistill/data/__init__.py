@@ -23,7 +23,7 @@ from ddistill.data.parquet import (
 from ddistill.data.summary import summary
 from ddistill.data.tfds import TfdsSettings, count_tfds, describe_tfds, load_tfds
 from ddistill.errors import ConfigError, DataError, check_choice
-from ddistill.settings import parse, to_plain
+from ddistill.parsing import parse, to_plain
 from ddistill.typing import Options
 
 __all__ = [

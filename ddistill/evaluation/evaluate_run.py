@@ -22,14 +22,13 @@ from ddistill.evaluation.sampling import collect, run_digest
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs, without_diverged
 from ddistill.evaluation.scored import (
     ScoredRun,
-    Scorer,
     comparable,
     make_rows,
-    make_scorer,
     record_of_run,
     score_run,
     with_paths,
 )
+from ddistill.evaluation.scorer import Scorer, make_scorer
 from ddistill.evaluation.trust import warnings_of
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_object_or_none, write_text

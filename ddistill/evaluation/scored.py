@@ -1,57 +1,31 @@
 """Scores of samples: the features of samples and of real images, and the protocol."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
-from ddistill.evaluation.feature_networks import FeatureChoice, open_features
-from ddistill.evaluation.metrics.copying import nearest, share_closer
+from ddistill.evaluation.metrics.copying import share_closer
 from ddistill.evaluation.metrics.features import (
-    Reference,
     Sampling,
     extract,
-    fixed_strata,
-    reference,
     score,
 )
 from ddistill.evaluation.metrics.paths import path_scores
-from ddistill.evaluation.metrics.resampling import USUAL, Estimate, Resampling
+from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.metrics.teacher_distance import feature_scores, pixel_scores
 from ddistill.evaluation.records.environment import command_string, machine_string
-from ddistill.evaluation.records.names import LITE0_DISTANCES
 from ddistill.evaluation.records.protocol import Protocol
 from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
 from ddistill.evaluation.records.sampler_runs import SamplerRunRecord
 from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
-from ddistill.objectives.classification import Classification, Classifier
-from ddistill.planning.plan import StagePlan, complete_manifest
+from ddistill.evaluation.scorer import SEARCHED, Nearest, Scorer, named_distances, nearest_training
+from ddistill.planning.plan import complete_manifest
 from ddistill.settings import Settings
-
-# Samples of which the nearest training image is searched, because the time grows with their number.
-SEARCHED = 512
-# Training images behind the features of a fixed network, at most: they are computed anew in every
-# evaluation, and a CPU takes a quarter of an hour for these.
-MOST_REAL = 50_000
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The nearest training images of some images, in features.
-
-    Attributes:
-      distances: `[N]`.
-      index: `[N]` indices of training images.
-    """
-
-    distances: Float[np.ndarray, " N"]
-    index: Int[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
@@ -77,168 +51,6 @@ class ScoredRun:
     paths: Float[np.ndarray, "P F H W C"] | None = None
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """The feature network and the features of the real images.
-
-    Attributes:
-      apply: jitted, images -> (class logits or None, features).
-      name: name of the feature network.
-      fixed: whether the feature network was not trained by this run.
-      data: name of the data set.
-      digest: hash of the weights of the feature network.
-      real: features of the training images.
-      real_count: number of training images behind `real`.
-      floor: scores of the test images against the training images; only scores that do not depend
-        on the number of images, or that are computed at `count` images.
-      floor_count: number of test images.
-      floor_strata: whether each class has a fixed number of test images.
-      count: number of images for recall, coverage and class shares, of samples and test images.
-      resampling: number of subsets and seed.
-      accuracy: accuracy of the classifier on the test images; None without a classifier.
-      others: accuracy of the other classifiers of the run, by stage.
-      batch: images per batch.
-      test: the test images.
-      unseen: nearest training images of `SEARCHED` test images, spread over the set.
-      unseen_index: their indices among the test images.
-    """
-
-    apply: Callable[[np.ndarray], tuple[jax.Array | None, jax.Array]]
-    name: str
-    fixed: bool
-    data: str
-    digest: str
-    real: Reference
-    real_count: int
-    floor: Mapping[str, Estimate]
-    floor_count: int
-    floor_strata: bool
-    count: int
-    resampling: Resampling
-    accuracy: float | None
-    others: Mapping[str, float]
-    batch: int
-    test: Dataset
-    unseen: Nearest
-    unseen_index: Int[np.ndarray, " M"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Some images of a data set, read by index."""
-
-    dataset: Dataset
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, indices: np.ndarray) -> np.ndarray:
-        """Images `[len(indices), H, W, C]`."""
-        return self.dataset.take(self.rows[indices])
-
-
-def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) -> Scorer:
-    """Computes the features of the real images, and scores the test images like samples.
-
-    Args:
-      evaluation: the run.
-      choice: the features, not none.
-      test: the test images.
-    """
-    settings, plans = evaluation.settings.evaluation, evaluation.plans
-    dataset, networks = evaluation.dataset, evaluation.networks
-    plan = next((p for p in plans if p.name == settings.classifier), None)
-    network = open_features(
-        choice,
-        networks(plan) if plan else None,
-        str(plan.settings.network["name"]) if plan else "",
-        settings.batch_size,
-    )
-    apply, batch = network.apply, network.batch
-    count = min(len(dataset), MOST_REAL) if network.fixed else len(dataset)
-    images = _Rows(dataset, np.arange(count) * len(dataset) // count)
-    _, train_features = extract(apply, images, batch, quantise=True)
-    logits, features = extract(apply, test, batch, quantise=True)
-    # A classifier of something else than the data's classes says nothing about these.
-    apart = plan is not None and not network.fixed and plan.objective.trains.classes
-    labels = None if apart else np.asarray(dataset.labels)[images.rows]
-    real = reference(train_features, labels, dataset.num_classes)
-    shares = real.histogram if real.histogram is not None else np.zeros(0)
-    strata = fixed_strata(np.asarray(test.labels), shares)
-    count = min(settings.samples, len(test), real.max_neighbours)
-    resampling = USUAL.for_features(train_features.shape[1])
-    floor = score(real, features, logits, sampling=Sampling(count, strata, resampling))
-    if len(test) != settings.samples:
-        del floor["fd"]  # depends on the number of images, which is not that of the samples
-    # A test set may be sorted by class, so that its first images are of few classes.
-    few = min(SEARCHED, len(test))
-    unseen_index = np.arange(few) * len(test) // few
-    others = {
-        p.name: measured_accuracy(p, networks(p), test, batch)
-        for p in plans
-        if p.objective.trains.kind == "classifier" and p is not plan and p.imported is None
-    }
-    return Scorer(
-        apply=apply,
-        name=network.name,
-        fixed=network.fixed,
-        data=dataset.name,
-        digest=network.digest,
-        real=real,
-        real_count=len(images),
-        floor=_named(floor, network.fixed),
-        floor_count=len(test),
-        floor_strata=strata is not None,
-        count=count,
-        resampling=resampling,
-        accuracy=None
-        if plan is None or logits is None
-        else measured_accuracy(plan, networks(plan), test, batch),
-        others=others,
-        batch=batch,
-        test=test,
-        unseen=_nearest(real, features[unseen_index]),
-        unseen_index=unseen_index,
-    )
-
-
-def _nearest(real: Reference, features: Float[np.ndarray, "N D"]) -> Nearest:
-    return Nearest(*nearest(features, len(real.features), lambda rows: real.features[rows]))
-
-
-def _name_of(plan: StagePlan) -> str:
-    """Name of a feature network: the network, and what it has learned unless the classes."""
-    own = f"_{plan.settings.objective['name']}" if plan.objective.trains.classes else ""
-    return f"{plan.settings.network['name']}{own}"
-
-
-def measured_accuracy(plan: StagePlan, classifier: Classifier, test: Dataset, batch: int) -> float:
-    """Share of the test images, in [0, 1], for which the right class has the greatest logit.
-
-    It is the mean over the views of `Classification.views`.
-
-    Args:
-      plan: the stage of the classifier.
-      classifier: its network.
-      test: the test images.
-      batch: images per batch.
-    """
-    objective = plan.objective
-    assert isinstance(objective, Classification)
-    shares = []
-    for view in objective.views:
-        logits, _ = extract(jax.jit(lambda images, of=view.of: classifier(of(images))), test, batch)
-        right = np.asarray(test.labels) if view.label is None else view.label
-        shares.append(float((logits.argmax(axis=1) == right).mean()))
-    return float(np.mean(shares))
-
-
-def _named(scores: Mapping[str, Estimate], fixed: bool) -> dict[str, Estimate]:
-    """The scores, with the distances named after the fixed network."""
-    return {LITE0_DISTANCES.get(k, k) if fixed else k: score for k, score in scores.items()}
-
-
 def score_run(
     scorer: Scorer | None,
     run: SamplerRun,
@@ -261,10 +73,12 @@ def score_run(
     if scorer is not None:
         logits, features = extract(scorer.apply, samples.images, scorer.batch, quantise=True)
         sampling = Sampling(scorer.count, strata, scorer.resampling)
-        scores = _named(score(scorer.real, features, logits, sampling=sampling), scorer.fixed)
+        scores = named_distances(
+            score(scorer.real, features, logits, sampling=sampling), scorer.fixed
+        )
         if logits is not None and scorer.real.histogram is not None:
             classes = logits.argmax(axis=1)
-        near = _nearest(scorer.real, features[:SEARCHED])
+        near = nearest_training(scorer.real, features[:SEARCHED])
         scores["copying"] = share_closer(near.distances, scorer.unseen.distances)
     if reference is not None:
         scores |= pixel_scores(samples.images, reference.samples.images)

@@ -1,7 +1,8 @@
 """Warnings about scores that mean little; the report shows them before the scores."""
 
 from ddistill.evaluation.records.names import EXTRAPOLATED, METRICS
-from ddistill.evaluation.scored import ScoredRun, Scorer
+from ddistill.evaluation.scored import ScoredRun
+from ddistill.evaluation.scorer import Scorer
 
 # Below this accuracy, noise can look like images in the features of a classifier. The bound is
 # lower with many classes, because they are harder to separate.

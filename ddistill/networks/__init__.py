@@ -12,7 +12,7 @@ from ddistill.networks.edm_unet import EdmUNet
 from ddistill.networks.efficientnet_lite import EfficientNetLite0
 from ddistill.networks.song import SongUNet
 from ddistill.networks.unet import UNet, check_fields
-from ddistill.settings import kind_of
+from ddistill.parsing import kind_of
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,

@@ -23,7 +23,7 @@ from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.rotation import Rotation
 from ddistill.objectives.sfd import SFD
 from ddistill.objectives.sfddm import SFDDM
-from ddistill.settings import convert, to_plain
+from ddistill.parsing import convert, to_plain
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": Denoising,

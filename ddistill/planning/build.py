@@ -7,9 +7,10 @@ from flax import linen as nn
 
 from ddistill import networks
 from ddistill.errors import ConfigError, nearest
+from ddistill.parsing import to_plain
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
-from ddistill.settings import StageSettings, to_plain
+from ddistill.settings import StageSettings
 
 
 def in_full(network: Mapping[str, object]) -> dict[str, object]:

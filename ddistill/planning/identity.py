@@ -24,6 +24,7 @@ from ddistill.extensions import added, in_use
 from ddistill.objectives import Objective, hyperparameters
 from ddistill.objectives.base import trained_auxiliaries
 from ddistill.optimizers import settings_used
+from ddistill.parsing import to_plain
 from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
     EvaluationSettings,
@@ -35,7 +36,6 @@ from ddistill.settings import (
     StageSettings,
     StudentsSettings,
     TrainingSettings,
-    to_plain,
 )
 
 # Goes up where the same settings mean another training.

@@ -14,6 +14,7 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives.base import student_updates
 from ddistill.objectives.distances import ClassifierLike
 from ddistill.objectives.inputs import Pairs
+from ddistill.parsing import to_plain
 from ddistill.planning.manifests import TrainedManifest
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import write_json
@@ -21,7 +22,6 @@ from ddistill.runtime.hosts import agree, from_first, is_first, several, wait
 from ddistill.runtime.interrupt import Interrupted
 from ddistill.runtime.metrics_log import open_log
 from ddistill.runtime.sharding import place, to_host
-from ddistill.settings import to_plain
 from ddistill.students import RoutedDenoiser
 from ddistill.training.alarms import AlarmMonitor, overflow
 from ddistill.training.batches import BatchReader, spans

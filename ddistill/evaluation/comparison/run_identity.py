@@ -6,8 +6,9 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.comparison.join import FinishedRun
 from ddistill.evaluation.report.report import flatten
 from ddistill.objectives import make_objective
+from ddistill.parsing import parse
 from ddistill.planning.identity import learnt, normalised
-from ddistill.settings import Settings, parse
+from ddistill.settings import Settings
 
 # Facts about training only: the reference images of a score are not mirrored.
 _TRAINED = ("flip",)

@@ -9,7 +9,8 @@ from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.records.environment import portable
 from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.report.report import Files
-from ddistill.evaluation.scored import ScoredRun, Scorer
+from ddistill.evaluation.scored import ScoredRun
+from ddistill.evaluation.scorer import Scorer
 from ddistill.planning.plan import StagePlan, complete_manifest
 
 # Samplers of which the update rule is that of diffusers' `DDIMScheduler`.

@@ -19,7 +19,8 @@ from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.report.report import Part, Picture
 from ddistill.evaluation.report.teacher_parts import SIDE, role_of
-from ddistill.evaluation.scored import SEARCHED, Nearest, ScoredRun, Scorer
+from ddistill.evaluation.scored import ScoredRun
+from ddistill.evaluation.scorer import SEARCHED, Nearest, Scorer
 
 # Images in a row; students that are shown; training images and pixels per side of the search in
 # pixels, which reads the images again.

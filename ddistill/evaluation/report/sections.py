@@ -24,7 +24,7 @@ from ddistill.evaluation.records.names import (
     main_distance,
 )
 from ddistill.evaluation.records.notes import listed
-from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
+from ddistill.evaluation.report.costs_table import costs_table
 from ddistill.evaluation.report.details import files_of, meanings, meanings_note
 from ddistill.evaluation.report.diagnostics import diagnostic_grids
 from ddistill.evaluation.report.memorisation import class_grids, nearest_parts
@@ -40,10 +40,12 @@ from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
 from ddistill.evaluation.sampling import conditions, draw
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.evaluation.scored import ScoredRun, Scorer, comparable, protocol_of
-from ddistill.planning.plan import StagePlan, complete_manifest
+from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
+from ddistill.evaluation.scorer import Scorer
+from ddistill.parsing import to_plain
+from ddistill.planning.plan import StagePlan
 from ddistill.runtime.metrics_log import read_metrics
-from ddistill.settings import Settings, to_plain
+from ddistill.settings import Settings
 
 _COLUMNS = (
     "fd_infinity",
@@ -97,7 +99,7 @@ def write_run_report(
     tables = [
         *([_scores(scorer, scored)] if scorer else []),
         *([students] if students else []),
-        _costs(plans, scored),
+        costs_table(plans, scored),
     ]
     report = Report(
         title=settings.name,
@@ -311,53 +313,6 @@ def _cells(scores: Mapping[str, Estimate], names: Sequence[str]) -> list[str]:
         stat_text(c, _stat(scores[c]), _plain_name(c) in _WITH_INTERVAL) if c in scores else ""
         for c in names
     ]
-
-
-def _costs(plans: Sequence[StagePlan], scored: Sequence[ScoredRun]) -> Table:
-    sampled: dict[str, list[ScoredRun]] = {}
-    for s in scored:
-        sampled.setdefault(s.run.plan.name, []).append(s)
-    columns = [
-        "stage",
-        "students",
-        "parameters each",
-        "updates",
-        "batch",
-        "teacher calls",
-        "seconds",
-        "compile s",
-        "ms/image",
-    ]
-    rows = []
-    for plan in plans:
-        m = complete_manifest(plan)
-        speed = ", ".join(
-            f"{s.samples.ms_per_image:.2f} (NFE {s.run.nfe})"
-            for s in sampled.get(plan.name, [])
-            if s.run.role in (REFERENCE_TEACHER, "student")
-        )
-        rows.append(
-            [
-                plan.name,
-                str(m.students),
-                f"{m.parameters:,}",
-                f"{m.steps:,}",
-                str(m.batch_size),
-                f"{m.teacher_calls:,}" if m.teacher_calls else "",
-                f"{m.train_seconds:.0f}",
-                f"{m.compile_seconds:.0f}",
-                speed,
-            ]
-        )
-    return Table(
-        columns,
-        rows,
-        title="Cost",
-        caption="Each row is the cost of one stage; a student that starts from the weights of "
-        "another stage also needs the cost of that stage. Updates and batch are per student. "
-        "Teacher calls are forward passes of one image during distillation. Milliseconds per image "
-        "are measured on the fastest batch, without compilation.",
-    )
 
 
 def _strip(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Strip:

@@ -13,7 +13,8 @@ from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.report.report import Part
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.evaluation.scored import ScoredRun, Scorer, comparable
+from ddistill.evaluation.scored import ScoredRun, comparable
+from ddistill.evaluation.scorer import Scorer
 
 # Images in a row, paths that are shown, and pixels per side of an image.
 IMAGES, PATHS, SIDE = 12, 2, 96
