@@ -41,7 +41,7 @@ _CONFIG_FLAG.parser = _CONFIG_FILE
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run. Default: runs/NAME, with a hash of what is learnt otherwise.",
+    "Folder of the run. Default: runs/NAME, or runs/NAME-HASH with other training settings.",
 )
 _CACHE = flags.DEFINE_string(
     "cache",

@@ -58,8 +58,8 @@ def train(
     Args:
       config: a config file as of `--config`, FILE or FILE:VARIANT; or the result of its
         `get_config`; or `ddistill.settings.Settings`.
-      workdir: the folder of the run; None for runs/NAME, with a hash of what is learnt otherwise
-        than by the config file.
+      workdir: the folder of the run; None for runs/NAME, or runs/NAME-HASH with training settings
+        other than those of the config file.
       cache: the folder of stages that runs share; None for `shared` beside `workdir`.
       stage: one stage to run alone, or "evaluate"; "" for all stages and the evaluation.
       callbacks: are told of the progress, see `ddistill.Callback`.

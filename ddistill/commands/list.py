@@ -61,11 +61,11 @@ def networks() -> Table:
 
 
 def samplers() -> Table:
-    """The samplers with the first line of the docstrings of their update rules."""
+    """The samplers with the first line of the docstring of their first update rule."""
     return _registered(
         "sampler",
         _table("ddistill.samplers", "SAMPLERS"),
-        lambda sampler: _first_line(sampler.step) or sampler.label,
+        lambda sampler: _first_line(sampler.first or sampler.step) or sampler.label,
     )
 
 

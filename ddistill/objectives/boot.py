@@ -30,7 +30,7 @@ STEP_WEIGHTS = ("inverse_square", "uniform")
 
 @dataclass(frozen=True)
 class BOOT(FromNoise):
-    """The student's signal against its own, one teacher step further.
+    """BOOT (arXiv 2306.05544): a one-step student that follows the teacher's path without images.
 
     Attributes:
       step_weight: "inverse_square", 1 / (1 - rho_t / rho_t')^2, which compares with the teacher's

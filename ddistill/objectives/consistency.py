@@ -219,7 +219,7 @@ class Consistency(Distillation):
 
 @dataclass(frozen=True)
 class CD(Consistency):
-    """Consistency distillation: from level to level by one step of the teacher.
+    """CD, LCM (arXiv 2303.01469, 2310.04378): equal images along one step of the teacher.
 
     Attributes:
       solver: "ddim" (Euler's method, one call of the teacher) or "heun" (two).
@@ -253,7 +253,7 @@ class CD(Consistency):
 
 @dataclass(frozen=True)
 class CT(Consistency):
-    """Consistency training: from level to level by the noise of the example, without a teacher."""
+    """CT, iCT, ECT (arXiv 2303.01469, 2310.14189, 2406.14548): equal images without a teacher."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -27,7 +27,7 @@ from ddistill.typing import Images, Metrics, PerExample
 
 @dataclass(frozen=True)
 class PID(FromNoise):
-    """The residual of the teacher's ODE on the student's path."""
+    """PID (arXiv 2411.08378): a one-step student whose path satisfies the teacher's ODE."""
 
     @property
     def updates(self) -> tuple[Update, ...]:

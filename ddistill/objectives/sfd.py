@@ -40,7 +40,7 @@ _STATE, _PATH = "state", "path"
 
 @dataclass(frozen=True)
 class SFD(Objective):
-    """The student's steps against the teacher's path.
+    """SFD (arXiv 2409.19681): one update for each step along the teacher's path, without images.
 
     Attributes:
       substeps: teacher steps to one student step (the paper's M + 1).

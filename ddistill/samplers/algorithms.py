@@ -58,13 +58,13 @@ ddim = Sampler("ddim", "DDIM", ddim_update)
 def analytic_update(
     denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
 ) -> tuple[Array, Prediction]:
-    """A DDIM step with `analytic_prediction`, without a call of the denoiser."""
+    """DDIM with an analytic first step (arXiv 2210.05475), which calls no denoiser."""
     del denoise, key
     prediction = analytic_prediction(z, here)
     return ddim_step(prediction, z, here, there), prediction
 
 
-# For students that are trained so (SFD, arXiv 2409.19681).
+# For students whose first step is trained to be this one (SFD, arXiv 2409.19681).
 ddim_afs = Sampler(
     "ddim_afs",
     "DDIM, analytic first step",
