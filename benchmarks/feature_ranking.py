@@ -182,7 +182,7 @@ def trained(given: argparse.Namespace, seed: int, pixels: np.ndarray, labels: np
         schedule=ScheduleSettings(),
         stages={"classifier": stage},
         pipeline=("classifier",),
-        training=TrainingSettings(tensorboard=False),
+        training=TrainingSettings(loggers=()),
         evaluation=EvaluationSettings(enabled=False),
         seed=seed,
     )

@@ -180,7 +180,7 @@ def settings(size: Size, data: str, classes: int, steps: Mapping[str, int]) -> S
         schedule=ScheduleSettings(name="sigmoid_beta", steps=256),
         stages=stages,
         pipeline=tuple(stages),
-        training=TrainingSettings(log_every=50, checkpoint_every=1_000_000, tensorboard=False),
+        training=TrainingSettings(log_every=50, checkpoint_every=1_000_000, loggers=()),
         evaluation=EvaluationSettings(
             samples=size.samples,
             batch_size=min(512, size.samples),
