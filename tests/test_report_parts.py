@@ -58,7 +58,7 @@ def test_parts_without_scores_show_images_of_every_kind(runs, size, channels):
     dataset = _dataset(size, channels)
     parts = [
         *consistency_parts(None, scored),
-        *interpolation_parts(scored),
+        *interpolation_parts(None, scored),
         *nearest_parts(dataset, None, scored),
     ]
     assert [p.title for p in parts] == [
@@ -91,7 +91,7 @@ def test_the_nearest_image_is_the_copied_one(runs):
 
 def test_students_without_paths_and_teachers_without_students_have_parts_of_their_own(runs):
     scored = _scored(runs, 8, 1, paths=False)
-    assert interpolation_parts(scored) == []
+    assert interpolation_parts(None, scored) == []
     assert consistency_parts(None, scored[:1]) == []
     assert len(nearest_parts(_dataset(8, 1), None, scored[:1])) == 1
     assert spread(list("abcdefg"), 3) == ["a", "d", "g"]

@@ -34,10 +34,12 @@ def meanings_note(scorer: Scorer | None) -> str:
     """The features behind the metrics that need features."""
     if scorer is None:
         return ""
-    return (
-        f"Features are the hidden layer of {scorer.name} (weights {scorer.digest}), the classifier "
-        f"of this run, trained on {scorer.data}."
+    trained = (
+        "which this run did not train"
+        if scorer.fixed
+        else f"the classifier of this run, trained on {scorer.data}"
     )
+    return f"Features are the hidden layer of {scorer.name} (weights {scorer.digest}), {trained}."
 
 
 def files_of(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Files:
