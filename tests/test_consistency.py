@@ -315,7 +315,8 @@ def test_ects_target_is_the_level_at_or_below_the_mapped_noise():
             assert j == i - 1 or noise[j + 1] > wanted[i - 1] * (1 - 1e-6)
     # At the start little noise is compared with the data: plain denoising.
     start = np.asarray(ect_level(index, tables.replace(step=jnp.int32(0)), 2.0, 8))
-    assert np.all(start[noise[1:] < 0.5] == 0)
+    assert np.all(start[noise[1:] < np.log(7.0)] == 0)
+    assert float(ect_ratio(jnp.asarray([2.0]), 2.0, 0)[0]) > 0
 
 
 # --------------------------------------------------------------------------------- wrong settings

@@ -102,7 +102,7 @@ def new(name: str, images: str = "", program: str = "ddistill") -> Path:
 
 
 def _is_module(name: str) -> bool:
-    """Whether a module has the name; a folder of images here, among the modules of `-m`, has not."""
+    """Whether a module has the name; a folder of images here is none, though `-m` finds it."""
     found = importlib.util.find_spec(name)
     if found is None or found.origin is not None:
         return found is not None

@@ -13,6 +13,7 @@ that predict eps, v or EDM's F. A network that predicts x0 is tied nowhere and i
 Levels are the rows of the student's grid, N steps: the papers' "N points" are N - 1 steps there.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -75,7 +76,7 @@ class Consistency(Distillation):
         that doubles in equal parts of the training until it is the number of levels (iCT); "ect",
         the target is at s' = s (1 - (1 + 8 sigmoid(-s)) / q^(a+1)) or the next level below it, in
         part a = 0, 1, .. of `ect_stages` equal parts of the training. With q = 2, a = 0, levels
-        below s = 0.5 are compared with the data.
+        below s = log 7 are compared with the data.
       first_intervals: intervals of "doubling" at the start.
       ect_q, ect_stages: q and the number of parts of "ect".
     """
@@ -143,13 +144,8 @@ class Consistency(Distillation):
     @property
     def requires(self) -> Requirements:
         """All levels: the target is the student's own prediction at another one."""
-        found = super().requires
-        return Requirements(
-            teacher=found.teacher,
-            classifier=found.classifier,
-            whole_batch=found.whole_batch,
-            all_levels="the target of a consistency model is its own image at a lower level",
-        )
+        reason = "the target of a consistency model is its own image at a lower level"
+        return dataclasses.replace(super().requires, all_levels=reason)
 
     @property
     def auxiliaries(self) -> Mapping[str, Auxiliary]:
