@@ -1,6 +1,7 @@
 """Sampler runs: what labels and protocols call them, and which of them have an inverse."""
 
 import dataclasses
+import shlex
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -9,8 +10,12 @@ from finished import tiny
 from runs import plans_of
 
 from ddistill.errors import ConfigError
+from ddistill.evaluation.records.names import METHODS, Method
+from ddistill.evaluation.report.details import commands_of
 from ddistill.evaluation.sampling_plan import planned_runs, short_runs
 from ddistill.generation import Source
+from ddistill.samplers import SAMPLERS
+from ddistill.settings import EvaluationSettings
 
 
 def runs_of(tmp_path, **student):
@@ -37,6 +42,28 @@ def test_protocols_tell_chosen_levels_apart(tmp_path):
     chosen, _ = runs_of(tmp_path, **cd, mid_levels=(0.8,))
     assert [run.sampler_name for run in even] == ["renoise", "renoise"]
     assert [run.sampler_name for run in chosen] == ["renoise", "renoise-mid-0.8"]
+
+
+def test_every_sampler_of_teachers_can_be_recorded():
+    """A name without a label would only be missed when the scores are written."""
+    for name, sampler in SAMPLERS.items():
+        if sampler.rows is None:
+            assert METHODS[name] == Method(f"teacher {sampler.label}", "teacher")
+
+
+def test_commands_of_the_page_can_be_given_as_they_stand(tmp_path):
+    (run,), _ = runs_of(tmp_path)
+    odd = dataclasses.replace(run.plan, name="a student's")
+    run = dataclasses.replace(run, plan=odd)
+    scored = [SimpleNamespace(run=run)]
+    evaluation = SimpleNamespace(
+        workdir=tmp_path, plans=[], settings=SimpleNamespace(evaluation=EvaluationSettings())
+    )
+    export = dict(commands_of(evaluation, scored))["Export"].splitlines()
+    for line in export:
+        assert "--stage=a student's" in shlex.split(line)
+    # The tests' network is none of diffusers.
+    assert [line.split()[3] for line in export] == ["--to=stablehlo", "--to=safetensors"]
 
 
 @pytest.mark.parametrize(

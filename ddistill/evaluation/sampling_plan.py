@@ -119,17 +119,6 @@ def experiment_of(settings: Settings, run: SamplerRun) -> str:
     return f"{settings.name}/{run.variant}" if run.variant else settings.name
 
 
-SAMPLER_LABELS = {
-    "ddim": "DDIM",
-    "ddim_afs": "DDIM, analytic first step",
-    "ddpm": "DDPM",
-    "heun": "Heun",
-    "dpm_solver_pp": "DPM-Solver++",
-    "renoise": "renoising",
-    "from_noise": "one call on noise",
-}
-
-
 TEACHER_SPACINGS = ("trailing", "edm")
 
 
@@ -147,7 +136,7 @@ def _teacher_run(
     if e.teacher_spacing == "edm":
         key = "config.evaluation.teacher_spacing"
         levels, grid = edm_sampling(made.name, made.options, plan.levels, steps, key)
-    label = f"teacher {SAMPLER_LABELS.get(sampler, sampler)}, {steps_in_words(sampler, steps)}"
+    label = f"teacher {get_sampler(sampler).label}, {steps_in_words(sampler, steps)}"
     return SamplerRun(
         f"teacher_{sampler}_{steps}",
         label,
@@ -285,7 +274,7 @@ def _student_run(
 ) -> SamplerRun:
     """The sampler run of one student; `steps` is 0 if the sampler visits all its levels."""
     s, student_plan = plan.settings, plan.students[student or 0]
-    other = SAMPLER_LABELS.get(sampler, sampler) if sampler != usual else ""
+    other = get_sampler(sampler).label if sampler != usual else ""
     swept = "" if set(s.students.sweep) <= {"grid_steps"} else student_plan.label
     variant = ", ".join(text for text in (s.variant, swept, other) if text)
     known = METHODS[s.method].label if s.method in METHODS else s.method
