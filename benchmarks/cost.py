@@ -30,6 +30,7 @@ from shapes import accelerated, arguments, first_student, network, plan_all, rea
 
 from ddistill.data import Dataset
 from ddistill.objectives.base import static_part
+from ddistill.objectives.sfd import SFD
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.sharding import Layout, data_mesh, make_mesh
 from ddistill.samplers import nfe
@@ -64,7 +65,10 @@ def is_pairs(plan: StagePlan) -> bool:
 
 
 def loop_calls(plan: StagePlan) -> int:
-    """Calls of the teacher that XLA does not count: a loop of unknown length counts once."""
+    """Calls of the teacher that XLA does not count: the body of a loop counts once."""
+    own = plan.students[0].objective
+    if isinstance(own, SFD):  # all calls are in one loop
+        return int(own.teacher_calls()) - 1
     walked = plan.objective.dynamic_hparams().get("substeps") if plan.settings.teacher else None
     if walked is None or not getattr(plan.objective, "hidden_weight", 0):
         return 0

@@ -150,11 +150,21 @@ class Source:
     def check_deterministic(self, call: str) -> None:
         """Raises `ConfigError` unless the noise alone determines the images."""
         sampler = get_sampler(self.run.sampler)
-        if not sampler.deterministic:
+        if sampler.draws_noise(self.run.steps):
             raise ConfigError(
                 f"{call} needs a deterministic sampler, and stage '{self.run.plan.name}' is "
                 f"sampled with {sampler.name}, which draws noise in its steps. Choose another "
                 "stage, for example ddistill.load(FOLDER, stage='teacher') if its sampler is ddim."
+            )
+
+    def check_invertible(self) -> None:
+        """Raises `ConfigError` unless the network is one of the ODE at every level of the run."""
+        sampler = get_sampler(self.run.sampler)
+        if sampler.rows is not None or sampler.first is not None:
+            raise ConfigError(
+                f"invert follows the ODE from level to level, and stage '{self.run.plan.name}' is "
+                f"sampled with {sampler.name}, for which the network does not answer at all of "
+                "them. Choose another stage, for example ddistill.load(FOLDER, stage='teacher')."
             )
 
 

@@ -15,6 +15,7 @@ from ddistill import experiment
 from ddistill.config_files import ConfigFileError, load_config
 from ddistill.errors import ConfigError
 from ddistill.parsing import kind_of
+from ddistill.planning.manifests import shared_stages
 from ddistill.runtime import hosts
 from ddistill.runtime.compilation import cache_folder
 from ddistill.runtime.console import Reporter
@@ -60,7 +61,8 @@ def train(
         `get_config`; or `ddistill.settings.Settings`.
       workdir: the folder of the run; None for runs/NAME, or runs/NAME-HASH with training settings
         other than those of the config file.
-      cache: the folder of stages that runs share; None for `shared` beside `workdir`.
+      cache: the folder of stages that runs share; None for `shared` beside `workdir`, or in it if
+        the run is packed.
       stage: one stage to run alone, or "evaluate"; "" for all stages and the evaluation.
       callbacks: are told of the progress, see `ddistill.Callback`.
       quiet: print nothing.
@@ -81,7 +83,7 @@ def train(
         folder, dataset = default_workdir(made, base)
     else:
         folder = _path("workdir", workdir)
-    shared = folder.parent / "shared" if cache is None else _path("cache", cache)
+    shared = shared_stages(folder) if cache is None else _path("cache", cache)
     _prepare_jax(shared)
     planned = experiment.prepare(made, folder, shared, stage, dataset)
     reporter = Reporter(Console(quiet=True)) if quiet else Reporter()

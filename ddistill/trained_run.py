@@ -272,14 +272,17 @@ class TrainedRun:
           `[n, H, W, C]` float32; standard normal for images that are likely under the model.
 
         Raises:
-          ConfigError: an argument is out of range, or the sampler draws noise in its steps.
+          ConfigError: an argument is out of range, or the sampler draws noise in its steps or does
+            not call the network at all levels.
           CheckpointError: the stage is not complete.
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         iterations = whole_number("iterations", iterations, 1)
         given = check_images(images, run.plan.image_shape)
         classes = class_labels(run, labels, len(given))
-        return self._deterministic(run, "invert").invert(given, classes, iterations)
+        source = self._deterministic(run, "invert")
+        source.check_invertible()
+        return source.invert(given, classes, iterations)
 
     def _deterministic(self, run: SamplerRun, call: str) -> Source:
         source = Source(run, self.network(run), self.settings.evaluation)

@@ -130,6 +130,7 @@ def _consistency() -> None:
     add("guided", "cd", classes=3, guidance=2.0)
     add("average", "cd", target_ema=0.9)
     add("doubling", "ct", curriculum="doubling", first_intervals=2)
+    add("law", "ct", law="lognormal", log_mean=-0.5, log_std=1.0, **KARRAS)
     add("ect", "ct", curriculum="ect", ect_q=4.0, ect_stages=3, **KARRAS)
 
 

@@ -315,7 +315,8 @@ def test_ects_target_is_the_level_at_or_below_the_mapped_noise():
             assert j == i - 1 or noise[j + 1] > wanted[i - 1] * (1 - 1e-6)
     # At the start little noise is compared with the data: plain denoising.
     start = np.asarray(ect_level(index, tables.replace(step=jnp.int32(0)), 2.0, 8))
-    assert np.all(start[noise[1:] < 0.5] == 0)
+    assert np.all(start[noise[1:] < np.log(7.0)] == 0)
+    assert float(ect_ratio(jnp.asarray([2.0]), 2.0, 0)[0]) > 0
 
 
 # --------------------------------------------------------------------------------- wrong settings
@@ -337,6 +338,11 @@ def test_ects_target_is_the_level_at_or_below_the_mapped_noise():
         ({"name": "ct", "curriculum": "ect", "level_skip": 2}, "level_skip=2 has no effect"),
         ({"name": "ct", "huber": 0.1}, "huber=0.1 has no effect: objective.distance is 'l2'"),
         ({"name": "ct", "student_states": 0.5}, "have no noise of their own"),
+        (
+            {"name": "ct", "log_mean": -0.5},
+            "log_mean=-0.5 has no effect: objective.law",
+        ),
+        ({"name": "ct", "law": "lognormal", "log_std": 0.0}, "log_std=0.0 must be above 0"),
         ({"name": "ct", "solver": "heun"}, "solver is not a setting of 'ct'"),
     ],
 )

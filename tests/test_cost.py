@@ -67,6 +67,10 @@ def test_walks_of_the_teacher_count_with_their_length():
     assert cost.loop_calls(plans["sfddm_n1"]) == 5
     assert cost.loop_calls(plans["sfddm_n4"]) == 2
     assert cost.loop_calls(plans["teacher"]) == 0
+    retraced, _ = plan_all(read_settings(ROOT / "configs" / "sfd_digits.py"), accelerated)
+    for plan in (plan for plan in retraced.values() if plan.settings.method == "sfd"):
+        own = plan.students[0].objective
+        assert cost.loop_calls(plan) == own.substeps * len(own.updates) - 1 > 0
     # The same program with another number of steps costs something else.
     names = {cost.program_of(plans[n], plans) for n in ("sfddm_n1", "sfddm_n2", "sfddm_n4")}
     assert len(names) == 3

@@ -18,7 +18,7 @@ from PIL import Image
 from runs import LateStop, Notes, one_stage, plans_of, snapshot, tiny_settings
 
 from ddistill import data
-from ddistill.evaluation import evaluate_run, feature_networks, sampling, scored
+from ddistill.evaluation import evaluate_run, feature_networks, sampling, scorer
 from ddistill.evaluation.checks import check_evaluation
 from ddistill.evaluation.interpolation import INNER
 from ddistill.evaluation.metrics.features import extract, params_hash
@@ -598,7 +598,7 @@ def test_without_a_classifier_all_is_sampled_and_shown_and_nothing_scored(run, u
 def fixed(tmp_path, monkeypatch):
     """A weight file of EfficientNet-Lite0, of which scores see few features."""
     monkeypatch.setattr(feature_networks, "EfficientNetLite0", Narrow)
-    monkeypatch.setattr(scored, "MOST_REAL", 100)
+    monkeypatch.setattr(scorer, "MOST_REAL", 100)
     return str(write_state(tmp_path / "lite0.pth"))
 
 

@@ -89,6 +89,16 @@ def test_folders_of_any_name_are_written_as_they_are(tmp_path, monkeypatch, fold
     assert load_config("flowers").folder == folder
 
 
+def test_a_folder_of_images_may_have_the_name(tmp_path, monkeypatch):
+    """`python -m ddistill new` has the current folder among those of modules."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("flowers").mkdir()
+    assert new("flowers") == Path("flowers.py")
+    with pytest.raises(ConfigError, match=r"google\.py would hide the Python module"):
+        new("google")
+
+
 @pytest.mark.parametrize(
     "name, given, error, text",
     [

@@ -196,6 +196,23 @@ def test_files_of_one_split_have_the_same_classes(tmp_path):
     refused(tmp_path, "train-00001-of-00002.parquet has other columns or classes")
 
 
+@pytest.mark.parametrize(
+    ("names", "columns", "part"),
+    [
+        (["zebra", "cat", "ant"], {"label": [0]}, "'label' with zebra, cat, ant"),
+        (None, {"label": [0]}, "'label' with no declared classes"),
+        (None, {"caption": ["x"]}, "no column with no declared classes"),
+    ],
+)
+def test_a_test_split_of_other_classes_is_refused(tmp_path, names, columns, part):
+    """Its numbers would stand for other classes than those of the training split."""
+    write(tmp_path / "train.parquet", [encoded(0)], label=[0])
+    write(tmp_path / "test.parquet", [encoded(1)], names=names, **columns)
+    assert load(tmp_path).num_classes == 3
+    refused(tmp_path, "test split in " + part, "data.label_column='none'", split="test")
+    assert load(tmp_path, split="test", label_column="none").num_classes == 1
+
+
 @pytest.mark.parametrize("value", [-1, 3, None])
 def test_rows_without_a_class_are_named(tmp_path, value):
     path = write(tmp_path / "x.parquet", [encoded(0), encoded(1)], label=pa.array([0, value]))

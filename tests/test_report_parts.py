@@ -1,6 +1,7 @@
 """The parts of a run's report, for images of every size and channels, with and without scores."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ddistill.data import Dataset
 from ddistill.evaluation.figures.image_grids import check_grid, grid_image
 from ddistill.evaluation.figures.tables import Table
 from ddistill.evaluation.metrics.resampling import Estimate
+from ddistill.evaluation.report import costs_table
 from ddistill.evaluation.report.memorisation import class_grids, nearest_parts, spread
 from ddistill.evaluation.report.report import Part
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
@@ -58,7 +60,7 @@ def test_parts_without_scores_show_images_of_every_kind(runs, size, channels):
     dataset = _dataset(size, channels)
     parts = [
         *consistency_parts(None, scored),
-        *interpolation_parts(scored),
+        *interpolation_parts(None, scored),
         *nearest_parts(dataset, None, scored),
     ]
     assert [p.title for p in parts] == [
@@ -91,11 +93,21 @@ def test_the_nearest_image_is_the_copied_one(runs):
 
 def test_students_without_paths_and_teachers_without_students_have_parts_of_their_own(runs):
     scored = _scored(runs, 8, 1, paths=False)
-    assert interpolation_parts(scored) == []
+    assert interpolation_parts(None, scored) == []
     assert consistency_parts(None, scored[:1]) == []
     assert len(nearest_parts(_dataset(8, 1), None, scored[:1])) == 1
     assert spread(list("abcdefg"), 3) == ["a", "d", "g"]
     assert spread(["a"], 3) == ["a"]
+
+
+def test_costs_count_the_updates_of_a_student_and_not_train_steps(monkeypatch):
+    manifest = SimpleNamespace(
+        students=1, parameters=5, steps=300, updates=1200, batch_size=64, teacher_calls=0,
+        train_seconds=1.0, compile_seconds=2.0,
+    )  # fmt: skip
+    monkeypatch.setattr(costs_table, "complete_manifest", lambda plan: manifest)
+    table = costs_table.costs_table([SimpleNamespace(name="sfd_n4")], [])
+    assert table.rows[0][table.columns.index("updates")] == "1,200"
 
 
 def test_a_grid_of_classes_has_images_of_the_class_of_its_row(runs):

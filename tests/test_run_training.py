@@ -13,6 +13,7 @@ from finished import Told, plain, tiny
 from runs import saved_steps
 
 import ddistill
+from ddistill import run_training
 from ddistill.errors import ConfigError
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.training.timings import FILE
@@ -65,6 +66,23 @@ def test_a_callback_stops_a_run_and_the_same_call_continues(finished, tmp_path, 
     assert "stage 1 of 2, teacher: step 2" in out
     assert "compiling the train step (about" in out
     assert (tmp_path / "shared" / FILE).is_file()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_shared_stages_are_looked_for_where_the_program_looks(tmp_path, monkeypatch, packed):
+    class Asked(Exception):
+        """Ends the call where the folder of shared stages is known."""
+
+    def prepare(config, workdir, cache, *_):
+        raise Asked(cache)
+
+    monkeypatch.setattr(run_training.experiment, "prepare", prepare)
+    monkeypatch.setattr(run_training, "_prepare_jax", lambda cache: None)
+    run = tmp_path / "run"
+    (run / "shared" if packed else run).mkdir(parents=True)
+    with pytest.raises(Asked) as asked:
+        ddistill.train(tiny(), workdir=run)
+    assert asked.value.args == ((run if packed else tmp_path) / "shared",)
 
 
 def test_an_exception_of_a_callback_is_raised_and_the_checkpoint_stays(tmp_path):

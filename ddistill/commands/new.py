@@ -88,7 +88,7 @@ def new(name: str, images: str = "", program: str = "ddistill") -> Path:
     path = Path(f"{name}.py")
     if path.exists() or path.is_symlink():
         raise ConfigError(f"{path} exists, and nothing is overwritten. Choose another name.")
-    if name.isidentifier() and importlib.util.find_spec(name) is not None:
+    if name.isidentifier() and _is_module(name):
         raise ConfigError(f"{path} would hide the Python module '{name}'. Choose another name.")
     if images:
         if not expand(images).is_dir():
@@ -99,6 +99,15 @@ def new(name: str, images: str = "", program: str = "ddistill") -> Path:
     with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
     return path
+
+
+def _is_module(name: str) -> bool:
+    """Whether a module has the name; a folder of images here is none, though `-m` finds it."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is not None:
+        return found is not None
+    here = Path(name).resolve()
+    return any(Path(place).resolve() != here for place in found.submodule_search_locations or ())
 
 
 def _check_name(name: str) -> None:

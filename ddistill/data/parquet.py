@@ -7,6 +7,7 @@ import numpy as np
 from PIL import __version__ as PILLOW
 
 from ddistill.data.columns import (
+    NO_LABELS,
     check_left,
     class_texts,
     declared_numbers,
@@ -195,19 +196,39 @@ def _labels(
     settings: ParquetSettings, root: Path, tables: Tables, rows: Rows, split: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Number of the class of every row, and the names of the classes."""
-    column = rows.columns.label
+    column, name = rows.columns.label, own_split(tables, TRAIN, str(root)).name
+    training = rows
+    if split == TEST and name != own_split(tables, TEST, str(root)).name:
+        training = _rows(settings, tables, name)
+        _check_same_classes(training, rows, root)
     if not column:
         return np.zeros(len(rows), np.int32), ("all",)
     if rows.columns.classes:
         classes = rows.columns.classes
         return declared_numbers(rows.values(column), classes, rows.name, column), classes
     texts = class_texts(rows.values(column), rows.name, column)
-    training, name = texts, own_split(tables, TRAIN, str(root)).name
-    if split == TEST and name != own_split(tables, TEST, str(root)).name:
-        others = _rows(settings, tables, name)
-        training = class_texts(others.values(column), others.name, column)
-    classes = ordered(training)
+    others = texts
+    if training is not rows:
+        others = class_texts(training.values(column), training.name, column)
+    classes = ordered(others)
     return number_classes(texts, classes, rows.name, f"the split '{name}'"), classes
+
+
+def _check_same_classes(training: Rows, test: Rows, root: Path) -> None:
+    """Raises `DataError` where the numbers of classes mean other classes in the test split."""
+    both = [(rows.columns.label, rows.columns.classes) for rows in (training, test)]
+    if both[0] != both[1]:
+        said = [
+            f"{printable(repr(column)) if column else 'no column'} with "
+            f"{', '.join(map(printable, classes[:5])) or 'no declared classes'}"
+            f"{', ...' if classes[5:] else ''}"
+            for column, classes in both
+        ]
+        raise DataError(
+            f"The training split of {root} has its classes in {said[0]}, and the test split in "
+            f"{said[1]}. Write both with the same column and the same names in the same order, or "
+            f"set data.label_column='{NO_LABELS}' to use the set without classes."
+        )
 
 
 def _own_splits_in_words(settings: ParquetSettings, tables: Tables) -> str:

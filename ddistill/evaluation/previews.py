@@ -6,10 +6,11 @@ import numpy as np
 
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, grid_image, write_png
 from ddistill.evaluation.sampling import draw
-from ddistill.evaluation.sampling_plan import SAMPLER_LABELS, SamplerRun, short_runs
+from ddistill.evaluation.sampling_plan import SamplerRun, short_runs, steps_in_words
 from ddistill.networks.weights import Weights
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.loggers.protocol import Picture
+from ddistill.samplers import get_sampler
 from ddistill.settings import Settings
 from ddistill.training.trained import bind
 
@@ -64,8 +65,7 @@ class Previews:
 
 def _rows(run: SamplerRun, images: np.ndarray) -> list[ImageRow]:
     """Samples of one run, in rows of at most `_IN_ROW` images."""
-    sampler = SAMPLER_LABELS.get(run.sampler, run.sampler)
-    label = f"{sampler}, {run.steps} step{'s' if run.steps != 1 else ''}"
+    label = f"{get_sampler(run.sampler).label}, {steps_in_words(run.sampler, run.steps)}"
     note = run.student_plan.label if run.student is not None else ""
     parts = np.split(images, max(1, len(images) // _IN_ROW))
     return [ImageRow(label, parts[0], note), *(ImageRow("", part) for part in parts[1:])]

@@ -51,7 +51,14 @@ class SamplerRun:
 
     @property
     def sampler_name(self) -> str:
-        """Name of the sampler, with "-edm" for levels of EDM: "heun", "heun-edm"."""
+        """Name of the sampler, for protocols, with the levels that a setting has chosen.
+
+        "heun-edm" for levels of EDM, "renoise-mid-0.821" for `mid_levels` of the stage.
+        """
+        mid = self.plan.settings.mid_levels if self.role == "student" else ()
+        chosen = "-".join(f"{level:g}" for level in mid) if self.steps == len(mid) + 1 else ""
+        if chosen and get_sampler(self.sampler).rows is None:
+            return f"{self.sampler}-mid-{chosen}"
         return self.sampler + ("-edm" if self.spacing == "edm" else "")
 
     @property
@@ -112,17 +119,6 @@ def experiment_of(settings: Settings, run: SamplerRun) -> str:
     return f"{settings.name}/{run.variant}" if run.variant else settings.name
 
 
-SAMPLER_LABELS = {
-    "ddim": "DDIM",
-    "ddim_afs": "DDIM, analytic first step",
-    "ddpm": "DDPM",
-    "heun": "Heun",
-    "dpm_solver_pp": "DPM-Solver++",
-    "renoise": "renoising",
-    "from_noise": "one call on noise",
-}
-
-
 TEACHER_SPACINGS = ("trailing", "edm")
 
 
@@ -140,7 +136,7 @@ def _teacher_run(
     if e.teacher_spacing == "edm":
         key = "config.evaluation.teacher_spacing"
         levels, grid = edm_sampling(made.name, made.options, plan.levels, steps, key)
-    label = f"teacher {SAMPLER_LABELS.get(sampler, sampler)}, {_count(steps)}"
+    label = f"teacher {get_sampler(sampler).label}, {steps_in_words(sampler, steps)}"
     return SamplerRun(
         f"teacher_{sampler}_{steps}",
         label,
@@ -278,7 +274,7 @@ def _student_run(
 ) -> SamplerRun:
     """The sampler run of one student; `steps` is 0 if the sampler visits all its levels."""
     s, student_plan = plan.settings, plan.students[student or 0]
-    other = SAMPLER_LABELS.get(sampler, sampler) if sampler != usual else ""
+    other = get_sampler(sampler).label if sampler != usual else ""
     swept = "" if set(s.students.sweep) <= {"grid_steps"} else student_plan.label
     variant = ", ".join(text for text in (s.variant, swept, other) if text)
     known = METHODS[s.method].label if s.method in METHODS else s.method
@@ -288,7 +284,7 @@ def _student_run(
     key = plan.name + (f"_{student}" if student is not None else "")
     return SamplerRun(
         key=key + (f"_{sampler}_{steps}" if steps else ""),
-        label=f"{series}, {_count(len(grid) - 1)}",
+        label=f"{series}, {steps_in_words(sampler, len(grid) - 1)}",
         plan=plan,
         method=s.method,
         sampler=sampler,
@@ -325,8 +321,10 @@ def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRu
     return found
 
 
-def _count(steps: int) -> str:
-    return f"{steps} step{'s' if steps != 1 else ''}"
+def steps_in_words(sampler: str, steps: int) -> str:
+    """The number of steps; for samplers of fixed rows that of their calls, which are fewer."""
+    count = steps if get_sampler(sampler).rows is None else nfe(sampler, steps)
+    return f"{count} step{'s' if count != 1 else ''}"
 
 
 def without_diverged(runs: Sequence[SamplerRun]) -> tuple[list[SamplerRun], list[str]]:

@@ -23,7 +23,7 @@ from ddistill.evaluation.records.rows import Row, RowFacts, rows_from_scores
 from ddistill.evaluation.records.sampler_runs import SamplerRunRecord
 from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
-from ddistill.evaluation.scorer import SEARCHED, Nearest, Scorer, named_distances, nearest_training
+from ddistill.evaluation.scorer import SEARCHED, Nearest, Scorer, named_distances
 from ddistill.planning.plan import complete_manifest
 from ddistill.settings import Settings
 
@@ -76,9 +76,9 @@ def score_run(
         scores = named_distances(
             score(scorer.real, features, logits, sampling=sampling), scorer.fixed
         )
-        if logits is not None and scorer.real.histogram is not None:
+        if logits is not None and scorer.tells_classes:
             classes = logits.argmax(axis=1)
-        near = nearest_training(scorer.real, features[:SEARCHED])
+        near = scorer.nearest(features[:SEARCHED])
         scores["copying"] = share_closer(near.distances, scorer.unseen.distances)
     if reference is not None:
         scores |= pixel_scores(samples.images, reference.samples.images)

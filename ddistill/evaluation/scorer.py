@@ -55,7 +55,7 @@ class Scorer:
       data: name of the data set.
       digest: hash of the weights of the feature network.
       real: features of the training images.
-      real_count: number of training images behind `real`.
+      real_index: `[real_count]` indices of the training images behind `real`.
       floor: scores of the test images against the training images; only scores that do not depend
         on the number of images, or that are computed at `count` images.
       floor_count: number of test images.
@@ -76,7 +76,7 @@ class Scorer:
     data: str
     digest: str
     real: Reference
-    real_count: int
+    real_index: Int[np.ndarray, " R"]
     floor: Mapping[str, Estimate]
     floor_count: int
     floor_strata: bool
@@ -88,6 +88,20 @@ class Scorer:
     test: Dataset
     unseen: Nearest
     unseen_index: Int[np.ndarray, " M"]
+
+    @property
+    def real_count(self) -> int:
+        """The number of training images behind `real`."""
+        return len(self.real_index)
+
+    @property
+    def tells_classes(self) -> bool:
+        """Whether a classifier of the run tells the classes of the data."""
+        return self.accuracy is not None and self.real.histogram is not None
+
+    def nearest(self, features: Float[np.ndarray, "N D"]) -> Nearest:
+        """The training images that are nearest to images with these features."""
+        return nearest_training(self.real, self.real_index, features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +133,7 @@ def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) ->
     network = open_features(
         choice,
         networks(plan) if plan else None,
-        str(plan.settings.network["name"]) if plan else "",
+        _name_of(plan) if plan else "",
         settings.batch_size,
     )
     apply, batch = network.apply, network.batch
@@ -128,7 +142,7 @@ def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) ->
     _, train_features = extract(apply, images, batch, quantise=True)
     logits, features = extract(apply, test, batch, quantise=True)
     # A classifier of something else than the data's classes says nothing about these.
-    apart = plan is not None and not network.fixed and plan.objective.trains.classes
+    apart = plan is not None and bool(plan.objective.trains.classes)
     labels = None if apart else np.asarray(dataset.labels)[images.rows]
     real = reference(train_features, labels, dataset.num_classes)
     shares = real.histogram if real.histogram is not None else np.zeros(0)
@@ -153,7 +167,7 @@ def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) ->
         data=dataset.name,
         digest=network.digest,
         real=real,
-        real_count=len(images),
+        real_index=images.rows,
         floor=named_distances(floor, network.fixed),
         floor_count=len(test),
         floor_strata=strata is not None,
@@ -165,14 +179,23 @@ def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) ->
         others=others,
         batch=batch,
         test=test,
-        unseen=nearest_training(real, features[unseen_index]),
+        unseen=nearest_training(real, images.rows, features[unseen_index]),
         unseen_index=unseen_index,
     )
 
 
-def nearest_training(real: Reference, features: Float[np.ndarray, "N D"]) -> Nearest:
-    """The training images that are nearest to images with these features."""
-    return Nearest(*nearest(features, len(real.features), lambda rows: real.features[rows]))
+def nearest_training(
+    real: Reference, index: Int[np.ndarray, " R"], features: Float[np.ndarray, "N D"]
+) -> Nearest:
+    """The training images that are nearest to images with these features.
+
+    Args:
+      real: features of some training images.
+      index: indices of these images.
+      features: of the images for which they are searched.
+    """
+    distances, rows = nearest(features, len(real.features), lambda rows: real.features[rows])
+    return Nearest(distances, index[rows])
 
 
 def _name_of(plan: StagePlan) -> str:

@@ -38,6 +38,8 @@ def _weak_classifier(scorer: Scorer) -> str:
     if scorer.accuracy is None or scorer.accuracy >= least:
         return ""
     if scorer.fixed:
+        if not scorer.tells_classes:  # no score depends on it
+            return ""
         return (
             f"The classifier that gives class TV has an accuracy of {scorer.accuracy:.1%} on the "
             f"test images, below {least:.0%}: class TV means little. Train it for longer."

@@ -60,7 +60,7 @@ STAGES = (
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0.
+    """EfficientNet-Lite0, a classifier of natural images that gives features.
 
     Attributes:
       side: side in pixels to which images are resized before the first convolution; the weights

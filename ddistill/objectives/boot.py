@@ -33,8 +33,8 @@ class BOOT(FromNoise):
     """BOOT (arXiv 2306.05544): a one-step student that follows the teacher's path without images.
 
     Attributes:
-      step_weight: "inverse_square", 1 / (1 - rho_t / rho_t')^2, which compares with the teacher's
-        prediction at full length however short the step is; or "uniform".
+      step_weight: "inverse_square", 1 / (1 - rho_t / rho_t')^2, with which the distance "l2" is
+        that of a step of full length however short the step is; or "uniform".
       boundary_weight: of the error at the noisiest level.
     """
 

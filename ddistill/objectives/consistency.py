@@ -13,6 +13,7 @@ that predict eps, v or EDM's F. A network that predicts x0 is tied nowhere and i
 Levels are the rows of the student's grid, N steps: the papers' "N points" are N - 1 steps there.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -69,13 +70,14 @@ class Consistency(Distillation):
       target_ema: rate of the moving average that the target is taken from, the share that remains
         in a step. 0 is the student itself, as a constant. The released code has 0 for CIFAR-10,
         0.95 for CD on ImageNet-64 and for LCM.
-      law: how noisy levels are drawn: "uniform" over the levels, or "lognormal" (EDM's).
+      law: how noisy levels are drawn: "uniform" over the levels, or "lognormal" in sigma / alpha.
+      log_mean, log_std: of the logarithm of sigma / alpha, for "lognormal" (iCT, ECT).
       level_skip: the target lies so many levels lower, at level 0 at the lowest (LCM).
       curriculum: "none"; "doubling", the levels are read in `first_intervals` intervals, a number
         that doubles in equal parts of the training until it is the number of levels (iCT); "ect",
         the target is at s' = s (1 - (1 + 8 sigmoid(-s)) / q^(a+1)) or the next level below it, in
         part a = 0, 1, .. of `ect_stages` equal parts of the training. With q = 2, a = 0, levels
-        below s = 0.5 are compared with the data.
+        below s = log 7 are compared with the data.
       first_intervals: intervals of "doubling" at the start.
       ect_q, ect_stages: q and the number of parts of "ect".
     """
@@ -86,6 +88,8 @@ class Consistency(Distillation):
     step_weight: str = "uniform"
     target_ema: float = 0.0
     law: str = "uniform"
+    log_mean: float = -1.1
+    log_std: float = 2.0
     level_skip: int = 1
     curriculum: str = "none"
     first_intervals: int = 10
@@ -107,6 +111,10 @@ class Consistency(Distillation):
                 raise ConfigError(f"objective.{name}={getattr(self, name)} must be 1 or more.")
         if not self.ect_q > 1.0:
             raise ConfigError(f"objective.ect_q={self.ect_q} must be above 1.")
+        if not self.log_std > 0:
+            raise ConfigError(f"objective.log_std={self.log_std} must be above 0.")
+        if self.law != "lognormal":
+            check_unused(self, f"objective.law is {self.law!r}", "log_mean", "log_std")
         curriculum = f"objective.curriculum is {self.curriculum!r}"
         if self.curriculum != "none":
             check_unused(self, curriculum, "level_skip")
@@ -143,13 +151,8 @@ class Consistency(Distillation):
     @property
     def requires(self) -> Requirements:
         """All levels: the target is the student's own prediction at another one."""
-        found = super().requires
-        return Requirements(
-            teacher=found.teacher,
-            classifier=found.classifier,
-            whole_batch=found.whole_batch,
-            all_levels="the target of a consistency model is its own image at a lower level",
-        )
+        reason = "the target of a consistency model is its own image at a lower level"
+        return dataclasses.replace(super().requires, all_levels=reason)
 
     @property
     def auxiliaries(self) -> Mapping[str, Auxiliary]:
@@ -173,7 +176,8 @@ class Consistency(Distillation):
 
     def state(self, networks: Networks, batch: Batch, tables: LevelTables) -> State:
         """The noisy images of a batch, at levels of the curriculum."""
-        drawn = draw_level(batch.key("level"), tables, self.law)
+        moments = self.log_mean, self.log_std
+        drawn = draw_level(batch.key("level"), tables, self.law, moments)
         index, below = self.pair_of_levels(drawn, tables)
         state = noised(batch, tables, index, self.condition(batch))
         shares = Rollouts(self.teacher_states, self.student_states)

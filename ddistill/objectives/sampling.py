@@ -36,45 +36,52 @@ def _leaves_range(keys: Keys, share: Scalar) -> Bool[Array, " B"]:
 
 
 LAWS = ("uniform", "lognormal")
-# Of log(sigma / alpha) in EDM (arXiv 2206.00364 table 1).
-_LOG_MEAN, _LOG_STD = -1.2, 1.2
+# Mean and standard deviation of log(sigma / alpha) in EDM (arXiv 2206.00364 table 1).
+EDM_LAW = (-1.2, 1.2)
 
 
-def draw_level(keys: Keys, tables: LevelTables, law: str) -> Int[Array, " B"]:
+def draw_level(
+    keys: Keys, tables: LevelTables, law: str, moments: tuple[float, float] = EDM_LAW
+) -> Int[Array, " B"]:
     """A level for every example, among the levels that the student is trained on.
 
     Args:
       keys: `[B]`.
       tables: the student's levels.
       law: "uniform" over the table, as `draw_index`; "lognormal": the first level at least as noisy
-        as sigma / alpha = exp(-1.2 + 1.2 n), n standard normal (EDM), among a student's own.
+        as sigma / alpha = exp(mean + std n), n standard normal, among a student's own.
+      moments: mean and std of "lognormal".
     """
     if law == "uniform":
         return draw_index(keys, tables)
-    index = _lognormal(keys, tables, tables.low, tables.high)
+    index = _lognormal(keys, tables, (tables.low, tables.high), moments)
     full_range_share = tables.full_range_share
     if full_range_share is None:
         return index
-    anywhere = _lognormal(named_keys(keys, "full range level"), tables, 1, tables.count)
+    other = named_keys(keys, "full range level")
+    anywhere = _lognormal(other, tables, (1, tables.count), moments)
     return jnp.where(_leaves_range(keys, full_range_share), anywhere, index)
 
 
 def _lognormal(
-    keys: Keys, tables: LevelTables, low: Index | int, high: Index | int
+    keys: Keys,
+    tables: LevelTables,
+    ends: tuple[Index | int, Index | int],
+    moments: tuple[float, float],
 ) -> Int[Array, " B"]:
-    """EDM's law, cut off at both ends of a range of levels, by inverting its distribution."""
-    levels = tables.student
+    """The law cut off at both ends of a range of levels, by inverting its distribution."""
+    levels, (low, high), (mean, std) = tables.student, ends, moments
     # The clean end is -inf; what is filled up repeats the noisiest level.
     table = jnp.log(jnp.asarray(levels.sigma)) - jnp.log(jnp.asarray(levels.alpha))
-    begin = (jnp.where(low > 1, table[low - 1], -jnp.inf) - _LOG_MEAN) / _LOG_STD
-    end = (jnp.where(high < tables.count, table[high], jnp.inf) - _LOG_MEAN) / _LOG_STD
+    begin = (jnp.where(low > 1, table[low - 1], -jnp.inf) - mean) / std
+    end = (jnp.where(high < tables.count, table[high], jnp.inf) - mean) / std
     # Probabilities near 1 have no digits left: a range far up is drawn as its mirror image.
     far = begin > 0
     begin, end = jnp.where(far, -end, begin), jnp.where(far, -begin, end)
     bounds = jax.scipy.special.ndtr(jnp.stack([begin, end]))
     share = jax.vmap(lambda key: jax.random.uniform(key, (), minval=1e-7))(keys)
     drawn = jax.scipy.special.ndtri(bounds[0] + (bounds[1] - bounds[0]) * share)
-    value = _LOG_MEAN + _LOG_STD * jnp.where(far, -drawn, drawn)
+    value = mean + std * jnp.where(far, -drawn, drawn)
     return jnp.clip(jnp.searchsorted(table, value), low, high).astype(jnp.int32)
 
 

@@ -148,7 +148,7 @@ def own_images(
     scale = _scale(size, updates)
     images = _look_at(folder, image_size, channels)
     conditional = _conditioning(folder, images, conditional)
-    counts = _checked_steps(method, tuple(METHODS[method] if steps is None else steps), scale)
+    counts = _checked_steps(method, METHODS[method] if steps is None else steps, scale)
     net = _network(scale, images, len(images.counts) if conditional else 0)
     teacher = teacher_stage(
         net,
@@ -250,8 +250,14 @@ def _conditioning(folder: str, images: _Images, conditional: bool | None) -> boo
     return True
 
 
-def _checked_steps(method: str, counts: tuple[int, ...], scale: Scale) -> tuple[int, ...]:
+def _checked_steps(method: str, given: Sequence[int], scale: Scale) -> tuple[int, ...]:
     """The steps, most first."""
+    if not isinstance(given, list | tuple) or not all(type(count) is int for count in given):
+        raise ConfigError(
+            f"own_images: steps={given!r} must be whole numbers in brackets, such as (4, 2, 1); a "
+            "single one is (4,)."
+        )
+    counts = tuple(given)
     most = scale.levels // 2
     for count in counts:
         if not 1 <= count <= most or (method == "pd" and count & (count - 1)):

@@ -55,6 +55,8 @@ METHODS: dict[str, Method] = {
     "ddpm": Method("teacher DDPM", "teacher"),
     "heun": Method("teacher Heun", "teacher"),
     "dpm_solver_pp": Method("teacher DPM-Solver++", "teacher"),
+    "ddim_afs": Method("teacher DDIM, analytic first step", "teacher"),
+    "renoise": Method("teacher renoising", "teacher"),
     "sfddm": Method("SFDDM"),
     "sfddm_released": Method("SFDDM, released recipe"),
     "pd": Method("PD"),

@@ -35,7 +35,8 @@ class Protocol:
       reference: reference set and split, for example "digits/train".
       reference_n: number of images in the reference set.
       samples: number of scored images.
-      sampler: "ddim", "heun", ..., "heun-edm" with the sigmas of EDM; "none" for real data.
+      sampler: "ddim", "heun", ..., "heun-edm" with the sigmas of EDM, "renoise-mid-0.821" with
+        levels that a setting has chosen; "none" for real data.
       nfe: network evaluations per image; 0 for real data.
       ema: rate of the sampled weight average; None for the raw weights.
       clip: bound on x0 predictions; None for no clipping.

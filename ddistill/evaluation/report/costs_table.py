@@ -37,7 +37,7 @@ def costs_table(plans: Sequence[StagePlan], scored: Sequence[ScoredRun]) -> Tabl
                 plan.name,
                 str(m.students),
                 f"{m.parameters:,}",
-                f"{m.steps:,}",
+                f"{m.updates:,}",
                 str(m.batch_size),
                 f"{m.teacher_calls:,}" if m.teacher_calls else "",
                 f"{m.train_seconds:.0f}",
@@ -50,7 +50,8 @@ def costs_table(plans: Sequence[StagePlan], scored: Sequence[ScoredRun]) -> Tabl
         rows,
         title="Cost",
         caption="Each row is the cost of one stage; a student that starts from the weights of "
-        "another stage also needs the cost of that stage. Updates and batch are per student. "
+        "another stage also needs the cost of that stage. Updates and batch are per student; "
+        "an objective can make several updates of a student in a train step, or one in several. "
         "Teacher calls are forward passes of one image during distillation. Milliseconds per image "
         "are measured on the fastest batch, without compilation.",
     )

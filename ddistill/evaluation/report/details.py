@@ -11,6 +11,7 @@ from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.report.report import Files
 from ddistill.evaluation.scored import ScoredRun
 from ddistill.evaluation.scorer import Scorer
+from ddistill.networks.unet import UNet
 from ddistill.planning.plan import StagePlan, complete_manifest
 
 # Samplers of which the update rule is that of diffusers' `DDIMScheduler`.
@@ -34,10 +35,12 @@ def meanings_note(scorer: Scorer | None) -> str:
     """The features behind the metrics that need features."""
     if scorer is None:
         return ""
-    return (
-        f"Features are the hidden layer of {scorer.name} (weights {scorer.digest}), the classifier "
-        f"of this run, trained on {scorer.data}."
+    trained = (
+        "which this run did not train"
+        if scorer.fixed
+        else f"the classifier of this run, trained on {scorer.data}"
     )
+    return f"Features are the hidden layer of {scorer.name} (weights {scorer.digest}), {trained}."
 
 
 def files_of(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Files:
@@ -86,11 +89,13 @@ def commands_of(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> list[tup
         f"  # [16, {', '.join(map(str, shape))}] uint8, the images of this page; nfe: {counts}"
     )
     forms = [f for f in ("diffusers", "stablehlo", "safetensors")]
-    if last.sampler not in _DIFFUSERS or last.guidance != 1.0:
+    network = isinstance(last.plan.module, UNet)  # the only one that diffusers has too
+    if last.sampler not in _DIFFUSERS or last.guidance != 1.0 or not network:
         forms.remove("diffusers")
     out = f"exports/{last.plan.name}"
     export = [
-        f"python -m ddistill.export --to={form} --stage={last.plan.name} --nfe={last.nfe}{flag} "
+        f"python -m ddistill.export --to={form} --stage={shlex.quote(last.plan.name)} "
+        f"--nfe={last.nfe}{flag} "
         f"{shlex.quote(run)} {shlex.quote(f'{out}-{form}')}"
         for form in forms
     ]

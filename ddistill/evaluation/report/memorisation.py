@@ -44,7 +44,12 @@ def nearest_parts(
     )
     search = _pixel_search(dataset, searched)
     in_pixels = [search(s.samples.images[:SEARCHED]) for s in chosen]
-    parts = [_pictures(dataset, chosen, in_pixels, len(searched))]
+    among = f"{len(searched)} of {len(dataset)} training images in pixels"
+    if scorer is not None:
+        among += f", and {scorer.real_count} of them in features"
+    if len(searched) == len(dataset) == (scorer.real_count if scorer else len(dataset)):
+        among = f"all {len(dataset)} training images"
+    parts = [_pictures(dataset, chosen, in_pixels, among)]
     if scorer is not None:
         unseen = search(np.asarray(scorer.test.take(scorer.unseen_index)))
         parts += _distances(scorer, chosen, in_pixels, unseen)
@@ -81,7 +86,7 @@ def _vectors(images: np.ndarray) -> np.ndarray:
 
 
 def _pictures(
-    dataset: Dataset, chosen: Sequence[ScoredRun], in_pixels: Sequence[Nearest], searched: int
+    dataset: Dataset, chosen: Sequence[ScoredRun], in_pixels: Sequence[Nearest], among: str
 ) -> Part:
     count = min(IMAGES, len(chosen[0].samples.images))
 
@@ -96,11 +101,6 @@ def _pictures(
             rows.append(row("nearest in features", np.asarray(found)))
         found = dataset.take(pixels.index[:count])
         rows.append(row("nearest in pixels", np.asarray(found)))
-    among = (
-        f"all {len(dataset)} training images"
-        if searched == len(dataset)
-        else f"{searched} of {len(dataset)} training images in pixels, and all of them in features"
-    )
     return Part(
         "Nearest training images",
         [
@@ -179,7 +179,7 @@ def class_grids(
       scored: all scored runs of networks with classes, the reference teacher first.
       labels: `[N]` class of every sample.
     """
-    known = np.unique(labels)
+    known, told = np.unique(labels), scorer is not None and scorer.tells_classes
     classes = known[np.linspace(0, len(known) - 1, min(10, len(known))).round().astype(int)]
     count = min(8, min(int((labels == c).sum()) for c in classes))
     students = [s for s in scored if s.run.role == "student"]
@@ -188,7 +188,7 @@ def class_grids(
         rows = []
         for c in classes:
             own = np.flatnonzero(labels == c)
-            share = f"{np.mean(s.classes[own] == c):.0%} recognised" if scorer else ""
+            share = f"{np.mean(s.classes[own] == c):.0%} recognised" if told else ""
             images = thumbnails(quantise(s.samples.images[own[:count]]), SIDE)
             name = dataset.class_names[c] if c < len(dataset.class_names) else ""
             rows.append(ImageRow(name or f"class {c}", images, share))
@@ -197,7 +197,7 @@ def class_grids(
                 f"Classes: {s.run.label}",
                 rows,
                 "One class per row; the same place in all grids has the same noise."
-                + (" The share is that of the classifier." if scorer else ""),
+                + (" The share is that of the classifier." if told else ""),
             )
         )
     return grids

@@ -94,7 +94,7 @@ def write_run_report(
     plot = classes = None
     if scorer:
         plot = attempt("Quality against network evaluations", lambda: _plot(scorer, scored))
-    if scorer and scorer.accuracy is not None and scorer.real.histogram is not None:
+    if scorer and scorer.tells_classes:
         classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
     tables = [
         *([_scores(scorer, scored)] if scorer else []),
@@ -140,7 +140,7 @@ def _parts(
     makers: list[tuple[str, Callable[[], list[Part]]]] = [
         ("Animation", lambda: _animation(strip)),
         ("Consistency with the teacher", lambda: consistency_parts(scorer, scored)),
-        ("Interpolation", lambda: interpolation_parts(scored)),
+        ("Interpolation", lambda: interpolation_parts(scorer, scored)),
         ("Nearest training images", lambda: nearest_parts(dataset, scorer, scored)),
     ]
     if labels is not None:
@@ -278,7 +278,8 @@ def _features_sentence(scorer: Scorer) -> str:
     if not scorer.fixed:
         return f"The classifier that gives the features has an accuracy of {accurate}"
     fixed = f"The features are those of {scorer.name}, which this run did not train."
-    return fixed + (accurate and f" The classifier that gives class TV is right for {accurate}")
+    told = f" The classifier that gives class TV is right for {accurate}"
+    return fixed + (told if scorer.tells_classes else "")
 
 
 def _stat(score: Estimate) -> Stat:

@@ -39,9 +39,9 @@ def consistency_parts(scorer: Scorer | None, scored: Sequence[ScoredRun]) -> lis
     names = [PSNR] + ([RAW, RELATIVE] if scorer else [])
     names += [name for name in others[0].scores if name.startswith("lpips_")]
     features = (
-        f" Features are those of the run's own classifier ({scorer.name}); the distance is not "
-        "LPIPS, and distances of other classifiers are on another scale. The relative distance is "
-        "divided by the mean distance between two images of the teacher from different noise."
+        f" Features are {_features(scorer)}; the distance is not LPIPS, and distances in other "
+        "features are on another scale. The relative distance is divided by the mean distance "
+        "between two images of the teacher from different noise."
         if scorer
         else ""
     )
@@ -55,6 +55,11 @@ def consistency_parts(scorer: Scorer | None, scored: Sequence[ScoredRun]) -> lis
         roles=[role_of(s.run) for s in others],
     )
     return [Part(table.title, table), Part("Difference", [_difference(scored)], "difference.png")]
+
+
+def _features(scorer: Scorer) -> str:
+    """Whose the features are, for captions."""
+    return f"those of {scorer.name}" + ("" if scorer.fixed else ", the run's own classifier")
 
 
 def _cells(scored: ScoredRun, names: Sequence[str]) -> list[str]:
@@ -108,8 +113,13 @@ def _grey(gap: np.ndarray, factor: int) -> np.ndarray:
     return np.clip(gap * factor, -2, 2) / 2
 
 
-def interpolation_parts(scored: Sequence[ScoredRun]) -> list[Part]:
-    """Images along paths between two noises, and a table of the smoothness of the paths."""
+def interpolation_parts(scorer: Scorer | None, scored: Sequence[ScoredRun]) -> list[Part]:
+    """Images along paths between two noises, and a table of the smoothness of the paths.
+
+    Args:
+      scorer: the feature network; None for images alone.
+      scored: all scored runs, the reference teacher first.
+    """
     found = [s for s in comparable(scored) if s.paths is not None]
     if not found:
         return []
@@ -117,8 +127,8 @@ def interpolation_parts(scored: Sequence[ScoredRun]) -> list[Part]:
     assert paths is not None
     grids = [_path(found, i) for i in range(min(PATHS, len(paths)))]
     parts = [Part("Interpolation", grids, "interpolation.png")]
-    if any(LENGTH in s.scores for s in found):
-        parts.append(Part("Smoothness", _smoothness(found, *paths.shape[:2])))
+    if scorer is not None and any(LENGTH in s.scores for s in found):
+        parts.append(Part("Smoothness", _smoothness(scorer, found, *paths.shape[:2])))
     return parts
 
 
@@ -143,13 +153,13 @@ def _path(found: Sequence[ScoredRun], index: int) -> Grid:
     )
 
 
-def _smoothness(found: Sequence[ScoredRun], paths: int, frames: int) -> Table:
+def _smoothness(scorer: Scorer, found: Sequence[ScoredRun], paths: int, frames: int) -> Table:
     return Table(
         ["sampler", "NFE", METRICS[LENGTH].label, METRICS[LARGEST].label],
         [[s.run.label, str(s.run.nfe), *_cells(s, (LENGTH, LARGEST))] for s in found],
         title="Smoothness of interpolation",
-        caption=f"{paths} path{'s' if paths != 1 else ''} of {frames} images, with distances in "
-        "the features of the run's own classifier. Path length is the sum of the distances between "
+        caption=f"{paths} path{'s' if paths != 1 else ''} of {frames} images. Features are "
+        f"{_features(scorer)}. Path length is the sum of the distances between "
         "consecutive images, largest step the largest of them; both are divided by the distance "
         f"between first and last image. A straight path has length 1, and its {frames - 1} equal "
         f"steps are {1 / (frames - 1):.3f} each. Compare a student with the teacher at its full "

@@ -1,0 +1,90 @@
+"""Sampler runs: what labels and protocols call them, and which of them have an inverse."""
+
+import dataclasses
+import shlex
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+from finished import tiny
+from runs import plans_of
+
+from ddistill.errors import ConfigError
+from ddistill.evaluation.records.names import METHODS, Method
+from ddistill.evaluation.report.details import commands_of
+from ddistill.evaluation.sampling_plan import planned_runs, short_runs
+from ddistill.generation import Source
+from ddistill.samplers import SAMPLERS
+from ddistill.settings import EvaluationSettings
+
+
+def runs_of(tmp_path, **student):
+    """The sampler runs of a student, and those of its previews."""
+    made = tiny()
+    changed = dataclasses.replace(made.stages["student"], init="fresh", prediction="v", **student)
+    stages = {**made.stages, "student": changed}
+    settings = dataclasses.replace(made, stages=stages)
+    plans = plans_of(settings, tmp_path)
+    students = [r for r in planned_runs(settings, list(plans.values())) if r.role == "student"]
+    return students, short_runs(settings, plans["student"], 16)
+
+
+def test_one_call_on_noise_is_one_step(tmp_path):
+    (run,), (short,) = runs_of(tmp_path, objective={"name": "boot"}, method="boot")
+    assert run.nfe == 1
+    assert run.label.endswith("one call on noise), 1 step")
+    assert short.label == run.label
+
+
+def test_protocols_tell_chosen_levels_apart(tmp_path):
+    cd = {"objective": {"name": "cd"}, "method": "cd", "samplers": {"renoise": (1, 2)}}
+    even, _ = runs_of(tmp_path, **cd)
+    chosen, _ = runs_of(tmp_path, **cd, mid_levels=(0.8,))
+    assert [run.sampler_name for run in even] == ["renoise", "renoise"]
+    assert [run.sampler_name for run in chosen] == ["renoise", "renoise-mid-0.8"]
+
+
+def test_every_sampler_of_teachers_can_be_recorded():
+    """A name without a label would only be missed when the scores are written."""
+    for name, sampler in SAMPLERS.items():
+        if sampler.rows is None:
+            assert METHODS[name] == Method(f"teacher {sampler.label}", "teacher")
+
+
+def test_commands_of_the_page_can_be_given_as_they_stand(tmp_path):
+    (run,), _ = runs_of(tmp_path)
+    odd = dataclasses.replace(run.plan, name="a student's")
+    run = dataclasses.replace(run, plan=odd)
+    scored = [SimpleNamespace(run=run)]
+    evaluation = SimpleNamespace(
+        workdir=tmp_path, plans=[], settings=SimpleNamespace(evaluation=EvaluationSettings())
+    )
+    export = dict(commands_of(evaluation, scored))["Export"].splitlines()
+    for line in export:
+        assert "--stage=a student's" in shlex.split(line)
+    # The tests' network is none of diffusers.
+    assert [line.split()[3] for line in export] == ["--to=stablehlo", "--to=safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "path", "inverse"),
+    [
+        ("ddim", 4, True, True),
+        ("heun", 4, True, True),
+        ("renoise", 1, True, True),
+        ("renoise", 2, False, False),
+        ("ddpm", 4, False, False),
+        ("from_noise", 2, True, False),
+        ("ddim_afs", 4, True, False),
+    ],
+)
+def test_which_samplers_have_paths_and_an_inverse(sampler, steps, path, inverse):
+    plan = SimpleNamespace(name="student")
+    source = Source(SimpleNamespace(sampler=sampler, steps=steps, plan=plan), None, None)
+
+    checks = [(lambda: source.check_deterministic("interpolate"), path)]
+    checks += [(source.check_invertible, inverse)] * path
+    for check, allowed in checks:
+        named = f"stage 'student' is sampled with {sampler}"
+        with nullcontext() if allowed else pytest.raises(ConfigError, match=named):
+            check()
