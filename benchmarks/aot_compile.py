@@ -114,7 +114,12 @@ def operations_of_one(case: Case) -> float:
     """
     plan, made, dataset = plans(case)
     layout = Layout(data_mesh(1, jax.devices("cpu")[:1]))
-    chunk = Chunk(make_step(step_settings(plan, layout, dataset.hflip)), 1, False, layout)
+    chunk = Chunk(
+        make_step(step_settings(plan, layout, dataset.hflip)),
+        1,
+        not plan.objective.requires.images,  # then no images are given
+        layout,
+    )
     lowered = chunk.lower(*arguments(plan, made, dataset, layout))
     return lowered.cost_analysis()["flops"]
 
@@ -133,7 +138,12 @@ def compile_case(case: Case) -> dict[str, Any]:
     plan, made, dataset = plans(case)
     # Students that share a chip are batched: TPUs take grouped convolutions well.
     layout = Layout(tpu_mesh(case.mesh), plan.settings.students.count, "vmap")
-    chunk = Chunk(make_step(step_settings(plan, layout, dataset.hflip)), 1, False, layout)
+    chunk = Chunk(
+        make_step(step_settings(plan, layout, dataset.hflip)),
+        1,
+        not plan.objective.requires.images,  # then no images are given
+        layout,
+    )
     shapes = arguments(plan, made, dataset, layout)
     quick_compiler(case.quick)
     begun = time.perf_counter()

@@ -79,7 +79,12 @@ def loop_calls(plan: StagePlan) -> int:
 def lowered(plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, mesh: Any) -> Any:
     """The program of one update of one student on a mesh of one device."""
     layout = Layout(mesh)
-    chunk = Chunk(make_step(step_settings(plan, layout, dataset.hflip)), 1, False, layout)
+    chunk = Chunk(
+        make_step(step_settings(plan, layout, dataset.hflip)),
+        1,
+        not plan.objective.requires.images,  # then no images are given
+        layout,
+    )
     return chunk.lower(*arguments(plan, plans, dataset, layout))
 
 

@@ -141,7 +141,7 @@ def _paths() -> None:
     for name in ("boot", "pid"):
         add("usual", name, classes=3)
         add("karras", name, distance="pseudo_huber", **KARRAS)
-        add("features", name, distance="classifier", prediction="x0")
+        add("features", name, distance="classifier")
     add("plain", "boot", step_weight="uniform", boundary_weight=0.5)
 
 

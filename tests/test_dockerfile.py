@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from launching import LAUNCH, ROOT
 
+import ddistill
 from ddistill import main
 
 DOCKERFILE = LAUNCH / "Dockerfile"
@@ -39,7 +40,7 @@ def test_hadolint_has_nothing_to_say():
 
 
 def test_the_wheel_of_this_project_is_copied_and_installed_with_its_extras():
-    wheel = f"dist/{PROJECT['name']}-{PROJECT['version']}-py3-none-any.whl"
+    wheel = f"dist/{PROJECT['name']}-{ddistill.__version__}-py3-none-any.whl"
     (copied,) = [words.split()[0] for words in of("COPY") if "whl" in words]
     assert fnmatch.fnmatch(wheel, copied)
     (install,) = [run for run in of("RUN") if "pip install" in run]

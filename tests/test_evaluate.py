@@ -612,7 +612,8 @@ def test_a_fixed_network_gives_the_features(run, tmp_path, fixed, classifier):
     neighbours = {"precision", "recall", "density", "coverage"}
     by_classes = {"class_tv"} if classifier else set()
     teacher = {row.metric for row in rows if row.method == "ddim"}
-    assert teacher == lite0 | neighbours | by_classes | {"ms_per_image"}
+    others = {"ms_per_image", "copying", "path_length", "path_largest_step"}
+    assert teacher == lite0 | neighbours | by_classes | others
     floor = {row.metric for row in rows if row.method == "real"}
     assert floor - teacher == ({"accuracy"} if classifier else set())
     protocol = Protocol.parse(rows[0].protocol)

@@ -159,6 +159,8 @@ def test_one_call_generates_the_image_at_the_cleanest_level():
     top = tables.student.at(4)
     level = Level(top.alpha, top.sigma, tables.student.at(1).time)
     wanted = student(noise, jax.tree.map(lambda x: jnp.broadcast_to(x, (3,)), level)).x0
+    with pytest.raises(ValueError, match=r"rows \(0, 1, 8\).* got a schedule of 4 steps"):
+        samplers.from_noise(student, subsequence(schedule, grid), noise)
     for loop in ("dispatch", "scan", "unroll"):
         found = samplers.from_noise(student, levels, noise, loop=loop)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

@@ -245,7 +245,7 @@ def test_clipping_bounds_every_prediction(name):
     wild, calm = (
         get_sampler(name)(teacher, schedule, noise, KEY, clip=clip) for clip in (None, 1.0)
     )
-    assert np.abs(wild).max() > 10
+    assert np.abs(wild).max() > (0.5 if name == "ddim_afs" else 10)  # whose first step is tame
     limit = 2.0 if name == "dpm_solver_pp" else 1.0  # 2M extrapolates between predictions
     assert np.abs(calm).max() <= limit
     assert np.abs(calm).max() > 0.01

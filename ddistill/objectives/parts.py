@@ -227,17 +227,17 @@ class NetworkFacts:
     Attributes:
       teacher: the teacher's module; None without one.
       prediction: what the teacher predicts.
-      student_prediction: what the student predicts.
       student_features, teacher_features: shapes (H, W, C) of the features at `Objective.taps`.
       num_classes: classes that a conditional student knows; 0 for an unconditional one.
+      student_prediction: what the student predicts.
     """
 
     teacher: nn.Module | None = None
     prediction: str = ""
-    student_prediction: str = ""
     student_features: FeatureShapes = dataclasses.field(default_factory=dict)
     teacher_features: FeatureShapes = dataclasses.field(default_factory=dict)
     num_classes: int = 0
+    student_prediction: str = ""
 
 
 @dataclass(frozen=True)

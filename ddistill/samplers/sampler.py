@@ -102,10 +102,16 @@ class Sampler:
         Raises:
           ConfigError: `loop` is unknown.
           TypeError: the update rule has no such option.
-          ValueError: noise has to be drawn and `key` is None; or there is a callback, the noise is
+          ValueError: the sampler has `rows`, and the schedule is not made of them; noise has to be
+            drawn and `key` is None; or there is a callback, the noise is
             on several devices and the loop is not "dispatch".
         """
         changed = self._changed(options)
+        if self.rows is not None and schedule.num_steps != len(self.rows(2)) - 1:
+            raise ValueError(
+                f"{self.name} visits the rows {tuple(self.rows(8))} of a student's levels (of 0 to "
+                f"8), and got a schedule of {schedule.num_steps} steps."
+            )
         if self.deterministic and not changed:
             key = None
         elif key is None and not self.deterministic and not self.draws_noise(schedule.num_steps):
