@@ -302,9 +302,12 @@ def fold_weight(first: Level, here: Level, there: Level) -> Float[Array, "*B"]:
 
     w = (alpha_there - sigma_there rho_here) / (alpha_there - sigma_there rho_first),
 
-    which is the ratio of what `snr_step` calls 1 - q for the two steps to `there`.
+    which is the ratio of what `snr_step` calls 1 - q for the two steps to `there`. At a clean level
+    both are 1 up to rounding, and the weight is exactly 1.
     """
-    return snr_step(here, there)[1] / snr_step(first, there)[1]
+    ratio = snr_step(here, there)[1] / snr_step(first, there)[1]
+    clean = 0 * ratio + (there.sigma == 0)  # of the type of the ratio, also in numpy
+    return ratio * (1 - clean) + clean
 
 
 # ------------------------------------------------------------------------------------ weights
