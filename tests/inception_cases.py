@@ -11,7 +11,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from ddistill.interop.inception import _torch_shapes
+from ddistill.interop.folded_norms import tensor_shapes
+from ddistill.interop.inception import torch_layers
 from ddistill.networks.inception import shapes
 
 TORCHVISION = ("", ".datasets", ".models", ".transforms", ".transforms.functional")
@@ -24,7 +25,7 @@ def random_state(seed: int = 0) -> dict[str, np.ndarray]:
     Of `RandomState`, whose numbers never change: stored results depend on them.
     """
     rng, state = np.random.RandomState(seed), {}
-    for name, shape in sorted(_torch_shapes(shapes()).items()):
+    for name, shape in sorted(tensor_shapes(shapes(), torch_layers()).items()):
         if name.endswith("running_var"):
             values = rng.uniform(0.5, 2.0, shape)
         elif name.endswith("bn.weight"):

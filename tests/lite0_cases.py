@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddistill.interop.efficientnet_lite import _layers, _torch_names, _torch_shapes
+from ddistill.interop.efficientnet_lite import torch_layers
+from ddistill.interop.folded_norms import tensor_shapes
 from ddistill.interop.tensors import write_tensors
 from ddistill.networks.efficientnet_lite import EfficientNetLite0, shapes
 
@@ -22,9 +23,8 @@ def random_state(seed: int = 0) -> dict[str, np.ndarray]:
     Of `RandomState`, whose numbers never change: stored results depend on them.
     """
     rng, state = np.random.RandomState(seed), {}
-    layers = {name: _torch_names(name) for name in _layers(shapes())}
-    norms = tuple(norm for _, norm in layers.values() if norm)
-    for name, shape in sorted(_torch_shapes(shapes(), layers).items()):
+    norms = tuple(norm for _, norm in torch_layers().values() if norm)
+    for name, shape in sorted(tensor_shapes(shapes(), torch_layers()).items()):
         if name.endswith("running_var"):
             values = rng.uniform(0.5, 2.0, shape)
         elif name.startswith(norms) and name.endswith(".weight"):

@@ -141,7 +141,7 @@ def test_every_tensor_is_used_once(params):
         ({"_fc.bias": np.full(1000, np.nan, np.float32)}, "'_fc.bias' holds values that are not"),
         (
             {"_bn0.running_var": np.full(32, -1, np.float32)},
-            "'_bn0.running_var' holds values below",
+            "'_bn0.running_var' is a variance and holds values below",
         ),
     ],
 )

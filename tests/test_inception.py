@@ -12,6 +12,7 @@ from ddistill.errors import CheckpointError, ConfigError, DataError
 from ddistill.evaluation.metrics.detector import inception_detector
 from ddistill.evaluation.metrics.features import extract
 from ddistill.interop import inception as interop
+from ddistill.interop.folded_norms import tensor_shapes
 from ddistill.interop.inception import InceptionWeights, from_state_dict, load_inception
 from ddistill.networks.inception import TAPS, Inception, average_pool, max_pool, resize_tf1, shapes
 from ddistill.runtime import compilation
@@ -183,7 +184,7 @@ def test_the_whole_network_has_the_parameters_of_the_file():
     # 94 convolutions with 4 vectors of a norm each, and a dense layer of 1008 classes.
     assert len(leaves) == 2 * 94 + 2
     assert sum(np.prod(x.shape) for x in leaves) == 23_833_744
-    assert len(interop._torch_shapes(shapes())) == 94 * 5 + 2
+    assert len(tensor_shapes(shapes(), interop.torch_layers())) == 94 * 5 + 2
 
 
 @pytest.mark.parametrize("count, devices", [(5, 4), (4, 4), (1, 2)])

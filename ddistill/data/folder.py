@@ -8,10 +8,10 @@ import numpy as np
 from PIL import __version__ as PILLOW
 
 from ddistill.data.dataset import Dataset, Reading, identify
-from ddistill.data.decode import ImageSpec, decode
+from ddistill.data.decode import ImageSpec
 from ddistill.data.described import Choice, list_described
 from ddistill.data.flip import decide_flip
-from ddistill.data.images import Source, open_images
+from ddistill.data.images import Source, decoded, open_images
 from ddistill.data.layout import READINGS
 from ddistill.data.listing import Listing, check_fraction, list_split
 from ddistill.data.memo import Memo
@@ -191,17 +191,10 @@ def _checked_root(settings: FolderSettings) -> Path:
 
 def _source(listing: Listing, spec: ImageSpec) -> Source:
     root, files = listing.root, listing.files
-    further: set[int] = set()
-
-    def read(number: int) -> np.ndarray:
-        path = os.path.join(root, files[number].path)
-        try:
-            return decode(path, spec, lambda: further.add(number))
-        except ValueError as error:
-            raise DataError(
-                f"{path} cannot be read: {error}. Repair or remove it, or set "
-                "data.on_bad_image='skip' to leave such images out."
-            ) from error
-
-    shape = (spec.size, spec.size, spec.channels) if spec.size else None
-    return Source(read, len(files), lambda i: str(root / files[i].path), shape, str(root), further)
+    return decoded(
+        lambda i: os.path.join(root, files[i].path),
+        len(files),
+        lambda i: str(root / files[i].path),
+        spec,
+        str(root),
+    )

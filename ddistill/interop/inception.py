@@ -7,15 +7,15 @@ distance measured with other weights is no FID.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ddistill.errors import CheckpointError, DataError
 from ddistill.interop.file_kinds import why_unusable
+from ddistill.interop.folded_norms import fold_norms, layer_names
 from ddistill.interop.tensors import file_digest
 from ddistill.interop.torch_files import read_torch
 from ddistill.networks.inception import shapes
@@ -29,8 +29,6 @@ NAMES = (
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 # Where the file is looked for when no path is given.
 VARIABLE = "DDISTILL_INCEPTION"
-BN_EPSILON = 1e-3
-_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +98,6 @@ def default_path() -> Path:
 def from_state_dict(state: Mapping[str, np.ndarray], where: str = "the state dict") -> Params:
     """torch's tensors as parameters of `Inception`, batch norms folded in.
 
-    y = (conv(x) - mean) / sqrt(var + 1e-3) * weight + bias is a convolution with another kernel and
-    a bias, computed in float64.
-
     Args:
       state: arrays by torch's names, kernels `[out, in, height, width]`.
       where: the file in messages.
@@ -111,75 +106,14 @@ def from_state_dict(state: Mapping[str, np.ndarray], where: str = "the state dic
       CheckpointError: tensors that are missing, unknown, of another shape or not finite; all used
         exactly once but the counters `num_batches_tracked`, which mean nothing here.
     """
-    expected = shapes()
-    _check_names(state, _torch_shapes(expected), where)
-    tensors = {name: np.asarray(state[name], np.float64) for name in _torch_shapes(expected)}
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise CheckpointError(f"{where}: the tensor '{name}' holds values that are not finite.")
-        if name.endswith("running_var") and tensor.min() < 0:
-            raise CheckpointError(f"{where}: '{name}' is a variance and holds values below 0.")
-
-    def layer(prefix: str) -> dict[str, np.ndarray]:
-        if prefix == "fc":
-            made = {"kernel": tensors["fc.weight"].T, "bias": tensors["fc.bias"]}
-        else:
-            made = _folded(tensors, prefix)
-        return {name: np.ascontiguousarray(x, np.float32) for name, x in made.items()}
-
-    return _by_layer(expected, layer)
+    advice = f"torchvision's Inception v3 is another network. {_advice()}"
+    return fold_norms(state, shapes(), torch_layers(), (where, "Inception network of FID", advice))
 
 
-def _folded(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    weight, bias, mean, variance = (tensors[f"{prefix}.bn.{name}"] for name in _NORM)
-    gain = weight / np.sqrt(variance + BN_EPSILON)
-    kernel = tensors[f"{prefix}.conv.weight"].transpose(2, 3, 1, 0)
-    return {"kernel": kernel * gain, "bias": bias - mean * gain}
-
-
-def _by_layer(tree: Mapping, layer: Callable[[str], Params], prefix: str = "") -> Params:
-    """`layer(name)` for every layer of a tree of parameters, names joined with dots as in torch."""
-    if "kernel" in tree:
-        return layer(prefix)
-    return {
-        name: _by_layer(part, layer, f"{prefix}.{name}" if prefix else name)
-        for name, part in tree.items()
-    }
-
-
-def _torch_shapes(expected: Mapping) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a state dict has to hold."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]:
-        *layers, kind = (key.key for key in path)
-        prefix = ".".join(layers)
-        if prefix == "fc":
-            found["fc.weight" if kind == "kernel" else "fc.bias"] = leaf.shape[::-1]
-        elif kind == "kernel":
-            height, width, inputs, outputs = leaf.shape
-            found[f"{prefix}.conv.weight"] = (outputs, inputs, height, width)
-        else:
-            found |= {f"{prefix}.bn.{name}": leaf.shape for name in _NORM}
-    return found
-
-
-def _check_names(state: Mapping[str, np.ndarray], wanted: Mapping[str, tuple], where: str) -> None:
-    given = {name for name in state if not str(name).endswith(".bn.num_batches_tracked")}
-    problems = [
-        f"{len(names)} {kind} (first '{sorted(map(str, names))[0]}')"
-        for kind, names in (("missing", wanted.keys() - given), ("unknown", given - wanted.keys()))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{where} is no Inception network of FID: of its {len(wanted)} tensors "
-            f"{' and '.join(problems)}. torchvision's Inception v3 is another network. {_advice()}"
-        )
-    for name, shape in wanted.items():
-        if tuple(np.shape(state[name])) != tuple(shape):
-            raise CheckpointError(
-                f"{where}: '{name}' has the shape {tuple(np.shape(state[name]))}, not {shape}."
-            )
+def torch_layers() -> dict[str, tuple[str, str]]:
+    """By the name of a layer, torch's names of its convolution and of the norm after it."""
+    layers = {name: (f"{name}.conv", f"{name}.bn") for name in layer_names(shapes())}
+    return {**layers, "fc": ("fc", "")}
 
 
 def _advice() -> str:
