@@ -2,7 +2,9 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -66,6 +68,21 @@ def compiled() -> list[str]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     jax.clear_caches()
     return events
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[Path]:
+    """The folder of the benchmarks, which modules are imported from until the file ends.
+
+    Its modules have short names: one that stayed imported would be found by other files' tests.
+    """
+    folder = Path(__file__).parents[1] / "benchmarks"
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    for name in {path.stem for path in folder.glob("*.py")} & set(sys.modules) - before:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -1,22 +1,14 @@
 """docs/cost.md: that it is of these configs, and how its numbers are made."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 RECORD = json.loads((ROOT / "docs" / "cost.json").read_text())
+pytestmark = pytest.mark.usefixtures("benchmarks")
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    """The folder of the benchmarks among those that modules are imported from."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def test_the_page_is_made_from_the_record():

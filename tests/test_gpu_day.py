@@ -23,18 +23,11 @@ from ddistill.evaluation.records.rows import read_rows
 from ddistill.planning.planner import plan_stages
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("benchmarks")
 SCRIPT = ROOT / "benchmarks" / "gpu_day.sh"
 STAGES = ["classifier", "teacher", "sfddm_n4", "pd_n16", "pd_n8", "pd_n4"]
 STAGES += ["o2mkd_warmup", "o2mkd_k4", "pairs", "dm_k2"]
 TINY = [name for name in STAGES if name not in ("pd_n16", "pd_n8")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    """The folder of the benchmarks among those that modules are imported from."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(scope="module")

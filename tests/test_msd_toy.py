@@ -1,25 +1,17 @@
 """The toy of multi-student distillation: more students end nearer to the teacher."""
 
-import sys
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddistill.schedules import Level
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def toy(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def toy(benchmarks):
     import msd_toy
 
-    yield msd_toy
-    for name in ("msd_toy", "timing"):
-        sys.modules.pop(name, None)
+    return msd_toy
 
 
 def test_the_teacher_is_the_posterior_mean(toy):
