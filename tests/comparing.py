@@ -35,7 +35,7 @@ def make_run(
     base = dataclasses.replace(base, **{**RESAMPLED, **(protocol or {})})
     floor = dataclasses.replace(base, samples=5, sampler="none", ema=None, clip=None)
     common = {"data": "digits", "seed": seed, "command": f"run {name}", "machine": "a machine"}
-    known = (*common, "tuned_on", "warnings")
+    known = (*common, "tuned_on", "warnings", "reference_teacher")
     common |= {k: v for k, v in changes.items() if k in known}
     rows = [
         Row(name, "real", common["data"], 0, 0, 0, seed, metric, value, floor.string(), 0.0, 0,

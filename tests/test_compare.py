@@ -181,18 +181,25 @@ def test_seeds_that_differ_are_said(tmp_path):
         ("protocol.quantised", True, False, {"protocol": {"quantised": False}}),
         ("data", "digits", "cifar10", {"data": "cifar10"}),
         ("classes", 0, 10, {"classes": 10}),
+        ("reference_teacher", "ddim-16", "ddim-8", {"reference_teacher": "ddim-8"}),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_runs_that_do_not_compare_are_refused(tmp_path, key, first, second, change, seed):
-    a = make_run(tmp_path / "a", "one")
-    b = make_run(tmp_path / "b", "two", seed, **change)
+    a = make_run(tmp_path / "a", "one", reference_teacher="ddim-16")
+    b = make_run(tmp_path / "b", "two", seed, **{"reference_teacher": "ddim-16", **change})
     with pytest.raises(ConfigError) as caught:
         compare([a, b], tmp_path / "out")
     text = str(caught.value)
     assert f"{a} (one, seed 0) and {b} (two, seed {seed})" in text
     assert f"{key} is {first!r} in the first and {second!r} in the second" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_earlier_versions_name_no_reference_teacher(tmp_path):
+    a = make_run(tmp_path / "a", "one")
+    b = make_run(tmp_path / "b", "two", reference_teacher="ddim-16")
+    assert compared(a, b).names
 
 
 def test_runs_of_one_seed_need_one_feature_network(tmp_path):

@@ -346,6 +346,8 @@ def test_the_scores_are_those_of_the_images_on_disk(run, done):
             error = np.square(np.clip(ours, -1, 1) - full).mean(axis=(1, 2, 3))
             psnr = (10 * np.log10(4 / error)).mean()
             assert value("psnr_to_teacher", sampler_run) == pytest.approx(psnr, rel=1e-5)
+    assert {r.reference_teacher for r in rows if r.method != "real"} == {"ddim-16"}
+    assert {r.reference_teacher for r in rows if r.method == "real"} == {""}
 
 
 def test_distances_to_the_teacher_are_those_of_the_images_on_disk(run, done):

@@ -8,8 +8,9 @@ from runs import plans_of, tiny_settings
 
 from ddistill.errors import ConfigError
 from ddistill.evaluation.checks import check_evaluation
-from ddistill.evaluation.metrics.lpips import NETWORKS, read_lpips, shapes
-from ddistill.evaluation.perceptual import with_lpips
+from ddistill.evaluation.metrics.lpips import NETWORKS, Lpips, read_lpips, shapes
+from ddistill.evaluation.perceptual import with_lpips, with_weights
+from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling import Samples
 from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.evaluation.scored import ScoredRun
@@ -145,6 +146,16 @@ def test_runs_that_are_compared_get_a_row_and_the_teacher_none(tmp_path):
     found = {s.run.key: s.scores for s in with_lpips(scored, Constant(), 2)}
     values = {key: next(iter(s.values())).value for key, s in found.items() if s}
     assert values == {"teacher_ddim_2": 1.0, "student": 3.0}  # not the teacher of 8 steps
+
+
+def test_rows_of_lpips_name_the_weights():
+    rows = [
+        Row("x", "ddim", "digits", 2, 0, 8, 0, metric, 1.0, "p", 0.0, 0, "run", "machine",
+            reference_teacher="ddim-16")
+        for metric in ("psnr_to_teacher", "lpips_alex_to_teacher")
+    ]  # fmt: skip
+    names = [row.reference_teacher for row in with_weights(rows, Lpips("alex", {}, "0123456789"))]
+    assert names == ["ddim-16", "ddim-16 lpips=01234567"]
 
 
 def test_every_layer_of_the_networks_has_a_shape():

@@ -12,7 +12,7 @@ from ddistill.evaluation.feature_networks import FeatureChoice, choose_features
 from ddistill.evaluation.interpolation import collect_paths
 from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
 from ddistill.evaluation.metrics.resampling import Estimate
-from ddistill.evaluation.perceptual import with_lpips
+from ddistill.evaluation.perceptual import with_lpips, with_weights
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
@@ -85,6 +85,8 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     for text in warnings:
         reporter.say(f"warning: {text}")
     rows = make_rows(evaluation, scorer, scored, warnings)
+    if lpips is not None:
+        rows = with_weights(rows, lpips)
     # The numbers are written before the pictures, so that a picture that fails loses no number.
     (workdir / "report.html").unlink(missing_ok=True)
     write_rows(workdir / "results.json", rows)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ddistill.evaluation.metrics.lpips import Lpips
 from ddistill.evaluation.metrics.resampling import ratio_of_means
+from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.scored import ScoredRun, comparable
 
 
@@ -28,3 +29,13 @@ def with_lpips(scored: Sequence[ScoredRun], lpips: Lpips, batch: int) -> list[Sc
         return replace(s, scores={**s.scores, lpips.metric: found})
 
     return [added(s) for s in scored]
+
+
+def with_weights(rows: Sequence[Row], lpips: Lpips) -> list[Row]:
+    """Adds the hash of the weights to the reference of the rows of LPIPS."""
+    return [
+        replace(row, reference_teacher=f"{row.reference_teacher} lpips={lpips.digest[:8]}")
+        if row.metric == lpips.metric
+        else row
+        for row in rows
+    ]

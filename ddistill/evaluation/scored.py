@@ -187,7 +187,7 @@ def make_rows(
     Args:
       evaluation: the run.
       scorer: the feature network; None without scores of test images.
-      scored: the scored sampler runs.
+      scored: the scored sampler runs, the reference teacher first.
       warnings: why the scores may mean little; every row carries them.
     """
     settings = evaluation.settings
@@ -214,6 +214,8 @@ def make_rows(
             floor["accuracy"] = Estimate(scorer.accuracy)
         protocol = floor_protocol(settings, scorer).string()
         rows += rows_from_scores(floor, replace(facts, protocol=protocol))
+    first = scored[0].run
+    facts = replace(facts, reference_teacher=f"{first.sampler_name}-{first.nfe}")
     for s in scored:
         rows += rows_from_scores(s.scores, _facts_of(evaluation, scorer, s.run, facts))
     return rows

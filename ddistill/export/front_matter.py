@@ -91,6 +91,8 @@ def _metric(row: Row) -> JsonRecord:
     if protocol is not None:
         more, about = _measured(row.metric, protocol)
         arguments |= more
+    if row.metric.endswith("_to_teacher") and row.reference_teacher:
+        arguments["reference_teacher"] = row.reference_teacher
     if row.low is not None and row.high is not None:
         ends = [_short(row.low), _short(row.high)]
         arguments["interval_95"] = ends

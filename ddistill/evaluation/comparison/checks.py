@@ -53,12 +53,25 @@ def _check_pair(a: FinishedRun, b: FinishedRun) -> None:
                     "--stage=evaluate, which scores its samples again."
                 )
             raise _refusal(a, b, f"protocol.{key}", first, second, advice)
+    _check_reference(a, b)
     labels = [max(record.classes for record in run.sampler_runs) for run in (a, b)]
     if labels[0] != labels[1]:
         raise _refusal(
             a, b, "classes", labels[0], labels[1],
             "This is the number of classes of the labels of the samples, 0 without labels; samples "
             "with different labels are not comparable.",
+        )  # fmt: skip
+
+
+def _check_reference(a: FinishedRun, b: FinishedRun) -> None:
+    """Raises if the teacher's images were made in different ways; earlier versions do not say."""
+    first, second = ({row.reference_teacher for row in run.rows} - {""} for run in (a, b))
+    own, other = (min(names, default="", key=len) for names in (first, second))
+    if own and other and own != other:
+        raise _refusal(
+            a, b, "reference_teacher", own, other,
+            "Distances to the teacher's images are only comparable for equal images. Evaluate both "
+            "with one value of config.evaluation.full_sampler and config.evaluation.full_steps.",
         )  # fmt: skip
 
 

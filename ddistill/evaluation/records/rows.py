@@ -38,6 +38,9 @@ class Row:
       low, high: 95 % interval of the value over draws of the samples; None without an interval.
       tuned_on: seeds on which the settings were chosen.
       warnings: why the scores of the run may mean little, on one line; "" without a warning.
+      reference_teacher: sampler and steps of the teacher's images that the metrics "..._to_teacher"
+        compare with, for example "ddim-256"; with LPIPS also the hash of its weights. "" for real
+        data and for rows of earlier versions.
     """
 
     experiment: str
@@ -58,6 +61,7 @@ class Row:
     high: float | None = None
     tuned_on: tuple[int, ...] = ()
     warnings: str = ""
+    reference_teacher: str = ""
 
     def __post_init__(self) -> None:
         self._check_additions()
@@ -82,8 +86,10 @@ class Row:
         object.__setattr__(self, "tuned_on", tuple(self.tuned_on))  # a list in JSON
         if not all(is_int(seed) and seed >= 0 for seed in self.tuned_on):
             raise ValueError(f"tuned_on={self.tuned_on!r} must be seeds, integers of at least 0.")
-        if not isinstance(self.warnings, str) or "\n" in self.warnings:
-            raise ValueError(f"warnings={self.warnings!r} must be one line of text.")
+        for name in ("warnings", "reference_teacher"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or "\n" in value:
+                raise ValueError(f"{name}={value!r} must be one line of text.")
         ends = self.low, self.high
         if ends != (None, None) and not (
             is_finite(self.low) and is_finite(self.high) and self.low <= self.value <= self.high  # type: ignore[operator]
@@ -131,6 +137,7 @@ class RowFacts:
     machine: str
     tuned_on: tuple[int, ...] = ()
     warnings: str = ""
+    reference_teacher: str = ""
 
 
 def rows_from_scores(scores: Mapping[str, float | Estimate], facts: RowFacts) -> list[Row]:

@@ -241,6 +241,8 @@ def _provenance(rows: Sequence[Row]) -> str:
     shared, own = summarise((names[entry_of(row)], row.protocol) for row in ordered)
     lines = [f"- protocol: `{shared}`"] if shared else []
     lines += [f"- protocol, {escaped(label)}: `{text}`" for label, text in own]
+    teachers = {row.reference_teacher for row in rows if row.metric.endswith("_to_teacher")}
+    lines += [f"- teacher's images: {code_span(text)}" for text in sorted(teachers - {""})]
     lines += [f"- command: {code_span(text)}" for text in sorted({row.command for row in rows})]
     lines += [f"- machine: {escaped(text)}" for text in sorted({row.machine for row in rows})]
     return "\n".join(lines)
