@@ -140,8 +140,9 @@ def _paths() -> None:
     add("analytic", "sfd", T=24, grid=(0, 8, 16, 24), analytic_first=True, **without(KARRAS, "T"))
     for name in ("boot", "pid"):
         add("usual", name, classes=3)
-        add("karras", name, distance="pseudo_huber", **KARRAS)
-        add("features", name, distance="classifier")
+        uniform = {"step_weight": "uniform"} if name == "boot" else {}
+        add("karras", name, distance="pseudo_huber", **uniform, **KARRAS)
+        add("features", name, distance="classifier", **uniform)
     add("plain", "boot", step_weight="uniform", boundary_weight=0.5)
 
 

@@ -132,6 +132,14 @@ def test_boot_with_a_teacher_of_one_answer_wants_this_answer_everywhere():
         assert set(metrics) == {"signal_distance", "boundary_distance"}
 
 
+def test_boot_weights_steps_of_squared_distances_alone():
+    for distance in ("pseudo_huber", "classifier"):
+        with pytest.raises(ConfigError, match=f"{distance}' set step_weight='uniform'"):
+            make_objective({"name": "boot", "distance": distance})
+        uniform = {"name": "boot", "distance": distance, "step_weight": "uniform"}
+        assert make_objective(uniform).distance == distance
+
+
 def test_boot_weights_a_step_by_the_inverse_square_of_its_share():
     tables, batch, student = tiny.tables(levels=4), tiny.batch(6), tiny.tiny_denoiser(1)
     plain, weighted = (

@@ -244,6 +244,11 @@ def test_a_taken_or_unusable_name_is_refused():
     assert register_sampler(ddim) is ddim  # the same value again does no harm
 
 
+def test_the_analytic_step_has_no_option_of_noise():
+    with pytest.raises(TypeError, match=r"ddim_afs\(\) has no option 'eta'. Options: none"):
+        ddim_afs(None, None, None, eta=0.5)
+
+
 def test_the_librarys_samplers_have_their_names():
     every = (ddim, ddim_afs, ddpm, heun, dpm_solver_pp, renoise, from_noise)
     assert {s.name: s for s in every} == SAMPLERS

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ddistill.diffusion import Prediction, expand, snr_step
-from ddistill.errors import check_choice
+from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import check_not_negative
 from ddistill.objectives.from_noise import FromNoise, Path
 from ddistill.objectives.inputs import Batch, LevelTables
@@ -34,7 +34,8 @@ class BOOT(FromNoise):
 
     Attributes:
       step_weight: "inverse_square", 1 / (1 - rho_t / rho_t')^2, with which the distance "l2" is
-        that of a step of full length however short the step is; or "uniform".
+        that of a step of full length however short the step is; or "uniform", which all other
+        distances need.
       boundary_weight: of the error at the noisiest level.
     """
 
@@ -43,6 +44,12 @@ class BOOT(FromNoise):
 
     def __post_init__(self):
         check_choice("objective.step_weight", self.step_weight, STEP_WEIGHTS)
+        if self.step_weight == "inverse_square" and self.distance != "l2":
+            raise ConfigError(
+                "objective.step_weight='inverse_square' divides by the square of the length of the "
+                f"step, which is for distance='l2' alone; with distance={self.distance!r} set "
+                "step_weight='uniform'."
+            )
         check_not_negative(self, "boundary_weight")
         super().__post_init__()
 

@@ -35,6 +35,8 @@ SMALLEST, LARGEST, MULTIPLE = 8, 256, 4  # image sides in pixels
 # Images of a class below which the teacher is not conditioned on it, and no classifier learns it.
 LEAST_OF_A_CLASS = 10
 LEAST_IMAGES = 40
+# Training images below which a fifth of the images is for testing, not a tenth.
+FEW_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ METHODS = {"sfddm": (4, 2, 1), "pd": (16, 8, 4, 2, 1), "o2mkd": (16, 8)}
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of a folder: side, channels, number, and by class the number of images."""
+    """A folder: side and channels, by class the training images, and the share of test images."""
 
     side: int
     channels: int
     counts: dict[str, int]
+    test_fraction: float
 
     @property
     def total(self) -> int:
@@ -167,7 +170,7 @@ def own_images(
             "image_size": image_size,
             "channels": channels,
             "flip": flip,
-            "test_fraction": 0.2 if images.total < 1000 else 0.1,
+            "test_fraction": images.test_fraction,
         },
         ScheduleSettings(name="cosine", steps=scale.levels),
         {"classifier": _feature_network(images, scale), "teacher": teacher, **students},
@@ -221,7 +224,11 @@ def _look_at(folder: str, side: int, channels: int) -> _Images:
     if channels not in (1, 3):
         raise ConfigError(f"own_images: channels={channels} is not known. Allowed: 1 (grey), 3.")
     settings = FolderSettings(path=folder, image_size=side, channels=channels)
-    images = _Images(side, channels, class_counts(settings))
+    images = _Images(side, channels, class_counts(settings), settings.test_fraction)
+    if images.total < FEW_IMAGES:
+        # Counted again with the larger share of test images that the experiment has.
+        settings = dataclasses.replace(settings, test_fraction=0.2)
+        images = _Images(side, channels, class_counts(settings), settings.test_fraction)
     if images.total < LEAST_IMAGES:
         raise ConfigError(
             f"own_images: {folder} has {images.total} training images, and at least "

@@ -64,11 +64,18 @@ def analytic_update(
     return ddim_step(prediction, z, here, there), prediction
 
 
+def euler_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """`ddim_update` without its option: noise would not belong to the analytic step."""
+    return ddim_update(denoise, z, here, there, key)
+
+
 # For students whose first step is trained to be this one (SFD, arXiv 2409.19681).
 ddim_afs = Sampler(
     "ddim_afs",
     "DDIM, analytic first step",
-    ddim_update,
+    euler_update,
     first=analytic_update,
     evaluations=lambda steps: max(1, steps - 1),
 )
