@@ -45,6 +45,7 @@ from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
 from ddistill.recipes.own_images import own_images, own_images_config
+from ddistill.recipes.path_cifar import cd_cifar, ect_cifar, pid_cifar, sfd_cifar
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     RCFD_RESNET18,
@@ -73,6 +74,7 @@ __all__ = [
     "O2MKDPaper",
     "SFDDMPaper",
     "annealed",
+    "cd_cifar",
     "cfd_cifar",
     "cfd_imagenet64",
     "check_variant",
@@ -93,6 +95,7 @@ __all__ = [
     "digits_specialists",
     "digits_student",
     "digits_students",
+    "ect_cifar",
     "feature_classifier_stage",
     "feature_halvings",
     "from_noise",
@@ -110,10 +113,12 @@ __all__ = [
     "own_images_config",
     "pairs_stage",
     "pd_cifar",
+    "pid_cifar",
     "progressive",
     "released_optimizer",
     "scorer_stage",
     "sfd",
+    "sfd_cifar",
     "sfddm_default",
     "sfddm_lsun",
     "sfddm_paper",

@@ -99,6 +99,8 @@ def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:
     grid = stage.grid
     if stage.objective["name"] == "pairs":
         grid = dataclasses.replace(grid, steps=min(4, grid.steps))
+    samplers = {name: (min(4, min(counts)),) for name, counts in stage.samplers.items()}
+    uses_mid = any(len(stage.mid_levels) + 1 in counts for counts in samplers.values())
     return dataclasses.replace(
         stage,
         objective=objective_settings,
@@ -107,7 +109,8 @@ def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:
         steps=20,
         batch_size=16,
         optimizer=optimizer,
-        samplers={name: (min(4, min(counts)),) for name, counts in stage.samplers.items()},
+        samplers=samplers,
+        mid_levels=stage.mid_levels if uses_mid else (),
     )
 
 
