@@ -242,7 +242,7 @@ def fixed_weights(name: str, module: nn.Module, inputs: tuple[Any, ...], seed: i
     return Weights(params, statistics)
 
 
-def _python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
+def python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
     """`jax.lax.fori_loop` without a program of its own for every case."""
     for i in range(int(lower), int(upper)):
         value = body(i, value)
@@ -252,7 +252,7 @@ def _python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
 def numbers(name: str) -> dict[str, Any]:
     """What the case `name` gives today, in the form of the stored file."""
     case = CASES[name]
-    with mock.patch.object(jax.lax, "fori_loop", _python_loop):
+    with mock.patch.object(jax.lax, "fori_loop", python_loop):
         objective, tables = prepared(case)
         params, bind = make_networks(case, objective)
         if objective.trains.kind == "pairs":
