@@ -24,6 +24,7 @@ from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.settings import EvaluationSettings, GridSettings, StudentsSettings
 from ddistill.students import take
+from ddistill.training.initial import abstract_state
 from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 
@@ -43,7 +44,7 @@ METHODS = {
         "clip_x0": True,
     },
 }
-# Several students, where a queue or a buffer of each has to be resumed.
+# Several students of the methods with a memory.
 STUDENTS = {
     "rdd": StudentsSettings(count=2, partition="timesteps"),
     "progressive": StudentsSettings(count=2, partition="classes"),
@@ -74,7 +75,8 @@ def train(wanted, workdir, looks=None):
     dataset, notes = data.load(wanted.data, "train"), Notes()
     plans = list(plans_of(wanted, workdir).values())
     context = RunContext(wanted, dataset, notes, StopRequest())
-    run_stages(plans, context, "teacher")
+    for earlier in plans[:-1]:
+        run_stages(plans, context, earlier.name)
     if looks is not None:
         with pytest.raises(Interrupted):
             run_stages(plans, dataclasses.replace(context, stop=LateStop(looks)), "student")
@@ -84,10 +86,9 @@ def train(wanted, workdir, looks=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in STUDENTS])
 def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
-    students = {"students": STUDENTS[name]} if name in STUDENTS else {}
-    wanted = settings_of(name, **students)
+    wanted = settings_of(name)
     straight = train(wanted, tmp_path / "straight")
     resumed = train(wanted, tmp_path / "resumed", looks=25)
     ends = [saved_state(plans[-1], STEPS) for plans in (straight, resumed)]
@@ -101,9 +102,11 @@ def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cd", *STUDENTS])
 def test_one_student_of_all_classes_is_a_plain_student(name, tmp_path):
+    """Where there is a memory, one of the two is stopped, too, and goes on."""
     plain = saved_state(train(settings_of(name), tmp_path / "plain")[-1], STEPS)
-    one = StudentsSettings(count=1, partition="classes")
-    alone = saved_state(train(settings_of(name, students=one), tmp_path / "one")[-1], STEPS)
+    one = settings_of(name, students=StudentsSettings(count=1, partition="classes"))
+    looks = 25 if plain.memory else None
+    alone = saved_state(train(one, tmp_path / "one", looks)[-1], STEPS)
     for kind in ("params", "memory"):
         for a, b in zip(
             jax.tree.leaves(getattr(plain, kind)),
@@ -111,6 +114,18 @@ def test_one_student_of_all_classes_is_a_plain_student(name, tmp_path):
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_has_a_memory_of_its_own(name, tmp_path):
+    plain, several = (
+        plans_of(settings_of(name, **changes), tmp_path / str(len(changes)))["student"]
+        for changes in ({}, {"students": STUDENTS[name]})
+    )
+    shapes = {key: own.shape for key, own in abstract_state(plain).memory.items()}
+    assert {"rdd": "queue", "progressive": "replay_z"}[name] in shapes
+    stacked = {key: own.shape for key, own in abstract_state(several).memory.items()}
+    assert stacked == {key: (2, *shape) for key, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("changes", [{"queue_rows": 961}, {"rows_per_step": 513}])
