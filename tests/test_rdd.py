@@ -137,7 +137,11 @@ class Judge:
     def __call__(self, images):
         return self.with_features(images, (FINAL_MAP,))[:2]
 
+    def __init__(self):
+        self.calls = 0
+
     def with_features(self, images, taps):
+        self.calls += 1
         assert taps == (FINAL_MAP,)
         b = images.shape[0]
         patches = images.reshape(b, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(b, 2, 2, 4)
@@ -177,6 +181,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_writes_the_queue():
     before = np.asarray(batch.memory["queue"])
     np.testing.assert_allclose(np.linalg.norm(before, axis=-1), 1.0, rtol=1e-5)
     values, metrics, aux = objective.updates[0].loss(given, batch, tables)
+    assert given["classifier"].calls == 2, "the student's images and the target's, once each"
     total = metrics["classifier_distance"] + 2.0 * metrics["intra_distance"]
     total = total + 0.25 * metrics["memory_distance"]
     np.testing.assert_allclose(jnp.mean(values), total, rtol=1e-5)

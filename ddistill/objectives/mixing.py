@@ -41,7 +41,7 @@ _OF_STUDENT = ("student_walk", "replay_batches", "replay_share")
 class MixedStates(Objective):
     """Shares of the noisy images that come from rollouts (DDIL, arXiv 2410.11971).
 
-    The paper's shares and buffer are not known to us; `ddistill.recipes.DDIL` has ours.
+    The paper does not state its shares and its buffer clearly; `ddistill.recipes.DDIL` has ours.
 
     Attributes:
       teacher_states, student_states: shares of the examples whose noisy image comes from a rollout
