@@ -43,7 +43,7 @@ class DenoiserWithFeatures(Protocol):
 class NetworkDenoiser(Protocol):
     """The argument of losses: a `DenoiserLike` with dropout and hidden features.
 
-    `Denoiser`, `GuidedDenoiser` and `ddistill.students.RoutedDenoiser` are such.
+    `Denoiser`, `GuidedDenoiser`, `ClippedDenoiser` and `ddistill.students.RoutedDenoiser` are such.
     """
 
     @property
@@ -279,3 +279,39 @@ class GuidedDenoiser:
         """The guided prediction from those with the classes and with the null class."""
         count = both.x0.shape[0] // 2
         return jax.tree.map(lambda x: x[count:] + self.scale * (x[:count] - x[count:]), both)
+
+
+@struct.dataclass
+class ClippedDenoiser:
+    """A denoiser with x0 clipped to the range of the data, and eps derived anew.
+
+    Attributes:
+      denoiser: the denoiser.
+      bound: on |x0|.
+    """
+
+    denoiser: NetworkDenoiser
+    bound: float = struct.field(pytree_node=False, default=1.0)
+
+    @property
+    def prediction(self) -> str:
+        """The prediction type."""
+        return self.denoiser.prediction
+
+    def __call__(
+        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+    ) -> Prediction:
+        """Predicts x0 and eps; arguments as of `Denoiser`."""
+        return clip_x0(self.denoiser(z, level, cond, key=key), z, level, self.bound)
+
+    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
+        """The same, returning (prediction, {tap: features})."""
+        denoiser = self.denoiser.with_features(taps)
+
+        def call(
+            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        ) -> tuple[Prediction, Features]:
+            prediction, features = denoiser(z, level, cond, key=key)
+            return clip_x0(prediction, z, level, self.bound), features
+
+        return call

@@ -129,6 +129,8 @@ def _consistency() -> None:
     add("skip", "cd", level_skip=3, classes=3, prediction="eps", solver="ddim")
     add("guided", "cd", classes=3, guidance=2.0)
     add("average", "cd", target_ema=0.9)
+    replay = {"student_states": 0.9, "replay_batches": 1, "clip_x0": True}
+    add("replayed_states", "cd", target_ema=0.9, student_walk=2, level_skip=2, **replay)
     add("doubling", "ct", curriculum="doubling", first_intervals=2)
     add("law", "ct", law="lognormal", log_mean=-0.5, log_std=1.0, **KARRAS)
     add("ect", "ct", curriculum="ect", ect_q=4.0, ect_stages=3, **KARRAS)
@@ -144,6 +146,17 @@ def _paths() -> None:
         add("karras", name, distance="pseudo_huber", **uniform, **KARRAS)
         add("features", name, distance="classifier", **uniform)
     add("plain", "boot", step_weight="uniform", boundary_weight=0.5)
+
+
+def _relations() -> None:
+    name = "rdd"
+    queue: dict[str, Any] = {"queue_rows": 11, "rows_per_step": 4, "contrast_rows": 7}
+    add("usual", name, levels=3, **queue)
+    add("intra", name, levels=3, intra_weight=2.0, memory_weight=0.0, tau=0.6)
+    memory = {"intra_weight": 0.0, "contrast_temperature": 0.5}
+    add("memory", name, levels=3, beta=0.2, gamma=0.4, **memory, **queue)
+    alone = {"loss": "eps", "pixel_weight": 0.3, "classifier_weight": 0.0}
+    add("alone", name, levels=3, classes=3, **alone, **memory, **queue)
 
 
 def _sfddm() -> None:
@@ -221,6 +234,9 @@ def _o2mkd() -> None:
     add("karras", name, **KARRAS)
     for owner in ("teacher", "student"):
         add(f"{owner}_states", name, **{f"{owner}_states": 0.6})
+    walked = {"student_states": 0.7, "student_walk": 2, "clip_x0": True}
+    add("walked_states", name, **walked, teacher_states=0.2)
+    add("replayed_states", name, classes=3, student_states=1.0, replay_batches=2, replay_share=0.6)
 
 
 def _tsm() -> None:
@@ -266,6 +282,8 @@ def _dmd() -> None:
     add("guided", name, classes=3, guidance=2.0, **one)
     for backward in ("data", "rollout"):
         add(backward, name, backward=backward, levels=2, classes=3)
+    mixed: dict[str, Any] = {"backward": "data", "student_states": 0.5, "replay_batches": 1}
+    add("mixed", name, levels=3, classes=3, teacher_states=0.3, clip_x0=True, **mixed)
 
 
 def _dmd2() -> None:
@@ -393,6 +411,7 @@ for make in (
     _progressive,
     _consistency,
     _paths,
+    _relations,
     _sfddm,
     _o2mkd,
     _tsm,

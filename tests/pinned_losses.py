@@ -30,11 +30,17 @@ from ddistill.denoiser import Denoiser, with_guidance
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, LevelTables, Objective, make_level_tables, make_objective
 from ddistill.objectives.base import bind as bind_network
-from ddistill.objectives.base import init_inputs, static_part, trained_auxiliaries
+from ddistill.objectives.base import (
+    init_inputs,
+    start_memory,
+    static_part,
+    trained_auxiliaries,
+)
 from ddistill.objectives.classification import Classifier
 from ddistill.objectives.inputs import Pairs, Share, student_levels
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.sampling import draw_pair
+from ddistill.objectives.states import REPLAY_INDEX, REPLAY_WRITTEN
 from ddistill.samplers import get_sampler
 from ddistill.schedules import make_grid, make_schedule
 
@@ -45,6 +51,7 @@ ROUNDING = 5e-7
 IMAGE = (3, 4, 2)
 BATCH = 4
 WIDTH = 5
+MAP = (2, 1, 3)
 PAIRS = 12
 _PAIR_KEYS = 0x7061
 
@@ -86,17 +93,18 @@ class Small(nn.Module):
 
 
 class SmallClassifier(nn.Module):
-    """Logits and features, by a batch norm and, in training, dropout."""
+    """Logits and features, by a batch norm and, in training, dropout; a map of two pixels."""
 
     classes: int = 3
 
     @nn.compact
-    def __call__(self, images, *, train=False):
+    def __call__(self, images, *, train=False, taps=()):
         h = nn.Dense(6, name="in")(images.reshape(len(images), -1))
         h = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(h)
         h = nn.tanh(nn.Dropout(0.25, deterministic=not train)(h))
         # Features far enough from each other for a divergence of which rounding is a small part.
-        return nn.Dense(self.classes, name="logits")(h), 3.0 * h
+        answer = nn.Dense(self.classes, name="logits")(h), 3.0 * h
+        return (*answer, {tap: h.reshape(-1, *MAP) for tap in taps}) if taps else answer
 
 
 def prepared(case: Case) -> tuple[Objective, LevelTables]:
@@ -110,9 +118,11 @@ def prepared(case: Case) -> tuple[Objective, LevelTables]:
         prediction=case.prediction,
         student_features={tap: (*IMAGE[:2], case.student_width) for tap in taps.student},
         teacher_features={tap: (*IMAGE[:2], WIDTH) for tap in taps.teacher},
+        classifier_features=dict.fromkeys(taps.classifier, MAP),
         num_classes=case.classes,
     )
-    objective = objective.prepare_networks(facts)
+    sizes = StageFacts(100, BATCH, IMAGE, case.classes > 0)
+    objective = objective.prepare_networks(facts).prepare_stage(sizes)
     tables = make_level_tables(
         schedule,
         grid,
@@ -196,7 +206,12 @@ def make_batch(case: Case, objective: Objective, tables: LevelTables) -> Batch:
         rows = np.asarray(draw_pair(draws, PAIRS, tables, bool(objective.requires.own_pairs)))
         pairs = jax.tree.map(lambda x: jnp.asarray(x[rows]), table)
     labels = jnp.asarray(label)
-    return Batch(jnp.asarray(image), labels, labels if case.classes else None, keys, pairs)
+    memory = start_memory(objective, jax.random.key(5))
+    if REPLAY_WRITTEN in memory:  # a buffer of which one batch is written
+        memory[REPLAY_WRITTEN] += 1
+        memory[REPLAY_INDEX] = 1 + jnp.arange(len(memory[REPLAY_INDEX])) % tables.count
+    cond = labels if case.classes else None
+    return Batch(jnp.asarray(image), labels, cond, keys, pairs, memory=memory)
 
 
 @functools.cache
@@ -227,7 +242,7 @@ def fixed_weights(name: str, module: nn.Module, inputs: tuple[Any, ...], seed: i
     return Weights(params, statistics)
 
 
-def _python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
+def python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
     """`jax.lax.fori_loop` without a program of its own for every case."""
     for i in range(int(lower), int(upper)):
         value = body(i, value)
@@ -237,7 +252,7 @@ def _python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
 def numbers(name: str) -> dict[str, Any]:
     """What the case `name` gives today, in the form of the stored file."""
     case = CASES[name]
-    with mock.patch.object(jax.lax, "fori_loop", _python_loop):
+    with mock.patch.object(jax.lax, "fori_loop", python_loop):
         objective, tables = prepared(case)
         params, bind = make_networks(case, objective)
         if objective.trains.kind == "pairs":
@@ -270,7 +285,7 @@ def _of_update(update: Any, params: Any, bind: Any, batch: Batch, tables: LevelT
         "metrics": {name: _digits(x) for name, x in sorted(metrics.items())},
         "gradients": {name: summary(x) for name, x in gradients.items()},
     }
-    for kind in ("statistics", "shared"):
+    for kind in ("statistics", "shared", "memory"):
         if own := getattr(aside, kind, None):
             found[kind] = {name: summary(x) for name, x in own.items()}
     if update.fallback is not None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ddistill import networks
 from ddistill.errors import ConfigError
-from ddistill.networks.classifier import normalise
+from ddistill.networks.classifier import FINAL_MAP, normalise
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, make_objective
 from ddistill.objectives.classification import Classification, Classifier
@@ -58,6 +58,19 @@ def test_features_are_what_the_logits_are_linear_in_and_never_negative(name):
     assert np.all(features >= 0)
     head = variables["params"]["logits"]
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_features_are_means_of_the_final_map(name):
+    module, variables = small(name)
+    weights = Weights(variables["params"], variables["batch_stats"])
+    classifier = Classifier(weights, module)
+    logits, features, taps = classifier.with_features(pictures(3), (FINAL_MAP,))
+    assert taps[FINAL_MAP].shape == (3, 4, 4, features.shape[-1])
+    np.testing.assert_allclose(taps[FINAL_MAP].mean((1, 2)), features, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal((logits, features), classifier(pictures(3)))
+    with pytest.raises(ConfigError, match="feature tap.*'last'.*final_map"):
+        classifier.with_features(pictures(3), ("last",))
 
 
 @pytest.mark.parametrize("name", SMALL)

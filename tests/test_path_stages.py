@@ -1,18 +1,30 @@
-"""Whole stages of CD, CT, SFD, BOOT and PID: resumed, by classes, and their samplers."""
+"""Whole stages of the methods of a path: resumed, of several students, and their samplers."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import STEPS, LateStop, Notes, differences, plans_of, saved_state, tiny_settings
+from flax import linen as nn
+from runs import (
+    STEPS,
+    LateStop,
+    Notes,
+    differences,
+    plans_of,
+    saved_state,
+    tiny_chain,
+    tiny_settings,
+)
 
-from ddistill import data
+from ddistill import data, networks
 from ddistill.errors import ConfigError
 from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.settings import EvaluationSettings, GridSettings, StudentsSettings
 from ddistill.students import take
+from ddistill.training.initial import abstract_state
 from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 
@@ -22,6 +34,20 @@ METHODS = {
     "sfd": {"substeps": 2, "analytic_first": True},
     "boot": {},
     "pid": {},
+    "rdd": {"queue_rows": 64, "rows_per_step": 24, "contrast_rows": 16},
+    # With DDIL's states.
+    "progressive": {
+        "teacher_states": 0.2,
+        "student_states": 0.5,
+        "state_warmup": 0.25,
+        "replay_batches": 2,
+        "clip_x0": True,
+    },
+}
+# Several students of the methods with a memory.
+STUDENTS = {
+    "rdd": StudentsSettings(count=2, partition="timesteps"),
+    "progressive": StudentsSettings(count=2, partition="classes"),
 }
 
 
@@ -32,11 +58,16 @@ def settings_of(name, **changes):
         full.stages["student"],
         objective={"name": name, **METHODS[name]},
         grid=GridSettings(steps=4),
-        method=name,
+        method={"progressive": "ddil"}.get(name, name),
         **changes,
     )
     teacher = dataclasses.replace(full.stages["teacher"], steps=5)
-    return dataclasses.replace(full, stages={"teacher": teacher, "student": student})
+    stages = {"teacher": teacher, "student": student}
+    if name == "rdd":
+        classifier = dataclasses.replace(tiny_chain().stages["classifier"], steps=5)
+        student = dataclasses.replace(student, classifier="classifier")
+        stages = {"classifier": classifier, "teacher": teacher, "student": student}
+    return dataclasses.replace(full, stages=stages, pipeline=tuple(stages))
 
 
 def train(wanted, workdir, looks=None):
@@ -44,7 +75,8 @@ def train(wanted, workdir, looks=None):
     dataset, notes = data.load(wanted.data, "train"), Notes()
     plans = list(plans_of(wanted, workdir).values())
     context = RunContext(wanted, dataset, notes, StopRequest())
-    run_stages(plans, context, "teacher")
+    for earlier in plans[:-1]:
+        run_stages(plans, context, earlier.name)
     if looks is not None:
         with pytest.raises(Interrupted):
             run_stages(plans, dataclasses.replace(context, stop=LateStop(looks)), "student")
@@ -54,7 +86,7 @@ def train(wanted, workdir, looks=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in STUDENTS])
 def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
     wanted = settings_of(name)
     straight = train(wanted, tmp_path / "straight")
@@ -68,19 +100,64 @@ def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_student_of_all_classes_is_a_plain_student(tmp_path):
-    plain = saved_state(train(settings_of("cd"), tmp_path / "plain")[-1], STEPS)
-    one = StudentsSettings(count=1, partition="classes")
-    alone = saved_state(train(settings_of("cd", students=one), tmp_path / "one")[-1], STEPS)
-    for a, b in zip(
-        jax.tree.leaves(plain.params["student"]),
-        jax.tree.leaves(take(alone.params["student"], 0)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+@pytest.mark.parametrize("name", ["cd", *STUDENTS])
+def test_one_student_of_all_classes_is_a_plain_student(name, tmp_path):
+    """Where there is a memory, one of the two is stopped, too, and goes on."""
+    plain = saved_state(train(settings_of(name), tmp_path / "plain")[-1], STEPS)
+    one = settings_of(name, students=StudentsSettings(count=1, partition="classes"))
+    looks = 25 if plain.memory else None
+    alone = saved_state(train(one, tmp_path / "one", looks)[-1], STEPS)
+    for kind in ("params", "memory"):
+        for a, b in zip(
+            jax.tree.leaves(getattr(plain, kind)),
+            jax.tree.leaves(take(getattr(alone, kind), 0)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_has_a_memory_of_its_own(name, tmp_path):
+    plain, several = (
+        plans_of(settings_of(name, **changes), tmp_path / str(len(changes)))["student"]
+        for changes in ({}, {"students": STUDENTS[name]})
+    )
+    shapes = {key: own.shape for key, own in abstract_state(plain).memory.items()}
+    assert {"rdd": "queue", "progressive": "replay_z"}[name] in shapes
+    stacked = {key: own.shape for key, own in abstract_state(several).memory.items()}
+    assert stacked == {key: (2, *shape) for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("changes", [{"queue_rows": 961}, {"rows_per_step": 513}])
+def test_a_queue_larger_than_a_stage_fills_is_refused(changes, tmp_path):
+    wanted = settings_of("rdd")
+    student = wanted.stages["student"]
+    student = dataclasses.replace(
+        student, objective={"name": "rdd", **METHODS["rdd"], "queue_rows": 960, **changes}
+    )
+    full = dataclasses.replace(wanted, stages={**wanted.stages, "student": student})
+    with pytest.raises(ConfigError, match=rf"student.objective.{next(iter(changes))}=.*1 to"):
+        plans_of(full, tmp_path / "run")
+
+
+def test_a_classifier_without_maps_is_refused(tmp_path, monkeypatch):
+    class Blind(nn.Module):
+        num_classes: int = 10
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            h = jnp.mean(x, axis=(1, 2))
+            return nn.Dense(self.num_classes)(h), h
+
+    monkeypatch.setitem(networks.NETWORKS, "blind", Blind)
+    wanted = settings_of("rdd")
+    classifier = dataclasses.replace(wanted.stages["classifier"], network={"name": "blind"})
+    full = dataclasses.replace(wanted, stages={**wanted.stages, "classifier": classifier})
+    with pytest.raises(ConfigError, match="its network 'blind' has no features to tap"):
+        plans_of(full, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "rdd"])
 def test_ranges_of_levels_are_refused(name, tmp_path):
     ranges = StudentsSettings(count=2, partition="timesteps")
     with pytest.raises(ConfigError, match="shares out noise levels"):

@@ -1,12 +1,14 @@
 """Every loss gives the numbers that are stored for it (`pinned_losses.json`)."""
 
 import copy
+import dataclasses
 
 import pinned_losses
 import pytest
 from pinned_cases import CASES
 
 from ddistill.objectives import OBJECTIVES, hyperparameters
+from ddistill.objectives.mixing import MixedStates
 
 # What changes no loss: how many batches of pairs a file holds.
 WITHOUT_NUMBERS = {("pairs", "shard")}
@@ -44,7 +46,7 @@ def test_every_hyperparameter_is_varied(name):
     own = [case.objective for case in CASES.values() if case.objective["name"] in family]
     unvaried = {key for key in usual if all(o.get(key, usual[key]) == usual[key] for o in own)}
     # Rollouts are the base class's, whichever method they are pinned with.
-    unvaried -= {"teacher_states", "student_states"}
+    unvaried -= {field.name for field in dataclasses.fields(MixedStates)}
     assert unvaried <= {key for objective, key in WITHOUT_NUMBERS if objective == name}
 
 

@@ -6,15 +6,24 @@ checkpoint's settings and are applied here and nowhere else.
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ddistill.errors import ConfigError
+from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.convolution import Conv, glorot
 from ddistill.networks.layers import GroupNorm
+from ddistill.typing import Features
 
+# Logits `[B, K]` and pooled features `[B, D]`, and features by tap where taps are named.
+Classified: TypeAlias = (
+    tuple[Float[Array, "B K"], Float[Array, "B D"]]
+    | tuple[Float[Array, "B K"], Float[Array, "B D"], Features]
+)
+# The tap of the feature map that classifiers pool: `[B, h, w, D]`.
+FINAL_MAP = "final_map"
 STEMS = ("small", "large")
 kaiming_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 kaiming_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -39,13 +48,14 @@ class DigitsClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        self, x: Float[Array, "B H W C"], train: bool = False, taps: tuple[str, ...] = ()
+    ) -> Classified:
         """Classifies images in [-1, 1].
 
         Args:
           x: images; both sides even.
           train: whether dropout is on; then an rng named "dropout" is needed.
+          taps: names of features to return too: "final_map", the last convolution's output.
 
         Returns:
           Logits `[B, num_classes]` and the features `[B, feature_dim]` that they are linear in.
@@ -60,12 +70,13 @@ class DigitsClassifier(nn.Module):
         ):
             x = Conv(features, stride=stride, name=f"conv_{i}")(x)
             x = GroupNorm(self.norm_groups, 1e-5, name=f"norm_{i}")(x, silu=True)
+        final = x
         x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.silu(nn.Dense(self.feature_dim, kernel_init=glorot, name="features")(x))
         h = nn.Dropout(self.dropout, deterministic=not train)(x)
         logits = nn.Dense(self.num_classes, kernel_init=glorot, name="logits")(h)
-        return logits, x.astype(jnp.float32)
+        return with_taps((logits, x.astype(jnp.float32)), final, taps)
 
 
 class ResNet(nn.Module):
@@ -88,13 +99,14 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        self, x: Float[Array, "B H W C"], train: bool = False, taps: tuple[str, ...] = ()
+    ) -> Classified:
         """Classifies images in [-1, 1].
 
         Args:
           x: images of any size.
           train: whether batch norms use, and update, the batch's own statistics.
+          taps: names of features to return too: "final_map", of which the features are averages.
 
         Returns:
           Logits `[B, num_classes]` and features `[B, width * 2 ** (levels - 1)]`, the averages over
@@ -113,7 +125,8 @@ class ResNet(nn.Module):
                     name=f"level_{level}_block_{i}",
                 )(x, train)
         features = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_classes, name="logits")(features), features
+        logits = nn.Dense(self.num_classes, name="logits")(features)
+        return with_taps((logits, features), x, taps)
 
 
 class BasicBlock(nn.Module):
@@ -160,13 +173,14 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
+        self, x: Float[Array, "B H W C"], train: bool = False, taps: tuple[str, ...] = ()
+    ) -> Classified:
         """Classifies images in [-1, 1].
 
         Args:
           x: images whose sides halve as often as there are transitions.
           train: whether batch norms use, and update, the batch's own statistics.
+          taps: names of features to return too: "final_map", of which the features are averages.
 
         Returns:
           Logits `[B, num_classes]` and features `[B, D]` (1920 for the defaults), the averages over
@@ -193,7 +207,8 @@ class DenseNet(nn.Module):
                 x = nn.avg_pool(x, (2, 2), (2, 2))
         x = nn.relu(_norm(train, "norm")(x))
         features = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_classes, name="logits")(features), features
+        logits = nn.Dense(self.num_classes, name="logits")(features)
+        return with_taps((logits, features), x, taps)
 
     def _layer(self, x: Array, train: bool, name: str) -> Array:
         h = nn.relu(_norm(train, f"{name}_norm_0")(x))
@@ -201,6 +216,19 @@ class DenseNet(nn.Module):
         h = nn.relu(_norm(train, f"{name}_norm_1")(h))
         h = _conv(self.growth, 3, 1, kaiming_in, f"{name}_conv_1")(h)
         return jnp.concatenate([x, h], axis=-1)
+
+
+def with_taps(
+    answer: tuple[Array, Array], final: Float[Array, "B h w D"], taps: tuple[str, ...]
+) -> Classified:
+    """A classifier's answer with the features of the named taps; the answer alone without taps.
+
+    Raises:
+      ConfigError: a tap of another name than "final_map".
+    """
+    for tap in taps:
+        check_choice("classifier: feature tap", tap, (FINAL_MAP,))
+    return (*answer, {FINAL_MAP: final.astype(jnp.float32)}) if taps else answer
 
 
 def normalise(

@@ -20,6 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
+from ddistill.networks.classifier import Classified, with_taps
 
 NAME = "efficientnet_lite0"
 SIDE = 224
@@ -71,17 +72,18 @@ class EfficientNetLite0(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False
-    ) -> tuple[Float[Array, "B 1000"], Float[Array, "B 1280"]]:
+        self, x: Float[Array, "B H W C"], train: bool = False, taps: tuple[str, ...] = ()
+    ) -> Classified:
         """Classifies images in [-1, 1].
 
         Args:
           x: images of any size with 1 or 3 channels; a grey image gets three equal channels.
           train: ignored, because the network has neither dropout nor running statistics here.
+          taps: names of features to return too: "final_map", of which the features are averages.
 
         Returns:
-          Logits of ImageNet's 1,000 classes, and the features that they are linear in: the mean
-          over pixels of the last convolution after its ReLU6.
+          `[B, 1000]` logits of ImageNet's 1,000 classes, and the `[B, 1280]` features that they are
+          linear in: the mean over pixels of the last convolution after its ReLU6.
 
         Raises:
           ConfigError: images of another form, or a side below 32.
@@ -101,7 +103,8 @@ class EfficientNetLite0(nn.Module):
                 index += 1
         x = _relu6(Conv(DIM, 1, name="head")(x))
         features = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(NUM_CLASSES, name="logits")(features), features
+        logits = nn.Dense(NUM_CLASSES, name="logits")(features)
+        return with_taps((logits, features), x, taps)
 
 
 class Block(nn.Module):

@@ -20,6 +20,7 @@ from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.parts import Update
 from ddistill.objectives.pid import PID
 from ddistill.objectives.progressive import Progressive
+from ddistill.objectives.rdd import RDD
 from ddistill.objectives.rotation import Rotation
 from ddistill.objectives.sfd import SFD
 from ddistill.objectives.sfddm import SFDDM
@@ -38,6 +39,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pairs": MakePairs,
     "pid": PID,
     "progressive": Progressive,
+    "rdd": RDD,
     "rotation": Rotation,
     "sfd": SFD,
     "sfddm": SFDDM,

@@ -33,6 +33,7 @@ from ddistill.objectives.parts import (
     NetworkForm,
     Panels,
     Requirements,
+    StageFacts,
     Taps,
     Update,
 )
@@ -112,6 +113,15 @@ class Objective:
         advice = "Name a tap where both shapes are equal, or give both networks the same width."
         if self.taps.student:
             check_feature_shapes(facts.student_features, facts.teacher_features, advice)
+        return self
+
+    def prepare_stage(self, facts: StageFacts) -> Self:
+        """Checks the hyperparameters against a stage's sizes and fills in what depends on them.
+
+        Raises:
+          ConfigError: a memory that the stage cannot fill.
+        """
+        del facts
         return self
 
     def dynamic_hparams(self) -> Mapping[str, int | float]:

@@ -16,7 +16,7 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives.base import Objective
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import ImageShape, LossAux, NetworkForm, Networks, Update
-from ddistill.typing import Images, Labels, Metrics, PerExample
+from ddistill.typing import Features, Images, Labels, Metrics, PerExample
 
 
 @struct.dataclass
@@ -35,6 +35,12 @@ class Classifier:
     ) -> tuple[Float[Array, "B K"], Float[Array, "B D"]]:
         """Returns (logits, features)."""
         return cast(Any, self.module.apply(self.weights.variables(), images))
+
+    def with_features(
+        self, images: Float[Array, "B H W C"], taps: tuple[str, ...]
+    ) -> tuple[Float[Array, "B K"], Float[Array, "B D"], Features]:
+        """(logits, pooled features, features `[B, h, w, D]` by tap)."""
+        return cast(Any, self.module.apply(self.weights.variables(), images, taps=taps))
 
     def train(self, images: Float[Array, "B H W C"], key: Array) -> tuple[Float[Array, "B K"], Any]:
         """Logits in training mode, and the batch norms' new statistics (None without such).

@@ -44,7 +44,7 @@ from ddistill.objectives.parts import (
     Requirements,
 )
 from ddistill.objectives.sampling import LAWS, draw_level
-from ddistill.objectives.states import Rollouts, State, noised, rolled_out
+from ddistill.objectives.states import State, noised
 from ddistill.schedules import Schedule
 from ddistill.typing import Images, Labels, PerExample, Scalar
 
@@ -180,10 +180,10 @@ class Consistency(Distillation):
         drawn = draw_level(batch.key("level"), tables, self.law, moments)
         index, below = self.pair_of_levels(drawn, tables)
         state = noised(batch, tables, index, self.condition(batch))
-        shares = Rollouts(self.teacher_states, self.student_states)
-        if shares.teacher or shares.student:
-            state = rolled_out(state, networks, batch, tables, shares)
-        return state.replace(below=below)  # type: ignore[attr-defined, no-any-return]
+        state = self.mixed(state, networks, batch, tables)
+        if self.replay_batches:  # whose states are at levels of their own
+            below = self.pair_of_levels(state.index, tables)[1]
+        return dataclasses.replace(state, below=below)
 
     def pair_of_levels(
         self, index: Int[Array, " B"], tables: LevelTables

@@ -6,22 +6,20 @@ prediction and its hidden features, the teacher's prediction at the same image, 
 classifier's feature space (CFD and RCFD, arXiv 2211.12039), weights and metrics.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
+from jaxtyping import Array, Float
 
+from ddistill.denoiser import ClippedDenoiser
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.objectives.base import (
-    Objective,
     check_not_negative,
-    filled_in,
     hparam,
     predict,
     trained_auxiliaries,
@@ -35,8 +33,9 @@ from ddistill.objectives.distances import (
     mean_per_example,
 )
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import Networks, Requirements, Update
-from ddistill.objectives.states import Rollouts, State, forward_state, rolled_out
+from ddistill.objectives.mixing import MixedStates
+from ddistill.objectives.parts import LossAux, Networks, Requirements, Update
+from ddistill.objectives.states import State, forward_state
 from ddistill.typing import Features, Images, Labels, Metrics, PerExample
 
 
@@ -59,7 +58,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Distillation(Objective):
+class Distillation(MixedStates):
     """A student that regresses onto targets; a method of it is a `target` and defaults.
 
     Attributes:
@@ -70,9 +69,6 @@ class Distillation(Objective):
       beta: weight of the terms on the predicted classes, relative to the features' (RCFD; the
         released code calls it alpha).
       gamma: share of the entropy among them; the rest is diversity (released code: beta).
-      teacher_states, student_states: shares of the examples whose noisy image comes from a rollout
-        of the teacher or of the student (DDIL, arXiv 2410.11971); the rest is forward noising.
-      rollout_steps: steps of a rollout of the teacher, for its cost.
     """
 
     # The target of the classifier's distance, and the norm of hidden features.
@@ -87,9 +83,6 @@ class Distillation(Objective):
     tau: float = 0.9
     beta: float = 0.0
     gamma: float = 0.75
-    teacher_states: float = 0.0
-    student_states: float = 0.0
-    rollout_steps: int = filled_in(1, in_program=False)
 
     def __post_init__(self):
         check_not_negative(self, "classifier_weight", "beta")
@@ -97,22 +90,23 @@ class Distillation(Objective):
             raise ConfigError(f"objective.tau={self.tau!r} must be above 0.")
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"objective.gamma={self.gamma!r} is a share; allowed: 0 to 1.")
-        check_not_negative(self, "teacher_states", "student_states")
-        if self.teacher_states + self.student_states > 1:
-            raise ConfigError(
-                f"objective.teacher_states={self.teacher_states} and student_states="
-                f"{self.student_states} are shares of the examples; their sum must be at most 1."
-            )
+        self.check_states()
         self._check_weights()
         self._check_rollouts()
 
     def _check_rollouts(self) -> None:
         of_data = [name for name in self.terms() if self._target_of(name) == "data"]
-        if of_data and (self.teacher_states or self.student_states):
+        if of_data and self.mixes:
             raise ConfigError(
                 f"objective: the distance '{of_data[0]}' compares with the data, but the images of "
                 "rollouts (teacher_states, student_states) belong to no image of the data. Leave "
                 "the distance out, or set both shares to 0."
+            )
+
+        if self.clip_x0 and not self.mixes and self.targets_in_use() <= {"data"}:
+            raise ConfigError(
+                "objective.clip_x0=True has no effect: all distances compare with the data, and no "
+                "state comes from a rollout. Leave it out."
             )
 
     def _target_of(self, name: str) -> str:
@@ -177,12 +171,21 @@ class Distillation(Objective):
     @property
     def updates(self) -> tuple[Update, ...]:
         """One update of the student, and of the networks beside it."""
-        return (Update(("student", *trained_auxiliaries(self)), self.regression_loss),)
+        loss = self.loss_and_memory if self.memory else self.regression_loss
+        return (Update(("student", *trained_auxiliaries(self)), loss),)
 
     def regression_loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[PerExample, Metrics]:
         """The weighted sum of the distances at a level that the student is trained on."""
+        values, metrics, _ = self.loss_and_memory(networks, batch, tables)
+        return values, metrics
+
+    def loss_and_memory(
+        self, networks: Networks, batch: Batch, tables: LevelTables
+    ) -> tuple[PerExample, Metrics, LossAux]:
+        """`regression_loss`, with the new memory of methods that have one."""
+        networks = self._clipped(networks)
         state = self.state(networks, batch, tables)
         found = self.compared(networks, state, batch, tables)
         terms: dict[str, PerExample] = {}
@@ -198,27 +201,30 @@ class Distillation(Objective):
                 self.feature_norm,
             )
         metrics |= {f"{name}_distance": jnp.mean(term) for name, term in terms.items()}
-        if self.classifier_weight:
-            wanted = found.targets[self.classifier_target]
-            terms["classifier"], own = self.classifier_distance(
-                networks["classifier"], found.student.x0, wanted.x0
-            )
-            metrics |= own
-        if self.reports_data_error and not (self.teacher_states or self.student_states):
+        judged, own, aux = self.classifier_terms(networks, found, batch)
+        terms |= judged
+        metrics |= own
+        if self.reports_data_error and not self.mixes:
             error = mean_per_example(jnp.square(found.student.x0 - batch.image))
             metrics["x0_mse"] = jnp.mean(error)
         weighted = [self._weight_of(name, tables) * term for name, term in terms.items()]
         values = jnp.sum(jnp.stack(weighted), axis=0)
         weights = self.example_weights(state, tables)
-        return values if weights is None else values * weights, metrics
+        aux = aux.replace(memory={**aux.memory, **state.memory})  # type: ignore[attr-defined]
+        return values if weights is None else values * weights, metrics, aux
+
+    def _clipped(self, networks: Networks) -> Networks:
+        """The networks, with x0 clipped where targets are taken from, if that is set."""
+        if not self.clip_x0:
+            return networks
+        averages = [name for name, own in self.auxiliaries.items() if own.start == "average"]
+        names = [n for n in ("teacher", *averages) if networks.get(n) is not None]
+        return {**networks, **{name: ClippedDenoiser(networks[name]) for name in names}}
 
     def state(self, networks: Networks, batch: Batch, tables: LevelTables) -> State:
         """The noisy images of a batch."""
         state = forward_state(batch, tables, self.level_law, self.condition(batch))
-        shares = Rollouts(self.teacher_states, self.student_states)
-        if shares.teacher or shares.student:
-            state = rolled_out(state, networks, batch, tables, shares)
-        return state
+        return self.mixed(state, networks, batch, tables)
 
     def compared(
         self, networks: Networks, state: State, batch: Batch, tables: LevelTables
@@ -243,6 +249,19 @@ class Distillation(Objective):
         key = f"{name}_weight"
         return hparam(self, key, tables) if hasattr(self, key) else 1.0
 
+    def classifier_terms(
+        self, networks: Networks, found: Compared, batch: Batch
+    ) -> tuple[dict[str, PerExample], Metrics, LossAux]:
+        """The terms in use that a classifier is needed for, their metrics, and what they keep."""
+        del batch
+        if not self.classifier_weight:
+            return {}, {}, LossAux()
+        wanted = found.targets[self.classifier_target]
+        values, metrics = self.classifier_distance(
+            networks["classifier"], found.student.x0, wanted.x0
+        )
+        return {"classifier": values}, metrics, LossAux()
+
     def classifier_distance(
         self, classifier: ClassifierLike, student: Images, target: Images
     ) -> tuple[PerExample, Metrics]:
@@ -259,7 +278,20 @@ class Distillation(Objective):
           target: the clean images that it should predict; constants.
         """
         _, wanted = jax.lax.stop_gradient(classifier(target))
-        logits, features = classifier(student)
+        return self.divergence_of_features(*classifier(student), wanted)
+
+    def divergence_of_features(
+        self,
+        logits: Float[Array, "B K"],
+        features: Float[Array, "B D"],
+        wanted: Float[Array, "B D"],
+    ) -> tuple[PerExample, Metrics]:
+        """`classifier_distance` for what the classifier has returned.
+
+        Args:
+          logits, features: for the student's images.
+          wanted: the features of the target, constants.
+        """
         values = feature_divergence(features, wanted, self.tau)
         metrics = {"classifier_distance": jnp.mean(values)}
         if self.beta:
@@ -269,16 +301,6 @@ class Distillation(Objective):
         return values, metrics
 
     # ------------------------------------------------------------------ what the stage provides
-
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Notes the student's steps, which a rollout of the teacher takes too."""
-        if not self.teacher_states:
-            return self
-        return dataclasses.replace(self, rollout_steps=len(grid) - 1)
-
-    def rollout_calls(self, each: int) -> int:
-        """Teacher forward passes per example of its rollouts, which end above the clean level."""
-        return each * (self.rollout_steps - 1) if self.teacher_states else 0
 
     @property
     def requires(self) -> Requirements:
@@ -296,7 +318,3 @@ class Distillation(Objective):
             if diversity
             else "",
         )
-
-    def inert_hparams(self) -> tuple[str, ...]:
-        """The shares of rollouts that are 0."""
-        return tuple(n for n in ("teacher_states", "student_states") if not getattr(self, n))

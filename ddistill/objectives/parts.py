@@ -214,10 +214,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Taps:
-    """Names of the hidden features that the losses read of the student and of the teacher."""
+    """Names of the hidden features that the losses read of the three networks."""
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
+    classifier: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ class NetworkFacts:
     Attributes:
       teacher: the teacher's module; None without one.
       prediction: what the teacher predicts.
-      student_features, teacher_features: shapes (H, W, C) of the features at `Objective.taps`.
+      student_features, teacher_features, classifier_features: shapes (H, W, C) of the features at
+        `Objective.taps`.
       num_classes: classes that a conditional student knows; 0 for an unconditional one.
       student_prediction: what the student predicts.
     """
@@ -236,8 +238,26 @@ class NetworkFacts:
     prediction: str = ""
     student_features: FeatureShapes = dataclasses.field(default_factory=dict)
     teacher_features: FeatureShapes = dataclasses.field(default_factory=dict)
+    classifier_features: FeatureShapes = dataclasses.field(default_factory=dict)
     num_classes: int = 0
     student_prediction: str = ""
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """The sizes of a stage, for `Objective.prepare_stage`.
+
+    Attributes:
+      steps: its train steps.
+      batch_size: examples of a step, of one student.
+      image_shape: (H, W, C) of the data.
+      conditional: whether networks are given classes.
+    """
+
+    steps: int
+    batch_size: int
+    image_shape: ImageShape
+    conditional: bool = False
 
 
 @dataclass(frozen=True)

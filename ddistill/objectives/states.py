@@ -2,21 +2,26 @@
 
 Forward noising draws them from the data. A network that makes images step by step meets other
 states; a share of the examples can come from a rollout of the teacher or of the student on the
-student's own levels (DDIL, arXiv 2410.11971). Rollouts are deterministic and carry no gradient.
+student's own levels, or from a buffer of earlier rollouts of the student (DDIL, arXiv 2410.11971).
+States of rollouts carry no gradient.
 """
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
-from ddistill.denoiser import NetworkDenoiser
+from ddistill.denoiser import ClippedDenoiser, NetworkDenoiser
 from ddistill.diffusion import Prediction, add_noise, ddim_step, expand
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import Networks
-from ddistill.objectives.sampling import draw_level, normal
+from ddistill.objectives.sampling import draw_level, normal, uniform_index
 from ddistill.schedules import Level, Schedule
-from ddistill.typing import Images, Labels, RandomKey
+from ddistill.typing import Images, Index, Keys, Labels, RandomKey
 
 
 @struct.dataclass
@@ -33,6 +38,7 @@ class State:
       teacher: the teacher's prediction at `z`, once it is known.
       below: `[B]`, the rows of the levels of the target, for methods that choose them.
       dropout_key: for networks with dropout; equal keys drop equal values in several calls.
+      memory: new values of the objective's memory, where drawing the state has changed it.
     """
 
     z: Images
@@ -44,18 +50,52 @@ class State:
     teacher: Prediction | None = None
     below: Labels | None = None
     dropout_key: RandomKey | None = None
+    memory: Mapping[str, Array] = struct.field(default_factory=dict)
 
 
-@struct.dataclass
+# Names of the buffer's arrays in the memory of an objective.
+REPLAY_Z, REPLAY_INDEX, REPLAY_CLASS = "replay_z", "replay_index", "replay_class"
+REPLAY_WRITTEN = "replay_written"
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """Shares of the examples whose state comes from a rollout; the rest is forward noising.
 
     Attributes:
       teacher, student: in [0, 1], with a sum of at most 1.
+      warmup: share of the training in which all states are forward noising.
+      walk: steps of the student's rollout; 0 for all of its levels.
+      renoise: whether the student's image is noised again after every step, as in the sampler
+        "renoise", and not moved by DDIM.
+      clip: whether x0 of the rolled-out network is clipped to [-1, 1].
+      replay: share of the student's states that is taken from the buffer instead, in [0, 1);
+        0 for no buffer.
     """
 
-    teacher: float = struct.field(pytree_node=False, default=0.0)
-    student: float = struct.field(pytree_node=False, default=0.0)
+    teacher: float = 0.0
+    student: float = 0.0
+    warmup: float = 0.0
+    walk: int = 0
+    renoise: bool = False
+    clip: bool = False
+    replay: float = 0.0
+
+
+@struct.dataclass
+class Walk:
+    """How a network walks down from noise.
+
+    Attributes:
+      steps: number of steps to the clean level; 0 for one between all neighbouring levels.
+      keys: `[B]`, of the noise that is added after every step; None for DDIM's steps.
+    """
+
+    steps: int = struct.field(pytree_node=False, default=0)
+    keys: Keys | None = None
+
+
+ALL_LEVELS = Walk()
 
 
 def forward_state(batch: Batch, tables: LevelTables, law: str, cond: Labels | None) -> State:
@@ -85,23 +125,97 @@ def rolled_out(
     tables: LevelTables,
     shares: Rollouts,
 ) -> State:
-    """The state with a share of its images replaced by images of rollouts, at the same levels."""
+    """The state with a share of its examples replaced by states of rollouts.
+
+    States of fresh rollouts are at the levels and classes of the examples that they replace, states
+    of the buffer at their own.
+    """
     start = state.data.eps * jnp.maximum(1.0, tables.student.at(tables.count).sigma)
     chosen = jax.vmap(jax.random.uniform)(batch.key("rollout"))
-    z = state.z
-    for name, low in (("teacher", 0.0), ("student", shares.teacher)):
-        share = getattr(shares, name)
-        if share:
-            made = rollout(networks[name], start, state, tables, name)
-            picked: Bool[Array, " B"] = (chosen >= low) & (chosen < low + share)
-            z = jnp.where(expand(picked, z), made, z)
-    return state.replace(z=z)  # type: ignore[attr-defined]
+    if shares.warmup:  # 2 is beyond all shares
+        chosen = jnp.where(tables.progress < shares.warmup, 2.0, chosen)
+    if shares.teacher:
+        made = rollout(_clipped(networks["teacher"], shares), start, state, tables, "teacher")
+        state = _replaced(state, dataclasses.replace(state, z=made), chosen < shares.teacher)
+    if shares.student:
+        keys = batch.key("rollout noise") if shares.renoise else None
+        student = _clipped(networks["student"], shares)
+        walk = Walk(shares.walk, keys)
+        made = rollout(student, start, state, tables, "student", walk)
+        own = dataclasses.replace(state, z=made)
+        if shares.replay:
+            own = replayed(own, batch, tables, shares.replay)
+        low = shares.teacher
+        picked = (chosen >= low) & (chosen < low + shares.student)
+        state = dataclasses.replace(_replaced(state, own, picked), memory=own.memory)
+    return state
+
+
+def _clipped(network: NetworkDenoiser, shares: Rollouts) -> NetworkDenoiser:
+    return ClippedDenoiser(network) if shares.clip else network
+
+
+def _replaced(state: State, other: State, picked: Bool[Array, " B"]) -> State:
+    """The state with the picked examples of another one, but the data of its own."""
+
+    def pick(ours: Array, theirs: Array) -> Array:
+        return jnp.where(expand(picked, ours), theirs, ours)
+
+    names = ("z", "index", "level", "teacher_level", "cond")
+    changes = {n: jax.tree.map(pick, getattr(state, n), getattr(other, n)) for n in names}
+    return dataclasses.replace(state, **changes)
+
+
+def replayed(made: State, batch: Batch, tables: LevelTables, share: float) -> State:
+    """States of which a share is drawn from the buffer, with the buffer after `made` is written.
+
+    Args:
+      made: fresh states of the student; the buffer has room for a multiple of them.
+      batch: has the buffer in its memory, see `ddistill.objectives.mixing.MixedStates`.
+      tables: the levels.
+      share: probability of a state from the buffer, in [0, 1), once it has any.
+    """
+    memory = batch.memory
+    size, rows = made.z.shape[0], memory[REPLAY_Z].shape[0]
+    written = memory[REPLAY_WRITTEN]  # batches, all in all
+    filled = jnp.minimum(written, rows // size) * size
+    row = uniform_index(batch.key("replay row"), 0, jnp.maximum(filled, 1) - 1)
+    old = jax.vmap(jax.random.uniform)(batch.key("replay")) < jnp.where(filled > 0, share, 0.0)
+    index = memory[REPLAY_INDEX][row]
+    found = dataclasses.replace(
+        made,
+        z=memory[REPLAY_Z][row],
+        index=index,
+        level=tables.student.at(index),
+        teacher_level=tables.teacher.at(tables.grid[index]),
+        cond=None if made.cond is None else memory[REPLAY_CLASS][row],
+    )
+    at = written % (rows // size) * size
+
+    def write(name: str, values: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(memory[name], values, at, axis=0)
+
+    new = {
+        REPLAY_Z: write(REPLAY_Z, made.z),
+        REPLAY_INDEX: write(REPLAY_INDEX, made.index.astype(jnp.int32)),
+        REPLAY_WRITTEN: written + 1,
+    }
+    if made.cond is not None:
+        new[REPLAY_CLASS] = write(REPLAY_CLASS, made.cond.astype(jnp.int32))
+    return dataclasses.replace(_replaced(made, found, old), memory=new)
 
 
 def rollout(
-    network: NetworkDenoiser, start: Images, state: State, tables: LevelTables, whose: str
+    network: NetworkDenoiser,
+    start: Images,
+    state: State,
+    tables: LevelTables,
+    whose: str,
+    walk: Walk = ALL_LEVELS,
 ) -> Images:
-    """The network's own states at the levels of `state`, on DDIM's way down from noise.
+    """The network's own states at the levels of `state`, on its way down from noise.
+
+    A level between two levels of the walk is reached by one step from the noisier one.
 
     Args:
       network: the teacher or the student.
@@ -109,18 +223,35 @@ def rollout(
       state: whose levels and classes are wanted.
       tables: the levels.
       whose: "teacher" or "student": the owner of the time inputs.
+      walk: the steps.
     """
     levels: Schedule = tables.student
+    steps = walk.steps or tables.count
 
-    def at(i: Array) -> Level:
+    def at(i: Index | Int[Array, " B"]) -> Level:
         i = jnp.broadcast_to(i, state.index.shape)
         return levels.at(i) if whose == "student" else tables.teacher.at(tables.grid[i])
 
+    def row(step: Array) -> Index:
+        """The level after so many steps."""
+        return -(-tables.count * (steps - step) // steps)
+
     def body(step: Array, carry: tuple[Images, Images]) -> tuple[Images, Images]:
         z, found = carry
-        i = tables.count - step
-        z = ddim_step(network(z, at(i), state.cond), z, at(i), at(i - 1))
-        return z, jnp.where(expand(state.index == i - 1, z), z, found)
+        top, bottom = row(step), row(step + 1)
+        prediction = network(z, at(top), state.cond)
 
-    _, found = jax.lax.fori_loop(0, tables.count - 1, body, (start, start))
+        def moved(to: Index | Int[Array, " B"]) -> Images:
+            if walk.keys is None:
+                return ddim_step(prediction, z, at(top), at(to))
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(walk.keys)
+            return add_noise(prediction.x0, normal(keys, z), at(to))
+
+        inside = (state.index >= bottom) & (state.index < top)
+        wanted = moved(jnp.where(inside, state.index, bottom))
+        return moved(bottom), jnp.where(expand(inside, z), wanted, found)
+
+    # Where the last step begins at level 1, no state lies below its start.
+    calls = steps - (row(jnp.asarray(steps - 1)) <= 1)
+    _, found = jax.lax.fori_loop(0, calls, body, (start, start))
     return jax.lax.stop_gradient(found)

@@ -19,12 +19,17 @@ from ddistill.interop.imported import Imported
 from ddistill.interop.sources import is_there, read_noted, read_source
 from ddistill.objectives import Objective, make_objective
 from ddistill.objectives.base import trained_auxiliaries
-from ddistill.objectives.parts import FeatureShapes, NetworkFacts
+from ddistill.objectives.parts import FeatureShapes, NetworkFacts, StageFacts
 from ddistill.partitions import Partition
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.checks.imported import check_imported
 from ddistill.planning.checks.levels import check_levels
-from ddistill.planning.checks.networks import check_classes, check_network, check_optimizers
+from ddistill.planning.checks.networks import (
+    check_classes,
+    check_classifier_taps,
+    check_network,
+    check_optimizers,
+)
 from ddistill.planning.checks.pairs import check_pairs
 from ddistill.planning.checks.settings import (
     check_accumulation,
@@ -161,11 +166,12 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
 
 
 def _prepare(context: StageContext, objective: Objective, student: nn.Module) -> Objective:
-    """Checks the networks and returns the objective prepared for them and their features."""
+    """Checks the networks and returns the objective prepared for them and the stage's sizes."""
     teacher, taps, conditional = context.teacher, objective.taps, context.settings.conditional
     facts = NetworkFacts(
         student_prediction=context.settings.prediction,
         student_features=check_network(context, objective, student, taps.student),
+        classifier_features=check_classifier_taps(context, taps.classifier),
         num_classes=getattr(student, "num_classes", 0) if conditional else 0,
     )
     if teacher is not None:
@@ -180,8 +186,10 @@ def _prepare(context: StageContext, objective: Objective, student: nn.Module) ->
         )
     # Before the objective looks at classes: the network's number of them is what has to change.
     check_classes(context, objective, student)
+    stage = context.settings
+    sizes = StageFacts(stage.steps, stage.batch_size, context.data.image_shape, conditional)
     try:
-        objective = objective.prepare_networks(facts)
+        objective = objective.prepare_networks(facts).prepare_stage(sizes)
     except ConfigError as error:  # its message begins with "objective"
         raise ConfigError(f"{context.path}.{error}") from None
     check_copied(context, objective)

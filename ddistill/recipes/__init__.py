@@ -30,6 +30,7 @@ from ddistill.recipes.digits import (
     digits_conditional,
     digits_conditional_network,
     digits_consistency,
+    digits_ddil,
     digits_feature_classifier,
     digits_from_noise,
     digits_halvings,
@@ -48,7 +49,9 @@ from ddistill.recipes.own_images import own_images, own_images_config
 from ddistill.recipes.path_cifar import cd_cifar, ect_cifar, pid_cifar, sfd_cifar
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
+    DDIL,
     RCFD_RESNET18,
+    RDD_DENSENET201,
     feature_halvings,
     halvings,
     progressive,
@@ -67,9 +70,11 @@ from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_
 __all__ = [
     "CFD_DENSENET201",
     "CIFAR",
+    "DDIL",
     "DDPM_32",
     "DDPM_256",
     "RCFD_RESNET18",
+    "RDD_DENSENET201",
     "Budget",
     "O2MKDPaper",
     "SFDDMPaper",
@@ -85,6 +90,7 @@ __all__ = [
     "digits_conditional_network",
     "digits_config",
     "digits_consistency",
+    "digits_ddil",
     "digits_feature_classifier",
     "digits_from_noise",
     "digits_halvings",

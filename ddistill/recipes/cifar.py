@@ -6,7 +6,6 @@ from typing import Any
 
 from ddistill.recipes.common import experiment, network, objective, scorer_stage, teacher_stage
 from ddistill.recipes.progressive import (
-    CFD_DENSENET201,
     feature_halvings,
     progressive,
     released_optimizer,
@@ -97,14 +96,14 @@ def pd_cifar(start: int = 8192, end: int = 1) -> Settings:
 
 
 def cfd_cifar(method: str, counts: tuple[int, int, int] = (1024, 8, 1)) -> Settings:
-    """CFD or RCFD on CIFAR-10 as the authors train them (arXiv 2211.12039 and its code).
+    """CFD, RCFD or RDD on CIFAR-10 as the authors train them (arXiv 2211.12039, 2410.07679).
 
     A schedule of 1025 cosine levels, x-prediction. Halvings compare pixels down to 8 steps and
-    features of a classifier below; 10,000 updates each, 20,000 for 2 and 1 steps; the rate falls as
-    a cosine from 5e-5 to 0.
+    features of a classifier below; 10,000 updates each, 20,000 for 2 and 1 steps and for all of
+    RDD's; the rate falls as a cosine from 5e-5 to 0.
 
     Args:
-      method: "cfd", with features of a DenseNet-201, or "rcfd", with a ResNet-18.
+      method: "cfd" or "rdd", with features of a DenseNet-201, or "rcfd", with a ResNet-18.
       counts: steps of the teacher, of the last PD student, and of the last student.
     """
     teacher = teacher_stage(
@@ -120,6 +119,7 @@ def cfd_cifar(method: str, counts: tuple[int, int, int] = (1024, 8, 1)) -> Setti
     chain = feature_halvings(
         method,
         counts,
+        later={"steps": 20_000} if method == "rdd" else {},
         steps=10_000,
         steps_last=20_000,
         batch_size=128,
@@ -127,7 +127,7 @@ def cfd_cifar(method: str, counts: tuple[int, int, int] = (1024, 8, 1)) -> Setti
         network=network("unet", **CFD_NETWORK),
         prediction="x0",
     )
-    features = feature_classifier_stage({"cfd": "densenet", "rcfd": "resnet"}[method])
+    features = feature_classifier_stage("resnet" if method == "rcfd" else "densenet")
     schedule = ScheduleSettings(name="cosine", steps=counts[0], options={"clean": False})
     stages = {"feature_classifier": features, "teacher": teacher, **chain}
     return _scored(f"{method}_cifar", schedule, stages)
@@ -165,7 +165,7 @@ def cfd_imagenet64(counts: tuple[int, int, int] = (1024, 8, 1)) -> Settings:
     chain = feature_halvings(
         "cfd",
         counts,
-        loss={**CFD_DENSENET201, "tau": 0.75},
+        loss={"tau": 0.75},
         steps=50_000,
         batch_size=256,
         optimizer=dataclasses.replace(adam, schedule="cosine"),

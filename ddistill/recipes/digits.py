@@ -8,7 +8,7 @@ from ddistill.recipes.common import Options, edm_denoising, network, objective, 
 from ddistill.recipes.consistency import consistency
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
-from ddistill.recipes.progressive import feature_halvings, progressive
+from ddistill.recipes.progressive import DDIL, feature_halvings, progressive
 from ddistill.recipes.sfddm import sfddm_default
 from ddistill.recipes.trajectory import from_noise, sfd
 from ddistill.settings import (
@@ -185,10 +185,28 @@ def digits_chain(method: str) -> dict[str, StageSettings]:
     """A feature classifier, PD's halvings from 32 to 8 steps, then halvings in its features to 1.
 
     Args:
-      method: "cfd" or "rcfd"; the later stages are called METHOD_nN.
+      method: "cfd", "rcfd" or "rdd"; the later stages are called METHOD_nN.
     """
     classifier = digits_feature_classifier()
-    return {"feature_classifier": classifier, **feature_halvings(method, (32, 8, 1), **_HALVING)}
+    loss: Options = {}
+    later: Options = {}
+    if method == "rdd":
+        loss = {"queue_rows": 4096, "contrast_rows": 1024}
+        later = {"optimizers": {"relation_head": OptimizerSettings(learning_rate=1e-3)}}
+    chain = feature_halvings(method, (32, 8, 1), loss, later, **_HALVING)
+    return {"feature_classifier": classifier, **chain}
+
+
+def digits_ddil() -> dict[str, StageSettings]:
+    """PD's halvings from 16 steps to 1, and CD, both with DDIL's states (arXiv 2410.11971)."""
+    halved = progressive(16, 1, teacher="pd_n16", loss=DDIL, method="ddil", **_HALVING)
+    # Its sampler takes up to 4 of the 32 steps.
+    consistent = digits_consistency("cd", loss={**DDIL, "student_walk": 4})["cd"]
+    return {
+        **digits_halvings(32, 16),
+        **halved,
+        "ddil_cd": dataclasses.replace(consistent, method="ddil_cd"),
+    }
 
 
 def digits_specialists(

@@ -1,4 +1,4 @@
-"""Chains of halvings: PD (arXiv 2202.00512) and CFD/RCFD (arXiv 2211.12039)."""
+"""Chains of halvings: PD (arXiv 2202.00512), CFD/RCFD (arXiv 2211.12039), RDD (2410.07679)."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,21 @@ RCFD_RESNET18 = {
     "beta": 0.003,
     "gamma": 0.75,
 }
-RELEASED = {"cfd": CFD_DENSENET201, "rcfd": RCFD_RESNET18}
+RDD_DENSENET201 = {"classifier_weight": 1.0, "pixel_weight": 0.0, "tau": 0.9}
+RELEASED: dict[str, Options] = {
+    "cfd": CFD_DENSENET201,
+    "rcfd": RCFD_RESNET18,
+    "rdd": RDD_DENSENET201,
+}
+# DDIL (arXiv 2410.11971) as a setting of other methods. The paper does not publish its shares and
+# its buffer clearly; these are ours.
+DDIL = {
+    "student_states": 0.5,
+    "state_warmup": 0.2,
+    "replay_batches": 8,
+    "replay_share": 0.5,
+    "clip_x0": True,
+}
 
 
 def halvings(start: int, end: int) -> list[int]:
@@ -46,6 +60,7 @@ def progressive(
     *,
     steps_last: int = 0,
     teacher: str = "teacher",
+    method_objective: str = "progressive",
     loss: Options | None = None,
     **stage: Any,
 ) -> dict[str, StageSettings]:
@@ -59,7 +74,8 @@ def progressive(
       end: steps of the last student.
       steps_last: updates of the students of 2 steps and of 1 step; 0 for `steps`.
       teacher: the stage of the first teacher.
-      loss: hyperparameters of `ddistill.objectives.progressive.Progressive`.
+      method_objective: "progressive" or "rdd".
+      loss: hyperparameters of that objective.
       **stage: fields of `StageSettings`; `steps`, `batch_size` and `optimizer` are required. Stages
         are called METHOD_nN after `method`, which is "pd" by default.
 
@@ -70,7 +86,7 @@ def progressive(
       ConfigError: `start` is not `end` times a power of two.
     """
     shared = StageSettings(
-        objective=objective("progressive", **(loss or {})),
+        objective=objective(method_objective, **(loss or {})),
         init="teacher",
         **{"ema": (), "method": "pd", **stage},
     )
@@ -91,21 +107,31 @@ def feature_halvings(
     method: str,
     counts: tuple[int, int, int],
     loss: Options | None = None,
+    later: Options | None = None,
     **stage: Any,
 ) -> dict[str, StageSettings]:
     """PD's halvings, then halvings that compare images in the features of a classifier.
 
+    RDD's head has its released optimiser, Adam at a constant 5e-5 without clipping, unless `later`
+    names another one.
+
     Args:
-      method: "cfd" or "rcfd"; the later stages are called METHOD_nN.
+      method: "cfd", "rcfd" or "rdd"; the later stages are called METHOD_nN.
       counts: steps of the teacher, of the last PD student, and of the last student.
-      loss: hyperparameters of the later stages; by default `RELEASED[method]`.
+      loss: hyperparameters of the later stages, beside `RELEASED[method]`.
+      later: fields of `StageSettings` of the later stages.
       **stage: as in `progressive`. The stage "feature_classifier" has to exist.
     """
     start, switch, end = counts
-    later: Options = {"classifier": "feature_classifier", "method": method, **stage}
+    own: Options = {"classifier": "feature_classifier", "method": method}
+    if method == "rdd":
+        head = {"relation_head": OptimizerSettings(name="adam", learning_rate=5e-5)}
+        own = {**own, "method_objective": "rdd", "optimizers": head}
+    options = {**own, **stage, **(later or {})}
+    released = {**RELEASED[method], **(loss or {})}
     return {
         **progressive(start, switch, **{**stage, "shared": True}),
-        **progressive(switch, end, teacher=f"pd_n{switch}", loss=loss or RELEASED[method], **later),
+        **progressive(switch, end, teacher=f"pd_n{switch}", loss=released, **options),
     }
 
 

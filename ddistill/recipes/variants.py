@@ -87,6 +87,8 @@ _SMALL: dict[str, Options] = {
     "resnet": {"width": 8, "blocks": (1, 1)},
     "densenet": {"growth": 4, "blocks": (2, 2)},
 }
+# The most of hyperparameters that are counts.
+_FEW = {"substeps": 2, "queue_rows": 64, "rows_per_step": 16, "contrast_rows": 32}
 
 
 def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:
@@ -94,8 +96,9 @@ def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:
     small = net if name == "unet" else _SMALL.get(name, {})
     optimizer = dataclasses.replace(stage.optimizer, warmup=min(2, stage.optimizer.warmup))
     objective_settings = dict(stage.objective)
-    if objective_settings.get("substeps", 0) > 2:
-        objective_settings["substeps"] = 2
+    for key, most in _FEW.items():
+        if objective_settings.get(key, 0) > most:
+            objective_settings[key] = most
     grid = stage.grid
     if stage.objective["name"] == "pairs":
         grid = dataclasses.replace(grid, steps=min(4, grid.steps))

@@ -122,7 +122,8 @@ def _memory(plan: StagePlan) -> dict[str, jax.Array]:
     found = []
     for one in plan.students:
         key = stream_key(one.seed, f"{plan.name}/init/memory{one.stream}")
-        found.append(start_memory(one.objective, key))
+        # The stage's objective knows its networks and sizes, those of its students only a grid.
+        found.append(start_memory(plan.objective, key))
     return stack(found) if plan.stacked else found[0]
 
 

@@ -10,10 +10,11 @@ from flax import struct
 from jaxtyping import Array
 
 from ddistill.denoiser import DenoiserLike
-from ddistill.diffusion import add_noise
+from ddistill.diffusion import Prediction, add_noise
 from ddistill.objectives.distances import ClassifierLike
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.sampling import draw_class, normal, uniform_index
+from ddistill.objectives.states import State
 from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level
 from ddistill.typing import Images, Keys, Labels, Metrics, PerExample
@@ -72,13 +73,11 @@ def generator_input(
     class_keys, walk_keys = named_keys(keys, "class"), named_keys(keys, "walk")
     if backward == "none":
         return initial_input(noise, tables, draw_class(class_keys, tables))
+    if backward == "data":
+        state = data_state(batch, keys, tables)
+        return GeneratorInput(state.z, state.level, state.cond)
     index = uniform_index(named_keys(keys, "level"), tables.low, tables.high)
     level = tables.student.at(index)
-    if backward == "data":
-        top = initial_input(noise, tables, batch.cond)
-        at_top = _like(index == tables.count, noise)
-        z = jnp.where(at_top, top.z, add_noise(batch.image, noise, level))
-        return GeneratorInput(z, level, batch.cond)
     now = initial_input(noise, tables, draw_class(class_keys, tables))
     found = now.z
     for i in range(steps, 1, -1):
@@ -88,6 +87,23 @@ def generator_input(
         now = GeneratorInput(z, there, now.cond)
         found = jnp.where(_like(index == i - 1, z), z, found)
     return GeneratorInput(jax.lax.stop_gradient(found), level, now.cond)
+
+
+def data_state(batch: Batch, keys: Keys, tables: LevelTables) -> State:
+    """Images of the batch, noised; noise alone at the noisiest level. `keys` are `[B]`."""
+    noise = normal(named_keys(keys, "noise"), batch.image)
+    index = uniform_index(named_keys(keys, "level"), tables.low, tables.high)
+    level = tables.student.at(index)
+    top = initial_input(noise, tables, batch.cond)
+    at_top = _like(index == tables.count, noise)
+    return State(
+        z=jnp.where(at_top, top.z, add_noise(batch.image, noise, level)),
+        index=index,
+        level=level,
+        teacher_level=tables.teacher.at(tables.grid[index]),
+        cond=batch.cond,
+        data=Prediction(x0=batch.image, eps=noise),
+    )
 
 
 def _like(flags: Array, images: Array) -> Array:

@@ -29,6 +29,7 @@ from ddistill.objectives.matching.adversarial import (
 )
 from ddistill.objectives.matching.generator import (
     GeneratorInput,
+    data_state,
     generate,
     generator_input,
     image_health,
@@ -59,20 +60,25 @@ class Matching(MatchingSettings):
 
     def generate(self, networks: Networks, batch: Batch, tables: LevelTables) -> dict[str, Array]:
         """Images of the student, constants, and their classes, if any."""
-        given = self._input(networks["student"], batch, tables)
+        given, _ = self._input(networks, batch, tables)
         return _shared(jax.lax.stop_gradient(generate(networks["student"], given)), given)
 
-    def _input(self, student: Any, batch: Batch, tables: LevelTables) -> GeneratorInput:
-        """The student's inputs in this step, the same for every update."""
-        return generator_input(
-            student, batch, batch.key("generator"), tables, self.backward, self.steps
-        )
+    def _input(
+        self, networks: Networks, batch: Batch, tables: LevelTables
+    ) -> tuple[GeneratorInput, Mapping[str, Array]]:
+        """The student's inputs in this step, the same for every update, and the new memory."""
+        student, keys = networks["student"], batch.key("generator")
+        if not self.mixes:
+            return generator_input(student, batch, keys, tables, self.backward, self.steps), {}
+        state = self.mixed(data_state(batch, keys, tables), networks, batch, tables)
+        return GeneratorInput(state.z, state.level, state.cond), state.memory
 
     def student_loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[Float[Array, " B"], Metrics, LossAux]:
         """The three terms, whose gradients at the images go through the student at once."""
-        student, given = networks["student"], self._input(networks["student"], batch, tables)
+        student = networks["student"]
+        given, memory = self._input(networks, batch, tables)
         if self.regression_weight:
             image, regressed = _generate_both(student, given, batch, tables)
         else:
@@ -98,7 +104,8 @@ class Matching(MatchingSettings):
                 "image_grad_regression": root_mean_square(gradient),
             }
         kept = {"discriminator": statistics} if statistics else {}
-        return values, metrics, LossAux(statistics=kept, shared=_shared(fixed, given))
+        aux = LossAux(statistics=kept, shared=_shared(fixed, given), memory=memory)
+        return values, metrics, aux
 
     def _judgements(
         self,

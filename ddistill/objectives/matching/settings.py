@@ -14,11 +14,12 @@ from ddistill.diffusion import WEIGHTS
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.discriminator import Discriminator
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import Objective, check_not_negative, check_unused, filled_in
+from ddistill.objectives.base import check_not_negative, check_unused, filled_in
 from ddistill.objectives.distances import REGRESSIONS
 from ddistill.objectives.matching.adversarial import DIVERGENCES
 from ddistill.objectives.matching.alarms import matching_alarms
 from ddistill.objectives.matching.generator import BACKWARD
+from ddistill.objectives.mixing import MixedStates
 from ddistill.objectives.parts import (
     DENOISER,
     Alarm,
@@ -27,6 +28,7 @@ from ddistill.objectives.parts import (
     NetworkFacts,
     NetworkForm,
     Requirements,
+    StageFacts,
     Taps,
 )
 
@@ -69,8 +71,10 @@ def _discriminator_form(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Netw
 
 
 @dataclass(frozen=True)
-class MatchingSettings(Objective):
+class MatchingSettings(MixedStates):
     """Hyperparameters of all methods of this family, whose losses `Matching` adds.
+
+    With `backward="data"`, shares of the student's inputs can come from rollouts (`MixedStates`).
 
     The student learns from `score_weight` times the score difference, `regression_weight` times the
     distance to the teacher's images from the same noise, and `gan_weight` times what a
@@ -189,7 +193,8 @@ class MatchingSettings(Objective):
 
     def inert_hparams(self) -> tuple[str, ...]:
         """The bins of the ratio, where the divergence's weights are 1."""
-        return ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
+        bins = ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
+        return (*super().inert_hparams(), *bins)
 
     def prepare(self, grid: np.ndarray) -> Self:
         """Notes the teacher's noisiest level and the student's steps."""
@@ -205,7 +210,12 @@ class MatchingSettings(Objective):
                 f"objective.backward={self.backward!r} with a grid of one step: a student of one "
                 "step has its noisiest level as its only input. Leave backward at 'none'."
             )
-        return dataclasses.replace(self, top=int(grid[-1]), steps=steps)
+        return dataclasses.replace(super().prepare(grid), top=int(grid[-1]), steps=steps)
+
+    def prepare_stage(self, facts: StageFacts) -> Self:
+        """Prepares the buffer of the student's states, which only its own updates write."""
+        updates = -(-facts.steps // self.student_every)
+        return super().prepare_stage(dataclasses.replace(facts, steps=updates))
 
     def prepare_networks(self, facts: NetworkFacts) -> Self:
         """Notes the teacher's network, which the fake denoiser has too, and its features."""
@@ -217,11 +227,12 @@ class MatchingSettings(Objective):
         )
 
     def teacher_calls(self, each: int = 1) -> float:
-        """One for the student's update, and the passes for the teacher's features."""
+        """One for the student's update, the passes for the teacher's features, and rollouts."""
         share = 1 / self.student_every
         seen = bool(self.gan_weight) and self.features_of == "teacher"
         judging = (2 + bool(self.smooth_weight)) * (1 - share * self.alternate) if seen else 0
-        return each * share * bool(self.score_weight or seen) + judging
+        own = each * share * bool(self.score_weight or seen) + judging
+        return own + self.rollout_calls(each)
 
     def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
         """Saturation, spread, collapse, and a discriminator that has won."""
@@ -257,6 +268,19 @@ def _check_idle(o: MatchingSettings) -> None:
         check_unused(o, reason, "fake_weight")
 
 
+def _check_states(o: MatchingSettings) -> None:
+    """Raises `ConfigError` for shares of rollouts that cannot work, or have no place."""
+    o.check_states()
+    if o.mixes and o.backward != "data":
+        raise ConfigError(
+            f"objective.teacher_states={o.teacher_states} and student_states={o.student_states} "
+            f"with backward={o.backward!r}: they are shares beside noised images of the data. Set "
+            "backward='data', or both to 0."
+        )
+    if not o.mixes:
+        check_unused(o, "objective.teacher_states and student_states are 0", "clip_x0")
+
+
 def _check(o: MatchingSettings) -> None:
     """Raises `ConfigError` for hyperparameters that cannot work."""
     weights = ("score_weight", "regression_weight", "gan_weight")
@@ -288,6 +312,7 @@ def _check(o: MatchingSettings) -> None:
     if not 0.0 <= o.ratio_ema < 1.0:
         raise ConfigError(f"objective.ratio_ema={o.ratio_ema} must be in [0, 1).")
     _check_idle(o)
+    _check_states(o)
     if o.gan_weight and not o.discriminator_weight:
         raise ConfigError(
             "objective.discriminator_weight=0 leaves the discriminator as it was drawn, and "

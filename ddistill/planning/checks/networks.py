@@ -43,7 +43,7 @@ def _trace(
         return module.init_with_output(key, *given, taps=taps)
 
     out, variables = jax.eval_shape(init, *inputs)
-    features = {tap: x.shape[1:] for tap, x in out[1].items()} if taps else {}
+    features = {tap: x.shape[1:] for tap, x in out[-1].items()} if taps else {}
     first = out[0] if isinstance(out, tuple) else out
     return Traced(first.shape, features, "batch_stats" in variables)
 
@@ -89,6 +89,30 @@ def check_network(
             f"{path}.network gives images of shape {traced.output[1:]}, the data are {shape}: "
             f"set network.out_channels={shape[-1]} or data.channels={traced.output[-1]}."
         )
+    return {tap: traced.features[tap] for tap in taps}
+
+
+def check_classifier_taps(context: StageContext, taps: tuple[str, ...]) -> FeatureShapes:
+    """The shapes (H, W, C) of the classifier's features at `taps`, for images of the data.
+
+    Raises:
+      ConfigError: the classifier has no such features.
+    """
+    if not taps:
+        return {}
+    path, name = context.path, context.settings.classifier
+    plan = context.earlier[name]  # checked before
+    image = jax.ShapeDtypeStruct((1, *context.data.image_shape), "float32")
+    kind = plan.settings.network["name"]
+    try:
+        traced = _trace(plan.module, taps, (image,))
+    except TypeError as error:  # a user's network without the argument `taps`
+        raise ConfigError(
+            f"{path}.classifier={name!r}: its network '{kind}' has no features to tap, but the "
+            f"losses read {', '.join(taps)}: {one_line(error)}"
+        ) from error
+    for tap in taps:
+        check_choice(f"{path}.classifier={name!r}: feature tap", tap, traced.features)
     return {tap: traced.features[tap] for tap in taps}
 
 

@@ -1,0 +1,22 @@
+"""The head through which RDD compares a student's feature maps with a queue."""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+class RelationHead(nn.Module):
+    """Two 1x1 convolutions with a batch norm and a ReLU between them, in training mode.
+
+    Attributes:
+      width: channels of input and output (arXiv 2410.07679, released code).
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
+        """Returns features of the same shape; the norm uses the batch's own statistics."""
+        h = nn.Dense(self.width, name="in")(features)  # a 1x1 convolution
+        # The mean over all devices' parts of the batch: the step is one program.
+        h = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, name="norm")(h)
+        return nn.Dense(self.width, use_bias=False, name="out")(nn.relu(h))
