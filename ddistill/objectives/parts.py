@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +113,13 @@ class Alarm:
     at_birth: bool = False
 
 
+class Range(NamedTuple):
+    """The values of an extra input that a student is trained on: `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Requirements:
     """What an objective needs of its stage.
@@ -121,6 +128,7 @@ class Requirements:
 
     Attributes:
       teacher: an earlier stage whose predictions the losses use.
+      guided_teacher: a teacher that can be sampled with classifier-free guidance.
       classifier: `networks["classifier"]`, images -> (logits, features).
       pairs: `Batch.pairs`.
       own_pairs: pairs of the student's classes alone, where it has some classes.
@@ -132,6 +140,7 @@ class Requirements:
     """
 
     teacher: str = ""
+    guided_teacher: str = ""
     classifier: str = ""
     pairs: str = ""
     own_pairs: str = ""

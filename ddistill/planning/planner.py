@@ -36,7 +36,9 @@ from ddistill.planning.checks.settings import (
 from ddistill.planning.checks.sources import (
     check_classifier,
     check_copied,
+    check_extras,
     check_guidance,
+    check_guided_teacher,
     check_resume,
     check_sources,
 )
@@ -155,7 +157,9 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_sources(context)
     check_classifier(context, objective)
     check_pairs(context, objective)
+    check_extras(context, objective)
     check_guidance(context)
+    check_guided_teacher(context, objective)
     check_accumulation(context, objective)
     check_teacher(context, objective)
 
