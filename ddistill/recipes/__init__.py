@@ -30,6 +30,7 @@ from ddistill.recipes.digits import (
     digits_conditional,
     digits_conditional_network,
     digits_consistency,
+    digits_disback,
     digits_feature_classifier,
     digits_from_noise,
     digits_halvings,
@@ -41,6 +42,7 @@ from ddistill.recipes.digits import (
     digits_student,
     digits_students,
 )
+from ddistill.recipes.disback import disback
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
@@ -83,6 +85,7 @@ __all__ = [
     "digits_conditional_network",
     "digits_config",
     "digits_consistency",
+    "digits_disback",
     "digits_feature_classifier",
     "digits_from_noise",
     "digits_halvings",
@@ -93,6 +96,7 @@ __all__ = [
     "digits_specialists",
     "digits_student",
     "digits_students",
+    "disback",
     "feature_classifier_stage",
     "feature_halvings",
     "from_noise",

@@ -75,6 +75,7 @@ METHODS: dict[str, Method] = {
     "lcm": Method("LCM"),
     "sfd": Method("SFD"),
     "boot": Method("BOOT"),
+    "disback": Method("DisBack"),
     "pid": Method("PID"),
     "real": Method("real data (floor)", "real"),
 }
