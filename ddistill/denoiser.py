@@ -335,7 +335,7 @@ class GuidedDenoiser:
     ) -> tuple[Images, Level, Labels]:
         """The batch twice, with its classes and then with the null class."""
         if cond is None:
-            raise ValueError("Guidance needs classes; cond is None.")
+            raise ValueError(f"Guidance of scale {self.scale} needs classes; cond is None.")
         count = z.shape[0]
         cond = jnp.broadcast_to(cond, (count,))
         null = jnp.full_like(cond, self.null_class)

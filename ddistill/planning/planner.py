@@ -154,10 +154,10 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` for settings that work on no levels and with no network."""
     check_numbers(context)
     check_imported(context, objective)
+    check_extras(context, objective)
     check_sources(context)
     check_classifier(context, objective)
     check_pairs(context, objective)
-    check_extras(context, objective)
     check_guidance(context)
     check_guided_teacher(context, objective)
     check_accumulation(context, objective)

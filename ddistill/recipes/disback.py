@@ -55,8 +55,11 @@ def disback(
     for node in range(nodes, -1, -1):
         key = f"{name}_{node}" if node else name
         # The student starts from the stage called "teacher", whichever checkpoint teaches it.
-        start: dict[str, Any] = {"init": "fresh", "resume": before} if before else {"init": "teacher@last"}
-        walking: dict[str, Any] = {"teacher": f"path@{node * every}", "steps": interval, "method": ""}
-        stages[key] = dataclasses.replace(last, **start, **(walking if node else {}))
+        changes: dict[str, Any] = {"init": "teacher@last"}
+        if before:
+            changes = {"init": "fresh", "resume": before}
+        if node:
+            changes |= {"teacher": f"path@{node * every}", "steps": interval, "method": ""}
+        stages[key] = dataclasses.replace(last, **changes)
         before = key
     return stages
