@@ -140,6 +140,7 @@ def _consistency() -> None:
 
 def _paths() -> None:
     add("usual", "sfd", T=24, grid=(0, 8, 24))
+    add("counts", "sfd", T=24, step_counts=(1, 2), substeps=3)
     add("ddim", "sfd", T=24, grid=(0, 8, 24), solver="ddim", substeps=3, state_norm="l2", classes=3)
     add("analytic", "sfd", T=24, grid=(0, 8, 16, 24), analytic_first=True, **without(KARRAS, "T"))
     for name in ("boot", "pid"):

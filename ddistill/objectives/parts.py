@@ -1,6 +1,8 @@
 """The values in which an objective says what it consists of and what it needs."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -63,10 +65,11 @@ class Update:
         constants. Unless it is the student, the metrics `loss` and `grad_norm` end in the first
         one's name.
       loss: see `Loss`.
-      every: the update runs at steps divisible by this.
+      every: the update runs at steps divisible by this, or with one of the remainders `at`.
       skip: it is left out at steps divisible by this; 0 for none.
       fallback: `(networks, batch, tables) -> shared`, what the loss would have shared, at steps at
         which the update does not run.
+      at: remainders of the steps divided by `every`.
     """
 
     trains: str | tuple[str, ...]
@@ -74,6 +77,7 @@ class Update:
     every: int = 1
     skip: int = 0
     fallback: Fallback | None = None
+    at: tuple[int, ...] = (0,)
 
     @property
     def always(self) -> bool:
@@ -86,7 +90,7 @@ class Update:
 
     def due(self, step: AnyArray) -> Bool[AnyArray, "..."]:
         """Whether it runs at a step; `step` may be traced."""
-        due = step % self.every == 0
+        due = functools.reduce(operator.or_, [step % self.every == rest for rest in self.at])
         return due & (step % self.skip != 0) if self.skip else due
 
     @property

@@ -37,6 +37,7 @@ from ddistill.recipes.digits import (
     digits_msd,
     digits_network,
     digits_sfd,
+    digits_sfd_v,
     digits_small_msd,
     digits_specialists,
     digits_student,
@@ -62,7 +63,7 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
-from ddistill.recipes.trajectory import from_noise, sfd
+from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "digits_msd",
     "digits_network",
     "digits_sfd",
+    "digits_sfd_v",
     "digits_small_msd",
     "digits_specialists",
     "digits_student",
@@ -118,6 +120,7 @@ __all__ = [
     "released_optimizer",
     "scorer_stage",
     "sfd",
+    "sfd_v",
     "sfddm_default",
     "sfddm_lsun",
     "sfddm_paper",

@@ -11,7 +11,7 @@ from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import feature_halvings, progressive
 from ddistill.recipes.sfddm import sfddm_default
-from ddistill.recipes.trajectory import from_noise, sfd
+from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.settings import (
     EvaluationSettings,
     OptimizerSettings,
@@ -163,6 +163,19 @@ def digits_sfd() -> dict[str, StageSettings]:
         "sfd_n2": sfd(2, steps=500, init="sfd_n4", **options),
         "sfd_n1": sfd(1, steps=1000, init="sfd_n2", **options),
     }
+
+
+def digits_sfd_v() -> dict[str, StageSettings]:
+    """One student of SFD-v for 4, 3, 2 and 1 steps on digits."""
+    stage = sfd_v(
+        (1, 2, 3, 4),
+        steps=2000,
+        batch_size=64,
+        optimizer=annealed(1e-3),
+        loss={"substeps": 4},
+        shared=True,
+    )
+    return {"sfd_v": stage}
 
 
 def digits_from_noise(method: str) -> dict[str, StageSettings]:
