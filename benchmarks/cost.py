@@ -49,7 +49,9 @@ def program_of(plan: StagePlan, plans: Mapping[str, StagePlan]) -> str:
     Dropout, averages and the size of the batch change the operations of an image by less than 1 %.
     """
     s = plan.settings
-    others = [sorted(plans[n].modules.items()) if n else None for n in (s.teacher, s.classifier)]
+    others = [
+        sorted(plans[n].modules.items()) if n else None for n in (s.teacher_stage, s.classifier)
+    ]
     made = (
         *(static_part(plan.objective), loop_calls(plan), sorted(plan.modules.items()), *others),
         *(bool(s.pairs), plan.image_shape),
@@ -91,7 +93,7 @@ def lowered(plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, m
 def forward_flops(plan: StagePlan, plans: Mapping[str, StagePlan], images: int) -> float:
     """Operations of one call of a stage's teacher on a batch."""
     layout = Layout(data_mesh(1, jax.devices("cpu")[:1]))
-    teacher = network(plans[plan.settings.teacher], layout.of_teacher)
+    teacher = network(plans[plan.settings.teacher_stage], layout.of_teacher)
     level = plan.students[0].tables.teacher.at(np.full(images, 1))
     z = jax.ShapeDtypeStruct((images, *plan.image_shape), np.float32)
     cond = jax.ShapeDtypeStruct((images,), np.int32) if plan.settings.conditional else None

@@ -105,7 +105,7 @@ def arguments(
     return [
         abstract_state(plan, layout) if students else first_student(plan, layout),
         StepInputs(
-            network(plans.get(s.teacher), layout.of_teacher),
+            network(plans.get(s.teacher_stage), layout.of_teacher),
             tables,
             network(plans.get(s.classifier), lambda _: layout.whole()),
             _pairs(plans.get(s.pairs), layout),

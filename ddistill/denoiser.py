@@ -6,12 +6,13 @@ prediction type. Any other callable of that form is a denoiser too (`DenoiserLik
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NotRequired, Protocol, Self, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, PyTree
@@ -51,6 +52,15 @@ class NetworkDenoiser(Protocol):
         """The prediction type: "x0", "eps", "v" or "edm"."""
         ...
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the scalars that the network is given beside its time."""
+        ...
+
+    def given(self, **values: Array | float) -> Self:
+        """Returns the same denoiser with values, `[]` or `[B]`, of extra inputs."""
+        ...
+
     def __call__(
         self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
     ) -> Prediction:
@@ -73,11 +83,13 @@ class Mode(TypedDict):
       train: whether dropout is on.
       rngs: the key of "dropout" in train mode, else None.
       taps: names of the hidden features to return.
+      extra: `[B, X]`, the values of the network's extra inputs, for networks with such inputs.
     """
 
     train: bool
     rngs: dict[str, RandomKey] | None
     taps: tuple[str, ...]
+    extra: NotRequired[Array]
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class ModuleApply:
 
 @struct.dataclass
 class Denoiser:
-    """A network, its parameters and its prediction type. A pytree: only `params` is data.
+    """A network, its parameters and its prediction type. A pytree: `params` and `extra` are data.
 
     Attributes:
       params: the network's parameters.
@@ -108,6 +120,7 @@ class Denoiser:
       prediction: type of the output: "x0", "eps", "v" or "edm".
       sigma_data: standard deviation of the data, for "edm".
       clip: bound on |x0| of every prediction, eps derived anew; None for none.
+      extra: by name, the values `[]` or `[B]` of the network's extra inputs; `given` sets them.
     """
 
     params: Params
@@ -115,6 +128,7 @@ class Denoiser:
     prediction: str = struct.field(pytree_node=False, default="eps")
     sigma_data: float = struct.field(pytree_node=False, default=0.5)
     clip: float | None = struct.field(pytree_node=False, default=None)
+    extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
     @classmethod
     def from_module(
@@ -133,6 +147,26 @@ class Denoiser:
         check_choice("prediction", prediction, KINDS)
         return cls(params, ModuleApply(module), prediction, sigma_data, clip)
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the scalars that the network is given beside its time."""
+        return tuple(getattr(getattr(self.apply_fn, "module", None), "extras", ()))
+
+    def given(self, **values: Array | float) -> Self:
+        """Returns the same denoiser with values of extra inputs, for example `guidance=3.0`.
+
+        Args:
+          values: by name, a number or array, `[]` or `[B]`.
+
+        Raises:
+          ValueError: the network has no such input.
+        """
+        for name in values:
+            if name not in self.extras:
+                raise ValueError(f"The network has no input {name!r}; it has {self.extras}.")
+        arrays = {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+        return replace(self, extra={**self.extra, **arrays})
+
     def __call__(
         self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
     ) -> Prediction:
@@ -145,7 +179,8 @@ class Denoiser:
           key: given, the network runs in train mode with dropout from this key; None is evaluation.
 
         Raises:
-          ValueError: the network's output does not have the shape of `z`.
+          ValueError: the network's output does not have the shape of `z`, or an extra input has no
+            value.
         """
         return self._predict(self.raw(z, level, cond, key), z, level)
 
@@ -185,6 +220,7 @@ class Denoiser:
             train=key is not None,
             rngs=None if key is None else {"dropout": key},
             taps=taps,
+            **self._extra_values(z.shape[0]),
         )
         output, features = result if taps else (result, {})
         if output.shape != z.shape:
@@ -194,6 +230,18 @@ class Denoiser:
             )
         # Conversions divide by alpha or sigma: bfloat16 must end here.
         return output.astype(jnp.promote_types(output.dtype, jnp.float32)), features
+
+    def _extra_values(self, count: int) -> dict[str, Array]:
+        """The argument `extra` of a network that has extra inputs."""
+        if not self.extras:
+            return {}
+        for name in self.extras:
+            if name not in self.extra:
+                raise ValueError(
+                    f"The network's input {name!r} has no value: use given({name}=..)."
+                )
+        columns = [jnp.broadcast_to(self.extra[name], (count,)) for name in self.extras]
+        return {"extra": jnp.stack(columns, axis=-1)}
 
     def _predict(self, output: Array, z: Array, level: Level) -> Prediction:
         prediction = convert(self.prediction, output, z, level, self.sigma_data)
@@ -214,9 +262,17 @@ def _replace(denoiser: D, **changes: object) -> D:
     return dataclasses.replace(denoiser, **changes)  # type: ignore[type-var]
 
 
-def with_guidance(denoiser: N, scale: float, null_class: int) -> "N | GuidedDenoiser":
-    """The denoiser itself where the scale is 1, else a `GuidedDenoiser`."""
-    return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, scale, null_class)
+def with_guidance(denoiser: N, scale: Array | float, null_class: int) -> "N | GuidedDenoiser":
+    """The denoiser itself where the scale is the number 1, else a `GuidedDenoiser`.
+
+    Args:
+      denoiser: a conditional denoiser.
+      scale: a number, or `[B]` scales.
+      null_class: class id that stands for "no class".
+    """
+    if isinstance(scale, jax.Array):
+        return GuidedDenoiser(denoiser, scale, null_class)
+    return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, np.float32(scale), null_class)
 
 
 @struct.dataclass
@@ -228,18 +284,29 @@ class GuidedDenoiser:
 
     Attributes:
       denoiser: the conditional denoiser.
-      scale: 1 is no guidance, 0 no condition; above 1 extrapolates away from the null class.
+      scale: `[]` or `[B]`: 1 is no guidance, 0 no condition; above 1 extrapolates away from the
+        null class.
       null_class: class id that stands for "no class".
     """
 
     denoiser: NetworkDenoiser
-    scale: float = struct.field(pytree_node=False)
+    scale: Array | np.float32 | float
     null_class: int = struct.field(pytree_node=False)
 
     @property
     def prediction(self) -> str:
         """The prediction type."""
         return self.denoiser.prediction
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the scalars that the network is given beside its time."""
+        return self.denoiser.extras
+
+    def given(self, **values: Array | float) -> Self:
+        """Returns the same with values of extra inputs; arguments and errors as of `Denoiser`."""
+        doubled = {k: jnp.tile(jnp.asarray(v), 2) if jnp.ndim(v) else v for k, v in values.items()}
+        return replace(self, denoiser=self.denoiser.given(**doubled))
 
     def __call__(
         self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
@@ -278,7 +345,8 @@ class GuidedDenoiser:
     def _guided(self, both: Prediction) -> Prediction:
         """The guided prediction from those with the classes and with the null class."""
         count = both.x0.shape[0] // 2
-        return jax.tree.map(lambda x: x[count:] + self.scale * (x[:count] - x[count:]), both)
+        scale = expand(jnp.asarray(self.scale), both.x0)
+        return jax.tree.map(lambda x: x[count:] + scale * (x[:count] - x[count:]), both)
 
 
 @struct.dataclass
@@ -297,6 +365,15 @@ class ClippedDenoiser:
     def prediction(self) -> str:
         """The prediction type."""
         return self.denoiser.prediction
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the network's extra inputs."""
+        return self.denoiser.extras
+
+    def given(self, **values: Array | float) -> Self:
+        """Returns the same with values of extra inputs; arguments and errors as of `Denoiser`."""
+        return replace(self, denoiser=self.denoiser.given(**values))
 
     def __call__(
         self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None

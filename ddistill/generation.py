@@ -18,7 +18,7 @@ from ddistill.evaluation.sampling import (
     noise_bank,
     run_walk,
 )
-from ddistill.evaluation.sampling_plan import SamplerRun
+from ddistill.evaluation.sampling_plan import SamplerRun, with_inputs
 from ddistill.parsing import kind_of
 from ddistill.runtime.rng import stream_key
 from ddistill.samplers import get_sampler
@@ -223,6 +223,26 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float[np.ndarra
     if not (np.abs(given) <= 1.0).all():  # false for NaN, too
         raise ConfigError("images have values outside of [-1, 1]; scale them, or give uint8.")
     return given.astype(np.float32)
+
+
+def at_guidance(run: SamplerRun, guidance: float | None) -> SamplerRun:
+    """The run with another value of its network's input "guidance"; None keeps it as it is.
+
+    Raises:
+      ConfigError: the network has no such input, or the value is out of its range.
+    """
+    if guidance is None:
+        return run
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float | np.number):
+        raise ConfigError(
+            f"guidance={guidance!r} is {kind_of(type(guidance))}; a number is needed."
+        )
+    if "guidance" not in run.inputs:
+        raise ConfigError(
+            f"guidance={guidance:g}: stage '{run.plan.name}' does not take guidance as an input. "
+            "Leave it out; a teacher is sampled with config.evaluation.guidance."
+        )
+    return with_inputs(run, float(guidance))
 
 
 def whole_number(name: str, value: object, lowest: int = 0) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ddistill.typing import Options
 
@@ -122,6 +122,30 @@ class StudentsSettings:
     on_divergence: str = "stop"
 
 
+class Checkpoint(NamedTuple):
+    """A checkpoint of a stage.
+
+    Attributes:
+      stage: name of the stage; "" for none.
+      step: its step; None for the checkpoint that the stage hands on.
+    """
+
+    stage: str = ""
+    step: int | None = None
+
+    def __str__(self) -> str:
+        return self.stage if self.step is None else f"{self.stage}@{self.step}"
+
+
+def checkpoint_named(text: str) -> Checkpoint:
+    """The checkpoint that "STAGE", "STAGE@last" or "STAGE@STEP" names.
+
+    Planning refuses names with anything else behind the "@".
+    """
+    stage, _, step = text.partition("@")
+    return Checkpoint(stage, int(step) if step.isdecimal() else None)
+
+
 @dataclass(frozen=True)
 class StageSettings:
     """One training run: the network, the objective, the teacher, the levels and the duration.
@@ -134,11 +158,13 @@ class StageSettings:
         prediction type and conditioning.
       prediction: what the network predicts: "x0", "eps", "v" or "edm"; "" is "eps", or as the
         teacher's where the network is the teacher's.
-      teacher: an earlier stage, whose levels the student's grid indexes; "" for none.
+      teacher: an earlier stage, whose levels the student's grid indexes; "" for none. "STAGE@STEP"
+        is a checkpoint that the stage keeps (`keep_every`), "STAGE@last" the one it hands on.
       guidance: scale of the teacher's classifier-free guidance; 1 for none.
       classifier: the stage whose features an objective compares in; "" for none.
       pairs: the stage that made the pairs of the objective; "" for none.
-      init: source of the initial weights: "fresh", "teacher", or the name of an earlier stage.
+      init: source of the initial weights: "fresh", "teacher" (those of the stage's teacher), or an
+        earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher".
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
         project, which are trained for `steps`. "efficientnet_lite0:", or with the path of its
         weights, is a classifier for the objective "classification", taken as it is.
@@ -155,6 +181,8 @@ class StageSettings:
       select_checkpoint: "last", or "best": of the checkpoints at every `training.checkpoint_every`
         steps and the last one, the one of the lowest mean loss since the one before, or of the
         lowest `quality_metric` of the objective, if it has one.
+      keep_every: checkpoints at multiples of this step are made and stay on disk, so that other
+        stages can name them as their teacher; 0 for none.
       conditional: whether the network is given classes.
       students: many students in one stage, see `StudentsSettings`.
       shared: keeps the stage in the cache that runs with the same settings share.
@@ -187,6 +215,7 @@ class StageSettings:
     ema: tuple[float, ...] = (0.999,)
     ema_warmup: bool = True
     select_checkpoint: str = "last"
+    keep_every: int = 0
     conditional: bool = False
     students: StudentsSettings = StudentsSettings()
     shared: bool = False
@@ -196,14 +225,32 @@ class StageSettings:
     mid_levels: tuple[float, ...] = ()
 
     @property
+    def teacher_checkpoint(self) -> "Checkpoint":
+        """The stage of the teacher and the step of its checkpoint."""
+        return checkpoint_named(self.teacher)
+
+    @property
+    def teacher_stage(self) -> str:
+        """Name of the stage of the teacher; "" for none."""
+        return self.teacher_checkpoint.stage
+
+    @property
+    def init_checkpoint(self) -> "Checkpoint":
+        """The stage that the initial weights come from, and the step of its checkpoint."""
+        if self.resume:
+            return Checkpoint(self.resume)
+        named = {"fresh": "", "teacher": self.teacher}.get(self.init, self.init)
+        return checkpoint_named(named)
+
+    @property
     def init_source(self) -> str:
         """Name of the stage that the initial weights come from; "" for fresh weights."""
-        return self.resume or {"fresh": "", "teacher": self.teacher}.get(self.init, self.init)
+        return self.init_checkpoint.stage
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The stages that it learns from, starts from or reads."""
-        names = (self.teacher, self.classifier, self.pairs, self.init_source)
+        names = (self.teacher_stage, self.classifier, self.pairs, self.init_source)
         return tuple(dict.fromkeys(name for name in names if name))
 
     def optimizer_of(self, network: str) -> OptimizerSettings:
@@ -281,7 +328,8 @@ class EvaluationSettings:
       full_steps: steps of the reference teacher; 0 for all levels.
       student_sampler: sampler of the students on their own grid, unless their objective or the
         stage's `samplers` names another one.
-      guidance: scale of the teacher's classifier-free guidance; 1 for none.
+      guidance: scale of the teacher's classifier-free guidance, and the input of students that take
+        guidance as an input; 1 for none.
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
       strip_images: images in the denoising strip of the report.

@@ -4,9 +4,9 @@ K students of one shape are one pytree; its leaves have a leading axis `[K, ...]
 (`ddistill.partitions`) names the student that owns a noise level and a class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,15 @@ class RoutedDenoiser:
         """The prediction type of the students."""
         return self.students.prediction
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the scalars that the networks are given beside their time."""
+        return self.students.extras
+
+    def given(self, **values: Array | float) -> Self:
+        """Returns the same with values of extra inputs; arguments and errors as of `Denoiser`."""
+        return replace(self, students=self.students.given(**values))
+
     def student(self, k: int | Index) -> Denoiser:
         """Student k alone."""
         return replace(self.students, params=take(self.students.params, k))
@@ -105,14 +114,17 @@ class RoutedDenoiser:
         if owner.ndim == 0:
             return form(self.student(owner))(z, level, cond, key=key)
 
-        def one(example: tuple[Array, Array, Level, Array | None]) -> T:
-            k, z, level, cond = jax.tree.map(lambda x: x[None], example)
-            found = form(self.student(k[0]))(z, level, cond, key=key)
+        def one(example: tuple[Array, Array, Level, Array | None, Mapping[str, Array]]) -> T:
+            k, z, level, cond, extra = jax.tree.map(lambda x: x[None], example)
+            student = replace(self.student(k[0]), extra=extra)
+            found = form(student)(z, level, cond, key=key)
             return jax.tree.map(lambda x: x[0], found)
 
         count = z.shape[0]
-        levels = jax.tree.map(lambda x: jnp.broadcast_to(x, (count,)), level)
-        return jax.lax.map(one, (jnp.broadcast_to(owner, (count,)), z, levels, cond))
+        levels, extra = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (count,)), (level, dict(self.students.extra))
+        )
+        return jax.lax.map(one, (jnp.broadcast_to(owner, (count,)), z, levels, cond, extra))
 
 
 def in_groups(

@@ -25,6 +25,7 @@ from ddistill.generation import (
     Progress,
     Source,
     Trajectory,
+    at_guidance,
     check_images,
     check_noise,
     class_labels,
@@ -146,6 +147,7 @@ class TrainedRun:
         batch_size: int = 256,
         *,
         noise: np.ndarray | None = None,
+        guidance: float | None = None,
         trajectory: Literal[False] = False,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "n H W C"]: ...
@@ -160,6 +162,7 @@ class TrainedRun:
         batch_size: int = 256,
         *,
         noise: np.ndarray | None = None,
+        guidance: float | None = None,
         trajectory: Literal[True],
         progress: Progress | None = None,
     ) -> Trajectory: ...
@@ -173,6 +176,7 @@ class TrainedRun:
         batch_size: int = 256,
         *,
         noise: np.ndarray | None = None,
+        guidance: float | None = None,
         trajectory: bool = False,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "n H W C"] | Trajectory:
@@ -191,6 +195,7 @@ class TrainedRun:
           nfe: network evaluations per image, one of `nfes`; None for the last student.
           batch_size: images per batch.
           noise: `[n, H, W, C]` standard normal floats to start from; None for noise of the seed.
+          guidance: for students that take it as an input; None for `config.evaluation.guidance`.
           trajectory: whether to return the states of all steps too.
           progress: called as `progress(done, total)` with the number of sampler steps, over all
             batches; for students of groups of classes once per batch.
@@ -204,6 +209,7 @@ class TrainedRun:
           CheckpointError: the stage is not complete.
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
+        run = at_guidance(run, guidance)
         shape = run.plan.image_shape
         given = None if noise is None else check_noise(noise, (_count(n, noise), *shape))
         count = whole_number("n", n if given is None else len(given), 1)

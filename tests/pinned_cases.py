@@ -96,6 +96,8 @@ def _denoising() -> None:
     add("karras", name, error="x0", weight="edm", _levels="lognormal", **KARRAS)
     for label, own in CRITIC.items():
         add(label, name, **own)
+    add("usual", "degradation")
+    add("classes", "degradation", _levels="lognormal", **dropped, **KARRAS)
 
 
 def _progressive() -> None:
@@ -111,6 +113,7 @@ def _progressive() -> None:
     add("one_step", name, grid=(0, 6), prediction="eps")
     add("uneven", name, grid=(0, 2, 6))
     add("guided", name, levels=3, classes=3, guidance=2.0)
+    add("guidance_range", name, levels=3, classes=3, guidance_range=(0.5, 4.0))
     add("karras", name, levels=3, **KARRAS)
 
 
@@ -131,6 +134,7 @@ def _consistency() -> None:
     add("average", "cd", target_ema=0.9)
     replay = {"student_states": 0.9, "replay_batches": 1, "clip_x0": True}
     add("replayed_states", "cd", target_ema=0.9, student_walk=2, level_skip=2, **replay)
+    add("guidance_range", "cd", classes=3, target_ema=0.9, guidance_range=(1.0, 3.0))
     add("doubling", "ct", curriculum="doubling", first_intervals=2)
     add("law", "ct", law="lognormal", log_mean=-0.5, log_std=1.0, **KARRAS)
     add("ect", "ct", curriculum="ect", ect_q=4.0, ect_stages=3, **KARRAS)
@@ -138,6 +142,7 @@ def _consistency() -> None:
 
 def _paths() -> None:
     add("usual", "sfd", T=24, grid=(0, 8, 24))
+    add("counts", "sfd", T=24, step_counts=(1, 2), substeps=3)
     add("ddim", "sfd", T=24, grid=(0, 8, 24), solver="ddim", substeps=3, state_norm="l2", classes=3)
     add("analytic", "sfd", T=24, grid=(0, 8, 16, 24), analytic_first=True, **without(KARRAS, "T"))
     for name in ("boot", "pid"):

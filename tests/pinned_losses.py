@@ -65,6 +65,7 @@ class Small(nn.Module):
 
     width: int = WIDTH
     num_classes: int = 0
+    extras: tuple[str, ...] = ()
 
     def _weight(self, name: str, *shape: int) -> Any:
         if self.is_initializing():
@@ -72,13 +73,17 @@ class Small(nn.Module):
         return self.get_variable("params", name)
 
     @nn.compact
-    def __call__(self, x, time, cond=None, *, train=False, taps=()):
+    def __call__(self, x, time, cond=None, *, train=False, taps=(), extra=None):
         channels, width = IMAGE[-1], self.width
         told = jnp.stack([time / 8, jnp.sin(time)], -1) @ self._weight("time", 2, width)
         h = x @ self._weight("in", channels, width) + told[:, None, None]
         if self.num_classes:
             table = self._weight("class", self.num_classes + 1, width)
             h = h + table[cond][:, None, None]
+        if self.extras:
+            extra = jnp.ones((len(x), len(self.extras))) if extra is None else extra
+            told = extra @ self._weight("extra", len(self.extras), width)
+            h = h + told[:, None, None]
         down = jnp.tanh(h + self._weight("bias", width))
         mid = jnp.tanh((down + 0.5 * jnp.roll(down, 1, axis=2)) @ self._weight("mid", width, width))
         kept = mid
@@ -142,7 +147,11 @@ def prepared(case: Case) -> tuple[Objective, LevelTables]:
 def make_networks(case: Case, objective: Objective) -> tuple[dict[str, Any], Any]:
     """Parameters of the trained networks by name, and `bind(params) -> networks`."""
     classifies = objective.trains.kind == "classifier"
-    student = SmallClassifier() if classifies else Small(case.student_width, case.classes)
+    student = (
+        SmallClassifier()
+        if classifies
+        else Small(case.student_width, case.classes, tuple(objective.extra_inputs))
+    )
     modules = {"student": student, **trained_auxiliaries(objective)}
     inputs = {name: init_inputs(objective, name, IMAGE, case.classes > 0) for name in modules}
     weights = {

@@ -32,6 +32,7 @@ METHODS = {
     "cd": {"target_ema": 0.5},
     "ct": {"curriculum": "doubling", "first_intervals": 2},
     "sfd": {"substeps": 2, "analytic_first": True},
+    "sfd_v": {"substeps": 2, "step_counts": (1, 2, 3)},
     "boot": {},
     "pid": {},
     "rdd": {"queue_rows": 64, "rows_per_step": 24, "contrast_rows": 16},
@@ -54,12 +55,13 @@ STUDENTS = {
 def settings_of(name, **changes):
     """A teacher, and a student of four levels by a method."""
     full = tiny_settings()
+    levels = {"sfd_v": {"grid": GridSettings(), "samplers": {"ddim": (1, 3)}, "network": {}}}
+    usual = {"grid": GridSettings(steps=4), **levels.get(name, {})}
     student = dataclasses.replace(
         full.stages["student"],
-        objective={"name": name, **METHODS[name]},
-        grid=GridSettings(steps=4),
+        objective={"name": name.removesuffix("_v"), **METHODS[name]},
         method={"progressive": "ddil"}.get(name, name),
-        **changes,
+        **{**usual, **changes},
     )
     teacher = dataclasses.replace(full.stages["teacher"], steps=5)
     stages = {"teacher": teacher, "student": student}
@@ -95,8 +97,10 @@ def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
     assert not differences(*ends)
     evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
     runs = planned_runs(dataclasses.replace(wanted, evaluation=evaluation), resumed)
-    expected = {"sfd": 3, "boot": 1, "pid": 1}.get(name, 4)
-    assert [run.nfe for run in runs if run.role == "student"] == [expected]
+    expected = {"sfd": [3], "sfd_v": [1, 3], "boot": [1], "pid": [1]}.get(name, [4])
+    assert [run.nfe for run in runs if run.role == "student"] == expected
+    told = [run.inputs.get("step_count", 0) for run in runs if run.role == "student"]
+    assert told == ([1, 3] if name == "sfd_v" else [0])
 
 
 @pytest.mark.slow

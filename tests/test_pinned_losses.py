@@ -18,6 +18,7 @@ WITHOUT_NUMBERS = {("pairs", "shard")}
 FAMILIES = [
     ("cd", "ct"),
     ("classification", "rotation"),
+    ("denoising", "degradation"),
     ("dmd", "dmd2", "ladd"),
     ("o2mkd", "tsm"),
 ]

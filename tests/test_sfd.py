@@ -1,5 +1,7 @@
 """SFD: the teacher's path, the student's updates along it, the analytic first step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,14 @@ import tiny
 from gaussian import GaussianDenoiser
 
 from ddistill import samplers
+from ddistill.denoiser import Denoiser
 from ddistill.diffusion import analytic_prediction, ddim_step
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import student_updates
 from ddistill.objectives.sfd import teacher_path
 from ddistill.schedules import Schedule, cosine, make_grid, subsequence
+from ddistill.training.step import _joined
 
 MEAN, STD = 0.3, 0.7
 
@@ -183,3 +187,72 @@ def test_costs_and_needs():
 def test_settings_that_cannot_work_are_refused(hyper, grid, words):
     with pytest.raises(ConfigError, match=words):
         make_objective({"name": "sfd", **hyper}).prepare(np.array(grid))
+
+
+# --------------------------------------------------------------------------------------- SFD-v
+
+
+def told_nothing(seed):
+    """A student whose network ignores the number of steps that it is given."""
+    module = tiny.TinyNet(extras=("step_count",))
+    params = {
+        **tiny.tiny_params(seed),
+        "extra_step_count": {"kernel": jnp.zeros((1, 6)), "bias": jnp.zeros(6)},
+    }
+    return Denoiser.from_module(module, params, "v")
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_every_number_of_steps_is_walked_as_by_a_student_of_that_number(first):
+    full = make_level_tables(cosine(32), np.arange(33))
+    method = make_objective({"name": "sfd", "step_counts": (2, 4, 3), "analytic_first": first})
+    method = method.prepare(np.arange(33))
+    teacher = tiny.tiny_denoiser(2)
+    for step, count in enumerate((4, 3, 2, 4)):
+        # The objective's own updates, as far as they are due.
+        due = [u for u in method.updates if u.due(step)]
+        assert len(due) == count - first
+        tables = dataclasses.replace(full, step=np.int32(step))
+        networks = {"student": told_nothing(1), "teacher": teacher}
+        batch, losses = tiny.batch(3), []
+        for update in due:
+            values, _, aside = update.loss(networks, batch, tables)
+            batch = batch.replace(shared={**batch.shared, **aside.shared})
+            losses.append(np.asarray(values))
+        grid = make_grid(cosine(32), count)
+        plain = make_objective({"name": "sfd", "analytic_first": first}).prepare(grid)
+        networks["student"] = tiny.tiny_denoiser(1)
+        coarse = make_level_tables(cosine(32), grid)
+        wanted, shared = updates(plain, networks, tiny.batch(3), coarse)
+        np.testing.assert_allclose(losses, [values for values, _ in wanted], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(batch.shared["state"], shared["state"], rtol=1e-4, atol=1e-5)
+    assert student_updates(method, 9) == 3 * (4 + 3 + 2 - 3 * first)
+    assert method.teacher_calls(2) == 2 * 4 * 3
+    assert method.extra_inputs == {"step_count": (2, 4)}
+    # What an update leaves to the next one where it does not run.
+    kept = method.updates[-1].fallback({}, batch, full)
+    assert kept.keys() == {"state", "path"}
+
+
+def test_means_of_updates_that_do_not_always_run():
+    ran = [{"loss": 2.0}, {"loss": 4.0, "ran/loss": 1.0}, {"loss": 0.0, "ran/loss": 0.0}]
+    joined = _joined([{k: jnp.float32(v) for k, v in own.items()} for own in ran])
+    assert joined == {"loss": 3.0, "ran/loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("hyper", "levels", "words"),
+    [
+        ({"step_counts": (2, 2)}, 32, "must be different whole numbers of 1 or more"),
+        ({"step_counts": (1, 2), "analytic_first": True}, 32, "of 2 or more"),
+        ({"step_counts": (2, 5)}, 4, "the student's grid has 4 steps. Set grid.steps to 0"),
+        (
+            {"step_counts": (2, 5), "substeps": 7},
+            32,
+            "only 6 teacher levels apart. Allowed: 1 to 6",
+        ),
+    ],
+)
+def test_numbers_of_steps_that_cannot_work(hyper, levels, words):
+    with pytest.raises(ConfigError, match=words):
+        make_objective({"name": "sfd", **hyper}).prepare(make_grid(cosine(32), levels))

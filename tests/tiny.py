@@ -15,19 +15,27 @@ IMAGE = (4, 4, 1)
 
 
 class TinyNet(nn.Module):
-    """Two layers, time and label conditioning, dropout, and a "last" tap before the final conv."""
+    """Two layers, time and label conditioning, dropout, and a "last" tap before the final conv.
+
+    Extra inputs have no effect before training.
+    """
 
     out_channels: int = 1
     width: int = 6
     num_classes: int = 0
     dropout: float = 0.0
+    extras: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x, time, cond=None, *, train=False, taps=()):
+    def __call__(self, x, time, cond=None, *, train=False, taps=(), extra=None):
         h = nn.Dense(self.width)(x)
         h = h + nn.Dense(self.width)(jnp.stack([time / 10, jnp.sin(time)], -1))[:, None, None]
         if self.num_classes:
             h = h + nn.Embed(self.num_classes + 1, self.width)(cond)[:, None, None]
+        for i, name in enumerate(self.extras):
+            value = jnp.zeros((len(x), 1)) if extra is None else extra[:, i, None]
+            embed = nn.Dense(self.width, kernel_init=nn.initializers.zeros, name=f"extra_{name}")
+            h = h + embed(value)[:, None, None]
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.tanh(h))
         out = nn.Dense(self.out_channels, name="final")(h)
         return (out, {"last": h}) if taps else out

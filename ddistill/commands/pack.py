@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None, program: str = "ddistill pack") -> N
     parser.add_argument(
         "--slim",
         action="store_true",
-        help="leave out checkpoints other than the one that each stage hands on",
+        help="leave out checkpoints that no stage hands on or names as a teacher",
     )
     options = parser.parse_all(argv)
     print(printable(pack(options.run, options.out, options.cache, options.slim)))
@@ -101,18 +101,21 @@ def _check_complete(run: TrainedRun) -> None:
         )
 
 
-def _handed_on(run: TrainedRun) -> dict[Path, int]:
-    """By folder of checkpoints, the step of the checkpoint that its stage hands on."""
+def _handed_on(run: TrainedRun) -> dict[Path, set[int]]:
+    """By folder of checkpoints, the steps that its stage hands on or that other stages name."""
+    settings = [plan.settings for plan in run.plans]
+    named = [c for s in settings for c in (s.teacher_checkpoint, s.init_checkpoint)]
     found = {}
     for plan in run.plans:
         manifest = plan.manifest()
         if isinstance(manifest, TrainedManifest):
-            found[(plan.folder / "checkpoints").resolve()] = manifest.handed_on
+            steps = {c.step for c in named if c.stage == plan.name and c.step is not None}
+            found[(plan.folder / "checkpoints").resolve()] = {manifest.handed_on, *steps}
     return found
 
 
 def _copy(
-    source: Path, target: Path, kept: dict[Path, int] | None, without: Collection[str] = ()
+    source: Path, target: Path, kept: dict[Path, set[int]] | None, without: Collection[str] = ()
 ) -> None:
     """Copies a folder; the files get the mode of new files, and links become what they lead to."""
     shutil.copytree(
@@ -121,7 +124,7 @@ def _copy(
 
 
 def _ignored(
-    source: Path, kept: dict[Path, int] | None, without: Collection[str]
+    source: Path, kept: dict[Path, set[int]] | None, without: Collection[str]
 ) -> Callable[[str, list[str]], set[str]]:
     def names(folder: str, found: list[str]) -> set[str]:
         here = Path(folder).resolve()
@@ -131,9 +134,9 @@ def _ignored(
         if kept is None:
             return left_out
         if here in kept:
-            left_out |= {n for n in found if n.isdecimal() and int(n) != kept[here]}
+            left_out |= {n for n in found if n.isdecimal() and int(n) not in kept[here]}
         if here.name == "digests" and here.parent in kept:
-            left_out |= {n for n in found if n != f"{kept[here.parent]}.json"}
+            left_out |= {*found} - {f"{step}.json" for step in kept[here.parent]}
         return left_out
 
     return names

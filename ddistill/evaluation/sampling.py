@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ddistill.denoiser import Denoiser, with_guidance
+from ddistill.denoiser import Denoiser, NetworkDenoiser, with_guidance
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.extensions import added
@@ -166,7 +166,7 @@ def run_walk(
         mesh = data_mesh(len(rows))
         batch = over_data(mesh)
         made = walk.sampler(
-            replicate(mesh, with_guidance(denoiser, run.guidance, _null_class(run))),
+            replicate(mesh, as_sampled(denoiser, run)),
             walk.levels,
             jax.device_put(noise[rows], batch),
             key if rows[0] == 0 else jax.random.fold_in(key, int(rows[0])),
@@ -183,8 +183,11 @@ def run_walk(
     return jnp.swapaxes(made, 0, 1) if walk.trajectory else made
 
 
-def _null_class(run: SamplerRun) -> int:
-    return int(getattr(run.plan.module, "num_classes", 0))
+def as_sampled(network: Network, run: SamplerRun) -> NetworkDenoiser:
+    """The network of a sampler run with its extra inputs, or with its guidance."""
+    null_class = int(getattr(run.plan.module, "num_classes", 0))
+    told = network.given(**run.inputs) if run.inputs else network
+    return with_guidance(told, run.guidance, null_class)
 
 
 def run_digest(run: SamplerRun, settings: EvaluationSettings) -> str:
@@ -208,6 +211,8 @@ def run_digest(run: SamplerRun, settings: EvaluationSettings) -> str:
         content["sigma"] = [float(x) for x in run.levels.sigma]
     if run.guidance != 1.0:
         content["guidance"] = run.guidance
+    if run.inputs:
+        content["inputs"] = dict(run.inputs)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,13 +1,14 @@
 """The sampler runs of an evaluation: which network is sampled, with which sampler and levels."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ddistill.errors import ConfigError, check_choice, in_words
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
+from ddistill.networks.extras import EXTRAS
 from ddistill.planning.lineage import distillation
 from ddistill.planning.plan import StagePlan, StudentPlan
 from ddistill.samplers import SAMPLERS, get_sampler, nfe
@@ -33,6 +34,7 @@ class SamplerRun:
       student: index of the student in a sweep; None if the stage is one network.
       guidance: scale of classifier-free guidance; 1 for none.
       spacing: "trailing" for levels from the table, "edm" for the sigmas of EDM.
+      inputs: by name, the values of the network's extra inputs that are equal for all steps.
     """
 
     key: str
@@ -48,6 +50,7 @@ class SamplerRun:
     student: int | None = None
     guidance: float = 1.0
     spacing: str = "trailing"
+    inputs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sampler_name(self) -> str:
@@ -111,7 +114,32 @@ def planned_runs(settings: Settings, plans: list[StagePlan]) -> list[SamplerRun]
     for plan in plans:
         if plan.settings.method and distillation(plan, e.teacher, plans):
             runs += _student_runs(plan, e.student_sampler)
-    return runs
+    return [with_inputs(run, e.guidance) for run in runs]
+
+
+def with_inputs(run: SamplerRun, guidance: float) -> SamplerRun:
+    """The run with values of its network's extra inputs.
+
+    Args:
+      run: a sampler run.
+      guidance: the value of the input "guidance", for networks that have it.
+
+    Raises:
+      ConfigError: a value is out of the range that the network was trained on.
+    """
+    offered = {"guidance": guidance, "step_count": float(run.steps)}
+    inputs: dict[str, float] = {}
+    for name, trained in run.plan.objective.extra_inputs.items():
+        if EXTRAS[name].of_step is not None:
+            continue
+        value = inputs[name] = offered[name]
+        if not trained.low <= value <= trained.high:
+            setting = "" if name != "guidance" else " (config.evaluation.guidance, or guidance=)"
+            raise ConfigError(
+                f"{name}={value:g}{setting}: stage '{run.plan.name}' was trained with {name} from "
+                f"{trained.low:g} to {trained.high:g}."
+            )
+    return replace(run, inputs=inputs) if inputs else run
 
 
 def experiment_of(settings: Settings, run: SamplerRun) -> str:
@@ -168,7 +196,8 @@ def teacher_run(settings: Settings, plan: StagePlan, count: int) -> SamplerRun:
             f"nfe={count} is not possible with the teacher's sampler {e.full_sampler}: "
             f"{' and '.join(rules)}."
         )
-    return _teacher_run(plan, settings, e.full_sampler, int(steps), "teacher")
+    run = _teacher_run(plan, settings, e.full_sampler, int(steps), "teacher")
+    return with_inputs(run, e.guidance)
 
 
 def _sampler_grid(levels: Schedule, sampler: str, steps: int, network: str) -> np.ndarray:
@@ -306,7 +335,9 @@ def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRu
     e = settings.evaluation
     if plan.name == e.teacher:
         steps = min(most, plan.levels.num_steps)
-        return [_teacher_run(plan, settings, e.full_sampler, steps, "teacher")]
+        return [
+            with_inputs(_teacher_run(plan, settings, e.full_sampler, steps, "teacher"), e.guidance)
+        ]
     of_students: dict[int | None, list[SamplerRun]] = {}
     for run in _student_runs(plan, e.student_sampler):
         of_students.setdefault(run.student, []).append(run)
@@ -317,7 +348,7 @@ def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRu
         if not fitting:
             grid = make_grid(run.student_plan.levels, most, "trailing")
             run = _student_run(plan, run.sampler, most, grid, student, e.student_sampler)
-        found.append(run)
+        found.append(with_inputs(run, e.guidance))
     return found
 
 

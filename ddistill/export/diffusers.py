@@ -52,6 +52,11 @@ def write(exported: Exported, out: Path) -> str:
             f"'{run.key}' is a teacher with guidance {run.guidance}, which the export to diffusers "
             "does not support. Use --to=stablehlo."
         )
+    if run.inputs:
+        raise ConfigError(
+            f"'{run.key}' is a network that is given {', '.join(run.inputs)}, which UNet2DModel "
+            "does not support. Use --to=stablehlo or --to=safetensors."
+        )
     why = _beyond_ddim(exported)
     if not why:
         _write_ddim(exported, out)

@@ -92,6 +92,11 @@ class Exported:
             )
         return module
 
+    @property
+    def chosen_inputs(self) -> tuple[str, ...]:
+        """The extra inputs of the network with a value that users of the export choose."""
+        return tuple(name for name in self.sampler_run.inputs if name == "guidance")
+
     def owners(self) -> np.ndarray:
         """`[N, C]` index of the student for level 1 .. N and class; C is 1 without classes."""
         levels, count = self.sampler_run.levels, self.num_classes if self.conditional else 1
@@ -130,7 +135,17 @@ class Exported:
             },
             "owners": self.owners().tolist(),
             "licence": self.licence,
+            **self._inputs(),
         }
+
+    def _inputs(self) -> dict[str, object]:
+        """By name the values of the network's extra inputs, and the ranges of chosen ones."""
+        run = self.sampler_run
+        if not run.inputs:
+            return {}
+        trained = run.plan.objective.extra_inputs
+        ranges = {name: list(trained[name]) for name in self.chosen_inputs}
+        return {"inputs": dict(run.inputs), "input_ranges": ranges}
 
 
 def plain_options(network: Mapping[str, object]) -> dict[str, object]:

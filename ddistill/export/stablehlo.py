@@ -7,6 +7,7 @@ program each, and ddistill.json maps classes to programs.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from ddistill.denoiser import Denoiser, with_guidance
+from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
-from ddistill.evaluation.sampling import Network
+from ddistill.evaluation.sampling import Network, as_sampled
 from ddistill.export.facts import Exported
 from ddistill.export.model_card import model_card
 from ddistill.export.trees import Params, flatten, unflatten
@@ -83,6 +84,7 @@ def _write_one(exported: Exported, network: Network, out: Path, ending: str, ins
     arguments: list[Params] = [jax.ShapeDtypeStruct((*batch, *image), jnp.float32)]
     if exported.conditional:
         arguments.append(jax.ShapeDtypeStruct(batch, jnp.int32))
+    arguments += [jax.ShapeDtypeStruct((), jnp.float32) for _ in exported.chosen_inputs]
     if _draws(exported):
         arguments.append(jax.ShapeDtypeStruct((), jnp.uint32))
     if not inside:
@@ -97,9 +99,8 @@ def _write_one(exported: Exported, network: Network, out: Path, ending: str, ins
 def _program(
     exported: Exported, network: Network, inside: bool, flat: dict[str, np.ndarray]
 ) -> Callable[..., jax.Array]:
-    """(weights), noise, (labels), (seed) -> uint8 images."""
+    """(weights), noise, (labels), (guidance), (seed) -> uint8 images."""
     sampler_run, sampler = exported.sampler_run, get_sampler(exported.sampler_run.sampler)
-    null = int(getattr(sampler_run.plan.module, "num_classes", 0))
     loop = "unroll" if sampler_run.steps <= STRAIGHT else "scan"
 
     def run(*arguments: Params) -> jax.Array:
@@ -107,8 +108,10 @@ def _program(
         params = unflatten(flat if inside else rest.pop(0))
         noise = rest.pop(0)
         cond = rest.pop(0) if exported.conditional else None
+        chosen = {name: rest.pop(0) for name in exported.chosen_inputs}
         key = jax.random.key(rest.pop(0)) if rest else None
-        denoiser = with_guidance(_with_params(network, params), sampler_run.guidance, null)
+        inputs = {**sampler_run.inputs, **chosen}
+        denoiser = as_sampled(_with_params(network, params), replace(sampler_run, inputs=inputs))
         clip = exported.clip or None
         images = sampler(denoiser, sampler_run.levels, noise, key, cond=cond, clip=clip, loop=loop)
         # Equal to `evaluation.metrics.pixels.quantise`: clip, x * 127.5 + 128, floor.
@@ -150,6 +153,7 @@ def _names(exported: Exported, inside: bool) -> list[str]:
     names = [] if inside else ["weights by name"]
     names.append(f"noise [batch, {image}] float32, standard normal")
     names += ["labels [batch] int32"] if exported.conditional else []
+    names += [f"{name} [] float32" for name in exported.chosen_inputs]
     return names + (["seed [] uint32"] if _draws(exported) else [])
 
 
@@ -160,6 +164,8 @@ def _example(exported: Exported, inside: bool) -> str:
     arguments = [] if inside else ["weights"]
     arguments.append("noise")
     arguments += ["labels"] if exported.conditional else []
+    inputs = exported.sampler_run.inputs
+    arguments += [f"numpy.float32({inputs[name]:g})" for name in exported.chosen_inputs]
     arguments += ["numpy.uint32(0)"] if _draws(exported) else []
     lines = [
         "import jax",

@@ -27,6 +27,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
 # Options that change how a network computes, not what parameters it has: a student may differ in
 # them from the network that it starts from, for example drop the dropout.
 WITHOUT_PARAMETERS = ("dropout", "remat", "dtype", "conv_impl", "side")
+# Options that are off by default, and left out of the identity of a stage where they are off.
+OPTIONAL: dict[str, object] = {"extras": ()}
 
 
 def defaults(name: str) -> dict[str, object]:
@@ -82,9 +84,10 @@ def _convert(key: str, value: object, default: object) -> object:
         values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         if default and isinstance(default[0], float):
             return _floats(key, values)
-        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        kind, what = (int, "integers") if default else (str, "names")
+        if all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
             return values
-        raise ConfigError(f"network.{key}={values!r} must be a list of integers.")
+        raise ConfigError(f"network.{key}={values!r} must be a list of {what}.")
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

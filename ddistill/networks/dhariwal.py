@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from ddistill.networks.edm_blocks import BlockOptions, class_vector
 from ddistill.networks.edm_unet import EdmUNet
+from ddistill.networks.extras import add_extras
 from ddistill.networks.unet import check_at_least
 from ddistill.typing import Labels, PerExample
 
@@ -52,9 +53,13 @@ class DhariwalUNet(EdmUNet):
         return self.channels * self.multipliers[0]
 
     def embed(
-        self, options: BlockOptions, time: PerExample, cond: Labels | None
+        self,
+        options: BlockOptions,
+        time: PerExample,
+        cond: Labels | None,
+        extra: Float[Array, "B X"] | None = None,
     ) -> Float[Array, "B E"]:
-        """The embedding of time and class, an input of every block."""
+        """The embedding of time, class and extra inputs, an input of every block."""
         # Frequencies 10000^(-i / half): unlike DDPM's, they end short of 1 / 10000.
         half = self.channels // 2
         frequencies = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -69,4 +74,4 @@ class DhariwalUNet(EdmUNet):
         if self.num_classes:
             classes = class_vector(cond, time, self.num_classes)
             emb = emb + options.dense(wide, "class", use_bias=False)(classes)
-        return nn.silu(emb)
+        return nn.silu(add_extras(self, emb, extra))

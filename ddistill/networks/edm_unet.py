@@ -29,7 +29,7 @@ class EdmUNet(nn.Module):
       augment_dim: entries of EDM's augmentation labels. They are zero, as in sampling; the weights
         exist so that every tensor of EDM's files has a place.
       dropout: rate before the second convolution of every residual block.
-      remat, dtype, conv_impl: as in `UNet`.
+      remat, dtype, conv_impl, extras: as in `UNet`.
     """
 
     channels: int = 128
@@ -44,6 +44,7 @@ class EdmUNet(nn.Module):
     remat: bool = False
     dtype: str = "float32"
     conv_impl: str = "auto"
+    extras: tuple[str, ...] = ()
 
     # No fields, for they have no annotation. "skip" adds the downsampled image to every level,
     # "residual" the features that it has become there.
@@ -60,6 +61,7 @@ class EdmUNet(nn.Module):
         *,
         train: bool = False,
         taps: tuple[str, ...] = (),
+        extra: Float[Array, "B X"] | None = None,
     ) -> Images | tuple[Images, dict[str, Array]]:
         """Runs the network; arguments, taps, results and errors are those of `UNet`.
 
@@ -68,7 +70,8 @@ class EdmUNet(nn.Module):
         self.check()
         check_call(self, x.shape, cond, taps)
         options = self.block_options()
-        out, features = self._run_levels(options, x, self.embed(options, time, cond), train)
+        embedding = self.embed(options, time, cond, extra)
+        out, features = self._run_levels(options, x, embedding, train)
         out = out.astype(jnp.float32)
         return (out, {name: features[name] for name in taps}) if taps else out
 
@@ -83,9 +86,13 @@ class EdmUNet(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define its block_options.")
 
     def embed(
-        self, options: BlockOptions, time: PerExample, cond: Labels | None
+        self,
+        options: BlockOptions,
+        time: PerExample,
+        cond: Labels | None,
+        extra: Float[Array, "B X"] | None = None,
     ) -> Float[Array, "B E"]:
-        """The embedding of time and class, an input of every block."""
+        """The embedding of time, class and extra inputs, an input of every block."""
         raise NotImplementedError(f"{type(self).__name__} does not define its embedding.")
 
     @property

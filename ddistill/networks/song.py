@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.edm_blocks import SQRT_HALF, BlockOptions, class_vector
 from ddistill.networks.edm_unet import EdmUNet
+from ddistill.networks.extras import add_extras
 from ddistill.networks.layers import sinusoidal_embedding
 from ddistill.networks.resampling import FILTERS
 from ddistill.networks.unet import check_at_least
@@ -75,9 +76,13 @@ class SongUNet(EdmUNet):
         return height in self.attention and block == self.blocks
 
     def embed(
-        self, options: BlockOptions, time: PerExample, cond: Labels | None
+        self,
+        options: BlockOptions,
+        time: PerExample,
+        cond: Labels | None,
+        extra: Float[Array, "B X"] | None = None,
     ) -> Float[Array, "B E"]:
-        """The embedding of time and class, an input of every block."""
+        """The embedding of time, class and extra inputs, an input of every block."""
         width = self.channels * self.noise_multiplier
         emb = self._sinusoids(time, width)
         if self.num_classes:
@@ -88,7 +93,7 @@ class SongUNet(EdmUNet):
             emb = emb + options.dense(width, "augment", use_bias=False)(labels)
         wide = self.channels * self.embedding_multiplier
         emb = nn.silu(options.dense(wide, "time_0")(emb))
-        return nn.silu(options.dense(wide, "time_1")(emb))
+        return nn.silu(add_extras(self, options.dense(wide, "time_1")(emb), extra))
 
     def _sinusoids(self, time: Array, width: int) -> Float[Array, "B F"]:
         if self.embedding == "positional":

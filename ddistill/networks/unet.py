@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.convolution import CONV_IMPLS, Conv, ConvOptions, glorot, upsample, zeros
+from ddistill.networks.extras import add_extras, check_extras
 from ddistill.networks.layers import Attention, GroupNorm, downsample, sinusoidal_embedding
 
 RESAMPLE = ("conv", "resblock")
@@ -32,6 +33,7 @@ class UNetFields(Protocol):
     dropout: float
     dtype: str
     conv_impl: str
+    extras: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,7 @@ class UNet(nn.Module):
       remat: recompute each block in the backward pass instead of storing its activations.
       dtype: what convolutions and matrix products compute in: "float32" or "bfloat16".
       conv_impl: one of `CONV_IMPLS`; same parameters and results, other speed.
+      extras: names of scalar inputs beside the time, see `ddistill.networks.extras`.
     """
 
     channels: int = 128
@@ -157,6 +160,7 @@ class UNet(nn.Module):
     remat: bool = False
     dtype: str = "float32"
     conv_impl: str = "auto"
+    extras: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -167,6 +171,7 @@ class UNet(nn.Module):
         *,
         train: bool = False,
         taps: tuple[str, ...] = (),
+        extra: Float[Array, "B X"] | None = None,
     ):
         """Runs the network.
 
@@ -181,6 +186,7 @@ class UNet(nn.Module):
           cond: class ids in 0 ... num_classes, or None for the null class (or no class at all).
           train: whether dropout is on; then an rng named "dropout" is needed.
           taps: names of the features to return too.
+          extra: values of the inputs `extras`, a column for each; may be None where there are none.
 
         Returns:
           The output `[B, H, W, out_channels]` in float32, or (output, {tap: features}) when taps
@@ -188,13 +194,14 @@ class UNet(nn.Module):
 
         Raises:
           ConfigError: the fields do not fit together or the image size does not fit them.
+          ValueError: `extra` has another number of columns than there are `extras`.
         """
         check_fields(self)
         check_call(self, x.shape, cond, taps)
         config = BlockConfig(
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(BlockConfig)}
         )
-        emb = self._embedding(time, cond)
+        emb = self._embedding(time, cond, extra)
 
         def block(h: Array, level: int, j: int, way: str) -> Array:
             features = self.channels * self.multipliers[level]
@@ -239,8 +246,10 @@ class UNet(nn.Module):
             return config.conv(features, name, stride=2, symmetric=self.symmetric)(h)
         return config.conv(features, name, upsampled=True)(h)
 
-    def _embedding(self, time: Array, cond: Array | None) -> Float[Array, "B E"]:
-        """SiLU of the time and class embedding, `[B, 4 * channels]`; every block projects it."""
+    def _embedding(
+        self, time: Array, cond: Array | None, extra: Array | None
+    ) -> Float[Array, "B E"]:
+        """SiLU of the embedding of time, class and extra inputs, which every block projects."""
         width = 4 * self.channels
         layout = {"cosines_first": self.cosines_first, "includes_last": self.includes_last}
         emb = sinusoidal_embedding(time * self.time_scale, self.channels, **layout)
@@ -250,7 +259,7 @@ class UNet(nn.Module):
             if cond is None:
                 cond = jnp.full(time.shape, self.num_classes, jnp.int32)
             emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="class")(cond)
-        return nn.silu(emb)
+        return nn.silu(add_extras(self, emb, extra, self.time_scale))
 
 
 def check_call(
@@ -312,6 +321,7 @@ def check_common(net: UNetFields) -> None:
     """Raises `ConfigError` for values that cannot work of the fields that all U-Nets have."""
     check_choice("dtype", net.dtype, DTYPES)
     check_choice("conv_impl", net.conv_impl, CONV_IMPLS)
+    check_extras(net.extras)
     check_at_least(net, 1, "channels", "blocks", "out_channels")
     check_at_least(net, 0, "num_classes")
     if net.channels < 4 or net.channels % 2:

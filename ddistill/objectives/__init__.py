@@ -10,6 +10,7 @@ from ddistill.objectives.base import Objective
 from ddistill.objectives.boot import BOOT
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.consistency import CD, CT
+from ddistill.objectives.degradation import Degradation
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.dmd import DMD
 from ddistill.objectives.dmd2 import DMD2
@@ -27,6 +28,7 @@ from ddistill.objectives.sfddm import SFDDM
 from ddistill.parsing import convert, to_plain
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "degradation": Degradation,
     "denoising": Denoising,
     "dmd": DMD,
     "dmd2": DMD2,

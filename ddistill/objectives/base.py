@@ -32,6 +32,7 @@ from ddistill.objectives.parts import (
     NetworkFacts,
     NetworkForm,
     Panels,
+    Range,
     Requirements,
     StageFacts,
     Taps,
@@ -66,6 +67,16 @@ class Objective:
     def memory(self) -> Mapping[str, Memory]:
         """Arrays that are carried from step to step; losses read `Batch.memory`."""
         return {}
+
+    @property
+    def extra_inputs(self) -> Mapping[str, Range]:
+        """By name in `networks.extras.EXTRAS`, the scalars that the losses give the student."""
+        return {}
+
+    @property
+    def guides_teacher(self) -> bool:
+        """Whether the losses guide the teacher: a prediction is then two forward passes."""
+        return False
 
     @property
     def taps(self) -> Taps:

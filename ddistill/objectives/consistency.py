@@ -35,6 +35,7 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import check_not_negative, check_unused
 from ddistill.objectives.distances import HUBER, PredictionDistance
 from ddistill.objectives.distillation import Distillation
+from ddistill.objectives.guided import GuidedDistillation
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import (
     DENOISER,
@@ -222,7 +223,7 @@ class Consistency(Distillation):
 
 
 @dataclass(frozen=True)
-class CD(Consistency):
+class CD(GuidedDistillation, Consistency):
     """CD, LCM (arXiv 2303.01469, 2310.04378): equal images along one step of the teacher.
 
     Attributes:

@@ -1,9 +1,11 @@
 """The values in which an objective says what it consists of and what it needs."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,10 +65,11 @@ class Update:
         constants. Unless it is the student, the metrics `loss` and `grad_norm` end in the first
         one's name.
       loss: see `Loss`.
-      every: the update runs at steps divisible by this.
+      every: the update runs at steps divisible by this, or with one of the remainders `at`.
       skip: it is left out at steps divisible by this; 0 for none.
       fallback: `(networks, batch, tables) -> shared`, what the loss would have shared, at steps at
         which the update does not run.
+      at: remainders of the steps divided by `every`.
     """
 
     trains: str | tuple[str, ...]
@@ -74,6 +77,7 @@ class Update:
     every: int = 1
     skip: int = 0
     fallback: Fallback | None = None
+    at: tuple[int, ...] = (0,)
 
     @property
     def always(self) -> bool:
@@ -86,7 +90,7 @@ class Update:
 
     def due(self, step: AnyArray) -> Bool[AnyArray, "..."]:
         """Whether it runs at a step; `step` may be traced."""
-        due = step % self.every == 0
+        due = functools.reduce(operator.or_, [step % self.every == rest for rest in self.at])
         return due & (step % self.skip != 0) if self.skip else due
 
     @property
@@ -113,6 +117,13 @@ class Alarm:
     at_birth: bool = False
 
 
+class Range(NamedTuple):
+    """The values of an extra input that a student is trained on: `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Requirements:
     """What an objective needs of its stage.
@@ -121,6 +132,7 @@ class Requirements:
 
     Attributes:
       teacher: an earlier stage whose predictions the losses use.
+      guided_teacher: a teacher that can be sampled with classifier-free guidance.
       classifier: `networks["classifier"]`, images -> (logits, features).
       pairs: `Batch.pairs`.
       own_pairs: pairs of the student's classes alone, where it has some classes.
@@ -132,6 +144,7 @@ class Requirements:
     """
 
     teacher: str = ""
+    guided_teacher: str = ""
     classifier: str = ""
     pairs: str = ""
     own_pairs: str = ""

@@ -16,7 +16,7 @@ import numpy as np
 from ddistill.diffusion import Prediction, ddim_step, from_x0, one_step_target
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.distances import PredictionDistance
-from ddistill.objectives.distillation import Distillation
+from ddistill.objectives.guided import GuidedDistillation
 from ddistill.objectives.inputs import LevelTables
 from ddistill.objectives.parts import Networks
 from ddistill.objectives.states import State
@@ -32,7 +32,7 @@ LOSSES = {
 
 
 @dataclass(frozen=True)
-class Progressive(Distillation):
+class Progressive(GuidedDistillation):
     """PD (arXiv 2202.00512): two steps of the teacher in one; CFD and RCFD compare features.
 
     Attributes:

@@ -5,11 +5,14 @@ path of the teacher from noise to image serves all N steps of the student. The s
 steps, each from where its step before has ended, and each is regressed onto the state of the
 teacher's path at the same level; the next step starts from the new state as a constant. No image of
 the data is seen.
+
+SFD-v is one student for several numbers of steps: train steps take the numbers one after another,
+each on its own grid of the student's levels, and the student is given the number.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,11 +32,13 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Objective, filled_in
 from ddistill.objectives.distances import NORMS, mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import Loss, LossAux, Networks, Requirements, Update
+from ddistill.objectives.parts import Loss, LossAux, Networks, Range, Requirements, Update
 from ddistill.objectives.sampling import normal
+from ddistill.schedules import uniform_grid
 from ddistill.typing import Images, Labels, Metrics, PerExample
 
 SOLVERS = ("ddim", "dpm_solver_pp")
+STEP_COUNT = "step_count"
 # Of the student's state and the teacher's path among the arrays that updates share.
 _STATE, _PATH = "state", "path"
 
@@ -49,23 +54,41 @@ class SFD(Objective):
       state_norm: of the difference of states: "l1" (released) or "l2"; means over pixels.
       analytic_first: the first step is not the network's, but that of a Gaussian of unit variance,
         which saves its call; the student's sampler is then "ddim_afs".
-      steps: N, the student's steps.
+      step_counts: the student's numbers of steps (SFD-v), of which train steps take one after
+        another; the student is given the number as the extra input "step_count". The levels of
+        each number are rows of the stage's grid at even distances; grid.steps=0 has all levels of
+        the teacher. Empty: the number of steps of the grid.
+      steps: N, the student's steps; the largest number of several.
+      count_rows: by number of steps, the rows of the student's levels, first the noisiest one.
     """
 
     substeps: int = 4
     solver: str = "dpm_solver_pp"
     state_norm: str = "l1"
     analytic_first: bool = False
+    step_counts: tuple[int, ...] = ()
     steps: int = filled_in(1)
+    count_rows: tuple[tuple[int, ...], ...] = filled_in(())
 
     def __post_init__(self):
         check_choice("objective.solver", self.solver, SOLVERS)
         check_choice("objective.state_norm", self.state_norm, NORMS)
         if self.substeps < 1:
             raise ConfigError(f"objective.substeps={self.substeps} must be 1 or more.")
+        counts = tuple(self.step_counts)
+        least = 2 if self.analytic_first else 1
+        if len(set(counts)) < len(counts) or min(counts, default=least) < least:
+            raise ConfigError(
+                f"objective.step_counts={counts} must be different whole numbers of {least} or "
+                "more, for example (2, 3, 4)."
+            )
+        # The largest number comes first, whatever their order is.
+        object.__setattr__(self, "step_counts", tuple(sorted(counts, reverse=True)))
 
     def prepare(self, grid: np.ndarray) -> Self:
         """Notes the student's steps, and refuses more sub-steps than there are teacher levels."""
+        if self.step_counts:
+            return self._prepare_counts(np.asarray(grid))
         steps, narrowest = len(grid) - 1, int(np.min(np.diff(grid)))
         if self.substeps > narrowest:
             raise ConfigError(
@@ -79,6 +102,38 @@ class SFD(Objective):
                 "Set it to False, or grid.steps to 2 or more."
             )
         return dataclasses.replace(self, steps=steps)
+
+    def _prepare_counts(self, grid: np.ndarray) -> Self:
+        """The grids of several numbers of steps on the student's levels."""
+        levels, most = len(grid) - 1, max(self.step_counts)
+        if most > levels:
+            raise ConfigError(
+                f"objective.step_counts={self.step_counts}, but the student's grid has {levels} "
+                "steps. Set grid.steps to 0, for all of the teacher's levels."
+            )
+        rows = [uniform_grid(levels, count) for count in self.step_counts]
+        narrowest = min(int(np.min(np.diff(grid[own]))) for own in rows)
+        if self.substeps > narrowest:
+            raise ConfigError(
+                f"objective.substeps={self.substeps}, but neighbouring levels of a student of "
+                f"{most} steps are only {narrowest} teacher levels apart. Allowed: 1 to "
+                f"{narrowest}."
+            )
+        filled = tuple(
+            tuple(int(x) for x in own[::-1]) + (0,) * (most - len(own) + 2) for own in rows
+        )
+        return dataclasses.replace(self, steps=most, count_rows=filled)
+
+    @property
+    def extra_inputs(self) -> Mapping[str, Range]:
+        """The number of steps, where there are several."""
+        if not self.step_counts:
+            return {}
+        return {STEP_COUNT: Range(min(self.step_counts), max(self.step_counts))}
+
+    def inert_hparams(self) -> tuple[str, ...]:
+        """The numbers of steps, where the grid says the number."""
+        return () if self.step_counts else ("step_counts",)
 
     @property
     def requires(self) -> Requirements:
@@ -98,15 +153,36 @@ class SFD(Objective):
     def updates(self) -> tuple[Update, ...]:
         """One for each step of the network, from the noisiest level down."""
         first = int(self.analytic_first)
-        return tuple(Update("student", self.loss_of_step(n)) for n in range(first, self.steps))
+        return tuple(self._update(n) for n in range(first, self.steps))
+
+    def _update(self, n: int) -> Update:
+        """The update of step `n`, at train steps that have so many steps."""
+        at = tuple(i for i, count in enumerate(self.step_counts) if count > n)
+        if len(at) == len(self.step_counts):
+            return Update("student", self.loss_of_step(n))
+        loss, every = self.loss_of_step(n), len(self.step_counts)
+        return Update("student", loss, every=every, at=at, fallback=_unchanged)
+
+    def _count(self, tables: LevelTables) -> Array:
+        """The student's number of steps in this train step."""
+        if not self.step_counts:
+            return tables.count
+        return jnp.asarray(self.step_counts)[tables.step % len(self.step_counts)]
+
+    def _row(self, n: Array | int, tables: LevelTables) -> Array:
+        """The row of the student's level after `n` of its steps; 0 after the last one."""
+        if not self.step_counts:
+            return jnp.maximum(tables.count - n, 0)
+        return jnp.asarray(self.count_rows)[tables.step % len(self.step_counts), n]
 
     def loss_of_step(self, n: int) -> Loss:
         """The loss of step `n`, 0 at the noisiest level."""
         return functools.partial(self._loss, n)
 
-    def teacher_calls(self, each: int = 1) -> int:
-        """The teacher's path."""
-        return each * self.substeps * self.steps
+    def teacher_calls(self, each: int = 1) -> float:
+        """The teacher's path, of the mean number of steps."""
+        counts = self.step_counts or (self.steps,)
+        return each * self.substeps * sum(counts) / len(counts)
 
     def _loss(
         self, n: int, networks: Networks, batch: Batch, tables: LevelTables
@@ -115,10 +191,12 @@ class SFD(Objective):
             z, path = batch.shared[_STATE], batch.shared[_PATH]
         else:
             z, path = self._begin(networks["teacher"], batch, tables)
-        here = tables.student.at(_rows(tables.count - n, z))
-        there = tables.student.at(_rows(tables.count - n - 1, z))
+        here, there = (tables.student.at(_rows(self._row(i, tables), z)) for i in (n, n + 1))
         key = {} if batch.dropout_key is None else {"key": batch.dropout_key}
-        state = ddim_step(networks["student"](z, here, batch.cond, **key), z, here, there)
+        student = networks["student"]
+        if self.step_counts:
+            student = student.given(step_count=self._count(tables))
+        state = ddim_step(student(z, here, batch.cond, **key), z, here, there)
         difference = state - path[:, n]
         error = jnp.abs(difference) if self.state_norm == "l1" else jnp.square(difference)
         values = mean_per_example(error)
@@ -131,12 +209,11 @@ class SFD(Objective):
         """The state before the first update, and the teacher's states after each student step."""
         top = tables.student.at(tables.count)
         z = normal(batch.key("noise"), batch.image) * jnp.maximum(1.0, top.sigma)
-        path = jax.lax.stop_gradient(
-            teacher_path(self.walk(teacher, tables, batch.cond), z, self.steps, self.substeps)
-        )
+        walk = self.walk(teacher, tables, batch.cond)
+        taken = self._count(tables) if self.step_counts else self.steps
+        path = jax.lax.stop_gradient(teacher_path(walk, z, self.steps, self.substeps, taken))
         if self.analytic_first:
-            here = tables.student.at(_rows(tables.count, z))
-            there = tables.student.at(_rows(tables.count - 1, z))
+            here, there = (tables.student.at(_rows(self._row(i, tables), z)) for i in (0, 1))
             z = ddim_step(analytic_prediction(z, here), z, here, there)
         return z, path
 
@@ -144,13 +221,13 @@ class SFD(Objective):
         self, teacher: NetworkDenoiser, tables: LevelTables, cond: Labels | None
     ) -> "TeacherStep":
         """The teacher's step `i` of N k, as a function of the states before."""
-        count, k = tables.count, self.substeps
+        count, k = self._count(tables), self.substeps
 
         def row(i: Array | int) -> Array:
             """The teacher's level after `i` of its steps."""
             i = jnp.clip(i, 0, count * k)
-            coarse, j = count - i // k, i % k
-            top, bottom = tables.grid[coarse], tables.grid[jnp.maximum(coarse - 1, 0)]
+            coarse, j = i // k, i % k
+            top, bottom = (tables.grid[self._row(n, tables)] for n in (coarse, coarse + 1))
             return (top * (k - j) + bottom * j + k // 2) // k
 
         def step(i: Array | int, z: Images, previous: Images) -> tuple[Images, Images]:
@@ -168,7 +245,7 @@ TeacherStep = Callable[[Array | int, Images, Images], tuple[Images, Images]]
 
 
 def teacher_path(
-    step: TeacherStep, z: Images, count: int, substeps: int
+    step: TeacherStep, z: Images, count: int, substeps: int, taken: Array | int | None = None
 ) -> Float[Array, "B N H W C"]:
     """The states after every `substeps` of a teacher's `count * substeps` steps from `z`.
 
@@ -177,6 +254,7 @@ def teacher_path(
       z: `[B, H, W, C]`, noise at the noisiest level.
       count: N.
       substeps: k.
+      taken: the number of student steps that are walked, where it is less than N.
     """
 
     def body(i: Array, carry: tuple[Images, Images, Array]) -> tuple[Images, Images, Array]:
@@ -186,7 +264,14 @@ def teacher_path(
         return state, previous, path.at[:, i // substeps].set(state)
 
     path = jnp.zeros((z.shape[0], count, *z.shape[1:]), z.dtype)
-    return jax.lax.fori_loop(0, count * substeps, body, (z, jnp.zeros_like(z), path))[2]
+    end = (count if taken is None else taken) * substeps
+    return jax.lax.fori_loop(0, end, body, (z, jnp.zeros_like(z), path))[2]
+
+
+def _unchanged(networks: Networks, batch: Batch, tables: LevelTables) -> Mapping[str, Array]:
+    """The state and the path of the updates before."""
+    del networks, tables
+    return {name: batch.shared[name] for name in (_STATE, _PATH)}
 
 
 def _rows(index: Array | int, z: Images) -> Labels:

@@ -7,10 +7,11 @@ from flax import linen as nn
 
 from ddistill import networks
 from ddistill.errors import ConfigError, nearest
+from ddistill.objectives import make_objective
 from ddistill.parsing import to_plain
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
-from ddistill.settings import StageSettings
+from ddistill.settings import StageSettings, checkpoint_named
 
 
 def in_full(network: Mapping[str, object]) -> dict[str, object]:
@@ -31,10 +32,42 @@ def check_earlier(
         )
 
 
+def check_checkpoint(
+    key: str, value: str, words: tuple[str, ...], earlier: Mapping[str, StagePlan]
+) -> None:
+    """Raises `ConfigError` unless `value` is one of `words` or names a checkpoint that is kept."""
+    name, step = checkpoint_named(value)
+    _, mark, text = value.partition("@")
+    check_earlier(key, name if mark else value, words if not mark else (), earlier)
+    if not mark or text == "last":
+        return
+    if step is None:
+        raise ConfigError(
+            f"{key}={value!r}: a step or 'last' has to follow the '@', as in '{name}@last'."
+        )
+    stage = earlier[name].settings
+    kept = [s for s in (*kept_steps(stage), stage.steps) if s]
+    if step not in kept:
+        nearby = min(kept, key=lambda s: abs(s - step), default="last")
+        first = f"multiples of keep_every={stage.keep_every} and " if stage.keep_every else ""
+        raise ConfigError(
+            f"{key}={value!r}: stage '{name}' keeps no checkpoint of step {step}. It keeps {first}"
+            f"its last step, {stage.steps}. Did you mean '{name}@{nearby}'?"
+        )
+
+
+def kept_steps(stage: StageSettings) -> range:
+    """The steps of the checkpoints that a stage keeps for others, beside its last one."""
+    return (
+        range(stage.keep_every, stage.steps + 1, stage.keep_every) if stage.keep_every else range(0)
+    )
+
+
 def resolve(context: StageContext) -> StageSettings:
     """The stage's settings with network, prediction type and classes filled in.
 
-    Defaults are those of the imported network or of the teacher. `check_imported` compares the
+    Defaults are those of the imported network or of the teacher, with the extra inputs that the
+    objective gives the student. `check_imported` compares the
     settings that the stage gives itself.
 
     Raises:
@@ -44,7 +77,7 @@ def resolve(context: StageContext) -> StageSettings:
     if stage.network and "name" not in stage.network:
         raise _nameless(f"{path}.network")
     if stage.teacher:
-        check_earlier(f"{path}.teacher", stage.teacher, (), context.earlier)
+        check_checkpoint(f"{path}.teacher", stage.teacher, (), context.earlier)
     if imported is not None:
         return dataclasses.replace(
             stage,
@@ -66,9 +99,13 @@ def resolve(context: StageContext) -> StageSettings:
             f"'{stage.teacher}', which predicts {theirs.prediction!r}. Leave prediction empty, or "
             f"set {path}.network."
         )
+    network = dict(theirs.network)
+    extras = tuple(make_objective(stage.objective, f"{path}.objective").extra_inputs)
+    if extras or network.get("extras"):
+        network["extras"] = extras
     return dataclasses.replace(
         stage,
-        network=theirs.network,
+        network=network,
         prediction=theirs.prediction,
         conditional=theirs.conditional,
     )

@@ -42,7 +42,8 @@ class StageContext:
     @property
     def teacher(self) -> StagePlan | None:
         """The stage that it learns from, or None."""
-        return self.earlier[self.settings.teacher] if self.settings.teacher else None
+        name = self.settings.teacher_stage
+        return self.earlier[name] if name else None
 
     @property
     def source(self) -> StagePlan | None:

@@ -68,7 +68,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
     ScheduleSettings: _all(Kind.LEARNT, "name steps options"),
     StageSettings: {
         **_all(Kind.LEARNT, "objective steps batch_size network prediction guidance accumulate"),
-        **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint conditional"),
+        **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint keep_every conditional"),
         **_all(Kind.LEARNT, "teacher init resume pairs"),
         **_all(Kind.GROUP, "grid optimizer optimizers students"),
         **_all(Kind.PLANNED, "classifier"),
@@ -192,7 +192,7 @@ def make_identity(
       inputs: what the stage reads.
     """
     own = normalised(stage, objective, settings)
-    own["init"] = "" if stage.resume else stage.init_source
+    own["init"] = "" if stage.resume else str(stage.init_checkpoint)
     own["optimizers"] = {
         n: settings_used(stage.optimizer_of(n)) for n in trained_auxiliaries(objective)
     }
@@ -225,6 +225,9 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
     own["network"] = _network(stage.network)
     own["optimizer"] = settings_used(stage.optimizer_of("student"))
     own["optimizers"] = {name: settings_used(o) for name, o in stage.optimizers.items()}
+    own["teacher"] = str(stage.teacher_checkpoint)
+    if not stage.keep_every:
+        del own["keep_every"]
     if stage.grid.explicit:
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:
@@ -249,7 +252,8 @@ def _network(given: Mapping[str, object]) -> dict[str, object]:
     defaults = networks.defaults(name) if name else {}
     usual = {k: v for k, v in defaults.items() if v is not dataclasses.MISSING}
     full = _filled_in(given, usual)
-    return {key: to_plain(value) for key, value in full.items() if key not in COMPUTED}
+    off = {key for key, value in networks.OPTIONAL.items() if full.get(key) in (value, [])}
+    return {k: to_plain(v) for k, v in full.items() if k not in COMPUTED and k not in off}
 
 
 def _filled_in(given: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:

@@ -40,7 +40,7 @@ def distillation(plan: StagePlan, root: str, plans: Sequence[StagePlan]) -> list
         elif name and name not in found:
             found.add(name)
             settings = by_name[name].settings
-            open_names += [settings.teacher, settings.pairs, settings.init_source]
+            open_names += [settings.teacher_stage, settings.pairs, settings.init_source]
     return [p for p in plans if p.name in found] if reaches_root and plan.name != root else []
 
 

@@ -170,6 +170,11 @@ class StagePlan:
         path = f"stage '{self.name}', config.training.mesh"
         return plan_layout(mesh, s.students, s.batch_size // s.accumulate, path)
 
+    @property
+    def teacher_passes(self) -> int:
+        """Forward passes of one prediction of its teacher: 2 with guidance."""
+        return 2 if self.settings.guidance != 1.0 or self.objective.guides_teacher else 1
+
     def ema_key(self) -> str | None:
         """The average that the stage hands on; None means the raw weights."""
         return str(self.settings.ema[0]) if self.settings.ema else None

@@ -41,7 +41,9 @@ from ddistill.planning.checks.settings import (
 from ddistill.planning.checks.sources import (
     check_classifier,
     check_copied,
+    check_extras,
     check_guidance,
+    check_guided_teacher,
     check_resume,
     check_sources,
 )
@@ -157,10 +159,12 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` for settings that work on no levels and with no network."""
     check_numbers(context)
     check_imported(context, objective)
+    check_extras(context, objective)
     check_sources(context)
     check_classifier(context, objective)
     check_pairs(context, objective)
     check_guidance(context)
+    check_guided_teacher(context, objective)
     check_accumulation(context, objective)
     check_teacher(context, objective)
 

@@ -31,17 +31,20 @@ from ddistill.recipes.digits import (
     digits_conditional_network,
     digits_consistency,
     digits_ddil,
+    digits_disback,
     digits_feature_classifier,
     digits_from_noise,
     digits_halvings,
     digits_msd,
     digits_network,
     digits_sfd,
+    digits_sfd_v,
     digits_small_msd,
     digits_specialists,
     digits_student,
     digits_students,
 )
+from ddistill.recipes.disback import disback
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
@@ -64,7 +67,7 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
-from ddistill.recipes.trajectory import from_noise, sfd
+from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -91,16 +94,19 @@ __all__ = [
     "digits_config",
     "digits_consistency",
     "digits_ddil",
+    "digits_disback",
     "digits_feature_classifier",
     "digits_from_noise",
     "digits_halvings",
     "digits_msd",
     "digits_network",
     "digits_sfd",
+    "digits_sfd_v",
     "digits_small_msd",
     "digits_specialists",
     "digits_student",
     "digits_students",
+    "disback",
     "ect_cifar",
     "feature_classifier_stage",
     "feature_halvings",
@@ -125,6 +131,7 @@ __all__ = [
     "scorer_stage",
     "sfd",
     "sfd_cifar",
+    "sfd_v",
     "sfddm_default",
     "sfddm_lsun",
     "sfddm_paper",

@@ -6,11 +6,12 @@ from typing import Any
 
 from ddistill.recipes.common import Options, edm_denoising, network, objective, teacher_stage
 from ddistill.recipes.consistency import consistency
+from ddistill.recipes.disback import disback
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import DDIL, feature_halvings, progressive
 from ddistill.recipes.sfddm import sfddm_default
-from ddistill.recipes.trajectory import from_noise, sfd
+from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.settings import (
     EvaluationSettings,
     OptimizerSettings,
@@ -164,6 +165,19 @@ def digits_sfd() -> dict[str, StageSettings]:
     }
 
 
+def digits_sfd_v() -> dict[str, StageSettings]:
+    """One student of SFD-v for 4, 3, 2 and 1 steps on digits."""
+    stage = sfd_v(
+        (1, 2, 3, 4),
+        steps=2000,
+        batch_size=64,
+        optimizer=annealed(1e-3),
+        loss={"substeps": 4},
+        shared=True,
+    )
+    return {"sfd_v": stage}
+
+
 def digits_from_noise(method: str) -> dict[str, StageSettings]:
     """A student of BOOT or PID on digits.
 
@@ -174,6 +188,30 @@ def digits_from_noise(method: str) -> dict[str, StageSettings]:
         method, 32, steps=2400, batch_size=64, optimizer=annealed(1e-3), ema=(0.995,), shared=True
     )
     return {method: stage}
+
+
+def digits_disback() -> dict[str, StageSettings]:
+    """A student of DisBack on digits, on a path of four checkpoints, and one of DMD2.
+
+    Both have equal objectives and numbers of updates.
+    """
+    optimizer = OptimizerSettings(name="adamw", learning_rate=3e-4, warmup=20, clip=1.0)
+    options: dict[str, Any] = {
+        "batch_size": 64,
+        "optimizer": optimizer,
+        "loss": {
+            "features_of": "teacher",
+            "gan_weight": 3e-3,
+            "discriminator_weight": 1.0,
+            "student_every": 1,
+        },
+        "ema": (0.99,),
+    }
+    path = {"steps": 200, "batch_size": 64, "optimizer": optimizer}
+    return {
+        **disback(4, interval=100, path=path, steps=1000, **options),
+        **disback(0, name="dmd2", method="dmd2", steps=1400, **options),
+    }
 
 
 def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSettings]:

@@ -1,5 +1,7 @@
 """Students of the teacher's path: SFD (arXiv 2409.19681), BOOT (2306.05544), PID (2411.08378)."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ddistill.errors import check_choice
@@ -24,6 +26,20 @@ def sfd(levels: int, *, loss: Options | None = None, **stage: Any) -> StageSetti
         method="sfd",
         **{"init": "teacher", "ema": (0.99,), **stage},
     )
+
+
+def sfd_v(counts: Sequence[int], *, loss: Options | None = None, **stage: Any) -> StageSettings:
+    """SFD-v: one student of the stage "teacher" for several numbers of steps.
+
+    Args:
+      counts: the numbers of steps; the student is sampled with each of them.
+      loss: further hyperparameters of `ddistill.objectives.sfd.SFD`.
+      **stage: fields of `StageSettings`; `steps`, `batch_size` and `optimizer` are required.
+    """
+    hyper = {**(loss or {}), "step_counts": tuple(counts)}
+    sampler = "ddim_afs" if hyper.get("analytic_first") else "ddim"
+    options = {"method": "sfd_v", "samplers": {sampler: tuple(sorted(counts))}, **stage}
+    return dataclasses.replace(sfd(0, loss=hyper, **stage), **options)
 
 
 def from_noise(

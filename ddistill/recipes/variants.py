@@ -1,12 +1,12 @@
 """Variants of config files, ":smoke" above all: the experiment shrunk to seconds of training."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from ddistill.recipes.common import Options, check_variant, to_config
-from ddistill.settings import Settings, StageSettings
+from ddistill.settings import Settings, StageSettings, checkpoint_named
 
 
 def digits_config(
@@ -62,6 +62,10 @@ def smoke(settings: Settings, net: Options, keep: Sequence[str] = ()) -> Setting
     """
     names = tuple(keep) or settings.pipeline
     stages = {name: _smoke_stage(settings.stages[name], net) for name in names}
+    stages = {
+        name: dataclasses.replace(stage, teacher=_smoke_checkpoint(stage.teacher, settings, stages))
+        for name, stage in stages.items()
+    }
     evaluation = dataclasses.replace(
         settings.evaluation,
         samples=64,
@@ -82,6 +86,8 @@ def smoke(settings: Settings, net: Options, keep: Sequence[str] = ()) -> Setting
     )
 
 
+# Train steps of every stage.
+_STEPS = 20
 # Two levels and few channels for the classifiers with such options.
 _SMALL: dict[str, Options] = {
     "resnet": {"width": 8, "blocks": (1, 1)},
@@ -89,6 +95,15 @@ _SMALL: dict[str, Options] = {
 }
 # The most of hyperparameters that are counts.
 _FEW = {"substeps": 2, "queue_rows": 64, "rows_per_step": 16, "contrast_rows": 32}
+
+
+def _smoke_checkpoint(text: str, settings: Settings, shrunk: Mapping[str, StageSettings]) -> str:
+    """The checkpoint of the same number on the shrunk path, for one at a step of a stage."""
+    named = checkpoint_named(text)
+    if named.step is None:
+        return text
+    number = named.step // settings.stages[named.stage].keep_every
+    return str(named._replace(step=number * shrunk[named.stage].keep_every))
 
 
 def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:
@@ -109,7 +124,8 @@ def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:
         objective=objective_settings,
         grid=grid,
         network={**stage.network, **small} if stage.network else stage.network,
-        steps=20,
+        steps=_STEPS,
+        keep_every=max(1, _STEPS * stage.keep_every // stage.steps) if stage.keep_every else 0,
         batch_size=16,
         optimizer=optimizer,
         samplers=samplers,

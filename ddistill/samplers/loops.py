@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from ddistill.diffusion import Prediction, clip_x0
 from ddistill.errors import check_choice
+from ddistill.networks.extras import EXTRAS
 from ddistill.runtime.compilation import compiler_options, is_wide
 from ddistill.schedules import Level, Schedule
 
@@ -188,8 +189,13 @@ def _steps(schedule: Schedule, key: Array | None) -> Step:
 def _advance(
     network: Network, state: State, step: Step, rule: Rule
 ) -> tuple[State, Prediction | None]:
-    denoiser, cond = network
-    z, x0 = state
+    (denoiser, cond), (z, x0) = network, state
+    by_step = {
+        name: value(step.here, step.there)
+        for name in getattr(denoiser, "extras", ())
+        if (value := EXTRAS[name].of_step)
+    }
+    denoiser = denoiser.given(**by_step) if by_step else denoiser  # type: ignore[attr-defined]
 
     def denoise(z: Array, level: Level) -> Prediction:
         prediction = denoiser(z, level, cond)

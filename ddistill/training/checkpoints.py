@@ -32,16 +32,23 @@ Part = Mapping[str, Mapping[str, PyTree]]
 
 @dataclass(frozen=True)
 class _NewestAndBest:
-    """The policy that Orbax asks which checkpoints to keep: the newest and the best one."""
+    """The policy that Orbax asks which checkpoints to keep: the newest and the best one.
+
+    Attributes:
+      newest: how many of the newest stay.
+      losses: by step.
+      every: checkpoints at multiples of it stay, too; 0 for none.
+    """
 
     newest: int
     losses: Mapping[int, float | None]
+    every: int = 0
 
     def should_preserve(self, checkpoints: Sequence, *, context: object) -> list[bool]:
         del context
         steps = [x.step for x in checkpoints]
         kept = {*sorted(steps)[-self.newest :], _best(self.losses, steps)}
-        return [s in kept for s in steps]
+        return [s in kept or (self.every > 0 and s % self.every == 0) for s in steps]
 
 
 def _best(losses: Mapping[int, float | None], steps: Sequence[int]) -> int | None:
@@ -65,7 +72,7 @@ def _number(value: object) -> float | None:
 class Checkpoints:
     """The checkpoints of one stage, in `folder/STEP`."""
 
-    def __init__(self, folder: Path, keep: int, read_only: bool = False):
+    def __init__(self, folder: Path, keep: int, read_only: bool = False, every: int = 0):
         """Opens (and creates) `folder`; keeps the `keep` newest and the one with the lowest
         loss, or proxy of quality where the objective has one.
 
@@ -74,6 +81,7 @@ class Checkpoints:
           keep: how many of the newest stay.
           read_only: whether the folder stays as it is: nothing is made, cleared away, sealed or
             moved, and damaged checkpoints are passed over where they lie.
+          every: checkpoints at multiples of this step stay, too; 0 for none.
 
         Raises:
           OSError: the folder cannot be made or written.
@@ -84,7 +92,7 @@ class Checkpoints:
         # Orbax's own BestN forgets the losses when a folder is opened again.
         self._losses = {int(step): loss for step, loss in found.items()}
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(max(1, keep), self._losses),
+            preservation_policy=_NewestAndBest(max(1, keep), self._losses, every),
             create=not read_only,
             read_only=read_only,
         )

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jaxtyping import PyTree
 
+from ddistill.networks.extras import parameter_names
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import init_inputs, start_memory
 from ddistill.optimizers import make_optimizer
@@ -57,10 +59,12 @@ def initial_state(
     start = start or Start()
     weights = dict(start.weights)
     for name, module in plan.modules.items():
-        if name not in weights:
-            draw = jax.jit(module.init, compiler_options=options)
-            drawn = [_weights(draw(*_init_arguments(plan, name, m))) for m in plan.students]
-            weights[name] = stack(drawn) if plan.stacked else drawn[0]
+        if name in weights and not _missing(module, weights[name]):
+            continue
+        draw = jax.jit(module.init, compiler_options=options)
+        drawn = [_weights(draw(*_init_arguments(plan, name, m))) for m in plan.students]
+        fresh = stack(drawn) if plan.stacked else drawn[0]
+        weights[name] = _completed(module, weights.get(name), fresh)
     state = _state(plan, weights, _memory(plan))
     state = dataclasses.replace(
         state,
@@ -74,6 +78,20 @@ def initial_state(
         diverged = state.diverged.at[jnp.array(start.diverged)].set(1)
         state = dataclasses.replace(state, diverged=diverged)
     return place(state, state_shardings(state, layout))
+
+
+def _missing(module: nn.Module, weights: Weights) -> list[str]:
+    """The parameters of extra inputs that weights lack, which come from a network without them."""
+    extras = parameter_names(getattr(module, "extras", ()))
+    return [name for name in extras if name not in weights.params]
+
+
+def _completed(module: nn.Module, given: Weights | None, fresh: Weights) -> Weights:
+    """The given weights with fresh ones for extra inputs, which have no effect before training."""
+    if given is None:
+        return fresh
+    extras = {name: fresh.params[name] for name in _missing(module, given)}
+    return dataclasses.replace(given, params={**given.params, **extras})
 
 
 def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:

@@ -65,7 +65,9 @@ class StageRun:
         # Convolutions in a loop body are slow on CPU.
         self.scan = self.training.scan_steps or (1 if jax.default_backend() == "cpu" else 8)
         self.layout = plan.layout(self.training.mesh)
-        self.checkpoints = Checkpoints(plan.folder / "checkpoints", self.training.keep)
+        self.checkpoints = Checkpoints(
+            plan.folder / "checkpoints", self.training.keep, every=plan.settings.keep_every
+        )
         self.clock = Clock()
         self.loss, self.score = math.nan, Score(plan.objective.quality_metric)
         self.diverged: set[int] = set()
@@ -174,7 +176,8 @@ class StageRun:
         if self.previews.missing(step):
             self._preview(step, rounds)
         buffer = MetricsBuffer()
-        borders = (every.log_every, every.checkpoint_every, every.preview_every)
+        kept = plan.settings.keep_every
+        borders = (every.log_every, every.checkpoint_every, every.preview_every, kept)
         cuts = spans(step, end, self.scan, tuple(border for border in borders if border))
         waiting_since = time.perf_counter()
         for step, count, images, indices in reader.batches(cuts):
@@ -186,10 +189,11 @@ class StageRun:
             # Polled once: a signal between two polls would end the stage without its checkpoint.
             stopping = self.stopping()
             ends = step == end or stopping
-            if step % every.log_every == 0 or step % every.checkpoint_every == 0 or ends:
+            saves = ends or any(step % n == 0 for n in (every.checkpoint_every, kept) if n)
+            if step % every.log_every == 0 or saves:
                 self._flush(buffer, step)
                 buffer = MetricsBuffer()
-            if step % every.checkpoint_every == 0 or ends:
+            if saves:
                 self.log.sync()
                 self._save(step, join_state(self.layout, rounds))
             if stopping and step < end:
@@ -315,10 +319,10 @@ class StageRun:
 
     def _finish(self, state: TrainState) -> TrainedManifest:
         plan, settings = self.plan, self.plan.settings
-        # Guidance evaluates the teacher twice.
-        each = 1 if settings.guidance == 1.0 else 2
         examples = settings.steps * settings.batch_size
-        calls = [round(examples * m.objective.teacher_calls(each)) for m in plan.students]
+        calls = [
+            round(examples * m.objective.teacher_calls(plan.teacher_passes)) for m in plan.students
+        ]
         every = count_parameters(state.params["student"])
         diverged = np.asarray(to_host(state.diverged)).tolist() if plan.stacked else []
         manifest = TrainedManifest(

@@ -77,7 +77,7 @@ def _found(plan: StagePlan) -> Manifest | None:
 def _make_pairs(
     plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, place: StagePlace
 ) -> Manifest:
-    teacher = guided(plan, in_float32(context.networks(by_name[plan.settings.teacher])))
+    teacher = guided(plan, in_float32(context.networks.teacher(plan, by_name)))
     info = place.info(plan, 0, context.stop)
     context.call_back(lambda callback: callback.on_stage_begin(info))
     manifest = make_pairs(plan, teacher, context.reporter, context.stop, place.title(plan))
@@ -95,9 +95,8 @@ def _train(
     diverged: list[int],
 ) -> Manifest:
     s, say = plan.settings, context.reporter.say
-    teacher, classifier = (
-        context.networks(by_name[name]) if name else None for name in (s.teacher, s.classifier)
-    )
+    teacher = context.networks.teacher(plan, by_name)
+    classifier = context.networks(by_name[s.classifier]) if s.classifier else None
     if s.steps and plan.imported:
         say(f"{plan.name}: starts from {plan.imported.source}")
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
@@ -125,10 +124,10 @@ def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:
     """
     s = plan.settings
     source = s.init_source
-    taught_by = by_name[s.teacher].diverged_students() if s.teacher else []
+    taught_by = by_name[s.teacher_stage].diverged_students() if s.teacher else []
     diverged = by_name[source].diverged_students() if source else []
     if taught_by or (diverged and s.students.on_divergence != "freeze"):
-        bad, remedy = (s.teacher, "") if taught_by else (source, ", or give ")
+        bad, remedy = (s.teacher_stage, "") if taught_by else (source, ", or give ")
         if remedy:
             remedy += f"'{plan.name}' students.on_divergence='freeze' to leave it out"
         raise ConfigError(
@@ -147,8 +146,8 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
     """
     s = plan.settings
     start = resumed(plan, by_name[s.resume]) if s.resume else Start()
-    sources = {"student": s.init_source} | {
-        name: s.teacher
+    sources = {"student": s.init_checkpoint} | {
+        name: s.teacher_checkpoint
         for name, own in plan.objective.auxiliaries.items()
         if own.start == "teacher"
     }
@@ -160,9 +159,9 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
                 "stage is not complete. Put the files back."
             )
         weights["student"] = Weights(plan.imported.params)
-    for name, source in sources.items():
+    for name, (source, step) in sources.items():
         if source and name in plan.modules and name not in weights:
-            weights[name] = networks.weights(by_name[source])
+            weights[name] = networks.weights(by_name[source], step)
             if plan.stacked and not by_name[source].stacked:
                 weights[name] = clone(weights[name], len(plan.students))
     return dataclasses.replace(start, weights=weights)

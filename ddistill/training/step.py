@@ -134,12 +134,18 @@ def make_step(s: StepSettings) -> StepFn:
 
 
 def _joined(found: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """The metrics of all updates; the mean of several updates' metrics of one name."""
+    """The metrics of all updates; the mean of the metrics of one name of updates that ran."""
     values: dict[str, list[Array]] = {}
     for own in found:
         for name, value in own.items():
             values.setdefault(name, []).append(value)
-    return {k: v[0] if len(v) == 1 else jnp.mean(jnp.stack(v)) for k, v in values.items()}
+    joined = {k: v[0] if len(v) == 1 else jnp.mean(jnp.stack(v)) for k, v in values.items()}
+    for name in [k for k, v in values.items() if len(v) > 1 and f"ran/{k}" in values]:
+        always = len(values[name]) - len(values[f"ran/{name}"])
+        ran = jnp.sum(jnp.stack(values[f"ran/{name}"])) + always
+        joined[name] = jnp.sum(jnp.stack(values[name])) / jnp.maximum(ran, 1.0)
+        joined[f"ran/{name}"] = jnp.minimum(ran, 1.0)
+    return joined
 
 
 @struct.dataclass

@@ -151,7 +151,7 @@ def _without_rates(settings: object) -> object:
 def _networks(plan: StagePlan) -> list[object]:
     """The networks of the stages that a stage learns from."""
     found = []
-    for name in (plan.settings.teacher, plan.settings.classifier):
+    for name in (plan.settings.teacher_stage, plan.settings.classifier):
         stage = plan.lineage.get(name, {}).get("stage")
         found.append(stage.get("network") if isinstance(stage, dict) else None)
     return found

@@ -1,7 +1,7 @@
 """Networks of complete stages, read from disk."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ddistill.denoiser import with_guidance
@@ -25,12 +25,13 @@ def guided(plan: StagePlan, teacher: Any) -> Any:
     return with_guidance(teacher, plan.settings.guidance, network.apply_fn.module.num_classes)
 
 
-def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
+def load_weights(plan: StagePlan, rate: float | None = None, step: int | None = None) -> Weights:
     """The weights that a complete stage hands on, strictly loaded.
 
     Args:
       plan: the stage.
       rate: an EMA rate other than the first one, or 0 for the raw weights.
+      step: of a checkpoint that the stage keeps, in place of the one that it hands on.
 
     Neither the state of optimisers nor other networks are read.
 
@@ -46,10 +47,10 @@ def load_weights(plan: StagePlan, rate: float | None = None) -> Weights:
     like = {field: {name: shapes.params}}
     if shapes.statistics is not None:
         like["statistics"] = {"student": shapes.statistics}
-    with _checkpoints_of(plan) as (checkpoints, step):
-        found = checkpoints.restore_part(like, step)
+    with _checkpoints_of(plan) as (checkpoints, last):
+        found = checkpoints.restore_part(like, last if step is None else step)
     if found is None:
-        raise _no_checkpoint(plan, step)
+        raise _no_checkpoint(plan, last) if step is None else _not_kept(plan, step)
     return Weights(found[field][name], found.get("statistics", {}).get("student"))
 
 
@@ -97,6 +98,14 @@ def _no_checkpoint(plan: StagePlan, step: int) -> CheckpointError:
     )
 
 
+def _not_kept(plan: StagePlan, step: int) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint at step {step} of stage '{plan.name}' in {plan.folder}, which another "
+        "stage names, is missing or damaged. Move that folder away and give the run's command "
+        "again to train the stage anew."
+    )
+
+
 def handed_on(state: TrainState, ema: str | None) -> Weights:
     """The student's weights, or their average of the rate `ema` (as text)."""
     params = state.ema[ema] if ema is not None else state.params["student"]
@@ -111,14 +120,20 @@ class Networks:
 
     def __init__(self) -> None:
         self._weights: dict[str, Weights] = {}
+        # The latest checkpoint at a step: a chain of stages names many, and each of them once.
+        self._kept: tuple[str, int, Weights] | None = None
         self._params: dict[str, Any] = {}
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
         self._weights[plan.name] = to_host(weights)
 
-    def weights(self, plan: StagePlan) -> Weights:
-        """The weights that a complete stage hands on; errors as `load_weights`."""
+    def weights(self, plan: StagePlan, step: int | None = None) -> Weights:
+        """The weights that a stage hands on, or those of a step; errors as `load_weights`."""
+        if step is not None:
+            if self._kept is None or self._kept[:2] != (plan.name, step):
+                self._kept = plan.name, step, to_host(load_weights(plan, step=step))
+            return self._kept[2]
         if plan.name not in self._weights:
             self.add(plan, load_weights(plan))
         return self._weights[plan.name]
@@ -137,9 +152,17 @@ class Networks:
             self._params[plan.name] = to_host(load_state(plan).params)
         return self._params[plan.name]
 
-    def __call__(self, plan: StagePlan, student: int | None = None) -> Any:
-        """The network of a stage, or one of its students alone, as `load_network` gives it."""
-        return bind(plan, self.weights(plan), student)
+    def __call__(self, plan: StagePlan, student: int | None = None, step: int | None = None) -> Any:
+        """The network of a stage, or one of its students alone, as `load_network` gives it.
+
+        With `step` it is the network of a checkpoint that the stage keeps.
+        """
+        return bind(plan, self.weights(plan, step), student)
+
+    def teacher(self, plan: StagePlan, plans: Mapping[str, StagePlan]) -> Any:
+        """The network of a stage's teacher, without guidance; None where there is no teacher."""
+        stage, step = plan.settings.teacher_checkpoint
+        return self(plans[stage], step=step) if stage else None
 
 
 def load_network(plan: StagePlan, rate: float | None = None, student: int | None = None) -> Any:

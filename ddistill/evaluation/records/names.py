@@ -77,7 +77,9 @@ METHODS: dict[str, Method] = {
     "ect": Method("ECT"),
     "lcm": Method("LCM"),
     "sfd": Method("SFD"),
+    "sfd_v": Method("SFD-v"),
     "boot": Method("BOOT"),
+    "disback": Method("DisBack"),
     "pid": Method("PID"),
     "real": Method("real data (floor)", "real"),
 }

@@ -42,7 +42,8 @@ class Protocol:
       clip: bound on x0 predictions; None for no clipping.
       noise_seed: seed of the noise bank.
       quantised: whether samples were rounded to uint8 before scoring.
-      guidance: scale of classifier-free guidance; None without guidance.
+      guidance: scale of classifier-free guidance, also where it is an input of the student; None
+        without guidance.
       floor: number of test images for the floor. This and the following fields are None for scores
         of earlier versions, which have no common count and no intervals.
       count: number of images for recall, coverage and class shares, of samples and test images;

@@ -1,7 +1,5 @@
 """Pictures that an objective draws of its students (`Objective.panels`), for the report."""
 
-from collections.abc import Mapping
-
 import jax
 import numpy as np
 
@@ -30,17 +28,10 @@ def diagnostic_grids(
     """
     by_name = {plan.name: plan for plan in plans}
     return [
-        _grid(plan, networks, _teacher(plan, by_name, networks), settings)
+        _grid(plan, networks, networks.teacher(plan, by_name), settings)
         for plan in plans
         if plan.objective.panels
     ]
-
-
-def _teacher(
-    plan: StagePlan, by_name: Mapping[str, StagePlan], networks: Networks
-) -> Network | None:
-    name = plan.settings.teacher
-    return networks(by_name[name]) if name else None
 
 
 def _grid(

@@ -37,7 +37,10 @@ def check_pairs(context: StageContext, objective: Objective) -> None:
             f"{path}.pairs={stage.pairs!r} were made with guidance={theirs.guidance}, but the "
             f"stage's teacher has guidance={stage.guidance}: set both alike."
         )
-    if theirs.teacher != stage.teacher or theirs.conditional != stage.conditional:
+    if (
+        theirs.teacher_checkpoint != stage.teacher_checkpoint
+        or theirs.conditional != stage.conditional
+    ):
         raise ConfigError(
             f"{path}.pairs={stage.pairs!r} were made by the teacher '{theirs.teacher}' "
             f"(conditional={theirs.conditional}), but the stage's teacher is '{stage.teacher}' "

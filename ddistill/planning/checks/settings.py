@@ -28,6 +28,8 @@ def check_name(key: str, name: str, folder: bool = False) -> None:
         why = "is blank, begins or ends with a space, or has characters that cannot be shown"
     elif name in (".", "..") or (folder and "/" in name):
         why = "is no name of a folder"
+    elif folder and "@" in name:
+        why = "has an '@', which stands between a stage and the step of a checkpoint"
     elif len(name.encode()) > _LONGEST_NAME:
         why = f"is longer than {_LONGEST_NAME} bytes"
     if why:
@@ -68,6 +70,11 @@ def check_numbers(context: StageContext) -> None:
         lowest = 0 if key == "steps" and stage.source else 1
         if getattr(stage, key) < lowest:
             raise ConfigError(f"{path}.{key}={getattr(stage, key)} must be {lowest} or more.")
+    if stage.keep_every < 0 or stage.keep_every > stage.steps:
+        raise ConfigError(
+            f"{path}.keep_every={stage.keep_every} must be 0 (none) to {stage.steps}, the steps of "
+            "the stage."
+        )
     if stage.batch_size % stage.accumulate:
         raise ConfigError(
             f"{path}.batch_size={stage.batch_size} is not divisible by "

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
 from flax import linen as nn
 
-from ddistill.errors import ConfigError, nearest
+from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.networks.extras import EXTRAS
 from ddistill.objectives import Objective
 from ddistill.optimizers import update_rule
-from ddistill.planning.build import check_earlier, in_full
+from ddistill.planning.build import check_checkpoint, check_earlier, in_full
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import StageSettings
@@ -19,7 +21,7 @@ def check_sources(context: StageContext) -> None:
     stage, path = context.settings, context.path
     _check_teacher(context)
     start = "resume" if stage.resume else "init"
-    for key, name in (("teacher", stage.teacher), (start, stage.init_source)):
+    for key, name in (("teacher", stage.teacher_stage), (start, stage.init_source)):
         source = context.earlier.get(name)
         if source is None:
             continue
@@ -38,7 +40,7 @@ def check_sources(context: StageContext) -> None:
     if stage.resume:
         check_earlier(f"{path}.resume", stage.resume, (), context.earlier)
     elif stage.init_source:
-        check_earlier(f"{path}.init", stage.init, ("fresh", "teacher"), context.earlier)
+        check_checkpoint(f"{path}.init", stage.init, ("fresh", "teacher"), context.earlier)
     if context.source is not None:
         _check_weights(stage, context.source, path)
 
@@ -91,6 +93,10 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
     """Raises `ConfigError` unless the network that weights are taken from is the stage's."""
     start = "resume" if stage.resume else "init"
     ours, theirs = in_full(stage.network), in_full(source.settings.network)
+    named = [tuple(s.network.get("extras", ())) for s in (stage, source.settings)]
+    if not stage.resume and set(named[1]) <= set(named[0]):
+        # Inputs that the source lacks are drawn, and have no effect before training.
+        theirs = {**theirs, "extras": ours.get("extras")}
     different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
     if different:
         k = different[0]
@@ -131,7 +137,58 @@ def check_guidance(context: StageContext) -> None:
             f"{path}.guidance={stage.guidance}, but {path}.conditional=False gives the teacher no "
             "class to be guided to. Set conditional=True or guidance=1."
         )
-    check_scale(stage.guidance, stage.teacher, path, context.earlier)
+    check_scale(stage.guidance, stage.teacher_stage, path, context.earlier)
+
+
+def check_extras(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` unless every extra input of student and teacher is given values."""
+    stage, path, teacher = context.settings, context.path, context.teacher
+    ours, name = objective.extra_inputs, stage.objective["name"]
+    own = tuple(stage.network.get("extras", ()))
+    for extra in (*own, *ours):
+        check_choice(f"{path}.network.extras", extra, EXTRAS)
+    if set(own) != set(ours):
+        raise ConfigError(
+            f"{path}.network.extras={own}, but the objective '{name}' gives its student "
+            f"{', '.join(ours) or 'no extra inputs'}. Set it to {tuple(ours)}, or change the "
+            "objective."
+        )
+    theirs = teacher.settings.network.get("extras", ()) if teacher is not None else ()
+    for extra in theirs:
+        assert teacher is not None
+        trained = teacher.objective.extra_inputs[extra]
+        if extra not in ours:
+            raise ConfigError(
+                f"{path}.teacher={stage.teacher!r} is a network that is given {extra}, which the "
+                f"objective '{name}' does not give a teacher. Name a teacher without this input, "
+                "or an objective that has it."
+            )
+        if ours[extra].low < trained.low or ours[extra].high > trained.high:
+            raise ConfigError(
+                f"{path}.objective: {extra} goes from {ours[extra].low:g} to {ours[extra].high:g}, "
+                f"but the teacher '{teacher.name}' was trained on {trained.low:g} to "
+                f"{trained.high:g}. Choose a range inside of that."
+            )
+
+
+def check_guided_teacher(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` where an objective guides a teacher that cannot be guided."""
+    stage, path, teacher = context.settings, context.path, context.teacher
+    reason = objective.requires.guided_teacher
+    if not reason or teacher is None:
+        return
+    if stage.guidance != 1.0:
+        raise ConfigError(
+            f"{path}.guidance={stage.guidance} is a fixed scale, but {reason}. Set guidance=1."
+        )
+    if not stage.conditional:
+        raise ConfigError(
+            f"{path}.conditional=False gives the teacher no class to be guided to, but {reason}. "
+            "Set conditional=True."
+        )
+    why, remedy = _not_guidable(teacher)
+    if why and not teacher.settings.network.get("extras"):
+        raise ConfigError(f"{path}.teacher={stage.teacher!r} {why}, but {reason}{remedy}.")
 
 
 def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, StagePlan]) -> None:
@@ -149,21 +206,29 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
         raise ConfigError(f"{path}.guidance={scale} must be 0 or above; 1 is none.")
     if not teacher:
         raise ConfigError(f"{path}.guidance={scale} is the teacher's, and there is none.")
-    theirs, why, remedy = plans[teacher], "", ""
-    if theirs.partition is not None and theirs.partition.groups > 1:
+    why, remedy = _not_guidable(plans[teacher])
+    if why:
+        raise ConfigError(
+            f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1{remedy}."
+        )
+
+
+def _not_guidable(theirs: StagePlan) -> tuple[str, str]:
+    """Why classifier-free guidance does not work with a stage, and the remedy; "" if it does."""
+    why, remedy = "", ""
+    if theirs.settings.network.get("extras"):
+        why = "has extra inputs, of which guidance may be one: it is not guided a second time"
+    elif theirs.partition is not None and theirs.partition.groups > 1:
         why = "is students of some classes each, of whom one alone knows the null class"
     elif not theirs.settings.conditional:
         why = "is unconditional: there is no class to be guided to"
     elif not theirs.objective.null_class_share:
         share = theirs.objective.null_class_share
         why = "was trained with a class for every example: it has never seen the null class"
-        remedy = f", or drop a share of the labels in config.stages.{teacher}.objective"
+        remedy = f", or drop a share of the labels in config.stages.{theirs.name}.objective"
         if share is None:
             why = "is not known to have been trained on the null class"
-    if why:
-        raise ConfigError(
-            f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1{remedy}."
-        )
+    return why, remedy
 
 
 def check_copied(context: StageContext, objective: Objective) -> None:
@@ -201,8 +266,13 @@ def check_resume(context: StageContext, modules: Mapping[str, nn.Module]) -> Non
                 f"its rate, {ours} here and {theirs} there (name, clip, weight decay, b1, b2, eps, "
                 "momentum). Its state cannot be taken over; use the same one."
             )
+    if not _same_teacher(context, source):
+        raise ConfigError(
+            f"{path}.resume={stage.resume!r}: teacher is {stage.teacher!r} here and "
+            f"{source.settings.teacher!r} there, which have other networks, levels or kinds of "
+            "prediction. Set both alike, or name checkpoints of one network."
+        )
     for key, here, there in (
-        ("teacher", stage.teacher, source.settings.teacher),
         ("conditional", stage.conditional, source.settings.conditional),
         ("grid.time", stage.grid.time, source.settings.grid.time),
     ):
@@ -211,3 +281,21 @@ def check_resume(context: StageContext, modules: Mapping[str, nn.Module]) -> Non
                 f"{path}.resume={stage.resume!r}: {key} is {here!r} here and {there!r} there. A "
                 "stage goes on with what its networks have learnt; set both alike."
             )
+
+
+def _same_teacher(context: StageContext, source: StagePlan) -> bool:
+    """Whether the teachers of a stage and of the one that it continues are the same network.
+
+    They are checkpoints of one stage, or of two of which one was trained from the other.
+    """
+    ours, name = context.teacher, source.settings.teacher_stage
+    theirs = context.earlier[name] if name else None
+    if ours is None or theirs is None or ours is theirs:
+        return ours is theirs
+    return (
+        ours.module == theirs.module
+        and ours.settings.prediction == theirs.settings.prediction
+        and ours.settings.conditional == theirs.settings.conditional
+        and np.array_equal(ours.indices, theirs.indices)
+        and (theirs.name in ours.lineage or ours.name in theirs.lineage)
+    )
