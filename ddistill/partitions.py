@@ -227,8 +227,10 @@ def timestep_partition(
 def _equal_log_snr(schedule: Schedule, count: int) -> np.ndarray:
     """The first level of students 1 .. K-1 for ranges of equal extent in log-SNR."""
     alpha, sigma = (np.asarray(x[1:], np.float64) for x in (schedule.alpha, schedule.sigma))
-    value = 2.0 * (np.log(alpha) - np.log(sigma))
-    wanted = np.linspace(value[0], value[-1], count + 1)[1:-1]
+    with np.errstate(divide="ignore"):
+        value = 2.0 * (np.log(alpha) - np.log(sigma))
+    # A last level without an image, of infinite extent, belongs to the range beside it.
+    wanted = np.linspace(value[0], value[np.isfinite(value)][-1], count + 1)[1:-1]
     return np.array([np.argmax(value <= w) for w in wanted], int) + 1
 
 

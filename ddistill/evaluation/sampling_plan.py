@@ -158,11 +158,11 @@ def teacher_run(settings: Settings, plan: StagePlan, count: int) -> SamplerRun:
       ConfigError: no number of steps gives `count` evaluations, or the teacher has too few levels.
     """
     e = settings.evaluation
-    heun, guided = e.full_sampler == "heun", e.guidance != 1.0
+    heun, guided = e.full_sampler in ("heun", "heun_flow"), e.guidance != 1.0
     each = count / 2 if guided else count
     steps = get_sampler(e.full_sampler).steps_for(int(each)) if each == int(each) else None
     if steps is None:
-        rules = ["a run of heun has an odd number of evaluations"] * heun
+        rules = [f"a run of {e.full_sampler} has an odd number of evaluations"] * heun
         rules += ["guidance doubles the number of evaluations"] * guided
         raise ConfigError(
             f"nfe={count} is not possible with the teacher's sampler {e.full_sampler}: "

@@ -26,11 +26,13 @@ from ddistill.recipes.consistency import consistency
 from ddistill.recipes.digits import (
     annealed,
     digits,
+    digits_catch_up,
     digits_chain,
     digits_conditional,
     digits_conditional_network,
     digits_consistency,
     digits_feature_classifier,
+    digits_flow,
     digits_from_noise,
     digits_halvings,
     digits_msd,
@@ -41,6 +43,7 @@ from ddistill.recipes.digits import (
     digits_student,
     digits_students,
 )
+from ddistill.recipes.flow import catch_up, catch_up_cifar, flow_teacher
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
@@ -73,17 +76,21 @@ __all__ = [
     "O2MKDPaper",
     "SFDDMPaper",
     "annealed",
+    "catch_up",
+    "catch_up_cifar",
     "cfd_cifar",
     "cfd_imagenet64",
     "check_variant",
     "consistency",
     "digits",
+    "digits_catch_up",
     "digits_chain",
     "digits_conditional",
     "digits_conditional_network",
     "digits_config",
     "digits_consistency",
     "digits_feature_classifier",
+    "digits_flow",
     "digits_from_noise",
     "digits_halvings",
     "digits_msd",
@@ -95,6 +102,7 @@ __all__ = [
     "digits_students",
     "feature_classifier_stage",
     "feature_halvings",
+    "flow_teacher",
     "from_noise",
     "halvings",
     "image_config",

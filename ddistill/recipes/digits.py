@@ -6,6 +6,7 @@ from typing import Any
 
 from ddistill.recipes.common import Options, edm_denoising, network, objective, teacher_stage
 from ddistill.recipes.consistency import consistency
+from ddistill.recipes.flow import catch_up, flow_teacher
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
 from ddistill.recipes.progressive import feature_halvings, progressive
@@ -174,6 +175,53 @@ def digits_from_noise(method: str) -> dict[str, StageSettings]:
         method, 32, steps=2400, batch_size=64, optimizer=annealed(1e-3), ema=(0.995,), shared=True
     )
     return {method: stage}
+
+
+def digits_flow(name: str, students: Mapping[str, StageSettings]) -> Settings:
+    """An experiment with a flow-matching teacher (arXiv 2210.02747) of the digits.
+
+    Args:
+      name: of the experiment.
+      students: stages that learn from the stage "teacher".
+    """
+    settings = digits(name, students)
+    theirs = settings.stages["teacher"]
+    teacher = flow_teacher(
+        theirs.network,
+        steps=theirs.steps,
+        batch_size=theirs.batch_size,
+        optimizer=theirs.optimizer,
+        ema=theirs.ema,
+    )
+    return dataclasses.replace(
+        settings,
+        schedule=ScheduleSettings(name="linear_path", steps=256),
+        stages={**settings.stages, "teacher": teacher},
+        evaluation=dataclasses.replace(
+            settings.evaluation,
+            teacher_samplers={"ddim": (1, 2, 4, 8, 16), "heun_flow": (2, 4, 8)},
+            full_sampler="heun_flow",
+            full_steps=64,
+        ),
+    )
+
+
+def digits_catch_up(**changes: Any) -> dict[str, StageSettings]:
+    """Catch-Up students on digits, with one and two heads, shared between experiments.
+
+    Args:
+      **changes: arguments of `ddistill.recipes.flow.catch_up`.
+    """
+    options = {
+        "steps": 2400,
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "ema": (0.995,),
+        "samplers": {"ddim": (1, 2, 4, 8), "heun_flow": (2, 4)},
+        "shared": True,
+        **changes,
+    }
+    return {"catch_up": catch_up(1, **options), "catch_up_rk2": catch_up(2, **options)}
 
 
 def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSettings]:
