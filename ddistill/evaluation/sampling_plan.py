@@ -189,7 +189,8 @@ def _student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -
     mid = plan.settings.mid_levels
     if steps != len(mid) + 1:
         return even
-    noise = np.asarray(levels.sigma, np.float64) / np.asarray(levels.alpha, np.float64)
+    with np.errstate(divide="ignore"):  # infinite where no image is left
+        noise = np.asarray(levels.sigma, np.float64) / np.asarray(levels.alpha, np.float64)
     distance = np.abs(np.log(np.maximum(noise, 1e-12)) - np.log(np.asarray(mid)[:, None]))
     rows = distance.argmin(axis=1)
     grid = np.concatenate([[0], rows[::-1], even[-1:]])
