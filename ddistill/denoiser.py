@@ -49,7 +49,7 @@ class NetworkDenoiser(Protocol):
 
     @property
     def prediction(self) -> str:
-        """The prediction type: "x0", "eps", "v" or "edm"."""
+        """The prediction type: "x0", "eps", "v", "edm" or "flow"."""
         ...
 
     @property
@@ -117,7 +117,7 @@ class Denoiser:
       params: the network's parameters.
       apply_fn: `(params, x, time, cond, *, train, rngs, taps) -> output`, or (output, {tap:
         features}) when taps are named. Hashable, since it is a static part of the pytree.
-      prediction: type of the output: "x0", "eps", "v" or "edm".
+      prediction: type of the output: "x0", "eps", "v", "edm" or "flow".
       sigma_data: standard deviation of the data, for "edm".
       clip: bound on |x0| of every prediction, eps derived anew; None for none.
       extra: by name, the values `[]` or `[B]` of the network's extra inputs; `given` sets them.

@@ -2,6 +2,8 @@
 
     z = alpha x0 + sigma eps        v = alpha eps - sigma x0        rho = alpha / sigma
 
+    flow = eps - x0, the velocity dz/dt of the straight path z = (1 - t) x0 + t eps
+
 Images are `[B, H, W, C]` (any shape with a leading batch works), levels `[]` or `[B]`. Nothing here
 assumes alpha^2 + sigma^2 = 1, so that the same code serves DDPM's levels and EDM's (alpha = 1).
 """
@@ -14,9 +16,9 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from ddistill.errors import check_choice
-from ddistill.schedules import Level, snr
+from ddistill.schedules import Level, Schedule, snr
 
-KINDS = ("x0", "eps", "v", "edm")
+KINDS = ("x0", "eps", "v", "edm", "flow")
 WEIGHTS = ("uniform", "snr", "truncated_snr", "min_snr", "edm")
 
 
@@ -70,8 +72,9 @@ def convert(
     """Converts a network's output to x0 and eps; the only code that depends on prediction types.
 
     Args:
-      kind: "x0", "eps", "v" (arXiv 2202.00512 appendix D) or "edm", EDM's preconditioned F
-        (arXiv 2206.00364 eq. 7), here in the form that holds for any alpha.
+      kind: "x0", "eps", "v" (arXiv 2202.00512 appendix D), "edm", EDM's preconditioned F
+        (arXiv 2206.00364 eq. 7), here in the form that holds for any alpha, or "flow", the velocity
+        eps - x0 of flow matching (arXiv 2210.02747), at any level.
       output: `[B, H, W, C]`.
       z: `[B, H, W, C]`, the noisy images.
       level: their levels.
@@ -91,6 +94,9 @@ def convert(
         return Prediction(
             (alpha * z - sigma * output) / square, (sigma * z + alpha * output) / square
         )
+    if kind == "flow":
+        total = alpha + sigma
+        return Prediction((z - sigma * output) / total, (z + alpha * output) / total)
     # EDM's c_skip, c_out for z / alpha at noise sigma / alpha, multiplied out: no division by
     # alpha or sigma is left.
     square = sigma * sigma + (alpha * sigma_data) ** 2
@@ -116,16 +122,32 @@ def output_of(
     alpha, sigma = _scales(level, z)
     if kind == "v":
         return alpha * prediction.eps - sigma * prediction.x0
+    if kind == "flow":
+        return prediction.eps - prediction.x0
     root = jnp.sqrt(sigma * sigma + (alpha * sigma_data) ** 2)
     return (sigma / sigma_data * prediction.x0 - alpha * sigma_data * prediction.eps) / root
 
 
 def input_scale(kind: str, level: Level, sigma_data: float = 0.5) -> Float[Array, "*B"]:
-    """Factor of z at the network's input: EDM's c_in, 1 for the other prediction types."""
+    """Factor of z at the network's input.
+
+    EDM's c_in for "edm"; for "flow" 1 / (alpha + sigma), with which the input lies on the straight
+    path at t = `flow_time`, whichever the levels are; 1 for the other prediction types.
+    """
     check_choice("prediction", kind, KINDS)
+    if kind == "flow":
+        return 1.0 / (level.alpha + level.sigma)
     if kind != "edm":
         return jnp.ones_like(level.alpha)
     return 1.0 / jnp.sqrt(jnp.square(level.sigma) + jnp.square(level.alpha * sigma_data))
+
+
+def flow_time(level: Level | Schedule) -> Float[Array, "*B"]:
+    """t = sigma / (alpha + sigma) in [0, 1], the place of a level on the straight path.
+
+    z / (alpha + sigma) = (1 - t) x0 + t eps holds at any level, and is z itself on that path.
+    """
+    return level.sigma / (level.alpha + level.sigma)  # type: ignore[return-value]
 
 
 def analytic_prediction(z: Array, level: Level) -> Prediction:
@@ -217,6 +239,22 @@ def multistep_x0(
     second_order = (h_before > 0) & jnp.isfinite(h)
     factor = jnp.where(second_order, h / (2.0 * jnp.where(second_order, h_before, 1.0)), 0.0)
     return x0 + expand(factor, x0) * (x0 - previous)
+
+
+def mean_flow(first: Prediction, second: Prediction, z: Array, here: Level) -> Prediction:
+    """The prediction at `z` with the mean of two velocities eps - x0.
+
+    With a second velocity from the end of a DDIM step, a DDIM step of the result is one of Heun's
+    method in t of `flow_time`: d(z / (alpha + sigma)) / dt = eps - x0. It is finite where the image
+    is gone (alpha = 0), unlike `trapezoid_x0`.
+
+    Args:
+      first, second: at `z`, and at another state.
+      z: `[B, H, W, C]`.
+      here: the level of `z`, `[]` or `[B]`.
+    """
+    velocity = 0.5 * ((first.eps - first.x0) + (second.eps - second.x0))
+    return convert("flow", velocity, z, here)
 
 
 # Heun's correction weights the second denoiser call by half the ratio of the noise levels before

@@ -156,8 +156,8 @@ class StageSettings:
       batch_size: images per train step; with `students`, of each student.
       network: `name` and options, see the networks. Empty is the teacher's: its architecture,
         prediction type and conditioning.
-      prediction: what the network predicts: "x0", "eps", "v" or "edm"; "" is "eps", or as the
-        teacher's where the network is the teacher's.
+      prediction: what the network predicts: "x0", "eps", "v", "edm" or "flow" (eps - x0); "" is
+        "eps", or as the teacher's where the network is the teacher's.
       teacher: an earlier stage, whose levels the student's grid indexes; "" for none. "STAGE@STEP"
         is a checkpoint that the stage keeps (`keep_every`), "STAGE@last" the one it hands on.
       guidance: scale of the teacher's classifier-free guidance; 1 for none.

@@ -54,9 +54,12 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
+# Every other one of the weights is pinned with these; "flow" has cases of its own.
+QUANTITIES = ERRORS[:3]
 # What a stage gives, by the names of `Case`; all else is a hyperparameter.
 _OF_STAGE = {f.name for f in dataclasses.fields(Case)} - {"objective"}
 KARRAS: dict[str, Any] = {"schedule": "karras", "prediction": "edm"}
+FLOW: dict[str, Any] = {"schedule": "linear_path", "prediction": "flow"}
 
 
 def add(label: str, name: str, **options: Any) -> None:
@@ -98,6 +101,11 @@ def _denoising() -> None:
         add(label, name, **own)
     add("usual", "degradation")
     add("classes", "degradation", _levels="lognormal", **dropped, **KARRAS)
+    add("flow", name, error="flow", **FLOW)
+    add("flow_v", name, error="v", weight="edm", **{**FLOW, "prediction": "v"})
+    own = {"time_mean": -0.4, "time_std": 1.3, "time_shift": 2.0}
+    add("logit_normal", name, error="flow", _levels="logit_normal", **own, **FLOW)
+    add("shifted", name, error="flow", _levels="shifted", time_shift=3.0, **FLOW)
 
 
 def _progressive() -> None:
@@ -151,6 +159,10 @@ def _paths() -> None:
         add("karras", name, distance="pseudo_huber", **uniform, **KARRAS)
         add("features", name, distance="classifier", **uniform)
     add("plain", "boot", step_weight="uniform", boundary_weight=0.5)
+    for order in (1, 2):
+        own = {"runge_kutta": order, "largest_step": 0.5}
+        add(f"order_{order}", "catch_up", classes=3, **own, **FLOW)
+        add(f"karras_{order}", "catch_up", data_weight=0.3, catch_up_weight=2.0, **own, **KARRAS)
 
 
 def _relations() -> None:
@@ -178,7 +190,7 @@ def _sfddm() -> None:
                 output_norm=norm,
                 **only,
             )
-    for kind, weight in zip(ERRORS * 2, WEIGHTS):
+    for kind, weight in zip(QUANTITIES * 2, WEIGHTS):
         own = {"output": kind, "output_level_weight": weight}
         add(f"output_{kind}_{weight}", name, output_weight=0.5, **own, **only)
         own = {"hidden_error": kind, "hidden_level_weight": weight}
@@ -215,7 +227,7 @@ def _sfddm() -> None:
 
 def _o2mkd() -> None:
     name = "o2mkd"
-    for error, weight in zip(ERRORS * 2, WEIGHTS):
+    for error, weight in zip(QUANTITIES * 2, WEIGHTS):
         add(f"{error}_{weight}", name, error=error, weight=weight)
     task = {"output_weight": 0.0, "task_weight": 1.0}
     add("task", name, **task)

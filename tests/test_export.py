@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ from exported import classes_run, levels_run, run
 
 import ddistill
 from ddistill import experiment, recipes
+from ddistill.diffusion import KINDS, convert, input_scale
 from ddistill.evaluation.sampling import conditions, noise_bank
 from ddistill.export.__main__ import collect, main
 from ddistill.export.diffusers import _beyond_ddim
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.tensors import read_tensors
-from ddistill.schedules import make_schedule, subsequence
+from ddistill.schedules import Level, make_schedule, subsequence
 from ddistill.settings import ScheduleSettings
 from ddistill.trained_run import open_run
 
@@ -104,6 +106,34 @@ def test_even_steps_of_a_schedule_that_ends_in_noise_are_a_pipeline(runs):
 
     assert _beyond_ddim(at(0, 250, 500, 750, 1000)) == ""
     assert "in float32" in _beyond_ddim(at(0, 300, 1000))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("alpha", "sigma"), [(0.7, 0.3), (0.0, 1.0), (1.0, 5.0), (0.6, 0.8)])
+def test_the_pipeline_reads_every_prediction_as_we_do(kind, alpha, sigma):
+    """Levels of the straight path, of EDM and of DDPM; eps says nothing of x0 at alpha = 0."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from ddistill.export import pipeline
+
+    if kind == "eps" and not alpha:
+        return
+    rng, level = np.random.default_rng(0), Level(*np.float32([alpha, sigma, 3.0]))
+    z, output = rng.standard_normal((2, 3, 2, 4, 4)).astype(np.float32)
+    seen = []
+
+    def network(x, time):
+        seen.append(x.numpy())
+        return types.SimpleNamespace(sample=torch.from_numpy(output))
+
+    students = object.__new__(pipeline.Students)
+    students.facts = {"prediction": kind, "sigma_data": 0.5, "conditional": False, "clip": 0.0}
+    students.unets, students.owners = [network], torch.zeros((1, 1), dtype=torch.int64)
+    students.levels = {n: torch.tensor([0.0, float(getattr(level, n))]) for n in vars(level)}
+    found = students.predict(torch.from_numpy(z), 1, torch.zeros(3, dtype=torch.int64))
+    np.testing.assert_allclose(found, convert(kind, output, z, level).x0, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(seen[0], input_scale(kind, level) * z, rtol=1e-5)
 
 
 @pytest.mark.parity

@@ -28,7 +28,7 @@ from ddistill.objectives.matching.adversarial import (
 )
 from ddistill.objectives.matching.alarms import matching_alarms
 from ddistill.objectives.matching.generator import image_health
-from ddistill.objectives.sampling import LAWS, draw_index, draw_level, normal
+from ddistill.objectives.sampling import LAWS, Law, draw_index, draw_level, normal
 from ddistill.schedules import cosine, karras, make_grid
 
 
@@ -295,7 +295,7 @@ def test_lognormal_levels_are_edms():
     schedule = karras(400)
     shown = make_level_tables(schedule, make_grid(schedule, 400))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    index = np.asarray(draw_level(keys, shown, "lognormal"))
+    index = np.asarray(draw_level(keys, shown, Law("lognormal")))
     drawn = np.log(np.asarray(schedule.sigma)[index])
     assert drawn.mean() == pytest.approx(-1.2, abs=0.03)
     assert drawn.std() == pytest.approx(1.2, abs=0.03)
@@ -308,7 +308,7 @@ def test_lognormal_levels_of_a_range_are_edms_given_the_range(low, high):
     schedule = karras(64)
     shown = make_level_tables(schedule, make_grid(schedule, 64), rows=70, share=Share(low, high))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    index = np.asarray(draw_level(keys, shown, "lognormal"))
+    index = np.asarray(draw_level(keys, shown, Law("lognormal")))
     found = np.bincount(index, minlength=65)[low : high + 1] / len(index)
     edges = (np.log(np.asarray(schedule.sigma, np.float64)[low - 1 : high + 1] + 1e-30) + 1.2) / 1.2
     below = np.array([0.5 * math.erfc(-e / np.sqrt(2)) for e in edges])
@@ -326,7 +326,7 @@ def test_lognormal_levels_outside_of_a_range():
     grid = make_grid(schedule, 64)
     shown = make_level_tables(schedule, grid, share=Share(49, 64, 0.5))
     keys = jax.random.split(jax.random.key(0), 4000)
-    index = np.asarray(draw_level(keys, shown, "lognormal"))
+    index = np.asarray(draw_level(keys, shown, Law("lognormal")))
     assert np.mean(index < 49) == pytest.approx(0.5, abs=0.04)
 
 
@@ -335,10 +335,10 @@ def test_levels_stay_in_a_students_range():
     shown = make_level_tables(schedule, make_grid(schedule, 64), rows=80, share=Share(10, 30))
     keys = jax.random.split(jax.random.key(0), 2000)
     for law in LAWS:
-        index = np.asarray(draw_level(keys, shown, law))
+        index = np.asarray(draw_level(keys, shown, Law(law)))
         assert index.min() == 10, law
         assert index.max() == 30, law
-    chex.assert_trees_all_equal(draw_level(keys, shown, "uniform"), draw_index(keys, shown))
+    chex.assert_trees_all_equal(draw_level(keys, shown, Law()), draw_index(keys, shown))
 
 
 # ----------------------------------------------------------------------------------------- TSM
@@ -373,7 +373,7 @@ def test_tsm_is_edms_weighted_distance_of_the_two_answers():
     method, batch = make_objective({"name": "tsm"}), tiny.batch(12)
     student, teacher = GaussianDenoiser(0.2, 0.5), GaussianDenoiser(-0.1, 0.8)
     values, _ = method.regression_loss({"student": student, "teacher": teacher}, batch, shown)
-    level = shown.student.at(draw_level(batch.key("level"), shown, "lognormal"))
+    level = shown.student.at(draw_level(batch.key("level"), shown, Law("lognormal")))
     z = add_noise(batch.image, normal(batch.key("noise"), batch.image), level)
     gap = np.asarray(student(z, level).x0 - teacher(z, level).x0, np.float64)
     sigma = np.asarray(level.sigma, np.float64)

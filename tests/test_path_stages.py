@@ -22,7 +22,7 @@ from ddistill import data, networks
 from ddistill.errors import ConfigError
 from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.runtime.interrupt import Interrupted, StopRequest
-from ddistill.settings import EvaluationSettings, GridSettings, StudentsSettings
+from ddistill.settings import EvaluationSettings, GridSettings, ScheduleSettings, StudentsSettings
 from ddistill.students import take
 from ddistill.training.initial import abstract_state
 from ddistill.training.run_context import RunContext
@@ -35,6 +35,7 @@ METHODS = {
     "sfd_v": {"substeps": 2, "step_counts": (1, 2, 3)},
     "boot": {},
     "pid": {},
+    "catch_up": {"runge_kutta": 2, "largest_step": 0.25},
     "rdd": {"queue_rows": 64, "rows_per_step": 24, "contrast_rows": 16},
     # With DDIL's states.
     "progressive": {
@@ -64,6 +65,11 @@ def settings_of(name, **changes):
         **{**usual, **changes},
     )
     teacher = dataclasses.replace(full.stages["teacher"], steps=5)
+    if name == "catch_up":  # from a teacher of flow matching
+        flow = {"error": "flow", "levels": "logit_normal", "time_shift": 2.0}
+        student, teacher = (dataclasses.replace(s, prediction="flow") for s in (student, teacher))
+        teacher = dataclasses.replace(teacher, objective={**teacher.objective, **flow})
+        full = dataclasses.replace(full, schedule=ScheduleSettings("linear_path", 16))
     stages = {"teacher": teacher, "student": student}
     if name == "rdd":
         classifier = dataclasses.replace(tiny_chain().stages["classifier"], steps=5)
@@ -104,7 +110,7 @@ def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cd", *STUDENTS])
+@pytest.mark.parametrize("name", ["cd", "catch_up", *STUDENTS])
 def test_one_student_of_all_classes_is_a_plain_student(name, tmp_path):
     """Where there is a memory, one of the two is stopped, too, and goes on."""
     plain = saved_state(train(settings_of(name), tmp_path / "plain")[-1], STEPS)

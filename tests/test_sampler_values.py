@@ -23,6 +23,7 @@ from ddistill.samplers import (
     from_noise,
     get_sampler,
     heun,
+    heun_flow,
     nfe,
     register_sampler,
     renoise,
@@ -250,6 +251,6 @@ def test_the_analytic_step_has_no_option_of_noise():
 
 
 def test_the_librarys_samplers_have_their_names():
-    every = (ddim, ddim_afs, ddpm, heun, dpm_solver_pp, renoise, from_noise)
+    every = (ddim, ddim_afs, ddpm, heun, heun_flow, dpm_solver_pp, renoise, from_noise)
     assert {s.name: s for s in every} == SAMPLERS
     assert len({s.label for s in SAMPLERS.values()}) == len(SAMPLERS)

@@ -186,11 +186,11 @@ def teacher_run(settings: Settings, plan: StagePlan, count: int) -> SamplerRun:
       ConfigError: no number of steps gives `count` evaluations, or the teacher has too few levels.
     """
     e = settings.evaluation
-    heun, guided = e.full_sampler == "heun", e.guidance != 1.0
+    heun, guided = e.full_sampler in ("heun", "heun_flow"), e.guidance != 1.0
     each = count / 2 if guided else count
     steps = get_sampler(e.full_sampler).steps_for(int(each)) if each == int(each) else None
     if steps is None:
-        rules = ["a run of heun has an odd number of evaluations"] * heun
+        rules = [f"a run of {e.full_sampler} has an odd number of evaluations"] * heun
         rules += ["guidance doubles the number of evaluations"] * guided
         raise ConfigError(
             f"nfe={count} is not possible with the teacher's sampler {e.full_sampler}: "
@@ -218,7 +218,8 @@ def _student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -
     mid = plan.settings.mid_levels
     if steps != len(mid) + 1:
         return even
-    noise = np.asarray(levels.sigma, np.float64) / np.asarray(levels.alpha, np.float64)
+    with np.errstate(divide="ignore"):  # infinite where no image is left
+        noise = np.asarray(levels.sigma, np.float64) / np.asarray(levels.alpha, np.float64)
     distance = np.abs(np.log(np.maximum(noise, 1e-12)) - np.log(np.asarray(mid)[:, None]))
     rows = distance.argmin(axis=1)
     grid = np.concatenate([[0], rows[::-1], even[-1:]])

@@ -46,6 +46,7 @@ class Students:
         f, (a, s, t) = self.facts, (self.levels[k][i] for k in ("alpha", "sigma", "time"))
         x0, data = torch.empty_like(z), f["sigma_data"]
         scale = (s * s + data * data * a * a).rsqrt() if f["prediction"] == "edm" else 1.0
+        scale = 1.0 / (a + s) if f["prediction"] == "flow" else scale
         for k, unet in enumerate(self.unets):
             mine = self.owners[i - 1][labels] == k
             if mine.any():
@@ -54,9 +55,11 @@ class Students:
         if f["prediction"] == "eps":
             x0 = (z - s * x0) / a
         elif f["prediction"] == "v":
-            x0 = a * z - s * x0
+            x0 = (a * z - s * x0) / (a * a + s * s)
         elif f["prediction"] == "edm":
             x0 = (data * data * a * z * scale + data * s * x0) * scale
+        elif f["prediction"] == "flow":
+            x0 = (z - s * x0) / (a + s)
         return x0.clamp(-f["clip"], f["clip"]) if f["clip"] else x0
 
     def step(self, z, x0, i, generator):

@@ -8,6 +8,7 @@ from typing import Any
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.objectives.base import Objective
 from ddistill.objectives.boot import BOOT
+from ddistill.objectives.catch_up import CatchUp
 from ddistill.objectives.classification import Classification
 from ddistill.objectives.consistency import CD, CT
 from ddistill.objectives.degradation import Degradation
@@ -34,6 +35,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dmd2": DMD2,
     "ladd": LADD,
     "boot": BOOT,
+    "catch_up": CatchUp,
     "classification": Classification,
     "cd": CD,
     "ct": CT,

@@ -44,7 +44,7 @@ from ddistill.objectives.parts import (
     Networks,
     Requirements,
 )
-from ddistill.objectives.sampling import LAWS, draw_level
+from ddistill.objectives.sampling import LAWS, Law, draw_level
 from ddistill.objectives.states import State, noised
 from ddistill.schedules import Schedule
 from ddistill.typing import Images, Labels, PerExample, Scalar
@@ -153,7 +153,12 @@ class Consistency(Distillation):
     def requires(self) -> Requirements:
         """All levels: the target is the student's own prediction at another one."""
         reason = "the target of a consistency model is its own image at a lower level"
-        return dataclasses.replace(super().requires, all_levels=reason)
+        weight = "objective.step_weight='inverse_step' is 0 there, where samples begin"
+        return dataclasses.replace(
+            super().requires,
+            all_levels=reason,
+            last_image=weight if self.step_weight == "inverse_step" else "",
+        )
 
     @property
     def auxiliaries(self) -> Mapping[str, Auxiliary]:
@@ -166,9 +171,9 @@ class Consistency(Distillation):
         return "renoise"
 
     @property
-    def level_law(self) -> str:
-        """How noise levels are drawn."""
-        return self.law
+    def level_law(self) -> Law:
+        """As set."""
+        return Law(self.law, self.log_mean, self.log_std)
 
     def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:
         """The distance of the images at the two levels."""
@@ -177,8 +182,7 @@ class Consistency(Distillation):
 
     def state(self, networks: Networks, batch: Batch, tables: LevelTables) -> State:
         """The noisy images of a batch, at levels of the curriculum."""
-        moments = self.log_mean, self.log_std
-        drawn = draw_level(batch.key("level"), tables, self.law, moments)
+        drawn = draw_level(batch.key("level"), tables, self.level_law)
         index, below = self.pair_of_levels(drawn, tables)
         state = noised(batch, tables, index, self.condition(batch))
         state = self.mixed(state, networks, batch, tables)

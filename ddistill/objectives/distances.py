@@ -1,10 +1,10 @@
 """Distances between what a student predicts and what it should predict, one value per example.
 
-Predictions at one noisy image are compared in x0, eps or v with a weight per noise level, images in
-pixels or in the features of a classifier, hidden activations tap by tap. The level weights are the
-ones of progressive distillation (truncated SNR, arXiv 2202.00512 section 4), min-SNR-gamma (arXiv
-2303.09556 eq. 7) and EDM (arXiv 2206.00364, table 1). All of them are stated for the squared error
-of x0 and converted to the quantity that is compared.
+Predictions at one noisy image are compared in x0, eps, v or flow with a weight per noise level,
+images in pixels or in the features of a classifier, hidden activations tap by tap. The level
+weights are the ones of progressive distillation (truncated SNR, arXiv 2202.00512 section 4),
+min-SNR-gamma (arXiv 2303.09556 eq. 7) and EDM (arXiv 2206.00364, table 1). All of them are stated
+for the squared error of x0 and converted to the quantity that is compared.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ddistill.diffusion import Prediction, error_weight, output_of
 from ddistill.schedules import Level, snr
 from ddistill.typing import Features, Images, PerExample
 
-ERRORS = ("x0", "eps", "v")
+ERRORS = ("x0", "eps", "v", "flow")
 NORMS = ("l1", "l2")
 REGRESSIONS = ("l2", "pseudo_huber", "classifier")
 # Improved consistency training's constant, times the root of the number of values (arXiv
@@ -39,7 +39,7 @@ class PredictionDistance:
     """A distance of two predictions at one noisy image.
 
     Attributes:
-      error: the quantity compared: "x0", "eps" or "v".
+      error: the quantity compared: "x0", "eps", "v" or "flow" (eps - x0).
       weight: of a noise level, for the norm "l2". "uniform" leaves the error as it is; the other
         names weight the x0 error and are divided by |error|^2 / |x0 error|^2, so that the choice of
         `error` is only one of numerics.
@@ -67,9 +67,24 @@ class PredictionDistance:
         squared = mean_per_example(jnp.square(ours - theirs))
         if self.weight == "uniform":
             return squared
-        ratio = snr(level)
-        relative = {"x0": jnp.ones_like(ratio), "eps": ratio, "v": 1.0 + ratio}[self.error]
-        return squared * error_weight(self.weight, level, gamma=self.gamma) / relative
+        weight = error_weight(self.weight, level, gamma=self.gamma)
+        relative = _relative_to_x0(self.error, level)
+        if self.error != "eps":
+            return squared * weight / relative
+        # At a level without an image eps is known and says nothing of x0, which is compared there.
+        x0 = mean_per_example(jnp.square(prediction.x0 - target.x0))
+        gone = relative == 0
+        return weight * jnp.where(gone, x0, squared / jnp.where(gone, 1.0, relative))
+
+
+def _relative_to_x0(error: str, level: Level) -> Float[Array, "*B"]:
+    """The squared error of x0, eps, v or flow over that of x0, of predictions at one z."""
+    alpha, sigma = level.alpha, level.sigma
+    if error == "v":
+        return (1.0 + snr(level)) * (jnp.square(alpha) + jnp.square(sigma))
+    if error == "flow":
+        return jnp.square(1.0 + alpha / sigma)
+    return snr(level) if error == "eps" else jnp.ones_like(alpha)
 
 
 def feature_distance(student: Features, teacher: Features, norm: str = "l2") -> PerExample:

@@ -35,6 +35,7 @@ from ddistill.objectives.distances import (
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.mixing import MixedStates
 from ddistill.objectives.parts import LossAux, Networks, Requirements, Update
+from ddistill.objectives.sampling import Law
 from ddistill.objectives.states import State, forward_state
 from ddistill.typing import Features, Images, Labels, Metrics, PerExample
 
@@ -135,9 +136,9 @@ class Distillation(MixedStates):
         raise TypeError(f"{type(self).__name__} does not define its target.")
 
     @property
-    def level_law(self) -> str:
-        """How noise levels are drawn, see `draw_level`."""
-        return "uniform"
+    def level_law(self) -> Law:
+        """How noise levels are drawn."""
+        return Law()
 
     def condition(self, batch: Batch) -> Labels | None:
         """The classes that the networks are given."""

@@ -30,7 +30,7 @@ from ddistill.objectives.parts import (
     Networks,
     Taps,
 )
-from ddistill.objectives.sampling import LAWS
+from ddistill.objectives.sampling import LAWS, Law
 from ddistill.typing import Features
 
 
@@ -50,7 +50,7 @@ class O2MKD(Distillation):
     Attributes:
       error: quantity whose squared error is taken: "x0", "eps" (the paper's) or "v".
       weight: of a noise level, as in `PredictionDistance`.
-      levels: how noise levels are drawn, see `draw_level`.
+      levels: how noise levels are drawn: "uniform" over the table, or "lognormal" (EDM).
       output_weight: weight of the distance to the teacher's prediction.
       task_weight: weight of the distance to the data, the teacher's own loss. 0 by default: the
         teacher's prediction is the mean of what it varies around.
@@ -92,9 +92,9 @@ class O2MKD(Distillation):
         return {"output": ("teacher", distance), "task": ("data", distance)}
 
     @property
-    def level_law(self) -> str:
+    def level_law(self) -> Law:
         """As set."""
-        return self.levels
+        return Law(self.levels)
 
     def projected_features(self, networks: Networks, features: Features) -> Features:
         """The student's features, projected where their widths differ from the teacher's."""

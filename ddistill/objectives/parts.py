@@ -141,6 +141,7 @@ class Requirements:
         accumulated. The reason names the setting that lifts this.
       every_class: images of every class that a student is trained on.
       all_levels: a student has to answer for all of its levels, because it walks them in training.
+      last_image: an image is left in the noisiest level, where alpha is above 0.
     """
 
     teacher: str = ""
@@ -152,6 +153,7 @@ class Requirements:
     whole_batch: str = ""
     every_class: str = ""
     all_levels: str = ""
+    last_image: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ through both evaluations of the student and not through the teacher. Terms in th
 exactly and are left out, because s is large.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxtyping import Array
 from ddistill.diffusion import expand
 from ddistill.objectives.from_noise import FromNoise, Path
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import Networks, Update
+from ddistill.objectives.parts import Networks, Requirements, Update
 from ddistill.objectives.sampling import uniform_index
 from ddistill.schedules import Level
 from ddistill.typing import Images, Metrics, PerExample
@@ -33,6 +34,12 @@ class PID(FromNoise):
     def updates(self) -> tuple[Update, ...]:
         """One update of the student."""
         return (Update("student", self.loss),)
+
+    @property
+    def requires(self) -> Requirements:
+        """An image in the noisiest level beside what both methods need."""
+        reason = "the path of this objective is measured in sigma / alpha"
+        return dataclasses.replace(super().requires, last_image=reason)
 
     def teacher_calls(self, each: int = 1) -> int:
         """One on the path."""

@@ -1,5 +1,8 @@
 """What is drawn for an example: noise, a level, a class; each example from its own key."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -40,37 +43,56 @@ LAWS = ("uniform", "lognormal")
 EDM_LAW = (-1.2, 1.2)
 
 
-def draw_level(
-    keys: Keys, tables: LevelTables, law: str, moments: tuple[float, float] = EDM_LAW
-) -> Int[Array, " B"]:
+@dataclass(frozen=True)
+class Law:
+    """How noise levels are drawn.
+
+    Attributes:
+      name: "uniform" over the table, as `draw_index`; or the first level at least as noisy as a
+        random sigma / alpha, among a student's own levels: "lognormal", or "loglogistic". With
+        t = sigma / (alpha + sigma), log(sigma / alpha) = log(t / (1 - t)): "lognormal" is the
+        logit-normal law of t, and "loglogistic" of std 1 and mean log(s) is a uniform t shifted to
+        s t / (1 + (s - 1) t) (arXiv 2403.03206 sections 3.1 and 5.3.2).
+      mean, std: location and scale of log(sigma / alpha).
+    """
+
+    name: str = "uniform"
+    mean: float = EDM_LAW[0]
+    std: float = EDM_LAW[1]
+
+
+def draw_level(keys: Keys, tables: LevelTables, law: Law) -> Int[Array, " B"]:
     """A level for every example, among the levels that the student is trained on.
 
     Args:
       keys: `[B]`.
       tables: the student's levels.
-      law: "uniform" over the table, as `draw_index`; "lognormal": the first level at least as noisy
-        as sigma / alpha = exp(mean + std n), n standard normal, among a student's own.
-      moments: mean and std of "lognormal".
+      law: their distribution.
     """
-    if law == "uniform":
+    if law.name == "uniform":
         return draw_index(keys, tables)
-    index = _lognormal(keys, tables, (tables.low, tables.high), moments)
+    index = _drawn(keys, tables, (tables.low, tables.high), law)
     full_range_share = tables.full_range_share
     if full_range_share is None:
         return index
     other = named_keys(keys, "full range level")
-    anywhere = _lognormal(other, tables, (1, tables.count), moments)
+    anywhere = _drawn(other, tables, (1, tables.count), law)
     return jnp.where(_leaves_range(keys, full_range_share), anywhere, index)
 
 
-def _lognormal(
-    keys: Keys,
-    tables: LevelTables,
-    ends: tuple[Index | int, Index | int],
-    moments: tuple[float, float],
+# Distribution function and quantile function of the standard form of each law, both symmetric.
+_STANDARD: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "lognormal": (jax.scipy.special.ndtr, jax.scipy.special.ndtri),
+    "loglogistic": (jax.nn.sigmoid, jax.scipy.special.logit),
+}
+
+
+def _drawn(
+    keys: Keys, tables: LevelTables, ends: tuple[Index | int, Index | int], law: Law
 ) -> Int[Array, " B"]:
     """The law cut off at both ends of a range of levels, by inverting its distribution."""
-    levels, (low, high), (mean, std) = tables.student, ends, moments
+    levels, (low, high), mean, std = tables.student, ends, law.mean, law.std
+    share_below, quantile = _STANDARD[law.name]
     # The clean end is -inf; what is filled up repeats the noisiest level.
     table = jnp.log(jnp.asarray(levels.sigma)) - jnp.log(jnp.asarray(levels.alpha))
     begin = (jnp.where(low > 1, table[low - 1], -jnp.inf) - mean) / std
@@ -78,9 +100,9 @@ def _lognormal(
     # Probabilities near 1 have no digits left: a range far up is drawn as its mirror image.
     far = begin > 0
     begin, end = jnp.where(far, -end, begin), jnp.where(far, -begin, end)
-    bounds = jax.scipy.special.ndtr(jnp.stack([begin, end]))
+    bounds = share_below(jnp.stack([begin, end]))
     share = jax.vmap(lambda key: jax.random.uniform(key, (), minval=1e-7))(keys)
-    drawn = jax.scipy.special.ndtri(bounds[0] + (bounds[1] - bounds[0]) * share)
+    drawn = quantile(bounds[0] + (bounds[1] - bounds[0]) * share)
     value = mean + std * jnp.where(far, -drawn, drawn)
     return jnp.clip(jnp.searchsorted(table, value), low, high).astype(jnp.int32)
 

@@ -19,7 +19,7 @@ from ddistill.denoiser import ClippedDenoiser, NetworkDenoiser
 from ddistill.diffusion import Prediction, add_noise, ddim_step, expand
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import Networks
-from ddistill.objectives.sampling import draw_level, normal, uniform_index
+from ddistill.objectives.sampling import Law, draw_level, normal, uniform_index
 from ddistill.schedules import Level, Schedule
 from ddistill.typing import Images, Index, Keys, Labels, RandomKey
 
@@ -98,8 +98,8 @@ class Walk:
 ALL_LEVELS = Walk()
 
 
-def forward_state(batch: Batch, tables: LevelTables, law: str, cond: Labels | None) -> State:
-    """Images of the batch at a level of the student, drawn by `draw_level`'s `law`."""
+def forward_state(batch: Batch, tables: LevelTables, law: Law, cond: Labels | None) -> State:
+    """Images of the batch at a level of the student, drawn by `law`."""
     return noised(batch, tables, draw_level(batch.key("level"), tables, law), cond)
 
 

@@ -5,13 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddistill.recipes.common import Options, edm_denoising, network, objective, teacher_stage
-from ddistill.recipes.consistency import consistency
-from ddistill.recipes.disback import disback
 from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.o2mkd import o2mkd
-from ddistill.recipes.progressive import DDIL, feature_halvings, progressive
+from ddistill.recipes.progressive import feature_halvings, progressive
 from ddistill.recipes.sfddm import sfddm_default
-from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.settings import (
     EvaluationSettings,
     OptimizerSettings,
@@ -81,7 +78,8 @@ def annealed(rate: float, warmup: int = 50, final_scale: float = 0.02) -> Optimi
     )
 
 
-_HALVING: Options = {
+# Of every halving on digits.
+HALVING: Options = {
     "steps": 400,
     "steps_last": 800,
     "batch_size": 64,
@@ -131,92 +129,9 @@ def digits_student(
     return sfddm_default(levels, substeps=substeps, loss=loss, **options)
 
 
-def digits_consistency(method: str, **changes: Any) -> dict[str, StageSettings]:
-    """A consistency model on digits, shared between experiments.
-
-    Args:
-      method: as in `ddistill.recipes.consistency.consistency`.
-      **changes: its other arguments.
-    """
-    options = {
-        "steps": 2400,
-        "batch_size": 64,
-        "optimizer": annealed(1e-3),
-        "ema": (0.995,),
-        "samplers": {"renoise": (1, 2, 4)},
-        "shared": True,
-        **changes,
-    }
-    return {method: consistency(method, **{"levels": 32, **options})}
-
-
-def digits_sfd() -> dict[str, StageSettings]:
-    """SFD students of 4, 2 and 1 steps on digits; each starts from the student before it."""
-    options: dict[str, Any] = {
-        "batch_size": 64,
-        "optimizer": annealed(1e-3),
-        "loss": {"substeps": 4},
-        "shared": True,
-    }
-    return {
-        "sfd_n4": sfd(4, steps=300, **options),
-        "sfd_n2": sfd(2, steps=500, init="sfd_n4", **options),
-        "sfd_n1": sfd(1, steps=1000, init="sfd_n2", **options),
-    }
-
-
-def digits_sfd_v() -> dict[str, StageSettings]:
-    """One student of SFD-v for 4, 3, 2 and 1 steps on digits."""
-    stage = sfd_v(
-        (1, 2, 3, 4),
-        steps=2000,
-        batch_size=64,
-        optimizer=annealed(1e-3),
-        loss={"substeps": 4},
-        shared=True,
-    )
-    return {"sfd_v": stage}
-
-
-def digits_from_noise(method: str) -> dict[str, StageSettings]:
-    """A student of BOOT or PID on digits.
-
-    Args:
-      method: "boot" or "pid".
-    """
-    stage = from_noise(
-        method, 32, steps=2400, batch_size=64, optimizer=annealed(1e-3), ema=(0.995,), shared=True
-    )
-    return {method: stage}
-
-
-def digits_disback() -> dict[str, StageSettings]:
-    """A student of DisBack on digits, on a path of four checkpoints, and one of DMD2.
-
-    Both have equal objectives and numbers of updates.
-    """
-    optimizer = OptimizerSettings(name="adamw", learning_rate=3e-4, warmup=20, clip=1.0)
-    options: dict[str, Any] = {
-        "batch_size": 64,
-        "optimizer": optimizer,
-        "loss": {
-            "features_of": "teacher",
-            "gan_weight": 3e-3,
-            "discriminator_weight": 1.0,
-            "student_every": 1,
-        },
-        "ema": (0.99,),
-    }
-    path = {"steps": 200, "batch_size": 64, "optimizer": optimizer}
-    return {
-        **disback(4, interval=100, path=path, steps=1000, **options),
-        **disback(0, name="dmd2", method="dmd2", steps=1400, **options),
-    }
-
-
 def digits_halvings(start: int, end: int, **changes: Any) -> dict[str, StageSettings]:
     """A chain of `progressive` on digits, shared between experiments."""
-    return progressive(start, end, **{**_HALVING, **changes})
+    return progressive(start, end, **{**HALVING, **changes})
 
 
 def digits_chain(method: str) -> dict[str, StageSettings]:
@@ -231,20 +146,8 @@ def digits_chain(method: str) -> dict[str, StageSettings]:
     if method == "rdd":
         loss = {"queue_rows": 4096, "contrast_rows": 1024}
         later = {"optimizers": {"relation_head": OptimizerSettings(learning_rate=1e-3)}}
-    chain = feature_halvings(method, (32, 8, 1), loss, later, **_HALVING)
+    chain = feature_halvings(method, (32, 8, 1), loss, later, **HALVING)
     return {"feature_classifier": classifier, **chain}
-
-
-def digits_ddil() -> dict[str, StageSettings]:
-    """PD's halvings from 16 steps to 1, and CD, both with DDIL's states (arXiv 2410.11971)."""
-    halved = progressive(16, 1, teacher="pd_n16", loss=DDIL, method="ddil", **_HALVING)
-    # Its sampler takes up to 4 of the 32 steps.
-    consistent = digits_consistency("cd", loss={**DDIL, "student_walk": 4})["cd"]
-    return {
-        **digits_halvings(32, 16),
-        **halved,
-        "ddil_cd": dataclasses.replace(consistent, method="ddil_cd"),
-    }
 
 
 def digits_specialists(

@@ -20,6 +20,7 @@ from ddistill.diffusion import (
     analytic_prediction,
     ddim_step,
     from_x0,
+    mean_flow,
     multistep_x0,
     posterior_step,
     trapezoid_x0,
@@ -107,9 +108,29 @@ def heun_update(
     return ddim_step(prediction, z, here, there), prediction
 
 
-# Second order; the last step is Euler's, because a clean level has no eps.
+def heun_flow_update(
+    denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
+) -> tuple[Array, Prediction]:
+    """Heun's method on dz/dt = eps - x0, the ODE of flow matching, see `mean_flow`.
+
+    On other levels z / (alpha + sigma) is taken in place of z. Euler's method on this ODE is DDIM.
+    """
+    first = denoise(z, here)
+    second = denoise(ddim_step(first, z, here, there), there)
+    prediction = mean_flow(first, second, z, here)
+    return ddim_step(prediction, z, here, there), prediction
+
+
+# Second order; the last step is Euler's, because networks are not defined at a clean level.
 heun = Sampler(
     "heun", "Heun", heun_update, last=ddim_update, evaluations=lambda steps: 2 * steps - 1
+)
+heun_flow = Sampler(
+    "heun_flow",
+    "Heun in flow time",
+    heun_flow_update,
+    last=ddim_update,
+    evaluations=lambda steps: 2 * steps - 1,
 )
 
 # -------------------------------------------------------------------------------- DPM-Solver++
@@ -206,7 +227,7 @@ def _normal(key: Array | None, like: Array, what: str) -> Array:
 
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
-    for sampler in (ddim, ddim_afs, ddpm, heun, dpm_solver_pp, renoise, from_noise)
+    for sampler in (ddim, ddim_afs, ddpm, heun, heun_flow, dpm_solver_pp, renoise, from_noise)
 }
 
 

@@ -205,6 +205,29 @@ def karras(
     return Schedule(np.ones(T + 1, dtype), sigma.astype(dtype), time.astype(dtype))
 
 
+def linear_path(T: int, shift: float = 1.0, dtype: DTypeLike = np.float32) -> Schedule:
+    """The straight path of flow matching (arXiv 2210.02747, 2209.03003): z = (1 - t) x0 + t eps.
+
+    alpha = 1 - t and sigma = t at T + 1 values of t from 0 to 1, and `time` is 1000 t. The last
+    level is pure noise, with alpha = 0 exactly: every sampler and every prediction but "eps" is
+    finite there.
+
+    Args:
+      T: number of steps.
+      shift: s above 0; the values of t are s u / (1 + (s - 1) u) at u = i / T (arXiv 2403.03206
+        eq. 23). 1 is an even spacing, larger values put more levels where noise prevails.
+      dtype: of the arrays; float64 is for tests.
+    """
+    _check_steps(T)
+    if not 0 < shift < np.inf:
+        raise ConfigError(f"schedule option shift={shift} must be above 0.")
+    u = np.arange(T + 1, dtype=np.float64) / T
+    t = shift * u / (1.0 + (shift - 1.0) * u)
+    # 1 - t as a quotient of its own, which has its digits next to t = 1.
+    alpha = (1.0 - u) / (1.0 + (shift - 1.0) * u)
+    return Schedule(alpha.astype(dtype), t.astype(dtype), (1000.0 * t).astype(dtype))
+
+
 def edm_sampling(
     name: str, options: Options, known: Schedule, steps: int, key: str
 ) -> tuple[Schedule, Int[np.ndarray, " N_1"]]:
@@ -255,6 +278,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "listed_beta": listed_beta,
     "sigmoid_beta": sigmoid_beta,
     "karras": karras,
+    "linear_path": linear_path,
 }
 
 

@@ -43,7 +43,8 @@ def log_snr_grid(schedule: Schedule, N: int) -> Int[np.ndarray, " N_1"]:
     """N + 1 indices whose log-SNRs are as evenly spaced as the table allows, from T to the end.
 
     A clean end has infinite SNR: the even spacing then goes down to index 1, and the last step from
-    there to 0, as on EDM's grid. The grid always ends at T.
+    there to 0, as on EDM's grid. Likewise it begins at T - 1 where level T has no image left. The
+    grid always ends at T.
 
     Raises:
       ConfigError: N outside of 1 .. T.
@@ -51,11 +52,15 @@ def log_snr_grid(schedule: Schedule, N: int) -> Int[np.ndarray, " N_1"]:
     T = schedule.num_steps
     _check_count(T, N)
     low = 1 if schedule.sigma[0] == 0 else 0
-    alpha, sigma = (np.asarray(t[low:], np.float64) for t in (schedule.alpha, schedule.sigma))
+    high = T - 1 if schedule.alpha[-1] == 0 else T
+    inner = slice(low, high + 1)
+    alpha, sigma = (np.asarray(t[inner], np.float64) for t in (schedule.alpha, schedule.sigma))
     value = np.log(alpha) - np.log(sigma)
-    wanted = np.linspace(value[-1], value[0], N + 1 - low)[::-1]
+    count = max(0, N + 1 - low - (T - high))
+    wanted = np.linspace(value[-1], value[0], count)[::-1] if count else value[:0]
     closest = np.abs(value - wanted[:, None]).argmin(axis=1) + low
-    return _increasing(np.concatenate([np.zeros(low, np.int64), closest]), T)
+    ends = np.zeros(low, np.int64), np.full(T - high, T)
+    return _increasing(np.concatenate([ends[0], closest, ends[1]]), T)
 
 
 def make_grid(

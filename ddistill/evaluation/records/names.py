@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
     "ddim": Method("teacher DDIM", "teacher"),
     "ddpm": Method("teacher DDPM", "teacher"),
     "heun": Method("teacher Heun", "teacher"),
+    "heun_flow": Method("teacher Heun in flow time", "teacher"),
     "dpm_solver_pp": Method("teacher DPM-Solver++", "teacher"),
     "ddim_afs": Method("teacher DDIM, analytic first step", "teacher"),
     "renoise": Method("teacher renoising", "teacher"),
@@ -81,6 +82,8 @@ METHODS: dict[str, Method] = {
     "boot": Method("BOOT"),
     "disback": Method("DisBack"),
     "pid": Method("PID"),
+    "catch_up": Method("Catch-Up"),
+    "catch_up_rk2": Method("Catch-Up (RK-2)"),
     "real": Method("real data (floor)", "real"),
 }
 

@@ -30,6 +30,12 @@ def check_levels(
                 "follows from the noise there. Set prediction='v' or 'x0', or a config.schedule "
                 "that ends at a larger alpha."
             )
+        reason = objective.requires.last_image
+        if reason and alpha < _NO_SIGNAL:
+            raise ConfigError(
+                f"{path}: the noisiest level has alpha={alpha:.2g}, and {reason}. Set a "
+                "config.schedule that ends at a larger alpha, such as 'cosine'."
+            )
 
 
 def _check_top(stage: StageSettings, levels: Schedule, known: Schedule, path: str) -> None:

@@ -12,7 +12,7 @@ from ddistill.text import name_of
 _LONGEST_NAME = 150
 _LOWEST = {"log_every": 1, "checkpoint_every": 1, "keep": 1, "scan_steps": 0, "preview_every": 0}
 
-PREDICTIONS = ("x0", "eps", "v", "edm")
+PREDICTIONS = ("x0", "eps", "v", "edm", "flow")
 
 
 def check_name(key: str, name: str, folder: bool = False) -> None:

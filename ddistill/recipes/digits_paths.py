@@ -1,0 +1,155 @@
+"""Experiments on the embedded digits with the methods that follow a teacher's path, and DisBack."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ddistill.recipes.consistency import consistency
+from ddistill.recipes.digits import HALVING, annealed, digits, digits_halvings
+from ddistill.recipes.disback import disback
+from ddistill.recipes.flow import catch_up, flow_teacher
+from ddistill.recipes.progressive import DDIL, progressive
+from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
+from ddistill.settings import OptimizerSettings, ScheduleSettings, Settings, StageSettings
+
+
+def digits_consistency(method: str, **changes: Any) -> dict[str, StageSettings]:
+    """A consistency model on digits, shared between experiments.
+
+    Args:
+      method: as in `ddistill.recipes.consistency.consistency`.
+      **changes: its other arguments.
+    """
+    options = {
+        "steps": 2400,
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "ema": (0.995,),
+        "samplers": {"renoise": (1, 2, 4)},
+        "shared": True,
+        **changes,
+    }
+    return {method: consistency(method, **{"levels": 32, **options})}
+
+
+def digits_sfd() -> dict[str, StageSettings]:
+    """SFD students of 4, 2 and 1 steps on digits; each starts from the student before it."""
+    options: dict[str, Any] = {
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "loss": {"substeps": 4},
+        "shared": True,
+    }
+    return {
+        "sfd_n4": sfd(4, steps=300, **options),
+        "sfd_n2": sfd(2, steps=500, init="sfd_n4", **options),
+        "sfd_n1": sfd(1, steps=1000, init="sfd_n2", **options),
+    }
+
+
+def digits_sfd_v() -> dict[str, StageSettings]:
+    """One student of SFD-v for 4, 3, 2 and 1 steps on digits."""
+    stage = sfd_v(
+        (1, 2, 3, 4),
+        steps=2000,
+        batch_size=64,
+        optimizer=annealed(1e-3),
+        loss={"substeps": 4},
+        shared=True,
+    )
+    return {"sfd_v": stage}
+
+
+def digits_from_noise(method: str) -> dict[str, StageSettings]:
+    """A student of BOOT or PID on digits.
+
+    Args:
+      method: "boot" or "pid".
+    """
+    stage = from_noise(
+        method, 32, steps=2400, batch_size=64, optimizer=annealed(1e-3), ema=(0.995,), shared=True
+    )
+    return {method: stage}
+
+
+def digits_disback() -> dict[str, StageSettings]:
+    """A student of DisBack on digits, on a path of four checkpoints, and one of DMD2.
+
+    Both have equal objectives and numbers of updates.
+    """
+    optimizer = OptimizerSettings(name="adamw", learning_rate=3e-4, warmup=20, clip=1.0)
+    options: dict[str, Any] = {
+        "batch_size": 64,
+        "optimizer": optimizer,
+        "loss": {
+            "features_of": "teacher",
+            "gan_weight": 3e-3,
+            "discriminator_weight": 1.0,
+            "student_every": 1,
+        },
+        "ema": (0.99,),
+    }
+    path = {"steps": 200, "batch_size": 64, "optimizer": optimizer}
+    return {
+        **disback(4, interval=100, path=path, steps=1000, **options),
+        **disback(0, name="dmd2", method="dmd2", steps=1400, **options),
+    }
+
+
+def digits_flow(name: str, students: Mapping[str, StageSettings]) -> Settings:
+    """An experiment with a flow-matching teacher (arXiv 2210.02747) of the digits.
+
+    Args:
+      name: of the experiment.
+      students: stages that learn from the stage "teacher".
+    """
+    settings = digits(name, students)
+    theirs = settings.stages["teacher"]
+    teacher = flow_teacher(
+        theirs.network,
+        steps=theirs.steps,
+        batch_size=theirs.batch_size,
+        optimizer=theirs.optimizer,
+        ema=theirs.ema,
+    )
+    return dataclasses.replace(
+        settings,
+        schedule=ScheduleSettings(name="linear_path", steps=256),
+        stages={**settings.stages, "teacher": teacher},
+        evaluation=dataclasses.replace(
+            settings.evaluation,
+            teacher_samplers={"ddim": (1, 2, 4, 8, 16), "heun_flow": (2, 4, 8)},
+            full_sampler="heun_flow",
+            full_steps=64,
+        ),
+    )
+
+
+def digits_catch_up(**changes: Any) -> dict[str, StageSettings]:
+    """Catch-Up students on digits, with one and two heads, shared between experiments.
+
+    Args:
+      **changes: arguments of `ddistill.recipes.flow.catch_up`.
+    """
+    options = {
+        "steps": 2400,
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "ema": (0.995,),
+        "samplers": {"ddim": (1, 2, 4, 8), "heun_flow": (2, 4)},
+        "shared": True,
+        **changes,
+    }
+    return {"catch_up": catch_up(1, **options), "catch_up_rk2": catch_up(2, **options)}
+
+
+def digits_ddil() -> dict[str, StageSettings]:
+    """PD's halvings from 16 steps to 1, and CD, both with DDIL's states (arXiv 2410.11971)."""
+    halved = progressive(16, 1, teacher="pd_n16", loss=DDIL, method="ddil", **HALVING)
+    # Its sampler takes up to 4 of the 32 steps.
+    consistent = digits_consistency("cd", loss={**DDIL, "student_walk": 4})["cd"]
+    return {
+        **digits_halvings(32, 16),
+        **halved,
+        "ddil_cd": dataclasses.replace(consistent, method="ddil_cd"),
+    }
