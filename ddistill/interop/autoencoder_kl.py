@@ -1,5 +1,6 @@
 """diffusers' `AutoencoderKL` and ours: settings and tensors under two sets of names."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +160,7 @@ def write_options(net: AutoencoderKL, scaling: Scaling, side: int) -> JsonRecord
     }
 
 
+@functools.lru_cache(maxsize=8)
 def leaves(net: AutoencoderKL) -> Table:
     """Every parameter of `net`, with its shape; nothing is computed."""
     net = net.clone(conv_impl="xla", attention_impl="chunked")

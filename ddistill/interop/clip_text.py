@@ -4,6 +4,7 @@ transformers 5.6 dropped the prefix "text_model." of all tensors. Files of both 
 files with the prefix are those that every version reads.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -121,6 +122,7 @@ def write_options(net: CLIPText) -> JsonRecord:
     }
 
 
+@functools.lru_cache(maxsize=8)
 def leaves(net: CLIPText) -> Table:
     """Every parameter of `net`, with its shape, by names with the prefix; nothing is computed."""
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))

@@ -6,6 +6,7 @@ used once and has the shape that the network has.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from flax import traverse_util
@@ -33,7 +34,7 @@ class Leaf:
     kind: str
 
 
-Table = Sequence[tuple[Leaf, tuple[int, ...]]]
+Table: TypeAlias = tuple[tuple[Leaf, tuple[int, ...]], ...]
 
 
 def table_of(shapes: Params, leaf: Callable[[tuple[str, ...]], Leaf]) -> Table:
@@ -44,7 +45,7 @@ def table_of(shapes: Params, leaf: Callable[[tuple[str, ...]], Leaf]) -> Table:
       leaf: the leaf at a path of them.
     """
     flat = traverse_util.flatten_dict(shapes)
-    return [(leaf(path), tuple(x.shape)) for path, x in sorted(flat.items())]
+    return tuple((leaf(path), tuple(x.shape)) for path, x in sorted(flat.items()))
 
 
 _FROM: dict[str, Callable[[np.ndarray], np.ndarray]] = {

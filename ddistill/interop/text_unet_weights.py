@@ -1,5 +1,6 @@
 """The tensors of diffusers' `UNet2DConditionModel` and the parameters of our text U-Net."""
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -34,6 +35,8 @@ _INNER = {
 }
 
 
+# Tracing a full-size network takes seconds.
+@functools.lru_cache(maxsize=8)
 def leaves(net: TextUNet, latent_channels: int) -> Table:
     """Every parameter of `net`, with its shape; nothing is computed."""
     levels = len(net.widths)
