@@ -47,9 +47,8 @@ def test_the_parts_and_facts_are_those_of_the_files(folder, model):
     assert model.text_encoder.build(dtype="bfloat16").dtype == "bfloat16"
     levels = model.levels()
     # Of Stable Diffusion: the last level is not quite noise.
-    np.testing.assert_allclose(
-        np.square(levels.alpha[[1, 400, -1]]), [0.99915, 0.42609, 0.00466], rtol=1e-3
-    )
+    products = np.square(levels.alpha[[1, 400, -1]])
+    np.testing.assert_allclose(products, [0.99915, 0.42609, 0.0046601], rtol=1e-4)
     np.testing.assert_array_equal(levels.time[1:], np.arange(1000))
 
 
@@ -171,13 +170,13 @@ INDEX, UNET = "model_index.json", "unet/config.json"
         (
             UNET,
             {"cross_attention_dim": 8},
-            "cross_attention_dim of the U-Net is 8, and that of text",
+            "cross_attention_dim of the U-Net is 8, and that of",
         ),
         ("vae/config.json", {"latent_channels": 8}, "latents is 4, and that of vae is 8"),
         (
             "text_encoder/config.json",
             {"vocab_size": 5},
-            "the tokenizer has 5.. tokens, and text_enc",
+            "the tokenizer has 5.. tokens, and text",
         ),
         (
             "scheduler/scheduler_config.json",
