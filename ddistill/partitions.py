@@ -225,7 +225,7 @@ def timestep_partition(
 
 
 def _equal_log_snr(schedule: Schedule, count: int) -> np.ndarray:
-    """The first levels of students 1 .. K-1, by equal extents in log-SNR of levels with an image."""
+    """First levels of students 1 .. K-1, by equal extents in log-SNR of levels with an image."""
     alpha, sigma = (np.asarray(x[1:], np.float64) for x in (schedule.alpha, schedule.sigma))
     value = 2.0 * np.log(np.maximum(alpha, 1e-300) / sigma)
     wanted = np.linspace(value[0], value[alpha > 0][-1], count + 1)[1:-1]

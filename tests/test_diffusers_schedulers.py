@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddistill.diffusion import from_eps
+from ddistill.diffusion import convert, from_eps
 from ddistill.errors import ConfigError
 from ddistill.interop.ddim import read_schedule, write_scheduler
 from ddistill.interop.scheduler_keys import PROCESS_KEYS, SAMPLER_KEYS, SCHEDULERS
@@ -86,7 +86,59 @@ def test_every_key_that_the_class_writes_is_known(name):
     assert (made["steps"], prediction) == (20, "eps")
 
 
-def test_the_default_betas_differ_by_class():
+V = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+V_SCHEDULES = {name: config for name, config in SCHEDULES.items() if name != "sigmoid"}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", V_SCHEDULES)
+def test_levels_with_zero_terminal_snr_are_diffusers(name):
+    diffusers = pytest.importorskip("diffusers")
+    config = {**V_SCHEDULES[name], **V}
+    theirs = diffusers.DDIMScheduler(num_train_timesteps=T, **config)
+    table, prediction = ours({"_class_name": "DDIMScheduler", **config})
+    abar = theirs.alphas_cumprod.numpy().astype(np.float64)
+    np.testing.assert_allclose(np.square(table.alpha[1:], dtype=np.float64), abar, atol=1e-5)
+    assert (table.alpha[-1], table.sigma[-1], prediction) == (0.0, 1.0, "v")
+
+
+def test_zero_terminal_snr_keeps_the_first_level_and_scales_the_others():
+    plain, _ = ours(SCHEDULES["scaled_linear"])
+    found, _ = ours({**SCHEDULES["scaled_linear"], **V})
+    first, last = (float(plain.alpha[i]) for i in (1, -1))
+    wanted = (plain.alpha[1:] - last) * first / (first - last)
+    np.testing.assert_allclose(found.alpha[1:], wanted, atol=1e-6)
+    assert (found.alpha[0], found.sigma[0], found.alpha[-1]) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parity
+def test_ddim_begins_at_pure_noise_where_the_network_predicts_v():
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    config = {**SCHEDULES["scaled_linear"], **V}
+    theirs = diffusers.DDIMScheduler(
+        num_train_timesteps=T, clip_sample=False, timestep_spacing="trailing", **config
+    )
+    table, _ = ours({"_class_name": "DDIMScheduler", **config})
+    levels = subsequence(table, make_grid(table, 5))
+
+    def predicting_v(z, level, cond=None):
+        return convert("v", 0.5 * z - 0.1, z, level)
+
+    z = np.random.default_rng(0).standard_normal((2, 3, 3, 1)).astype(np.float32)
+    found = get_sampler("ddim")(predicting_v, levels, z, jax.random.key(0))
+    theirs.set_timesteps(5)
+    state = torch.from_numpy(z)
+    for t in theirs.timesteps:
+        state = theirs.step(0.5 * state - 0.1, t, state).prev_sample
+    np.testing.assert_allclose(found, state.numpy(), atol=1e-4)
+
+
+def test_the_defaults_of_betas_differ_by_class():
+    for name in ("LCMScheduler", "TCDScheduler"):
+        made, _ = read_schedule({"_class_name": name}, "x")
+        assert made["name"] == "scaled_linear_beta"
+        assert made["options"] == {"start": 0.00085, "end": 0.012}
     first = {"DDPMScheduler": (1e-4, 0.02), "HeunDiscreteScheduler": (0.00085, 0.012)}
     for name, (start, end) in first.items():
         options = read_schedule({"_class_name": name}, "x")[0]["options"]
@@ -243,14 +295,14 @@ def test_what_is_written_is_read_again():
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name='FlowMatch.*not known"),
         ({"beta_schedule": "linaer"}, "beta_schedule='linaer' is not known. Did you mean 'linear'"),
         ({"prediction_type": "flow"}, "prediction_type='flow'.*epsilon"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True ends in pure noise"),
+        ({"rescale_betas_zero_snr": True}, "ends in pure noise .*with it: prediction_type v_pred"),
         ({"trained_betas": [0.1]}, "1 trained_betas for num_train_timesteps=200"),
         ({"trained_betas": 5}, "trained_betas must be a list of numbers"),
         ({"trained_betas": ["a"]}, "trained_betas must be a list of numbers"),
         ({"beta_start": None}, "beta_start=None must be a number"),
         ({"num_train_timesteps": None}, "num_train_timesteps=None must be an integer above 0"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "it is for flow matching"),
-        ({"_class_name": "LCMScheduler"}, "_class_name='LCMScheduler' .* consistency models"),
+        ({"_class_name": "SCMScheduler"}, "_class_name='SCMScheduler' .* consistency models"),
         ({"_class_name": ["DDPMScheduler"]}, "_class_name=.'DDPMScheduler'. is not known"),
         ({"_class_name": None}, "_class_name=None is not known"),
         ({"beta_stard": 0.001}, "beta_stard=0.001 is not an option .* Did you mean 'beta_start'"),

@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "extensions",
     "typing",
+    "conditions",
     "text",
     "settings",
     "parsing",

@@ -10,7 +10,8 @@ import pytest
 from flax import traverse_util
 
 from ddistill.errors import ConfigError
-from ddistill.interop.unet2d import AVERAGE_NOTES, read_options, write_options
+from ddistill.interop.config_values import AVERAGE_NOTES
+from ddistill.interop.unet2d import read_options, write_options
 from ddistill.interop.unet2d_weights import leaves, to_params, to_tensors
 from ddistill.networks.unet import UNet
 

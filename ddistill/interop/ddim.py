@@ -10,7 +10,6 @@ import numpy as np
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.interop.scheduler_keys import (
-    BETA_SCHEDULE,
     FIXED_VARIANCES,
     OTHERS,
     PREDICTION_TYPE,
@@ -56,6 +55,11 @@ def read_schedule(config: JsonRecord, where: str) -> tuple[Options, str]:
     _check_keys(config, where)
     _check_process(config, where)
     predicts = _prediction(config, where)
+    if config.get("rescale_betas_zero_snr", False) and predicts == "epsilon":
+        raise ConfigError(
+            f"{where}: rescale_betas_zero_snr=True ends in pure noise (alpha = 0), where x0 does "
+            "not follow from eps. Allowed with it: prediction_type v_prediction, sample."
+        )
     steps = config.get("num_train_timesteps", TIMESTEPS)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"{where}: num_train_timesteps={steps!r} must be an integer above 0.")
@@ -85,11 +89,6 @@ def _check_process(config: JsonRecord, where: str) -> None:
     for key in ("rescale_betas_zero_snr", "use_flow_sigmas", "predict_epsilon"):
         if not isinstance(config.get(key, False), bool):
             raise ConfigError(f"{where}: {key}={config[key]!r} must be true or false.")
-    if config.get("rescale_betas_zero_snr", False):
-        raise ConfigError(
-            f"{where}: rescale_betas_zero_snr=True ends in pure noise (alpha = 0), where neither "
-            "eps nor x0 follows from the other; it is not supported."
-        )
     if config.get("use_flow_sigmas", False):
         raise ConfigError(
             f"{where}: use_flow_sigmas=True is flow matching, whose levels are not variance "
@@ -134,22 +133,27 @@ def _betas(config: JsonRecord, steps: int, where: str) -> Options:
             )
         for i, value in enumerate(table):
             _check_beta(f"trained_betas[{i}]", value, where)
-        return {"name": "listed_beta", "steps": steps, "options": {"betas": tuple(table)}}
+        listed = {"betas": tuple(table), **_rescaled(config)}
+        return {"name": "listed_beta", "steps": steps, "options": listed}
     for key in ("beta_start", "beta_end"):
         if key in config:
             _check_beta(key, config[key], where)
-    kind = _or_default(config, "beta_schedule", BETA_SCHEDULE, where)
+    silent = SCHEDULERS[config.get("_class_name", "DDPMScheduler")]
+    kind = _or_default(config, "beta_schedule", silent.beta_schedule, where)
     check_choice(f"{where}: beta_schedule", kind, [*_NAMED, COSINE])
     if kind == COSINE:
-        return {"name": "cosine", "steps": steps, "options": {}}
-    silent = SCHEDULERS[config.get("_class_name", "DDPMScheduler")]
+        return {"name": "cosine", "steps": steps, "options": _rescaled(config)}
     start = _or_default(config, "beta_start", silent.beta_start, where)
     end = _or_default(config, "beta_end", silent.beta_end, where)
     return {
         "name": _NAMED[kind],
         "steps": steps,
-        "options": {"start": float(start), "end": float(end)},
+        "options": {"start": float(start), "end": float(end), **_rescaled(config)},
     }
+
+
+def _rescaled(config: JsonRecord) -> Options:
+    return {"zero_snr": True} if config.get("rescale_betas_zero_snr", False) else {}
 
 
 def _or_default(config: JsonRecord, key: str, default: T, where: str) -> T:

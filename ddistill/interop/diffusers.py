@@ -6,23 +6,19 @@ config.json (as google/ddpm-cifar10-32 has it); or a checkpoint of diffusers' tr
 the averaged network in `unet_ema/` (`diffusers_folders`, `diffusers_weights`).
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from ddistill.interop.ddim import read_schedule
 from ddistill.interop.diffusers_folders import Found, find_model
 from ddistill.interop.imported import Imported
+from ddistill.interop.licences import licence_of
 from ddistill.interop.tensors import file_digest, read_tensors
 from ddistill.interop.unet2d import read_options
 from ddistill.interop.unet2d_weights import to_params
 from ddistill.networks.unet import UNet
 from ddistill.runtime.files import expand
-
-# Characters of a model card that are searched for its metadata.
-_LONGEST_METADATA = 1 << 20
 
 
 def read_teacher(folder: Path, named: str = "") -> Imported:
@@ -57,29 +53,9 @@ def read_teacher(folder: Path, named: str = "") -> Imported:
         num_classes=options["num_classes"],
         digest=file_digest(*model.files),
         source=f"diffusers:{named or folder} ({model.taken})",
-        licence=_licence(folder),
+        licence=licence_of(folder),
     )
 
 
 def _tensors(model: Found) -> dict[str, np.ndarray]:
     return model.index.read() if model.index else read_tensors(model.weights[0])
-
-
-def _licence(folder: Path) -> str:
-    """What the metadata of the model card say of the licence; "" for nothing."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return ""
-    text = card.read_text(encoding="utf-8-sig", errors="replace")[:_LONGEST_METADATA]
-    found = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    try:
-        metadata = yaml.safe_load(found[1]) if found else None
-    # Damaged YAML, or dates and numbers that cannot be.
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return ""
-    if not isinstance(metadata, dict):
-        return ""
-    licence = metadata.get("license") or ""
-    if licence == "other":
-        licence = metadata.get("license_name") or licence
-    return "; ".join(map(str, licence)) if isinstance(licence, list) else str(licence)

@@ -10,15 +10,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ddistill.errors import ConfigError
 from ddistill.interop.shards import Index, read_index
+from ddistill.interop.tensors import read_tensors
 from ddistill.typing import JsonRecord
 
 STEM = "diffusion_pytorch_model"
-WEIGHTS = tuple(
-    f"{STEM}{variant}.{kind}" for variant in ("", ".fp16") for kind in ("safetensors", "bin")
-)
+# Of the models of transformers inside a pipeline.
+TRANSFORMERS = ("model", "pytorch_model")
 _KINDS = ("safetensors", "bin")
+
+
+def names_of(*stems: str) -> tuple[str, ...]:
+    """The usual names of files of weights."""
+    return tuple(
+        f"{stem}{half}.{kind}" for stem in stems for half in ("", ".fp16") for kind in _KINDS
+    )
+
+
+WEIGHTS = names_of(STEM)
 _OTHER_KINDS = ("pt", "pth", "ckpt", "pkl", "msgpack")
 _HALF = {"fp16", "bf16", "float16", "bfloat16", "half"}
 _FULL = {"fp32", "float32", "full"}
@@ -44,6 +56,14 @@ class Weights:
     files: tuple[Path, ...]
     averaged: bool
     index: Index | None = None
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The tensors by name.
+
+        Raises:
+          ConfigError: a file is damaged, or shards do not agree with their index.
+        """
+        return self.index.read() if self.index else read_tensors(self.files[0])
 
 
 @dataclass(frozen=True)
@@ -79,20 +99,24 @@ def average_folders(folder: Path, config: str) -> list[Path]:
     return full or [path for path in named if (path / config).is_file()]
 
 
-def find_weights(network: Path, read_json: Callable[[Path], JsonRecord]) -> Weights:
+def find_weights(
+    network: Path, read_json: Callable[[Path], JsonRecord], stems: tuple[str, ...] = (STEM,)
+) -> Weights:
     """The weights of a network's folder; see the module for the order.
 
     Args:
       network: the folder with config.json.
       read_json: reads an index; raises `ConfigError`.
+      stems: what names of weights begin with.
 
     Raises:
       ConfigError: there are none, shards are missing, or it is not clear which average is meant.
     """
     names = sorted(path for path in network.iterdir() if path.is_file())
-    found = sorted(filter(None, map(_candidate, names)), key=lambda c: c.rank)
+    known = [_candidate(path, stem) for stem in stems for path in names]
+    found = sorted(filter(None, known), key=lambda c: c.rank)
     if not found:
-        _refuse_none(network)
+        _refuse_none(network, stems)
     averages = [c for c in found if c.choice == 0]
     if len({c.variant for c in averages}) > 1:
         listed = ", ".join(c.path.name for c in averages)
@@ -132,12 +156,12 @@ def check_averages(folder: Path, network: Path) -> None:
         )
 
 
-def _candidate(path: Path) -> _Candidate | None:
+def _candidate(path: Path, stem: str = STEM) -> _Candidate | None:
     """What the name of a file of weights, or of an index, says; None for other names."""
     name = path.name
-    if not name.startswith(STEM) or _SHARD.search(name):
+    if not name.startswith(stem) or _SHARD.search(name):
         return None
-    words = [w for w in _words(name.removeprefix(STEM)) if w]
+    words = [w for w in _words(name.removeprefix(stem)) if w]
     kinds = [w for w in words if w in _KINDS]
     index = "index" in words and words[-1] == "json"
     if len(kinds) != 1 or not (index or words[-1] in _KINDS):
@@ -170,19 +194,19 @@ def _says_average(word: str) -> bool:
     )
 
 
-def _refuse_none(network: Path) -> None:
+def _refuse_none(network: Path, stems: tuple[str, ...]) -> None:
     there = sorted(
         path.name for kind in (*_KINDS, *_OTHER_KINDS) for path in network.glob(f"*.{kind}")
     )
-    shards = [name for name in there if name.startswith(STEM) and _SHARD.search(name)]
+    shards = [name for name in there if name.startswith(stems) and _SHARD.search(name)]
     if shards:
         kind = shards[0].rpartition(".")[2]
         raise ConfigError(
             f"{network} holds shards of weights without their index: {', '.join(shards[:5])}. Copy "
-            f"the model's {STEM}.{kind}.index.json beside them."
+            f"the model's {stems[0]}.{kind}.index.json beside them."
         )
     more = f" It holds {', '.join(there[:5])}." if there else ""
     raise ConfigError(
         f"There are no weights in {network}.{more} One of these files is needed: "
-        f"{', '.join(WEIGHTS)}."
+        f"{', '.join(names_of(*stems))}."
     )

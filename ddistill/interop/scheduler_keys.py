@@ -12,15 +12,21 @@ class Defaults:
 
     Attributes:
       beta_start, beta_end: the first and the last beta.
+      beta_schedule: the name of the way between them.
     """
 
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    beta_schedule: str = "linear"
 
 
 _DDPM, _LATENT = Defaults(), Defaults(0.00085, 0.012)
+# Samplers of latent consistency models. Their networks predict eps, x0 or v as others do: the
+# functions that mix the output with the input are those of the sampler, and equal x0 up to 1e-4
+# from the second level on.
+_CONSISTENT = Defaults(0.00085, 0.012, "scaled_linear")
 # Classes of the variance-preserving process with betas. The other defaults are equal in all of
-# them: `TIMESTEPS`, `BETA_SCHEDULE` and `PREDICTION_TYPE`.
+# them: `TIMESTEPS` and `PREDICTION_TYPE`.
 SCHEDULERS: dict[str, Defaults] = {
     "DDIMInverseScheduler": _DDPM,
     "DDIMParallelScheduler": _DDPM,
@@ -36,12 +42,14 @@ SCHEDULERS: dict[str, Defaults] = {
     "HeunDiscreteScheduler": _LATENT,
     "KDPM2AncestralDiscreteScheduler": _LATENT,
     "KDPM2DiscreteScheduler": _LATENT,
+    "LCMScheduler": _CONSISTENT,
     "LMSDiscreteScheduler": _DDPM,
     "PNDMScheduler": _DDPM,
     "SASolverScheduler": _DDPM,
+    "TCDScheduler": _CONSISTENT,
     "UniPCMultistepScheduler": _DDPM,
 }
-TIMESTEPS, BETA_SCHEDULE, PREDICTION_TYPE = 1000, "linear", "epsilon"
+TIMESTEPS, PREDICTION_TYPE = 1000, "epsilon"
 
 # Classes of other processes and other networks.
 _FLOW = "flow matching, with levels that are not variance preserving"
@@ -56,11 +64,9 @@ OTHERS: dict[str, str] = {
     "FlowMatchHeunDiscreteScheduler": _FLOW,
     "FlowMatchLCMScheduler": _FLOW,
     "KarrasVeScheduler": "variance-exploding levels",
-    "LCMScheduler": _CONSISTENCY,
     "SCMScheduler": _CONSISTENCY,
     "ScoreSdeVeScheduler": "variance-exploding levels",
     "ScoreSdeVpScheduler": "a process in continuous time",
-    "TCDScheduler": _CONSISTENCY,
     "UnCLIPScheduler": "networks that predict a variance too",
 }
 
@@ -82,6 +88,7 @@ SAMPLER_KEYS = frozenset(
         *("sigma_min", "sigma_max", "lambda_min_clipped", "euler_at_final", "lower_order_final"),
         *("algorithm_type", "solver_order", "solver_type", "solver_p", "disable_corrector"),
         *("predict_x0", "predictor_order", "corrector_order", "tau_func"),
+        *("original_inference_steps", "timestep_scaling"),
         # These change the levels of flow matching alone; `use_flow_sigmas` is refused.
         *("flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"),
         # Of versions before 0.3.

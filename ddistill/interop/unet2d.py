@@ -4,10 +4,19 @@ Both are DDPM's (arXiv 2006.11239) with ADM's options (arXiv 2105.05233). Settin
 each other here, tensors in `unet2d_weights`; nothing is read or written.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from ddistill.errors import ConfigError, nearest
+from ddistill.interop.config_values import (
+    AVERAGE_NOTES,
+    are_texts,
+    are_whole,
+    check_all,
+    check_fixed,
+    completed,
+    is_number,
+    is_whole,
+)
 from ddistill.networks.unet import UNet, check_fields
 from ddistill.typing import JsonRecord, Options
 
@@ -53,16 +62,6 @@ DEFAULTS: Options = {
     "num_train_timesteps": None,
 }
 
-# Keys that diffusers' training scripts add to the config.json of an average (`unet_ema/`).
-AVERAGE_NOTES = frozenset(
-    (
-        *("decay", "min_decay", "inv_gamma", "power"),
-        *("optimization_step", "update_after_step", "use_ema_warmup"),
-        # Of versions before 0.11.
-        *("collected_params", "temp_stored_params"),
-    )
-)
-
 # Options that our U-Net has in one form only, and the values that stand for it.
 _FIXED: dict[str, tuple[object, ...]] = {
     "center_input_sample": (False,),
@@ -93,26 +92,9 @@ def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int
       ConfigError: another class of network, an unknown key, or an option that our U-Net does not
         have; the message gives its name, its value and the allowed values.
     """
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ConfigError(
-            f"{where}: _class_name is {config['_class_name']!r}; only UNet2DModel can be read."
-        )
-    notes = {k for k in config if k.startswith("_") or k in AVERAGE_NOTES}
-    c = {**DEFAULTS, **{k: v for k, v in config.items() if k not in notes}}
-    for key in c:
-        if key not in DEFAULTS:
-            raise ConfigError(
-                f"{where}: {key}={c[key]!r} is not an option of UNet2DModel that is known here."
-                f"{nearest(key, DEFAULTS)}"
-            )
+    c = completed(config, "UNet2DModel", DEFAULTS, where, AVERAGE_NOTES)
     _check_types(c, where)
-    for key, allowed in _FIXED.items():
-        # True is 1 in Python, and not in a config.
-        if (type(c[key]) is bool, c[key]) not in [(type(a) is bool, a) for a in allowed]:
-            raise ConfigError(
-                f"{where}: {key}={c[key]!r} is not supported. Allowed: "
-                f"{', '.join(repr(a) for a in allowed)}."
-            )
+    check_fixed(c, _FIXED, where)
     shape = _image_shape(c, where)
     attention, resample = _levels(c, where)
     widths = tuple(c["block_out_channels"])
@@ -150,14 +132,6 @@ def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int
     return options, shape
 
 
-def _whole(x: object, least: int = 1) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x >= least
-
-
-def _number(x: object) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
-
-
 def _check_types(c: Options, where: str) -> None:
     """Raises `ConfigError` for a value of another type than its key has."""
     whole = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups")
@@ -168,32 +142,30 @@ def _check_types(c: Options, where: str) -> None:
         "sample_size",
     )
 
-    def listed(x: object, fits: Callable[[object], bool]) -> bool:
-        return isinstance(x, (list, tuple)) and len(x) > 0 and all(map(fits, x))
-
     wanted = [
-        *((key, _whole(c[key]), "an integer above 0") for key in whole),
-        *((key, c[key] is None or _whole(c[key]), "an integer above 0, or null") for key in maybe),
+        *((key, c[key], is_whole(c[key]), "an integer above 0") for key in whole),
         *(
-            (key, listed(c[key], lambda x: isinstance(x, str)), "a list of block types")
-            for key in names
+            (key, c[key], c[key] is None or is_whole(c[key]), "an integer above 0, or null")
+            for key in maybe
         ),
-        (widths, listed(c[widths], _whole), "a list of integers above 0"),
+        *((key, c[key], are_texts(c[key]), "a list of block types") for key in names),
+        (widths, c[widths], are_whole(c[widths]), "a list of integers above 0"),
         (
             size,
-            c[size] is None or _whole(c[size]) or (listed(c[size], _whole) and len(c[size]) == 2),
+            c[size],
+            c[size] is None or is_whole(c[size]) or are_whole(c[size], (2,)),
             "an integer above 0, or [height, width]",
         ),
-        ("dropout", _number(c["dropout"]) and 0 <= c["dropout"] < 1, "a number in [0, 1)"),
-        ("norm_eps", _number(c["norm_eps"]) and 0 < c["norm_eps"] < 1, "a number in (0, 1)"),
         *(
-            (key, isinstance(c[key], bool), "true or false")
+            (key, c[key], is_number(c[key]) and low <= c[key] < 1, f"a number in {text}")
+            for key, low, text in (("dropout", 0, "[0, 1)"), ("norm_eps", 1e-30, "(0, 1)"))
+        ),
+        *(
+            (key, c[key], isinstance(c[key], bool), "true or false")
             for key in ("add_attention", "flip_sin_to_cos")
         ),
     ]
-    for key, fits, what in wanted:
-        if not fits:
-            raise ConfigError(f"{where}: {key}={c[key]!r} must be {what}.")
+    check_all(wanted, where)
 
 
 def _image_shape(c: Options, where: str) -> tuple[int, int, int]:

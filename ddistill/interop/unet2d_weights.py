@@ -1,45 +1,24 @@
 """The tensors of diffusers' `UNet2DModel` and the parameters of our U-Net."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
-from ddistill.errors import ConfigError, nearest
-from ddistill.interop.tensors import full_precision
+from ddistill.interop.leaves import Leaf, Table, params_of, table_of, tensors_of
 from ddistill.networks.unet import UNet
 from ddistill.typing import Params
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """One of our parameters and its names in diffusers.
-
-    Attributes:
-      path: in our tree.
-      names: the tensors it is made of; several for the joint projection of an attention.
-      old: their names before diffusers 0.15.
-      kind: "same", "dense", "conv", "pointwise" (a 1 x 1 convolution there is a linear layer).
-    """
-
-    path: tuple[str, ...]
-    names: tuple[str, ...]
-    old: tuple[str, ...]
-    kind: str
-
-
-def leaves(net: UNet, image_shape: tuple[int, ...]) -> list[tuple[Leaf, tuple[int, ...]]]:
+def leaves(net: UNet, image_shape: tuple[int, ...]) -> Table:
     """Every parameter of `net`, with its shape; no device is asked for, which "auto" would."""
     net = net.clone(conv_impl="xla")
     shapes = jax.eval_shape(
         lambda: net.init(jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros(1))
     )["params"]
-    flat = traverse_util.flatten_dict(shapes)
     levels = len(net.multipliers)
-    return [(_leaf(path, levels), tuple(x.shape)) for path, x in sorted(flat.items())]
+    return table_of(shapes, lambda path: _leaf(path, levels))
 
 
 _TOP = {
@@ -94,28 +73,13 @@ def _attention(path: tuple[str, ...], prefix: str, part: str, last: str) -> Leaf
     return Leaf(path, made[0], made[1], kind)
 
 
-_FROM: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "same": lambda x: x,
-    "dense": lambda x: x.T,
-    "conv": lambda x: x.transpose(2, 3, 1, 0),
-    "pointwise": lambda x: x.reshape(x.shape[:2]).T[None, None],
-}
-_TO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "same": lambda x: x,
-    "dense": lambda x: x.T,
-    "conv": lambda x: x.transpose(3, 2, 0, 1),
-    "pointwise": lambda x: x[0, 0].T,
-}
-
-
 def to_params(
     net: UNet, image_shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], where: str
 ) -> Params:
     """Our parameters from a `UNet2DModel`'s tensors, as float32.
 
-    float16 and bfloat16 become float32, which loses nothing; float64 is rounded. A class table of
-    as many rows as `net` has classes gets a row of zeros for the null class, which diffusers does
-    not have.
+    A class table of as many rows as `net` has classes gets a row of zeros for the null class, which
+    diffusers does not have.
 
     Args:
       net: the network of `read_options`.
@@ -124,57 +88,17 @@ def to_params(
       where: the file's name, for messages.
 
     Raises:
-      ConfigError: a tensor is missing, left over, of another shape, not of floating point, of 8
-        bits, or not finite.
+      ConfigError: see `ddistill.interop.leaves.params_of`.
     """
-    flat: dict[tuple[str, ...], np.ndarray] = {}
-    used: set[str] = set()
-    for leaf, shape in leaves(net, image_shape):
-        names = leaf.names
-        if leaf.old and not any(n in tensors for n in names):
-            names = leaf.old
-        parts = [_take(name, tensors, where) for name in names]
-        used.update(names)
-        if leaf.path[0] == "class" and parts[0].shape[0] == shape[0] - 1:
-            parts = [np.concatenate([parts[0], np.zeros_like(parts[0][:1])])]
-        wanted = np.empty((*shape[:-1], shape[-1] // len(names)), np.bool_)
-        for name, part in zip(names, parts):
-            theirs = _TO[leaf.kind](wanted).shape
-            if part.shape not in (theirs, (*theirs, 1, 1)):
-                raise ConfigError(
-                    f"{where}: {name} has shape {part.shape}; the config.json beside it asks for "
-                    f"{theirs}."
-                )
-        made = np.concatenate([_FROM[leaf.kind](x) for x in parts], axis=-1)
-        flat[leaf.path] = np.ascontiguousarray(made, np.float32)
-    left = sorted(set(tensors) - used)
-    if left:
-        raise ConfigError(
-            f"{where}: {len(left)} tensors have no place in the network of config.json: "
-            f"{_some(left)}. Are the two files of one model?"
-        )
-    return traverse_util.unflatten_dict(flat)
-
-
-def _take(name: str, tensors: Mapping[str, np.ndarray], where: str) -> np.ndarray:
-    if name not in tensors:
-        raise ConfigError(
-            f"{where}: the tensor {name!r} is missing.{nearest(name, tensors)} "
-            "Are weights and config.json of one model?"
-        )
-    return full_precision(f"{where}: {name}", np.asarray(tensors[name]))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    name = "class_embedding.weight"
+    rows = tensors.get(name)
+    if rows is not None and net.num_classes and len(rows) == net.num_classes:
+        tensors = {**tensors, name: np.concatenate([rows, np.zeros_like(rows[:1])])}
+    return params_of(leaves(net, image_shape), tensors, where)
 
 
 def to_tensors(
     net: UNet, image_shape: tuple[int, ...], params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A `UNet2DModel`'s tensors by name, from our parameters; the inverse of `to_params`."""
-    flat = traverse_util.flatten_dict(params)
-    for leaf, _ in leaves(net, image_shape):
-        whole = np.asarray(flat[leaf.path], np.float32)
-        for name, part in zip(leaf.names, np.split(whole, len(leaf.names), axis=-1)):
-            yield name, np.ascontiguousarray(_TO[leaf.kind](part))
+    return tensors_of(leaves(net, image_shape), params)

@@ -6,16 +6,22 @@ from collections.abc import Callable
 from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.networks.autoencoder_kl import AutoencoderKL, check_autoencoder
 from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
+from ddistill.networks.clip_text import CLIPText, check_clip_text
 from ddistill.networks.dhariwal import DhariwalUNet
 from ddistill.networks.edm_unet import EdmUNet
 from ddistill.networks.efficientnet_lite import EfficientNetLite0
 from ddistill.networks.song import SongUNet
+from ddistill.networks.text_unet import TextUNet, check_text_unet
 from ddistill.networks.unet import UNet, check_fields
 from ddistill.parsing import kind_of
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "text_unet": TextUNet,
+    "autoencoder_kl": AutoencoderKL,
+    "clip_text": CLIPText,
     "song": SongUNet,
     "dhariwal": DhariwalUNet,
     "digits_classifier": DigitsClassifier,
@@ -26,7 +32,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 
 # Options that change how a network computes, not what parameters it has: a student may differ in
 # them from the network that it starts from, for example drop the dropout.
-WITHOUT_PARAMETERS = ("dropout", "remat", "dtype", "conv_impl", "side")
+WITHOUT_PARAMETERS = ("dropout", "remat", "dtype", "conv_impl", "attention_impl", "side")
 # Options that are off by default, and left out of the identity of a stage where they are off.
 OPTIONAL: dict[str, object] = {"extras": ()}
 
@@ -68,6 +74,12 @@ def build(name: str, **options: object) -> nn.Module:
         check_fields(module)
     if isinstance(module, EdmUNet):
         module.check()
+    if isinstance(module, TextUNet):
+        check_text_unet(module)
+    if isinstance(module, AutoencoderKL):
+        check_autoencoder(module)
+    if isinstance(module, CLIPText):
+        check_clip_text(module)
     return module
 
 

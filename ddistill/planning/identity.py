@@ -123,7 +123,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
     },
 }
 # Options that change how a network is computed, and not its result.
-COMPUTED = ("remat", "conv_impl")
+COMPUTED = ("remat", "conv_impl", "attention_impl")
 
 
 def kinds_of(cls: type) -> Mapping[str, Kind]:

@@ -19,7 +19,8 @@ def from_alphas_cumprod(
     """A variance-preserving schedule from the products abar of the alphas (DDPM eq. 4).
 
     Args:
-      table: abar in (0, 1], strictly decreasing. `[T]` with `clean`, `[T+1]` without.
+      table: abar in (0, 1], strictly decreasing; the last may be 0. `[T]` with `clean`, `[T+1]`
+        without.
       clean: put a clean level (alpha 1, sigma 0) before the table. Schedule index i is then table
         index i-1, and `time` is the table's index (-1 for the clean level, which no network sees).
         Without it the table is kept as it is, with `time` = index, and the process ends slightly
@@ -33,7 +34,7 @@ def from_alphas_cumprod(
     fewest = 1 if clean else 2
     if abar.ndim != 1 or len(abar) < fewest:
         raise ConfigError(f"alphas_cumprod has shape {abar.shape}; [{fewest}] or longer is needed.")
-    if not (np.all(abar > 0) and np.all(abar <= 1)):
+    if not (np.all(abar[:-1] > 0) and abar[-1] >= 0 and np.all(abar <= 1)):
         raise ConfigError(
             f"alphas_cumprod goes from {abar.min()} to {abar.max()}; allowed is 0 < abar <= 1."
         )
@@ -56,6 +57,7 @@ def cosine(
     s: float = 0.008,
     max_beta: float = 0.999,
     clean: bool = True,
+    zero_snr: bool = False,
     dtype: DTypeLike = np.float32,
 ) -> Schedule:
     """Cosine schedule (arXiv 2102.09672 eq. 17): abar ~ cos^2((t + s) / (1 + s) * pi / 2).
@@ -66,6 +68,7 @@ def cosine(
       max_beta: upper bound of every beta; it decides how noisy the last level is.
       clean: with it, T betas after a clean level. Without, CFD's table (arXiv 2211.12039): T + 1
         entries, none of them clean, from the cosine on T + 1 intervals.
+      zero_snr: see `scaled_linear_beta`.
       dtype: of the arrays; float64 is for tests.
     """
     _check_steps(T, max_beta=max_beta)
@@ -74,7 +77,8 @@ def cosine(
     entries = T if clean else T + 1
     t = np.arange(entries + 1, dtype=np.float64) / entries
     f = np.square(np.cos((t + s) / (1.0 + s) * np.pi / 2.0))
-    return _from_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta), clean, dtype)
+    beta = np.minimum(1.0 - f[1:] / f[:-1], max_beta)
+    return _from_betas(beta, dtype, clean=clean, zero_snr=zero_snr)
 
 
 def cosine_log_snr(
@@ -109,23 +113,40 @@ def cosine_log_snr(
 
 
 def linear_beta(
-    T: int, start: float = 1e-4, end: float = 0.02, dtype: DTypeLike = np.float32
+    T: int,
+    start: float = 1e-4,
+    end: float = 0.02,
+    zero_snr: bool = False,
+    dtype: DTypeLike = np.float32,
 ) -> Schedule:
     """Betas linear from `start` to `end` (DDPM, arXiv 2006.11239 section 4).
 
-    The defaults belong to T = 1000; for another T, multiply both by 1000 / T.
+    The defaults belong to T = 1000; for another T, multiply both by 1000 / T. `zero_snr` is that of
+    `scaled_linear_beta`.
     """
     _check_steps(T, start=start, end=end)
-    return _from_betas(np.linspace(start, end, T, dtype=np.float64), True, dtype)
+    return _from_betas(np.linspace(start, end, T, dtype=np.float64), dtype, zero_snr=zero_snr)
 
 
 def scaled_linear_beta(
-    T: int, start: float = 0.00085, end: float = 0.012, dtype: DTypeLike = np.float32
+    T: int,
+    start: float = 0.00085,
+    end: float = 0.012,
+    zero_snr: bool = False,
+    dtype: DTypeLike = np.float32,
 ) -> Schedule:
-    """Betas whose square roots are linear from sqrt(start) to sqrt(end) (latent diffusion)."""
+    """Betas whose square roots are linear from sqrt(start) to sqrt(end) (latent diffusion).
+
+    Args:
+      T: number of steps.
+      start, end: the first and the last beta.
+      zero_snr: shift and scale the alphas so that the last level is pure noise and the first
+        noisy one stays as it is (arXiv 2305.08891). Networks on such levels predict v or x0.
+      dtype: of the arrays; float64 is for tests.
+    """
     _check_steps(T, start=start, end=end)
     roots = np.linspace(np.sqrt(start), np.sqrt(end), T, dtype=np.float64)
-    return _from_betas(np.square(roots), True, dtype)
+    return _from_betas(np.square(roots), dtype, zero_snr=zero_snr)
 
 
 def logistic_beta(
@@ -133,20 +154,26 @@ def logistic_beta(
     start: float = 1e-4,
     end: float = 0.02,
     bound: float = 6.0,
+    zero_snr: bool = False,
     dtype: DTypeLike = np.float32,
 ) -> Schedule:
     """Betas from about `start` to about `end` along a logistic curve, read from -bound to bound.
 
     diffusers' `beta_schedule="sigmoid"`, which is GeoDiff's (arXiv 2203.02923); `sigmoid_beta` has
-    such a curve in abar instead.
+    such a curve in abar instead. `zero_snr` is that of `scaled_linear_beta`.
     """
     _check_steps(T, start=start, end=end)
     curve = _sigmoid(np.linspace(-bound, bound, T, dtype=np.float64))
-    return _from_betas(start + (end - start) * curve, True, dtype)
+    return _from_betas(start + (end - start) * curve, dtype, zero_snr=zero_snr)
 
 
-def listed_beta(T: int, betas: Sequence[float], dtype: DTypeLike = np.float32) -> Schedule:
-    """The T betas as they are listed, after a clean level (diffusers' `trained_betas`)."""
+def listed_beta(
+    T: int, betas: Sequence[float], zero_snr: bool = False, dtype: DTypeLike = np.float32
+) -> Schedule:
+    """The T betas as they are listed, after a clean level (diffusers' `trained_betas`).
+
+    `zero_snr` is that of `scaled_linear_beta`.
+    """
     beta = np.asarray(betas, np.float64)
     if beta.shape != (T,):
         raise ConfigError(
@@ -156,7 +183,7 @@ def listed_beta(T: int, betas: Sequence[float], dtype: DTypeLike = np.float32) -
         raise ConfigError(
             f"schedule.options.betas go from {beta.min()} to {beta.max()}; allowed is 0 < beta < 1."
         )
-    return _from_betas(beta, True, dtype)
+    return _from_betas(beta, dtype, zero_snr=zero_snr)
 
 
 def sigmoid_beta(
@@ -176,7 +203,7 @@ def sigmoid_beta(
     u = np.arange(T + 1, dtype=np.float64) / T
     high, low = _sigmoid(end / tau), _sigmoid(start / tau)
     abar = (high - _sigmoid((u * (end - start) + start) / tau)) / (high - low)
-    return _from_betas(np.clip(1.0 - abar[1:] / abar[:-1], 0.0, 0.999), True, dtype)
+    return _from_betas(np.clip(1.0 - abar[1:] / abar[:-1], 0.0, 0.999), dtype)
 
 
 def karras(
@@ -366,8 +393,15 @@ def check_distinct(schedule: Schedule, name: str) -> None:
     )
 
 
-def _from_betas(beta: np.ndarray, clean: bool, dtype: DTypeLike) -> Schedule:
-    return from_alphas_cumprod(np.cumprod(1.0 - beta), clean, dtype)
+def _from_betas(
+    beta: np.ndarray, dtype: DTypeLike, clean: bool = True, zero_snr: bool = False
+) -> Schedule:
+    abar = np.cumprod(1.0 - beta)
+    if zero_snr:
+        # arXiv 2305.08891 algorithm 1.
+        alpha = np.sqrt(abar)
+        abar = np.square((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1]))
+    return from_alphas_cumprod(abar, clean, dtype)
 
 
 def _sigmoid(x: float | np.ndarray) -> np.ndarray:
