@@ -110,9 +110,9 @@ def read_metadata(root: Path, tables: Sequence[Path], files: Sequence[File]) -> 
     columns: dict[str, None] = {}
     for path in tables:
         folder = text_of(path.parent.relative_to(root).as_posix())
-        for line, values in _lines(path):
+        for line, values in table_lines(path):
             where = f"{path}, line {line}"
-            name = _image_name(values, folder, where)
+            name = image_name(values, folder, where)
             if name in rows:
                 raise DataError(
                     f"{where}: the image '{printable(name)}' is in {rows[name].where} too. Leave "
@@ -150,8 +150,17 @@ def check_no_column(label_column: str, root: Path) -> None:
         )
 
 
-def _image_name(values: Mapping[str, object], folder: str, where: str) -> str:
-    """The name of a row's image, relative to the folder of all images."""
+def image_name(values: Mapping[str, object], folder: str, where: str) -> str:
+    """The name of a row's image, relative to the folder of all images.
+
+    Args:
+      values: of the row.
+      folder: of the table, relative to the folder of all images; "" or "." for the same.
+      where: the row in messages.
+
+    Raises:
+      DataError: the row names no file, or one that is not below the folder of the table.
+    """
     given = values.get(FILE_NAME)
     if not isinstance(given, str) or not given:
         raise DataError(f"{where} has no {FILE_NAME}, the name of its image. Add it, or {_IGNORE}.")
@@ -164,8 +173,12 @@ def _image_name(values: Mapping[str, object], folder: str, where: str) -> str:
     return text_of(path.as_posix())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Number and values of every row of a table; empty lines are no rows."""
+def table_lines(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Number and values of every row of a table; empty lines are no rows.
+
+    Raises:
+      DataError: the table cannot be read, or a line is damaged.
+    """
     try:
         if reason := why_unusable(path):
             raise DataError(f"{path} {reason}.")
