@@ -13,6 +13,7 @@ from jaxtyping import Int
 from ddistill.data.batches import read_ahead
 from ddistill.data.captions.rows import IMAGE, CaptionSource, Problem, Row
 from ddistill.data.decode import ImageSpec, decode
+from ddistill.data.encodings import EncoderFacts
 from ddistill.data.latents.pipeline import LatentPipeline, TextStates
 from ddistill.data.latents.posterior import draw_latents
 from ddistill.data.latents.records import (
@@ -31,6 +32,7 @@ from ddistill.errors import DataError
 from ddistill.runtime.rng import stream_key
 from ddistill.typing import AnyArray
 
+_draw = jax.jit(draw_latents, static_argnums=2)
 # Ids up to this number are stored in 16 bits.
 _SMALL_VOCABULARY = 2**16
 
@@ -64,13 +66,13 @@ class Encoding:
     pool: ThreadPoolExecutor
 
     def shard(self, split: str, source: CaptionSource, start: int) -> Encoded:
-        """Rows start .. start + shard_rows of a source.
+        """The rows of a source from `start` on that are one shard.
 
         Raises:
           DataError: the pipeline gives another shape than its facts say, or values that are not
             finite in 16 bits.
         """
-        rows = source.rows[start : start + self.making.shard_rows]
+        rows = source.rows[start : start + self.making.shard_rows(split)]
         arrays: dict[str, np.ndarray] = {}
         problems: list[Problem] = []
         kept: Sequence[int] = range(len(rows))
@@ -152,12 +154,12 @@ class Encoding:
         arrays = {}
         for name, view in views.items():
             found = np.asarray(self.pipeline.encode(_filled(view, self.batch_size)))
-            found = self._checked(found)[: len(images)]
+            found = self._checked(found)
             if making.sampled:
-                keys = _keys(f"{making.seed} {split} {name}", making.seed, numbers)
-                found = np.asarray(_sample(keys, found, self.making))
-            arrays[name] = _half(found, names)
-        if self._with_pixels(split):
+                keys = _keys(f"{split} {name}", making.seed, _filled(numbers, self.batch_size))
+                found = np.asarray(_draw(keys, found, _unscaled(making)))
+            arrays[name] = _half(found[: len(images)], names)
+        if self.making.with_pixels(split):
             arrays[PIXELS] = images
         return arrays
 
@@ -170,9 +172,6 @@ class Encoding:
             )
         return found
 
-    def _with_pixels(self, split: str) -> bool:
-        return self.making.pixels == "all" or self.making.pixels == split
-
     def _empty(self, split: str) -> dict[str, np.ndarray]:
         """The arrays of no image."""
         height, width, channels = _stored_shape(self.making)
@@ -182,7 +181,7 @@ class Encoding:
         arrays = {LATENTS if sampled else MOMENTS: one}
         if self.making.flip:
             arrays[FLIPPED] = one
-        if self._with_pixels(split):
+        if self.making.with_pixels(split):
             side, colours = self.making.image_size, self.making.encoder.image_channels
             arrays[PIXELS] = np.zeros((0, side, side, colours), np.uint8)
         return arrays
@@ -251,11 +250,9 @@ def _half(values: AnyArray, names: Sequence[str]) -> np.ndarray:
 
 def _keys(stream: str, seed: int, numbers: np.ndarray) -> jax.Array:
     """`[B]` keys of rows by their number in the split."""
-    base = stream_key(seed, stream)
-    return jax.vmap(lambda number: jax.random.fold_in(base, number))(jnp.asarray(numbers))
+    return jax.vmap(jax.random.fold_in, (None, 0))(stream_key(seed, stream), jnp.asarray(numbers))
 
 
-def _sample(keys: jax.Array, moments: np.ndarray, making: Making) -> jax.Array:
-    """One draw a row, before shift and scaling."""
-    plain = dataclasses.replace(making.encoder, shift=0.0, scaling=1.0)
-    return draw_latents(keys, jnp.asarray(moments), plain)
+def _unscaled(making: Making) -> EncoderFacts:
+    """The encoder, for draws before shift and scaling."""
+    return dataclasses.replace(making.encoder, shift=0.0, scaling=1.0)

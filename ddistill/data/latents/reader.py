@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from ddistill.data.dataset import Dataset, ImageStore, NoImages, Reading, identify
+from ddistill.data.dataset import SPLITS, Dataset, ImageStore, NoImages, Reading, identify
 from ddistill.data.encodings import MOMENTS as KIND_MOMENTS
 from ddistill.data.flip import Mirroring
 from ddistill.data.latents.records import (
@@ -234,7 +234,8 @@ def _pictures(shards: Sequence[Shard], mirrored: bool) -> Rows | None:
 
 def _splits(record: SetRecord) -> str:
     assert record.splits is not None
-    rows = {name: sum(s.rows for s in shards) for name, shards in record.splits.items()}
+    there = [split for split in SPLITS if split in record.splits]
+    rows = {split: sum(s.rows for s in record.splits[split]) for split in there}
     kinds = {name: record.making.sources[name]["kind"] for name in rows}
     return ", ".join(f"{n} {name} rows ({kinds[name]})" for name, n in rows.items())
 

@@ -47,8 +47,8 @@ class Making:
       pixels: "none", "test" or "all": the splits with the images themselves.
       seed: of `sampled`.
       class_names: one name a class.
-      sources: by split the kind of its source, its digest and its number of rows.
-      shard_rows: rows of the source that a shard is made of.
+      sources: by split the kind of its source, its digest, its number of rows, whether they have
+        images, and how many rows a shard is made of (`shard_rows`).
       licence: of the pipeline and of the images, in words.
     """
 
@@ -64,7 +64,6 @@ class Making:
     seed: int
     class_names: tuple[str, ...]
     sources: Mapping[str, JsonRecord]
-    shard_rows: int
     licence: str = ""
 
     @property
@@ -83,9 +82,17 @@ class Making:
         """Whether the rows of a split have images."""
         return bool(self.sources[split]["images"])
 
+    def shard_rows(self, split: str) -> int:
+        """Rows of the source that a shard is made of; it holds those with a readable image."""
+        return int(self.sources[split]["shard_rows"])
+
+    def with_pixels(self, split: str) -> bool:
+        """Whether the images of a split are stored."""
+        return self.pixels in ("all", split)
+
     def shard_names(self, split: str) -> list[str]:
         """The files of a split in the order of its rows."""
-        count = -(-self.sources[split]["rows"] // self.shard_rows)
+        count = -(-self.sources[split]["rows"] // self.shard_rows(split))
         return [f"{split}-{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
     def to_json(self) -> JsonRecord:
@@ -221,7 +228,7 @@ def _flat(found: Mapping, path: str = "") -> dict[str, object]:
     return flat
 
 
-_SOURCE = Schema({"kind": TEXT, "digest": TEXT, "rows": COUNT, "images": FLAG})
+_SOURCE = Schema({"kind": TEXT, "digest": TEXT, "rows": COUNT, "images": FLAG, "shard_rows": COUNT})
 _MAKING = Schema(
     {
         "encoder": object_of(ENCODER),
@@ -232,7 +239,6 @@ _MAKING = Schema(
         "seed": WHOLE,
         "class_names": list_of(TEXT, 1),
         "sources": map_of(object_of(_SOURCE), 1),
-        "shard_rows": COUNT,
     }
 )
 _SHARD = Schema({"name": TEXT, "rows": WHOLE, "sha256": TEXT, "content": TEXT})

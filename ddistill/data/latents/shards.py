@@ -11,9 +11,10 @@ from typing import SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
+from safetensors.numpy import save
 
 from ddistill.errors import DataError
-from ddistill.interop.tensors import write_tensors
+from ddistill.runtime.files import write_bytes
 from ddistill.typing import AnyArray
 
 # The dtypes that a set may hold, by their names in the format.
@@ -26,6 +27,7 @@ _DTYPES: Mapping[str, DTypeLike] = {
     "I64": np.int64,
 }
 _LARGEST_HEADER = 100 << 20
+_METADATA = "ddistill"
 CAPTION, OFFSETS = "caption", "caption_offsets"
 
 
@@ -61,7 +63,10 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
     Raises:
       OSError: it cannot be written.
     """
-    write_tensors(path, arrays, {**metadata, "content": content_digest(arrays)})
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # One text: the library writes several in a random order, and equal sets are to be equal files.
+    text = json.dumps({**metadata, "content": content_digest(whole)}, sort_keys=True)
+    write_bytes(path, save(whole, {_METADATA: text}))
 
 
 def content_digest(arrays: Mapping[str, AnyArray]) -> str:
@@ -105,7 +110,7 @@ def _parse(path: Path, mapped: mmap.mmap) -> Shard:
     if start > len(mapped):
         raise DamagedShard(f"{path} is cut off inside of its header.")
     header = json.loads(mapped[8:start])
-    metadata = header.pop("__metadata__", {})
+    metadata = json.loads(header.pop("__metadata__", {}).get(_METADATA, "{}"))
     end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if len(mapped) != end:
         less = "cut off" if len(mapped) < end else "too long"

@@ -1,5 +1,6 @@
 """Writes a set of latents, shard by shard; a killed writer loses the shard that it was making."""
 
+import dataclasses
 import json
 import time
 from collections import Counter
@@ -173,20 +174,25 @@ def _making(
             }
             for split, source in sources.items()
         },
-        shard_rows=1,
         licence=pipeline.licence,
     )
-    rows = max(1, int(options.shard_mb * 2**20) // _row_bytes(making, pipeline))
-    return Making(**{**vars(making), "shard_rows": min(rows, max(map(len, sources.values())))})
+    limit = int(options.shard_mb * 2**20)
+    return dataclasses.replace(
+        making,
+        sources={
+            split: {**known, "shard_rows": max(1, limit // _row_bytes(making, pipeline, split))}
+            for split, known in making.sources.items()
+        },
+    )
 
 
-def _row_bytes(making: Making, pipeline: LatentPipeline) -> int:
+def _row_bytes(making: Making, pipeline: LatentPipeline, split: str) -> int:
     """About how many bytes a row takes."""
     size = 2 * making.tokenizer.length + 200
     values = int(np.prod(making.encoder.latent_shape(making.image_size)))
     latents = 1 if making.stored_encoder.kind == LATENTS else 2
     size += 2 * values * latents * (2 if making.flip else 1)
-    if making.pixels != "none":
+    if making.with_pixels(split):
         size += making.image_size**2 * making.encoder.image_channels
     if pipeline.text_encoder is not None:
         states, pooled = pipeline.text_encoder.encode(
@@ -240,7 +246,7 @@ def _make_split(
         path, begun = folder / name, time.perf_counter()
         there = _usable(path, making, say)
         if there is None:
-            made = encoding.shard(split, source, i * making.shard_rows)
+            made = encoding.shard(split, source, i * making.shard_rows(split))
             metadata = {_MAKING: making.digest, _PROBLEMS: json.dumps(made.problems)}
             write_shard(path, made.arrays, metadata)
             there = open_shard(path)
