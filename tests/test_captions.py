@@ -166,6 +166,18 @@ def test_rows_of_a_table_that_cannot_be_used_are_named(tmp_path):
     assert any("c.png: no row in the metadata" in p.line for p in found.problems)
 
 
+def test_two_tables_are_refused_with_words_of_the_command(tmp_path):
+    root = jsonl(images(tmp_path / "set"), {"file_name": "a.png", "text": "x"})
+    (root / "metadata.csv").write_text("file_name,text\na.png,x\n")
+    with pytest.raises(DataError, match="both describe these images.*captions 'txt' or"):
+        read(root)
+    (root / "metadata.jsonl").unlink()
+    assert rows(read(root)) == [("a", "x")]
+    (root / "metadata.csv").write_text("name,text\na.png,x\n")
+    with pytest.raises(DataError, match="the first line needs.*captions 'txt' or 'template'"):
+        read(root)
+
+
 def test_columns_of_tables(tmp_path):
     rows_of = [{"file_name": f"{n}.png", "id": n, "caption": t} for n, t in CAPTIONS.items()]
     root = jsonl(images(tmp_path / "set"), *rows_of)

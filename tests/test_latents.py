@@ -35,7 +35,7 @@ from ddistill.commands.dispatch import run
 from ddistill.data.batches import batch_indices
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.data.latents.posterior import draw_latents, to_decoder
-from ddistill.data.latents.reader import check_encoder
+from ddistill.data.latents.reader import check_encoder, stored_rows
 from ddistill.data.latents.records import read_record
 from ddistill.data.latents.shards import Rows, open_shard
 from ddistill.data.latents.writer import make_set
@@ -175,12 +175,11 @@ def test_states_flips_pixels_and_splits(pictures, tmp_path):
     numbers = [int(text.split()[-1]) for text in test.texts["caption"]]
     own = np.stack([picture(i, SIDE) for i in numbers])
     np.testing.assert_array_equal(test.pictures[np.arange(len(test))], own)
-    shards = sorted((tmp_path / "set").glob("test-*"))
-    arrays = [open_shard(path).arrays for path in shards]
     for name, expected in zip(("states", "pooled"), states(test.tokens)):
-        np.testing.assert_array_equal(
-            np.concatenate([a[name] for a in arrays]), expected.astype(np.float16)
-        )
+        stored = stored_rows(tmp_path / "set", "test", name)
+        np.testing.assert_array_equal(stored.all(), expected.astype(np.float16))
+    with pytest.raises(DataError, match=r"no array 'pool' for 'test'. Did you mean 'pooled'\?"):
+        stored_rows(tmp_path / "set", "test", "pool")
     both = load(tmp_path / "set", "test")
     assert len(both) == 2 * len(test)
     mirrored = encode(own[:, :, ::-1]).astype(np.float16)
@@ -238,6 +237,10 @@ def test_images_that_cannot_be_read_are_named_and_counted(pictures, tmp_path):
     np.testing.assert_array_equal(found.images, moments)
     assert record.problems == {"unreadable image": 2}
     assert lines[-1].startswith("2 x unreadable image; ")
+    assert [line.partition(":")[0] for line in lines if "cannot be read" in line] == [
+        "1.png",
+        "5.png",
+    ]
     written = (tmp_path / "set" / "problems.txt").read_text().splitlines()
     assert [line.partition(": cannot be read: ")[0] for line in written] == ["1.png", "5.png"]
     assert all(line.endswith("(left out)") for line in written)

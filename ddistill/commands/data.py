@@ -13,7 +13,7 @@ from ddistill.data.captions.choices import MARKUPS, PER_IMAGE, PLACES, Choices
 from ddistill.data.captions.rows import CaptionSource
 from ddistill.data.captions.sources import FORMS, open_source
 from ddistill.data.latents.pipeline import PIPELINES, open_pipeline
-from ddistill.data.latents.writer import SetOptions, make_set
+from ddistill.data.latents.writer import SPLITS_KEPT, SetOptions, make_set
 from ddistill.data.listing import check_fraction
 from ddistill.errors import ConfigError
 from ddistill.runtime.files import expand
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None, program: str = "ddistill data latent
         shard_mb=options.shard_mb,
         batch_size=options.batch_size,
         workers=options.workers,
+        licence=options.licence,
     )
     record = make_set(sources, pipeline, out, wanted, lambda line: print(printable(line)))
     assert record.splits is not None
@@ -103,7 +104,8 @@ def _parser(program: str) -> Parser:
     add("--sampled", action="store_true", help="store one draw of each image instead of moments")
     add("--flip", action="store_true", help="store mirrored images too")
     add("--states", action="store_true", help="store the states of the text encoder")
-    add("--pixels", default="test", help="splits that keep the images: none, test or all")
+    add("--pixels", default="test", choices=SPLITS_KEPT, help="splits that keep the images too")
+    add("--licence", default="", help="of images and captions, in words, for the record")
     add("--seed", type=int, default=0, help="of --per-image=one and --sampled")
     add("--shard-mb", type=float, default=512.0, help="MiB of a shard")
     add("--batch-size", type=int, default=16, help="images that are encoded together")

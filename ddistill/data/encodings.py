@@ -40,7 +40,12 @@ class EncoderFacts:
 
     def to_json(self) -> JsonRecord:
         """An object as `ENCODER` describes it."""
-        return dataclasses.asdict(self)
+        # 1 and 1.0 are one value and two texts, which would give two digests.
+        return {
+            **dataclasses.asdict(self),
+            "scaling": float(self.scaling),
+            "shift": float(self.shift),
+        }
 
     @classmethod
     def from_json(cls, found: Mapping) -> "EncoderFacts":

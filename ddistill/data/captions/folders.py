@@ -25,6 +25,7 @@ from ddistill.errors import ConfigError, DataError, nearest
 from ddistill.text import printable
 
 _TEXT = ".txt"
+_IGNORE = "choose the captions 'txt' or 'template' to read the folder without it"
 _READ = Wanted((*EXTENSIONS, _TEXT), "images and captions", "")
 
 
@@ -46,7 +47,8 @@ def read_folder(root: Path, choices: Choices) -> CaptionSource:
         raise DataError(f"{root} holds no images. Images that are read: {', '.join(EXTENSIONS)}.")
     files = _distinct(images, collector)
     texts = {f.name: f for f in found.files if f.name.lower().endswith(_TEXT)}
-    tables = find_tables(root, images) if choices.captions in ("auto", "metadata") else []
+    tabled = choices.captions in ("auto", "metadata")
+    tables = find_tables(root, images, _IGNORE) if tabled else []
     kind = _kind(root, files, tables, texts, choices)
     class_names: tuple[str, ...] = ("captions",)
     content = lambda row: os.path.join(root, str(row.place))  # noqa: E731
@@ -187,7 +189,7 @@ def _table_rows(
     columns: dict[str, None] = {}
     for path in tables:
         folder = text_of(path.parent.relative_to(root).as_posix())
-        for number, values in table_lines(path):
+        for number, values in table_lines(path, _IGNORE):
             where = f"{path}, line {number}"
             columns |= dict.fromkeys(values)
             try:

@@ -107,7 +107,8 @@ class Encoding:
         """Which rows can be read, the problems of the others, and the arrays of the images."""
         kept: list[int] = []
         problems: list[Problem] = []
-        parts: dict[str, list[np.ndarray]] = {}
+        # Filled from the front, so that a shard is in memory once.
+        arrays: dict[str, np.ndarray] = {}
         size = self.batch_size
         spans = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
         decoded = read_ahead(lambda span: self._decode(source, [rows[i] for i in span]), spans)
@@ -120,12 +121,15 @@ class Encoding:
             if good:
                 numbers = np.array([start + i for i in good])
                 made = self._encode(split, np.stack(images), numbers, [rows[i].name for i in good])
-                for name, array in made.items():
-                    parts.setdefault(name, []).append(array)
+                for name, part in made.items():
+                    whole = arrays.setdefault(
+                        name, np.empty((len(rows), *part.shape[1:]), part.dtype)
+                    )
+                    whole[len(kept) : len(kept) + len(good)] = part
             kept += good
         if not kept:
             return kept, problems, self._empty(split)
-        return kept, problems, {name: np.concatenate(x) for name, x in parts.items()}
+        return kept, problems, {name: array[: len(kept)] for name, array in arrays.items()}
 
     def _decode(self, source: CaptionSource, rows: Sequence[Row]) -> list[np.ndarray | str]:
         """The images of rows, or the reason why one cannot be read."""

@@ -27,7 +27,7 @@ from ddistill.data.latents.shards import DamagedShard, Rows, Shard, Texts, open_
 from ddistill.data.memo import Memo
 from ddistill.data.scan import digest, file_of
 from ddistill.data.tokenized import identify_tokens
-from ddistill.errors import ConfigError, DataError
+from ddistill.errors import ConfigError, DataError, nearest
 from ddistill.interop.tensors import file_digest
 from ddistill.runtime.files import expand
 from ddistill.runtime.schemas import FLAG, Schema
@@ -102,6 +102,28 @@ def load_latents(settings: LatentsSettings, split: str) -> Dataset:
         encoder=encoder,
         pictures=_pictures(shards, mirrored.on),
     )
+
+
+def stored_rows(path: str | Path, split: str, name: str) -> Rows:
+    """Rows of one array of a set, such as "pooled" [N, d] or "states" [N, L, D], read on use.
+
+    Args:
+      path: the folder of the set.
+      split: "train" or "test".
+      name: of the array, as shards have it.
+
+    Raises:
+      DataError: the set is missing, unfinished or damaged, or has no such array.
+    """
+    root = expand(path)
+    shards = _open(root, read_finished(root), split)
+    there = set.intersection(*(set(shard.arrays) for shard in shards))
+    if name not in there:
+        raise DataError(
+            f"{root} has no array {name!r} for '{split}'.{nearest(name, there)} Arrays there: "
+            f"{', '.join(sorted(there))}."
+        )
+    return Rows([shard.arrays[name] for shard in shards])
 
 
 def count_latents(settings: LatentsSettings, split: str) -> int:

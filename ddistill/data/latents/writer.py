@@ -1,4 +1,7 @@
-"""Writes a set of latents, shard by shard; a killed writer loses the shard that it was making."""
+"""Writes a set of latents, shard by shard; a killed writer loses the shard that it was making.
+
+One process makes a set. Two that make the same one at a time write the same files.
+"""
 
 import dataclasses
 import json
@@ -31,7 +34,10 @@ from ddistill.interop.tensors import file_digest
 from ddistill.runtime.files import write_text
 from ddistill.runtime.leftovers import remove_leftovers
 
+SPLITS_KEPT = ("none", "test", "all")
 _MOST_BATCH = 65536
+# Unreadable images of a shard that are printed one by one.
+_SHOWN = 5
 # Metadata of a shard.
 _MAKING, _PROBLEMS, _CONTENT = "making", "problems", "content"
 
@@ -54,6 +60,7 @@ class SetOptions:
       batch_size: images that are encoded together; no value depends on it.
       workers: threads that decode; 0 = cores + 2.
       name: of the set; "" for the name of its folder.
+      licence: of the images and captions, in words; that of the pipeline is added.
     """
 
     image_size: int = 0
@@ -66,10 +73,11 @@ class SetOptions:
     batch_size: int = 16
     workers: int = 0
     name: str = ""
+    licence: str = ""
 
     def check(self, pipeline: LatentPipeline) -> None:
         """Raises `ConfigError` for options that cannot be with a pipeline."""
-        check_choice("pixels", self.pixels, ("none", "test", "all"))
+        check_choice("pixels", self.pixels, SPLITS_KEPT)
         for name, most in (("batch_size", _MOST_BATCH), ("shard_mb", float("inf"))):
             value = getattr(self, name)
             if not 0 < value <= most:
@@ -174,7 +182,7 @@ def _making(
             }
             for split, source in sources.items()
         },
-        licence=pipeline.licence,
+        licence="; ".join(filter(None, (options.licence, pipeline.licence))),
     )
     limit = int(options.shard_mb * 2**20)
     return dataclasses.replace(
@@ -250,6 +258,10 @@ def _make_split(
             metadata = {_MAKING: making.digest, _PROBLEMS: json.dumps(made.problems)}
             write_shard(path, made.arrays, metadata)
             there = open_shard(path)
+            for problem in made.problems[:_SHOWN]:
+                say(problem.line)
+            if len(made.problems) > _SHOWN:
+                say(f"... and {len(made.problems) - _SHOWN} more of this shard")
         rows = len(there.arrays["tokens"])
         seconds = time.perf_counter() - begun
         say(f"{split} {i + 1}/{len(names)}: {rows} rows in {seconds:.1f} s")
