@@ -188,6 +188,8 @@ def test_states_flips_pixels_and_splits(pictures, tmp_path):
     assert list(both.texts["caption"]) == 2 * list(test.texts["caption"])
     assert (both.hflip, both.pictures) == (False, None)
     assert both.identity != test.identity
+    assert "mirrored  yes: mirrored images are rows of their own" in "\n".join(summary(both))
+    assert "mirrored  no: data.flip=False" in "\n".join(summary(test))
 
 
 def test_by_default_the_test_images_are_kept(pictures, tmp_path):

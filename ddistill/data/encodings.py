@@ -38,6 +38,9 @@ class EncoderFacts:
         side = image_size // self.factor
         return side, side, self.channels
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.digest[:16]}".strip()
+
     def to_json(self) -> JsonRecord:
         """An object as `ENCODER` describes it."""
         # 1 and 1.0 are one value and two texts, which would give two digests.

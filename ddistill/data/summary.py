@@ -19,11 +19,13 @@ def summary(dataset: Dataset) -> list[str]:
     if dataset.encoder is not None:
         stored = dataset.encoder.kind if dataset.has_images else "prompts for latents"
         kind = f"{stored} of {height}x{width}x{channels} by {dataset.encoder.name}"
+    # Mirrored images of a set of latents are examples, which training does not mirror.
+    mirrored = dataset.hflip or bool(dataset.identity.get("mirrored_rows"))
     lines = [
         ("data", f"{reading.source or dataset.name}: {len(dataset)} {kind}"),
         ("classes", _classes(dataset)),
         ("split", reading.split or "not known"),
-        ("mirrored", f"{'yes' if dataset.hflip else 'no'}: {reading.flip or 'as it was set'}"),
+        ("mirrored", f"{'yes' if mirrored else 'no'}: {reading.flip or 'as it was set'}"),
         ("left out", "; ".join(reading.left_out) or "nothing"),
     ]
     if reading.further:

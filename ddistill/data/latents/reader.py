@@ -138,8 +138,8 @@ def describe_latents(settings: LatentsSettings) -> str:
     making, encoder = record.making, record.making.stored_encoder
     shape = "x".join(map(str, encoder.latent_shape(making.image_size)))
     return (
-        f"latents {root}: {_splits(record)}; {encoder.kind} of {shape} by {encoder.name} "
-        f"{encoder.digest[:16]}, {making.tokenizer.length} tokens by {making.tokenizer.name}"
+        f"latents {root}: {_splits(record)}; {encoder.kind} of {shape} by {encoder}, "
+        f"{making.tokenizer.length} tokens by {making.tokenizer.name}"
     )
 
 
@@ -154,9 +154,8 @@ def check_encoder(dataset: Dataset, digest: str, title: str) -> None:
     encoder = dataset.encoder
     if encoder is not None and encoder.digest != digest:
         raise ConfigError(
-            f"The latents of {dataset.name} were made by the encoder {encoder.name} "
-            f"{encoder.digest[:16] or 'without weights'}, and {title} has the encoder "
-            f"{digest[:16]}. Make the set with the teacher: ddistill data latents."
+            f"The latents of {dataset.name} were made by the encoder {encoder}, and {title} has the "
+            f"encoder {digest[:16]}. Make the set with the teacher: ddistill data latents."
         )
 
 
@@ -223,8 +222,10 @@ def _mirrored(settings: LatentsSettings, making: Making) -> Mirroring:
             "data.flip=True cannot be: the set has no mirrored images, and mirroring latents does "
             "not mirror images. Make the set with --flip, or leave data.flip out."
         )
-    on = making.flip and settings.flip is not False
-    return Mirroring(on, "mirrored images are rows of their own" if on else "the set has none read")
+    if making.flip and settings.flip is not False:
+        return Mirroring(True, "mirrored images are rows of their own")
+    why = f"data.flip={settings.flip}" if making.flip else "the set has no mirrored images"
+    return Mirroring(False, why)
 
 
 def _images(
@@ -270,7 +271,7 @@ def _provenance(making: Making, split: str, rows: int, pixels: str) -> str:
     encoder = making.stored_encoder
     licence = f", licence: {making.licence}" if making.licence else ""
     return (
-        f"{encoder.kind} by {encoder.name} {encoder.digest[:16]}, {split} split, {rows} rows of "
+        f"{encoder.kind} by {encoder}, {split} split, {rows} rows of "
         f"{making.sources[split]['kind']}, {making.image_size}x{making.image_size} centre crop, "
         f"Lanczos, tokens by {making.tokenizer.name}, sha256 of shards {pixels[:16]}{licence}"
     )
