@@ -154,8 +154,8 @@ def check_encoder(dataset: Dataset, digest: str, title: str) -> None:
     encoder = dataset.encoder
     if encoder is not None and encoder.digest != digest:
         raise ConfigError(
-            f"The latents of {dataset.name} were made by the encoder {encoder}, and {title} has the "
-            f"encoder {digest[:16]}. Make the set with the teacher: ddistill data latents."
+            f"The latents of {dataset.name} were made by the encoder {encoder}, and {title} has "
+            f"the encoder {digest[:16]}. Make the set with the teacher: ddistill data latents."
         )
 
 
