@@ -247,10 +247,11 @@ def test_images_that_cannot_be_read_are_named_and_counted(pictures, tmp_path):
     assert [line.partition(": cannot be read: ")[0] for line in written] == ["1.png", "5.png"]
     assert all(line.endswith("(left out)") for line in written)
     assert "2 x unreadable image" in "\n".join(summary(found))
-    # A second call takes shards, and the problems of their images, as they are.
+    # A second call takes shards, and the problems of their images, as they are; also elsewhere.
     before = files(tmp_path / "set")
-    make(pictures, tmp_path / "set")
-    assert files(tmp_path / "set") == before
+    (tmp_path / "set").rename(tmp_path / "moved")
+    make(pictures, tmp_path / "moved")
+    assert files(tmp_path / "moved") == before
 
 
 def test_shards_without_a_readable_image(pictures, tmp_path):
@@ -371,7 +372,7 @@ def test_damaged_shards_are_named_and_made_again(pictures, tmp_path, damage, rea
     "text, parts",
     [
         ("", ("dataset.json: not valid JSON", "is no set of latents")),
-        ('{"version": 1}', ("key 'making' is missing",)),
+        ('{"version": 1}', ("key 'spec' is missing",)),
     ],
 )
 def test_damaged_records_are_named(pictures, tmp_path, text, parts):
@@ -389,7 +390,7 @@ def test_records_of_other_versions_and_shards_are_refused(pictures, tmp_path):
     for changes, part in (
         ({"version": 2}, "key 'version' is 2"),
         ({"splits": {"train": []}}, "key 'splits' is"),
-        ({"splits": {"test": whole["splits"]["train"]}}, "other splits than 'making'"),
+        ({"splits": {"test": whole["splits"]["train"]}}, "other splits than 'spec'"),
         ({"splits": {"train": whole["splits"]["train"][:2]}}, "names other shards of 'train'"),
     ):
         path.write_text(json.dumps({**whole, **changes}))

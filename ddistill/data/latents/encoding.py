@@ -25,7 +25,7 @@ from ddistill.data.latents.records import (
     POOLED,
     STATES,
     TOKENS,
-    Making,
+    SetSpec,
 )
 from ddistill.data.latents.shards import pack_texts
 from ddistill.errors import DataError
@@ -51,16 +51,19 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """Makes the arrays of ranges of rows; equal ranges give equal arrays, whatever the batch is.
+    """Makes the arrays of ranges of rows.
+
+    A row depends neither on the rows of its batch nor on its place in it, as long as the functions
+    of the pipeline compute every row on its own.
 
     Attributes:
-      making: what is stored.
+      spec: what is stored.
       pipeline: the networks.
       batch_size: images that are encoded together; the last ones are filled up with black images.
       pool: threads that decode.
     """
 
-    making: Making
+    spec: SetSpec
     pipeline: LatentPipeline
     batch_size: int
     pool: ThreadPoolExecutor
@@ -72,7 +75,7 @@ class Encoding:
           DataError: the pipeline gives another shape than its facts say, or values that are not
             finite in 16 bits.
         """
-        rows = source.rows[start : start + self.making.shard_rows(split)]
+        rows = source.rows[start : start + self.spec.shard_rows(split)]
         arrays: dict[str, np.ndarray] = {}
         problems: list[Problem] = []
         kept: Sequence[int] = range(len(rows))
@@ -97,7 +100,7 @@ class Encoding:
             ]
             if found:
                 arrays[POOLED] = np.concatenate([f.pooled for f in found])
-                if self.making.states:
+                if self.spec.states:
                     arrays[STATES] = np.concatenate([f.states for f in found])
         return arrays
 
@@ -133,13 +136,13 @@ class Encoding:
 
     def _decode(self, source: CaptionSource, rows: Sequence[Row]) -> list[np.ndarray | str]:
         """The images of rows, or the reason why one cannot be read."""
-        spec = ImageSpec(self.making.image_size, self.making.encoder.image_channels)
+        wanted = ImageSpec(self.spec.image_size, self.spec.encoder.image_channels)
         content = source.content
         assert content is not None
 
         def read(row: Row) -> np.ndarray | str:
             try:
-                return decode(content(row), spec)
+                return decode(content(row), wanted)
             except OSError as error:
                 return f"cannot be read: {error.strerror or error}"
             except ValueError as error:
@@ -150,51 +153,51 @@ class Encoding:
     def _encode(
         self, split: str, images: np.ndarray, numbers: np.ndarray, names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        making = self.making
-        stored = LATENTS if making.stored_encoder.kind == LATENTS else MOMENTS
+        spec = self.spec
+        stored = LATENTS if spec.stored_encoder.kind == LATENTS else MOMENTS
         views = {stored: images}
-        if making.flip:
+        if spec.flip:
             views[FLIPPED] = images[:, :, ::-1]
         arrays = {}
         for name, view in views.items():
             found = np.asarray(self.pipeline.encode(_filled(view, self.batch_size)))
             found = self._checked(found)
-            if making.sampled:
-                keys = _keys(f"{split} {name}", making.seed, _filled(numbers, self.batch_size))
-                found = np.asarray(_draw(keys, found, _unscaled(making)))
+            if spec.sampled:
+                keys = _keys(f"{split} {name}", spec.seed, _filled(numbers, self.batch_size))
+                found = np.asarray(_draw(keys, found, _unscaled(spec)))
             arrays[name] = _half(found[: len(images)], names)
-        if self.making.with_pixels(split):
+        if self.spec.with_pixels(split):
             arrays[PIXELS] = images
         return arrays
 
     def _checked(self, found: np.ndarray) -> np.ndarray:
-        expected = (self.batch_size, *_stored_shape(self.making))
+        expected = (self.batch_size, *_stored_shape(self.spec))
         if found.shape != expected:
             raise DataError(
-                f"The encoder {self.making.encoder.name} gives {found.shape} for {self.batch_size} "
-                f"images of {self.making.image_size} pixels, and its facts say {expected}."
+                f"The encoder {self.spec.encoder.name} gives {found.shape} for {self.batch_size} "
+                f"images of {self.spec.image_size} pixels, and its facts say {expected}."
             )
         return found
 
     def _empty(self, split: str) -> dict[str, np.ndarray]:
         """The arrays of no image."""
-        height, width, channels = _stored_shape(self.making)
-        channels = self.making.encoder.channels if self.making.sampled else channels
+        height, width, channels = _stored_shape(self.spec)
+        channels = self.spec.encoder.channels if self.spec.sampled else channels
         one = np.zeros((0, height, width, channels), np.float16)
-        sampled = self.making.stored_encoder.kind == LATENTS
+        sampled = self.spec.stored_encoder.kind == LATENTS
         arrays = {LATENTS if sampled else MOMENTS: one}
-        if self.making.flip:
+        if self.spec.flip:
             arrays[FLIPPED] = one
-        if self.making.with_pixels(split):
-            side, colours = self.making.image_size, self.making.encoder.image_channels
+        if self.spec.with_pixels(split):
+            side, colours = self.spec.image_size, self.spec.encoder.image_channels
             arrays[PIXELS] = np.zeros((0, side, side, colours), np.uint8)
         return arrays
 
 
-def _stored_shape(making: Making) -> tuple[int, int, int]:
+def _stored_shape(spec: SetSpec) -> tuple[int, int, int]:
     """(h, w, channels) of what the encoder gives."""
-    height, width, channels = making.encoder.latent_shape(making.image_size)
-    return height, width, channels * (2 if making.encoder.kind == MOMENTS else 1)
+    height, width, channels = spec.encoder.latent_shape(spec.image_size)
+    return height, width, channels * (2 if spec.encoder.kind == MOMENTS else 1)
 
 
 def _tokenize(pipeline: LatentPipeline, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
@@ -257,6 +260,6 @@ def _keys(stream: str, seed: int, numbers: np.ndarray) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(stream_key(seed, stream), jnp.asarray(numbers))
 
 
-def _unscaled(making: Making) -> EncoderFacts:
+def _unscaled(spec: SetSpec) -> EncoderFacts:
     """The encoder, for draws before shift and scaling."""
-    return dataclasses.replace(making.encoder, shift=0.0, scaling=1.0)
+    return dataclasses.replace(spec.encoder, shift=0.0, scaling=1.0)

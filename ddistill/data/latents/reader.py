@@ -18,8 +18,8 @@ from ddistill.data.latents.records import (
     MOMENTS,
     PIXELS,
     TOKENS,
-    Making,
     SetRecord,
+    SetSpec,
     ShardRecord,
     read_finished,
 )
@@ -66,13 +66,13 @@ def load_latents(settings: LatentsSettings, split: str) -> Dataset:
     """
     root = _root(settings)
     record = read_finished(root)
-    making, shards = record.making, _open(root, record, split)
-    mirrored = _mirrored(settings, making)
+    spec, shards = record.spec, _open(root, record, split)
+    mirrored = _mirrored(settings, spec)
     twice = [*shards, *shards] if mirrored.on else shards
     labels = np.concatenate([shard.arrays[LABELS] for shard in twice])
     tokens = np.concatenate([shard.arrays[TOKENS] for shard in twice]).astype(np.int32)
-    images, encoder = _images(root, shards, making, split, mirrored.on), making.stored_encoder
-    shape = encoder.latent_shape(making.image_size)
+    images, encoder = _images(root, shards, spec, split, mirrored.on), spec.stored_encoder
+    shape = encoder.latent_shape(spec.image_size)
     contents = "\n".join(shard.metadata["content"] for shard in shards)
     limit = settings.in_memory_limit_mb * 2**20
     identity = {
@@ -80,25 +80,25 @@ def load_latents(settings: LatentsSettings, split: str) -> Dataset:
             hashlib.sha256(contents.encode()).hexdigest(),
             labels,
             shape,
-            len(making.class_names),
+            len(spec.class_names),
             False,
         ),
         "mirrored_rows": mirrored.on,
-        **identify_tokens(tokens, making.tokenizer),
+        **identify_tokens(tokens, spec.tokenizer),
         "encoder": f"{encoder.kind} {encoder.scaling!r} {encoder.shift!r} {encoder.digest}",
     }
     return Dataset(
-        name=making.name,
+        name=spec.name,
         images=_in_memory(images, limit),
         labels=labels,
-        num_classes=len(making.class_names),
-        class_names=making.class_names,
-        provenance=_provenance(making, split, len(labels), str(identity["pixels"])),
+        num_classes=len(spec.class_names),
+        class_names=spec.class_names,
+        provenance=_provenance(spec, split, len(labels), str(identity["pixels"])),
         identity=identity,
         reading=Reading(f"latents {root}", _splits(record), mirrored.why, _left_out(record)),
         texts={"caption": Texts(twice)},
         tokens=tokens,
-        tokenizer=making.tokenizer,
+        tokenizer=spec.tokenizer,
         encoder=encoder,
         pictures=_pictures(shards, mirrored.on),
     )
@@ -135,11 +135,11 @@ def describe_latents(settings: LatentsSettings) -> str:
     """One line: rows, shapes and networks of a set."""
     root = _root(settings)
     record = read_finished(root)
-    making, encoder = record.making, record.making.stored_encoder
-    shape = "x".join(map(str, encoder.latent_shape(making.image_size)))
+    spec, encoder = record.spec, record.spec.stored_encoder
+    shape = "x".join(map(str, encoder.latent_shape(spec.image_size)))
     return (
         f"latents {root}: {_splits(record)}; {encoder.kind} of {shape} by {encoder}, "
-        f"{making.tokenizer.length} tokens by {making.tokenizer.name}"
+        f"{spec.tokenizer.length} tokens by {spec.tokenizer.name}"
     )
 
 
@@ -189,7 +189,7 @@ def _open(root: Path, record: SetRecord, split: str) -> list[Shard]:
         except DamagedShard as error:
             raise DamagedShard(f"{error} {_REPAIR}") from None
         if (
-            shard.metadata.get("making") != record.making.digest
+            shard.metadata.get("spec") != record.spec.digest
             or shard.metadata.get("content") != known.content
             or any(name not in shard.arrays for name in (TOKENS, LABELS))
             or len(shard.arrays[TOKENS]) != known.rows
@@ -216,25 +216,25 @@ def _check_digests(root: Path, records: Sequence[ShardRecord], split: str) -> No
     memo.remember({"whole": True})
 
 
-def _mirrored(settings: LatentsSettings, making: Making) -> Mirroring:
-    if settings.flip and not making.flip:
+def _mirrored(settings: LatentsSettings, spec: SetSpec) -> Mirroring:
+    if settings.flip and not spec.flip:
         raise ConfigError(
             "data.flip=True cannot be: the set has no mirrored images, and mirroring latents does "
             "not mirror images. Make the set with --flip, or leave data.flip out."
         )
-    if making.flip and settings.flip is not False:
+    if spec.flip and settings.flip is not False:
         return Mirroring(True, "mirrored images are rows of their own")
-    why = f"data.flip={settings.flip}" if making.flip else "the set has no mirrored images"
+    why = f"data.flip={settings.flip}" if spec.flip else "the set has no mirrored images"
     return Mirroring(False, why)
 
 
 def _images(
-    root: Path, shards: Sequence[Shard], making: Making, split: str, mirrored: bool
+    root: Path, shards: Sequence[Shard], spec: SetSpec, split: str, mirrored: bool
 ) -> Rows | NoImages:
-    encoder = making.stored_encoder
-    if not making.has_images(split):
+    encoder = spec.stored_encoder
+    if not spec.has_images(split):
         rows = sum(len(shard.arrays[TOKENS]) for shard in shards)
-        return NoImages((rows, *encoder.latent_shape(making.image_size)), str(root))
+        return NoImages((rows, *encoder.latent_shape(spec.image_size)), str(root))
     stored = MOMENTS if encoder.kind == KIND_MOMENTS else LATENTS
     parts = [shard.arrays[stored] for shard in shards]
     return Rows(parts + [s.arrays[FLIPPED] for s in shards] if mirrored else parts)
@@ -259,7 +259,7 @@ def _splits(record: SetRecord) -> str:
     assert record.splits is not None
     there = [split for split in SPLITS if split in record.splits]
     rows = {split: sum(s.rows for s in record.splits[split]) for split in there}
-    kinds = {name: record.making.sources[name]["kind"] for name in rows}
+    kinds = {name: record.spec.sources[name]["kind"] for name in rows}
     return ", ".join(f"{n} {name} rows ({kinds[name]})" for name, n in rows.items())
 
 
@@ -267,11 +267,11 @@ def _left_out(record: SetRecord) -> tuple[str, ...]:
     return tuple(f"{n} x {kind}" for kind, n in (record.problems or {}).items())
 
 
-def _provenance(making: Making, split: str, rows: int, pixels: str) -> str:
-    encoder = making.stored_encoder
-    licence = f", licence: {making.licence}" if making.licence else ""
+def _provenance(spec: SetSpec, split: str, rows: int, pixels: str) -> str:
+    encoder = spec.stored_encoder
+    licence = f", licence: {spec.licence}" if spec.licence else ""
     return (
         f"{encoder.kind} by {encoder}, {split} split, {rows} rows of "
-        f"{making.sources[split]['kind']}, {making.image_size}x{making.image_size} centre crop, "
-        f"Lanczos, tokens by {making.tokenizer.name}, sha256 of shards {pixels[:16]}{licence}"
+        f"{spec.sources[split]['kind']}, {spec.image_size}x{spec.image_size} centre crop, "
+        f"Lanczos, tokens by {spec.tokenizer.name}, sha256 of shards {pixels[:16]}{licence}"
     )

@@ -32,7 +32,7 @@ _AGAIN = "Run the command that made it again: it makes damaged and missing shard
 
 
 @dataclass(frozen=True)
-class Making:
+class SetSpec:
     """Everything that the rows of a set depend on.
 
     Attributes:
@@ -96,7 +96,7 @@ class Making:
         return [f"{split}-{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
     def to_json(self) -> JsonRecord:
-        """An object as `_MAKING` describes it."""
+        """An object as `_SPEC` describes it."""
         return {
             **asdict(self),
             "encoder": self.encoder.to_json(),
@@ -105,8 +105,8 @@ class Making:
         }
 
     @classmethod
-    def from_json(cls, found: Mapping) -> "Making":
-        """What an object as `_MAKING` describes it says."""
+    def from_json(cls, found: Mapping) -> "SetSpec":
+        """The spec in an object as `_SPEC` describes it."""
         return cls(
             **{
                 **{name: found[name] for name in cls.__dataclass_fields__},
@@ -139,12 +139,12 @@ class SetRecord:
     """The content of dataset.json.
 
     Attributes:
-      making: what the set is.
+      spec: what the rows of the set depend on.
       splits: by split its shards; None while the set is being made.
       problems: number of problems by kind.
     """
 
-    making: Making
+    spec: SetSpec
     splits: Mapping[str, tuple[ShardRecord, ...]] | None = None
     problems: Mapping[str, int] | None = None
 
@@ -156,7 +156,7 @@ class SetRecord:
         content = {
             "format": "ddistill latents",
             "version": VERSION,
-            "making": self.making.to_json(),
+            "spec": self.spec.to_json(),
             "splits": splits,
             "problems": dict(self.problems or {}),
         }
@@ -178,17 +178,17 @@ def read_record(folder: Path) -> SetRecord | None:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (DamagedFile, CheckpointError) as error:
         raise DataError(f"{error}, so that {folder} is no set of latents.") from None
-    making, splits = Making.from_json(found["making"]), found.get("splits")
+    spec, splits = SetSpec.from_json(found["spec"]), found.get("splits")
     if splits is None:
-        return SetRecord(making)
+        return SetRecord(spec)
     shards = {
         name: tuple(ShardRecord(**{k: s[k] for k in _SHARD.needed}) for s in listed)
         for name, listed in splits.items()
     }
     for split, listed in shards.items():
-        if [shard.name for shard in listed] != making.shard_names(split):
+        if [shard.name for shard in listed] != spec.shard_names(split):
             raise DataError(f"{path} names other shards of '{split}' than its rows need. {_AGAIN}")
-    return SetRecord(making, shards, found.get("problems"))
+    return SetRecord(spec, shards, found.get("problems"))
 
 
 def read_finished(folder: Path) -> SetRecord:
@@ -208,7 +208,7 @@ def read_finished(folder: Path) -> SetRecord:
     return record
 
 
-def differences(there: Making, wanted: Making) -> list[str]:
+def differences(there: SetSpec, wanted: SetSpec) -> list[str]:
     """In words, the settings in which two sets differ."""
     before, now = _flat(there.to_json()), _flat(wanted.to_json())
     return [
@@ -229,7 +229,7 @@ def _flat(found: Mapping, path: str = "") -> dict[str, object]:
 
 
 _SOURCE = Schema({"kind": TEXT, "digest": TEXT, "rows": COUNT, "images": FLAG, "shard_rows": COUNT})
-_MAKING = Schema(
+_SPEC = Schema(
     {
         "encoder": object_of(ENCODER),
         "tokenizer": object_of(TOKENIZER),
@@ -253,11 +253,11 @@ def _record_agrees(found: Mapping) -> str:
     listed = list_of(object_of(_SHARD), 1)
     if not isinstance(splits, Mapping) or not all(map(listed.fits, splits.values())):
         return f"key 'splits' is {shown(splits)}, and {map_of(listed).called} is needed"
-    if splits.keys() != found["making"]["sources"].keys():
-        return "key 'splits' has other splits than 'making'"
+    if splits.keys() != found["spec"]["sources"].keys():
+        return "key 'splits' has other splits than 'spec'"
     return ""
 
 
 _RECORD = Schema(
-    {"version": WHOLE, "making": object_of(_MAKING)}, {"problems": OBJECT}, agree=_record_agrees
+    {"version": WHOLE, "spec": object_of(_SPEC)}, {"problems": OBJECT}, agree=_record_agrees
 )

@@ -1,4 +1,4 @@
-"""Writes a set of latents, shard by shard; a killed writer loses the shard that it was making.
+"""Writes a set of latents, shard by shard; a killed writer loses only its current shard.
 
 One process makes a set. Two that make the same one at a time write the same files.
 """
@@ -22,8 +22,8 @@ from ddistill.data.latents.pipeline import LatentPipeline
 from ddistill.data.latents.records import (
     NULL,
     PROBLEMS,
-    Making,
     SetRecord,
+    SetSpec,
     ShardRecord,
     differences,
     read_record,
@@ -39,7 +39,7 @@ _MOST_BATCH = 65536
 # Unreadable images of a shard that are printed one by one.
 _SHOWN = 5
 # Metadata of a shard.
-_MAKING, _PROBLEMS, _CONTENT = "making", "problems", "content"
+_SPEC, _PROBLEMS, _CONTENT = "spec", "problems", "content"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class SetOptions:
         decoded images are compared with.
       seed: of `sampled`.
       shard_mb: MiB of a shard, at most about that.
-      batch_size: images that are encoded together; no value depends on it.
+      batch_size: images that are encoded together. A value depends on it only where the networks
+        round in another way for another batch.
       workers: threads that decode; 0 = cores + 2.
       name: of the set; "" for the name of its folder.
       licence: of the images and captions, in words; that of the pipeline is added.
@@ -128,17 +129,19 @@ def make_set(
     """
     options.check(pipeline)
     _check_classes(sources)
-    making = _making(sources, pipeline, folder, options)
     known = read_record(folder)
-    _check_same(folder, known, making)
+    # The name of a set stays when its folder is moved.
+    name = options.name or (known.spec.name if known else folder.resolve().name)
+    spec = _spec_of(sources, pipeline, name, options)
+    _check_same(folder, known, spec)
     remove_leftovers(folder)
     if known is None:
-        SetRecord(making).write(folder)
+        SetRecord(spec).write(folder)
     for name, text in pipeline.files.items():
         write_text(folder / name, text)
     with ThreadPoolExecutor(options.workers or usable_cores() + 2, "ddistill-decode") as pool:
-        encoding = Encoding(making, pipeline, options.batch_size, pool)
-        write_shard(folder / NULL, encoding.texts([""]), {_MAKING: making.digest})
+        encoding = Encoding(spec, pipeline, options.batch_size, pool)
+        write_shard(folder / NULL, encoding.texts([""]), {_SPEC: spec.digest})
         shards, problems = {}, [p for source in sources.values() for p in source.problems]
         for split, source in sources.items():
             shards[split], found = _make_split(split, source, encoding, folder, say)
@@ -146,23 +149,23 @@ def make_set(
     text = "".join(f"{problem.line}\n" for problem in problems)
     write_text(folder / PROBLEMS, text)
     counts = Counter(problem.kind for problem in problems)
-    record = SetRecord(making, shards, counts)
+    record = SetRecord(spec, shards, counts)
     record.write(folder)
     one_each = f"; {folder / PROBLEMS} has a line for each" if problems else ""
     say(f"{counted(problems)}{one_each}")
     return record
 
 
-def _making(
+def _spec_of(
     sources: Mapping[str, CaptionSource],
     pipeline: LatentPipeline,
-    folder: Path,
+    name: str,
     options: SetOptions,
-) -> Making:
+) -> SetSpec:
     first = sources["train"]
     text_encoder = pipeline.text_encoder
-    making = Making(
-        name=options.name or folder.resolve().name,
+    spec = SetSpec(
+        name=name,
         image_size=options.image_size,
         encoder=pipeline.encoder,
         tokenizer=pipeline.tokenizer,
@@ -186,28 +189,28 @@ def _making(
     )
     limit = int(options.shard_mb * 2**20)
     return dataclasses.replace(
-        making,
+        spec,
         sources={
-            split: {**known, "shard_rows": max(1, limit // _row_bytes(making, pipeline, split))}
-            for split, known in making.sources.items()
+            split: {**known, "shard_rows": max(1, limit // _row_bytes(spec, pipeline, split))}
+            for split, known in spec.sources.items()
         },
     )
 
 
-def _row_bytes(making: Making, pipeline: LatentPipeline, split: str) -> int:
+def _row_bytes(spec: SetSpec, pipeline: LatentPipeline, split: str) -> int:
     """About how many bytes a row takes."""
-    size = 2 * making.tokenizer.length + 200
-    values = int(np.prod(making.encoder.latent_shape(making.image_size)))
-    latents = 1 if making.stored_encoder.kind == LATENTS else 2
-    size += 2 * values * latents * (2 if making.flip else 1)
-    if making.with_pixels(split):
-        size += making.image_size**2 * making.encoder.image_channels
+    size = 2 * spec.tokenizer.length + 200
+    values = int(np.prod(spec.encoder.latent_shape(spec.image_size)))
+    latents = 1 if spec.stored_encoder.kind == LATENTS else 2
+    size += 2 * values * latents * (2 if spec.flip else 1)
+    if spec.with_pixels(split):
+        size += spec.image_size**2 * spec.encoder.image_channels
     if pipeline.text_encoder is not None:
         states, pooled = pipeline.text_encoder.encode(
-            np.zeros((1, making.tokenizer.length), np.int32)
+            np.zeros((1, spec.tokenizer.length), np.int32)
         )
         size += 2 * int(np.prod(pooled.shape))
-        size += 2 * int(np.prod(states.shape)) if making.states else 0
+        size += 2 * int(np.prod(states.shape)) if spec.states else 0
     return size
 
 
@@ -222,7 +225,7 @@ def _check_classes(sources: Mapping[str, CaptionSource]) -> None:
             )
 
 
-def _check_same(folder: Path, known: SetRecord | None, making: Making) -> None:
+def _check_same(folder: Path, known: SetRecord | None, spec: SetSpec) -> None:
     """Raises `ConfigError` where a folder holds a set of other settings, or shards of none."""
     if known is None:
         strays = sorted(folder.glob("*-of-*.safetensors"))
@@ -232,7 +235,7 @@ def _check_same(folder: Path, known: SetRecord | None, making: Making) -> None:
                 "remove these shards."
             )
         return
-    found = differences(known.making, making)
+    found = differences(known.spec, spec)
     if found:
         raise ConfigError(
             f"{folder} holds a set of other settings: {'; '.join(found[:4])}. Choose another "
@@ -248,14 +251,14 @@ def _make_split(
     say: Callable[[str], None],
 ) -> tuple[tuple[ShardRecord, ...], list[Problem]]:
     """The shards of a split, made where they are missing or damaged, and their problems."""
-    making, records, problems = encoding.making, [], list[Problem]()
-    names = making.shard_names(split)
+    spec, records, problems = encoding.spec, [], list[Problem]()
+    names = spec.shard_names(split)
     for i, name in enumerate(names):
         path, begun = folder / name, time.perf_counter()
-        there = _usable(path, making, say)
+        there = _usable(path, spec, say)
         if there is None:
-            made = encoding.shard(split, source, i * making.shard_rows(split))
-            metadata = {_MAKING: making.digest, _PROBLEMS: json.dumps(made.problems)}
+            made = encoding.shard(split, source, i * spec.shard_rows(split))
+            metadata = {_SPEC: spec.digest, _PROBLEMS: json.dumps(made.problems)}
             write_shard(path, made.arrays, metadata)
             there = open_shard(path)
             for problem in made.problems[:_SHOWN]:
@@ -276,7 +279,7 @@ def _make_split(
     return tuple(records), problems
 
 
-def _usable(path: Path, making: Making, say: Callable[[str], None]) -> Shard | None:
+def _usable(path: Path, spec: SetSpec, say: Callable[[str], None]) -> Shard | None:
     """The shard of an earlier call if it is whole, else None."""
     try:
         shard = open_shard(path)
@@ -284,7 +287,7 @@ def _usable(path: Path, making: Making, say: Callable[[str], None]) -> Shard | N
         if path.exists():
             say(f"{error} It is made again.")
         return None
-    if shard.metadata.get(_MAKING) != making.digest or _PROBLEMS not in shard.metadata:
+    if shard.metadata.get(_SPEC) != spec.digest or _PROBLEMS not in shard.metadata:
         say(f"{path} is of another set. It is made again.")
         return None
     if shard.metadata.get(_CONTENT) != shard.content:
