@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from pictures import picture, save
 
+from ddistill.data.byte_pairs import BytePairTokenizer, pairs_of_words
 from ddistill.data.captions.choices import Choices
 from ddistill.data.captions.sources import open_source
 from ddistill.data.encodings import EncoderFacts
 from ddistill.data.latents.pipeline import LatentPipeline, TextEncoder, TextStates
 from ddistill.data.latents.writer import SetOptions, make_set
-from ddistill.data.words import WordTokenizer
 
 SIDE, FACTOR, ROWS = 16, 4, 7
-TOKENIZER = WordTokenizer(("picture", "number", *map(str, range(10))), 6)
+TOKENIZER = BytePairTokenizer(pairs_of_words(("picture", "number")), 6)
 ENCODER = EncoderFacts("means", "e" * 64, "moments", 3, FACTOR, scaling=0.5, shift=0.25)
 # About 3 rows a shard.
 OPTIONS = SetOptions(image_size=SIDE, shard_mb=0.0013, batch_size=2, workers=2)

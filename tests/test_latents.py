@@ -453,7 +453,7 @@ def test_options_that_cannot_be(pictures, tmp_path, changes, part):
         ),
         ({"encode": lambda x: encode(x) * np.nan}, "Compute the encoder in float32"),
         ({"tokenize": lambda texts: TOKENIZER(texts)[:, :4]}, "gives int32 (1, 4) for 1 texts"),
-        ({"tokenize": lambda texts: TOKENIZER(texts) + 9}, "its vocabulary has 15"),
+        ({"tokenize": lambda texts: TOKENIZER(texts) + 9}, "and its vocabulary has 525"),
     ],
 )
 def test_pipelines_that_break_their_facts(pictures, tmp_path, changes, part):
@@ -545,10 +545,10 @@ def test_facts_summary_and_description(pictures, tmp_path):
     assert "key 'tokenizer'" in FACTS.problem({**written, "tokenizer": {"name": "x"}})
     text = "\n".join(summary(found))
     assert f"{len(found)} moments of 4x4x3 by means" in text
-    assert "6 tokens each, by the tokenizer words" in text
+    assert "6 tokens each, by the tokenizer byte pairs" in text
     line = data.describe({"name": "latents", "path": str(tmp_path / "set")})
     assert f"{len(found)} train rows (txt), {ROWS - len(found)} test rows (txt)" in line
-    assert "moments of 4x4x3 by means eeeeeeeeeeeeeeee, 6 tokens by words" in line
+    assert "moments of 4x4x3 by means eeeeeeeeeeeeeeee, 6 tokens by byte pairs" in line
 
 
 def test_sets_that_cannot_be_read_say_why(pictures, tmp_path):
@@ -588,14 +588,15 @@ def test_the_command_makes_a_set_that_can_be_read(pictures, tmp_path, capsys):
     number = int(found.texts["caption"][0].split()[-1])
     grey = (np.float32(found.images[0]) + 1) * 127.5
     np.testing.assert_array_equal(np.round(grey), picture(number, SIDE))
-    vocabulary = (out / "words.txt").read_text().split()
-    named = [vocabulary[i] for i in found.tokens[0] if i < len(vocabulary)]
-    assert " ".join(named) == found.texts["caption"][0]
-    # Prompts of the same words.
+    vocabulary = {i: token for token, i in json.loads((out / "vocab.json").read_text()).items()}
+    named = "".join(vocabulary[i] for i in found.tokens[0])
+    shown = found.texts["caption"][0].replace(" ", "</w>")
+    assert named == f"<|startoftext|>{shown}</w>" + "<|endoftext|>" * 28
+    # Prompts by the same tokenizer.
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("picture unheard\n")
     same = ["data", "latents", str(prompts), str(tmp_path / "p"), "--image-size=16"]
-    assert run([*same, f"--pipeline=pixels:{out}/words.txt"]) == 0
+    assert run([*same, f"--pipeline=pixels:{out}/merges.txt"]) == 0
     assert load(tmp_path / "p").tokenizer == found.tokenizer
 
 
@@ -621,12 +622,13 @@ def test_the_command_reads_the_embedded_digits(tmp_path, capsys):
         (["--pipeline=pixels", "--test=x", "--test-fraction=0.1"], "exclude each other"),
         (["--pipeline=pixels", "--test-fraction=1"], "data.test_fraction=1.0 cannot be"),
         (["--pipeline=pixels:nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--pipeline=pixels:{}/0.txt"], "0.txt is no file of merges: line 1 is not a pair"),
     ],
 )
 def test_the_command_ends_with_one_line(pictures, tmp_path, flags, part):
     words = ["data", "latents", str(pictures), str(tmp_path / "set"), "--image-size=16"]
     with pytest.raises(SystemExit) as end:
-        run([*words, *flags])
+        run([*words, *(flag.replace("{}/", f"{pictures}/") for flag in flags)])
     text = str(end.value)
     assert text.startswith("error: ")
     assert "\n" not in text

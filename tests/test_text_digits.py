@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ddistill import data
+from ddistill.data.byte_pairs import frequent_words, words_of
 from ddistill.data.conditions import Tokens
 from ddistill.data.digits import read_scans
 from ddistill.data.facts import FACTS, DataFacts
@@ -28,7 +29,6 @@ from ddistill.data.text_digits import (
     prompts,
 )
 from ddistill.data.tokenized import tokenized
-from ddistill.data.words import WordTokenizer, vocabulary_of, words_of
 from ddistill.errors import ConfigError, DataError
 
 
@@ -80,7 +80,7 @@ def test_shares_of_words():
     assert sum(shares) == pytest.approx(1)
     assert min(shares) > 0.28
     # All words, and no other ones; each template with and without the thickness.
-    assert set(vocabulary_of(texts)) == set(WORDS)
+    assert set(frequent_words(texts, 99)) == set(WORDS)
     assert len(set(texts)) == len(TEMPLATES) * 30
 
 
@@ -99,15 +99,15 @@ def test_captions_of_this_version():
 
 
 def test_token_ids_are_the_conditions(digits):
-    tokenizer = digit_tokenizer()
+    tokens = {i: token for token, i in digit_tokenizer().ids.items()}
     assert digits.tokens.shape == (len(digits), LENGTH)
     assert digits.tokens.dtype == np.int32
-    for text, ids in zip(digits.texts["caption"][:100], digits.tokens):
-        words = [tokenizer.words[i] for i in ids if i < len(WORDS)]
-        assert words == words_of(text)
-        assert ids[0] == tokenizer.start
-        assert ids[len(words) + 1 :].tolist() == [tokenizer.end] * (LENGTH - len(words) - 1)
-        assert len(words) <= LENGTH - 2  # nothing is cut off
+    for text, ids in zip(digits.texts["caption"], digits.tokens):
+        # One token a word, and nothing is cut off.
+        words = [f"{word}</w>" for word in words_of(text)]
+        ends = ["<|endoftext|>"] * (LENGTH - 1 - len(words))
+        assert [tokens[i] for i in ids] == ["<|startoftext|>", *words, *ends]
+        assert ends
     rows = np.array([5, 3, 5])
     batch = digits.take_conditions(rows)
     assert isinstance(batch, Tokens)
@@ -128,7 +128,7 @@ def test_facts_and_identity_have_the_tokenizer(digits):
     assert plain.identity.items() < digits.identity.items()
     assert digits.identity.keys() - plain.identity.keys() == {"tokens", "tokenizer"}
     assert not {"tokenizer", "encoder", "has_images"} & DataFacts.of(plain).to_json().keys()
-    assert "7 tokens each, by the tokenizer words" in "\n".join(summary(digits))
+    assert "7 tokens each, by the tokenizer byte pairs" in "\n".join(summary(digits))
 
 
 def test_prompts_and_their_measure(digits, limits):
@@ -137,7 +137,7 @@ def test_prompts_and_their_measure(digits, limits):
     assert asked[0].text == "a thin handwritten zero"
     known = set(digits.texts["caption"])
     assert {prompt.text for prompt in asked} <= known
-    assert digit_tokenizer()([p.text for p in asked]).max(axis=1).tolist() == [19] * 20
+    assert digit_tokenizer()([p.text for p in asked]).max(axis=1).tolist() == [562] * 20
     # Real scans obey their own captions, and disobey the other word.
     said = [
         (i, p) for i, text in enumerate(digits.texts["caption"]) for p in asked if p.text == text
@@ -157,17 +157,6 @@ def test_prompts_and_their_measure(digits, limits):
 def test_mean_ink():
     images = np.stack([np.full((8, 8, 1), value, np.float32) for value in (-1, 0, 1)])
     np.testing.assert_allclose(mean_ink(images), [0, 0.5, 1])
-
-
-def test_words():
-    tokenizer = WordTokenizer(("cat", "a", "'s", "2"), 6)
-    assert words_of("A CAT's 22, _x") == ["a", "cat", "'", "s", "2", "2", ",", "_", "x"]
-    ids = tokenizer(["a cat", "", "a dog a cat a cat 2"])
-    assert ids.tolist() == [[5, 1, 0, 6, 6, 6], [5, 6, 6, 6, 6, 6], [5, 1, 4, 1, 0, 6]]
-    assert tuple(ids[1].tolist()) == tokenizer.facts.null
-    assert tokenizer.facts.vocabulary == 7
-    assert tokenizer.facts.digest != WordTokenizer(("a", "cat", "'s", "2"), 6).facts.digest
-    assert vocabulary_of(["b a", "c a", "b"], most=2) == ("a", "b")
 
 
 def test_captions_of_other_sets_become_tokens(tmp_path):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ddistill.data.byte_pairs import BytePairTokenizer, pairs_of_words
 from ddistill.data.dataset import Dataset
 from ddistill.data.digits import (
     COUNT,
@@ -23,7 +24,6 @@ from ddistill.data.digits import (
     split_digits,
 )
 from ddistill.data.tokenized import tokenized
-from ddistill.data.words import WordTokenizer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 THIN, THICK = "thin", "thick"
@@ -107,9 +107,9 @@ def describe_text_digits(settings: TextDigitsSettings) -> str:
     return f"text_digits: {COUNT} captioned scans of 8x8 pixels, embedded in scikit-learn"
 
 
-def digit_tokenizer() -> WordTokenizer:
-    """The tokenizer of the captions: `LENGTH` ids of the words of `WORDS`."""
-    return WordTokenizer(WORDS, LENGTH)
+def digit_tokenizer() -> BytePairTokenizer:
+    """The tokenizer of the captions: every word of `WORDS` is one token of `LENGTH`."""
+    return BytePairTokenizer(pairs_of_words(WORDS), LENGTH)
 
 
 def mean_ink(images: Float[np.ndarray, "N H W 1"]) -> Float[np.ndarray, " N"]:

@@ -8,8 +8,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from ddistill.data.byte_pairs import (
+    BytePairTokenizer,
+    Pair,
+    frequent_words,
+    pairs_of_words,
+    parse_merges,
+)
 from ddistill.data.encodings import LATENTS, EncoderFacts, TokenizerFacts
-from ddistill.data.words import MOST_WORDS, WordTokenizer, vocabulary_of
 from ddistill.errors import ConfigError, DataError, nearest
 from ddistill.runtime.files import DamagedFile, expand, read_text
 from ddistill.typing import AnyArray
@@ -70,42 +76,45 @@ class LatentPipeline:
 
 # Opens a pipeline: what stands behind the colon of its name, and the captions of the set.
 Opener: TypeAlias = Callable[[str, Sequence[str]], LatentPipeline]
-WORDS_FILE = "words.txt"
-_PIXELS_LENGTH = 32
+_PIXELS_LENGTH, _PIXELS_WORDS = 32, 4096
 
 
 def open_pixels(path: str, captions: Sequence[str]) -> LatentPipeline:
-    """RGB images as they are, in [-1, 1], and captions as words: a model without an autoencoder.
+    """RGB images as they are, in [-1, 1], and a tokenizer of the captions' own words.
+
+    This is the pipeline of a model without an autoencoder that learns its text encoder.
 
     Args:
-      path: a file with the words of another set (its words.txt), one a line; "" for the words of
-        `captions`.
+      path: the file merges.txt of the tokenizer of another set; "" for a tokenizer of the most
+        frequent words of `captions`.
       captions: of the training images.
 
     Raises:
-      DataError: the file cannot be read, or has no words.
+      DataError: the file cannot be read, or is none.
     """
-    words = _read_words(expand(path)) if path else vocabulary_of(captions)
-    tokenizer = WordTokenizer(words, _PIXELS_LENGTH)
+    if path:
+        pairs = _read_pairs(expand(path))
+    else:
+        pairs = pairs_of_words(frequent_words(captions, _PIXELS_WORDS))
+    tokenizer = BytePairTokenizer(pairs, _PIXELS_LENGTH)
     return LatentPipeline(
         encoder=EncoderFacts("pixels", "", LATENTS, channels=3, factor=1),
         tokenizer=tokenizer.facts,
         encode=lambda images: images.astype(np.float32) / 127.5 - 1,
         tokenize=tokenizer,
-        files={WORDS_FILE: "\n".join(words) + "\n"},
+        files=tokenizer.files(),
     )
 
 
-def _read_words(path: Path) -> tuple[str, ...]:
+def _read_pairs(path: Path) -> tuple[Pair, ...]:
     try:
-        words = tuple(dict.fromkeys(read_text(path).lower().split()))
+        return parse_merges(read_text(path))
     except DamagedFile as error:
         raise DataError(f"{error}.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    if not 1 <= len(words) <= MOST_WORDS:
-        raise DataError(f"{path} has {len(words)} words; 1 to {MOST_WORDS} are needed, one a line.")
-    return words
+    except ValueError as error:
+        raise DataError(f"{path} is no file of merges: {error}.") from None
 
 
 # By name. A kind of pipeline is a line here.
