@@ -80,7 +80,7 @@ ROOMS = {
     "recipes": Room(("recipes",), "stages and settings\nfor configs", 78, 98, 4),
     "samplers": Room(("samplers",), "update rules,\none loop", 2, 18, 2),
     "objectives": Room(("objectives",), "the methods:\ntargets, distances, losses", 26, 50, 2),
-    "data": Room(("data",), "digits, folders,\nTFDS", 58, 74, 2),
+    "data": Room(("data",), "images, captions,\nlatent sets", 58, 74, 2),
     "interop": Room(("interop",), "diffusers, EDM,\nInception weights", 80, 98, 2),
     "diffusion": Room(
         (
@@ -107,8 +107,8 @@ ROOMS = {
     ),
     "networks": Room(("networks",), "Flax modules", 78, 98, 1),
     "basics": Room(
-        ("errors", "extensions", "typing", "text", "settings", "parsing"),
-        "errors, extensions, typing, text, settings, parsing",
+        ("errors", "extensions", "typing", "conditions", "text", "settings", "parsing"),
+        "errors, extensions, typing, conditions, text, settings, parsing",
         2,
         98,
         0,

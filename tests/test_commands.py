@@ -43,7 +43,9 @@ def test_help_and_version_name_every_command_and_import_no_jax():
     assert lines[-2:] == ["0 0 2", "[]"]
 
 
-@pytest.mark.parametrize("words", [[n] for n in COMMANDS if n != "data"] + [["data", "prepare"]])
+@pytest.mark.parametrize(
+    "words", [[n] for n in COMMANDS if n != "data"] + [["data", n] for n in DATA]
+)
 def test_every_command_has_a_help_of_its_own(capsys, words):
     try:
         status = run([*words, "--help"])

@@ -205,14 +205,17 @@ def test_random_flip_mirrors_about_half_by_the_key_of_each_image():
 @pytest.mark.parametrize(
     "given, parts",
     [
-        ({}, ["data.name is missing", "digits, folder, parquet, tfds"]),
-        ({"name": None}, ["data.name is missing", "digits, folder, parquet, tfds"]),
+        ({}, ["data.name is missing", "digits, folder, latents, parquet, text_digits, tfds"]),
+        (
+            {"name": None},
+            ["data.name is missing", "digits, folder, latents, parquet, text_digits, tfds"],
+        ),
         ({"name": "digit"}, ["data.name='digit'", "Did you mean 'digits'?"]),
         ({"name": "digits", "flipp": True}, ["data.flipp", "Did you mean 'flip'?"]),
         ({"name": "digits", "flip": "maybe"}, ["data.flip='maybe'", "True, False, or None"]),
         (
             {"name": "digits", "path": "x"},
-            ["data.path is a setting of data.name='folder' or 'parquet' or 'tfds'"],
+            ["data.path is a setting of data.name='folder' or 'latents' or 'parquet' or 'tfds'"],
         ),
         ({"name": "folder"}, ["data.path is missing"]),
         ({"name": "folder", "path": "x", "channels": 2}, ["data.channels=2", "1 (grey) or 3"]),

@@ -33,7 +33,10 @@ class Command:
     group: Mapping[str, "Command"] = field(default_factory=dict)
 
 
-DATA = {"prepare": Command("prepare a TFDS image set", "ddistill.data.prepare")}
+DATA = {
+    "prepare": Command("prepare a TFDS image set", "ddistill.data.prepare"),
+    "latents": Command("encode captioned images as latents and tokens", "ddistill.commands.data"),
+}
 COMMANDS = {
     "new": Command("write a config file for your own images", "ddistill.commands.new"),
     "train": Command(

@@ -1,4 +1,4 @@
-"""Data sets: the embedded digits, folders of images, parquet files, prepared TFDS sets.
+"""Data sets: embedded digits, folders of images, parquet files, TFDS sets, sets of latents.
 
 `load(settings, split)` gives a `Dataset`; `batch_indices` says which examples are in batch s;
 `to_unit` and `random_flip` work on the device.
@@ -14,6 +14,12 @@ from ddistill.data.batches import batch_indices, read_ahead
 from ddistill.data.dataset import SPLITS, Dataset
 from ddistill.data.digits import DigitsSettings, count_digits, describe_digits, load_digits
 from ddistill.data.folder import FolderSettings, count_folder, describe_folder, load_folder
+from ddistill.data.latents.reader import (
+    LatentsSettings,
+    count_latents,
+    describe_latents,
+    load_latents,
+)
 from ddistill.data.parquet import (
     ParquetSettings,
     count_parquet,
@@ -21,6 +27,12 @@ from ddistill.data.parquet import (
     load_parquet,
 )
 from ddistill.data.summary import summary
+from ddistill.data.text_digits import (
+    TextDigitsSettings,
+    count_text_digits,
+    describe_text_digits,
+    load_text_digits,
+)
 from ddistill.data.tfds import TfdsSettings, count_tfds, describe_tfds, load_tfds
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.parsing import parse, to_plain
@@ -65,17 +77,28 @@ class Source(Generic[S]):
 SOURCES: dict[str, Source] = {
     "digits": Source(DigitsSettings, load_digits, count_digits, describe_digits),
     "folder": Source(FolderSettings, load_folder, count_folder, describe_folder),
+    "latents": Source(LatentsSettings, load_latents, count_latents, describe_latents),
     "parquet": Source(ParquetSettings, load_parquet, count_parquet, describe_parquet),
+    "text_digits": Source(
+        TextDigitsSettings, load_text_digits, count_text_digits, describe_text_digits
+    ),
     "tfds": Source(TfdsSettings, load_tfds, count_tfds, describe_tfds),
 }
-SourceSettings: TypeAlias = DigitsSettings | FolderSettings | ParquetSettings | TfdsSettings
+SourceSettings: TypeAlias = (
+    DigitsSettings
+    | FolderSettings
+    | LatentsSettings
+    | ParquetSettings
+    | TextDigitsSettings
+    | TfdsSettings
+)
 
 
 def load(settings: Options, split: str) -> Dataset:
     """Opens one split of a data set.
 
     Args:
-      settings: `name` ("digits", "folder", "parquet" or "tfds") and the settings of that source,
+      settings: `name`, one of `SOURCES`, and the settings of that source,
         such as `FolderSettings`. None stands for the default.
       split: "train" or "test".
 

@@ -5,9 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import jax
 import numpy as np
 
+from ddistill.data.conditions import Tokens
+from ddistill.data.encodings import EncoderFacts, TokenizerFacts
+from ddistill.errors import DataError
 from ddistill.text import name_of, printable
+from ddistill.typing import HostLabels
 
 SPLITS = ("train", "test")
 
@@ -20,6 +25,19 @@ class ImageStore(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray: ...
+
+
+class NoImages:
+    """The images of a set of prompts: their shape is known, and there are none."""
+
+    def __init__(self, shape: tuple[int, ...], title: str):
+        self.shape, self._title = shape, title
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        raise DataError(f"{self._title} has prompts and no images.")
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,8 @@ class Dataset:
       name: "digits", or the name of the folder or of the TFDS set, escaped where it cannot be shown
         (`ddistill.text.printable`); so are `class_names` and `provenance`.
       images: `np.ndarray` [N, H, W, C], uint8 in 0..255 or float32 in [-1, 1]; or a store that
-        decodes on demand (uint8). Use `take` where it can be either.
+        decodes on demand (uint8). Use `take` where it can be either. With an `encoder` moments or
+        latents, float16, see `ddistill.data.latents.posterior.draw_latents`.
       labels: int32 [N], 0 .. num_classes - 1.
       num_classes: at least 1.
       class_names: one name a class.
@@ -62,7 +81,11 @@ class Dataset:
         equal ones are the same to a stage, wherever they lie and however they are read.
       reading: how the source was read.
       texts: columns of texts that the source has beside the images, such as captions: by name, one
-        text an image. No method reads them.
+        text an image. Training reads `tokens` and not these.
+      tokens: int32 [N, L], the token ids of the captions; None for a set without them.
+      tokenizer: what made `tokens`.
+      encoder: what made `images` where they are moments or latents; None for pixels.
+      pictures: uint8 images [N, S, S, C] that latents were made of, where the set keeps them.
     """
 
     name: str
@@ -76,6 +99,10 @@ class Dataset:
     identity: Mapping[str, str | int | bool] = field(default_factory=dict)
     reading: Reading = Reading()
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tokens: np.ndarray | None = None
+    tokenizer: TokenizerFacts | None = None
+    encoder: EncoderFacts | None = None
+    pictures: np.ndarray | ImageStore | None = None
 
     def __post_init__(self) -> None:
         # Folders can have any name; a run writes these names into its records and pictures.
@@ -88,9 +115,24 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """(H, W, C) as networks see it: of latents where there is an encoder."""
         height, width, channels = self.images.shape[1:]
-        return height, width, channels
+        return height, width, self.encoder.channels if self.encoder else channels
+
+    @property
+    def conditions(self) -> HostLabels | Tokens:
+        """The conditions of all examples, a pytree of arrays [N, ...]: tokens, else class ids."""
+        return self.labels if self.tokens is None else Tokens(self.tokens)
+
+    def take_conditions(self, indices: Sequence[int] | np.ndarray) -> HostLabels | Tokens:
+        """The conditions of some examples, as `conditions` in the order of `indices`."""
+        rows = np.asarray(indices, np.int64)
+        return jax.tree.map(lambda x: x[rows], self.conditions)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images to train on; a set of prompts has none."""
+        return not isinstance(self.images, NoImages)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Images [len(indices), H, W, C] in the order of `indices`; decoded here when lazy.

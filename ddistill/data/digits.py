@@ -33,7 +33,7 @@ class DigitsSettings:
 
 def load_digits(settings: DigitsSettings, split: str) -> Dataset:
     """1,437 training or 360 test images [N, 8, 8, 1], float32 in [-1, 1] from 17 grey levels."""
-    levels, labels = _read()
+    levels, labels = read_scans()
     train, test = split_digits(levels, labels)
     chosen = train if split == "train" else test
     images = levels[chosen].astype(np.float32)[..., None] / 8 - 1
@@ -61,7 +61,7 @@ def load_digits(settings: DigitsSettings, split: str) -> Dataset:
     )
 
 
-def _read() -> tuple[np.ndarray, np.ndarray]:
+def read_scans() -> tuple[np.ndarray, np.ndarray]:
     """All scans, uint8 [1797, 8, 8] with values 0..16, and their int32 digits [1797].
 
     The file of scikit-learn is read without importing scikit-learn, which takes longer than all

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from ddistill.data.dataset import Dataset
-from ddistill.runtime.schemas import COUNT, FLAG, OBJECT, TEXT, WHOLE, Schema, list_of
+from ddistill.data.encodings import ENCODER, TOKENIZER, EncoderFacts, TokenizerFacts
+from ddistill.runtime.schemas import COUNT, FLAG, OBJECT, TEXT, WHOLE, Schema, list_of, object_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class DataFacts:
       hflip: whether training mirrors images at random.
       provenance: one line on the source, its split and its hash.
       identity: everything about the split that training on it depends on; see `Dataset`.
+      tokenizer: of the captions, which are the conditions; None where class ids are.
+      encoder: of a set of latents; None for pixels.
+      has_images: False for a set of prompts.
     """
 
     name: str
@@ -31,6 +35,9 @@ class DataFacts:
     hflip: bool
     provenance: str
     identity: Mapping[str, str | int | bool]
+    tokenizer: TokenizerFacts | None = None
+    encoder: EncoderFacts | None = None
+    has_images: bool = True
 
     @classmethod
     def of(cls, dataset: Dataset) -> "DataFacts":
@@ -44,6 +51,9 @@ class DataFacts:
             hflip=dataset.hflip,
             provenance=dataset.provenance,
             identity=dict(dataset.identity),
+            tokenizer=dataset.tokenizer,
+            encoder=dataset.encoder,
+            has_images=dataset.has_images,
         )
 
     @classmethod
@@ -58,11 +68,16 @@ class DataFacts:
             hflip=found["hflip"],
             provenance=found["provenance"],
             identity=found.get("identity", {}),
+            tokenizer=TokenizerFacts.from_json(found["tokenizer"])
+            if "tokenizer" in found
+            else None,
+            encoder=EncoderFacts.from_json(found["encoder"]) if "encoder" in found else None,
+            has_images=found.get("has_images", True),
         )
 
     def to_json(self) -> dict[str, object]:
         """An object as `FACTS` describes it."""
-        return {
+        found: dict[str, object] = {
             "name": self.name,
             "image_shape": list(self.image_shape),
             "class_names": list(self.class_names),
@@ -71,6 +86,11 @@ class DataFacts:
             "provenance": self.provenance,
             "identity": dict(self.identity),
         }
+        if self.tokenizer is not None:
+            found["tokenizer"] = self.tokenizer.to_json()
+        if self.encoder is not None:
+            found["encoder"] = self.encoder.to_json()
+        return found if self.has_images else {**found, "has_images": False}
 
     @property
     def num_classes(self) -> int:
@@ -95,7 +115,7 @@ class DataFacts:
 
 
 def _facts_agree(facts: Mapping) -> str:
-    if facts["image_shape"][2] not in (1, 3):
+    if "encoder" not in facts and facts["image_shape"][2] not in (1, 3):
         return f"key 'image_shape' has {facts['image_shape'][2]} channels, and 1 or 3 are needed"
     if len(facts["class_names"]) != len(facts["class_counts"]):
         return (
@@ -118,6 +138,11 @@ FACTS = Schema(
         "hflip": FLAG,
         "provenance": TEXT,
     },
-    {"identity": OBJECT},
+    {
+        "identity": OBJECT,
+        "tokenizer": object_of(TOKENIZER),
+        "encoder": object_of(ENCODER),
+        "has_images": FLAG,
+    },
     agree=_facts_agree,
 )

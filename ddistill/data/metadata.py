@@ -63,8 +63,13 @@ class Metadata:
         return found
 
 
-def find_tables(root: Path, files: Sequence[File]) -> list[Path]:
+def find_tables(root: Path, files: Sequence[File], ignore: str = _IGNORE) -> list[Path]:
     """The tables of metadata in a folder of images and in the folders of its images.
+
+    Args:
+      root: the folder.
+      files: its images.
+      ignore: how a user reads the folder without tables, for messages.
 
     Raises:
       DataError: a folder has several, or one in a form that is not read.
@@ -81,13 +86,13 @@ def find_tables(root: Path, files: Sequence[File]) -> list[Path]:
         if len(here) > 1:
             raise DataError(
                 f"{here[0]} and {here[1].name} both describe these images. Leave one of them there,"
-                f" or {_IGNORE}."
+                f" or {ignore}."
             )
         other = root / folder / _OTHER_FORM
         if other.is_file():
             raise DataError(
                 f"{other} is not read; write it as {TABLES[0]} (pandas: read_parquet, to_json with "
-                f"orient='records', lines=True), or {_IGNORE}."
+                f"orient='records', lines=True), or {ignore}."
             )
         found += here
     return found
@@ -110,9 +115,9 @@ def read_metadata(root: Path, tables: Sequence[Path], files: Sequence[File]) -> 
     columns: dict[str, None] = {}
     for path in tables:
         folder = text_of(path.parent.relative_to(root).as_posix())
-        for line, values in _lines(path):
+        for line, values in table_lines(path):
             where = f"{path}, line {line}"
-            name = _image_name(values, folder, where)
+            name = image_name(values, folder, where)
             if name in rows:
                 raise DataError(
                     f"{where}: the image '{printable(name)}' is in {rows[name].where} too. Leave "
@@ -150,8 +155,17 @@ def check_no_column(label_column: str, root: Path) -> None:
         )
 
 
-def _image_name(values: Mapping[str, object], folder: str, where: str) -> str:
-    """The name of a row's image, relative to the folder of all images."""
+def image_name(values: Mapping[str, object], folder: str, where: str) -> str:
+    """The name of a row's image, relative to the folder of all images.
+
+    Args:
+      values: of the row.
+      folder: of the table, relative to the folder of all images; "" or "." for the same.
+      where: the row in messages.
+
+    Raises:
+      DataError: the row names no file, or one that is not below the folder of the table.
+    """
     given = values.get(FILE_NAME)
     if not isinstance(given, str) or not given:
         raise DataError(f"{where} has no {FILE_NAME}, the name of its image. Add it, or {_IGNORE}.")
@@ -164,8 +178,16 @@ def _image_name(values: Mapping[str, object], folder: str, where: str) -> str:
     return text_of(path.as_posix())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Number and values of every row of a table; empty lines are no rows."""
+def table_lines(path: Path, ignore: str = _IGNORE) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Number and values of every row of a table; empty lines are no rows.
+
+    Args:
+      path: the table.
+      ignore: how a user reads the folder without tables, for messages.
+
+    Raises:
+      DataError: the table cannot be read, or a line is damaged.
+    """
     try:
         if reason := why_unusable(path):
             raise DataError(f"{path} {reason}.")
@@ -174,7 +196,10 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
         raise DataError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    yield from (_json_lines if path.suffix == ".jsonl" else _csv_lines)(path, text)
+    if path.suffix == ".jsonl":
+        yield from _json_lines(path, text)
+    else:
+        yield from _csv_lines(path, text, ignore)
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -192,7 +217,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, objec
         yield number, found
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _csv_lines(path: Path, text: str, ignore: str) -> Iterator[tuple[int, Mapping[str, object]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
@@ -200,7 +225,7 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object
             raise DataError(
                 f"{path}: the first line needs the names of all columns, {FILE_NAME} among them, "
                 f"each once; it has {', '.join(map(printable, header)) or 'none'}. Correct it, or "
-                f"{_IGNORE}."
+                f"{ignore}."
             )
         for row in reader:
             if not row:

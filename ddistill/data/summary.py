@@ -15,18 +15,26 @@ def summary(dataset: Dataset) -> list[str]:
     """Lines on the training images: source, classes in their order, split, mirroring, left out."""
     reading = dataset.reading
     height, width, channels = dataset.image_shape
-    kind = f"{width}x{height}, {'grey' if channels == 1 else 'RGB'}"
+    kind = f"training images of {width}x{height}, {'grey' if channels == 1 else 'RGB'}"
+    if dataset.encoder is not None:
+        stored = dataset.encoder.kind if dataset.has_images else "prompts for latents"
+        kind = f"{stored} of {height}x{width}x{channels} by {dataset.encoder.name}"
+    # Mirrored images of a set of latents are examples, which training does not mirror.
+    mirrored = dataset.hflip or bool(dataset.identity.get("mirrored_rows"))
     lines = [
-        ("data", f"{reading.source or dataset.name}: {len(dataset)} training images of {kind}"),
+        ("data", f"{reading.source or dataset.name}: {len(dataset)} {kind}"),
         ("classes", _classes(dataset)),
         ("split", reading.split or "not known"),
-        ("mirrored", f"{'yes' if dataset.hflip else 'no'}: {reading.flip or 'as it was set'}"),
+        ("mirrored", f"{'yes' if mirrored else 'no'}: {reading.flip or 'as it was set'}"),
         ("left out", "; ".join(reading.left_out) or "nothing"),
     ]
     if reading.further:
         have = "file has" if reading.further == 1 else "files have"
         lines.append(("frames", f"{reading.further} {have} further frames; the first is used"))
-    if dataset.texts:
+    if dataset.tokenizer is not None:
+        known = dataset.tokenizer
+        lines.append(("captions", f"{known.length} tokens each, by the tokenizer {known.name}"))
+    elif dataset.texts:
         lines.append(("texts", f"{', '.join(dataset.texts)}: kept by name, not trained on"))
     missing = np.setdiff1d(np.arange(dataset.num_classes), dataset.labels)
     if len(missing):

@@ -18,7 +18,9 @@ from ddistill import networks
 from ddistill.data import SOURCES
 from ddistill.data.digits import DigitsSettings
 from ddistill.data.folder import FolderSettings
+from ddistill.data.latents.reader import LatentsSettings
 from ddistill.data.parquet import ParquetSettings
+from ddistill.data.text_digits import TextDigitsSettings
 from ddistill.data.tfds import TfdsSettings
 from ddistill.extensions import added, in_use
 from ddistill.objectives import Objective, hyperparameters
@@ -111,6 +113,11 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.CONTENT, "test_fraction metadata label_column"),
         **_all(Kind.RUN, "in_memory_limit_mb workers"),
     },
+    LatentsSettings: {
+        **_all(Kind.CONTENT, "name path flip"),
+        **_all(Kind.RUN, "in_memory_limit_mb"),
+    },
+    TextDigitsSettings: _all(Kind.CONTENT, "name flip"),
     ParquetSettings: {
         **_all(Kind.CONTENT, "name path image_column label_column image_size channels flip"),
         **_all(Kind.CONTENT, "on_bad_image test_fraction"),

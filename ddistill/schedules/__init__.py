@@ -6,8 +6,6 @@ computed in float64 and stored in float32, because 1 - abar loses all its digits
 """
 
 from ddistill.schedules.constructors import (
-    SCHEDULES,
-    build_schedule,
     cosine,
     cosine_log_snr,
     edm_sampling,
@@ -17,7 +15,6 @@ from ddistill.schedules.constructors import (
     linear_path,
     listed_beta,
     logistic_beta,
-    make_schedule,
     scaled_linear_beta,
     sigmoid_beta,
 )
@@ -32,6 +29,7 @@ from ddistill.schedules.grids import (
     uniform_grid,
 )
 from ddistill.schedules.levels import Level, Schedule, betas, log_snr, snr
+from ddistill.schedules.named import SCHEDULES, build_schedule, make_schedule
 
 __all__ = [
     "NOISE",
