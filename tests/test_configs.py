@@ -55,7 +55,7 @@ PLANS = [
 def stand_in(settings: Settings) -> Dataset:
     """The data of a config: the embedded ones, or a few black images of their shape and classes."""
     wanted = settings.data
-    if wanted["name"] == "digits":
+    if wanted["name"] in ("digits", "text_digits"):
         return data.load(wanted, "train")
     if wanted["name"] == "folder":
         side, channels, classes = wanted["image_size"], wanted.get("channels", 3), 1
@@ -94,7 +94,7 @@ def test_the_docstring_says_how_to_run_it_on_what_and_what_to_expect(file):
         known = variant in ("", "smoke") or f":{variant}" in text
         assert known, f"':{variant}' is not told"
     settings = parse(load(file).get_config(), Settings)
-    if settings.data["name"] != "digits":
+    if settings.data["name"] not in ("digits", "text_digits"):
         assert "Data" in lines, "who has not the data is not told how to get them"
     if settings.data["name"] == "tfds":
         assert f"ddistill.data.prepare {settings.data['path']}" in " ".join(text.split())
