@@ -107,8 +107,8 @@ ROOMS = {
     ),
     "networks": Room(("networks",), "Flax modules", 78, 98, 1),
     "basics": Room(
-        ("errors", "extensions", "typing", "text", "settings", "parsing"),
-        "errors, extensions, typing, text, settings, parsing",
+        ("errors", "extensions", "typing", "conditions", "text", "settings", "parsing"),
+        "errors, extensions, typing, conditions, text, settings, parsing",
         2,
         98,
         0,
