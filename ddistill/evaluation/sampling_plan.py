@@ -136,6 +136,11 @@ def with_inputs(run: SamplerRun, guidance: float) -> SamplerRun:
     for name, trained in run.plan.objective.extra_inputs.items():
         if EXTRAS[name].of_step is not None:
             continue
+        if name not in offered:
+            raise ConfigError(
+                f"stage '{run.plan.name}' is given {name}, for which sampling has no value. Known: "
+                f"{', '.join(offered)}, and inputs that differ from step to step."
+            )
         value = inputs[name] = offered[name]
         if not trained.low <= value <= trained.high:
             setting = "" if name != "guidance" else " (config.evaluation.guidance, or guidance=)"
