@@ -19,7 +19,7 @@ from ddistill.commands.dispatch import run as command
 from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.evaluation.context import Evaluation
-from ddistill.evaluation.reconstructions import score_reconstructions
+from ddistill.evaluation.reconstructions import reconstruction_grids, score_reconstructions
 from ddistill.experiment import note_run
 from ddistill.networks.autoencoder_kl import gaussian
 from ddistill.networks.patch_discriminator import PatchDiscriminator
@@ -298,7 +298,10 @@ def test_reconstructions_of_test_images_are_scored_and_drawn(finished):
     np.testing.assert_allclose(found.psnr, np.mean(10 * np.log10(4 / mse)), rtol=1e-4)
     assert found.images == 360
     assert json.loads((folder / "reconstructions.json").read_text())["autoencoder"]["read"] is None
-    assert (folder / "reconstructions" / "autoencoder.png").stat().st_size > 1000
+    assert (folder / "reconstructions.png").stat().st_size > 1000
+    (grid,) = reconstruction_grids(evaluation)
+    np.testing.assert_allclose(grid.rows[1].images[0], rebuilt[0], atol=1e-5)
+    assert grid.caption == str(found)
     assert notes.said == [f"autoencoder: PSNR {found.psnr:.2f} dB on 360 test images"]
 
 

@@ -1,6 +1,6 @@
 """Scores of autoencoders: how well they rebuild the test images, and a picture of it.
 
-Written to WORKDIR/reconstructions.json and, by stage, WORKDIR/reconstructions/STAGE.png.
+Written to reconstructions.json and reconstructions.png in the run's folder.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,10 @@ from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, grid_image, write_png
 from ddistill.objectives.autoencoder import AUTOENCODER, BoundAutoencoder, psnr
 from ddistill.objectives.classification import Classifier
-from ddistill.planning.plan import StagePlan
-from ddistill.runtime.files import write_json
+from ddistill.runtime.files import read_object, write_json
 
-FILE, FOLDER = "reconstructions.json", "reconstructions"
-# Images in the picture.
+FILE, PICTURE = "reconstructions.json", "reconstructions.png"
+# Images of each autoencoder in the picture.
 _SHOWN = 16
 
 
@@ -59,24 +58,37 @@ def score_reconstructions(evaluation: Evaluation) -> dict[str, Reconstructions]:
     Args:
       evaluation: the run; its stages are complete.
     """
-    plans = [p for p in evaluation.plans if p.objective.trains == AUTOENCODER]
-    if not plans:
+    autoencoders = _autoencoders(evaluation)
+    if not autoencoders:
         return {}
     settings, networks = evaluation.settings, evaluation.networks
     test = data.load(settings.data, "test")
     judges = [p for p in evaluation.plans if p.name == settings.evaluation.classifier]
     classifier = networks(judges[0]) if judges else None
     found: dict[str, Reconstructions] = {}
-    for plan in plans:
-        for name, student in _students(plan):
-            network = networks(plan, student)
-            size = settings.evaluation.batch_size
-            found[name] = score_autoencoder(network, classifier, test, size)
-            evaluation.reporter.say(f"{name}: {found[name]}")
-            _draw(evaluation, name, network, test)
-    content = {name: {**vars(own)} for name, own in found.items()}
-    write_json(evaluation.workdir / FILE, content)
+    for name, network in autoencoders.items():
+        found[name] = score_autoencoder(network, classifier, test, settings.evaluation.batch_size)
+        evaluation.reporter.say(f"{name}: {found[name]}")
+    write_json(evaluation.workdir / FILE, {name: {**vars(own)} for name, own in found.items()})
+    try:
+        grids = [_grid(name, own, test, str(found[name])) for name, own in autoencoders.items()]
+        write_png(evaluation.workdir / PICTURE, grid_image(grids))
+    except (OSError, ValueError) as error:
+        evaluation.reporter.say(f"note: {PICTURE} was not written: {error}")
     return found
+
+
+def reconstruction_grids(evaluation: Evaluation) -> list[Grid]:
+    """Test images above their reconstructions, one grid for each autoencoder of a run."""
+    autoencoders = _autoencoders(evaluation)
+    if not autoencoders:
+        return []
+    test = data.load(evaluation.settings.data, "test")
+    scores = read_object(evaluation.workdir / FILE)
+    return [
+        _grid(name, network, test, str(Reconstructions(**scores[name])))
+        for name, network in autoencoders.items()
+    ]
 
 
 def score_autoencoder(
@@ -114,23 +126,23 @@ def score_autoencoder(
     return Reconstructions(count, **{name: total / count for name, total in sums.items()})
 
 
-def _students(plan: StagePlan) -> list[tuple[str, int | None]]:
-    """Names and indices of a stage's students; those that diverged are left out."""
-    if not plan.stacked:
-        return [(plan.name, None)]
-    diverged = plan.diverged_students()
-    return [(f"{plan.name}/{k}", k) for k in range(len(plan.students)) if k not in diverged]
+def _autoencoders(evaluation: Evaluation) -> dict[str, BoundAutoencoder]:
+    """The trained autoencoders of a run by name; students that diverged are left out."""
+    found = {}
+    for plan in evaluation.plans:
+        if plan.objective.trains != AUTOENCODER:
+            continue
+        diverged = plan.diverged_students()
+        for k in range(len(plan.students)):
+            name = f"{plan.name}/{k}" if plan.stacked else plan.name
+            if k not in diverged:
+                found[name] = evaluation.networks(plan, k if plan.stacked else None)
+    return found
 
 
-def _draw(evaluation: Evaluation, name: str, network: BoundAutoencoder, test: Dataset) -> None:
-    """Writes a picture of test images above their reconstructions; a failure is reported."""
-    path = evaluation.workdir / FOLDER / f"{name.replace('/', '_')}.png"
-    try:
-        shown = min(_SHOWN, len(test))
-        images = np.asarray(to_unit(jnp.asarray(test.take(np.arange(shown) * len(test) // shown))))
-        rebuilt = np.clip(np.asarray(network(jnp.asarray(images))), -1, 1)
-        rows = [ImageRow("test images", images), ImageRow("reconstructions", rebuilt)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, grid_image([Grid(f"{name}: reconstructions", rows)]))
-    except (OSError, ValueError) as error:
-        evaluation.reporter.say(f"note: {path.name} was not written: {error}")
+def _grid(name: str, network: BoundAutoencoder, test: Dataset, caption: str) -> Grid:
+    shown = min(_SHOWN, len(test))
+    images = to_unit(jnp.asarray(test.take(np.arange(shown) * len(test) // shown)))
+    rebuilt = np.clip(np.asarray(network(images)), -1, 1)
+    rows = [ImageRow("test images", np.asarray(images)), ImageRow("reconstructions", rebuilt)]
+    return Grid(f"Reconstructions of '{name}'", rows, caption)
