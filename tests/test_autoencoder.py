@@ -13,6 +13,7 @@ import tiny
 from flax import linen as nn
 from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state
 
+import ddistill
 from ddistill import data, networks
 from ddistill.commands.data import _KINDS
 from ddistill.commands.dispatch import run as command
@@ -30,7 +31,7 @@ from ddistill.objectives.parts import StageFacts, Update
 from ddistill.parsing import plain, to_plain
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.metrics_log import read_metrics
-from ddistill.settings import GridSettings, Settings, StageSettings, StudentsSettings
+from ddistill.settings import GridSettings, MeshSettings, Settings, StageSettings, StudentsSettings
 from ddistill.training.compiled import Programs
 from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
@@ -282,6 +283,26 @@ def test_the_stored_scaling_is_that_of_the_average(finished):
     spread = float(jnp.sqrt(jnp.var(mean) + jnp.mean(jnp.exp(log_variance))))
     np.testing.assert_allclose(found["latent_std"], spread, rtol=1e-4)
     np.testing.assert_allclose(found["scaling"], 1 / spread, rtol=1e-4)
+
+
+def test_weights_depend_neither_on_micro_batches_nor_on_the_mesh(finished, tmp_path):
+    _, settings, plans, _ = finished
+    stage = dataclasses.replace(settings.stages["autoencoder"], accumulate=2)
+    one = dataclasses.replace(settings.training, mesh=MeshSettings(data=1))
+    alone = dataclasses.replace(settings, stages={"autoencoder": stage}, training=one)
+    others, _, _ = train(alone, tmp_path / "run")
+    assert [
+        p["autoencoder"].layout(s.training.mesh).mesh.shape["data"]
+        for p, s in ((plans, settings), (others, alone))
+    ] == [4, 1]
+    ours, theirs = (saved_state(p["autoencoder"], STEPS) for p in (plans, others))
+    for a, b in zip(jax.tree.leaves(ours.ema), jax.tree.leaves(theirs.ema), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_without_images_of_its_own_is_not_sampled(finished):
+    with pytest.raises(ConfigError, match="no stage that generates images"):
+        ddistill.load(finished[0])
 
 
 def test_reconstructions_of_test_images_are_scored_and_drawn(finished):
