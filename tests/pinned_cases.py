@@ -279,6 +279,15 @@ def _classification() -> None:
     add("all", name, shift=1, cutout=2, fill=0.25, label_smoothing=0.05)
 
 
+def _autoencoder() -> None:
+    name = "autoencoder"
+    add("l1", name)
+    add("l2", name, reconstruction="l2", kl_weight=0.1)
+    judged = {"gan_weight": 0.5, "gan_layers": 1, "gan_width": 4}
+    add("judged", name, **judged)
+    add("before_the_discriminator", name, gan_start=5, **judged)
+
+
 def _dmd() -> None:
     name = "dmd"
     one: dict[str, Any] = {"grid": (0, 6)}
@@ -434,6 +443,7 @@ for make in (
     _o2mkd,
     _tsm,
     _classification,
+    _autoencoder,
     _dmd,
     _dmd2,
     _ladd,

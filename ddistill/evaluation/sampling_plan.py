@@ -95,10 +95,14 @@ class SamplerRun:
 def planned_runs(settings: Settings, plans: list[StagePlan]) -> list[SamplerRun]:
     """Lists all sampler runs: the reference teacher, the teacher at few steps, then students.
 
+    There are none without `evaluation.teacher`.
+
     Raises:
       ConfigError: a sampler or stage is unknown, or a step count is out of range.
     """
     e, by_name = settings.evaluation, {plan.name: plan for plan in plans}
+    if not e.teacher:
+        return []
     check_choice("config.evaluation.teacher", e.teacher, by_name)
     check_choice("config.evaluation.full_sampler", e.full_sampler, SAMPLERS)
     check_choice("config.evaluation.student_sampler", e.student_sampler, SAMPLERS)

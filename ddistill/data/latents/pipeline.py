@@ -93,16 +93,22 @@ def open_pixels(path: str, captions: Sequence[str]) -> LatentPipeline:
       DataError: the file cannot be read, or is none.
     """
     if path:
-        pairs = _read_pairs(expand(path))
+        tokenizer = BytePairTokenizer(_read_pairs(expand(path)), _PIXELS_LENGTH)
     else:
-        pairs = pairs_of_words(frequent_words(captions, _PIXELS_WORDS))
-    tokenizer = BytePairTokenizer(pairs, _PIXELS_LENGTH)
+        tokenizer = words_tokenizer(captions)
     return LatentPipeline(
         encoder=EncoderFacts("pixels", "", LATENTS, channels=3, factor=1),
         tokenizer=tokenizer.facts,
         encode=lambda images: images.astype(np.float32) / 127.5 - 1,
         tokenize=tokenizer,
         files=tokenizer.files(),
+    )
+
+
+def words_tokenizer(captions: Sequence[str]) -> BytePairTokenizer:
+    """CLIP's tokenizer with the most frequent words of `captions` as its vocabulary."""
+    return BytePairTokenizer(
+        pairs_of_words(frequent_words(captions, _PIXELS_WORDS)), _PIXELS_LENGTH
     )
 
 
@@ -121,21 +127,24 @@ def _read_pairs(path: Path) -> tuple[Pair, ...]:
 PIPELINES: dict[str, Opener] = {"pixels": open_pixels}
 
 
-def open_pipeline(text: str, captions: Sequence[str]) -> LatentPipeline:
+def open_pipeline(
+    text: str, captions: Sequence[str], kinds: Mapping[str, Opener] = PIPELINES
+) -> LatentPipeline:
     """Opens the pipeline that a text names.
 
     Args:
-      text: KIND or KIND:PATH, where KIND is one of `PIPELINES`.
+      text: KIND or KIND:PATH, where KIND is one of `kinds`.
       captions: of the training images.
+      kinds: openers by name.
 
     Raises:
       ConfigError: the kind is not known.
       DataError, ConfigError: as its opener.
     """
     kind, _, path = text.partition(":")
-    if kind not in PIPELINES:
+    if kind not in kinds:
         raise ConfigError(
-            f"pipeline={text!r}: {kind!r} is not known.{nearest(kind, PIPELINES)} "
-            f"Allowed: {', '.join(PIPELINES)}."
+            f"pipeline={text!r}: {kind!r} is not known.{nearest(kind, kinds)} "
+            f"Allowed: {', '.join(kinds)}."
         )
-    return PIPELINES[kind](path, captions)
+    return kinds[kind](path, captions)
