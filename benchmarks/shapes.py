@@ -38,7 +38,7 @@ def read_settings(config: str | Path) -> Settings:
 
 def black_images(settings: Settings) -> Dataset:
     """Black images of the shape of a config's data, one of every class and at least eight."""
-    if settings.data["name"] == "digits":
+    if settings.data["name"] in ("digits", "text_digits"):
         shape, classes = (8, 8, 1), 10
     else:
         side, classes = _SETS.get(str(settings.data.get("path", "")), (32, 10))

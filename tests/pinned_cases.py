@@ -174,6 +174,7 @@ def _relations() -> None:
     memory = {"intra_weight": 0.0, "contrast_temperature": 0.2}
     add("memory", name, levels=3, beta=0.2, gamma=0.4, **memory, **queue)
     alone = {"loss": "x0", "pixel_weight": 0.3, "classifier_weight": 0.0}
+    add("guidance_range", name, levels=3, classes=3, memory_weight=0.0, guidance_range=(1.0, 3.0))
     add("alone", name, levels=3, **alone, **memory, **queue)
 
 

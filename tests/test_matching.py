@@ -292,7 +292,7 @@ def test_the_score_difference_is_weighed_by_ratios_normalised_per_noise_level():
 
         @jax.jit
         def value(data):
-            given = made._input(networks["student"], data, shown)
+            given, _ = made._input(networks, data, shown)
             image = jnp.zeros((32, *IMAGE)) + 0.1
             return made._judgements(networks, image, given, data, shown)[0][1][0]
 
@@ -343,9 +343,10 @@ def test_means_of_ratios_go_from_step_to_step_with_the_discriminators_weights():
 
 
 def test_bins_of_a_ratio_that_weighs_nothing_are_no_part_of_a_stages_digest():
-    assert objective("dmd2").inert_hparams() == ("ratio_bins", "ratio_ema")
+    bins = {"ratio_bins", "ratio_ema"}
+    assert bins <= set(objective("dmd2").inert_hparams())
     kl = objective("dmd2", divergence="kl")
-    assert kl.inert_hparams() == ()
+    assert not bins & set(kl.inert_hparams())
     assert kl.requires.whole_batch, "its means are over the batch"
 
 

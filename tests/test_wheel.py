@@ -102,7 +102,7 @@ def test_an_installed_wheel_trains_on_ones_own_images(installed, tmp_path):
     assert "  sfddm_digits " in command("list", "configs")
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
-    for i in range(48):
+    for i in range(56):
         pixels = rng.integers(0, 255, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
     command("new", "mine", "--images=photos")
