@@ -17,10 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from ddistill.conditions import TextCondition
 from ddistill.denoiser import Denoiser, NetworkDenoiser, with_guidance
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.extensions import added
+from ddistill.interop.pipeline_parts import Decoder
+from ddistill.networks.text_encoding import TextEncoder, encode_texts
+from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import data_mesh, over_data, replicate
@@ -29,6 +33,7 @@ from ddistill.samplers.loops import Callback
 from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser, in_groups
+from ddistill.training.trained import Networks, null_text
 
 Network = Denoiser | RoutedDenoiser
 
@@ -46,19 +51,58 @@ class Samples:
     ms_per_image: float
 
 
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """The texts that images are sampled of, for networks that read texts.
+
+    Attributes:
+      ids: int32 `[P, L]`, token ids; image i is of text i modulo P.
+      encoder: their encoder.
+      null: the condition of the empty text.
+      decode: latents to pictures; None for networks that see pixels.
+    """
+
+    ids: Int[np.ndarray, "P L"]
+    encoder: TextEncoder
+    null: TextCondition
+    decode: Decoder | None = None
+
+    def conditions(self, rows: np.ndarray) -> TextCondition:
+        """The conditions of the images `rows`."""
+        return encode_texts(self.encoder, self.ids[rows % len(self.ids)])
+
+
+def texts_of(plan: StagePlan, networks: Networks, ids: Int[np.ndarray, "P L"]) -> Texts:
+    """Texts for a stage whose network reads texts.
+
+    Args:
+      plan: the stage.
+      networks: of the run.
+      ids: token ids of the texts.
+
+    Raises:
+      CheckpointError: the text encoder or the decoder are not in the folder of their stage.
+    """
+    encoder, parts = networks.text_encoder(plan), networks.parts(plan)
+    assert encoder is not None
+    return Texts(ids, encoder, null_text(plan, encoder), parts.decoder if parts else None)
+
+
 @dataclass(frozen=True)
 class SamplerInputs:
     """The inputs of a sampler for one batch.
 
     Attributes:
       noise: `[B, H, W, C]` standard normal.
-      cond: `[B]` classes on the host; None for an unconditional network.
+      cond: `[B]` classes on the host, or texts; None for an unconditional network.
       key: random key for samplers that draw noise in their steps.
+      null: for texts, the condition of the empty text.
     """
 
     noise: Float[Array, "B H W C"]
-    cond: Int[np.ndarray, " B"] | None
+    cond: Int[np.ndarray, " B"] | TextCondition | None
     key: Key[Array, ""]
+    null: TextCondition | None = None
 
 
 def noise_bank(
@@ -166,11 +210,11 @@ def run_walk(
         mesh = data_mesh(len(rows))
         batch = over_data(mesh)
         made = walk.sampler(
-            replicate(mesh, as_sampled(denoiser, run)),
+            replicate(mesh, as_sampled(denoiser, run, inputs.null)),
             walk.levels,
             jax.device_put(noise[rows], batch),
             key if rows[0] == 0 else jax.random.fold_in(key, int(rows[0])),
-            cond=None if cond is None else jax.device_put(cond[rows], batch),
+            cond=jax.device_put(jax.tree.map(lambda x: x[rows], cond), batch),
             clip=clip or None,
             trajectory=walk.trajectory,
             callback=walk.callback,
@@ -179,15 +223,24 @@ def run_walk(
         )
         return jnp.swapaxes(made[1], 0, 1) if walk.trajectory else made
 
-    made = in_groups(network, cond, noise.shape[0], sample)
+    classes = None if isinstance(cond, TextCondition) else cond
+    made = in_groups(network, classes, noise.shape[0], sample)
     return jnp.swapaxes(made, 0, 1) if walk.trajectory else made
 
 
-def as_sampled(network: Network, run: SamplerRun) -> NetworkDenoiser:
-    """The network of a sampler run with its extra inputs, or with its guidance."""
+def as_sampled(
+    network: Network, run: SamplerRun, null: TextCondition | None = None
+) -> NetworkDenoiser:
+    """The network of a sampler run with its extra inputs, or with its guidance.
+
+    Args:
+      network: the network.
+      run: the sampler run.
+      null: for texts, the condition of the empty text.
+    """
     null_class = int(getattr(run.plan.module, "num_classes", 0))
     told = network.given(**run.inputs) if run.inputs else network
-    return with_guidance(told, run.guidance, null_class)
+    return with_guidance(told, run.guidance, null_class if null is None else null)
 
 
 def run_digest(run: SamplerRun, settings: EvaluationSettings) -> str:
