@@ -1,6 +1,7 @@
 """Captions and latents through planning, training and sampling."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import texted
 from finished import plain
+from PIL import Image
 from runs import plans_of
 
 import ddistill
@@ -242,6 +244,34 @@ def test_prompts_that_cannot_be(run):
         assert part in str(caught.value)
 
 
+def test_an_evaluation_samples_captions_and_keeps_pictures(made, run):
+    found = data.load(made.settings.data, "train")
+    key = run.sampler_run("student").key
+    kept = np.load(run.folder / "samples" / f"{key}.npz")["images"]
+    seed = made.settings.evaluation.noise_seed
+    captions = [found.texts["caption"][i * 7 // 4] for i in range(4)]
+    again = run.sample(prompts=captions, seed=seed, nfe=2, batch_size=4)
+    np.testing.assert_allclose(again, np.clip(kept * 127.5 + 127.5, 0, 255), atol=1.0)
+    report = (run.folder / "report.html").read_text()
+    assert f"Texts of the columns: 1. {captions[0]}; 2. {captions[1]}" in report
+    rows = json.loads((run.folder / "results.json").read_text())
+    assert rows
+
+
+def test_scores_read_the_pictures_of_latents(made, tmp_path):
+    found = data.load(made.settings.data, "train")
+    pictures = found.as_pictures()
+    number = int(found.texts["caption"][2].split()[-1])
+    taken = pictures.take([2])
+    assert (taken.shape, taken.dtype, pictures.image_shape) == ((1, 8, 8, 3), np.uint8, (8, 8, 3))
+    with Image.open(made.set.parent / "pictures" / f"{number}.png") as image:
+        np.testing.assert_array_equal(taken[0], image.resize((8, 8), Image.Resampling.LANCZOS))
+    bare = dataclasses.replace(found, pictures=None)
+    with pytest.raises(ConfigError, match="--pixels=all"):
+        bare.as_pictures()
+    assert pictures.as_pictures() is pictures
+
+
 def test_a_network_learns_its_text_encoder(tmp_path):
     path = texted.latent_set(tmp_path, "pixels", 4)
     facts = data.load({"name": "latents", "path": str(path)}, "train").tokenizer
@@ -251,6 +281,8 @@ def test_a_network_learns_its_text_encoder(tmp_path):
         tmp_path / "r",
         f"have {facts.vocabulary} tokens and {facts.length} positions",
     )
+    off = dataclasses.replace(settings.evaluation, enabled=False)
+    settings = dataclasses.replace(settings, evaluation=off)
     found = ddistill.train(plain(settings), workdir=tmp_path / "run", quiet=True)
     (plan,) = found.plans
     weights = found.networks.weights(plan)

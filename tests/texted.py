@@ -43,7 +43,17 @@ def _settings(path: Path, stages: dict[str, StageSettings], **changes) -> Settin
         stages=stages,
         pipeline=tuple(stages),
         training=TrainingSettings(log_every=2, checkpoint_every=4, preview_every=0, loggers=()),
-        evaluation=EvaluationSettings(enabled=False, clip=0.0, guidance=2.0, full_steps=4),
+        evaluation=EvaluationSettings(
+            classifier="",
+            features="",
+            samples=4,
+            batch_size=4,
+            full_steps=4,
+            guidance=2.0,
+            clip=0.0,
+            grid_images=3,
+            strip_images=2,
+        ),
         **changes,
     )
 

@@ -35,6 +35,8 @@ class Previews:
         kind = plan.objective.trains.kind
         if kind == "pairs":
             return "the stage trains no network"
+        if plan.tokenizer is not None:
+            return "its network reads texts, which are sampled when the training is complete"
         return "" if kind == "denoiser" else f"the stage trains a {kind}, which generates no images"
 
     def path(self, plan: StagePlan, step: int) -> Path:

@@ -34,6 +34,7 @@ from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser, in_groups
 from ddistill.training.trained import Networks, null_text
+from ddistill.typing import HostImages
 
 Network = Denoiser | RoutedDenoiser
 
@@ -43,7 +44,7 @@ class Samples:
     """Samples of one run.
 
     Attributes:
-      images: `[N, H, W, C]` float32, approximately in [-1, 1].
+      images: `[N, H, W, C]` float32, approximately in [-1, 1]; latents are decoded.
       ms_per_image: milliseconds per image in the fastest batch, without compilation.
     """
 
@@ -156,6 +157,48 @@ def draw(
         jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), start),
     )
     return run_sampler(run, network, inputs, settings.clip, trajectory)
+
+
+def draw_of_texts(
+    run: SamplerRun,
+    network: Network,
+    settings: EvaluationSettings,
+    rows: range,
+    texts: Texts,
+    trajectory: bool = False,
+) -> HostImages:
+    """Samples entries of the noise bank as `draw` does, each of its text, as pictures.
+
+    Returns:
+      `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`; latents are
+      decoded.
+    """
+    inputs = SamplerInputs(
+        noise_bank(settings, run.plan.image_shape, rows.start, len(rows)),
+        texts.conditions(np.asarray(rows)),
+        jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), rows.start),
+        texts.null,
+    )
+    made = np.asarray(run_sampler(run, network, inputs, settings.clip, trajectory))
+    if texts.decode is None:
+        return made
+    flat = texts.decode(made.reshape(-1, *made.shape[-3:]))
+    return flat.reshape(*made.shape[:-3], *flat.shape[1:])
+
+
+def evaluated_texts(run: SamplerRun, evaluation: Evaluation) -> Texts | None:
+    """The texts of an evaluation: captions of the data at even distances; None without texts."""
+    tokens = evaluation.dataset.tokens
+    if run.plan.tokenizer is None or tokens is None:
+        return None
+    rows = caption_rows(evaluation.settings.evaluation, len(tokens))
+    return texts_of(run.plan, evaluation.networks, tokens[rows])
+
+
+def caption_rows(settings: EvaluationSettings, captions: int) -> Int[np.ndarray, " P"]:
+    """Rows of the data with the captions that are sampled, at most one a sample."""
+    count = min(settings.samples, captions)
+    return np.arange(count) * captions // count
 
 
 @dataclass(frozen=True)
@@ -294,14 +337,18 @@ def collect(run: SamplerRun, evaluation: Evaluation) -> Samples:
     found = kept_samples(run, evaluation.workdir, settings)
     if found is not None:
         return found
-    network = evaluation.networks(run.plan, run.student)
+    network, texts = evaluation.networks(run.plan, run.student), evaluated_texts(run, evaluation)
     images, seconds = [], []
     reporter.begin(f"sampling {run.label}", settings.samples)
     try:
         for start in range(0, settings.samples, settings.batch_size):
             evaluation.stop.check(f"the evaluation ({run.label})")
             begun = time.perf_counter()
-            batch = np.asarray(draw(run, network, settings, start, settings.batch_size))
+            if texts is None:
+                batch = np.asarray(draw(run, network, settings, start, settings.batch_size))
+            else:
+                rows = range(start, start + settings.batch_size)
+                batch = draw_of_texts(run, network, settings, rows, texts)
             seconds.append(time.perf_counter() - begun)
             images.append(batch)
             done = min(start + settings.batch_size, settings.samples)
