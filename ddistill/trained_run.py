@@ -125,6 +125,11 @@ class TrainedRun:
         teacher = self.settings.evaluation.teacher
         known = [r for r in self.sampler_runs if not stage or r.plan.name == stage]
         known = [r for r in known if stage or r.role == "student"] or known
+        if not self.sampler_runs:
+            raise ConfigError(
+                f"{self.folder}: the run has no stage that generates images. Open one with a "
+                "teacher (config.evaluation.teacher)."
+            )
         if not known:
             names = dict.fromkeys(r.plan.name for r in self.sampler_runs)
             diverged = bool(stage) and bool(self.plan(stage).diverged_students())

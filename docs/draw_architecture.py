@@ -56,11 +56,11 @@ ROOMS = {
     ),
     "runs": Room(
         (
-            *("experiment", "run_training", "trained_run", "generation", "workdir"),
-            *("config_files", "config_names", "register"),
+            *("experiment", "run_training", "trained_run", "trained_pipeline", "generation"),
+            *("workdir", "config_files", "config_names", "register"),
         ),
-        "experiment, run_training, trained_run, generation,\nworkdir, config_files, config_names, "
-        "register",
+        "experiment, run_training, trained_run, trained_pipeline,\ngeneration, workdir, "
+        "config_files, config_names, register",
         2,
         98,
         6,

@@ -59,7 +59,8 @@ QUANTITIES = ERRORS[:3]
 # What a stage gives, by the names of `Case`; all else is a hyperparameter.
 _OF_STAGE = {f.name for f in dataclasses.fields(Case)} - {"objective"}
 KARRAS: dict[str, Any] = {"schedule": "karras", "prediction": "edm"}
-FLOW: dict[str, Any] = {"schedule": "linear_path", "prediction": "flow"}
+# The path's times go up to 1000, whose sines have few digits in the small network of the cases.
+FLOW: dict[str, Any] = {"schedule": "linear_path", "prediction": "flow", "time": "index"}
 
 
 def add(label: str, name: str, **options: Any) -> None:
@@ -170,10 +171,10 @@ def _relations() -> None:
     queue: dict[str, Any] = {"queue_rows": 11, "rows_per_step": 4, "contrast_rows": 7}
     add("usual", name, levels=3, **queue)
     add("intra", name, levels=3, intra_weight=2.0, memory_weight=0.0, tau=0.6)
-    memory = {"intra_weight": 0.0, "contrast_temperature": 0.5}
+    memory = {"intra_weight": 0.0, "contrast_temperature": 0.2}
     add("memory", name, levels=3, beta=0.2, gamma=0.4, **memory, **queue)
-    alone = {"loss": "eps", "pixel_weight": 0.3, "classifier_weight": 0.0}
-    add("alone", name, levels=3, classes=3, **alone, **memory, **queue)
+    alone = {"loss": "x0", "pixel_weight": 0.3, "classifier_weight": 0.0}
+    add("alone", name, levels=3, **alone, **memory, **queue)
 
 
 def _sfddm() -> None:
@@ -276,6 +277,15 @@ def _classification() -> None:
     add("cutout", name, cutout=2)
     add("cutout_fill", name, cutout=3, fill=0.5)
     add("all", name, shift=1, cutout=2, fill=0.25, label_smoothing=0.05)
+
+
+def _autoencoder() -> None:
+    name = "autoencoder"
+    add("l1", name)
+    add("l2", name, reconstruction="l2", kl_weight=0.1)
+    judged = {"gan_weight": 0.5, "gan_layers": 1, "gan_width": 4}
+    add("judged", name, **judged)
+    add("before_the_discriminator", name, gan_start=5, **judged)
 
 
 def _dmd() -> None:
@@ -433,6 +443,7 @@ for make in (
     _o2mkd,
     _tsm,
     _classification,
+    _autoencoder,
     _dmd,
     _dmd2,
     _ladd,

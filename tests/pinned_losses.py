@@ -112,6 +112,22 @@ class SmallClassifier(nn.Module):
         return (*answer, {tap: h.reshape(-1, *MAP) for tap in taps}) if taps else answer
 
 
+class SmallAutoencoder(nn.Module):
+    """Moments of three channels, and images, by one matrix each."""
+
+    def setup(self):
+        self.to_moments, self.to_image = nn.Dense(6), nn.Dense(IMAGE[-1])
+
+    def __call__(self, images):
+        return self.decode(self.encode(images)[..., :3])
+
+    def encode(self, images):
+        return jnp.tanh(self.to_moments(images))
+
+    def decode(self, latents):
+        return jnp.tanh(self.to_image(latents))
+
+
 def prepared(case: Case) -> tuple[Objective, LevelTables]:
     """The objective and its tables as a stage prepares them for the train step."""
     schedule = make_schedule(case.schedule, case.T)
@@ -146,12 +162,9 @@ def prepared(case: Case) -> tuple[Objective, LevelTables]:
 
 def make_networks(case: Case, objective: Objective) -> tuple[dict[str, Any], Any]:
     """Parameters of the trained networks by name, and `bind(params) -> networks`."""
-    classifies = objective.trains.kind == "classifier"
-    student = (
-        SmallClassifier()
-        if classifies
-        else Small(case.student_width, case.classes, tuple(objective.extra_inputs))
-    )
+    others = {"classifier": SmallClassifier(), "autoencoder": SmallAutoencoder()}
+    denoiser = Small(case.student_width, case.classes, tuple(objective.extra_inputs))
+    student = others.get(objective.trains.kind, denoiser)
     modules = {"student": student, **trained_auxiliaries(objective)}
     inputs = {name: init_inputs(objective, name, IMAGE, case.classes > 0) for name in modules}
     weights = {

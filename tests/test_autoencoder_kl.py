@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_sd import listing, random_tensors
+from tiny_sd import listing, random_tensors, recomputed
 
 from ddistill.errors import ConfigError
 from ddistill.interop.autoencoder_kl import (
@@ -32,12 +32,11 @@ TINY = {
 }
 CONFIGS = {
     "1.5": TINY,
-    "three levels, grey, deeper": {
+    "three levels, grey": {
         **TINY,
-        "block_out_channels": [4, 4, 8],
+        "block_out_channels": [4, 8, 8],
         "down_block_types": ["DownEncoderBlock2D"] * 3,
         "up_block_types": ["UpDecoderBlock2D"] * 3,
-        "layers_per_block": 2,
         "in_channels": 1,
         "out_channels": 1,
         "latent_channels": 3,
@@ -83,7 +82,7 @@ def test_settings_and_tensors_survive_the_way_there_and_back(name):
 # picture at [1, 3, 2, 0].
 STORED = {
     "1.5": (-0.48149845, 0.31006962, -0.15514253),
-    "three levels, grey, deeper": (-0.57171059, -0.68701577, -0.94686735),
+    "three levels, grey": (-0.27255625, -0.07475522, -0.14119968),
     "bare": (-0.12983078, -0.48933730, -1.36703432),
 }
 
@@ -161,14 +160,17 @@ def test_noise_belongs_to_the_image_and_not_to_its_chunk():
     assert len(np.unique(whole)) == 20
 
 
-def test_remat_changes_nothing_and_a_call_decodes_what_it_encodes():
+def test_a_call_decodes_what_it_encodes():
     net, tensors, x, _, moments, _ = made("1.5")
     variables = {"params": to_params(net, tensors, "here")}
-    picture, found = net.clone(remat=True).apply(variables, x)
+    picture, found = net.apply(variables, x)
     np.testing.assert_allclose(found, moments, atol=1e-5)
     wanted = net.apply(variables, gaussian(moments)[0], method="decode")
     np.testing.assert_allclose(picture, wanted, atol=1e-5)
     assert net.factor == 2
+    parts = [recomputed(net.clone(remat=remat).apply, variables, x) for remat in (False, True)]
+    # Two levels of one block and two of two, and two middles of three parts.
+    assert parts == [0, 12]
 
 
 @pytest.mark.parametrize(

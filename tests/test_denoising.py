@@ -130,7 +130,7 @@ def test_shift_moves_images_by_whole_pixels_and_fills_with_black():
     "settings, text",
     [
         ({"name": "denoising", "weight": "min-snr"}, "Did you mean 'min_snr'"),
-        ({"name": "denoising", "error": "noise"}, "Allowed: eps, v, x0"),
+        ({"name": "denoising", "error": "noise"}, "Allowed: eps, flow, v, x0"),
         ({"name": "denoising", "label_dropout": 1.5}, "label_dropout=1.5"),
         ({"name": "classification", "label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"name": "denoisng"}, "Did you mean 'denoising'"),

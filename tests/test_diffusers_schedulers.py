@@ -345,6 +345,7 @@ def test_what_cannot_be_read_is_named(config, message):
             "eps",
             r"in float32, would have these levels 100.0% off",
         ),
+        (make_schedule("linear_beta", 8, zero_snr=True), "v", "end in pure noise .alpha = 0."),
         (make_schedule("cosine", 8), "edm", "no prediction type 'edm'; it has eps, x0, v"),
     ],
 )

@@ -380,7 +380,7 @@ def test_teacher_is_called_no_more_than_stated(solver, calls_made):
         ({"substeps": -1}, "objective.substeps=-1"),
         ({"hidden_weight": 0.0}, "are all 0"),
         ({"output_weight": -1.0}, "objective.output_weight=-1.0"),
-        ({"output": "epsilon"}, "objective.output='epsilon'.*Allowed: eps, v, x0"),
+        ({"output": "epsilon"}, "objective.output='epsilon'.*Allowed: eps, flow, v, x0"),
         ({"output_norm": "l3"}, "objective.output_norm='l3'.*Allowed: l1, l2"),
     ],
 )

@@ -110,6 +110,9 @@ def test_decoding_undoes_the_scaling_in_chunks_of_any_size(model):
     variables = {"params": model.vae.params}
     wanted = model.vae.build().apply(variables, z / SCALING.factor, method="decode")
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+    placed = model.on_device()
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(placed.vae.params))
+    np.testing.assert_array_equal(placed.decode(z, chunk=2), found)
 
 
 @pytest.mark.parity

@@ -161,7 +161,7 @@ def test_data_of_other_networks_are_refused(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part, words", [("encoder", "has the autoencoder"), ("tokenizer", "has the tokenizer")]
+    "part, words", [("encoder", "has the image encoder"), ("tokenizer", "has the tokenizer")]
 )
 def test_latents_and_captions_of_another_pipeline_are_refused(made, tmp_path, part, words):
     facts = DataFacts.of(data.load(made.settings.data, "train"))

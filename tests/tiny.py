@@ -41,6 +41,31 @@ class TinyNet(nn.Module):
         return (out, {"last": h}) if taps else out
 
 
+class TinyAutoencoder(nn.Module):
+    """Squares of 2x2 pixels to moments and back, by one matrix each."""
+
+    latent_channels: int = 2
+    out_channels: int = 1
+
+    def setup(self):
+        self.to_moments = nn.Dense(2 * self.latent_channels)
+        self.to_pixels = nn.Dense(4 * self.out_channels)
+
+    def __call__(self, images):
+        return self.decode(self.encode(images)[..., : self.latent_channels])
+
+    def encode(self, images):
+        count, height, width, channels = images.shape
+        squares = images.reshape(count, height // 2, 2, width // 2, 2, channels)
+        squares = jnp.moveaxis(squares, 2, 3).reshape(count, height // 2, width // 2, -1)
+        return self.to_moments(squares)
+
+    def decode(self, latents):
+        count, height, width, _ = latents.shape
+        squares = self.to_pixels(latents).reshape(count, height, width, 2, 2, self.out_channels)
+        return jnp.moveaxis(squares, 3, 2).reshape(count, 2 * height, 2 * width, -1)
+
+
 def tiny_params(seed: int = 0, module: TinyNet | None = None):
     module = module or TinyNet()
     inputs = jnp.zeros((1, *IMAGE)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)

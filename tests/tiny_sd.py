@@ -5,6 +5,7 @@ import json
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from ddistill.interop import autoencoder_kl, clip_text, text_unet, text_unet_weights
@@ -38,6 +39,12 @@ def listing(shapes):
     """A digest of the names and shapes of tensors."""
     lines = [f"{name} {list(shape)}" for name, shape in sorted(shapes.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def recomputed(function, *given):
+    """How many parts of a program are computed again in its backward pass."""
+    equations = jax.make_jaxpr(function)(*given).eqns
+    return sum(equation.primitive.name in ("checkpoint", "remat2") for equation in equations)
 
 
 def alphabet():

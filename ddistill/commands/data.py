@@ -18,7 +18,10 @@ from ddistill.data.listing import check_fraction
 from ddistill.errors import ConfigError
 from ddistill.runtime.files import expand
 from ddistill.text import printable
+from ddistill.trained_pipeline import open_trained
 
+# Pipelines by name; a run is opened by modules above those of the data.
+_KINDS = {**PIPELINES, "run": open_trained}
 # Problems that are printed before the file with all of them is named.
 _SHOWN = 5
 
@@ -38,7 +41,9 @@ def main(argv: Sequence[str] | None = None, program: str = "ddistill data latent
     sources = open_splits(options.source, options.test, options.test_fraction, choices)
     for source in sources.values():
         _print_problems(source)
-    pipeline = open_pipeline(options.pipeline, [row.caption for row in sources["train"].rows])
+    pipeline = open_pipeline(
+        options.pipeline, [row.caption for row in sources["train"].rows], _KINDS
+    )
     begun, out = time.perf_counter(), expand(options.out)
     wanted = SetOptions(
         image_size=options.image_size,
@@ -91,7 +96,7 @@ def _parser(program: str) -> Parser:
     add(
         "--pipeline",
         required=True,
-        help=f"networks, KIND or KIND:PATH. Kinds: {', '.join(PIPELINES)}",
+        help=f"networks, KIND or KIND:PATH. Kinds: {', '.join(_KINDS)}",
     )
     add("--image-size", type=int, required=True, help="side of the square images in pixels")
     add("--test", default="", metavar="SOURCE", help="captioned images for testing")

@@ -98,10 +98,18 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         )
     if e.classifier:
         check_choice("config.evaluation.classifier", e.classifier, judges)
-    if any(p.name == e.teacher and p.objective.trains.kind == "classifier" for p in plans):
+    sampled = [plan.name for plan in plans if plan.settings.method]
+    if sampled and not e.teacher:
         raise ConfigError(
-            f"config.evaluation.teacher={e.teacher!r} is a classifier and generates no images."
+            f"config.evaluation.teacher is empty, but stage '{sampled[0]}' is to be sampled. Name "
+            "the stage of its teacher."
         )
+    for trains in [p.objective.trains for p in plans if p.name == e.teacher]:
+        if not trains.on_levels:
+            raise ConfigError(
+                f"config.evaluation.teacher={e.teacher!r} is {trains.called} and generates no "
+                "images."
+            )
     for plan in plans:
         if plan.settings.method:
             check_choice(f"config.stages.{plan.name}.method", plan.settings.method, METHODS)

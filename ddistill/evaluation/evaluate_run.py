@@ -13,6 +13,7 @@ from ddistill.evaluation.interpolation import collect_paths
 from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.perceptual import with_lpips, with_weights
+from ddistill.evaluation.reconstructions import score_reconstructions
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
@@ -40,6 +41,7 @@ FORMAT = 5
 def evaluate_run(evaluation: Evaluation) -> list[Row]:
     """Samples and scores the runs of `planned_runs` and writes results.json and the report.
 
+    Reconstructions of autoencoders are scored first, and nothing else in a run without a teacher.
     If results with the same digest are on disk, the function only reads them.
 
     Args:
@@ -53,6 +55,9 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
       CheckpointError: a stage is not complete.
     """
     settings, workdir, reporter = evaluation.settings, evaluation.workdir, evaluation.reporter
+    score_reconstructions(evaluation)
+    if not settings.evaluation.teacher:
+        return []
     runs, left_out = without_diverged(planned_runs(settings, evaluation.plans))
     for text in left_out:
         reporter.say(text)

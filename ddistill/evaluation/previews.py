@@ -32,12 +32,14 @@ class Previews:
 
     def obstacle(self, plan: StagePlan) -> str:
         """Why a stage cannot be sampled; "" where it can."""
-        kind = plan.objective.trains.kind
-        if kind == "pairs":
+        trains = plan.objective.trains
+        if trains.kind == "pairs":
             return "the stage trains no network"
         if plan.tokenizer is not None:
             return "its network reads texts, which are sampled when the training is complete"
-        return "" if kind == "denoiser" else f"the stage trains a {kind}, which generates no images"
+        if trains.kind == "denoiser":
+            return ""
+        return f"the stage trains {trains.called}, which generates no images"
 
     def path(self, plan: StagePlan, step: int) -> Path:
         """The file of a preview; files of a stage sort by step."""

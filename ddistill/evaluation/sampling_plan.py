@@ -95,10 +95,14 @@ class SamplerRun:
 def planned_runs(settings: Settings, plans: list[StagePlan]) -> list[SamplerRun]:
     """Lists all sampler runs: the reference teacher, the teacher at few steps, then students.
 
+    There are none without `evaluation.teacher`.
+
     Raises:
       ConfigError: a sampler or stage is unknown, or a step count is out of range.
     """
     e, by_name = settings.evaluation, {plan.name: plan for plan in plans}
+    if not e.teacher:
+        return []
     check_choice("config.evaluation.teacher", e.teacher, by_name)
     check_choice("config.evaluation.full_sampler", e.full_sampler, SAMPLERS)
     check_choice("config.evaluation.student_sampler", e.student_sampler, SAMPLERS)
@@ -132,6 +136,11 @@ def with_inputs(run: SamplerRun, guidance: float) -> SamplerRun:
     for name, trained in run.plan.objective.extra_inputs.items():
         if EXTRAS[name].of_step is not None:
             continue
+        if name not in offered:
+            raise ConfigError(
+                f"stage '{run.plan.name}' is given {name}, for which sampling has no value. Known: "
+                f"{', '.join(offered)}, and inputs that differ from step to step."
+            )
         value = inputs[name] = offered[name]
         if not trained.low <= value <= trained.high:
             setting = "" if name != "guidance" else " (config.evaluation.guidance, or guidance=)"

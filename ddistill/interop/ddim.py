@@ -225,6 +225,11 @@ def expressible(levels: Schedule, prediction: str) -> np.ndarray:
         raise ConfigError(
             f"A DDIMScheduler ends at a clean image; these levels end at sigma = {sigma[0]:.3g}."
         )
+    if alpha[-1] == 0:
+        raise ConfigError(
+            "A DDIMScheduler with trained_betas needs betas below 1; these levels end in pure "
+            "noise (alpha = 0)."
+        )
     beta = betas(levels)
     # diffusers multiplies 1 - beta up in float32, where a beta close to 1 has no digits left.
     theirs = np.sqrt(np.cumprod(np.float32(1.0) - beta.astype(np.float32), dtype=np.float32))

@@ -4,6 +4,7 @@ The folder is that of a `StableDiffusionPipeline` (`pipeline_folders`). The netw
 ddistill; reading is strict, and needs neither torch nor diffusers nor transformers.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -61,12 +62,18 @@ class Part:
         """The module, with other options where some are given, `dtype` for example."""
         return networks.build(**{**self.network, **changes})
 
+    def on_device(self) -> "Part":
+        """The same with its weights on jax's default device."""
+        return dataclasses.replace(self, params=jax.device_put(self.params))
+
 
 @dataclass(frozen=True)
 class StableDiffusion:
     """A text-to-image model on latents.
 
-    Latents here are the U-Net's: those of the autoencoder, shifted and scaled.
+    Latents here are the U-Net's: those of the autoencoder, shifted and scaled. The methods compute
+    in float32; weights in the host's memory are copied to the device in every call, see
+    `on_device`.
 
     Attributes:
       unet, vae, text_encoder: the networks "text_unet", "autoencoder_kl" and "clip_text".
@@ -91,6 +98,11 @@ class StableDiffusion:
     digest: str
     source: str
     licence: str = ""
+
+    def on_device(self) -> "StableDiffusion":
+        """The same with the weights of autoencoder and text encoder on jax's default device."""
+        encoder = self.text_encoder.on_device()
+        return dataclasses.replace(self, vae=self.vae.on_device(), text_encoder=encoder)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

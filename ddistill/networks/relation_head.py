@@ -17,6 +17,13 @@ class RelationHead(nn.Module):
     def __call__(self, features: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         """Returns features of the same shape; the norm uses the batch's own statistics."""
         h = nn.Dense(self.width, name="in")(features)  # a 1x1 convolution
-        # The mean over all devices' parts of the batch: the step is one program.
-        h = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, name="norm")(h)
+        # The step is one program, so that the mean is over the parts of the batch on all devices.
+        h = nn.BatchNorm(
+            use_running_average=False,
+            momentum=0.9,
+            epsilon=1e-5,
+            # E[x^2] - E[x]^2 cancels in float32 where a channel's mean is large.
+            use_fast_variance=False,
+            name="norm",
+        )(h)
         return nn.Dense(self.width, use_bias=False, name="out")(nn.relu(h))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.objectives.autoencoder import Autoencoder
 from ddistill.objectives.base import Objective
 from ddistill.objectives.boot import BOOT
 from ddistill.objectives.catch_up import CatchUp
@@ -29,6 +30,7 @@ from ddistill.objectives.sfddm import SFDDM
 from ddistill.parsing import convert, to_plain
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "autoencoder": Autoencoder,
     "degradation": Degradation,
     "denoising": Denoising,
     "dmd": DMD,

@@ -29,6 +29,7 @@ from ddistill.objectives.parts import (
     Bound,
     FeatureShapes,
     ImageShape,
+    Measures,
     Memory,
     NetworkFacts,
     NetworkForm,
@@ -102,6 +103,11 @@ class Objective:
     @property
     def panels(self) -> Panels | None:
         """Pictures of a student for the report."""
+        return None
+
+    @property
+    def measures(self) -> Measures | None:
+        """Numbers that are measured of the trained student and stored with the stage."""
         return None
 
     def prepare(self, grid: np.ndarray) -> Self:

@@ -145,7 +145,7 @@ class Consistency(Distillation):
             raise ConfigError(
                 "prediction='x0': the image of a consistency model at the clean end is the noisy "
                 "image itself, which a network that predicts x0 does not see; it would learn any "
-                "constant. Allowed: eps, v, edm."
+                "constant. Allowed: eps, v, edm, flow."
             )
         return super().prepare_networks(facts)
 

@@ -58,8 +58,8 @@ class FromNoise(Objective):
         if facts.student_prediction == "eps":
             raise ConfigError(
                 "prediction='eps': the student answers from pure noise, where an image is its "
-                "prediction divided by alpha, nearly 0. Allowed: v, x0, edm; with a teacher that "
-                "predicts eps, name one of them as the stage's prediction and init='fresh'."
+                "prediction divided by alpha, nearly 0. Allowed: v, x0, edm, flow; with a teacher "
+                "that predicts eps, name one of them as the stage's prediction and init='fresh'."
             )
         return super().prepare_networks(facts)
 

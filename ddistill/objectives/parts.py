@@ -71,6 +71,7 @@ class Update:
       fallback: `(networks, batch, tables) -> shared`, what the loss would have shared, at steps at
         which the update does not run.
       at: remainders of the steps divided by `every`.
+      first: the first step at which it may run.
     """
 
     trains: str | tuple[str, ...]
@@ -79,11 +80,12 @@ class Update:
     skip: int = 0
     fallback: Fallback | None = None
     at: tuple[int, ...] = (0,)
+    first: int = 0
 
     @property
     def always(self) -> bool:
         """Whether it runs at every step."""
-        return self.every == 1 and self.skip == 0
+        return self.every == 1 and self.skip == 0 and self.first == 0
 
     def updates(self, steps: int) -> int:
         """How often it runs in so many steps."""
@@ -92,7 +94,8 @@ class Update:
     def due(self, step: AnyArray) -> Bool[AnyArray, "..."]:
         """Whether it runs at a step; `step` may be traced."""
         due = functools.reduce(operator.or_, [step % self.every == rest for rest in self.at])
-        return due & (step % self.skip != 0) if self.skip else due
+        due = due & (step % self.skip != 0) if self.skip else due
+        return due & (step >= self.first) if self.first else due
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -162,13 +165,13 @@ class NetworkForm:
     """A kind of network: how it is initialised and called.
 
     Attributes:
-      kind: "denoiser", "classifier" or "pairs" (no network: the stage makes pairs).
+      kind: "denoiser", "classifier", "autoencoder" or "pairs" (no network: the stage makes pairs).
       inputs: `(image_shape, conditional) -> arguments` after the random key of `module.init`.
       bind: `(module, weights, prediction) -> network`, as losses and samplers call it.
       classes: number of classes that a classifier tells apart; 0 for the classes of the data.
     """
 
-    kind: Literal["denoiser", "classifier", "pairs"]
+    kind: Literal["denoiser", "classifier", "autoencoder", "pairs"]
     inputs: Callable[[ImageShape, bool], tuple[PyTree, ...]]
     bind: Callable[[nn.Module, Weights, str], Bound]
     classes: int = 0
@@ -181,6 +184,16 @@ class NetworkForm:
         if self.kind != "denoiser" or not getattr(module, "reads_text", False):
             return found
         return (*found[:2], module.example_condition())  # type: ignore[union-attr]
+
+    @property
+    def on_levels(self) -> bool:
+        """Whether the networks of a stage are called at noise levels."""
+        return self.kind in ("denoiser", "pairs")
+
+    @property
+    def called(self) -> str:
+        """The kind with its article, for messages."""
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
 
 def _denoiser_inputs(image_shape: ImageShape, conditional: bool) -> tuple[PyTree, ...]:
@@ -299,3 +312,17 @@ class Panels:
     names: tuple[str, ...]
     caption: str
     draw: Callable[[Networks, Images, LevelTables, Condition | None], tuple[Images, ...]]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Numbers of a trained student that are stored with its stage.
+
+    Attributes:
+      of_images: `(network, images) -> numbers`, `[B]` by name, from images `[B, H, W, C]` in
+        [-1, 1]; an image's numbers do not depend on the rest of the batch.
+      stored: the stored numbers from the means of these over the training images.
+    """
+
+    of_images: Callable[[Bound, Images], Mapping[str, Array]]
+    stored: Callable[[Mapping[str, float]], Mapping[str, float]]

@@ -61,6 +61,7 @@ TRAINED = Schema(
         "final_loss": maybe(NUMBER),
         "handed_on": WHOLE,
     },
+    {"measured": list_of(map_of(NUMBER))},
     agree=_of_each_student,
 )
 # complete.json of a stage that has made pairs.
@@ -98,7 +99,13 @@ class Manifest:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
         """The manifest in an object as its schema describes it; other keys are ignored."""
-        own: dict[str, Any] = {f.name: found[f.name] for f in dataclasses.fields(cls)}
+        # A field with a default is missing in the file of an older version.
+        absent = {
+            f.name: f.default
+            for f in dataclasses.fields(cls)
+            if f.default is not dataclasses.MISSING
+        }
+        own: dict[str, Any] = {f.name: {**absent, **found}[f.name] for f in dataclasses.fields(cls)}
         for name, value in own.items():
             if isinstance(value, list):
                 own[name] = tuple(value)
@@ -120,6 +127,8 @@ class TrainedManifest(Manifest):
       data_wait_seconds: wall time of waiting for data.
       final_loss: mean loss of the last log interval; None or NaN where there is none.
       handed_on: step of the checkpoint that the stage hands on.
+      measured: by student, the numbers that the objective measures of it after training
+        (`Objective.measures`); empty if it measures none.
     """
 
     ema: tuple[float, ...]
@@ -128,6 +137,7 @@ class TrainedManifest(Manifest):
     data_wait_seconds: float
     final_loss: float | None
     handed_on: int
+    measured: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ command line can override each of them. `to_config` makes the `ConfigDict`; `dig
 `image_config` do so for the variants of a config file.
 """
 
+from ddistill.recipes.autoencoder import autoencoder_stage, digits_autoencoder, text_digits
 from ddistill.recipes.cifar import (
     CIFAR,
     cfd_cifar,
@@ -87,6 +88,7 @@ __all__ = [
     "O2MKDPaper",
     "SFDDMPaper",
     "annealed",
+    "autoencoder_stage",
     "catch_up",
     "catch_up_cifar",
     "cd_cifar",
@@ -95,6 +97,7 @@ __all__ = [
     "check_variant",
     "consistency",
     "digits",
+    "digits_autoencoder",
     "digits_catch_up",
     "digits_chain",
     "digits_conditional",
@@ -149,6 +152,7 @@ __all__ = [
     "smoke",
     "smoke_on_digits",
     "teacher_stage",
+    "text_digits",
     "to_config",
     "tsm_stage",
     "with_teacher",

@@ -34,7 +34,8 @@ def from_alphas_cumprod(
         raise ConfigError(f"alphas_cumprod has shape {abar.shape}; [{fewest}] or longer is needed.")
     if not (np.all(abar[:-1] > 0) and abar[-1] >= 0 and np.all(abar <= 1)):
         raise ConfigError(
-            f"alphas_cumprod goes from {abar.min()} to {abar.max()}; allowed is 0 < abar <= 1."
+            f"alphas_cumprod goes from {abar.min()} to {abar.max()}; allowed is 0 < abar <= 1, and "
+            "0 for the last."
         )
     if np.any(np.diff(abar) >= 0):
         at = int(np.argmax(np.diff(abar) >= 0))
@@ -318,6 +319,8 @@ def _from_betas(
 ) -> Schedule:
     abar = np.cumprod(1.0 - beta)
     if zero_snr:
+        if len(abar) < 2:
+            raise ConfigError("schedule option zero_snr=True needs 2 steps or more.")
         # arXiv 2305.08891 algorithm 1.
         alpha = np.sqrt(abar)
         abar = np.square((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1]))

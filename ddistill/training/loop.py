@@ -29,6 +29,7 @@ from ddistill.training.batches import BatchReader, spans
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.clock import Clock
 from ddistill.training.initial import Start, abstract_state, initial_state, memory_budget
+from ddistill.training.measured import Numbers, measure
 from ddistill.training.metrics_buffer import MetricsBuffer, find_not_finite, mean_metrics
 from ddistill.training.previews import StagePreviews
 from ddistill.training.rounds import join_state, split, split_state
@@ -119,9 +120,10 @@ class StageRun:
             self.loggers.close()
             if together:  # else other hosts may be elsewhere, and closing would wait for them
                 self.checkpoints.close()
-        manifest = self._finish(state)
+        weights = handed_on(state, plan.ema_key())
+        manifest = self._finish(state, measure(plan, weights, self.context.dataset, self._say))
         self.context.call_back(lambda callback: callback.on_stage_end(self.info, manifest))
-        return manifest, handed_on(state, plan.ema_key())
+        return manifest, weights
 
     def _chosen(self, state: TrainState) -> TrainState:
         """The state that the stage hands on: that of its last step, or of its best checkpoint."""
@@ -322,7 +324,7 @@ class StageRun:
         }
         self.checkpoints.save(step, state, record, score)
 
-    def _finish(self, state: TrainState) -> TrainedManifest:
+    def _finish(self, state: TrainState, measured: Sequence[Numbers]) -> TrainedManifest:
         plan, settings = self.plan, self.plan.settings
         examples = settings.steps * settings.batch_size
         calls = [
@@ -347,6 +349,7 @@ class StageRun:
             data_wait_seconds=self.clock.wait,
             final_loss=self.loss,
             handed_on=int(state.step),
+            measured=tuple(measured),
         )
         if self.pace.measured is not None:
             self.context.timings.note_step(plan, self.pace.measured)

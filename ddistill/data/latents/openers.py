@@ -1,6 +1,6 @@
 """Pipelines of latent sets by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from ddistill.data.latents.pipeline import LatentPipeline, open_pixels
@@ -13,21 +13,24 @@ Opener: TypeAlias = Callable[[str, Sequence[str]], LatentPipeline]
 PIPELINES: dict[str, Opener] = {"pixels": open_pixels, "diffusers": open_diffusers}
 
 
-def open_pipeline(text: str, captions: Sequence[str]) -> LatentPipeline:
+def open_pipeline(
+    text: str, captions: Sequence[str], kinds: Mapping[str, Opener] = PIPELINES
+) -> LatentPipeline:
     """Opens the pipeline that a text names.
 
     Args:
-      text: KIND or KIND:PATH, where KIND is one of `PIPELINES`.
+      text: KIND or KIND:PATH, where KIND is one of `kinds`.
       captions: of the training images.
+      kinds: openers by name.
 
     Raises:
       ConfigError: the kind is not known.
       DataError, ConfigError: as its opener.
     """
     kind, _, path = text.partition(":")
-    if kind not in PIPELINES:
+    if kind not in kinds:
         raise ConfigError(
-            f"pipeline={text!r}: {kind!r} is not known.{nearest(kind, PIPELINES)} "
-            f"Allowed: {', '.join(PIPELINES)}."
+            f"pipeline={text!r}: {kind!r} is not known.{nearest(kind, kinds)} "
+            f"Allowed: {', '.join(kinds)}."
         )
-    return PIPELINES[kind](path, captions)
+    return kinds[kind](path, captions)

@@ -91,16 +91,22 @@ def open_pixels(path: str, captions: Sequence[str]) -> LatentPipeline:
       DataError: the file cannot be read, or is none.
     """
     if path:
-        pairs = _read_pairs(expand(path))
+        tokenizer = BytePairTokenizer(_read_pairs(expand(path)), _PIXELS_LENGTH)
     else:
-        pairs = pairs_of_words(frequent_words(captions, _PIXELS_WORDS))
-    tokenizer = BytePairTokenizer(pairs, _PIXELS_LENGTH)
+        tokenizer = words_tokenizer(captions)
     return LatentPipeline(
         encoder=EncoderFacts("pixels", "", LATENTS, channels=3, factor=1),
         tokenizer=tokenizer.facts,
         encode=lambda images: images.astype(np.float32) / 127.5 - 1,
         tokenize=tokenizer,
         files=tokenizer.files(),
+    )
+
+
+def words_tokenizer(captions: Sequence[str]) -> BytePairTokenizer:
+    """CLIP's tokenizer with the most frequent words of `captions` as its vocabulary."""
+    return BytePairTokenizer(
+        pairs_of_words(frequent_words(captions, _PIXELS_WORDS)), _PIXELS_LENGTH
     )
 
 

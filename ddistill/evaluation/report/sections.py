@@ -15,6 +15,7 @@ from ddistill.evaluation.figures.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.figures.tables import Table, line_of, number, range_of, stat_text
 from ddistill.evaluation.metrics.precision_recall import class_histogram
 from ddistill.evaluation.metrics.resampling import Estimate
+from ddistill.evaluation.reconstructions import PICTURE, reconstruction_grids
 from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.records.environment import machine_string
 from ddistill.evaluation.records.names import (
@@ -145,6 +146,7 @@ def _parts(
     dataset = evaluation.dataset
     labels = conditions(scored[0].run, 0, len(scored[0].samples.images))
     makers: list[tuple[str, Callable[[], list[Part]]]] = [
+        ("Reconstructions", lambda: _reconstructions(evaluation)),
         ("Animation", lambda: _animation(strip)),
         ("Consistency with the teacher", lambda: consistency_parts(scorer, scored)),
         ("Interpolation", lambda: interpolation_parts(scorer, scored)),
@@ -153,7 +155,7 @@ def _parts(
     if labels is not None:
         classes = "classes_of_noise.png"
         makers.insert(
-            3,
+            4,
             (
                 "Class by class",
                 lambda: [
@@ -163,6 +165,11 @@ def _parts(
         )
     found = [attempt(title, make) for title, make in makers]
     return [part for parts in found for part in parts or []]
+
+
+def _reconstructions(evaluation: Evaluation) -> list[Part]:
+    grids = reconstruction_grids(evaluation)
+    return [Part("Reconstructions", grids, PICTURE)] if grids else []
 
 
 def _animation(strip: Strip | None) -> list[Part]:

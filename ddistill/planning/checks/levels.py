@@ -19,7 +19,7 @@ def check_levels(
 ) -> None:
     """Raises `ConfigError` for levels on which students cannot start from noise or cannot end."""
     stage, path = context.settings, context.path
-    if objective.trains.kind == "classifier":
+    if not objective.trains.on_levels:
         return
     for student_plan in students:
         _check_top(stage, student_plan.levels, context.table.levels, path)
@@ -71,7 +71,7 @@ def notes(plans: Iterable[StagePlan], settings: Settings, data: DataFacts) -> li
     for plan in plans:
         s = plan.settings
         top = last_log_snr(plan.levels)
-        if plan.objective.trains.kind != "classifier" and top > max(NOISE, last_log_snr(schedule)):
+        if plan.objective.trains.on_levels and top > max(NOISE, last_log_snr(schedule)):
             said.append(
                 f"{plan.name}: grid.spacing={s.grid.spacing!r} has its noisiest level at "
                 f"alpha={plan.levels.alpha[-1]:.2g}, where images are still seen; students start "

@@ -64,6 +64,12 @@ def _check_teacher(context: StageContext) -> None:
             f"{path}.teacher={teacher.name!r} is a classifier, not a denoiser. Name it as "
             f"{path}.classifier, and a stage that makes images as the teacher."
         )
+    trains = teacher.objective.trains
+    if not trains.on_levels:
+        raise ConfigError(
+            f"{path}.teacher={teacher.name!r} is {trains.called}, not a denoiser. Name a stage "
+            "that makes images as the teacher."
+        )
 
 
 def _needs_class(teacher: StagePlan) -> bool:

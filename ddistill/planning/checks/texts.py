@@ -72,7 +72,7 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
         raise ConfigError(f"{named} sees latents, and the data {data.name} are pixels. {advice}")
     if data.encoder.digest != imported.parts[VAE]:
         raise ConfigError(
-            f"{named} has the autoencoder {imported.parts[VAE][:16]}, and the data {data.name} "
+            f"{named} has the image encoder {imported.parts[VAE][:16]}, and the data {data.name} "
             f"were made by {data.encoder}. {advice}"
         )
     if data.tokenizer is None:
