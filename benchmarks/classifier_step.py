@@ -34,7 +34,8 @@ from ddistill.runtime.sharding import Layout, data_mesh, over_data, replicate, u
 from ddistill.settings import Settings
 from ddistill.training.compiled import Chunk
 from ddistill.training.initial import initial_state
-from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings
 
 
 def plans(settings: Settings, image: tuple[int, int, int]) -> dict[str, StagePlan]:

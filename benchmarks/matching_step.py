@@ -40,7 +40,8 @@ from ddistill.training.compiled import Chunk, step_settings
 from ddistill.training.initial import initial_state
 from ddistill.training.rounds import advance, split, split_state
 from ddistill.training.state import TrainState
-from ddistill.training.step import StepInputs, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs
 
 # Per update of the student, in forward passes (F), forward and backward passes by the weights (B),
 # and forward passes through the teacher's first half with its gradient by the image (V).

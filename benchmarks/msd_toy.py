@@ -53,7 +53,8 @@ from ddistill.schedules import Level, karras, make_grid, subsequence
 from ddistill.students import RoutedDenoiser, in_groups, stack, take
 from ddistill.training.compiled import Chunk
 from ddistill.training.state import count_parameters, create_state
-from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings
 from ddistill.typing import Options, Params
 
 CLASSES = 16

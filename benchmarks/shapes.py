@@ -21,7 +21,7 @@ from ddistill.planning.planner import plan_stages
 from ddistill.runtime.sharding import BATCH_AXES, Layout
 from ddistill.settings import Settings, StageSettings
 from ddistill.training.initial import abstract_state
-from ddistill.training.step import StepInputs
+from ddistill.training.step_inputs import StepInputs
 from ddistill.training.trained import bind, handed_on
 
 # Sets of TFDS by path: side in pixels, number of classes.

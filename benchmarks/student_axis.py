@@ -47,7 +47,8 @@ from ddistill.students import clone
 from ddistill.training.compiled import Chunk
 from ddistill.training.rounds import advance, split, split_state
 from ddistill.training.state import create_state
-from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings
 
 SHAPES: dict[str, dict[str, Any]] = {
     "digits": {"image": (8, 8, 1), "multipliers": (1, 2), "blocks": 1, "attention": (4,)},

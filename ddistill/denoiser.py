@@ -17,17 +17,18 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, PyTree
 
+from ddistill.conditions import Condition, Null, null_like
 from ddistill.diffusion import KINDS, Prediction, clip_x0, convert, expand, input_scale
 from ddistill.errors import check_choice
 from ddistill.schedules import Level
-from ddistill.typing import Features, Images, Labels, Params, PerExample, RandomKey
+from ddistill.typing import Features, Images, Params, PerExample, RandomKey
 
 
 class DenoiserLike(Protocol):
     """The argument of samplers: any callable that predicts x0 and eps from noisy images."""
 
-    def __call__(self, z: Images, level: Level, cond: Labels | None = None, /) -> Prediction:
-        """Returns the prediction at noisy images `z` of a level `[]` or `[B]` and class ids."""
+    def __call__(self, z: Images, level: Level, cond: Condition | None = None, /) -> Prediction:
+        """Returns the prediction at noisy images `z` of a level `[]` or `[B]` and conditions."""
         ...
 
 
@@ -35,7 +36,12 @@ class DenoiserWithFeatures(Protocol):
     """A denoiser that also returns hidden features, as `NetworkDenoiser.with_features` makes it."""
 
     def __call__(
-        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        self,
+        z: Images,
+        level: Level,
+        cond: Condition | None = None,
+        *,
+        key: RandomKey | None = None,
     ) -> tuple[Prediction, Features]:
         """Returns the prediction at `z` and the features by tap."""
         ...
@@ -62,7 +68,12 @@ class NetworkDenoiser(Protocol):
         ...
 
     def __call__(
-        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        self,
+        z: Images,
+        level: Level,
+        cond: Condition | None = None,
+        *,
+        key: RandomKey | None = None,
     ) -> Prediction:
         """Returns the prediction at `z`; with a key in train mode, with dropout from the key."""
         ...
@@ -103,7 +114,12 @@ class ModuleApply:
     module: nn.Module
 
     def __call__(
-        self, params: Params, x: Images, time: PerExample, cond: Labels | None, **mode: Unpack[Mode]
+        self,
+        params: Params,
+        x: Images,
+        time: PerExample,
+        cond: Condition | None,
+        **mode: Unpack[Mode],
     ) -> PyTree:
         """Returns the network's output, or (output, features) when taps are named."""
         return self.module.apply({"params": params}, x, time, cond, **mode)
@@ -168,14 +184,19 @@ class Denoiser:
         return replace(self, extra={**self.extra, **arrays})
 
     def __call__(
-        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        self,
+        z: Images,
+        level: Level,
+        cond: Condition | None = None,
+        *,
+        key: RandomKey | None = None,
     ) -> Prediction:
         """Predicts x0 and eps from noisy images.
 
         Args:
           z: noisy images, alpha x0 + sigma eps.
           level: their noise level, `[]` or `[B]`, sigma > 0.
-          cond: class ids, or None.
+          cond: conditions of the examples, such as class ids; or None.
           key: given, the network runs in train mode with dropout from this key; None is evaluation.
 
         Raises:
@@ -188,7 +209,7 @@ class Denoiser:
         """The same callable, returning (prediction, {tap: features}) for the named taps."""
 
         def call(
-            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+            z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
         ) -> tuple[Prediction, Features]:
             output, features = self._apply(z, level, cond, key, tuple(taps))
             return self._predict(output, z, level), features
@@ -196,7 +217,7 @@ class Denoiser:
         return call
 
     def raw(
-        self, z: Images, level: Level, cond: Labels | None = None, key: RandomKey | None = None
+        self, z: Images, level: Level, cond: Condition | None = None, key: RandomKey | None = None
     ) -> Images:
         """The network's output as its `prediction` type says, at least float32."""
         return self._apply(z, level, cond, key, ())[0]
@@ -205,7 +226,7 @@ class Denoiser:
         self,
         z: Images,
         level: Level,
-        cond: Labels | None,
+        cond: Condition | None,
         key: RandomKey | None,
         taps: tuple[str, ...],
     ) -> tuple[Images, Features]:
@@ -262,36 +283,37 @@ def _replace(denoiser: D, **changes: object) -> D:
     return dataclasses.replace(denoiser, **changes)  # type: ignore[type-var]
 
 
-def with_guidance(denoiser: N, scale: Array | float, null_class: int) -> "N | GuidedDenoiser":
+def with_guidance(denoiser: N, scale: Array | float, null: Null) -> "N | GuidedDenoiser":
     """The denoiser itself where the scale is the number 1, else a `GuidedDenoiser`.
 
     Args:
       denoiser: a conditional denoiser.
       scale: a number, or `[B]` scales.
-      null_class: class id that stands for "no class".
+      null: the condition that stands for none: a class id, or a condition of 1 or B examples.
     """
+    null = np.int32(null) if isinstance(null, int) else null
     if isinstance(scale, jax.Array):
-        return GuidedDenoiser(denoiser, scale, null_class)
-    return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, np.float32(scale), null_class)
+        return GuidedDenoiser(denoiser, scale, null)
+    return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, np.float32(scale), null)
 
 
 @struct.dataclass
 class GuidedDenoiser:
     """A conditional denoiser with classifier-free guidance (arXiv 2207.12598 eq. 6).
 
-    x0 = x0(null) + scale (x0(class) - x0(null)), and eps likewise. One call evaluates the network
+    x0 = x0(null) + scale (x0(cond) - x0(null)), and eps likewise. One call evaluates the network
     once on twice the batch.
 
     Attributes:
       denoiser: the conditional denoiser.
       scale: `[]` or `[B]`: 1 is no guidance, 0 no condition; above 1 extrapolates away from the
-        null class.
-      null_class: class id that stands for "no class".
+        null condition.
+      null: the condition that stands for none: a class id, or a condition of 1 or B examples.
     """
 
     denoiser: NetworkDenoiser
     scale: Array | np.float32 | float
-    null_class: int = struct.field(pytree_node=False)
+    null: Null
 
     @property
     def prediction(self) -> str:
@@ -309,7 +331,12 @@ class GuidedDenoiser:
         return replace(self, denoiser=self.denoiser.given(**doubled))
 
     def __call__(
-        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        self,
+        z: Images,
+        level: Level,
+        cond: Condition | None = None,
+        *,
+        key: RandomKey | None = None,
     ) -> Prediction:
         """Predicts x0 and eps; arguments as of `Denoiser`, but `cond` is needed.
 
@@ -319,11 +346,11 @@ class GuidedDenoiser:
         return self._guided(self.denoiser(*self._doubled(z, level, cond), key=key))
 
     def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
-        """The same, returning (prediction, {tap: features}) with the class-conditional features."""
+        """The same, returning (prediction, {tap: features}) with the features of the conditions."""
         denoiser = self.denoiser.with_features(taps)
 
         def call(
-            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+            z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
         ) -> tuple[Prediction, Features]:
             both, features = denoiser(*self._doubled(z, level, cond), key=key)
             return self._guided(both), {tap: x[: z.shape[0]] for tap, x in features.items()}
@@ -331,19 +358,19 @@ class GuidedDenoiser:
         return call
 
     def _doubled(
-        self, z: Images, level: Level, cond: Labels | None
-    ) -> tuple[Images, Level, Labels]:
-        """The batch twice, with its classes and then with the null class."""
+        self, z: Images, level: Level, cond: Condition | None
+    ) -> tuple[Images, Level, Condition]:
+        """The batch twice, with its conditions and then with the null condition."""
         if cond is None:
-            raise ValueError(f"Guidance of scale {self.scale} needs classes; cond is None.")
+            raise ValueError(f"Guidance of scale {self.scale} needs conditions; cond is None.")
         count = z.shape[0]
-        cond = jnp.broadcast_to(cond, (count,))
-        null = jnp.full_like(cond, self.null_class)
+        cond = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x)[1:])), cond)
         levels = jax.tree.map(lambda x: jnp.tile(jnp.broadcast_to(x, (count,)), 2), level)
-        return jnp.concatenate([z, z]), levels, jnp.concatenate([cond, null])
+        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null_like(cond, self.null))
+        return jnp.concatenate([z, z]), levels, both
 
     def _guided(self, both: Prediction) -> Prediction:
-        """The guided prediction from those with the classes and with the null class."""
+        """The guided prediction from those with the conditions and with the null condition."""
         count = both.x0.shape[0] // 2
         scale = expand(jnp.asarray(self.scale), both.x0)
         return jax.tree.map(lambda x: x[count:] + scale * (x[:count] - x[count:]), both)
@@ -376,7 +403,12 @@ class ClippedDenoiser:
         return replace(self, denoiser=self.denoiser.given(**values))
 
     def __call__(
-        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        self,
+        z: Images,
+        level: Level,
+        cond: Condition | None = None,
+        *,
+        key: RandomKey | None = None,
     ) -> Prediction:
         """Predicts x0 and eps; arguments as of `Denoiser`."""
         return clip_x0(self.denoiser(z, level, cond, key=key), z, level, self.bound)
@@ -386,7 +418,7 @@ class ClippedDenoiser:
         denoiser = self.denoiser.with_features(taps)
 
         def call(
-            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+            z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
         ) -> tuple[Prediction, Features]:
             prediction, features = denoiser(z, level, cond, key=key)
             return clip_x0(prediction, z, level, self.bound), features

@@ -163,7 +163,7 @@ def evaluate_stages(
             Evaluation(
                 e.settings,
                 e.plans,
-                e.dataset,
+                e.dataset.as_pictures(),
                 e.networks,
                 e.workdir,
                 reporter,

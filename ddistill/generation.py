@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from ddistill.conditions import TextCondition
 from ddistill.errors import ConfigError
 from ddistill.evaluation.metrics.pixels import quantise
 from ddistill.evaluation.sampling import (
     Network,
     SamplerInputs,
+    Texts,
     Walk,
     conditions,
     noise_bank,
@@ -20,11 +22,13 @@ from ddistill.evaluation.sampling import (
 )
 from ddistill.evaluation.sampling_plan import SamplerRun, with_inputs
 from ddistill.parsing import kind_of
+from ddistill.planning.plan import StagePlan
 from ddistill.runtime.rng import stream_key
 from ddistill.samplers import get_sampler
 from ddistill.samplers.inversion import ddim_inversion, noising, unit_noise
 from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings
+from ddistill.training.trained import Networks
 
 Labels = int | Sequence[int] | np.ndarray
 # Receives the number of sampler steps done and their total, over all batches.
@@ -40,8 +44,8 @@ class Trajectory:
     Attributes:
       images: `[n, H, W, C]` uint8.
       states: `[N+1, n, H, W, C]` float32, the state z at every level: first the starting noise,
-        times the largest sigma where that is above 1, last the images before rounding. They are
-        states of the sampler and not predictions of the clean image.
+        times the largest sigma where that is above 1, last the images before rounding, or their
+        latents. They are states of the sampler and not predictions of the clean image.
       levels: `[N+1]` noise levels, in the order of a schedule: `levels.at(N - i)` is that of
         `states[i]`.
     """
@@ -61,6 +65,7 @@ class Source:
       settings: of the run's evaluation, which gives the bound on x0.
       seed: of the noise, and of the noise that the sampler draws in its steps.
       batch_size: images per batch.
+      texts: what the images show, for networks that read texts.
     """
 
     run: SamplerRun
@@ -68,6 +73,7 @@ class Source:
     settings: EvaluationSettings
     seed: int = 0
     batch_size: int = 256
+    texts: Texts | None = None
 
     def noise(self, rows: np.ndarray) -> Float[np.ndarray, "B H W C"]:
         """Consecutive entries of the noise bank of the seed, from that of the first row on."""
@@ -109,8 +115,9 @@ class Source:
         for i, (start, rows) in enumerate(batches):
             inputs = SamplerInputs(
                 jnp.asarray(start_at(rows)),
-                None if labels is None else labels[rows],
+                self._conditions(labels, rows),
                 jax.random.fold_in(stream_key(self.seed, "sampler"), start),
+                self.texts.null if self.texts else None,
             )
             report = progress and _report(progress, i * steps, len(batches) * steps)
             callback = None if grouped else report  # groups of classes are sampled one by one
@@ -120,6 +127,18 @@ class Source:
         axis = 1 if walk.trajectory else 0
         return np.concatenate(made, axis).take(range(n), axis)
 
+    def _conditions(
+        self, labels: np.ndarray | None, rows: np.ndarray
+    ) -> Int[np.ndarray, " B"] | TextCondition | None:
+        if self.texts is not None:
+            return self.texts.conditions(rows)
+        return None if labels is None else labels[rows]
+
+    def _pictures(self, made: np.ndarray) -> UInt8[np.ndarray, "n H W C"]:
+        """Images as uint8, those of latents decoded."""
+        decode = self.texts.decode if self.texts else None
+        return quantise(made if decode is None else decode(made))
+
     def _of(self, inputs: SamplerInputs) -> tuple[SamplerRun, Network, SamplerInputs, float]:
         return self.run, self.network, inputs, self.settings.clip
 
@@ -128,7 +147,7 @@ class Source:
     ) -> UInt8[np.ndarray, "n H W C"]:
         """Images from noise."""
         walk = Walk(get_sampler(self.run.sampler), self.run.levels)
-        return quantise(self.walk(walk, n, noise, labels, progress))
+        return self._pictures(self.walk(walk, n, noise, labels, progress))
 
     def trajectory(
         self, n: int, noise: Rows, labels: np.ndarray | None, progress: Progress | None = None
@@ -136,7 +155,7 @@ class Source:
         """Images from noise, with all states."""
         walk = Walk(get_sampler(self.run.sampler), self.run.levels, trajectory=True)
         states = self.walk(walk, n, noise, labels, progress)
-        return Trajectory(quantise(states[-1]), states, self.run.levels)
+        return Trajectory(self._pictures(states[-1]), states, self.run.levels)
 
     def invert(
         self, images: np.ndarray, labels: np.ndarray | None, iterations: int
@@ -228,6 +247,8 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float[np.ndarra
 def at_guidance(run: SamplerRun, guidance: float | None) -> SamplerRun:
     """The run with another value of its network's input "guidance"; None keeps it as it is.
 
+    A network that reads texts is sampled with classifier-free guidance of this scale.
+
     Raises:
       ConfigError: the network has no such input, or the value is out of its range.
     """
@@ -237,6 +258,10 @@ def at_guidance(run: SamplerRun, guidance: float | None) -> SamplerRun:
         raise ConfigError(
             f"guidance={guidance!r} is {kind_of(type(guidance))}; a number is needed."
         )
+    if run.plan.tokenizer is not None:
+        if not (np.isfinite(guidance) and guidance >= 0):
+            raise ConfigError(f"guidance={guidance:g} must be 0 or above; 1 is none.")
+        return replace(run, guidance=float(guidance))
     if "guidance" not in run.inputs:
         raise ConfigError(
             f"guidance={guidance:g}: stage '{run.plan.name}' does not take guidance as an input. "
@@ -257,6 +282,34 @@ def whole_number(name: str, value: object, lowest: int = 0) -> int:
         bound = f"{lowest} or more" if value < lowest else "less than 2**32"
         raise ConfigError(f"{name}={value} must be {bound}.")
     return int(value)
+
+
+def check_prompts(
+    plan: StagePlan, prompts: str | Sequence[str] | None, networks: Networks
+) -> Int[np.ndarray, "P L"] | None:
+    """Token ids of a caller's prompts; None for a network that reads no texts.
+
+    Args:
+      plan: the sampled stage.
+      prompts: one text or several.
+      networks: of the run.
+
+    Raises:
+      ConfigError: there are prompts and the network reads none, or the other way round.
+      CheckpointError: the tokenizer is not in the folder of its stage.
+    """
+    if plan.tokenizer is None:
+        if prompts is not None:
+            raise ConfigError(
+                f"prompts were given, but stage '{plan.name}' reads no texts; leave them out."
+            )
+        return None
+    texts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(
+            f"stage '{plan.name}' makes images of texts: give prompts=['a text', ...]."
+        )
+    return networks.tokenize(plan, texts)
 
 
 def end_of_path(name: str, given: object, source: Source) -> Float[np.ndarray, "H W C"]:
@@ -291,3 +344,9 @@ def class_labels(run: SamplerRun, labels: Labels | None, n: int) -> Int[np.ndarr
             f"labels go from {given.min()} to {given.max()}; classes are 0 to {len(known) - 1}."
         )
     return np.broadcast_to(given, (n,)).astype(np.int32)
+
+
+def image_count(n: int | None, noise: object) -> int:
+    """The number of images, from the noise where n is left out."""
+    given = np.asarray(noise)
+    return whole_number("n", (len(given) if given.ndim else 1) if n is None else n, 1)

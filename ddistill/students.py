@@ -14,11 +14,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array
 
+from ddistill.conditions import Condition, TextCondition, Tokens
 from ddistill.denoiser import Denoiser, DenoiserLike, DenoiserWithFeatures
 from ddistill.diffusion import Prediction
 from ddistill.partitions import Partition
 from ddistill.schedules import Level
-from ddistill.typing import Features, HostLabels, Images, Index, Labels, RandomKey, Tree
+from ddistill.typing import Features, HostLabels, Images, Index, RandomKey, Tree
 
 T = TypeVar("T")
 D = TypeVar("D", bound=DenoiserLike)
@@ -86,7 +87,12 @@ class RoutedDenoiser:
         return RoutedDenoiser(replace(self.students, params=params), rest)
 
     def __call__(
-        self, z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+        self,
+        z: Images,
+        level: Level,
+        cond: Condition | None = None,
+        *,
+        key: RandomKey | None = None,
     ) -> Prediction:
         """Predicts x0 and eps; arguments as of `Denoiser`."""
         return self._by_owner(lambda student: student, z, level, cond, key)
@@ -95,7 +101,7 @@ class RoutedDenoiser:
         """The same, returning (prediction, {tap: features}) for the named taps."""
 
         def call(
-            z: Images, level: Level, cond: Labels | None = None, *, key: RandomKey | None = None
+            z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
         ) -> tuple[Prediction, Features]:
             return self._by_owner(lambda student: student.with_features(taps), z, level, cond, key)
 
@@ -106,15 +112,16 @@ class RoutedDenoiser:
         form: Callable[[Denoiser], Callable[..., T]],
         z: Images,
         level: Level,
-        cond: Labels | None,
+        cond: Condition | None,
         key: RandomKey | None,
     ) -> T:
         """The results of `form(student)`, each example's from its owner."""
-        owner = self.partition.owner(level, cond)
+        classes = None if isinstance(cond, Tokens | TextCondition) else cond
+        owner = self.partition.owner(level, classes)
         if owner.ndim == 0:
             return form(self.student(owner))(z, level, cond, key=key)
 
-        def one(example: tuple[Array, Array, Level, Array | None, Mapping[str, Array]]) -> T:
+        def one(example: tuple[Array, Array, Level, Condition | None, Mapping[str, Array]]) -> T:
             k, z, level, cond, extra = jax.tree.map(lambda x: x[None], example)
             student = replace(self.student(k[0]), extra=extra)
             found = form(student)(z, level, cond, key=key)

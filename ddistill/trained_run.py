@@ -1,7 +1,7 @@
 """A finished run: opened from its folder without its data, and sampled from."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
 from ddistill.evaluation.metrics.paths import slerp
-from ddistill.evaluation.sampling import Network
+from ddistill.evaluation.sampling import Network, texts_of
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
@@ -28,8 +28,10 @@ from ddistill.generation import (
     at_guidance,
     check_images,
     check_noise,
+    check_prompts,
     class_labels,
     end_of_path,
+    image_count,
     whole_number,
 )
 from ddistill.parsing import kind_of, parse
@@ -153,6 +155,7 @@ class TrainedRun:
         *,
         noise: np.ndarray | None = None,
         guidance: float | None = None,
+        prompts: str | Sequence[str] | None = None,
         trajectory: Literal[False] = False,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "n H W C"]: ...
@@ -168,6 +171,7 @@ class TrainedRun:
         *,
         noise: np.ndarray | None = None,
         guidance: float | None = None,
+        prompts: str | Sequence[str] | None = None,
         trajectory: Literal[True],
         progress: Progress | None = None,
     ) -> Trajectory: ...
@@ -182,6 +186,7 @@ class TrainedRun:
         *,
         noise: np.ndarray | None = None,
         guidance: float | None = None,
+        prompts: str | Sequence[str] | None = None,
         trajectory: bool = False,
         progress: Progress | None = None,
     ) -> UInt8[np.ndarray, "n H W C"] | Trajectory:
@@ -200,7 +205,10 @@ class TrainedRun:
           nfe: network evaluations per image, one of `nfes`; None for the last student.
           batch_size: images per batch.
           noise: `[n, H, W, C]` standard normal floats to start from; None for noise of the seed.
-          guidance: for students that take it as an input; None for `config.evaluation.guidance`.
+          guidance: for students that take it as an input, and for networks that read texts; None
+            for `config.evaluation.guidance`.
+          prompts: one text or several, for networks that read texts; image i is of text i modulo
+            their number, which is the default of `n`.
           trajectory: whether to return the states of all steps too.
           progress: called as `progress(done, total)` with the number of sampler steps, over all
             batches; for students of groups of classes once per batch.
@@ -216,11 +224,14 @@ class TrainedRun:
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         run = at_guidance(run, guidance)
         shape = run.plan.image_shape
-        given = None if noise is None else check_noise(noise, (_count(n, noise), *shape))
+        given = None if noise is None else check_noise(noise, (image_count(n, noise), *shape))
+        ids = check_prompts(run.plan, prompts, self.networks)
+        n = len(ids) if n is None and ids is not None else n
         count = whole_number("n", n if given is None else len(given), 1)
         seed, size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
         classes = class_labels(run, labels, count)
-        source = Source(run, self.network(run), self.settings.evaluation, seed, size)
+        texts = None if ids is None else texts_of(run.plan, self.networks, ids)
+        source = Source(run, self.network(run), self.settings.evaluation, seed, size, texts)
         start_at = source.noise if given is None else given.__getitem__
         draw = source.trajectory if trajectory else source.generate
         return draw(count, start_at, classes, progress)
@@ -296,6 +307,8 @@ class TrainedRun:
         return source.invert(given, classes, iterations)
 
     def _deterministic(self, run: SamplerRun, call: str) -> Source:
+        if run.plan.tokenizer is not None:
+            raise ConfigError(f"{call} takes no texts: use sample(prompts=...).")
         source = Source(run, self.network(run), self.settings.evaluation)
         source.check_deterministic(call)
         return source
@@ -308,12 +321,6 @@ class TrainedRun:
         except ConfigError:  # nothing of the run can be sampled
             nfes = ""
         return f"TrainedRun({str(self.folder)!r}{chosen}: {stages}{nfes})"
-
-
-def _count(n: int | None, noise: object) -> int:
-    """The number of images, from the noise where n is left out."""
-    given = np.asarray(noise)
-    return whole_number("n", (len(given) if given.ndim else 1) if n is None else n, 1)
 
 
 def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:

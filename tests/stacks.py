@@ -17,7 +17,8 @@ from ddistill.students import stack
 from ddistill.training.compiled import Chunk
 from ddistill.training.rounds import advance, join_state, split, split_state
 from ddistill.training.state import create_state
-from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings
 
 RANGES = [(1, 3), (4, 8), (2, 6), (1, 8)]
 

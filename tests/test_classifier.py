@@ -18,7 +18,8 @@ from ddistill.objectives import Batch, make_objective
 from ddistill.objectives.classification import Classification, Classifier
 from ddistill.runtime.rng import stream_key
 from ddistill.training.state import create_state
-from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings
 
 SMALL = {
     "resnet": {"width": 4, "blocks": (1, 1)},

@@ -116,7 +116,7 @@ def test_without_a_class_there_is_nothing_to_be_guided_to(denoiser, asked):
     z, level, _ = asked
     guide = GuidedDenoiser(denoiser, 2.5, CLASSES)
     for call in (guide, guide.with_features(("last",))):
-        with pytest.raises(ValueError, match=r"scale 2\.5 needs classes; cond is None"):
+        with pytest.raises(ValueError, match=r"scale 2\.5 needs conditions; cond is None"):
             call(z, level)
 
 

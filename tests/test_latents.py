@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_sd
 from latent_cases import (
     ENCODER,
     OPTIONS,
@@ -41,6 +42,7 @@ from ddistill.data.latents.shards import Rows, open_shard
 from ddistill.data.latents.writer import make_set
 from ddistill.data.summary import summary
 from ddistill.errors import ConfigError, DataError
+from ddistill.interop.stable_diffusion import read_stable_diffusion
 
 
 @pytest.fixture(autouse=True)
@@ -600,6 +602,26 @@ def test_the_command_makes_a_set_that_can_be_read(pictures, tmp_path, capsys):
     assert load(tmp_path / "p").tokenizer == found.tokenizer
 
 
+def test_the_command_encodes_with_the_pipeline_of_a_teacher(tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    teacher = tiny_sd.write_folder(tmp_path / "teacher")
+    root, out = folder(tmp_path / "pictures", rows=3), tmp_path / "set"
+    words = ["data", "latents", str(root), str(out), f"--pipeline=diffusers:{teacher}"]
+    assert run([*words, "--image-size=16", "--batch-size=2"]) == 0
+    capsys.readouterr()
+    model, found = read_stable_diffusion(teacher), load(out)
+    ids = model.tokens(list(found.texts["caption"]))
+    np.testing.assert_array_equal(found.tokens, ids)
+    pooled = stored_rows(out, "train", "pooled")[np.arange(3)]
+    np.testing.assert_allclose(pooled, model.encode_text(ids).pooled, atol=2e-3)
+    images = np.stack([picture(int(c.split()[-1]), SIDE) for c in found.texts["caption"]])
+    moments = model.moments(images / np.float32(127.5) - 1)
+    assert found.image_shape == (8, 8, 4)
+    np.testing.assert_allclose(np.float32(found.images), moments, rtol=2e-3, atol=2e-3)
+    assert (found.encoder.digest, found.encoder.scaling) == (model.vae.digest, 0.25)
+    assert found.tokenizer.null == tuple(model.tokens([""])[0])
+
+
 def test_the_command_reads_the_embedded_digits(tmp_path, capsys):
     words = ["data", "latents", "digits:train", str(tmp_path / "set"), "--test=digits:test"]
     assert run([*words, "--pipeline=pixels", "--image-size=8", "--batch-size=512"]) == 0
@@ -618,6 +640,7 @@ def test_the_command_reads_the_embedded_digits(tmp_path, capsys):
     "flags, part",
     [
         (["--pipeline=pixel"], "Did you mean 'pixels'?"),
+        (["--pipeline=diffusers"], "needs the folder of a pipeline: diffusers:FOLDER"),
         (["--pipeline=pixels", "--template=a"], "it needs {} once"),
         (["--pipeline=pixels", "--test=x", "--test-fraction=0.1"], "exclude each other"),
         (["--pipeline=pixels", "--test-fraction=1"], "data.test_fraction=1.0 cannot be"),

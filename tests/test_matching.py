@@ -23,7 +23,8 @@ from ddistill.objectives.parts import NetworkFacts
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine, karras, make_grid, subsequence
 from ddistill.training.state import new_state
-from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings
 
 IMAGE = (1, 1, 2)
 

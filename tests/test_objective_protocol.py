@@ -29,7 +29,8 @@ from ddistill.settings import StudentsSettings
 from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 from ddistill.training.state import create_state
-from ddistill.training.step import StepInputs, StepSettings, make_batch, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings, make_batch
 
 STEPS = 5
 QUEUE, PUSHED = 8, 3

@@ -36,7 +36,7 @@ from ddistill.schedules import make_schedule
 from ddistill.settings import Settings, StageSettings
 from ddistill.students import stack, take
 from ddistill.training.state import count_parameters
-from ddistill.training.step import StepSettings
+from ddistill.training.step_inputs import StepSettings
 from ddistill.training.trained import load_network
 
 

@@ -16,7 +16,8 @@ from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import AXES, Layout, data_mesh, over_data, replicate, replicated
 from ddistill.training.compiled import Chunk
 from ddistill.training.state import create_state
-from ddistill.training.step import StepInputs, StepSettings, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ from ddistill.settings import OptimizerSettings
 from ddistill.training.batches import spans
 from ddistill.training.compiled import Chunk
 from ddistill.training.state import create_state, update_ema
-from ddistill.training.step import StepInputs, StepSettings, make_batch, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs, StepSettings, make_batch
 
 
 def setup(name="sfddm", **changes):

@@ -18,7 +18,8 @@ from ddistill.schedules import cosine
 from ddistill.students import stack, take
 from ddistill.training.compiled import Chunk
 from ddistill.training.state import STATE_AXES, create_state
-from ddistill.training.step import StepInputs, make_step
+from ddistill.training.step import make_step
+from ddistill.training.step_inputs import StepInputs
 
 EVERY_MAPPING = [m for m in MAPPINGS if m != "auto"]
 

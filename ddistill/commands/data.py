@@ -12,7 +12,7 @@ from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.captions.choices import MARKUPS, PER_IMAGE, PLACES, Choices
 from ddistill.data.captions.rows import CaptionSource
 from ddistill.data.captions.sources import FORMS, open_source
-from ddistill.data.latents.pipeline import PIPELINES, open_pipeline
+from ddistill.data.latents.openers import PIPELINES, open_pipeline
 from ddistill.data.latents.writer import SPLITS_KEPT, SetOptions, make_set
 from ddistill.data.listing import check_fraction
 from ddistill.errors import ConfigError

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from ddistill.data.conditions import Tokens
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
-from ddistill.errors import DataError
+from ddistill.errors import ConfigError, DataError
 from ddistill.text import name_of, printable
 from ddistill.typing import HostLabels
 
@@ -133,6 +133,22 @@ class Dataset:
     def has_images(self) -> bool:
         """Whether there are images to train on; a set of prompts has none."""
         return not isinstance(self.images, NoImages)
+
+    def as_pictures(self) -> "Dataset":
+        """The set itself, or with latents the pictures that they were made of, for scores.
+
+        Raises:
+          ConfigError: the set does not keep them.
+        """
+        if self.encoder is None:
+            return self
+        if self.pictures is None:
+            raise ConfigError(
+                f"The latents of {self.name} are scored on their pictures, which the set does not "
+                "keep. Make it with `ddistill data latents --pixels=all`, or set "
+                "evaluation.enabled=False."
+            )
+        return replace(self, images=self.pictures, encoder=None)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Images [len(indices), H, W, C] in the order of `indices`; decoded here when lazy.

@@ -62,7 +62,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     for text in left_out:
         reporter.say(text)
     choice = choose_features(settings, evaluation.dataset)
-    test = data.load(settings.data, "test") if choice.kind else None
+    test = data.load(settings.data, "test").as_pictures() if choice.kind else None
     weights = settings.evaluation.lpips_weights
     lpips = read_lpips(weights) if weights else None
     digest = _digest(evaluation, runs, (choice, lpips), test)

@@ -50,6 +50,8 @@ def collect_paths(
       Interrupted: a stop was requested.
     """
     settings = evaluation.settings.evaluation
+    if run.plan.tokenizer is not None:
+        return None  # the texts of the ends differ
     labels = conditions(run, 0, settings.samples)
     ends = path_ends(settings.samples, _cycle(labels), settings.interpolations)
     if get_sampler(run.sampler).draws_noise(run.steps) or not len(ends):

@@ -35,6 +35,8 @@ class Previews:
         trains = plan.objective.trains
         if trains.kind == "pairs":
             return "the stage trains no network"
+        if plan.tokenizer is not None:
+            return "its network reads texts, which are sampled when the training is complete"
         if trains.kind == "denoiser":
             return ""
         return f"the stage trains {trains.called}, which generates no images"

@@ -17,10 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from ddistill.conditions import TextCondition
 from ddistill.denoiser import Denoiser, NetworkDenoiser, with_guidance
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.extensions import added
+from ddistill.interop.pipeline_parts import Decoder
+from ddistill.networks.text_encoding import TextEncoder, encode_texts
+from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import data_mesh, over_data, replicate
@@ -29,6 +33,8 @@ from ddistill.samplers.loops import Callback
 from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser, in_groups
+from ddistill.training.trained import Networks, null_text
+from ddistill.typing import HostImages
 
 Network = Denoiser | RoutedDenoiser
 
@@ -38,12 +44,49 @@ class Samples:
     """Samples of one run.
 
     Attributes:
-      images: `[N, H, W, C]` float32, approximately in [-1, 1].
+      images: `[N, H, W, C]` float32, approximately in [-1, 1]; latents are decoded.
       ms_per_image: milliseconds per image in the fastest batch, without compilation.
     """
 
     images: np.ndarray
     ms_per_image: float
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """The texts that images are sampled of, for networks that read texts.
+
+    Attributes:
+      ids: int32 `[P, L]`, token ids; image i is of text i modulo P.
+      encoder: their encoder.
+      null: the condition of the empty text.
+      decode: latents to pictures; None for networks that see pixels.
+    """
+
+    ids: Int[np.ndarray, "P L"]
+    encoder: TextEncoder
+    null: TextCondition
+    decode: Decoder | None = None
+
+    def conditions(self, rows: np.ndarray) -> TextCondition:
+        """The conditions of the images `rows`."""
+        return encode_texts(self.encoder, self.ids[rows % len(self.ids)])
+
+
+def texts_of(plan: StagePlan, networks: Networks, ids: Int[np.ndarray, "P L"]) -> Texts:
+    """Texts for a stage whose network reads texts.
+
+    Args:
+      plan: the stage.
+      networks: of the run.
+      ids: token ids of the texts.
+
+    Raises:
+      CheckpointError: the text encoder or the decoder are not in the folder of their stage.
+    """
+    encoder, parts = networks.text_encoder(plan), networks.parts(plan)
+    assert encoder is not None
+    return Texts(ids, encoder, null_text(plan, encoder), parts.decoder if parts else None)
 
 
 @dataclass(frozen=True)
@@ -52,13 +95,15 @@ class SamplerInputs:
 
     Attributes:
       noise: `[B, H, W, C]` standard normal.
-      cond: `[B]` classes on the host; None for an unconditional network.
+      cond: `[B]` classes on the host, or texts; None for an unconditional network.
       key: random key for samplers that draw noise in their steps.
+      null: for texts, the condition of the empty text.
     """
 
     noise: Float[Array, "B H W C"]
-    cond: Int[np.ndarray, " B"] | None
+    cond: Int[np.ndarray, " B"] | TextCondition | None
     key: Key[Array, ""]
+    null: TextCondition | None = None
 
 
 def noise_bank(
@@ -114,6 +159,48 @@ def draw(
     return run_sampler(run, network, inputs, settings.clip, trajectory)
 
 
+def draw_of_texts(
+    run: SamplerRun,
+    network: Network,
+    settings: EvaluationSettings,
+    rows: range,
+    texts: Texts,
+    trajectory: bool = False,
+) -> HostImages:
+    """Samples entries of the noise bank as `draw` does, each of its text, as pictures.
+
+    Returns:
+      `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`; latents are
+      decoded.
+    """
+    inputs = SamplerInputs(
+        noise_bank(settings, run.plan.image_shape, rows.start, len(rows)),
+        texts.conditions(np.asarray(rows)),
+        jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), rows.start),
+        texts.null,
+    )
+    made = np.asarray(run_sampler(run, network, inputs, settings.clip, trajectory))
+    if texts.decode is None:
+        return made
+    flat = texts.decode(made.reshape(-1, *made.shape[-3:]))
+    return flat.reshape(*made.shape[:-3], *flat.shape[1:])
+
+
+def evaluated_texts(run: SamplerRun, evaluation: Evaluation) -> Texts | None:
+    """The texts of an evaluation: captions of the data at even distances; None without texts."""
+    tokens = evaluation.dataset.tokens
+    if run.plan.tokenizer is None or tokens is None:
+        return None
+    rows = caption_rows(evaluation.settings.evaluation, len(tokens))
+    return texts_of(run.plan, evaluation.networks, tokens[rows])
+
+
+def caption_rows(settings: EvaluationSettings, captions: int) -> Int[np.ndarray, " P"]:
+    """Rows of the data with the captions that are sampled, at most one a sample."""
+    count = min(settings.samples, captions)
+    return np.arange(count) * captions // count
+
+
 @dataclass(frozen=True)
 class Walk:
     """How a sampler is called for one batch.
@@ -166,11 +253,11 @@ def run_walk(
         mesh = data_mesh(len(rows))
         batch = over_data(mesh)
         made = walk.sampler(
-            replicate(mesh, as_sampled(denoiser, run)),
+            replicate(mesh, as_sampled(denoiser, run, inputs.null)),
             walk.levels,
             jax.device_put(noise[rows], batch),
             key if rows[0] == 0 else jax.random.fold_in(key, int(rows[0])),
-            cond=None if cond is None else jax.device_put(cond[rows], batch),
+            cond=jax.device_put(jax.tree.map(lambda x: x[rows], cond), batch),
             clip=clip or None,
             trajectory=walk.trajectory,
             callback=walk.callback,
@@ -179,15 +266,24 @@ def run_walk(
         )
         return jnp.swapaxes(made[1], 0, 1) if walk.trajectory else made
 
-    made = in_groups(network, cond, noise.shape[0], sample)
+    classes = None if isinstance(cond, TextCondition) else cond
+    made = in_groups(network, classes, noise.shape[0], sample)
     return jnp.swapaxes(made, 0, 1) if walk.trajectory else made
 
 
-def as_sampled(network: Network, run: SamplerRun) -> NetworkDenoiser:
-    """The network of a sampler run with its extra inputs, or with its guidance."""
+def as_sampled(
+    network: Network, run: SamplerRun, null: TextCondition | None = None
+) -> NetworkDenoiser:
+    """The network of a sampler run with its extra inputs, or with its guidance.
+
+    Args:
+      network: the network.
+      run: the sampler run.
+      null: for texts, the condition of the empty text.
+    """
     null_class = int(getattr(run.plan.module, "num_classes", 0))
     told = network.given(**run.inputs) if run.inputs else network
-    return with_guidance(told, run.guidance, null_class)
+    return with_guidance(told, run.guidance, null_class if null is None else null)
 
 
 def run_digest(run: SamplerRun, settings: EvaluationSettings) -> str:
@@ -241,14 +337,18 @@ def collect(run: SamplerRun, evaluation: Evaluation) -> Samples:
     found = kept_samples(run, evaluation.workdir, settings)
     if found is not None:
         return found
-    network = evaluation.networks(run.plan, run.student)
+    network, texts = evaluation.networks(run.plan, run.student), evaluated_texts(run, evaluation)
     images, seconds = [], []
     reporter.begin(f"sampling {run.label}", settings.samples)
     try:
         for start in range(0, settings.samples, settings.batch_size):
             evaluation.stop.check(f"the evaluation ({run.label})")
             begun = time.perf_counter()
-            batch = np.asarray(draw(run, network, settings, start, settings.batch_size))
+            if texts is None:
+                batch = np.asarray(draw(run, network, settings, start, settings.batch_size))
+            else:
+                rows = range(start, start + settings.batch_size)
+                batch = draw_of_texts(run, network, settings, rows, texts)
             seconds.append(time.perf_counter() - begun)
             images.append(batch)
             done = min(start + settings.batch_size, settings.samples)

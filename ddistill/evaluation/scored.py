@@ -243,7 +243,7 @@ def record_of_run(
 ) -> SamplerRunRecord:
     """The record of a sampler run in evaluation.json."""
     stage, cost = run.plan, evaluation.cost_of(run)
-    classes = stage.module.num_classes if stage.settings.conditional else 0  # type: ignore[attr-defined]
+    classes = getattr(stage.module, "num_classes", 0) if stage.settings.conditional else 0
     return SamplerRunRecord(
         key=run.key,
         label=run.label,

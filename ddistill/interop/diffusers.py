@@ -1,9 +1,11 @@
-"""Teachers from diffusers: a folder with a `UNet2DModel` and its scheduler.
+"""Teachers from diffusers: a folder with a `UNet2DModel` and its scheduler, or a text pipeline.
 
 The folder is what `save_pretrained` writes or a model's repository holds: of a pipeline, with
 `unet/` and `scheduler/` inside, or of the network alone, with scheduler_config.json beside
 config.json (as google/ddpm-cifar10-32 has it); or a checkpoint of diffusers' training scripts, with
-the averaged network in `unet_ema/` (`diffusers_folders`, `diffusers_weights`).
+the averaged network in `unet_ema/` (`diffusers_folders`, `diffusers_weights`). Of a
+`StableDiffusionPipeline` the U-Net is read, with the digests of the other parts
+(`stable_diffusion`).
 """
 
 from pathlib import Path
@@ -14,6 +16,8 @@ from ddistill.interop.ddim import read_schedule
 from ddistill.interop.diffusers_folders import Found, find_model
 from ddistill.interop.imported import Imported
 from ddistill.interop.licences import licence_of
+from ddistill.interop.pipeline_folders import is_text_pipeline
+from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.interop.tensors import file_digest, read_tensors
 from ddistill.interop.unet2d import read_options
 from ddistill.interop.unet2d_weights import to_params
@@ -37,6 +41,8 @@ def read_teacher(folder: Path, named: str = "") -> Imported:
       ConfigError: a file is missing or damaged, or something in it is not supported.
     """
     folder = expand(folder)
+    if is_text_pipeline(folder):
+        return read_stable_diffusion(folder, named).imported(folder)
     model = find_model(folder)
     options, shape = read_options(model.config, str(model.network / "config.json"))
     if model.config.get("_null_class") is not None:

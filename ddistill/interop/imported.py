@@ -1,8 +1,10 @@
 """A teacher that another library trained: the result of every reader of such teachers."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
-from ddistill.runtime.schemas import COUNT, OBJECT, TEXT, WHOLE, Schema, list_of, maybe
+from ddistill.runtime.schemas import COUNT, OBJECT, TEXT, WHOLE, Schema, list_of, map_of, maybe
 from ddistill.typing import JsonObject, JsonRecord, Options, Params
 
 # Of `Imported.facts`, as a run notes them.
@@ -17,7 +19,7 @@ FACTS = Schema(
         "source": TEXT,
         "licence": TEXT,
     },
-    {"hub_id": TEXT, "revision": TEXT, "kind": TEXT},
+    {"hub_id": TEXT, "revision": TEXT, "kind": TEXT, "parts": map_of(TEXT)},
 )
 
 
@@ -42,6 +44,9 @@ class Imported:
         machine.
       revision: the commit of the repository; "" for files of this machine.
       kind: the kind of network that a stage has to train, "denoiser" or "classifier".
+      parts: of a text-to-image pipeline, SHA-256 by "vae", "text_encoder" and "tokenizer".
+      folder: of such a pipeline, whose parts a stage copies; None for a network that was read from
+        the facts of a run.
     """
 
     network: Options
@@ -56,11 +61,15 @@ class Imported:
     hub_id: str = ""
     revision: str = ""
     kind: str = "denoiser"
+    parts: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     def facts(self) -> JsonObject:
-        """Everything but the parameters, for JSON."""
+        """Everything but parameters and folder, for JSON."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in named.items() if name != "params"}
+        if not self.parts:
+            del named["parts"]
+        return {n: value for n, value in named.items() if n not in ("params", "folder")}
 
 
 def from_facts(facts: JsonRecord) -> Imported:

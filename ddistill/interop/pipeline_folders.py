@@ -11,13 +11,13 @@ from ddistill.typing import JsonRecord
 
 # Pipelines with the parts of Stable Diffusion 1 and 2.
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
-UNET, VAE, TEXT = "unet", "vae", "text_encoder"
+UNET, VAE, TEXT, TOKENIZER = "unet", "vae", "text_encoder", "tokenizer"
 # The classes of the parts that are read.
 _KINDS = {
     UNET: ("UNet2DConditionModel",),
     VAE: ("AutoencoderKL",),
     TEXT: ("CLIPTextModel",),
-    "tokenizer": TOKENIZERS,
+    TOKENIZER: TOKENIZERS,
 }
 _STEMS = {UNET: (STEM,), VAE: (STEM,), TEXT: TRANSFORMERS}
 # Parts that change no picture that is not refused.
@@ -86,8 +86,8 @@ def find_pipeline(folder: Path) -> FoundPipeline:
             f"{TEXT}/, tokenizer/ and scheduler/ inside."
         )
     kinds = _kinds(index)
-    parts = {name: _part(folder, name) for name in (UNET, VAE, TEXT)}
-    tokenizer, scheduler = folder / "tokenizer", folder / "scheduler" / SCHEDULER
+    parts = {name: find_part(folder, name) for name in (UNET, VAE, TEXT)}
+    tokenizer, scheduler = folder / TOKENIZER, folder / "scheduler" / SCHEDULER
     if not tokenizer.is_dir():
         raise ConfigError(f"{tokenizer} is missing; {index} names a {kinds['tokenizer']}.")
     settings = {**read_json(scheduler), "_class_name": kinds["scheduler"]}
@@ -120,9 +120,14 @@ def _kinds(index: Path) -> dict[str, str]:
     return kinds
 
 
-def _part(folder: Path, name: str) -> FoundPart:
+def find_part(folder: Path, name: str) -> FoundPart:
+    """The files of the network `name` of a pipeline.
+
+    Raises:
+      ConfigError: a file is missing or no JSON.
+    """
     path = folder / name
     if not path.is_dir():
-        raise ConfigError(f"{path} is missing; {folder / INDEX} names it.")
+        raise ConfigError(f"{path} is missing, with the {name} of the pipeline.")
     config = read_json(path / CONFIG)
     return FoundPart(path / CONFIG, config, find_weights(path, read_json, _STEMS[name]))

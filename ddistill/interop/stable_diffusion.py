@@ -24,17 +24,24 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.interop import autoencoder_kl, clip_text, text_unet, text_unet_weights
 from ddistill.interop.autoencoder_kl import Scaling
 from ddistill.interop.ddim import read_schedule
+from ddistill.interop.imported import Imported
 from ddistill.interop.licences import licence_of
-from ddistill.interop.pipeline_folders import TEXT, UNET, VAE, FoundPart, find_pipeline
+from ddistill.interop.pipeline_folders import (
+    TEXT,
+    TOKENIZER,
+    UNET,
+    VAE,
+    FoundPart,
+    find_pipeline,
+)
 from ddistill.interop.tensors import file_digest
 from ddistill.interop.tokenizer import ClipTokenizer, read_tokenizer
 from ddistill.networks.autoencoder_kl import AutoencoderKL, draw, sample_noise
-from ddistill.networks.clip_text import CLIPText, end_positions
+from ddistill.networks.clip_text import CLIPText
+from ddistill.networks.text_encoding import POOLS, TextEncoder, encode_texts
 from ddistill.runtime.files import expand
 from ddistill.schedules import Schedule, build_schedule
 from ddistill.typing import AnyArray, Images, Options, Params, RandomKey, Tree
-
-POOLS = ("tokens", "all", "end")
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,30 @@ class StableDiffusion:
         vae = self.vae.build()
         return height * vae.factor, width * vae.factor, vae.out_channels
 
+    def imported(self, folder: Path) -> Imported:
+        """The U-Net as a stage starts from it.
+
+        Args:
+          folder: of the pipeline.
+        """
+        return Imported(
+            network=self.unet.network,
+            params=self.unet.params,
+            prediction=self.prediction,
+            schedule=self.schedule,
+            image_shape=self.latent_shape,
+            num_classes=0,
+            digest=self.digest,
+            source=self.source,
+            licence=self.licence,
+            parts={
+                VAE: self.vae.digest,
+                TEXT: self.text_encoder.digest,
+                TOKENIZER: file_digest(*self.tokenizer.files),
+            },
+            folder=folder,
+        )
+
     def levels(self) -> Schedule:
         """The noise levels that the U-Net was trained on."""
         settings = self.schedule
@@ -120,16 +151,19 @@ class StableDiffusion:
 
         Args:
           tokens: ids, see `tokens`.
-          pool: how the states of a text become `TextCondition.pooled`: "tokens", the mean from the
-            first token after the start to the end token; "all", the mean over all positions; "end",
-            the state of the end token.
+          pool: how the states of a text become `TextCondition.pooled`, see
+            `ddistill.networks.text_encoding.TextEncoder`.
           chunk: number of texts that are encoded at the same time.
 
         Raises:
           ConfigError: another value of `pool`.
         """
         check_choice("pool", pool, POOLS)
-        run = functools.partial(_encode_text, self.text_encoder.build(), pool)
+        module = CLIPText(**{k: v for k, v in self.text_encoder.network.items() if k != "name"})
+
+        def run(params: Params, ids: Array) -> TextCondition:
+            return encode_texts(TextEncoder(params, module, pool), ids)
+
         return _in_chunks(run, self.text_encoder.params, np.asarray(tokens, np.int32), chunk)
 
     def moments(self, images: Float[AnyArray, "B H W C"], chunk: int = 8) -> Images:
@@ -170,18 +204,6 @@ class StableDiffusion:
         """
         run = functools.partial(_decode, self.vae.build(), self.scaling)
         return _in_chunks(run, self.vae.params, np.asarray(latents, np.float32), chunk)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode_text(net: CLIPText, pool: str, params: Params, tokens: Array) -> TextCondition:
-    states, at_end = _apply(net, params, tokens)
-    if pool == "end":
-        return TextCondition(states, at_end)
-    positions = jnp.arange(tokens.shape[1])
-    ends = end_positions(tokens, net.eos)[:, None]
-    counted = (positions > 0) & (positions <= ends) | (pool == "all")
-    weights = counted / jnp.sum(counted, axis=1, keepdims=True)
-    return TextCondition(states, jnp.einsum("bld,bl->bd", states, weights))
 
 
 @functools.partial(jax.jit, static_argnums=0)

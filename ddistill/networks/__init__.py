@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.networks.autoencoder_kl import AutoencoderKL, check_autoencoder
+from ddistill.networks.captioned_unet import CaptionedUNet, check_captioned_unet
 from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
 from ddistill.networks.clip_text import CLIPText, check_clip_text
 from ddistill.networks.dhariwal import DhariwalUNet
@@ -20,6 +21,7 @@ from ddistill.parsing import kind_of
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "text_unet": TextUNet,
+    "captioned_unet": CaptionedUNet,
     "autoencoder_kl": AutoencoderKL,
     "clip_text": CLIPText,
     "song": SongUNet,
@@ -74,13 +76,20 @@ def build(name: str, **options: object) -> nn.Module:
         check_fields(module)
     if isinstance(module, EdmUNet):
         module.check()
-    if isinstance(module, TextUNet):
+    if isinstance(module, CaptionedUNet):
+        check_captioned_unet(module)
+    elif isinstance(module, TextUNet):
         check_text_unet(module)
     if isinstance(module, AutoencoderKL):
         check_autoencoder(module)
     if isinstance(module, CLIPText):
         check_clip_text(module)
     return module
+
+
+def reads_text(name: str) -> bool:
+    """Whether the denoiser `name` is conditional on texts; False for an unknown name."""
+    return bool(getattr(NETWORKS.get(name), "reads_text", False))
 
 
 def _floats(key: str, values: tuple[object, ...]) -> tuple[float, ...]:

@@ -5,11 +5,13 @@ the embedding of a guidance scale (LCM, arXiv 2310.04378); depths per level (SDX
 2307.01952).
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ddistill.conditions import TextCondition
+from ddistill.conditions import Condition, TextCondition
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.attention import ATTENTION_IMPLS
 from ddistill.networks.convolution import CONV_IMPLS, glorot, zeros
@@ -51,6 +53,9 @@ class TextUNet(nn.Module):
       conv_impl: one of `CONV_IMPLS`; same parameters and results, other speed.
       attention_impl: one of `ATTENTION_IMPLS`; the same.
     """
+
+    # Conditional, and on texts.
+    reads_text: ClassVar[bool] = True
 
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
     blocks: tuple[int, ...] = (2,)
@@ -141,6 +146,16 @@ class TextUNet(nn.Module):
         h = features["last"] = resnets.norm("norm_out")(h, silu=True)
         out = resnets.conv(self.out_channels, "conv_out", kernel_init=zeros)(h).astype(jnp.float32)
         return (out, {name: features[name] for name in taps}) if taps else out
+
+    def example_condition(self) -> Condition:
+        """A condition of one example, of one token, with the inputs that the network has."""
+        ones = jnp.ones((1,))
+        return TextCondition(
+            states=jnp.zeros((1, 1, self.context_dim)),
+            pooled=jnp.zeros((1, self.context_dim)),
+            guidance=ones if self.guidance_dim else None,
+            added=jnp.zeros((1, self.added_dim)) if self.added_dim else None,
+        )
 
     def at(self, field: str, level: int) -> int:
         """The entry of a level of a field with one entry per level, or one for all."""

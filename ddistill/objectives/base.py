@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
+from ddistill.conditions import Condition
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
@@ -40,7 +41,7 @@ from ddistill.objectives.parts import (
     Update,
 )
 from ddistill.schedules import Level
-from ddistill.typing import Features, Images, Labels, RandomKey, Scalar
+from ddistill.typing import Features, Images, RandomKey, Scalar
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,11 @@ def trained_auxiliaries(objective: Objective) -> dict[str, nn.Module]:
 
 
 def init_inputs(
-    objective: Objective, name: str, image_shape: ImageShape, conditional: bool
+    objective: Objective,
+    name: str,
+    image_shape: ImageShape,
+    conditional: bool,
+    module: nn.Module | None = None,
 ) -> tuple[PyTree, ...]:
     """Arguments, after the random key, that initialise the network `name`.
 
@@ -216,9 +221,10 @@ def init_inputs(
       name: "student", or one of its auxiliaries.
       image_shape: (H, W, C) of the data.
       conditional: whether denoisers are given classes.
+      module: the network; a denoiser that reads texts is given one.
     """
     form = objective.trains if name == "student" else objective.auxiliaries[name].form
-    return form.inputs(image_shape, conditional)
+    return form.inputs_of(module, image_shape, conditional)
 
 
 def bind(
@@ -243,7 +249,7 @@ def predict(
     taps: tuple[str, ...],
     z: Images,
     level: Level,
-    cond: Labels | None,
+    cond: Condition | None,
     key: RandomKey | None = None,
 ) -> tuple[Prediction, Features]:
     """A denoiser's prediction, and its features by tap.

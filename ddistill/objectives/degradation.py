@@ -17,7 +17,7 @@ from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.matching.generator import generate, initial_input
 from ddistill.objectives.parts import Networks, Requirements
-from ddistill.objectives.sampling import draw_class, normal
+from ddistill.objectives.sampling import draw_condition, normal
 from ddistill.objectives.states import State, forward_state
 
 
@@ -45,7 +45,7 @@ class Degradation(Denoising):
 
     def state(self, networks: Networks, batch: Batch, tables: LevelTables) -> State:
         """Noisy images of the generator."""
-        cond = draw_class(batch.key("generator class"), tables)
+        cond = draw_condition(batch.key("generator class"), batch, tables)
         noise = normal(batch.key("generator noise"), batch.image)
         given = initial_input(noise, tables, cond)
         # The generator is called with its own time, which need not be the student's.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ddistill.conditions import Condition, replace_where
 from ddistill.diffusion import WEIGHTS
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import check_unused
@@ -21,7 +21,6 @@ from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch
 from ddistill.objectives.parts import NetworkFacts
 from ddistill.objectives.sampling import LAWS, Law
-from ddistill.typing import Labels
 
 # Laws of t = sigma / (alpha + sigma), beside `LAWS`.
 FLOW_LAWS = ("logit_normal", "shifted")
@@ -38,8 +37,10 @@ class Denoising(Distillation):
       error: quantity whose squared error is taken: "x0", "eps", "v" or "flow" (eps - x0).
       weight: of a noise level: "uniform", "snr", "truncated_snr", "min_snr" or "edm".
       min_snr_gamma: bound of "min_snr".
-      label_dropout: share of examples whose class is replaced by the null class, for guidance.
-      null_class: id of the null class, which is the network's number of classes.
+      label_dropout: share of examples whose class or text is replaced by the null condition, for
+        guidance.
+      null_class: id of the null class, which is the network's number of classes; texts have the
+        empty text in its place.
       levels: how noise levels are drawn: "uniform" over the table, "lognormal" (EDM), or, by
         t = sigma / (alpha + sigma), "logit_normal" or "shifted" (a uniform t). The last two are
         shifted to s t / (1 + (s - 1) t) with s = `time_shift` (arXiv 2403.03206).
@@ -96,13 +97,13 @@ class Denoising(Distillation):
         """The hyperparameters of laws that are not in use."""
         return (*super().inert_hparams(), *self._of_other_laws())
 
-    def condition(self, batch: Batch) -> Labels | None:
-        """The classes, a share of them replaced by the null class."""
+    def condition(self, batch: Batch) -> Condition | None:
+        """The conditions, a share of them replaced by the null condition."""
         if batch.cond is None or self.label_dropout == 0.0:
             return batch.cond
         keys = batch.key("label_dropout")
         drop = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_dropout))(keys)
-        return jnp.where(drop, self.null_class, batch.cond)
+        return replace_where(drop, batch.cond, batch.null_or(self.null_class))
 
     @property
     def null_class_share(self) -> float:

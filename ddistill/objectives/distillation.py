@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from ddistill.conditions import Condition
 from ddistill.denoiser import ClippedDenoiser
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
@@ -37,7 +38,7 @@ from ddistill.objectives.mixing import MixedStates
 from ddistill.objectives.parts import LossAux, Networks, Requirements, Update
 from ddistill.objectives.sampling import Law
 from ddistill.objectives.states import State, forward_state
-from ddistill.typing import Features, Images, Labels, Metrics, PerExample
+from ddistill.typing import Features, Images, Metrics, PerExample
 
 
 @struct.dataclass
@@ -140,8 +141,8 @@ class Distillation(MixedStates):
         """How noise levels are drawn."""
         return Law()
 
-    def condition(self, batch: Batch) -> Labels | None:
-        """The classes that the networks are given."""
+    def condition(self, batch: Batch) -> Condition | None:
+        """The conditions that the networks are given."""
         return batch.cond
 
     def projected_features(self, networks: Networks, features: Features) -> Features:

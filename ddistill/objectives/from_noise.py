@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ddistill.conditions import Condition
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, expand
 from ddistill.errors import ConfigError, check_choice
@@ -27,7 +28,7 @@ from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import NetworkFacts, Networks, Requirements
 from ddistill.objectives.sampling import normal
 from ddistill.schedules import Level
-from ddistill.typing import Images, Labels, PerExample
+from ddistill.typing import Images, PerExample
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Path:
     """
 
     noise: Images
-    cond: Labels | None
+    cond: Condition | None
     batch: Batch
     tables: LevelTables
 

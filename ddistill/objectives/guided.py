@@ -107,5 +107,5 @@ class GuidedDistillation(Distillation):
         if self.teacher_takes_guidance:
             found["teacher"] = teacher.given(guidance=scale)
         else:
-            found["teacher"] = with_guidance(teacher, scale, self.teacher_null_class)
+            found["teacher"] = with_guidance(teacher, scale, batch.null_or(self.teacher_null_class))
         return {**networks, **found}

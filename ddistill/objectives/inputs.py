@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
+from ddistill.conditions import Condition, Null
 from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Schedule, index_time, subsequence
 from ddistill.typing import Images, Index, Keys, Labels, RandomKey, Scalar
@@ -21,9 +22,13 @@ class Batch:
     Attributes:
       image: `[B, H, W, C]` in [-1, 1]; zeros for an objective that learns from noise alone.
       label: `[B]` class ids.
-      cond: the classes that conditional networks are given (`label`); None for unconditional ones.
+      cond: what conditional networks are given: the classes (`label`) or the texts; None for
+        unconditional ones.
       pairs: noise and the teacher's images from it, as many as images; None where none are needed.
-      shared: arrays `[B, ...]` that earlier updates of the same step have computed (`LossAux`).
+      null: for texts, the condition of the empty text for every example; None for classes, of which
+        the networks know the null class.
+      shared: arrays `[B, ...]`, or trees of them, that earlier updates of the same step have
+        computed (`LossAux`).
       memory: arrays that the objective carries from step to step, by name (`Objective.memory`).
       keys: `[B]` random keys, one for each example, so that the draws of an example depend neither
         on gradient accumulation nor on the layout of the batch on devices. Losses take named keys
@@ -32,15 +37,20 @@ class Batch:
 
     image: Images
     label: Labels
-    cond: Labels | None
+    cond: Condition | None
     keys: Keys
     pairs: "Pairs | None" = None
-    shared: Mapping[str, Array] = struct.field(default_factory=dict)
+    null: Condition | None = None
+    shared: Mapping[str, PyTree] = struct.field(default_factory=dict)
     memory: Mapping[str, Array] = struct.field(default_factory=dict)
 
     def key(self, name: str) -> Keys:
         """The keys of a named use, such as "noise", independent of all other names."""
         return named_keys(self.keys, name)
+
+    def null_or(self, null_class: int) -> Null:
+        """The null condition: that of texts, or the given class id."""
+        return null_class if self.null is None else self.null
 
     @property
     def dropout_key(self) -> RandomKey:

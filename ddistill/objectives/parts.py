@@ -13,10 +13,11 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, PyTree
 
+from ddistill.conditions import Condition
 from ddistill.denoiser import Denoiser
 from ddistill.networks.weights import Weights
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.typing import AnyArray, Images, Labels, Metrics, RandomKey, Scalar
+from ddistill.typing import AnyArray, Images, Metrics, RandomKey, Scalar
 
 # Networks by name, as losses call them: denoisers, classifiers, discriminators.
 Networks: TypeAlias = Mapping[str, "Bound"]
@@ -33,13 +34,13 @@ class LossAux:
 
     Attributes:
       statistics: by name, the new batch statistics of networks that keep such.
-      shared: arrays `[B, ...]` for later updates of the same step, which find them in
-        `Batch.shared`.
+      shared: arrays `[B, ...]`, or trees of them, for later updates of the same step, which find
+        them in `Batch.shared`.
       memory: by name, the new values of the objective's memory.
     """
 
     statistics: Mapping[str, PyTree] = struct.field(default_factory=dict)
-    shared: Mapping[str, Array] = struct.field(default_factory=dict)
+    shared: Mapping[str, PyTree] = struct.field(default_factory=dict)
     memory: Mapping[str, Array] = struct.field(default_factory=dict)
 
 
@@ -53,7 +54,7 @@ class Loss(Protocol):
         ...
 
 
-Fallback = Callable[[Networks, Batch, LevelTables], Mapping[str, Array]]
+Fallback = Callable[[Networks, Batch, LevelTables], Mapping[str, PyTree]]
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,15 @@ class NetworkForm:
     inputs: Callable[[ImageShape, bool], tuple[PyTree, ...]]
     bind: Callable[[nn.Module, Weights, str], Bound]
     classes: int = 0
+
+    def inputs_of(
+        self, module: nn.Module | None, image_shape: ImageShape, conditional: bool
+    ) -> tuple[PyTree, ...]:
+        """`inputs` for a module; one that reads texts gets an example of its conditions."""
+        found = self.inputs(image_shape, conditional)
+        if self.kind != "denoiser" or not getattr(module, "reads_text", False):
+            return found
+        return (*found[:2], module.example_condition())  # type: ignore[union-attr]
 
     @property
     def on_levels(self) -> bool:
@@ -296,12 +306,12 @@ class Panels:
       names: one for each picture.
       caption: what they show.
       draw: `(networks, noise, tables, cond) -> images`, `[B, H, W, C]` in [-1, 1] for each name,
-        from standard normal noise `[B, H, W, C]` and `[B]` classes or None.
+        from standard normal noise `[B, H, W, C]` and `[B]` conditions or None.
     """
 
     names: tuple[str, ...]
     caption: str
-    draw: Callable[[Networks, Images, LevelTables, Labels | None], tuple[Images, ...]]
+    draw: Callable[[Networks, Images, LevelTables, Condition | None], tuple[Images, ...]]
 
 
 @dataclass(frozen=True)

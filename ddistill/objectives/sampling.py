@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddistill.objectives.inputs import LevelTables
+from ddistill.conditions import Condition
+from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.runtime.rng import named_keys
 from ddistill.typing import Index, Keys, Scalar
 
@@ -112,6 +113,11 @@ def draw_class(keys: Keys, tables: LevelTables) -> Int[Array, " B"] | None:
     if tables.classes is None or tables.class_count is None:
         return None
     return tables.classes[uniform_index(keys, 0, tables.class_count - 1)]
+
+
+def draw_condition(keys: Keys, batch: Batch, tables: LevelTables) -> Condition | None:
+    """A condition for every example: a class as of `draw_class`, or the batch's own text."""
+    return batch.cond if tables.classes is None else draw_class(keys, tables)
 
 
 def draw_pair(keys: Keys, pairs: int, tables: LevelTables, own: bool) -> Int[Array, " B"]:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ddistill.conditions import Condition
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import (
     analytic_prediction,
@@ -218,7 +219,7 @@ class SFD(Objective):
         return z, path
 
     def walk(
-        self, teacher: NetworkDenoiser, tables: LevelTables, cond: Labels | None
+        self, teacher: NetworkDenoiser, tables: LevelTables, cond: Condition | None
     ) -> "TeacherStep":
         """The teacher's step `i` of N k, as a function of the states before."""
         count, k = self._count(tables), self.substeps

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from ddistill.conditions import Condition
 from ddistill.denoiser import ClippedDenoiser, NetworkDenoiser
 from ddistill.diffusion import Prediction, add_noise, ddim_step, expand
 from ddistill.objectives.inputs import Batch, LevelTables
@@ -45,7 +46,7 @@ class State:
     index: Labels
     level: Level
     teacher_level: Level
-    cond: Labels | None
+    cond: Condition | None
     data: Prediction
     teacher: Prediction | None = None
     below: Labels | None = None
@@ -98,12 +99,12 @@ class Walk:
 ALL_LEVELS = Walk()
 
 
-def forward_state(batch: Batch, tables: LevelTables, law: Law, cond: Labels | None) -> State:
+def forward_state(batch: Batch, tables: LevelTables, law: Law, cond: Condition | None) -> State:
     """Images of the batch at a level of the student, drawn by `law`."""
     return noised(batch, tables, draw_level(batch.key("level"), tables, law), cond)
 
 
-def noised(batch: Batch, tables: LevelTables, index: Labels, cond: Labels | None) -> State:
+def noised(batch: Batch, tables: LevelTables, index: Labels, cond: Condition | None) -> State:
     """Images of the batch at the levels `index`, `[B]` rows of the student's."""
     noise = normal(batch.key("noise"), batch.image)
     level = tables.student.at(index)
@@ -200,7 +201,7 @@ def replayed(made: State, batch: Batch, tables: LevelTables, share: float) -> St
         REPLAY_INDEX: write(REPLAY_INDEX, made.index.astype(jnp.int32)),
         REPLAY_WRITTEN: written + 1,
     }
-    if made.cond is not None:
+    if isinstance(made.cond, jax.Array):
         new[REPLAY_CLASS] = write(REPLAY_CLASS, made.cond.astype(jnp.int32))
     return dataclasses.replace(_replaced(made, found, old), memory=new)
 

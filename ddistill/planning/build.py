@@ -83,10 +83,17 @@ def resolve(context: StageContext) -> StageSettings:
             stage,
             network=stage.network or imported.network,
             prediction=stage.prediction or imported.prediction,
-            conditional=stage.conditional or imported.num_classes > 0,
+            conditional=stage.conditional
+            or imported.num_classes > 0
+            or networks.reads_text(str(imported.network["name"])),
         )
     if stage.network:
-        return dataclasses.replace(stage, prediction=stage.prediction or "eps")
+        texts = networks.reads_text(str(stage.network["name"]))
+        return dataclasses.replace(
+            stage,
+            prediction=stage.prediction or "eps",
+            conditional=stage.conditional or texts,
+        )
     if context.teacher is None:
         raise ConfigError(
             f"{path}.network is empty and there is no teacher to take it from. "

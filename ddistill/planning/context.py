@@ -3,12 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
+from ddistill import networks
+from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
 from ddistill.planning.plan import LevelTable, StagePlan
 from ddistill.schedules import Schedule
 from ddistill.settings import Settings, StageSettings
+
+
+class TextFacts(TypedDict):
+    """Fields of `StagePlan`."""
+
+    encoder: EncoderFacts | None
+    tokenizer: TokenizerFacts | None
+    text_source: StagePlan | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,20 @@ class StageContext:
         """The stage whose weights it starts from, or None."""
         name = self.settings.init_source
         return self.earlier[name] if name else None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its denoiser is conditional on texts."""
+        return networks.reads_text(str(self.settings.network.get("name", "")))
+
+    @property
+    def text_facts(self) -> TextFacts:
+        """What its plan says of latents and captions."""
+        teacher, encoder = self.teacher, self.data.encoder
+        if not self.reads_text:
+            return {"encoder": encoder, "tokenizer": None, "text_source": None}
+        source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
+        return {"encoder": encoder, "tokenizer": self.data.tokenizer, "text_source": source}
 
     @cached_property
     def table(self) -> LevelTable:

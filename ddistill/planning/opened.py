@@ -147,4 +147,5 @@ def _open(context: StageContext, folders: Folders, digest: str) -> StagePlan:
         image_shape=context.data.image_shape,
         seed=context.run.seed,
         imported=context.imported,
+        **context.text_facts,
     )

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.errors import CheckpointError
 from ddistill.interop.imported import Imported
 from ddistill.objectives import LevelTables, Objective
@@ -91,6 +92,10 @@ class StagePlan:
       image_shape: (H, W, C).
       seed: the run's seed.
       imported: the network of another project that the stage starts from, or None.
+      encoder: what made the latents that the networks see; None for pixels.
+      tokenizer: of the captions; None for networks that read no texts.
+      text_source: the stage with the text encoder, for networks that read texts; None where it is
+        the stage itself.
     """
 
     name: str
@@ -106,6 +111,19 @@ class StagePlan:
     image_shape: tuple[int, int, int]
     seed: int
     imported: Imported | None = None
+    encoder: EncoderFacts | None = None
+    tokenizer: TokenizerFacts | None = None
+    text_source: "StagePlan | None" = None
+
+    @property
+    def text_stage(self) -> "StagePlan":
+        """The stage with the text encoder of the captions."""
+        return self if self.text_source is None else self.text_source
+
+    @property
+    def learns_texts(self) -> bool:
+        """Whether the network learns its text encoder here."""
+        return self.tokenizer is not None and self.imported is None and self.text_source is None
 
     @property
     def stacked(self) -> bool:

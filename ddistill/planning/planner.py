@@ -48,6 +48,7 @@ from ddistill.planning.checks.sources import (
     check_sources,
 )
 from ddistill.planning.checks.students import check_every_class, check_same_shares
+from ddistill.planning.checks.texts import check_texts
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import Inputs, digest_of, make_identity
 from ddistill.planning.partitions import list_groups
@@ -146,6 +147,7 @@ def _plan(context: StageContext, folders: Folders) -> StagePlan:
     check_levels(context, objective, students)
     check_same_shares(context, students, partition)
     student = build_module(context.settings.network, f"{context.path}.network")
+    check_texts(context, objective, student)
     prepared = _prepare(context, students[0].objective, student)
     beside = trained_auxiliaries(prepared)
     modules = {"student": student, **beside}
@@ -229,6 +231,7 @@ def _build(
         image_shape=context.data.image_shape,
         seed=context.run.seed,
         imported=context.imported,
+        **context.text_facts,
     )
 
 

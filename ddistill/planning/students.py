@@ -36,13 +36,14 @@ def plan_students(
       ConfigError: settings that cannot work.
     """
     stage, path, num_classes = context.settings, context.path, context.data.num_classes
+    by_class = stage.conditional and not context.reads_text
     check_students(stage.students, f"{path}.students")
     _check_levels(stage.students, objective, f"{path}.students")
     _check_sweep(stage, objective, f"{path}.students")
     swept = [_swept(context, objective, k) for k in range(max(1, stage.students.count))]
     whole = Share(
         full_range_share=stage.students.full_range_share or None,
-        classes=tuple(range(num_classes)) if stage.conditional else None,
+        classes=tuple(range(num_classes)) if by_class else None,
         num_classes=num_classes,
     )
     if stage.grid.spacing == "edm" and objective.trains.kind == "pairs" and not stage.grid.explicit:
@@ -62,7 +63,7 @@ def plan_students(
             whole,
             low=int(a),
             high=int(b),
-            classes=tuple(np.flatnonzero(own).tolist()) if stage.conditional else None,
+            classes=tuple(np.flatnonzero(own).tolist()) if by_class else None,
         )
         for a, b, own in zip(low, high, partition.owned_classes(num_classes))
     ]

@@ -25,7 +25,8 @@ class BatchReader:
       resident: whether the data set lies on the devices, or no images are read.
       hflip: whether training mirrors images at random.
       images: `[N, H, W, C]` on the devices where the data set lies there, else None.
-      labels: `[N]` on the devices.
+      conditions: `[N]` class ids on the devices; with `texts` the pair of them and of the captions'
+        token ids.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class BatchReader:
         batch: int,
         layout: Layout,
         images: bool = True,
+        texts: bool = False,
     ):
         self._dataset, self._batch, self._layout = dataset, batch, layout
         self._students = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
@@ -42,7 +44,8 @@ class BatchReader:
         self.resident = not images or isinstance(dataset.images, np.ndarray)
         kept = images and self.resident
         self.images = place(dataset.images, layout.whole()) if kept else None
-        self.labels = place(dataset.labels, layout.whole())
+        given = (dataset.labels, dataset.conditions) if texts else dataset.labels
+        self.conditions = place(given, layout.whole())
 
     def _indices(self, step: int, count: int) -> np.ndarray:
         chosen = [
@@ -71,7 +74,7 @@ class BatchReader:
         stacked = self._layout.one_round().students
         axes = [None, "student", BATCH_AXES] if stacked else [None, BATCH_AXES]
         spread = NamedSharding(self._layout.mesh, PartitionSpec(*axes))
-        shape = (*indices.shape, *self._dataset.image_shape)
+        shape = (*indices.shape, *self._dataset.images.shape[1:])
         return jax.make_array_from_callback(shape, spread, part)
 
     def batches(self, spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list, list]]:

@@ -19,7 +19,8 @@ from ddistill.runtime.compilation import compiler_options, is_wide
 from ddistill.runtime.sharding import Layout, constrain, over_data
 from ddistill.training.initial import optimizers
 from ddistill.training.state import STATE_AXES
-from ddistill.training.step import STEP_INPUT_AXES, StepFn, StepSettings, make_step
+from ddistill.training.step import StepFn, make_step
+from ddistill.training.step_inputs import STEP_INPUT_AXES, StepSettings
 
 
 def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
@@ -47,16 +48,19 @@ def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
         layout=layout,
         freeze=s.students.on_divergence == "freeze",
         image_shape=plan.image_shape,
+        encoder=plan.encoder,
+        null_tokens=plan.tokenizer.null if plan.tokenizer else (),
     )
 
 
 class Chunk:
     """`count` train steps in one dispatch; compiled when it is first called.
 
-    Its arguments are (state, inputs, images, labels, indices `[count, B]`, key, rates). `images` is
-    the whole data set if it is resident, else `[count, B, H, W, C]`, or None for an objective
-    without images; `rates` holds by network `[count]` learning rates, or is None. It returns the
-    state, on the same devices, and stacked metrics, a student's on its own devices.
+    Its arguments are (state, inputs, images, conditions, indices `[count, B]`, key, rates).
+    `images` is the whole data set if it is resident, else `[count, B, H, W, C]`, or None for an
+    objective without images; `conditions` are those of the whole data set; `rates` holds by network
+    `[count]` learning rates, or is None. It returns the state, on the same devices, and stacked
+    metrics, a student's on its own devices.
 
     The layout is that of one round, see `Layout.one_round`. If it has students, the state, the
     tables in `inputs` and the keys have a leading student axis, and indices, batches, rates and
@@ -82,9 +86,9 @@ class Chunk:
             )
         return self._jitted
 
-    def __call__(self, state, inputs, images, labels, batch_indices, key, rates=None):
+    def __call__(self, state, inputs, images, conditions, batch_indices, key, rates=None):
         """The new state and the metrics of the steps; `state` is given away."""
-        return self._jit(state)(state, inputs, images, labels, batch_indices, key, rates)
+        return self._jit(state)(state, inputs, images, conditions, batch_indices, key, rates)
 
     def lower(self, state, *args: Any) -> Any:
         """`jax.jit(...).lower`, for arrays or for shapes that say where they lie."""
@@ -94,11 +98,12 @@ class Chunk:
 def _one(step: StepFn, resident: bool, layout: Layout) -> Callable:
     """A step of one student from the indices of its batch."""
 
-    def one(state, inputs, images, labels, batch_indices, key, rates):
+    def one(state, inputs, images, conditions, batch_indices, key, rates):
         batch_indices = constrain(batch_indices, over_data(layout.mesh))
         if resident and images is not None:
             images = jnp.take(images, batch_indices, axis=0)
-        return step(state, inputs, images, jnp.take(labels, batch_indices, axis=0), key, rates)
+        own = jax.tree.map(lambda x: jnp.take(x, batch_indices, axis=0), conditions)
+        return step(state, inputs, images, own, key, rates)
 
     return one
 
@@ -117,18 +122,19 @@ def _steps(one: Callable, count: int, resident: bool) -> Callable:
     """`count` steps of `one` after another."""
     if count == 1:
 
-        def chunk(state, inputs, images, labels, batch_indices, key, rates):
+        def chunk(state, inputs, images, conditions, batch_indices, key, rates):
             images = images if resident else images[0]
             rates = jax.tree.map(lambda x: x[0], rates)
-            state, metrics = one(state, inputs, images, labels, batch_indices[0], key, rates)
+            state, metrics = one(state, inputs, images, conditions, batch_indices[0], key, rates)
             return state, jax.tree.map(lambda x: x[None], metrics)
 
     else:
 
-        def chunk(state, inputs, images, labels, batch_indices, key, rates):
+        def chunk(state, inputs, images, conditions, batch_indices, key, rates):
             def body(state, xs):
                 batch, pick, rate = xs
-                return one(state, inputs, images if resident else batch, labels, pick, key, rate)
+                x = images if resident else batch
+                return one(state, inputs, x, conditions, pick, key, rate)
 
             return jax.lax.scan(body, state, (None if resident else images, batch_indices, rates))
 
@@ -165,7 +171,7 @@ class Programs:
             s.prediction,
             recipe,
             (s.accumulate, s.ema_warmup, s.conditional, s.flip, s.unroll, layout, s.freeze),
-            s.image_shape,
+            (s.image_shape, s.encoder, s.null_tokens),
             (count, resident),
             structure,
             tuple((x.shape, str(x.dtype)) for x in leaves),

@@ -188,4 +188,10 @@ def memory_budget(state: TrainState) -> str:
 
 def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[PyTree, ...]:
     key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
-    return key, *init_inputs(plan.objective, name, plan.image_shape, plan.settings.conditional)
+    return key, *init_inputs(
+        plan.objective,
+        name,
+        plan.image_shape,
+        plan.settings.conditional,
+        plan.modules[name],
+    )

@@ -10,6 +10,7 @@ import numpy as np
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import TrainingError
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import student_updates
 from ddistill.objectives.distances import ClassifierLike
@@ -35,7 +36,7 @@ from ddistill.training.rounds import join_state, split, split_state
 from ddistill.training.run_context import ALONE, RunContext, StagePlace
 from ddistill.training.scores import Score
 from ddistill.training.state import TrainState, count_parameters
-from ddistill.training.step import StepInputs
+from ddistill.training.step_inputs import StepInputs
 from ddistill.training.stop_poll import StopPoll
 from ddistill.training.timings import Pace
 from ddistill.training.train_steps import TrainSteps
@@ -50,11 +51,13 @@ class Learnt:
       teacher: the teacher's denoiser, or None.
       classifier: the classifier of its losses, or None.
       pairs: noise and images that its batches draw pairs from, or None.
+      text_encoder: the encoder of its captions, or None.
     """
 
     teacher: Denoiser | RoutedDenoiser | None = None
     classifier: ClassifierLike | None = None
     pairs: Pairs | None = None
+    text_encoder: TextEncoder | None = None
 
 
 class StageRun:
@@ -156,9 +159,10 @@ class StageRun:
         teacher = place(learnt.teacher, layout.of_teacher(learnt.teacher))
         classifier = place(learnt.classifier, layout.whole())
         pairs = place(learnt.pairs, layout.whole())
+        text_encoder = place(learnt.text_encoder, layout.of_teacher(learnt.text_encoder))
         lies = layout.by_student() if layout.one_by_one else layout.whole()
         return [
-            StepInputs(teacher, place(tables, lies), classifier, pairs)
+            StepInputs(teacher, place(tables, lies), classifier, pairs, text_encoder)
             for tables in split(layout, self.plan.tables)
         ]
 
@@ -170,6 +174,7 @@ class StageRun:
             plan.settings.batch_size,
             self.layout,
             images=bool(plan.objective.requires.images),
+            texts=plan.tokenizer is not None,
         )
         timings = self.context.timings
         steps = TrainSteps(plan, self.layout, self.context.programs, reader, inputs, timings)

@@ -105,7 +105,7 @@ def advance(
     states: Sequence[TrainState],
     inputs: Sequence[Any],
     images: Sequence[Any],
-    labels: Any,
+    conditions: Any,
     batch_indices: Sequence[Any],
     keys: Sequence[Any],
     rates: Sequence[Any],
@@ -117,7 +117,7 @@ def advance(
       chunk: see `ddistill.training.compiled.Chunk`, for the other arguments too.
     """
     found = [
-        chunk(state, *rest[:2], labels, *rest[2:])
+        chunk(state, *rest[:2], conditions, *rest[2:])
         for state, *rest in zip(states, inputs, images, batch_indices, keys, rates)
     ]
     return [state for state, _ in found], join_metrics(layout, [rows for _, rows in found])

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
+from ddistill.interop.pipeline_parts import FOLDER, copy_parts
+from ddistill.interop.tokenizer import MERGES
 from ddistill.networks.weights import Weights
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
-from ddistill.runtime.hosts import agree, from_first
+from ddistill.runtime.files import expand, read_text, write_text
+from ddistill.runtime.hosts import agree, from_first, is_first, wait
 from ddistill.runtime.interrupt import Interrupted
 from ddistill.students import clone
 from ddistill.training.folders import claim
@@ -99,10 +102,17 @@ def _train(
     classifier = context.networks(by_name[s.classifier]) if s.classifier else None
     if s.steps and plan.imported:
         say(f"{plan.name}: starts from {plan.imported.source}")
+    if plan.imported is not None and plan.imported.parts:
+        _copy_parts(plan)
+    if plan.learns_texts:
+        _keep_tokenizer(plan, context)
+    texts = None if plan.learns_texts else context.networks.text_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
-    manifest, weights = run.run(start, Learnt(guided(plan, teacher), classifier, pairs))
+    manifest, weights = run.run(
+        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts)
+    )
     context.networks.add(plan, weights)
     if not s.steps:
         source = plan.imported.source if plan.imported else s.source
@@ -113,6 +123,26 @@ def _train(
         f"(and {manifest.compile_seconds:.0f} s to compile), loss {manifest.final_loss:.4g}"
     )
     return manifest
+
+
+def _copy_parts(plan: StagePlan) -> None:
+    """Copies the pipeline's parts beside the stage, which samples its students too."""
+    assert plan.imported is not None
+    folder = plan.imported.folder
+    if is_first() and folder is not None:
+        copy_parts(folder, plan.folder)
+    wait(f"{plan.name} has the parts of its pipeline")
+
+
+def _keep_tokenizer(plan: StagePlan, context: RunContext) -> None:
+    """Keeps the merges of the captions' tokenizer beside a stage that learns its text encoder."""
+    path = context.settings.data.get("path")
+    source = expand(str(path)) / MERGES if path else None
+    if is_first() and source is not None and source.is_file():
+        target = plan.folder / FOLDER / MERGES
+        target.parent.mkdir(exist_ok=True)
+        write_text(target, read_text(source))
+    wait(f"{plan.name} has its tokenizer")
 
 
 def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:

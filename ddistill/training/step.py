@@ -6,108 +6,60 @@ batch fixed, the mean over examples, the optimiser and the moving averages.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, PyTree
 
-from ddistill.data import random_flip, to_unit
+from ddistill.conditions import Tokens
 from ddistill.networks.weights import Weights
-from ddistill.objectives import Batch, LevelTables, Objective, Update
+from ddistill.objectives import Batch, LevelTables, Update
 from ddistill.objectives.base import bind, target_rate
-from ddistill.objectives.inputs import Pairs
-from ddistill.objectives.parts import Bound, LossAux, Networks
-from ddistill.objectives.sampling import draw_pair
-from ddistill.runtime.sharding import Layout, constrain, over_data
+from ddistill.objectives.parts import LossAux, Networks
+from ddistill.runtime.sharding import constrain
 from ddistill.training.state import TrainState, update_ema
-from ddistill.typing import Metrics, Params
-
-
-@struct.dataclass
-class StepInputs:
-    """What a step reads and never changes.
-
-    Attributes:
-      teacher: the teacher network, or None.
-      tables: the levels of the stage.
-      classifier: the network whose features are compared, or None.
-      pairs: all pairs of the stage, of which every batch draws some, or None.
-    """
-
-    teacher: Bound
-    tables: LevelTables
-    classifier: Bound = None
-    pairs: Pairs | None = None
-
-
-# The vmap axes of `StepInputs` in a stage of many students.
-STEP_INPUT_AXES = StepInputs(teacher=None, tables=0, classifier=None, pairs=None)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """The static part of a train step.
-
-    Attributes:
-      objective: the method.
-      modules: Linen module by network name.
-      prediction: prediction type of the networks.
-      optimizers: by network name.
-      accumulate: gradients of this many equal parts of the batch are averaged.
-      ema_warmup: see `update_ema`.
-      conditional: whether networks are given labels.
-      flip: whether images are mirrored at random.
-      unroll: True runs accumulation as straight code (CPU), False as a scan.
-      layout: devices over which weights and batches are spread; None leaves them where they are.
-      freeze: whether a student of many whose loss is no longer finite is left as it was.
-      image_shape: (H, W, C), for objectives that learn from noise alone.
-    """
-
-    objective: Objective
-    modules: Mapping[str, nn.Module]
-    prediction: str
-    optimizers: Mapping[str, optax.GradientTransformation]
-    accumulate: int = 1
-    ema_warmup: bool = True
-    conditional: bool = False
-    flip: bool = False
-    unroll: bool = True
-    layout: Layout | None = None
-    freeze: bool = False
-    image_shape: tuple[int, int, int] = (0, 0, 0)
-
+from ddistill.training.step_inputs import (
+    StepInputs,
+    StepSettings,
+    make_batch,
+    spread,
+    with_pairs,
+    with_texts,
+)
+from ddistill.typing import Labels, Metrics, Params
 
 StepFn = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(s: StepSettings) -> StepFn:
-    """Returns `step(state, inputs, images, labels, key, rates=None) -> (state, metrics)`.
+    """Returns `step(state, inputs, images, conditions, key, rates=None) -> (state, metrics)`.
 
-    `images` are `[B, H, W, C]`, uint8 or floats in [-1, 1], or None for an objective that learns
-    from noise alone; `labels` `[B]`; `key` is the stage's stream key, into which the step number is
-    folded; `rates` holds by network this step's learning rate, for optimisers that are built with a
-    rate of 1. Metrics are float32 scalars: one loss and one gradient norm per update and the
-    losses' own. The metrics of an update that does not run at every step are 0 where it does not,
-    and for each of them `ran/NAME` is 1 where it does.
+    `images` are `[B, H, W, C]`, uint8 or floats in [-1, 1], or what an encoder has made of images,
+    or None for an objective that learns from noise alone; `conditions` are class ids `[B]`, for
+    networks that read texts the pair of class ids and `Tokens`; `key` is the stage's stream key,
+    into which the step number is folded; `rates` holds by network this step's learning rate, for
+    optimisers that are built with a rate of 1. Metrics are float32 scalars: one loss and one
+    gradient norm per update and the losses' own. The metrics of an update that does not run at
+    every step are 0 where it does not, and for each of them `ran/NAME` is 1 where it does.
     """
 
     def step(
         state: TrainState,
         inputs: StepInputs,
         images: Array | None,
-        labels: Array,
+        conditions: Labels | tuple[Labels, Tokens],
         key: Array,
         rates: Mapping[str, Array] | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
         inputs = _at_step(s, inputs, state.step)
-        batch = make_batch(s, images, labels, jax.random.fold_in(key, state.step))
+        batch = make_batch(s, images, conditions, jax.random.fold_in(key, state.step))
+        if inputs.text_encoder is not None:
+            batch = with_texts(s, batch, inputs.text_encoder)
         if inputs.pairs is not None:
-            batch = _with_pairs(s, batch, inputs.pairs, inputs.tables)
+            batch = with_pairs(s, batch, inputs.pairs, inputs.tables)
         # Last, because memory has no batch axis to be spread over devices.
         batch = dataclasses.replace(batch, memory=state.memory)
         learning = _Learning(
@@ -287,30 +239,6 @@ def _training_signs(state: TrainState) -> dict[str, Array]:
     return signs
 
 
-def make_batch(s: StepSettings, images: Array | None, labels: Array, key: Array) -> Batch:
-    """Normalises and flips images and gives every example its own random key."""
-    flip_key, loss_key = jax.random.split(key)
-    count = labels.shape[0]
-    x = jnp.zeros((count, *s.image_shape)) if images is None else to_unit(images)
-    if s.flip and images is not None:
-        x = random_flip(jax.random.split(flip_key, count), x)
-    keys = jax.random.split(loss_key, count)
-    return _spread(s, Batch(x, labels, labels if s.conditional else None, keys))
-
-
-def _with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, tables: LevelTables) -> Batch:
-    """The batch with as many pairs, each drawn by the key of an example."""
-    own = bool(s.objective.requires.own_pairs)
-    rows = draw_pair(batch.key("pairs"), len(pairs.label), tables, own)
-    drawn = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), pairs)
-    return _spread(s, dataclasses.replace(batch, pairs=drawn))
-
-
-def _spread(s: StepSettings, batch: Batch, axis: int = 0) -> Batch:
-    """Asks for dimension `axis` of the batch to be spread over the mesh."""
-    return batch if s.layout is None else constrain(batch, over_data(s.layout.mesh, axis))
-
-
 def _whole(s: StepSettings, params: Params) -> Params:
     """The students' weights, gathered where they are cut over devices."""
     if s.layout is None or not s.layout.cuts_students:
@@ -379,7 +307,7 @@ def _accumulate(
         return compute(batch)
     size = batch.image.shape[0] // s.accumulate
     parts = jax.tree.map(lambda x: x.reshape(s.accumulate, size, *x.shape[1:]), batch)
-    parts = _spread(s, parts, axis=1)
+    parts = spread(s, parts, axis=1)
     if s.unroll:
         results = [compute(jax.tree.map(lambda x, i=i: x[i], parts)) for i in range(s.accumulate)]
         total = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *(r[0] for r in results))

@@ -16,7 +16,7 @@ from ddistill.training.batches import BatchReader
 from ddistill.training.compiled import Chunk, Programs, step_settings
 from ddistill.training.rounds import advance, split
 from ddistill.training.state import TrainState
-from ddistill.training.step import StepInputs
+from ddistill.training.step_inputs import StepInputs
 from ddistill.training.timings import Timings
 
 
@@ -68,9 +68,9 @@ class TrainSteps:
           The states, by name the metrics of the steps, and the seconds that compiling took.
         """
         (step, count), (images, indices) = span, batches
-        layout, labels, new = self._layout, self._reader.labels, False
+        layout, conditions, new = self._layout, self._reader.conditions, False
         if count not in self._chunks:
-            shapes = (rounds[0], self._inputs[0], images[0], labels, indices[0])
+            shapes = (rounds[0], self._inputs[0], images[0], conditions, indices[0])
             settings = self._plan.settings
             rule = tuple(update_rule(settings.optimizer_of(name)) for name in self._plan.modules)
             wanted = step_settings(self._plan, layout, self._reader.hflip)
@@ -85,7 +85,7 @@ class TrainSteps:
         chunk, inputs, keys = self._chunks[count], self._inputs, self._keys
         rates = split(layout, now, axis=1)
         rounds, metrics = advance(
-            layout, chunk, rounds, inputs, images, labels, indices, keys, rates
+            layout, chunk, rounds, inputs, images, conditions, indices, keys, rates
         )
         if not new:
             return rounds, metrics, 0.0

@@ -1,28 +1,53 @@
 """Networks of complete stages, read from disk."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
+from ddistill.conditions import TextCondition
+from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
 from ddistill.denoiser import with_guidance
 from ddistill.errors import CheckpointError
+from ddistill.interop.pipeline_parts import FOLDER, PipelineParts, read_parts
+from ddistill.interop.tokenizer import MERGES
+from ddistill.networks.captioned_unet import TEXT, CaptionedUNet
+from ddistill.networks.text_encoding import TextEncoder, encode_texts
 from ddistill.networks.weights import Weights
 from ddistill.planning.manifests import TrainedManifest
 from ddistill.planning.plan import StagePlan, incomplete
+from ddistill.runtime.files import DamagedFile, read_text
 from ddistill.runtime.sharding import Layout, to_host
 from ddistill.students import route, take
+from ddistill.text import one_line
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.initial import abstract_state, abstract_weights
 from ddistill.training.state import TrainState
 
 
-def guided(plan: StagePlan, teacher: Any) -> Any:
-    """A stage's teacher with the classifier-free guidance of the stage's settings."""
+def guided(plan: StagePlan, teacher: Any, texts: TextEncoder | None = None) -> Any:
+    """A stage's teacher with the classifier-free guidance of the stage's settings.
+
+    Args:
+      plan: the stage.
+      teacher: its teacher.
+      texts: the encoder of its captions; None for classes.
+    """
     if plan.settings.guidance == 1.0:
         return teacher
+    if texts is not None:
+        return with_guidance(teacher, plan.settings.guidance, null_text(plan, texts))
     # The null class is the teacher's, whose network may know fewer classes than the student's.
     network = getattr(teacher, "students", teacher)
     return with_guidance(teacher, plan.settings.guidance, network.apply_fn.module.num_classes)
+
+
+def null_text(plan: StagePlan, texts: TextEncoder) -> TextCondition:
+    """The condition of the empty text, of one example."""
+    assert plan.tokenizer is not None
+    return encode_texts(texts, np.array([plan.tokenizer.null], np.int32))
 
 
 def load_weights(plan: StagePlan, rate: float | None = None, step: int | None = None) -> Weights:
@@ -112,6 +137,32 @@ def handed_on(state: TrainState, ema: str | None) -> Weights:
     return Weights(params, state.statistics.get("student"))
 
 
+def read_tokenizer(plan: StagePlan) -> BytePairTokenizer:
+    """The tokenizer of a stage that has learnt its text encoder.
+
+    Raises:
+      CheckpointError: its file is not in the folder of the stage, or is damaged.
+    """
+    path = plan.folder / FOLDER / MERGES
+    assert plan.tokenizer is not None
+    try:
+        pairs = parse_merges(read_text(path))
+        tokenizer = BytePairTokenizer(pairs, plan.tokenizer.length)
+    except (OSError, ValueError, DamagedFile) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({one_line(error)}). Copy it from the folder of the data."
+        ) from None
+    if tokenizer.facts.digest != plan.tokenizer.digest:
+        raise CheckpointError(f"{path} is not the tokenizer that read the captions of the run.")
+    return tokenizer
+
+
+def text_encoder_of(plan: StagePlan, weights: Weights) -> TextEncoder:
+    """The text encoder that a network has learnt."""
+    assert isinstance(plan.module, CaptionedUNet)
+    return TextEncoder(weights.params[TEXT], plan.module.text_encoder())
+
+
 class Networks:
     """The trained networks of a run's complete stages, read from disk at most once.
 
@@ -123,6 +174,7 @@ class Networks:
         # The latest checkpoint at a step: a chain of stages names many, and each of them once.
         self._kept: tuple[str, int, Weights] | None = None
         self._params: dict[str, Any] = {}
+        self._parts: dict[str, PipelineParts] = {}
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
@@ -158,6 +210,39 @@ class Networks:
         With `step` it is the network of a checkpoint that the stage keeps.
         """
         return bind(plan, self.weights(plan, step), student)
+
+    def parts(self, plan: StagePlan) -> PipelineParts | None:
+        """The parts of the pipeline that a stage's teacher comes from; None without one.
+
+        Raises:
+          CheckpointError: they are not in the folder of the stage that has imported the teacher.
+        """
+        stage = plan.text_stage
+        if plan.tokenizer is None or stage.imported is None:
+            return None
+        if stage.name not in self._parts:
+            self._parts[stage.name] = read_parts(stage.folder)
+        return self._parts[stage.name]
+
+    def text_encoder(self, plan: StagePlan) -> TextEncoder | None:
+        """The encoder of a stage's captions; None for networks that read no texts.
+
+        Raises:
+          CheckpointError: as `parts`, or as `load_weights`.
+        """
+        parts, stage = self.parts(plan), plan.text_stage
+        if plan.tokenizer is None:
+            return None
+        return parts.text_encoder if parts else text_encoder_of(stage, self.weights(stage))
+
+    def tokenize(self, plan: StagePlan, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
+        """Token ids int32 of texts, for a stage that reads texts.
+
+        Raises:
+          CheckpointError: the tokenizer is not in the folder of the stage with the text encoder.
+        """
+        parts, stage = self.parts(plan), plan.text_stage
+        return read_tokenizer(stage)(texts) if parts is None else parts.tokenizer(texts)
 
     def teacher(self, plan: StagePlan, plans: Mapping[str, StagePlan]) -> Any:
         """The network of a stage's teacher, without guidance; None where there is no teacher."""

@@ -16,7 +16,7 @@ from ddistill.data.byte_pairs import (
     parse_merges,
 )
 from ddistill.data.encodings import LATENTS, EncoderFacts, TokenizerFacts
-from ddistill.errors import ConfigError, DataError, nearest
+from ddistill.errors import DataError
 from ddistill.runtime.files import DamagedFile, expand, read_text
 from ddistill.typing import AnyArray
 
@@ -74,8 +74,6 @@ class LatentPipeline:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-# Opens a pipeline: what stands behind the colon of its name, and the captions of the set.
-Opener: TypeAlias = Callable[[str, Sequence[str]], LatentPipeline]
 _PIXELS_LENGTH, _PIXELS_WORDS = 32, 4096
 
 
@@ -121,30 +119,3 @@ def _read_pairs(path: Path) -> tuple[Pair, ...]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise DataError(f"{path} is no file of merges: {error}.") from None
-
-
-# By name. A kind of pipeline is a line here.
-PIPELINES: dict[str, Opener] = {"pixels": open_pixels}
-
-
-def open_pipeline(
-    text: str, captions: Sequence[str], kinds: Mapping[str, Opener] = PIPELINES
-) -> LatentPipeline:
-    """Opens the pipeline that a text names.
-
-    Args:
-      text: KIND or KIND:PATH, where KIND is one of `kinds`.
-      captions: of the training images.
-      kinds: openers by name.
-
-    Raises:
-      ConfigError: the kind is not known.
-      DataError, ConfigError: as its opener.
-    """
-    kind, _, path = text.partition(":")
-    if kind not in kinds:
-        raise ConfigError(
-            f"pipeline={text!r}: {kind!r} is not known.{nearest(kind, kinds)} "
-            f"Allowed: {', '.join(kinds)}."
-        )
-    return kinds[kind](path, captions)

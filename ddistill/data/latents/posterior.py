@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from ddistill.data.encodings import MOMENTS, EncoderFacts
+from ddistill.networks.autoencoder_kl import draw
 from ddistill.typing import Images, Keys
-
-# The range that autoencoders of latent diffusion models clip logarithms of variances to.
-LOG_VARIANCES = (-30.0, 20.0)
 
 
 def draw_latents(keys: Keys, stored: jax.Array, encoder: EncoderFacts) -> Images:
@@ -23,10 +21,9 @@ def draw_latents(keys: Keys, stored: jax.Array, encoder: EncoderFacts) -> Images
     """
     latents = jnp.asarray(stored, jnp.float32)
     if encoder.kind == MOMENTS:
-        mean, log_variance = jnp.split(latents, 2, axis=-1)
-        deviation = jnp.exp(0.5 * jnp.clip(log_variance, *LOG_VARIANCES))
-        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        latents = mean + deviation * noise
+        shape = (*latents.shape[1:-1], latents.shape[-1] // 2)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        latents = draw(latents, noise)
     return (latents - encoder.shift) * encoder.scaling
 
 

@@ -39,7 +39,13 @@ from ddistill.evaluation.report.report import (
 )
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
-from ddistill.evaluation.sampling import conditions, draw
+from ddistill.evaluation.sampling import (
+    caption_rows,
+    conditions,
+    draw,
+    draw_of_texts,
+    evaluated_texts,
+)
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
 from ddistill.evaluation.scorer import Scorer
@@ -47,6 +53,7 @@ from ddistill.parsing import to_plain
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.metrics_log import read_metrics
 from ddistill.settings import Settings
+from ddistill.text import printable
 
 _COLUMNS = (
     "fd_infinity",
@@ -232,8 +239,19 @@ def _grid(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Grid:
     return Grid(
         "Same noise, same column",
         rows,
-        "All rows start from the same noise, so a column shows the effect of distillation.",
+        "All rows start from the same noise, so a column shows the effect of distillation."
+        + _prompts(evaluation, scored, n),
     )
+
+
+def _prompts(evaluation: Evaluation, scored: Sequence[ScoredRun], count: int) -> str:
+    """A sentence with the texts of the columns; "" for networks that read no texts."""
+    dataset, captions = evaluation.dataset, evaluation.dataset.texts.get("caption")
+    if scored[0].run.plan.tokenizer is None or captions is None:
+        return ""
+    rows = caption_rows(evaluation.settings.evaluation, len(dataset))
+    shown = (printable(captions[int(rows[i % len(rows)])]) for i in range(count))
+    return " Texts of the columns: " + "; ".join(f"{i}. {t}" for i, t in enumerate(shown, 1)) + "."
 
 
 def _row(scored: ScoredRun, count: int) -> ImageRow:
@@ -336,9 +354,13 @@ def _strip(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Strip:
 
 def _trajectory(evaluation: Evaluation, run: SamplerRun, shown: int) -> Trajectory:
     e, network = evaluation.settings.evaluation, evaluation.networks(run.plan, run.student)
-    frames = draw(run, network, e, 0, e.strip_images, trajectory=True)
+    texts = evaluated_texts(run, evaluation)
+    if texts is None:
+        frames = np.asarray(draw(run, network, e, 0, e.strip_images, trajectory=True))
+    else:
+        frames = draw_of_texts(run, network, e, range(e.strip_images), texts, trajectory=True)
     levels = [float(i) for i in run.grid[::-1]]
-    return Trajectory(run.label, np.asarray(frames)[:, :shown], levels)
+    return Trajectory(run.label, frames[:, :shown], levels)
 
 
 def _classes(dataset: Dataset, scorer: Scorer, scored: Sequence[ScoredRun]) -> ClassChart:

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
 
+from ddistill.conditions import Condition
 from ddistill.denoiser import DenoiserLike
 from ddistill.diffusion import Prediction, add_noise
 from ddistill.objectives.distances import ClassifierLike
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.sampling import draw_class, normal, uniform_index
+from ddistill.objectives.sampling import draw_condition, normal, uniform_index
 from ddistill.objectives.states import State
 from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level
-from ddistill.typing import Images, Keys, Labels, Metrics, PerExample
+from ddistill.typing import Images, Keys, Metrics, PerExample
 
 BACKWARD = ("none", "data", "rollout")
 
@@ -34,7 +35,7 @@ class GeneratorInput:
 
     z: Images
     level: Level
-    cond: Labels | None
+    cond: Condition | None
 
 
 def generate(student: DenoiserLike, given: GeneratorInput) -> Images:
@@ -42,7 +43,7 @@ def generate(student: DenoiserLike, given: GeneratorInput) -> Images:
     return student(given.z, given.level, given.cond).x0
 
 
-def initial_input(noise: Images, tables: LevelTables, cond: Labels | None) -> GeneratorInput:
+def initial_input(noise: Images, tables: LevelTables, cond: Condition | None) -> GeneratorInput:
     """The input that sampling starts from: noise at the student's noisiest level."""
     top = tables.student.at(jnp.broadcast_to(tables.count, noise.shape[:1]))
     return GeneratorInput(noise * jnp.maximum(1.0, top.sigma[0]), top, cond)
@@ -72,13 +73,13 @@ def generator_input(
     noise = normal(named_keys(keys, "noise"), batch.image)
     class_keys, walk_keys = named_keys(keys, "class"), named_keys(keys, "walk")
     if backward == "none":
-        return initial_input(noise, tables, draw_class(class_keys, tables))
+        return initial_input(noise, tables, draw_condition(class_keys, batch, tables))
     if backward == "data":
         state = data_state(batch, keys, tables)
         return GeneratorInput(state.z, state.level, state.cond)
     index = uniform_index(named_keys(keys, "level"), tables.low, tables.high)
     level = tables.student.at(index)
-    now = initial_input(noise, tables, draw_class(class_keys, tables))
+    now = initial_input(noise, tables, draw_condition(class_keys, batch, tables))
     found = now.z
     for i in range(steps, 1, -1):
         there = tables.student.at(jnp.full_like(index, i - 1))

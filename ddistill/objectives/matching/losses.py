@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
+from ddistill.conditions import Condition
 from ddistill.denoiser import Denoiser, GuidedDenoiser
 from ddistill.diffusion import Prediction, add_noise
 from ddistill.objectives.base import predict
@@ -42,7 +43,7 @@ from ddistill.objectives.parts import LossAux, Networks, Panels, Update
 from ddistill.objectives.sampling import normal, uniform_index
 from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level
-from ddistill.typing import Images, Labels, Metrics
+from ddistill.typing import Images, Metrics
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class Matching(MatchingSettings):
         )
 
     def draw_panels(
-        self, networks: Networks, noise: Images, tables: LevelTables, cond: Labels | None
+        self, networks: Networks, noise: Images, tables: LevelTables, cond: Condition | None
     ) -> tuple[Images, ...]:
         """The student's images, both denoisers' answers, and the direction of descent.
 
@@ -299,7 +300,7 @@ def score_difference(
     return (fake - teacher) / scale.reshape(-1, *(1,) * (image.ndim - 1))
 
 
-def _shared(image: Array, given: GeneratorInput) -> dict[str, Array]:
+def _shared(image: Array, given: GeneratorInput) -> dict[str, PyTree]:
     return {"image": image} | ({} if given.cond is None else {"cond": given.cond})
 
 

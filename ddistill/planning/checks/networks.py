@@ -67,9 +67,10 @@ def check_network(
         has another shape.
     """
     stage, path, shape = context.settings, context.path, context.data.image_shape
-    if stage.conditional and not getattr(module, "num_classes", 0):
+    texts = bool(getattr(module, "reads_text", False))
+    if stage.conditional and not texts and not getattr(module, "num_classes", 0):
         raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
-    inputs = jax.eval_shape(lambda: objective.trains.inputs(shape, stage.conditional))
+    inputs = jax.eval_shape(lambda: objective.trains.inputs_of(module, shape, stage.conditional))
     try:
         traced = _trace(module, taps, inputs)
     except ConfigError as error:
@@ -160,7 +161,7 @@ def check_classes(context: StageContext, objective: Objective, module: nn.Module
             f"{path}.network.num_classes={here}, but {reason}{'' if own else f' {there}'} classes"
             f"{' apart' if own else ''}: set it to {own or there}."
         )
-    if not stage.conditional:
+    if not stage.conditional or getattr(module, "reads_text", False):
         return
     if here < there:
         raise ConfigError(

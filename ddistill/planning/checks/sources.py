@@ -228,6 +228,8 @@ def _not_guidable(theirs: StagePlan) -> tuple[str, str]:
         why = "is students of some classes each, of whom one alone knows the null class"
     elif not theirs.settings.conditional:
         why = "is unconditional: there is no class to be guided to"
+    elif theirs.imported is not None and theirs.imported.parts:
+        pass  # a text-to-image pipeline knows the empty text
     elif not theirs.objective.null_class_share:
         share = theirs.objective.null_class_share
         why = "was trained with a class for every example: it has never seen the null class"

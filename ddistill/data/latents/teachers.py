@@ -1,0 +1,80 @@
+"""Pipelines of teachers: autoencoder, tokenizer and text encoder of a folder of diffusers."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
+from ddistill.data.latents.pipeline import LatentPipeline, TextEncoder, TextStates
+from ddistill.errors import ConfigError
+from ddistill.interop.stable_diffusion import Part, StableDiffusion, read_stable_diffusion
+from ddistill.interop.tensors import file_digest
+
+
+def encoder_facts(model: StableDiffusion) -> EncoderFacts:
+    """What a set of latents records of the autoencoder of a pipeline."""
+    vae = model.vae.build()
+    return EncoderFacts(
+        name="autoencoder_kl",
+        digest=model.vae.digest,
+        kind=MOMENTS,
+        channels=model.latent_shape[2],
+        factor=vae.factor,
+        scaling=model.scaling.factor,
+        shift=model.scaling.shift,
+        image_channels=vae.out_channels,
+    )
+
+
+def tokenizer_facts(model: StableDiffusion) -> TokenizerFacts:
+    """What a set of captions records of the tokenizer of a pipeline."""
+    tokenizer = model.tokenizer
+    return TokenizerFacts(
+        name="CLIP",
+        digest=file_digest(*tokenizer.files),
+        length=tokenizer.length,
+        vocabulary=tokenizer.vocabulary,
+        null=tuple(int(i) for i in model.tokens([""])[0]),
+    )
+
+
+def open_diffusers(path: str, captions: Sequence[str]) -> LatentPipeline:
+    """The parts of a `StableDiffusionPipeline` that a set of latents depends on.
+
+    Args:
+      path: the folder.
+      captions: not used; the tokenizer is the pipeline's.
+
+    Raises:
+      ConfigError: no folder is named, or as `read_stable_diffusion`.
+    """
+    del captions
+    if not path:
+        raise ConfigError("pipeline='diffusers' needs the folder of a pipeline: diffusers:FOLDER.")
+    model = read_stable_diffusion(Path(path))
+    vae, text = _on_device(model.vae), _on_device(model.text_encoder)
+    model = dataclasses.replace(model, vae=vae, text_encoder=text)
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        return np.asarray(model.moments(images.astype(np.float32) / 127.5 - 1, len(images)))
+
+    def states(ids: np.ndarray) -> TextStates:
+        found = model.encode_text(ids, chunk=len(ids))
+        return TextStates(found.states, found.pooled)
+
+    return LatentPipeline(
+        encoder=encoder_facts(model),
+        tokenizer=tokenizer_facts(model),
+        encode=encode,
+        tokenize=model.tokens,
+        text_encoder=TextEncoder(text.digest, states),
+        licence=model.licence,
+    )
+
+
+def _on_device(part: Part) -> Part:
+    # Arrays of the host would be copied with every batch.
+    return dataclasses.replace(part, params=jax.device_put(part.params))

@@ -1,0 +1,132 @@
+"""The parts of a text-to-image pipeline that its students use too, kept with the stage.
+
+Autoencoder, text encoder and tokenizer are copied byte for byte to the stage's folder, so that a
+run can be sampled where the pipeline is not.
+"""
+
+import functools
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from ddistill.errors import CheckpointError, ConfigError
+from ddistill.interop import autoencoder_kl, clip_text
+from ddistill.interop.autoencoder_kl import Scaling
+from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE, find_part
+from ddistill.interop.tokenizer import ClipTokenizer, read_tokenizer
+from ddistill.networks.autoencoder_kl import AutoencoderKL
+from ddistill.networks.clip_text import CLIPText
+from ddistill.networks.text_encoding import TextEncoder
+from ddistill.typing import HostImages, Params
+
+# The folder of the parts in the folder of a stage.
+FOLDER = "pipeline"
+# Pictures that are decoded at the same time.
+CHUNK = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """An autoencoder's decoder with its parameters on the device.
+
+    Attributes:
+      module: the network "autoencoder_kl".
+      params: its parameters.
+      scaling: of latents as the networks see them.
+    """
+
+    module: nn.Module
+    params: Params
+    scaling: Scaling
+
+    def __call__(self, latents: HostImages) -> HostImages:
+        """Pictures float32 `[B, H, W, C]`, about in [-1, 1], of latents `[B, h, w, c]`.
+
+        They are decoded in chunks of `CHUNK`, the last of them filled up, so that one program does.
+        """
+        count, size = len(latents), min(CHUNK, len(latents))
+        filled = np.concatenate([latents, np.repeat(latents[-1:], -count % size, axis=0)])
+        z = filled / self.scaling.factor + self.scaling.shift
+        parts = [
+            np.asarray(_decode(self.module, self.params, z[i : i + size]))
+            for i in range(0, len(z), size)
+        ]
+        return np.concatenate(parts)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(module: nn.Module, params: Params, z: jax.Array) -> jax.Array:
+    found: jax.Array = module.apply({"params": params}, z, method="decode")  # type: ignore[assignment]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineParts:
+    """What samples a student of a pipeline beside its own network.
+
+    Attributes:
+      tokenizer: texts to token ids.
+      text_encoder: token ids to conditions.
+      decoder: latents to pictures.
+    """
+
+    tokenizer: ClipTokenizer
+    text_encoder: TextEncoder
+    decoder: Decoder
+
+
+def copy_parts(source: Path, stage: Path) -> None:
+    """Copies the parts of the pipeline in `source` to the folder of a stage, if it lacks them.
+
+    Raises:
+      OSError: a file cannot be read or written.
+    """
+    target = stage / FOLDER
+    if target.is_dir():
+        return
+    temporary = target.with_name(f".{FOLDER}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name in (VAE, TEXT):
+        for file in find_part(source, name).files:
+            _copy(file, temporary / file.relative_to(source))
+    for path in sorted((source / TOKENIZER).iterdir()):
+        if path.is_file():
+            _copy(path, temporary / TOKENIZER / path.name)
+    temporary.rename(target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def read_parts(stage: Path) -> PipelineParts:
+    """The parts in the folder of a stage, with parameters on the device.
+
+    Raises:
+      CheckpointError: they are missing or damaged.
+    """
+    folder = stage / FOLDER
+    try:
+        vae, text = find_part(folder, VAE), find_part(folder, TEXT)
+        vae_options, scaling = autoencoder_kl.read_options(vae.config, str(vae.config_path))
+        text_options = clip_text.read_options(text.config, str(text.config_path))
+        vae_net = AutoencoderKL(**vae_options)
+        text_net = CLIPText(**text_options)
+        vae_params = autoencoder_kl.to_params(vae_net, vae.weights.read(), vae.where)
+        text_params = clip_text.to_params(text_net, text.weights.read(), text.where)
+        tokenizer = read_tokenizer(folder / TOKENIZER, text_net.positions)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{error} These files were copied from the pipeline of the teacher; copy them again "
+            f"to {folder}."
+        ) from None
+    return PipelineParts(
+        tokenizer,
+        TextEncoder(jax.device_put(text_params), text_net),
+        Decoder(vae_net, jax.device_put(vae_params), scaling),
+    )

@@ -1,0 +1,303 @@
+"""Captions and latents through planning, training and sampling."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import texted
+from finished import plain
+from PIL import Image
+from runs import plans_of
+
+import ddistill
+from ddistill import data, networks
+from ddistill.conditions import TextCondition, Tokens, null_like, replace_where
+from ddistill.data.facts import DataFacts
+from ddistill.denoiser import Denoiser, GuidedDenoiser
+from ddistill.errors import ConfigError
+from ddistill.interop.stable_diffusion import read_stable_diffusion
+from ddistill.networks.text_encoding import TextEncoder, encode_texts
+from ddistill.objectives import Denoising
+from ddistill.planning.planner import plan_stages
+from ddistill.schedules import cosine
+from ddistill.training.initial import initial_state
+from ddistill.training.step_inputs import StepSettings, make_batch
+from ddistill.training.trained import read_tokenizer
+
+pytest.importorskip("tokenizers")
+
+
+@dataclasses.dataclass
+class Distilled:
+    """A finished run of a pipeline and its student."""
+
+    folder: object
+    teacher: object
+    set: object
+    model: object
+    settings: object
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("texts")
+    teacher = texted.teacher(root)
+    model = read_stable_diffusion(teacher)
+    path = texted.latent_set(root, f"diffusers:{teacher}", 8)
+    settings = texted.distilled(teacher, path, model)
+    return Distilled(root / "run", teacher, path, model, settings)
+
+
+@pytest.fixture(scope="module")
+def run(made):
+    return ddistill.train(plain(made.settings), workdir=made.folder, quiet=True)
+
+
+def refused(settings, folder, *parts):
+    with pytest.raises(ConfigError) as caught:
+        plans_of(settings, folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+# ------------------------------------------------------------------------------ trees of conditions
+
+
+def texts(count, seed=0):
+    rng = np.random.default_rng(seed)
+    states = jnp.asarray(rng.normal(size=(count, 3, 2)), jnp.float32)
+    return TextCondition(states, states.mean(axis=1))
+
+
+class Means(networks.NETWORKS["text_unet"]):
+    """The mean of the text's states in every place."""
+
+    def __call__(self, x, time, cond=None, *, train=False, taps=()):
+        return jnp.zeros_like(x) + cond.states.mean(axis=(1, 2))[:, None, None, None]
+
+
+def test_guidance_extrapolates_from_the_null_text():
+    cond, null = texts(4), texts(1, seed=1)
+    denoiser = Denoiser({}, lambda params, *given, **mode: Means().apply({}, *given), "x0")
+    found = GuidedDenoiser(denoiser, 3.0, null)(jnp.ones((4, 2, 2, 1)), cosine(8).at(4), cond).x0
+    own, empty = cond.states.mean(axis=(1, 2)), null.states.mean()
+    np.testing.assert_allclose(found[:, 0, 0, 0], empty + 3.0 * (own - empty), rtol=1e-5)
+
+
+def test_dropped_texts_are_the_null_text_and_others_stay():
+    cond, null = texts(3), texts(1, seed=1)
+    found = replace_where(jnp.array([True, False, True]), cond, null)
+    for ours, given, empty in zip(*map(jax.tree.leaves, (found, cond, null_like(cond, null)))):
+        np.testing.assert_array_equal(ours, np.stack([empty[0], given[1], empty[2]]))
+    classes = replace_where(jnp.array([True, False]), jnp.array([3, 4]), 10)
+    np.testing.assert_array_equal(classes, [10, 4])
+    assert classes.dtype == jnp.int32
+
+
+def test_label_dropout_takes_the_batchs_null_text(made):
+    batch = make_batch(*_given(made), jax.random.key(0))
+    dropped = Denoising(label_dropout=1.0).condition(batch)
+    null = data.load(made.settings.data, "train").tokenizer.null
+    np.testing.assert_array_equal(dropped.ids, np.tile(null, (7, 1)))
+    kept = Denoising(label_dropout=0.0).condition(batch)
+    np.testing.assert_array_equal(kept.ids, data.load(made.settings.data, "train").tokens)
+
+
+def _given(made):
+    """Settings, images and conditions of a batch of the whole set."""
+    found = data.load(made.settings.data, "train")
+    s = StepSettings(
+        Denoising(), {}, "eps", {}, encoder=found.encoder, null_tokens=found.tokenizer.null
+    )
+    return s, jnp.asarray(found.images), (jnp.asarray(found.labels), Tokens(found.tokens))
+
+
+def test_latents_of_a_batch_are_drawn_from_their_moments_with_each_step_anew(made):
+    s, images, given = _given(made)
+    one, other = (make_batch(s, images, given, jax.random.key(i)).image for i in range(2))
+    assert one.shape == (7, 4, 4, 4)
+    assert not np.allclose(one, other)
+    mean, log_variance = np.split(np.float32(images), 2, axis=-1)
+    spread = np.exp(0.5 * np.clip(log_variance, -30, 20)) * s.encoder.scaling
+    assert (np.abs(one - mean * s.encoder.scaling) < 6 * spread).all()
+
+
+# ---------------------------------------------------------------------------------------- planning
+
+
+def test_a_pipeline_is_a_stage_and_its_parts_are_in_the_identity(made, tmp_path):
+    plans = plans_of(made.settings, tmp_path)
+    teacher, student = plans["teacher"], plans["student"]
+    assert teacher.settings.network["name"] == student.settings.network["name"] == "text_unet"
+    assert made.model.digest in str(teacher.identity)
+    assert teacher.imported.parts["vae"] == made.model.vae.digest
+    assert student.text_stage is teacher
+    assert student.tokenizer.null == tuple(made.model.tokens([""])[0])
+    assert student.tables.classes is None
+    assert student.settings.conditional
+
+
+def test_data_of_other_networks_are_refused(made, tmp_path):
+    settings = made.settings
+    other = texted.latent_set(tmp_path, "pixels", 8)
+    named = dataclasses.replace(settings, data={"name": "latents", "path": str(other)})
+    refused(named, tmp_path / "r", "makes images of shape (4, 4, 4)")
+    digits = dataclasses.replace(settings, data={"name": "digits"})
+    refused(digits, tmp_path / "r", "makes images of shape (4, 4, 4)")
+    clipped = dataclasses.replace(settings.evaluation, clip=1.0)
+    refused(
+        dataclasses.replace(settings, evaluation=clipped),
+        tmp_path / "r",
+        "config.evaluation.clip=1.0",
+        "Set config.evaluation.clip=0.",
+    )
+    alone = texted.changed(settings, "teacher", source="", steps=1, network=made.model.unet.network)
+    refused(alone, tmp_path / "r", "has no text encoder", "'captioned_unet'")
+
+
+@pytest.mark.parametrize(
+    "part, words", [("encoder", "has the image encoder"), ("tokenizer", "has the tokenizer")]
+)
+def test_latents_and_captions_of_another_pipeline_are_refused(made, tmp_path, part, words):
+    facts = DataFacts.of(data.load(made.settings.data, "train"))
+    changed = dataclasses.replace(getattr(facts, part), digest="0" * 64)
+    facts = dataclasses.replace(facts, **{part: changed})
+    with pytest.raises(ConfigError, match=words) as caught:
+        plan_stages(made.settings, facts, tmp_path, tmp_path / "shared")
+    assert "ddistill data latents SOURCE SET --pipeline=diffusers:" in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def test_a_student_of_a_guided_pipeline_learns_and_the_parts_stay_with_the_run(made, run):
+    teacher = run.plan("teacher")
+    assert run.plan("student").manifest().steps == 4
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()),
+        run.networks.weights(run.plan("student")).params,
+        run.networks.weights(teacher).params,
+    )
+    assert max(jax.tree.leaves(moved)) > 0
+    # Read again from the run's own folder, byte for byte.
+    copied = teacher.folder / "pipeline"
+    for file in ("vae/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt"):
+        assert (copied / file).read_bytes() == (made.teacher / file).read_bytes()
+    parts = run.networks.parts(run.plan("student"))
+    ids = parts.tokenizer(["a small cat"])
+    np.testing.assert_allclose(
+        encode_texts(parts.text_encoder, ids).states, made.model.encode_text(ids).states, atol=1e-6
+    )
+    latents = np.random.default_rng(0).normal(size=(9, 4, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(parts.decoder(latents), made.model.decode(latents), atol=1e-5)
+
+
+def test_prompts_become_pictures(made, run):
+    words = ["a red cat", "a small dog", "a red cat"]
+    found = run.sample(prompts=words, nfe=2, batch_size=2)
+    assert (found.shape, found.dtype) == ((3, 8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(run.sample(2, prompts=words, nfe=2, batch_size=2), found[:2])
+    noise = np.repeat(np.random.default_rng(0).normal(size=(1, 4, 4, 4)), 3, axis=0)
+    noise = noise.astype(np.float32)
+    same = run.sample(prompts=words, noise=noise)
+    np.testing.assert_array_equal(same[0], same[2])
+    assert (same[0] != same[1]).any()
+    states = run.sample(prompts=words, noise=noise, trajectory=True).states
+    decoded = made.model.decode(states[-1])
+    np.testing.assert_allclose(same, np.clip(decoded * 127.5 + 127.5, 0, 255), atol=1.0)
+
+
+def test_a_guided_teacher_is_that_of_its_parts(made, run):
+    """Sampling with guidance is DDIM with eps of the empty text + w (eps - eps of no text)."""
+    teacher = dataclasses.replace(run, stage="teacher")
+    noise = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
+    words, levels = ["a red cat", "a small dog"], teacher.sampler_run("teacher").levels
+    found = teacher.sample(prompts=words, noise=noise, guidance=7.5, trajectory=True).states
+    unet, params = made.model.unet.build(), made.model.unet.params
+    cond, null = (made.model.encode_text(made.model.tokens(t)) for t in (words, ["", ""]))
+    apply, z = jax.jit(unet.apply), noise * max(1.0, float(levels.sigma[-1]))
+    for i in range(levels.num_steps, 0, -1):
+        time = jnp.full(2, levels.time[i])
+        own, empty = (apply({"params": params}, z, time, text) for text in (cond, null))
+        eps = empty + 7.5 * (own - empty)
+        x0 = (z - levels.sigma[i] * eps) / levels.alpha[i]
+        z = levels.alpha[i - 1] * x0 + levels.sigma[i - 1] * eps
+    scale = np.abs(z).max()
+    np.testing.assert_allclose(found[-1] / scale, z / scale, atol=1e-4)
+
+
+def test_prompts_that_cannot_be(run):
+    for given, part in [
+        ({}, "give prompts=['a text', ...]"),
+        ({"prompts": []}, "give prompts=['a text', ...]"),
+        ({"prompts": ["a", 3]}, "give prompts=['a text', ...]"),
+        ({"prompts": "a", "labels": 1}, "labels were given"),
+        ({"prompts": "a", "guidance": -1.0}, "guidance=-1 must be 0 or above"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            run.sample(**given)
+        assert part in str(caught.value)
+
+
+def test_an_evaluation_samples_captions_and_keeps_pictures(made, run):
+    found = data.load(made.settings.data, "train")
+    key = run.sampler_run("student").key
+    kept = np.load(run.folder / "samples" / f"{key}.npz")["images"]
+    seed = made.settings.evaluation.noise_seed
+    captions = [found.texts["caption"][i * 7 // 4] for i in range(4)]
+    again = run.sample(prompts=captions, seed=seed, nfe=2, batch_size=4)
+    np.testing.assert_allclose(again, np.clip(kept * 127.5 + 127.5, 0, 255), atol=1.0)
+    report = (run.folder / "report.html").read_text()
+    assert f"Texts of the columns: 1. {captions[0]}; 2. {captions[1]}" in report
+    rows = json.loads((run.folder / "results.json").read_text())
+    assert rows
+
+
+def test_scores_read_the_pictures_of_latents(made, tmp_path):
+    found = data.load(made.settings.data, "train")
+    pictures = found.as_pictures()
+    number = int(found.texts["caption"][2].split()[-1])
+    taken = pictures.take([2])
+    assert (taken.shape, taken.dtype, pictures.image_shape) == ((1, 8, 8, 3), np.uint8, (8, 8, 3))
+    with Image.open(made.set.parent / "pictures" / f"{number}.png") as image:
+        np.testing.assert_array_equal(taken[0], image.resize((8, 8), Image.Resampling.LANCZOS))
+    bare = dataclasses.replace(found, pictures=None)
+    with pytest.raises(ConfigError, match="--pixels=all"):
+        bare.as_pictures()
+    assert pictures.as_pictures() is pictures
+
+
+def test_a_network_learns_its_text_encoder(tmp_path):
+    path = texted.latent_set(tmp_path, "pixels", 4)
+    facts = data.load({"name": "latents", "path": str(path)}, "train").tokenizer
+    settings = texted.joint(path, facts.vocabulary, facts.length)
+    refused(
+        texted.joint(path, facts.vocabulary - 1, facts.length),
+        tmp_path / "r",
+        f"have {facts.vocabulary} tokens and {facts.length} positions",
+    )
+    off = dataclasses.replace(settings.evaluation, enabled=False)
+    settings = dataclasses.replace(settings, evaluation=off)
+    found = ddistill.train(plain(settings), workdir=tmp_path / "run", quiet=True)
+    (plan,) = found.plans
+    weights = found.networks.weights(plan)
+    first = initial_state(plan).params["student"]["text_encoder"]["layer_0"]["fc1"]["kernel"]
+    last = weights.params["text_encoder"]["layer_0"]["fc1"]["kernel"]
+    assert np.abs(last - first).max() > 1e-4
+    encoder = found.networks.text_encoder(plan)
+    assert isinstance(encoder, TextEncoder)
+    assert found.sample(prompts=["picture number 1", "other words"]).shape == (2, 4, 4, 3)
+    assert read_tokenizer(plan).facts == facts
+    # Conditions that are encoded once are what the network reads itself.
+    ids = np.array([facts.null, facts.null[::-1]], np.int32)
+    z, time = jnp.ones((2, 4, 4, 3)), jnp.ones(2)
+    apply = jax.jit(plan.module.apply)
+    own = apply(weights.variables(), z, time, Tokens(ids))
+    np.testing.assert_allclose(
+        own, apply(weights.variables(), z, time, encode_texts(encoder, ids)), atol=1e-5
+    )
