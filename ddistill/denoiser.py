@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NotRequired, Protocol, Self, TypedDict, TypeVar, Unpack
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, PyTree
 
-from ddistill.conditions import Condition, Null, null_like
+from ddistill.conditions import Condition
 from ddistill.diffusion import KINDS, Prediction, clip_x0, convert, expand, input_scale
 from ddistill.errors import check_choice
 from ddistill.schedules import Level
@@ -281,146 +279,3 @@ def in_float32(denoiser: D) -> D:
 
 def _replace(denoiser: D, **changes: object) -> D:
     return dataclasses.replace(denoiser, **changes)  # type: ignore[type-var]
-
-
-def with_guidance(denoiser: N, scale: Array | float, null: Null) -> "N | GuidedDenoiser":
-    """The denoiser itself where the scale is the number 1, else a `GuidedDenoiser`.
-
-    Args:
-      denoiser: a conditional denoiser.
-      scale: a number, or `[B]` scales.
-      null: the condition that stands for none: a class id, or a condition of 1 or B examples.
-    """
-    null = np.int32(null) if isinstance(null, int) else null
-    if isinstance(scale, jax.Array):
-        return GuidedDenoiser(denoiser, scale, null)
-    return denoiser if scale == 1.0 else GuidedDenoiser(denoiser, np.float32(scale), null)
-
-
-@struct.dataclass
-class GuidedDenoiser:
-    """A conditional denoiser with classifier-free guidance (arXiv 2207.12598 eq. 6).
-
-    x0 = x0(null) + scale (x0(cond) - x0(null)), and eps likewise. One call evaluates the network
-    once on twice the batch.
-
-    Attributes:
-      denoiser: the conditional denoiser.
-      scale: `[]` or `[B]`: 1 is no guidance, 0 no condition; above 1 extrapolates away from the
-        null condition.
-      null: the condition that stands for none: a class id, or a condition of 1 or B examples.
-    """
-
-    denoiser: NetworkDenoiser
-    scale: Array | np.float32 | float
-    null: Null
-
-    @property
-    def prediction(self) -> str:
-        """The prediction type."""
-        return self.denoiser.prediction
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """Names of the scalars that the network is given beside its time."""
-        return self.denoiser.extras
-
-    def given(self, **values: Array | float) -> Self:
-        """Returns the same with values of extra inputs; arguments and errors as of `Denoiser`."""
-        doubled = {k: jnp.tile(jnp.asarray(v), 2) if jnp.ndim(v) else v for k, v in values.items()}
-        return replace(self, denoiser=self.denoiser.given(**doubled))
-
-    def __call__(
-        self,
-        z: Images,
-        level: Level,
-        cond: Condition | None = None,
-        *,
-        key: RandomKey | None = None,
-    ) -> Prediction:
-        """Predicts x0 and eps; arguments as of `Denoiser`, but `cond` is needed.
-
-        Raises:
-          ValueError: `cond` is None.
-        """
-        return self._guided(self.denoiser(*self._doubled(z, level, cond), key=key))
-
-    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
-        """The same, returning (prediction, {tap: features}) with the features of the conditions."""
-        denoiser = self.denoiser.with_features(taps)
-
-        def call(
-            z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
-        ) -> tuple[Prediction, Features]:
-            both, features = denoiser(*self._doubled(z, level, cond), key=key)
-            return self._guided(both), {tap: x[: z.shape[0]] for tap, x in features.items()}
-
-        return call
-
-    def _doubled(
-        self, z: Images, level: Level, cond: Condition | None
-    ) -> tuple[Images, Level, Condition]:
-        """The batch twice, with its conditions and then with the null condition."""
-        if cond is None:
-            raise ValueError(f"Guidance of scale {self.scale} needs conditions; cond is None.")
-        count = z.shape[0]
-        cond = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x)[1:])), cond)
-        levels = jax.tree.map(lambda x: jnp.tile(jnp.broadcast_to(x, (count,)), 2), level)
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null_like(cond, self.null))
-        return jnp.concatenate([z, z]), levels, both
-
-    def _guided(self, both: Prediction) -> Prediction:
-        """The guided prediction from those with the conditions and with the null condition."""
-        count = both.x0.shape[0] // 2
-        scale = expand(jnp.asarray(self.scale), both.x0)
-        return jax.tree.map(lambda x: x[count:] + scale * (x[:count] - x[count:]), both)
-
-
-@struct.dataclass
-class ClippedDenoiser:
-    """A denoiser with x0 clipped to the range of the data, and eps derived anew.
-
-    Attributes:
-      denoiser: the denoiser.
-      bound: on |x0|.
-    """
-
-    denoiser: NetworkDenoiser
-    bound: float = struct.field(pytree_node=False, default=1.0)
-
-    @property
-    def prediction(self) -> str:
-        """The prediction type."""
-        return self.denoiser.prediction
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """Names of the network's extra inputs."""
-        return self.denoiser.extras
-
-    def given(self, **values: Array | float) -> Self:
-        """Returns the same with values of extra inputs; arguments and errors as of `Denoiser`."""
-        return replace(self, denoiser=self.denoiser.given(**values))
-
-    def __call__(
-        self,
-        z: Images,
-        level: Level,
-        cond: Condition | None = None,
-        *,
-        key: RandomKey | None = None,
-    ) -> Prediction:
-        """Predicts x0 and eps; arguments as of `Denoiser`."""
-        return clip_x0(self.denoiser(z, level, cond, key=key), z, level, self.bound)
-
-    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
-        """The same, returning (prediction, {tap: features})."""
-        denoiser = self.denoiser.with_features(taps)
-
-        def call(
-            z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
-        ) -> tuple[Prediction, Features]:
-            prediction, features = denoiser(z, level, cond, key=key)
-            return clip_x0(prediction, z, level, self.bound), features
-
-        return call

@@ -1,11 +1,10 @@
 """A finished run: opened from its folder without its data, and sampled from."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -34,20 +33,16 @@ from ddistill.generation import (
     image_count,
     whole_number,
 )
-from ddistill.parsing import kind_of, parse
 from ddistill.planning.manifests import STAGES, shared_stages
 from ddistill.planning.opened import STAGES as STAGES_FILE
 from ddistill.planning.opened import import_extensions, open_stages
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import Folders
-from ddistill.runtime.files import DamagedFile, expand, read_object
-from ddistill.runtime.schemas import ANY, Schema
+from ddistill.run_files import given_path, read_run_file, read_run_settings
 from ddistill.settings import Settings
 from ddistill.text import is_utf8
 from ddistill.training.folders import check_owner
 from ddistill.training.trained import Networks
-
-_AGAIN = "Give the run's command again: it writes the file again and trains nothing."
 
 
 @dataclass(frozen=True, repr=False)
@@ -335,8 +330,8 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
         stages belong to other settings.
       ConfigError: this version does not accept the settings of the run.
     """
-    folder = _path("folder", folder)
-    shared = _path("cache", cache) if cache else shared_stages(folder)
+    folder = given_path("folder", folder)
+    shared = given_path("cache", cache) if cache else shared_stages(folder)
     for path in (folder, shared):
         if not is_utf8(path.absolute()):
             raise CheckpointError(
@@ -344,9 +339,9 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
                 "names alone. Rename the folder."
             )
     import_extensions(folder)
-    settings = _settings(folder / "config.json")
-    facts = DataFacts.from_json(_read(folder / "data.json", FACTS))
-    stages = _read(folder / STAGES_FILE, STAGES)
+    settings = read_run_settings(folder / "config.json")
+    facts = DataFacts.from_json(read_run_file(folder / "data.json", FACTS))
+    stages = read_run_file(folder / STAGES_FILE, STAGES)
     try:
         plans = open_stages(settings, facts, Folders(folder, shared), stages)
     except ConfigError as error:
@@ -354,36 +349,6 @@ def open_run(folder: str | Path, cache: str | Path | None = None) -> TrainedRun:
     for plan in plans:
         check_owner(plan)
     return TrainedRun(folder, settings, facts, tuple(plans), Networks())
-
-
-def _path(name: str, given: object) -> Path:
-    if not isinstance(given, str | os.PathLike):
-        raise ConfigError(f"{name}={given!r} is {kind_of(type(given))}; a path is needed.")
-    return expand(given)
-
-
-def _settings(path: Path) -> Settings:
-    try:
-        return parse(_read(path), Settings)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error} If another version of ddistill trained the run, train it again in "
-            "another --workdir, or open it with that version."
-        ) from None
-
-
-def _read(path: Path, schema: Schema = ANY) -> Mapping[str, Any]:
-    if not path.is_file():
-        there = "has no" if path.parent.is_dir() else "does not exist; it should hold"
-        raise CheckpointError(
-            f"{path.parent} {there} {path.name}. Give the folder of a run (--workdir of "
-            "ddistill.main). A run of this version writes the file when its command is given "
-            "again, without training anew; train a run of another version again."
-        )
-    try:
-        return read_object(path, schema)
-    except DamagedFile as error:
-        raise CheckpointError(f"{error}. {_AGAIN}") from None
 
 
 def load(folder: str | Path, stage: str = "", cache: str | Path | None = None) -> TrainedRun:

@@ -56,7 +56,14 @@ ROOMS = {
     ),
     "runs": Room(
         (
-            *("experiment", "run_training", "trained_run", "trained_pipeline", "generation"),
+            *(
+                "experiment",
+                "run_training",
+                "run_files",
+                "trained_run",
+                "trained_pipeline",
+                "generation",
+            ),
             *("workdir", "config_files", "config_names", "register"),
         ),
         "experiment, run_training, trained_run, trained_pipeline,\ngeneration, workdir, "
@@ -87,6 +94,7 @@ ROOMS = {
             "schedules",
             "diffusion",
             "denoiser",
+            "wrapped_denoiser",
             "partitions",
             "students",
             "mapping",

@@ -143,6 +143,8 @@ def _consistency() -> None:
     add("average", "cd", target_ema=0.9)
     replay = {"student_states": 0.9, "replay_batches": 1, "clip_x0": True}
     add("replayed_states", "cd", target_ema=0.9, student_walk=2, level_skip=2, **replay)
+    guided = {"guidance_range": (1.0, 3.0), "classes": 3}
+    add("guided_replay", "cd", **{**replay, **guided, "clip_x0": False})
     add("guidance_range", "cd", classes=3, target_ema=0.9, guidance_range=(1.0, 3.0))
     add("doubling", "ct", curriculum="doubling", first_intervals=2)
     add("law", "ct", law="lognormal", log_mean=-0.5, log_std=1.0, **KARRAS)
@@ -174,7 +176,7 @@ def _relations() -> None:
     memory = {"intra_weight": 0.0, "contrast_temperature": 0.2}
     add("memory", name, levels=3, beta=0.2, gamma=0.4, **memory, **queue)
     alone = {"loss": "x0", "pixel_weight": 0.3, "classifier_weight": 0.0}
-    add("guidance_range", name, levels=3, classes=3, memory_weight=0.0, guidance_range=(1.0, 3.0))
+    add("guidance_range", name, levels=3, classes=3, guidance_range=(1.0, 3.0), **queue)
     add("alone", name, levels=3, **alone, **memory, **queue)
 
 

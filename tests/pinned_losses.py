@@ -26,7 +26,7 @@ import numpy as np
 from flax import linen as nn
 from pinned_cases import CASES, Case
 
-from ddistill.denoiser import Denoiser, with_guidance
+from ddistill.denoiser import Denoiser
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Batch, LevelTables, Objective, make_level_tables, make_objective
 from ddistill.objectives.base import bind as bind_network
@@ -43,6 +43,7 @@ from ddistill.objectives.sampling import draw_pair
 from ddistill.objectives.states import REPLAY_INDEX, REPLAY_WRITTEN
 from ddistill.samplers import get_sampler
 from ddistill.schedules import make_grid, make_schedule
+from ddistill.wrapped_denoiser import with_guidance
 
 NUMBERS = Path(__file__).with_name("pinned_losses.json")
 TOLERANCE = 1e-6

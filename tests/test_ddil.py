@@ -11,7 +11,6 @@ from flax import struct
 from gaussian import GaussianDenoiser
 from pinned_losses import python_loop
 
-from ddistill.denoiser import ClippedDenoiser, with_guidance
 from ddistill.diffusion import Prediction, expand, from_x0
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
@@ -30,7 +29,8 @@ from ddistill.objectives.states import (
     rolled_out,
     rollout,
 )
-from ddistill.schedules import cosine, make_grid
+from ddistill.schedules import cosine, make_grid, uniform_grid
+from ddistill.wrapped_denoiser import ClippedDenoiser, with_guidance
 
 LEVELS = 4
 GRID = np.asarray(tiny.tables(levels=LEVELS).grid)[: LEVELS + 1]
@@ -136,6 +136,23 @@ def test_a_walk_of_fewer_steps_calls_the_student_as_often(walk, calls):
     steps = {1: (4,), 2: (4, 2)}.get(walk, (4, 3, 2))
     sigma = np.asarray(tables.student.sigma)
     np.testing.assert_allclose(seen, sigma[list(steps)], rtol=1e-6)
+
+
+def test_the_levels_of_a_walk_are_those_of_the_sampler():
+    """Of 10 levels in 3 steps: 10, 7, 3, as `uniform_grid` has them."""
+    tables, batch = tiny.tables(levels=10), tiny.batch(2)
+    student, seen = tiny.tiny_denoiser(1), []
+
+    def noted(z, level, cond=None, *, key=None):
+        jax.debug.callback(lambda sigma: seen.append(float(sigma)), level.sigma[0], ordered=True)
+        return student(z, level, cond)
+
+    state = noised(batch, tables, jnp.asarray([1, 10]), None)
+    rollout(noted, state.data.eps, state, tables, "student", Walk(3))
+    jax.effects_barrier()
+    rows = uniform_grid(10, 3)[:0:-1]
+    assert rows.tolist() == [10, 7, 3]
+    np.testing.assert_allclose(seen, np.asarray(tables.student.sigma)[rows], rtol=1e-6)
 
 
 # --------------------------------------------------------------------- shares, warm-up, clipping

@@ -17,7 +17,7 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.parts import NetworkFacts
 from ddistill.planning.lineage import cost, distillation
-from ddistill.recipes import disback, objective
+from ddistill.recipes import disback, objective, smoke
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, OptimizerSettings, StageSettings, StudentsSettings
@@ -63,6 +63,33 @@ def test_the_student_walks_from_the_end_of_the_path_to_the_teacher():
     assert stages["disback_2"].init_source == "teacher"
     assert stages["path"].keep_every == EVERY
     assert [s.method for s in stages.values()] == ["", "", "", "disback"]
+
+
+def test_the_walk_warms_up_once():
+    optimizer = dataclasses.replace(OPTIONS["optimizer"], warmup=3)
+    nodes = [stage for name, stage in walk(optimizer=optimizer).items() if name != "path"]
+    assert [(s.optimizer.warmup, s.ema_warmup) for s in nodes] == [(3, True)] + [(0, False)] * 2
+
+
+@pytest.mark.parametrize("key", ["init", "resume"])
+def test_a_path_begins_at_the_teacher(key):
+    with pytest.raises(ConfigError, match=f"disback: {key}='tsm' with nodes=2: the path is of"):
+        walk(**{key: "tsm"})
+    assert getattr(walk(0, **{key: "tsm"})["disback"], key) == "tsm"
+
+
+@pytest.mark.parametrize("nodes", [1, 40])
+def test_the_smoke_variant_names_checkpoints_that_its_path_keeps(nodes):
+    path = {"steps": 2 * nodes, "batch_size": 8, "optimizer": OPTIONS["optimizer"]}
+    stages = disback(nodes, interval=4, path=path, steps=6, conditional=True, **OPTIONS)
+    shrunk = smoke(settings_of(stages), {})
+    every, steps = shrunk.stages["path"].keep_every, shrunk.stages["path"].steps
+    named = [s.teacher for name, s in shrunk.stages.items() if name.startswith("disback_")]
+    assert len(named) == nodes
+    for teacher in named:
+        step = int(teacher.removeprefix("path@"))
+        assert 0 < step <= steps
+        assert step % every == 0 or step == steps
 
 
 def test_an_empty_path_is_dmd2(tmp_path):

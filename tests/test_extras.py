@@ -10,7 +10,7 @@ import tiny
 from runs import plans_of, tiny_settings
 
 from ddistill import networks
-from ddistill.denoiser import Denoiser, GuidedDenoiser
+from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.networks.extras import ExtraEmbedding
 from ddistill.networks.weights import Weights
@@ -21,6 +21,7 @@ from ddistill.settings import GridSettings
 from ddistill.students import RoutedDenoiser, stack
 from ddistill.training.initial import Start, initial_state
 from ddistill.training.run_stages import Networks, starting_point
+from ddistill.wrapped_denoiser import GuidedDenoiser
 
 SMALL = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention": (), "out_channels": 1}
 X = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))

@@ -10,13 +10,14 @@ import pytest
 import tiny
 from runs import plans_of, tiny_settings
 
-from ddistill.denoiser import Denoiser, GuidedDenoiser
+from ddistill.denoiser import Denoiser
 from ddistill.errors import TrainingError
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, StudentsSettings
 from ddistill.training.alarms import PATIENCE, AlarmMonitor
 from ddistill.training.trained import guided
+from ddistill.wrapped_denoiser import GuidedDenoiser
 
 CLASSES, SCHEDULE = 4, cosine(16)
 MODULE = tiny.TinyNet(num_classes=CLASSES)

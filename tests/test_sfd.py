@@ -228,7 +228,7 @@ def test_every_number_of_steps_is_walked_as_by_a_student_of_that_number(first):
         np.testing.assert_allclose(batch.shared["state"], shared["state"], rtol=1e-4, atol=1e-5)
     assert student_updates(method, 9) == 3 * (4 + 3 + 2 - 3 * first)
     assert method.teacher_calls(2) == 2 * 4 * 3
-    assert method.extra_inputs == {"step_count": (2, 4)}
+    assert method.extra_inputs == {"step_count": (2, 4, (2, 3, 4))}
     # What an update leaves to the next one where it does not run.
     kept = method.updates[-1].fallback({}, batch, full)
     assert kept.keys() == {"state", "path"}

@@ -16,7 +16,7 @@ import ddistill
 from ddistill import data, networks
 from ddistill.conditions import TextCondition, Tokens, null_like, replace_where
 from ddistill.data.facts import DataFacts
-from ddistill.denoiser import Denoiser, GuidedDenoiser
+from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.networks.text_encoding import TextEncoder, encode_texts
@@ -26,6 +26,7 @@ from ddistill.schedules import cosine
 from ddistill.training.initial import initial_state
 from ddistill.training.step_inputs import StepSettings, make_batch
 from ddistill.training.trained import read_tokenizer
+from ddistill.wrapped_denoiser import GuidedDenoiser
 
 pytest.importorskip("tokenizers")
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ddistill.conditions import TextCondition
-from ddistill.denoiser import Denoiser, NetworkDenoiser, with_guidance
+from ddistill.denoiser import Denoiser, NetworkDenoiser
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.extensions import added
@@ -35,6 +35,7 @@ from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser, in_groups
 from ddistill.training.trained import Networks, null_text
 from ddistill.typing import HostImages
+from ddistill.wrapped_denoiser import with_guidance
 
 Network = Denoiser | RoutedDenoiser
 

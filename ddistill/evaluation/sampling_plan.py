@@ -142,11 +142,14 @@ def with_inputs(run: SamplerRun, guidance: float) -> SamplerRun:
                 f"{', '.join(offered)}, and inputs that differ from step to step."
             )
         value = inputs[name] = offered[name]
-        if not trained.low <= value <= trained.high:
-            setting = "" if name != "guidance" else " (config.evaluation.guidance, or guidance=)"
+        if not trained.holds(value):
+            setting = {
+                "guidance": " (config.evaluation.guidance, or guidance=)",
+                "step_count": f" (config.stages.{run.plan.name}.samplers, or nfe=)",
+            }[name]
             raise ConfigError(
-                f"{name}={value:g}{setting}: stage '{run.plan.name}' was trained with {name} from "
-                f"{trained.low:g} to {trained.high:g}."
+                f"{name}={value:g}{setting}: stage '{run.plan.name}' was trained with {name} "
+                f"{trained}."
             )
     return replace(run, inputs=inputs) if inputs else run
 

@@ -215,7 +215,8 @@ def make_rows(
         protocol = floor_protocol(settings, scorer).string()
         rows += rows_from_scores(floor, replace(facts, protocol=protocol))
     first = scored[0].run
-    facts = replace(facts, reference_teacher=f"{first.sampler_name}-{first.nfe}")
+    guidance = "" if first.guidance == 1.0 else f" guidance={first.guidance:g}"
+    facts = replace(facts, reference_teacher=f"{first.sampler_name}-{first.nfe}{guidance}")
     for s in scored:
         rows += rows_from_scores(s.scores, _facts_of(evaluation, scorer, s.run, facts))
     return rows

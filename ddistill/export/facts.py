@@ -144,7 +144,7 @@ class Exported:
         if not run.inputs:
             return {}
         trained = run.plan.objective.extra_inputs
-        ranges = {name: list(trained[name]) for name in self.chosen_inputs}
+        ranges = {n: [trained[n].low, trained[n].high] for n in self.chosen_inputs}
         return {"inputs": dict(run.inputs), "input_ranges": ranges}
 
 

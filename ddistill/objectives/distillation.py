@@ -16,7 +16,6 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from ddistill.conditions import Condition
-from ddistill.denoiser import ClippedDenoiser
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.objectives.base import (
@@ -39,6 +38,7 @@ from ddistill.objectives.parts import LossAux, Networks, Requirements, Update
 from ddistill.objectives.sampling import Law
 from ddistill.objectives.states import State, forward_state
 from ddistill.typing import Features, Images, Metrics, PerExample
+from ddistill.wrapped_denoiser import ClippedDenoiser
 
 
 @struct.dataclass

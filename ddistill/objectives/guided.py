@@ -17,13 +17,13 @@ from typing import Self
 import jax
 import numpy as np
 
-from ddistill.denoiser import with_guidance
 from ddistill.errors import ConfigError
 from ddistill.objectives.base import filled_in
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import NetworkFacts, Networks, Range, Requirements
+from ddistill.objectives.parts import LossAux, NetworkFacts, Networks, Range, Requirements
 from ddistill.typing import Metrics, PerExample
+from ddistill.wrapped_denoiser import with_guidance
 
 GUIDANCE = "guidance"
 
@@ -70,7 +70,10 @@ class GuidedDistillation(Distillation):
     @property
     def extra_inputs(self) -> Mapping[str, Range]:
         """The guidance, where it has a range."""
-        return {GUIDANCE: Range(*self.guidance_range)} if self.guidance_range else {}
+        if not self.guidance_range:
+            return {}
+        low, high = self.guidance_range
+        return {GUIDANCE: Range(low, high)}
 
     @property
     def guides_teacher(self) -> bool:
@@ -88,13 +91,16 @@ class GuidedDistillation(Distillation):
         own = () if self.guidance_range else ("guidance_range",)
         return (*super().inert_hparams(), *own)
 
-    def regression_loss(
+    def loss_and_memory(
         self, networks: Networks, batch: Batch, tables: LevelTables
-    ) -> tuple[PerExample, Metrics]:
-        """The loss of `Distillation`, with networks at the guidance scales of the examples."""
+    ) -> tuple[PerExample, Metrics, LossAux]:
+        """The loss of `Distillation`, with networks at the guidance scales of the examples.
+
+        Scales are drawn anew for states of a replay buffer.
+        """
         if self.guidance_range:
             networks = self.at_guidance(networks, batch)
-        return super().regression_loss(networks, batch, tables)
+        return super().loss_and_memory(networks, batch, tables)
 
     def at_guidance(self, networks: Networks, batch: Batch) -> Networks:
         """The student, its averages and the teacher, each example at its own guidance scale."""

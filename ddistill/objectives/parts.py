@@ -122,10 +122,25 @@ class Alarm:
 
 
 class Range(NamedTuple):
-    """The values of an extra input that a student is trained on: `low` to `high`, both included."""
+    """The values of an extra input that a student is trained on.
+
+    Attributes:
+      low, high: the range, both included.
+      values: the only values of the range, if it is not all of it.
+    """
 
     low: float
     high: float
+    values: tuple[float, ...] = ()
+
+    def holds(self, value: float) -> bool:
+        """Whether the student is trained on a value."""
+        return self.low <= value <= self.high and (not self.values or value in self.values)
+
+    def __str__(self) -> str:
+        if self.values:
+            return ", ".join(f"{v:g}" for v in self.values)
+        return f"{self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)

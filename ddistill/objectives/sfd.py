@@ -130,7 +130,8 @@ class SFD(Objective):
         """The number of steps, where there are several."""
         if not self.step_counts:
             return {}
-        return {STEP_COUNT: Range(min(self.step_counts), max(self.step_counts))}
+        counts = tuple(map(float, sorted(self.step_counts)))
+        return {STEP_COUNT: Range(counts[0], counts[-1], counts)}
 
     def inert_hparams(self) -> tuple[str, ...]:
         """The numbers of steps, where the grid says the number."""

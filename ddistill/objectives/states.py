@@ -16,13 +16,14 @@ from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from ddistill.conditions import Condition
-from ddistill.denoiser import ClippedDenoiser, NetworkDenoiser
+from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, add_noise, ddim_step, expand
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import Networks
 from ddistill.objectives.sampling import Law, draw_level, normal, uniform_index
 from ddistill.schedules import Level, Schedule
 from ddistill.typing import Images, Index, Keys, Labels, RandomKey
+from ddistill.wrapped_denoiser import ClippedDenoiser
 
 
 @struct.dataclass
@@ -221,7 +222,7 @@ def rollout(
     Args:
       network: the teacher or the student.
       start: `[B, H, W, C]`, noise at the student's noisiest level.
-      state: whose levels and classes are wanted.
+      state: has the levels and the classes of the states.
       tables: the levels.
       whose: "teacher" or "student": the owner of the time inputs.
       walk: the steps.
@@ -234,8 +235,8 @@ def rollout(
         return levels.at(i) if whose == "student" else tables.teacher.at(tables.grid[i])
 
     def row(step: Array) -> Index:
-        """The level after so many steps."""
-        return -(-tables.count * (steps - step) // steps)
+        """The level after so many steps, rounded as those of samplers are (`uniform_grid`)."""
+        return (2 * tables.count * (steps - step) + steps) // (2 * steps)
 
     def body(step: Array, carry: tuple[Images, Images]) -> tuple[Images, Images]:
         z, found = carry

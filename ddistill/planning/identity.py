@@ -283,7 +283,10 @@ def _schedule(s: ScheduleSettings) -> dict[str, object]:
     parameters = inspect.signature(SCHEDULES[s.name]).parameters.values()
     own = {p.name: p.default for p in parameters if p.name not in ("T", "dtype")}
     options = {key: value for key, value in own.items() if value is not inspect.Parameter.empty}
-    return {"name": s.name, "steps": s.steps, "options": _filled_in(to_plain(s.options), options)}
+    full = _filled_in(to_plain(s.options), options)
+    if full.get("zero_snr") is False:  # as the schedules were before they had this option
+        del full["zero_snr"]
+    return {"name": s.name, "steps": s.steps, "options": full}
 
 
 def differences(

@@ -170,9 +170,10 @@ def _grid(context: StageContext, stage: StageSettings) -> np.ndarray:
     if context.rows - 1 > T and highest > T:
         given = f"explicit={g.explicit}" if g.explicit else f"steps={g.steps}"
         raise ConfigError(
-            f"{begin}grid.{given} goes beyond the {T} levels of its teacher '{stage.teacher}', "
-            f"which has fewer than config.schedule. Allowed: 1 to {T}; for more, name a teacher of "
-            f"more levels, or give '{stage.teacher}' more (config.stages.{stage.teacher}.grid)."
+            f"{begin}grid.{given} goes beyond the {T} levels of its teacher "
+            f"'{stage.teacher_stage}', which has fewer than config.schedule. Allowed: 1 to {T}; "
+            f"for more, name a teacher of more levels, or give '{stage.teacher_stage}' more "
+            f"(config.stages.{stage.teacher_stage}.grid)."
         )
     try:
         return make_grid(levels, g.steps or T, g.spacing, explicit=g.explicit or None)

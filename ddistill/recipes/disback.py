@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from ddistill.errors import ConfigError
 from ddistill.recipes.common import Options, objective
 from ddistill.settings import GridSettings, StageSettings
 
@@ -34,6 +35,9 @@ def disback(
       name: of the student's last stage, and prefix of the others.
       **stage: fields of `StageSettings` of the student; `steps`, `batch_size` and `optimizer` are
         required. `method` is "disback" by default.
+
+    Raises:
+      ConfigError: `init` or `resume` beside a path, which begins at the teacher.
     """
     last = StageSettings(
         objective=objective("dmd2", **(loss or {})),
@@ -43,6 +47,12 @@ def disback(
     )
     if not nodes:
         return {name: last}
+    for key in ("init", "resume"):
+        if key in stage:
+            raise ConfigError(
+                f"disback: {key}={stage[key]!r} with nodes={nodes}: the path is of the untrained "
+                "student, which is the teacher in one step. Leave it out, or set nodes=0."
+            )
     degradation = StageSettings(
         objective=objective("degradation"),
         teacher="teacher",
@@ -57,7 +67,9 @@ def disback(
         # The student starts from the stage called "teacher", whichever checkpoint teaches it.
         changes: dict[str, Any] = {"init": "teacher@last"}
         if before:
-            changes = {"init": "fresh", "resume": before}
+            # The walk warms up once.
+            steady = dataclasses.replace(last.optimizer, warmup=0)
+            changes = {"init": "fresh", "resume": before, "optimizer": steady, "ema_warmup": False}
         if node:
             changes |= {"teacher": f"path@{node * every}", "steps": interval, "method": ""}
         stages[key] = dataclasses.replace(last, **changes)

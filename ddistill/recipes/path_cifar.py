@@ -64,6 +64,8 @@ def sfd_cifar() -> Settings:
         optimizer=OptimizerSettings(
             learning_rate=5e-5, schedule="step", milestones=(0.5,), decay=0.1
         ),
+        network=network("unet", **_NETWORK),
+        prediction="edm",
         ema=(),
     )
     return _experiment("sfd_cifar", {"sfd_n3": student}, last=0.006)
@@ -77,6 +79,8 @@ def pid_cifar() -> Settings:
         steps=800_000,
         batch_size=512,
         optimizer=OptimizerSettings(name="radam", learning_rate=2e-4),
+        network=network("unet", **_NETWORK),
+        prediction="edm",
         ema=(0.9999,),
     )
     return _experiment("pid_cifar", {"pid": student})

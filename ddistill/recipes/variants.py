@@ -63,7 +63,11 @@ def smoke(settings: Settings, net: Options, keep: Sequence[str] = ()) -> Setting
     names = tuple(keep) or settings.pipeline
     stages = {name: _smoke_stage(settings.stages[name], net) for name in names}
     stages = {
-        name: dataclasses.replace(stage, teacher=_smoke_checkpoint(stage.teacher, settings, stages))
+        name: dataclasses.replace(
+            stage,
+            teacher=_smoke_checkpoint(stage.teacher, settings, stages),
+            init=_smoke_checkpoint(stage.init, settings, stages),
+        )
         for name, stage in stages.items()
     }
     evaluation = dataclasses.replace(
@@ -102,8 +106,12 @@ def _smoke_checkpoint(text: str, settings: Settings, shrunk: Mapping[str, StageS
     named = checkpoint_named(text)
     if named.step is None:
         return text
-    number = named.step // settings.stages[named.stage].keep_every
-    return str(named._replace(step=number * shrunk[named.stage].keep_every))
+    whole, small = settings.stages[named.stage], shrunk[named.stage]
+    if named.step >= whole.steps or not whole.keep_every:
+        return str(named._replace(step=small.steps))
+    kept = small.steps // small.keep_every
+    number = min(named.step // whole.keep_every, kept)
+    return str(named._replace(step=number * small.keep_every))
 
 
 def _smoke_stage(stage: StageSettings, net: Options) -> StageSettings:

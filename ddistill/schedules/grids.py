@@ -47,15 +47,10 @@ def log_snr_grid(schedule: Schedule, N: int) -> Int[np.ndarray, " N_1"]:
     grid always ends at T.
 
     Raises:
-      ConfigError: N outside of 1 .. T, or a last level that is pure noise, without a log-SNR.
+      ConfigError: N outside of 1 .. T.
     """
     T = schedule.num_steps
     _check_count(T, N)
-    if schedule.alpha[-1] == 0:
-        raise ConfigError(
-            "grid.spacing='log_snr' needs a log-SNR of the last level, which is pure noise (alpha "
-            "= 0) in this schedule. Set grid.spacing to trailing, leading or quadratic."
-        )
     low = 1 if schedule.sigma[0] == 0 else 0
     high = T - 1 if schedule.alpha[-1] == 0 else T
     inner = slice(low, high + 1)

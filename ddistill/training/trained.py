@@ -9,7 +9,6 @@ from jaxtyping import Int
 
 from ddistill.conditions import TextCondition
 from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
-from ddistill.denoiser import with_guidance
 from ddistill.errors import CheckpointError
 from ddistill.interop.pipeline_parts import FOLDER, PipelineParts, read_parts
 from ddistill.interop.tokenizer import MERGES
@@ -25,6 +24,7 @@ from ddistill.text import one_line
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.initial import abstract_state, abstract_weights
 from ddistill.training.state import TrainState
+from ddistill.wrapped_denoiser import with_guidance
 
 
 def guided(plan: StagePlan, teacher: Any, texts: TextEncoder | None = None) -> Any:

@@ -90,7 +90,7 @@ def commands_of(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> list[tup
     )
     forms = [f for f in ("diffusers", "stablehlo", "safetensors")]
     network = isinstance(last.plan.module, UNet)  # the only one that diffusers has too
-    if last.sampler not in _DIFFUSERS or last.guidance != 1.0 or not network:
+    if last.sampler not in _DIFFUSERS or last.guidance != 1.0 or last.inputs or not network:
         forms.remove("diffusers")
     out = f"exports/{last.plan.name}"
     export = [

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from ddistill.conditions import Condition
-from ddistill.denoiser import Denoiser, GuidedDenoiser
+from ddistill.denoiser import Denoiser
 from ddistill.diffusion import Prediction, add_noise
 from ddistill.objectives.base import predict
 from ddistill.objectives.distances import PredictionDistance, mean_per_example, regression_distance
@@ -44,6 +44,7 @@ from ddistill.objectives.sampling import normal, uniform_index
 from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level
 from ddistill.typing import Images, Metrics
+from ddistill.wrapped_denoiser import GuidedDenoiser
 
 
 @dataclass(frozen=True)

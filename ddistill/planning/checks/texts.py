@@ -87,6 +87,12 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
 def _check_ways(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` for settings that need classes."""
     stage, path = context.settings, context.path
+    if objective.memory:
+        raise ConfigError(
+            f"{path}.objective.name={stage.objective['name']!r} with these hyperparameters keeps "
+            f"{', '.join(objective.memory)} from step to step, which hold classes and no captions. "
+            "Switch them off."
+        )
     for needs, setting in (
         (stage.students.partition not in ("none", "timesteps"), "students.partition"),
         (bool(stage.pairs) or objective.trains.kind == "pairs", "pairs"),
