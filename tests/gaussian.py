@@ -57,6 +57,8 @@ class GaussianDenoiser:
             level = Level(jnp.asarray(alphas)[index], jnp.asarray(sigmas)[index], time)
             if kind == "edm":  # the network sees z scaled by c_in
                 x = x * expand(jnp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2), x)
+            if kind == "flow":  # scaled onto the straight path
+                x = x * expand(level.alpha + level.sigma, x)
             prediction = GaussianDenoiser(params["mean"], params["std"])(x, level)
             output = output_of(kind, prediction, x, level, sigma_data)
             return (output, {tap: output for tap in taps}) if taps else output

@@ -176,7 +176,8 @@ def _relations() -> None:
     memory = {"intra_weight": 0.0, "contrast_temperature": 0.2}
     add("memory", name, levels=3, beta=0.2, gamma=0.4, **memory, **queue)
     alone = {"loss": "x0", "pixel_weight": 0.3, "classifier_weight": 0.0}
-    add("guidance_range", name, levels=3, classes=3, guidance_range=(1.0, 3.0), **queue)
+    guided = {"guidance_range": (1.0, 1.5), "contrast_temperature": 2.0}
+    add("guidance_range", name, levels=3, classes=3, **guided, **queue)
     add("alone", name, levels=3, **alone, **memory, **queue)
 
 

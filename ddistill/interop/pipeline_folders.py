@@ -128,6 +128,6 @@ def find_part(folder: Path, name: str) -> FoundPart:
     """
     path = folder / name
     if not path.is_dir():
-        raise ConfigError(f"{path} is missing, with the {name} of the pipeline.")
+        raise ConfigError(f"{path} is missing; the model_index.json names it.")
     config = read_json(path / CONFIG)
     return FoundPart(path / CONFIG, config, find_weights(path, read_json, _STEMS[name]))
