@@ -122,6 +122,24 @@ class StudentsSettings:
     on_divergence: str = "stop"
 
 
+@dataclass(frozen=True)
+class LowRankSettings:
+    """Networks that are trained as small matrices on a frozen base, see `ddistill.low_rank`.
+
+    Attributes:
+      rank: r of the two factors of every adapted kernel; 0 trains whole networks.
+      targets: patterns of the paths of adapted layers, with "*" for any text. The default is all
+        layers within the blocks of a U-Net: neither its first and last convolution nor the
+        embedding of the time.
+      networks: "student", whose base are its initial weights, and networks beside it that start as
+        a copy of the teacher, whose base is the teacher.
+    """
+
+    rank: int = 0
+    targets: tuple[str, ...] = ("down_*", "mid_*", "up_*")
+    networks: tuple[str, ...] = ("student",)
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint of a stage.
 
@@ -185,6 +203,8 @@ class StageSettings:
         stages can name them as their teacher; 0 for none.
       conditional: whether the network is given classes.
       students: many students in one stage, see `StudentsSettings`.
+      low_rank: networks that are trained as small matrices on frozen weights (LoRA), see
+        `LowRankSettings`.
       shared: keeps the stage in the cache that runs with the same settings share.
       method: the name of the stage's rows in results.json, one of `METHODS` in
         evaluation/records/names.py; a stage without it is not sampled.
@@ -218,6 +238,7 @@ class StageSettings:
     keep_every: int = 0
     conditional: bool = False
     students: StudentsSettings = StudentsSettings()
+    low_rank: LowRankSettings = LowRankSettings()
     shared: bool = False
     method: str = ""
     variant: str = ""
@@ -252,6 +273,10 @@ class StageSettings:
         """The stages that it learns from, starts from or reads."""
         names = (self.teacher_stage, self.classifier, self.pairs, self.init_source)
         return tuple(dict.fromkeys(name for name in names if name))
+
+    def low_rank_of(self, network: str) -> int:
+        """The rank that a network is trained with; 0 for a whole network."""
+        return self.low_rank.rank if network in self.low_rank.networks else 0
 
     def optimizer_of(self, network: str) -> OptimizerSettings:
         """The optimiser of a network by name."""

@@ -19,6 +19,7 @@ ORDER = (
     "parsing",
     "schedules",
     "diffusion",
+    "low_rank",
     "denoiser",
     "wrapped_denoiser",
     "partitions",

@@ -31,6 +31,7 @@ from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
+    LowRankSettings,
     MeshSettings,
     OptimizerSettings,
     ScheduleSettings,
@@ -72,7 +73,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.LEARNT, "objective steps batch_size network prediction guidance accumulate"),
         **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint keep_every conditional"),
         **_all(Kind.LEARNT, "teacher init resume pairs"),
-        **_all(Kind.GROUP, "grid optimizer optimizers students"),
+        **_all(Kind.GROUP, "grid optimizer optimizers students low_rank"),
         **_all(Kind.PLANNED, "classifier"),
         **_all(Kind.CONTENT, "source"),
         **_all(Kind.NAME, "shared method variant"),
@@ -84,6 +85,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         "name learning_rate schedule warmup final_scale clip weight_decay b1 b2 eps momentum "
         "milestones decay",
     ),
+    LowRankSettings: _all(Kind.LEARNT, "rank targets networks"),
     StudentsSettings: {
         **_all(
             Kind.LEARNT,
@@ -239,6 +241,8 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:
         del own["students"]
+    if not stage.low_rank.rank:
+        del own["low_rank"]
     if stage.select_checkpoint == "best":
         own["checkpoint_every"] = settings.training.checkpoint_every
     return own

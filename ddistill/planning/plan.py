@@ -96,6 +96,8 @@ class StagePlan:
       tokenizer: of the captions; None for networks that read no texts.
       text_source: the stage with the text encoder, for networks that read texts; None where it is
         the stage itself.
+      base: of a student of low rank, the stage with the weights that its factors are for, and the
+        step of its checkpoint, None for the one that the stage hands on; None for other students.
     """
 
     name: str
@@ -114,6 +116,7 @@ class StagePlan:
     encoder: EncoderFacts | None = None
     tokenizer: TokenizerFacts | None = None
     text_source: "StagePlan | None" = None
+    base: "tuple[StagePlan, int | None] | None" = None
 
     @property
     def text_stage(self) -> "StagePlan":

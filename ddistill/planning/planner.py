@@ -24,6 +24,7 @@ from ddistill.partitions import Partition
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.checks.imported import check_imported
 from ddistill.planning.checks.levels import check_levels
+from ddistill.planning.checks.low_rank import check_low_rank
 from ddistill.planning.checks.networks import (
     check_classes,
     check_classifier_taps,
@@ -199,6 +200,7 @@ def _prepare(context: StageContext, objective: Objective, student: nn.Module) ->
     except ConfigError as error:  # its message begins with "objective"
         raise ConfigError(f"{context.path}.{error}") from None
     check_copied(context, objective)
+    check_low_rank(context, objective, student)
     return objective
 
 
@@ -231,6 +233,7 @@ def _build(
         image_shape=context.data.image_shape,
         seed=context.run.seed,
         imported=context.imported,
+        base=context.base,
         **context.text_facts,
     )
 
