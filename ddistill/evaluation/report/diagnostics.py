@@ -1,4 +1,4 @@
-"""Pictures that an objective draws of its students (`Objective.panels`), for the report."""
+"""Pictures that an objective draws of its students (`Objective.diagnostics`), for the report."""
 
 from collections.abc import Mapping
 
@@ -32,7 +32,7 @@ def diagnostic_grids(
     return [
         _grid(plan, networks, by_name, settings)
         for plan in plans
-        if plan.objective.panels and plan.tokenizer is None
+        if plan.objective.diagnostics.panels and plan.tokenizer is None
     ]
 
 
@@ -42,7 +42,7 @@ def _grid(
     plans: Mapping[str, StagePlan],
     settings: EvaluationSettings,
 ) -> Grid:
-    panels = plan.objective.panels
+    panels = plan.objective.diagnostics.panels
     assert panels is not None, "the caller leaves out stages without panels"
     teacher: Network | None = networks.teacher(plan, plans)
     params, bases = networks.params(plan), networks.bases(plan, plans)
