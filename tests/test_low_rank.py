@@ -23,7 +23,9 @@ from ddistill.low_rank import adapted_layers, adapting, draw_factors, extract, m
 from ddistill.schedules import cosine
 from ddistill.settings import LowRankSettings, Settings, StudentsSettings
 from ddistill.students import stack
+from ddistill.training.loop import Learnt, apart_from_teacher
 from ddistill.training.run_stages import starting_point
+from ddistill.wrapped_denoiser import with_guidance
 
 UNET = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "out_channels": 3}
 TEXT = {
@@ -238,6 +240,7 @@ LOW = LowRankSettings(rank=2, targets=("*",))
 def settings(**second) -> Settings:
     """A teacher, two students of low rank on one base, and a stage that goes on from them."""
     made = runs.tiny_settings(4)
+    evaluation = dataclasses.replace(made.evaluation, enabled=False)
     student = dataclasses.replace(
         made.stages["student"],
         objective={"name": "o2mkd"},
@@ -248,7 +251,9 @@ def settings(**second) -> Settings:
     )
     later = dataclasses.replace(student, init="student", **second)
     stages = {"teacher": made.stages["teacher"], "student": student, "later": later}
-    return dataclasses.replace(made, stages=stages, pipeline=tuple(stages))
+    return dataclasses.replace(
+        made, stages=stages, pipeline=tuple(stages), evaluation=evaluation
+    )
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +275,17 @@ def test_a_stage_trains_factors_and_keeps_one_base(run):
     assert not np.array_equal(trained[0], trained[1])
     manifest = run.plan("student").manifest()
     assert manifest.parameters == sum(x.size for x in jax.tree.leaves(teacher.params))
+
+
+def test_the_teacher_is_the_base_on_the_devices_too(run):
+    """Bases that are the teacher's parameters are no arguments of the step beside it."""
+    plans = {plan.name: plan for plan in run.plans}
+    teacher = run.networks(plans["teacher"])
+    bases = run.networks.bases(plans["student"], plans)
+    assert bases.keys() == {"student"}
+    assert apart_from_teacher(Learnt(with_guidance(teacher, 2.0, 10), bases=bases)) == {}
+    other = {"student": jax.tree.map(np.copy, bases["student"])}
+    assert apart_from_teacher(Learnt(teacher, bases=other)) == other
 
 
 def test_a_later_stage_goes_on_with_the_factors(run):

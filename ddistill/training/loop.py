@@ -165,7 +165,7 @@ class StageRun:
         classifier = place(learnt.classifier, layout.whole())
         pairs = place(learnt.pairs, layout.whole())
         text_encoder = place(learnt.text_encoder, layout.of_teacher(learnt.text_encoder))
-        own = _apart_from_teacher(learnt)
+        own = apart_from_teacher(learnt)
         bases = place(own, layout.of_teacher(own))
         lies = layout.by_student() if layout.one_by_one else layout.whole()
         return [
@@ -366,7 +366,7 @@ class StageRun:
         return manifest
 
 
-def _apart_from_teacher(learnt: Learnt) -> dict[str, Params]:
+def apart_from_teacher(learnt: Learnt) -> dict[str, Params]:
     """The bases that are not the teacher's parameters, of which the devices hold one copy."""
     teacher = learnt.teacher
     if teacher is None or isinstance(teacher, RoutedDenoiser):

@@ -189,11 +189,12 @@ class Networks:
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
-        self._weights[plan.name] = self._with_base(plan, to_host(weights))
+        own = to_host(dataclasses.replace(weights, base=None))
+        self._weights[plan.name] = self._with_base(plan, own)
 
     def _with_base(self, plan: StagePlan, weights: Weights) -> Weights:
         """The weights with the base of a student of low rank, of which there is one copy."""
-        if plan.base is None or weights.base is not None:
+        if plan.base is None:
             return weights
         return dataclasses.replace(weights, base=self.weights(*plan.base).params)
 
