@@ -1,7 +1,8 @@
 """The facts about an exported network: levels, owners, scores and origin."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
+from ddistill.networks.text_unet import TextUNet
 from ddistill.networks.unet import UNet
 from ddistill.settings import Settings
 from ddistill.students import RoutedDenoiser
@@ -41,6 +43,9 @@ class Exported:
       base_models: models of the Hugging Face hub from which the network started.
       dataset: id of the data set on the Hugging Face hub; "" if it has none.
       image_rows: samples for the picture of the model card; may be empty.
+      pipeline: folder with tokenizer, text encoder and autoencoder of the teacher's pipeline; None
+        for networks that read no texts, or whose run has trained their text encoder.
+      precision: of exported weights of networks that read texts: "float32" or "float16".
     """
 
     sampler_run: SamplerRun
@@ -53,6 +58,8 @@ class Exported:
     base_models: tuple[BaseModel, ...] = ()
     dataset: str = ""
     image_rows: tuple[ImageRow, ...] = ()
+    pipeline: Path | None = None
+    precision: str = "float32"
 
     @property
     def denoiser(self) -> Denoiser:
@@ -70,6 +77,11 @@ class Exported:
     def conditional(self) -> bool:
         """Whether the network is class-conditional."""
         return self.sampler_run.student_plan.tables.classes is not None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the network is conditional on texts."""
+        return self.sampler_run.plan.tokenizer is not None
 
     @property
     def clip(self) -> float:
@@ -91,6 +103,23 @@ class Exported:
                 "does not have. Use --to=stablehlo or --to=safetensors."
             )
         return module
+
+    @property
+    def text_unet(self) -> TextUNet:
+        """The module of students that read texts, without a text encoder.
+
+        Raises:
+          ConfigError: the module is not a `TextUNet`.
+        """
+        module = self.sampler_run.plan.module
+        if not isinstance(module, TextUNet):
+            name = self.sampler_run.plan.settings.network["name"]
+            raise ConfigError(
+                f"stage '{self.sampler_run.plan.name}' is a network '{name}', which is no "
+                "UNet2DConditionModel of a text-to-image pipeline. Use another --to."
+            )
+        own = [field.name for field in fields(TextUNet) if field.name not in ("parent", "name")]
+        return TextUNet(**{name: getattr(module, name) for name in own})
 
     @property
     def chosen_inputs(self) -> tuple[str, ...]:
