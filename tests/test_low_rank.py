@@ -251,9 +251,7 @@ def settings(**second) -> Settings:
     )
     later = dataclasses.replace(student, init="student", **second)
     stages = {"teacher": made.stages["teacher"], "student": student, "later": later}
-    return dataclasses.replace(
-        made, stages=stages, pipeline=tuple(stages), evaluation=evaluation
-    )
+    return dataclasses.replace(made, stages=stages, pipeline=tuple(stages), evaluation=evaluation)
 
 
 @pytest.fixture(scope="module")

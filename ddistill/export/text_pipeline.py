@@ -32,7 +32,7 @@ def write(exported: Exported, out: Path) -> str:
       ConfigError: diffusers does not support the sampler, the levels or the network.
     """
     run, source = exported.sampler_run, _parts_of(exported)
-    scheduler = _scheduler(exported)
+    scheduler = scheduler_of(exported)
     write_unet(exported, out / UNET, f"{STEM}.safetensors")
     write_config(out / "scheduler" / SCHEDULER, {**scheduler.config, **diffusers_version()})
     assert run.plan.tokenizer is not None
@@ -43,7 +43,7 @@ def write(exported: Exported, out: Path) -> str:
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained(".")
-image = {_call(exported, scheduler)}
+image = {call_of(exported, scheduler)}
 """
     write_text(out / "README.md", model_card(exported, how, "diffusers", _TAGS))
     return f"a StableDiffusionPipeline of {run.steps} steps"
@@ -58,7 +58,7 @@ def write_unet_alone(exported: Exported, out: Path) -> str:
     Raises:
       ConfigError: the network reads no texts, or diffusers does not support it.
     """
-    scheduler = _scheduler(exported)
+    scheduler = scheduler_of(exported)
     write_unet(exported, out, "unet.safetensors")
     write_config(out / SCHEDULER, {**scheduler.config, **diffusers_version()})
     write_config(out / "ddistill.json", exported.manifest())
@@ -70,7 +70,7 @@ unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config("config
 unet.load_state_dict(load_file("unet.safetensors"))
 pipeline = StableDiffusionPipeline.from_pretrained("TEACHER", unet=unet)
 pipeline.scheduler = {scheduler.kind}.from_pretrained(".")
-image = {_call(exported, scheduler)}
+image = {call_of(exported, scheduler)}
 """
     write_text(out / "README.md", model_card(exported, how, "diffusers", _TAGS))
     return "a UNet2DConditionModel"
@@ -121,7 +121,8 @@ def _parts_of(exported: Exported) -> Path:
     return exported.pipeline
 
 
-def _scheduler(exported: Exported) -> PipelineScheduler:
+def scheduler_of(exported: Exported) -> PipelineScheduler:
+    """The scheduler that samples as the run does; errors as of `pipeline_scheduler`."""
     run = exported.sampler_run
     if 0 <= run.guidance < 1:
         raise ConfigError(
@@ -131,7 +132,7 @@ def _scheduler(exported: Exported) -> PipelineScheduler:
     return pipeline_scheduler(run, exported.settings.schedule, exported.denoiser.prediction)
 
 
-def _call(exported: Exported, scheduler: PipelineScheduler) -> str:
+def call_of(exported: Exported, scheduler: PipelineScheduler) -> str:
     """The call of the pipeline that samples as the run does."""
     run = exported.sampler_run
     guidance = run.inputs.get("guidance", run.guidance if run.guidance != 1.0 else 0)
