@@ -43,6 +43,7 @@ class CaptionedUNet(TextUNet):
         *,
         train: bool = False,
         taps: tuple[str, ...] = (),
+        extra: Float[Array, "B X"] | None = None,
     ):
         """Runs the network; arguments, results and errors as of `TextUNet`, or `cond` is `Tokens`.
 
@@ -53,7 +54,7 @@ class CaptionedUNet(TextUNet):
             ids = jnp.asarray(cond.ids)
             encoder = CLIPText(**self._text_fields(), name=TEXT)
             cond = pooled_condition(*encoder(ids), ids, encoder.eos)
-        return super().__call__(x, time, cond, train=train, taps=taps)
+        return super().__call__(x, time, cond, train=train, taps=taps, extra=extra)
 
     def text_encoder(self) -> CLIPText:
         """The text encoder, to be applied to the parameters `TEXT` of this network."""

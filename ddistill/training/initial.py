@@ -85,8 +85,9 @@ def initial_state(
 
 def _missing(module: nn.Module, weights: Weights) -> list[str]:
     """The parameters of extra inputs that weights lack, which come from a network without them."""
-    extras = parameter_names(getattr(module, "extras", ()))
-    return [name for name in extras if name not in weights.params]
+    names = parameter_names(getattr(module, "extras", ()))
+    names = getattr(module, "extra_parameters", names)
+    return [name for name in names if name not in weights.params]
 
 
 def _completed(module: nn.Module, given: Weights | None, fresh: Weights) -> Weights:

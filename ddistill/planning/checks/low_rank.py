@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.low_rank import adapted_layers, adapting, draw_factors
+from ddistill.networks import extra_inputs
 from ddistill.objectives import Objective
 from ddistill.objectives.parts import DENOISER
 from ddistill.planning.context import StageContext
@@ -69,8 +70,8 @@ def _check_base(context: StageContext, path: str) -> None:
             f"{named} needs one base, but '{source.name}' has {what}. Start from a stage of one "
             f"student with init, {_TRAIN_WHOLE}."
         )
-    ours = tuple(stage.network.get("extras", ()))
-    if not set(ours) <= set(source.settings.network.get("extras", ())):
+    ours = extra_inputs(stage.network)
+    if not set(ours) <= set(extra_inputs(source.settings.network)):
         raise ConfigError(
             f"{named} trains no new layers, and the input {', '.join(ours)} is new. Set rank=0, or "
             "an objective without this input."

@@ -7,6 +7,7 @@ import numpy as np
 from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.networks import extra_inputs
 from ddistill.networks.extras import EXTRAS
 from ddistill.objectives import Objective
 from ddistill.optimizers import update_rule
@@ -14,6 +15,9 @@ from ddistill.planning.build import check_checkpoint, check_earlier, in_full
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import StageSettings
+
+# The options of networks that say which extra inputs they have.
+_OF_EXTRAS = ("extras", "guidance_dim")
 
 
 def check_sources(context: StageContext) -> None:
@@ -99,10 +103,10 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
     """Raises `ConfigError` unless the network that weights are taken from is the stage's."""
     start = "resume" if stage.resume else "init"
     ours, theirs = in_full(stage.network), in_full(source.settings.network)
-    named = [tuple(s.network.get("extras", ())) for s in (stage, source.settings)]
+    named = [extra_inputs(s.network) for s in (stage, source.settings)]
     if not stage.resume and set(named[1]) <= set(named[0]):
         # Inputs that the source lacks are drawn, and have no effect before training.
-        theirs = {**theirs, "extras": ours.get("extras")}
+        theirs |= {key: ours[key] for key in _OF_EXTRAS if key in ours and named[1] != named[0]}
     different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
     if different:
         k = different[0]
@@ -150,7 +154,7 @@ def check_extras(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` unless every extra input of student and teacher is given values."""
     stage, path, teacher = context.settings, context.path, context.teacher
     ours, name = objective.extra_inputs, stage.objective["name"]
-    own = tuple(stage.network.get("extras", ()))
+    own = extra_inputs(stage.network)
     for extra in (*own, *ours):
         check_choice(f"{path}.network.extras", extra, EXTRAS)
     if set(own) != set(ours):
@@ -159,7 +163,7 @@ def check_extras(context: StageContext, objective: Objective) -> None:
             f"{', '.join(ours) or 'no extra inputs'}. Set it to {tuple(ours)}, or change the "
             "objective."
         )
-    theirs = teacher.settings.network.get("extras", ()) if teacher is not None else ()
+    theirs = extra_inputs(teacher.settings.network) if teacher is not None else ()
     for extra in theirs:
         assert teacher is not None
         trained = teacher.objective.extra_inputs[extra]
@@ -193,7 +197,7 @@ def check_guided_teacher(context: StageContext, objective: Objective) -> None:
             "Set conditional=True."
         )
     why, remedy = _not_guidable(teacher)
-    if why and not teacher.settings.network.get("extras"):
+    if why and not extra_inputs(teacher.settings.network):
         raise ConfigError(f"{path}.teacher={stage.teacher!r} {why}, but {reason}{remedy}.")
 
 
@@ -222,7 +226,7 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
 def _not_guidable(theirs: StagePlan) -> tuple[str, str]:
     """Why classifier-free guidance does not work with a stage, and the remedy; "" if it does."""
     why, remedy = "", ""
-    if theirs.settings.network.get("extras"):
+    if extra_inputs(theirs.settings.network):
         why = "has extra inputs, of which guidance may be one: it is not guided a second time"
     elif theirs.partition is not None and theirs.partition.groups > 1:
         why = "is students of some classes each, of whom one alone knows the null class"
