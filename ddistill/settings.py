@@ -182,7 +182,8 @@ class StageSettings:
       classifier: the stage whose features an objective compares in; "" for none.
       pairs: the stage that made the pairs of the objective; "" for none.
       init: source of the initial weights: "fresh", "teacher" (those of the stage's teacher), or an
-        earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher".
+        earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher". A
+        U-Net with fewer blocks or levels, or without a middle, takes over the layers that remain.
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
         project, which are trained for `steps`. "efficientnet_lite0:", or with the path of its
         weights, is a classifier for the objective "classification", taken as it is.

@@ -7,6 +7,7 @@ from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
 from ddistill.interop.pipeline_parts import FOLDER, copy_parts
 from ddistill.interop.tokenizer import MERGES
+from ddistill.networks.survivors import survivors
 from ddistill.networks.weights import Weights
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
@@ -204,7 +205,9 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
 def _taken_over(plan: StagePlan, name: str, source: StagePlan, found: Weights) -> Weights | None:
     """The weights of a source that a network starts from; None where they are its base."""
     if not plan.settings.low_rank_of(name):
-        return found.whole()
+        own = found.whole()
+        kept = survivors(own.params, plan.modules[name], source.module)
+        return dataclasses.replace(own, params=kept)
     if name == "student" and source.base is not None:
         return dataclasses.replace(found, base=None)
     return None

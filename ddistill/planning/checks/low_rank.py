@@ -8,6 +8,7 @@ from ddistill.low_rank import adapted_layers, adapting, draw_factors
 from ddistill.networks import extra_inputs
 from ddistill.objectives import Objective
 from ddistill.objectives.parts import DENOISER
+from ddistill.planning.build import in_full
 from ddistill.planning.context import StageContext
 
 _TRAIN_WHOLE = "or low_rank.rank=0, which trains whole networks"
@@ -75,6 +76,11 @@ def _check_base(context: StageContext, path: str) -> None:
         raise ConfigError(
             f"{named} trains no new layers, and the input {', '.join(ours)} is new. Set rank=0, or "
             "an objective without this input."
+        )
+    if in_full(stage.network) != in_full(source.settings.network):
+        raise ConfigError(
+            f"{named} adapts the network of '{source.name}', and {context.path}.network is another "
+            f"one. Leave network out, {_TRAIN_WHOLE}."
         )
 
 

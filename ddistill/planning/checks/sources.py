@@ -3,15 +3,19 @@
 import math
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.networks import extra_inputs
-from ddistill.networks.extras import EXTRAS
+from ddistill.networks.extras import EXTRAS, parameter_names
+from ddistill.networks.survivors import REMOVED, survivors
 from ddistill.objectives import Objective
+from ddistill.objectives.parts import DENOISER
 from ddistill.optimizers import update_rule
-from ddistill.planning.build import check_checkpoint, check_earlier, in_full
+from ddistill.planning.build import build_module, check_checkpoint, check_earlier, in_full
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import StageSettings
@@ -108,7 +112,9 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
         # Inputs that the source lacks are drawn, and have no effect before training.
         theirs |= {key: ours[key] for key in _OF_EXTRAS if key in ours and named[1] != named[0]}
     different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    if different:
+    if different and set(different) <= set(REMOVED) and not stage.resume:
+        _check_survivors(stage, source, path)
+    elif different:
         k = different[0]
         raise ConfigError(
             f"{path}.{start} takes the weights of '{source.name}', whose network differs: "
@@ -119,6 +125,32 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
         raise ConfigError(
             f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
             f"starts from, predicts {source.settings.prediction!r}."
+        )
+
+
+def _check_survivors(stage: StageSettings, source: StagePlan, path: str) -> None:
+    """Raises `ConfigError` unless every layer of a smaller network is one of the source's."""
+    ours = build_module(stage.network, f"{path}.network")
+    wanted, given = (
+        jax.eval_shape(
+            lambda net=net: net.init(
+                jax.random.key(0),
+                *DENOISER.inputs_of(net, source.image_shape, source.settings.conditional),
+            )
+        )["params"]
+        for net in (ours, source.module)
+    )
+    extras = getattr(ours, "extra_parameters", parameter_names(getattr(ours, "extras", ())))
+    found = traverse_util.flatten_dict(survivors(given, ours, source.module), sep="/")
+    for name, x in traverse_util.flatten_dict(wanted, sep="/").items():
+        there = found.get(name)
+        if name.partition("/")[0] in extras or (there is not None and there.shape == x.shape):
+            continue
+        here = "nothing" if there is None else f"{there.shape}"
+        raise ConfigError(
+            f"{path}.init takes over the layers of '{source.name}' that a network with fewer "
+            f"blocks has, but '{name}' is {x.shape} here and {here} there. Use the widths of "
+            f"'{source.name}', or a fresh network (init='fresh')."
         )
 
 
