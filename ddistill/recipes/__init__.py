@@ -73,6 +73,7 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
+from ddistill.recipes.text_folder import text_folder, text_folder_config
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
@@ -153,6 +154,8 @@ __all__ = [
     "smoke_on_digits",
     "teacher_stage",
     "text_digits",
+    "text_folder",
+    "text_folder_config",
     "to_config",
     "tsm_stage",
     "with_teacher",
