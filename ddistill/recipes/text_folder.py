@@ -24,8 +24,8 @@ def text_folder(folder: str = "", *, image_size: int = 32) -> Settings:
     stage = autoencoder_stage(
         net,
         loss={"reconstruction": "l1", "kl_weight": 1e-4},
-        steps=2000,
-        batch_size=32,
+        steps=1600,
+        batch_size=16,
         optimizer=annealed(2e-3, warmup=100),
         ema=(0.99,),
     )
