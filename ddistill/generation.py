@@ -160,9 +160,14 @@ class Source:
     def invert(
         self, images: np.ndarray, labels: np.ndarray | None, iterations: int
     ) -> Float[np.ndarray, "n H W C"]:
-        """Noise from images in [-1, 1], by DDIM inversion on the levels of the run."""
+        """Noise from images in [-1, 1], by DDIM inversion on the levels of the run.
+
+        Pictures of networks that see latents are encoded first.
+        """
         options = {"iterations": iterations}
         walk = Walk(ddim_inversion, noising(self.run.levels), options=options)
+        if self.texts is not None and self.texts.decode is not None:
+            images = self.texts.decode.encode(images)
         found = self.walk(walk, len(images), images.__getitem__, labels, None)
         return np.asarray(unit_noise(jnp.asarray(found), self.run.levels))
 
@@ -282,6 +287,14 @@ def whole_number(name: str, value: object, lowest: int = 0) -> int:
         bound = f"{lowest} or more" if value < lowest else "less than 2**32"
         raise ConfigError(f"{name}={value} must be {bound}.")
     return int(value)
+
+
+def picture_shape(plan: StagePlan) -> tuple[int, int, int]:
+    """(H, W, C) of the pictures of a stage, which are not its latents."""
+    height, width, channels = plan.image_shape
+    if plan.encoder is None or not plan.encoder.digest:
+        return height, width, channels
+    return height * plan.encoder.factor, width * plan.encoder.factor, plan.encoder.image_channels
 
 
 def check_prompts(
