@@ -226,7 +226,15 @@ class TrainedRun:
         seed, size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
         classes = class_labels(run, labels, count)
         texts = None if ids is None else texts_of(run.plan, self.networks, ids)
-        source = Source(run, self.network(run), self.settings.evaluation, seed, size, texts)
+        source = Source(
+            run,
+            self.network(run),
+            self.settings.evaluation,
+            seed,
+            size,
+            texts,
+            self.networks.decoder(run.plan),
+        )
         start_at = source.noise if given is None else given.__getitem__
         draw = source.trajectory if trajectory else source.generate
         return draw(count, start_at, classes, progress)
@@ -295,6 +303,11 @@ class TrainedRun:
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         iterations = whole_number("iterations", iterations, 1)
+        if run.plan.latent_source is not None:
+            raise ConfigError(
+                f"invert starts from images, and stage '{run.plan.name}' sees latents, which it "
+                "does not encode yet."
+            )
         given = check_images(images, run.plan.image_shape)
         classes = class_labels(run, labels, len(given))
         source = self._deterministic(run, "invert")
@@ -304,7 +317,8 @@ class TrainedRun:
     def _deterministic(self, run: SamplerRun, call: str) -> Source:
         if run.plan.tokenizer is not None:
             raise ConfigError(f"{call} takes no texts: use sample(prompts=...).")
-        source = Source(run, self.network(run), self.settings.evaluation)
+        decode = self.networks.decoder(run.plan)
+        source = Source(run, self.network(run), self.settings.evaluation, decode=decode)
         source.check_deterministic(call)
         return source
 
