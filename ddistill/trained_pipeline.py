@@ -17,11 +17,11 @@ from ddistill.data.latents.pipeline import Encode, LatentPipeline, words_tokeniz
 from ddistill.data.text_digits import digit_tokenizer
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.weights import Weights
-from ddistill.objectives.autoencoder import AUTOENCODER, SCALING
-from ddistill.planning.manifests import TrainedManifest
-from ddistill.planning.plan import StagePlan, complete_manifest
+from ddistill.objectives.autoencoder import AUTOENCODER
+from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
 from ddistill.trained_run import TrainedRun, open_run
+from ddistill.training.trained import latent_scaling
 
 
 def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
@@ -41,14 +41,6 @@ def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
     folder, stage = _parsed(path)
     run = open_run(folder)
     plan = _stage(run, stage)
-    manifest = complete_manifest(plan)
-    assert isinstance(manifest, TrainedManifest)
-    if not manifest.measured:
-        raise ConfigError(
-            f"Stage '{plan.name}' of {folder} has no scaling of its latents in "
-            f"{plan.manifest_path.name}. Delete that file and give the run's command again: it "
-            "measures the scaling and trains nothing."
-        )
     weights = run.networks.weights(plan)
     encode = _encode(plan, weights)
     image = jax.ShapeDtypeStruct((1, *plan.image_shape), np.uint8)
@@ -59,7 +51,7 @@ def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
         kind=MOMENTS,
         channels=moments[-1] // 2,
         factor=plan.image_shape[0] // moments[1],
-        scaling=float(manifest.measured[0][SCALING]),
+        scaling=latent_scaling(plan),
         image_channels=plan.image_shape[-1],
     )
     tokenizer = _tokenizer(run, captions)

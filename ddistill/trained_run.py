@@ -227,7 +227,15 @@ class TrainedRun:
         seed, size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
         classes = class_labels(run, labels, count)
         texts = None if ids is None else texts_of(run.plan, self.networks, ids)
-        source = Source(run, self.network(run), self.settings.evaluation, seed, size, texts)
+        source = Source(
+            run,
+            self.network(run),
+            self.settings.evaluation,
+            seed,
+            size,
+            texts,
+            self.networks.decoder(run.plan),
+        )
         start_at = source.noise if given is None else given.__getitem__
         draw = source.trajectory if trajectory else source.generate
         return draw(count, start_at, classes, progress)
@@ -315,7 +323,9 @@ class TrainedRun:
     ) -> Source:
         ids = check_prompts(run.plan, prompts, self.networks)
         texts = None if ids is None else texts_of(run.plan, self.networks, ids)
-        source = Source(run, self.network(run), self.settings.evaluation, texts=texts)
+        decode = self.networks.decoder(run.plan)
+        settings = self.settings.evaluation
+        source = Source(run, self.network(run), settings, texts=texts, decode=decode)
         source.check_deterministic(call)
         return source
 

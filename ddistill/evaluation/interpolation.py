@@ -21,6 +21,7 @@ from ddistill.evaluation.sampling import (
     SamplerInputs,
     Samples,
     Texts,
+    as_pictures,
     conditions,
     evaluated_texts,
     noise_bank,
@@ -123,7 +124,7 @@ def _sample(
     # With as many images as a batch of samples, the compiled sampler is that of the samples.
     batch = min(settings.batch_size, len(noise))
     key = stream_key(settings.noise_seed, "interpolation")
-    images = []
+    images, decode = [], evaluation.networks.decoder(run.plan)
     for start in range(0, len(noise), batch):
         evaluation.stop.check(f"the interpolation ({run.label})")
         rows = np.minimum(np.arange(start, start + batch), len(noise) - 1)
@@ -134,7 +135,7 @@ def _sample(
             texts.null if texts else None,
         )
         made = np.asarray(run_sampler(run, network, inputs, settings.clip))
-        images.append(texts.decode(made) if texts and texts.decode else made)
+        images.append(as_pictures(made, decode))
     found = np.concatenate(images)[: len(noise)]
     return found.reshape(len(ends), frames, *found.shape[1:])
 

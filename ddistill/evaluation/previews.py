@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, grid_image, write_png
-from ddistill.evaluation.sampling import caption_rows, draw, draw_of_texts, texts_of
+from ddistill.evaluation.sampling import PictureSource, caption_rows, texts_of
 from ddistill.evaluation.sampling_plan import SamplerRun, short_runs, steps_in_words
 from ddistill.networks.weights import Weights
 from ddistill.planning.plan import StagePlan
@@ -85,14 +85,14 @@ class Previews:
         return np.asarray(picture.convert("RGB"))
 
     def _sample(self, run: SamplerRun, weights: Weights, count: int) -> HostImages:
-        """The first images of the noise bank."""
-        evaluation, network = self._settings.evaluation, bind(run.plan, weights, run.student)
-        if run.plan.tokenizer is None or self._captions is None:
-            return np.asarray(draw(run, network, evaluation, 0, count))
-        shown = self._captions[caption_rows(evaluation, len(self._captions))]
+        """The first pictures of the noise bank."""
+        evaluation, texts = self._settings.evaluation, None
         networks = self._networks.holding(run.plan, weights)  # for a text encoder that is learnt
-        texts = texts_of(run.plan, networks, shown)
-        return draw_of_texts(run, network, evaluation, range(count), texts)
+        if run.plan.tokenizer is not None and self._captions is not None:
+            shown = self._captions[caption_rows(evaluation, len(self._captions))]
+            texts = texts_of(run.plan, networks, shown)
+        network, decode = bind(run.plan, weights, run.student), networks.decoder(run.plan)
+        return PictureSource(run, network, evaluation, texts, decode)(range(count))
 
 
 def _rows(run: SamplerRun, images: np.ndarray) -> list[ImageRow]:

@@ -61,13 +61,11 @@ class Texts:
       ids: int32 `[P, L]`, token ids; image i is of text i modulo P.
       encoder: their encoder.
       null: the condition of the empty text.
-      decode: latents to pictures; None for networks that see pixels.
     """
 
     ids: Int[np.ndarray, "P L"]
     encoder: TextEncoder
     null: TextCondition
-    decode: Decoder | None = None
 
     def conditions(self, rows: np.ndarray) -> TextCondition:
         """The conditions of the images `rows`."""
@@ -83,11 +81,11 @@ def texts_of(plan: StagePlan, networks: Networks, ids: Int[np.ndarray, "P L"]) -
       ids: token ids of the texts.
 
     Raises:
-      CheckpointError: the text encoder or the decoder are not in the folder of their stage.
+      CheckpointError: the text encoder is not in the folder of its stage.
     """
-    encoder, parts = networks.text_encoder(plan), networks.parts(plan)
+    encoder = networks.text_encoder(plan)
     assert encoder is not None
-    return Texts(ids, encoder, null_text(plan, encoder), parts.decoder if parts else None)
+    return Texts(ids, encoder, null_text(plan, encoder))
 
 
 @dataclass(frozen=True)
@@ -167,23 +165,62 @@ def draw_of_texts(
     rows: range,
     texts: Texts,
     trajectory: bool = False,
-) -> HostImages:
-    """Samples entries of the noise bank as `draw` does, each of its text, as pictures.
-
-    Returns:
-      `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`; latents are
-      decoded.
-    """
+) -> Float[Array, "..."]:
+    """Samples entries of the noise bank as `draw` does, each of its text."""
     inputs = SamplerInputs(
         noise_bank(settings, run.plan.image_shape, rows.start, len(rows)),
         texts.conditions(np.asarray(rows)),
         jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), rows.start),
         texts.null,
     )
-    made = np.asarray(run_sampler(run, network, inputs, settings.clip, trajectory))
-    if texts.decode is None:
+    return run_sampler(run, network, inputs, settings.clip, trajectory)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSource:
+    """The pictures of a sampler run in an evaluation.
+
+    Attributes:
+      run: the sampler run.
+      network: its network.
+      settings: of the evaluation.
+      texts: what the pictures show, for networks that read texts.
+      decode: latents to pictures; None for networks that see pixels.
+    """
+
+    run: SamplerRun
+    network: Network
+    settings: EvaluationSettings
+    texts: Texts | None
+    decode: Decoder | None
+
+    def __call__(self, rows: range, trajectory: bool = False) -> HostImages:
+        """The pictures of entries of the noise bank.
+
+        Returns:
+          `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`; latents are
+          decoded.
+        """
+        run, network, settings, texts = self.run, self.network, self.settings, self.texts
+        if texts is None:
+            made = draw(run, network, settings, rows.start, len(rows), trajectory)
+        else:
+            made = draw_of_texts(run, network, settings, rows, texts, trajectory)
+        return as_pictures(np.asarray(made), self.decode)
+
+
+def picture_source(run: SamplerRun, evaluation: Evaluation) -> PictureSource:
+    """The pictures of a sampler run; errors as of `texts_of` and `Networks.decoder`."""
+    networks, settings = evaluation.networks, evaluation.settings.evaluation
+    texts, decode = evaluated_texts(run, evaluation), networks.decoder(run.plan)
+    return PictureSource(run, networks(run.plan, run.student), settings, texts, decode)
+
+
+def as_pictures(made: HostImages, decode: Decoder | None) -> HostImages:
+    """Samples `[..., h, w, c]`, those of latents decoded."""
+    if decode is None:
         return made
-    flat = texts.decode(made.reshape(-1, *made.shape[-3:]))
+    flat = decode(made.reshape(-1, *made.shape[-3:]))
     return flat.reshape(*made.shape[:-3], *flat.shape[1:])
 
 
@@ -338,18 +375,14 @@ def collect(run: SamplerRun, evaluation: Evaluation) -> Samples:
     found = kept_samples(run, evaluation.workdir, settings)
     if found is not None:
         return found
-    network, texts = evaluation.networks(run.plan, run.student), evaluated_texts(run, evaluation)
+    pictures = picture_source(run, evaluation)
     images, seconds = [], []
     reporter.begin(f"sampling {run.label}", settings.samples)
     try:
         for start in range(0, settings.samples, settings.batch_size):
             evaluation.stop.check(f"the evaluation ({run.label})")
             begun = time.perf_counter()
-            if texts is None:
-                batch = np.asarray(draw(run, network, settings, start, settings.batch_size))
-            else:
-                rows = range(start, start + settings.batch_size)
-                batch = draw_of_texts(run, network, settings, rows, texts)
+            batch = pictures(range(start, start + settings.batch_size))
             seconds.append(time.perf_counter() - begun)
             images.append(batch)
             done = min(start + settings.batch_size, settings.samples)

@@ -71,7 +71,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
     StageSettings: {
         **_all(Kind.LEARNT, "objective steps batch_size network prediction guidance accumulate"),
         **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint keep_every conditional"),
-        **_all(Kind.LEARNT, "teacher init resume pairs"),
+        **_all(Kind.LEARNT, "teacher init resume pairs latents"),
         **_all(Kind.GROUP, "grid optimizer optimizers students"),
         **_all(Kind.PLANNED, "classifier"),
         **_all(Kind.CONTENT, "source"),
@@ -235,6 +235,8 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
     own["teacher"] = str(stage.teacher_checkpoint)
     if not stage.keep_every:
         del own["keep_every"]
+    if not stage.latents:
+        del own["latents"]
     if stage.grid.explicit:
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:

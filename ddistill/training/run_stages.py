@@ -107,11 +107,12 @@ def _train(
     if plan.learns_texts:
         _keep_tokenizer(plan, context)
     texts = None if plan.learns_texts else context.networks.text_encoder(plan)
+    latents = context.networks.latent_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
     manifest, weights = run.run(
-        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts)
+        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents)
     )
     context.networks.add(plan, weights)
     if not s.steps:

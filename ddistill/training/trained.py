@@ -5,19 +5,24 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from ddistill.conditions import TextCondition
 from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
 from ddistill.errors import CheckpointError
-from ddistill.interop.pipeline_parts import FOLDER, PipelineParts, read_parts
+from ddistill.interop.autoencoder_kl import Scaling
+from ddistill.interop.pipeline_parts import FOLDER, Decoder, PipelineParts, read_parts
 from ddistill.interop.tokenizer import MERGES
 from ddistill.networks.captioned_unet import TEXT, CaptionedUNet
+from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder, encode_texts
 from ddistill.networks.weights import Weights
+from ddistill.objectives.parts import SCALING
 from ddistill.planning.manifests import TrainedManifest
-from ddistill.planning.plan import StagePlan, incomplete
+from ddistill.planning.plan import StagePlan, complete_manifest, incomplete
 from ddistill.runtime.files import DamagedFile, read_text
 from ddistill.runtime.sharding import Layout, to_host
 from ddistill.students import route, take
@@ -164,6 +169,22 @@ def text_encoder_of(plan: StagePlan, weights: Weights) -> TextEncoder:
     return TextEncoder(weights.params[TEXT], plan.module.text_encoder())
 
 
+def latent_scaling(plan: StagePlan) -> float:
+    """The factor by which the latents of a complete stage are multiplied.
+
+    Raises:
+      CheckpointError: the stage is not complete, or its manifest lacks the factor.
+    """
+    manifest = complete_manifest(plan)
+    if not isinstance(manifest, TrainedManifest) or not manifest.measured:
+        raise CheckpointError(
+            f"Stage '{plan.name}' has no scaling of its latents in {plan.manifest_path}. Delete "
+            "that file and give the run's command again: it measures the scaling and trains "
+            "nothing."
+        )
+    return float(manifest.measured[0][SCALING])
+
+
 class Networks:
     """The trained networks of a run's complete stages, read from disk at most once.
 
@@ -230,6 +251,31 @@ class Networks:
         if stage.name not in self._parts:
             self._parts[stage.name] = read_parts(stage.folder)
         return self._parts[stage.name]
+
+    def latent_encoder(self, plan: StagePlan) -> LatentEncoder | None:
+        """The encoder of the images of a stage's data; None for networks that see what these have.
+
+        Raises:
+          CheckpointError: its stage is not complete.
+        """
+        source = plan.latent_source
+        if source is None:
+            return None
+        scaling = jnp.float32(latent_scaling(source))
+        return LatentEncoder(self.weights(source).params, scaling, source.module)
+
+    def decoder(self, plan: StagePlan) -> Decoder | None:
+        """What makes pictures of the latents of a stage; None for networks that see pixels.
+
+        Raises:
+          CheckpointError: as `parts`, or the stage of the autoencoder is not complete.
+        """
+        source = plan.latent_source
+        if source is None:
+            parts = self.parts(plan)
+            return parts.decoder if parts else None
+        scaling = Scaling(latent_scaling(source))
+        return Decoder(source.module, jax.device_put(self.weights(source).params), scaling)
 
     def text_encoder(self, plan: StagePlan) -> TextEncoder | None:
         """The encoder of a stage's captions; None for networks that read no texts.

@@ -39,13 +39,7 @@ from ddistill.evaluation.report.report import (
 )
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
-from ddistill.evaluation.sampling import (
-    caption_rows,
-    conditions,
-    draw,
-    draw_of_texts,
-    evaluated_texts,
-)
+from ddistill.evaluation.sampling import caption_rows, conditions, picture_source
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
 from ddistill.evaluation.scorer import Scorer
@@ -353,12 +347,8 @@ def _strip(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Strip:
 
 
 def _trajectory(evaluation: Evaluation, run: SamplerRun, shown: int) -> Trajectory:
-    e, network = evaluation.settings.evaluation, evaluation.networks(run.plan, run.student)
-    texts = evaluated_texts(run, evaluation)
-    if texts is None:
-        frames = np.asarray(draw(run, network, e, 0, e.strip_images, trajectory=True))
-    else:
-        frames = draw_of_texts(run, network, e, range(e.strip_images), texts, trajectory=True)
+    count = evaluation.settings.evaluation.strip_images
+    frames = picture_source(run, evaluation)(range(count), trajectory=True)
     levels = [float(i) for i in run.grid[::-1]]
     return Trajectory(run.label, frames[:, :shown], levels)
 
