@@ -4,4 +4,4 @@ from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    return recipes.text_folder_config(recipes.text_folder(), variant)
+    return recipes.text_folder_config(variant)
