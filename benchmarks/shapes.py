@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ddistill.conditions import Tokens
 from ddistill.data import Dataset
 from ddistill.data.facts import DataFacts
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
 from ddistill.planning.plan import StagePlan
@@ -77,7 +79,11 @@ def accelerated(_: str, stage: StageSettings) -> StageSettings:
 
 
 def arguments(
-    plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, layout: Layout
+    plan: StagePlan,
+    plans: Mapping[str, StagePlan],
+    dataset: Dataset,
+    layout: Layout,
+    text_encoder: TextEncoder | None = None,
 ) -> list[Any]:
     """Shapes of the arguments of a stage's `Chunk`, with shardings; images are streamed.
 
@@ -86,6 +92,7 @@ def arguments(
       plans: all stages by name, for its teacher, classifier and pairs.
       dataset: for the shapes of images and labels.
       layout: without students for the program of one student.
+      text_encoder: of the captions, with shapes and shardings for parameters; None for classes.
     """
     students = layout.students
     lead, axes = ((students,), ("student",)) if students else ((), ())
@@ -101,7 +108,11 @@ def arguments(
     )
     size = s.batch_size
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lead or ()))
-    images = shaped((1, *lead, size, *dataset.image_shape), np.uint8, None, *axes, BATCH_AXES)
+    stored = dataset.images.shape[1:]
+    images = shaped((1, *lead, size, *stored), dataset.images.dtype, None, *axes, BATCH_AXES)
+    labels = shaped((len(dataset),), np.int32)
+    texts = plan.tokenizer is not None and dataset.tokens is not None
+    tokens = Tokens(shaped(dataset.tokens.shape, np.int32)) if texts else None
     return [
         abstract_state(plan, layout) if students else first_student(plan, layout),
         StepInputs(
@@ -109,9 +120,10 @@ def arguments(
             tables,
             network(plans.get(s.classifier), lambda _: layout.whole()),
             _pairs(plans.get(s.pairs), layout),
+            text_encoder,
         ),
         images if plan.objective.requires.images else None,
-        shaped((len(dataset),), np.int32),
+        labels if tokens is None else (labels, tokens),
         shaped((1, *lead, size), np.int32, None, *axes, BATCH_AXES),
         shaped(key.shape, key.dtype, *axes),
         {name: shaped((1, *lead), np.float32, None, *axes) for name in plan.modules},
