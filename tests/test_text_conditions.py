@@ -30,9 +30,11 @@ from ddistill.planning.planner import plan_stages
 from ddistill.runtime.console import Reporter
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.schedules import cosine
+from ddistill.settings import GridSettings, StageSettings, StudentsSettings
 from ddistill.training.initial import initial_state
+from ddistill.training.pairs import PairMaker, caption_of_pair, make_pairs, read_pairs
 from ddistill.training.step_inputs import StepSettings, make_batch
-from ddistill.training.trained import read_tokenizer
+from ddistill.training.trained import guided, read_tokenizer
 from ddistill.wrapped_denoiser import GuidedDenoiser
 
 pytest.importorskip("tokenizers")
@@ -166,6 +168,51 @@ def test_data_of_other_networks_are_refused(made, tmp_path):
     )
     alone = texted.changed(settings, "teacher", source="", steps=1, network=made.model.unet.network)
     refused(alone, tmp_path / "r", "has no text encoder", "'captioned_unet'")
+    classes = StudentsSettings(count=2, partition="classes")
+    parted = texted.changed(settings, "student", students=classes)
+    refused(parted, tmp_path / "r", "students.partition='classes'", "Use a partition by text")
+
+
+def test_a_stage_keeps_texts_as_its_losses_see_them(made, tmp_path):
+    """States of the encoder where there is one, token ids for a network that learns its own."""
+    replay = {"name": "o2mkd", "student_states": 0.5, "replay_batches": 1}
+    settings = texted.changed(made.settings, "student", objective=replay)
+    memory = plans_of(settings, tmp_path)["student"].objective.memory
+    length = data.load(settings.data, "train").tokenizer.length
+    assert memory["replay_states"].shape == (4, length, 16)
+    assert memory["replay_pooled"].shape == (4, 16)
+    assert "replay_class" not in memory
+
+
+def test_pairs_are_of_the_captions_in_turn(made, run, tmp_path):
+    teacher = made.settings.stages["teacher"]
+    stage = dataclasses.replace(
+        teacher,
+        objective={"name": "pairs", "sampler": "ddim", "shard": 2},
+        source="",
+        teacher="teacher",
+        guidance=2.0,
+        grid=GridSettings(steps=2),
+        steps=3,
+        ema=StageSettings.ema,
+    )
+    settings = dataclasses.replace(
+        made.settings, stages={"teacher": teacher, "pairs": stage}, pipeline=("teacher", "pairs")
+    )
+    plan = plans_of(settings, tmp_path)["pairs"]
+    found, encoder = data.load(settings.data, "train"), run.networks.text_encoder(plan)
+    network = guided(plan, run.networks(run.plan("teacher")), encoder)
+    make_pairs(plan, PairMaker(network, found.tokens, encoder), Reporter(), StopRequest())
+    pairs = read_pairs(plan)
+    # Twelve pairs of seven captions.
+    np.testing.assert_array_equal(pairs.text.ids, found.tokens[np.arange(12) % 7])
+    words = [found.texts["caption"][i % 7] for i in range(12)]
+    sampled = dataclasses.replace(run, stage="teacher")
+    given = {"noise": pairs.noise[:4], "guidance": 2.0, "nfe": 4, "trajectory": True}
+    states = sampled.sample(prompts=words[:4], **given).states
+    np.testing.assert_allclose(pairs.image[:4], states[-1], atol=2e-4 * np.abs(states[-1]).max())
+    # Fewer pairs than captions have some of all of them.
+    np.testing.assert_array_equal(caption_of_pair(np.arange(3), 3, 9), [0, 3, 6])
 
 
 @pytest.mark.parametrize(
