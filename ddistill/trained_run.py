@@ -119,6 +119,9 @@ class TrainedRun:
             check_choice("stage", stage, [plan.name for plan in self.plans])
         teacher = self.settings.evaluation.teacher
         known = [r for r in self.sampler_runs if not stage or r.plan.name == stage]
+        # Other scales of guidance are asked for as such.
+        scale = self.settings.evaluation.guidance
+        known = [r for r in known if r.role == "student" or r.guidance == scale]
         known = [r for r in known if stage or r.role == "student"] or known
         if not self.sampler_runs:
             raise ConfigError(

@@ -29,7 +29,8 @@ class SamplerRun:
       grid: `[N+1]` rows of the schedule; with `spacing` "edm" the rows nearest to the levels.
       levels: `[N+1]` levels of the sampler, with the times that this network receives.
       role: "reference_teacher" (the teacher at its full number of steps), "teacher" or "student".
-      series: name of the line in plots that joins the same students at several step counts.
+      series: name of the line in plots that joins the same students at several step counts; of a
+        teacher "" for that of its method.
       variant: distinguishes the rows from other sampler runs of the method.
       student: index of the student in a sweep; None if the stage is one network.
       guidance: scale of classifier-free guidance; 1 for none.
@@ -110,6 +111,9 @@ def planned_runs(settings: Settings, plans: list[StagePlan]) -> list[SamplerRun]
     full_steps = e.full_steps or teacher.levels.num_steps
     check_choice("config.evaluation.teacher_spacing", e.teacher_spacing, TEACHER_SPACINGS)
     runs = [_teacher_run(teacher, settings, e.full_sampler, full_steps, REFERENCE_TEACHER)]
+    for scale in e.guidances:
+        if scale != e.guidance:
+            runs.append(_of_guidance(runs[0], scale))
     for sampler, counts in e.teacher_samplers.items():
         check_choice("config.evaluation.teacher_samplers", sampler, SAMPLERS)
         for steps in counts:
@@ -188,6 +192,18 @@ def _teacher_run(
         role,
         guidance=e.guidance,
         spacing=e.teacher_spacing,
+    )
+
+
+def _of_guidance(run: SamplerRun, scale: float) -> SamplerRun:
+    """The run of the reference teacher with another scale of guidance."""
+    return replace(
+        run,
+        key=f"{run.key}_guidance_{scale:g}",
+        label=f"{run.label}, guidance {scale:g}",
+        role="teacher",
+        series=f"{METHODS[run.method].label}, guidance {scale:g}",
+        guidance=scale,
     )
 
 

@@ -42,6 +42,9 @@ section { margin: 0 0 18px; padding: 22px 24px; border: 1px solid var(--rule);
 .rows .label small { display: block; color: var(--muted); font-size: 12.5px; }
 .rows img { display: block; image-rendering: pixelated; }
 .rows .space { grid-column: 1 / -1; height: 10px; }
+.texts { display: flex; color: var(--muted); font-size: 12.5px; line-height: 1.25;
+  text-align: center; }
+.texts span { flex: none; padding: 0 3px; box-sizing: border-box; overflow-wrap: anywhere; }
 .levels { display: flex; color: var(--muted); font-size: 12.5px; text-align: center;
   font-variant-numeric: tabular-nums; }
 .rows .label.head { color: var(--muted); font-size: 12.5px; }

@@ -39,6 +39,7 @@ from ddistill.evaluation.report.report import (
 )
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
+from ddistill.evaluation.report.texts_parts import prompt_parts, word_parts
 from ddistill.evaluation.sampling import caption_rows, conditions, picture_source
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
@@ -140,6 +141,8 @@ def _parts(
     dataset = evaluation.dataset
     labels = conditions(scored[0].run, 0, len(scored[0].samples.images))
     makers: list[tuple[str, Callable[[], list[Part]]]] = [
+        ("Prompts", lambda: prompt_parts(evaluation, scored)),
+        ("Words of the captions", lambda: word_parts(evaluation, scorer, scored)),
         ("Reconstructions", lambda: _reconstructions(evaluation)),
         ("Animation", lambda: _animation(strip)),
         ("Consistency with the teacher", lambda: consistency_parts(scorer, scored)),
@@ -149,7 +152,7 @@ def _parts(
     if labels is not None:
         classes = "classes_of_noise.png"
         makers.insert(
-            4,
+            -1,
             (
                 "Class by class",
                 lambda: [
@@ -179,9 +182,10 @@ def _subtitle(dataset: Dataset, scored: Sequence[ScoredRun]) -> str:
     teacher, students = scored[0].run, _students(scored)
     counts = ", ".join(dict.fromkeys(str(s.run.nfe) for s in students))
     methods = ", ".join(dict.fromkeys(METHODS[s.run.method].label for s in students))
+    distilled = f", distilled by {methods} into students of {counts}" if students else ""
     return (
         f"A diffusion teacher trained on {dataset.name} and sampled in {teacher.nfe} network "
-        f"evaluations, distilled by {methods} into students of {counts}."
+        f"evaluations{distilled}."
     )
 
 
@@ -262,7 +266,7 @@ def _plot(scorer: Scorer, scored: Sequence[ScoredRun]) -> ScorePlot | None:
     lines: dict[tuple[str, str], dict[int, Stat]] = {}
     for s in scored:
         role = "student" if s.run.role == "student" else "teacher"
-        name = METHODS[s.run.method].label if role == "teacher" else s.run.series
+        name = s.run.series or METHODS[s.run.method].label
         lines.setdefault((name, role), {})[s.run.nfe] = _stat(s.scores[metric])
     floor = scorer.floor.get(metric)
     return ScorePlot(
