@@ -54,6 +54,7 @@ ORDER = (
     "evaluation.scorer",
     "evaluation.scored",
     "evaluation.reconstructions",
+    "evaluation.words",
     "evaluation.perceptual",
     "evaluation.checks",
     "evaluation.trust",
