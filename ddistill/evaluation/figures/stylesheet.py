@@ -105,6 +105,7 @@ ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
   .rows .label { position: static; min-width: 0; max-width: none; font-size: 8pt; }
   .rows img { max-width: 100%; height: auto; }
   .rows .label.head { display: none; } .rows .levels { display: none; }
+  .texts { font-size: 8pt; } .texts span { flex: 0 1 auto; min-width: 0; }
   table { font-size: 7.2pt; } th { font-size: 7pt; }
   th, td { padding: 3px; white-space: normal; overflow-wrap: anywhere; }
   th:first-child, td:first-child { position: static; min-width: 24mm; }
