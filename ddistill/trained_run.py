@@ -11,13 +11,14 @@ from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.metrics.paths import slerp
-from ddistill.evaluation.sampling import Network, texts_of
+from ddistill.evaluation.prompts import texts_of
+from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
     teacher_run,
-    without_diverged,
 )
 from ddistill.generation import (
     Labels,

@@ -46,6 +46,8 @@ ORDER = (
     "evaluation.records",
     "evaluation.figures",
     "evaluation.sampling_plan",
+    "evaluation.diverged",
+    "evaluation.prompts",
     "evaluation.context",
     "evaluation.feature_networks",
     "evaluation.sampling",

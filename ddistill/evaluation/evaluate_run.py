@@ -8,6 +8,7 @@ from pathlib import Path
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.feature_networks import FeatureChoice, choose_features
 from ddistill.evaluation.interpolation import collect_paths
 from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
@@ -20,7 +21,7 @@ from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
 from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.sections import write_run_report
 from ddistill.evaluation.sampling import collect, run_digest
-from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs, without_diverged
+from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.evaluation.scored import (
     ScoredRun,
     comparable,

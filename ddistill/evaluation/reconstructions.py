@@ -99,11 +99,16 @@ def reconstruction_grids(evaluation: Evaluation) -> list[Grid]:
     if not autoencoders:
         return []
     test = data.load(evaluation.settings.data, "test")
-    scores = read_object(evaluation.workdir / FILE)
-    return [
-        _grid(name, network, test, str(Reconstructions(**scores[name])))
-        for name, network in autoencoders.items()
-    ]
+    scores = stored_scores(evaluation)
+    return [_grid(name, own, test, str(scores[name])) for name, own in autoencoders.items()]
+
+
+def stored_scores(evaluation: Evaluation) -> dict[str, Reconstructions]:
+    """By autoencoder what `score_reconstructions` has written; empty without autoencoders."""
+    if not any(plan.objective.trains == AUTOENCODER for plan in evaluation.plans):
+        return {}
+    found = read_object(evaluation.workdir / FILE)
+    return {name: Reconstructions(**own) for name, own in found.items()}
 
 
 def score_autoencoder(

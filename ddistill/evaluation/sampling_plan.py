@@ -1,11 +1,11 @@
 """The sampler runs of an evaluation: which network is sampled, with which sampler and levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ddistill.errors import ConfigError, check_choice, in_words
+from ddistill.errors import ConfigError, check_choice
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
 from ddistill.networks.extras import EXTRAS
@@ -385,27 +385,3 @@ def steps_in_words(sampler: str, steps: int) -> str:
     """The number of steps; for samplers of fixed rows that of their calls, which are fewer."""
     count = steps if get_sampler(sampler).rows is None else nfe(sampler, steps)
     return f"{count} step{'s' if count != 1 else ''}"
-
-
-def without_diverged(runs: Sequence[SamplerRun]) -> tuple[list[SamplerRun], list[str]]:
-    """Separates the runs of students that diverged.
-
-    A student of a sweep is left out alone. The students of a partition generate images together,
-    so one diverged student leaves out all of them.
-
-    Returns:
-      (runs to sample, one message for each run that is left out).
-    """
-    kept, left_out = [], []
-    for run in runs:
-        diverged = run.plan.diverged_students()
-        if run.student is not None:
-            diverged = [k for k in diverged if k == run.student]
-        if diverged:
-            left_out.append(
-                f"{run.label}: not scored, because student {in_words(diverged)} of stage "
-                f"'{run.plan.name}' diverged"
-            )
-        else:
-            kept.append(run)
-    return kept, left_out

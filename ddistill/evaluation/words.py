@@ -11,8 +11,8 @@ from ddistill.data.words import Word, chance
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.metrics.pixels import quantise
 from ddistill.evaluation.metrics.resampling import Estimate, share_interval
+from ddistill.evaluation.prompts import caption_rows
 from ddistill.evaluation.records.names import METRICS
-from ddistill.evaluation.sampling import caption_rows
 from ddistill.evaluation.scored import ScoredRun
 from ddistill.evaluation.scorer import Scorer
 

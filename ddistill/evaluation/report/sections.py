@@ -15,7 +15,8 @@ from ddistill.evaluation.figures.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.figures.tables import Table, line_of, number, range_of, stat_text
 from ddistill.evaluation.metrics.precision_recall import class_histogram
 from ddistill.evaluation.metrics.resampling import Estimate
-from ddistill.evaluation.reconstructions import PICTURE, reconstruction_grids
+from ddistill.evaluation.prompts import caption_rows
+from ddistill.evaluation.reconstructions import PICTURE, reconstruction_grids, stored_scores
 from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.records.environment import machine_string
 from ddistill.evaluation.records.names import (
@@ -40,7 +41,7 @@ from ddistill.evaluation.report.report import (
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
 from ddistill.evaluation.report.texts_parts import prompt_parts, word_parts
-from ddistill.evaluation.sampling import caption_rows, conditions, picture_source
+from ddistill.evaluation.sampling import conditions, picture_source
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
 from ddistill.evaluation.scorer import Scorer
@@ -100,7 +101,7 @@ def write_run_report(
     if scorer and scorer.tells_classes:
         classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
     tables = [
-        *([_scores(scorer, scored)] if scorer else []),
+        *([_scores(evaluation, scorer, scored)] if scorer else []),
         *([students] if students else []),
         costs_table(plans, scored),
     ]
@@ -309,7 +310,7 @@ def _stat(score: Estimate) -> Stat:
     return Stat(score.value, None, 1, score.low, score.high)
 
 
-def _scores(scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
+def _scores(evaluation: Evaluation, scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
     distances = LITE0_DISTANCES if scorer.fixed else {}
     names = [distances.get(c, c) for c in _COLUMNS]
     columns = ["sampler", "NFE", *(METRICS[c].label for c in names)]
@@ -319,6 +320,10 @@ def _scores(scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
         roles.append("student" if s.run.role == "student" else "teacher")
     rows.append([f"real test images ({scorer.floor_count})", "0", *_cells(scorer.floor, names)])
     roles.append("real")
+    for name, own in stored_scores(evaluation).items():
+        found = {} if own.fd_infinity is None else {names[0]: Estimate(own.fd_infinity)}
+        rows.append([f"their reconstructions by '{name}'", "0", *_cells(found, names)])
+        roles.append("real")
     return Table(
         columns,
         rows,

@@ -8,11 +8,11 @@ from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow
 from ddistill.evaluation.figures.tables import Table, number, stat_text
 from ddistill.evaluation.metrics.resampling import Estimate
+from ddistill.evaluation.prompts import caption_rows
 from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.report.report import Part
 from ddistill.evaluation.report.teacher_parts import role_of
-from ddistill.evaluation.sampling import caption_rows
 from ddistill.evaluation.scored import ScoredRun, comparable
 from ddistill.evaluation.scorer import Scorer
 from ddistill.evaluation.words import chances
