@@ -104,11 +104,11 @@ def reconstruction_grids(evaluation: Evaluation) -> list[Grid]:
 
 
 def stored_scores(evaluation: Evaluation) -> dict[str, Reconstructions]:
-    """By autoencoder what `score_reconstructions` has written; empty without autoencoders."""
-    if not any(plan.objective.trains == AUTOENCODER for plan in evaluation.plans):
-        return {}
-    found = read_object(evaluation.workdir / FILE)
-    return {name: Reconstructions(**own) for name, own in found.items()}
+    """By autoencoder what `score_reconstructions` has written; empty where it wrote nothing."""
+    path = evaluation.workdir / FILE
+    own = any(plan.objective.trains == AUTOENCODER for plan in evaluation.plans)
+    found = read_object(path) if own and path.is_file() else {}
+    return {name: Reconstructions(**scores) for name, scores in found.items()}
 
 
 def score_autoencoder(
