@@ -196,7 +196,7 @@ def test_predictions_of_latents_are_not_clipped(tmp_path):
 
 
 def test_a_set_keeps_the_autoencoder_that_a_stage_decodes_with(run, tmp_path):
-    module = AutoencoderKL((4, 8), 1, 2, 1, norm_groups=2, mid_attention=False)
+    module = AutoencoderKL((4,), 1, 2, 1, norm_groups=2, mid_attention=False)
     params = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
     plan = dataclasses.replace(run.plan("autoencoder"), modules={"student": module})
     files = _autoencoder_files(plan, Weights(params), 2.5)
@@ -206,7 +206,7 @@ def test_a_set_keeps_the_autoencoder_that_a_stage_decodes_with(run, tmp_path):
             content if isinstance(content, bytes) else content.encode()
         )
     keep_files({name: tmp_path / "set" / name for name in files}, tmp_path / "stage")
-    latents = np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32)
+    latents = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
     wanted = Decoder(module, params, Scaling(2.5))(latents)
     np.testing.assert_allclose(read_decoder(tmp_path / "stage")(latents), wanted, atol=1e-5)
     assert read_decoder(tmp_path) is None

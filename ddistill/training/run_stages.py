@@ -134,7 +134,7 @@ def _copy_parts(plan: StagePlan) -> None:
 
 
 def _keep_files(plan: StagePlan, context: RunContext) -> None:
-    """Keeps the tokenizer and the autoencoder of the data beside a stage that learns from them."""
+    """Keeps the tokenizer and the decoder of the data beside a stage that learns from them."""
     if is_first():
         keep_files(context.dataset.files, plan.folder)
     wait(f"{plan.name} has the files of its data")

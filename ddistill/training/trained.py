@@ -268,7 +268,7 @@ class Networks:
         """What makes pictures of the latents of a stage; None for networks that see pixels.
 
         Raises:
-          CheckpointError: as `parts`, or the stage of the autoencoder is not complete.
+          CheckpointError: as `parts`, or the stage of the latents is not complete.
         """
         if plan.name not in self._decoders:
             self._decoders[plan.name] = self._read_decoder(plan)
@@ -286,7 +286,7 @@ class Networks:
         if found is None:
             raise CheckpointError(
                 f"Stage '{plan.text_stage.name}' was trained on latents by {encoder}, and their "
-                "set keeps no autoencoder to decode them. Make the set with `ddistill data latents "
+                "set keeps no decoder. Make the set with `ddistill data latents "
                 "--pipeline=run:FOLDER`, or name a pipeline as the stage's source."
             )
         return found
