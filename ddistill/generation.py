@@ -11,10 +11,10 @@ from jaxtyping import Float, Int, UInt8
 from ddistill.conditions import TextCondition
 from ddistill.errors import ConfigError
 from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.evaluation.prompts import Texts
 from ddistill.evaluation.sampling import (
     Network,
     SamplerInputs,
-    Texts,
     Walk,
     as_pictures,
     conditions,

@@ -334,6 +334,7 @@ class EvaluationSettings:
         stage's `samplers` names another one.
       guidance: scale of the teacher's classifier-free guidance, and the input of students that take
         guidance as an input; 1 for none.
+      guidances: further scales of guidance, with which the teacher is sampled in `full_steps`.
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
       strip_images: images in the denoising strip of the report.
@@ -357,6 +358,7 @@ class EvaluationSettings:
     full_steps: int = 0
     student_sampler: str = "ddim"
     guidance: float = 1.0
+    guidances: tuple[float, ...] = ()
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6

@@ -16,6 +16,12 @@ from ddistill.data.encodings import MOMENTS, EncoderFacts
 from ddistill.data.latents.pipeline import Encode, LatentPipeline, words_tokenizer
 from ddistill.data.text_digits import digit_tokenizer
 from ddistill.errors import ConfigError, check_choice
+from ddistill.interop.autoencoder_kl import Scaling, to_tensors, write_options
+from ddistill.interop.diffusers_folders import CONFIG
+from ddistill.interop.diffusers_weights import STEM
+from ddistill.interop.pipeline_folders import VAE
+from ddistill.interop.tensors import as_safetensors
+from ddistill.networks.autoencoder_kl import AutoencoderKL
 from ddistill.networks.weights import Weights
 from ddistill.objectives.autoencoder import AUTOENCODER
 from ddistill.planning.plan import StagePlan
@@ -60,7 +66,7 @@ def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
         tokenizer=tokenizer.facts,
         encode=encode,
         tokenize=tokenizer,
-        files=tokenizer.files(),
+        files={**tokenizer.files(), **_autoencoder_files(plan, weights, encoder.scaling)},
     )
 
 
@@ -97,6 +103,19 @@ def _encode(plan: StagePlan, weights: Weights) -> Encode:
         return network.encode(to_unit(images))  # type: ignore[no-any-return]
 
     return functools.partial(apply, jax.device_put(weights))
+
+
+def _autoencoder_files(plan: StagePlan, weights: Weights, scaling: float) -> dict[str, str | bytes]:
+    """The autoencoder as diffusers' `AutoencoderKL`; no files of another network."""
+    net = plan.module
+    if not isinstance(net, AutoencoderKL):
+        return {}
+    options = write_options(net, Scaling(scaling), plan.image_shape[0])
+    tensors = as_safetensors(dict(to_tensors(net, weights.params)))
+    return {
+        f"{VAE}/{CONFIG}": json.dumps(options, indent=2, sort_keys=True) + "\n",
+        f"{VAE}/{STEM}.safetensors": tensors,
+    }
 
 
 def _digest(plan: StagePlan, weights: Weights) -> str:

@@ -11,13 +11,14 @@ from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.metrics.paths import slerp
-from ddistill.evaluation.sampling import Network, texts_of
+from ddistill.evaluation.prompts import texts_of
+from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
     teacher_run,
-    without_diverged,
 )
 from ddistill.generation import (
     Labels,
@@ -120,6 +121,9 @@ class TrainedRun:
             check_choice("stage", stage, [plan.name for plan in self.plans])
         teacher = self.settings.evaluation.teacher
         known = [r for r in self.sampler_runs if not stage or r.plan.name == stage]
+        # Other scales of guidance are asked for as such.
+        scale = self.settings.evaluation.guidance
+        known = [r for r in known if r.role == "student" or r.guidance == scale]
         known = [r for r in known if stage or r.role == "student"] or known
         if not self.sampler_runs:
             raise ConfigError(

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Int
 
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, grid_image, write_png
-from ddistill.evaluation.sampling import PictureSource, caption_rows, texts_of
+from ddistill.evaluation.prompts import caption_rows, texts_of
+from ddistill.evaluation.sampling import PictureSource
 from ddistill.evaluation.sampling_plan import SamplerRun, short_runs, steps_in_words
 from ddistill.networks.weights import Weights
 from ddistill.planning.plan import StagePlan

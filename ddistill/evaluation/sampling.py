@@ -20,11 +20,10 @@ from jaxtyping import Array, Float, Int, Key
 from ddistill.conditions import TextCondition
 from ddistill.denoiser import Denoiser, NetworkDenoiser
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.prompts import Texts, caption_rows, texts_of
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.extensions import added
 from ddistill.interop.pipeline_parts import Decoder
-from ddistill.networks.text_encoding import TextEncoder, encode_texts
-from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import data_mesh, over_data, replicate
@@ -33,7 +32,6 @@ from ddistill.samplers.loops import Callback
 from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser, in_groups
-from ddistill.training.trained import Networks, null_text
 from ddistill.typing import HostImages
 from ddistill.wrapped_denoiser import with_guidance
 
@@ -51,41 +49,6 @@ class Samples:
 
     images: np.ndarray
     ms_per_image: float
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """The texts that images are sampled of, for networks that read texts.
-
-    Attributes:
-      ids: int32 `[P, L]`, token ids; image i is of text i modulo P.
-      encoder: their encoder.
-      null: the condition of the empty text.
-    """
-
-    ids: Int[np.ndarray, "P L"]
-    encoder: TextEncoder
-    null: TextCondition
-
-    def conditions(self, rows: np.ndarray) -> TextCondition:
-        """The conditions of the images `rows`."""
-        return encode_texts(self.encoder, self.ids[rows % len(self.ids)])
-
-
-def texts_of(plan: StagePlan, networks: Networks, ids: Int[np.ndarray, "P L"]) -> Texts:
-    """Texts for a stage whose network reads texts.
-
-    Args:
-      plan: the stage.
-      networks: of the run.
-      ids: token ids of the texts.
-
-    Raises:
-      CheckpointError: the text encoder is not in the folder of its stage.
-    """
-    encoder = networks.text_encoder(plan)
-    assert encoder is not None
-    return Texts(ids, encoder, null_text(plan, encoder))
 
 
 @dataclass(frozen=True)
@@ -231,12 +194,6 @@ def evaluated_texts(run: SamplerRun, evaluation: Evaluation) -> Texts | None:
         return None
     rows = caption_rows(evaluation.settings.evaluation, len(tokens))
     return texts_of(run.plan, evaluation.networks, tokens[rows])
-
-
-def caption_rows(settings: EvaluationSettings, captions: int) -> Int[np.ndarray, " P"]:
-    """Rows of the data with the captions that are sampled, at most one a sample."""
-    count = min(settings.samples, captions)
-    return np.arange(count) * captions // count
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ FIELDS: dict[type, dict[str, Kind]] = {
     EvaluationSettings: _all(
         Kind.SCORED,
         "enabled teacher classifier features samples batch_size noise_seed teacher_samplers "
-        "full_sampler teacher_spacing full_steps student_sampler guidance clip grid_images "
-        "strip_images interpolations lpips_weights tuned_on",
+        "full_sampler teacher_spacing full_steps student_sampler guidance guidances clip "
+        "grid_images strip_images interpolations lpips_weights tuned_on",
     ),
     DigitsSettings: _all(Kind.CONTENT, "name flip"),
     FolderSettings: {

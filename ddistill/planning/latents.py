@@ -1,4 +1,4 @@
-"""Stages that are trained on the latents of an earlier stage's autoencoder.
+"""Stages that are trained on latents of an encoder that an earlier stage has trained.
 
 The encoder is a part of the train step, so that nothing is stored, mirrored images are encoded as
 such, and data sets that are read from disk need no pass of their own. Latents of large images cost
@@ -20,7 +20,7 @@ def on_latents(context: StageContext) -> StageContext:
     """The context with its teacher's `latents`, and with the shape of latents as that of its data.
 
     Raises:
-      ConfigError: the stage of the latents is not an earlier one that trains an autoencoder, or the
+      ConfigError: the stage of the latents is not an earlier one that trains an encoder, or the
         images of the data cannot be encoded.
     """
     name = context.settings.latents

@@ -14,7 +14,13 @@ from ddistill.conditions import TextCondition
 from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
 from ddistill.errors import CheckpointError
 from ddistill.interop.autoencoder_kl import Scaling
-from ddistill.interop.pipeline_parts import FOLDER, Decoder, PipelineParts, read_parts
+from ddistill.interop.pipeline_parts import (
+    FOLDER,
+    Decoder,
+    PipelineParts,
+    read_decoder,
+    read_parts,
+)
 from ddistill.interop.tokenizer import MERGES
 from ddistill.networks.captioned_unet import TEXT, CaptionedUNet
 from ddistill.networks.latent_encoding import LatentEncoder
@@ -197,6 +203,7 @@ class Networks:
         self._kept: tuple[str, int, Weights] | None = None
         self._params: dict[str, Any] = {}
         self._parts: dict[str, PipelineParts] = {}
+        self._decoders: dict[str, Decoder | None] = {}
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
@@ -268,14 +275,28 @@ class Networks:
         """What makes pictures of the latents of a stage; None for networks that see pixels.
 
         Raises:
-          CheckpointError: as `parts`, or the stage of the autoencoder is not complete.
+          CheckpointError: as `parts`, or the stage of the latents is not complete.
         """
-        source = plan.latent_source
-        if source is None:
-            parts = self.parts(plan)
+        if plan.name not in self._decoders:
+            self._decoders[plan.name] = self._read_decoder(plan)
+        return self._decoders[plan.name]
+
+    def _read_decoder(self, plan: StagePlan) -> Decoder | None:
+        source, encoder = plan.latent_source, plan.encoder
+        if source is not None:
+            scaling = Scaling(latent_scaling(source))
+            return Decoder(source.module, jax.device_put(self.weights(source).params), scaling)
+        parts = self.parts(plan)
+        if parts is not None or plan.tokenizer is None or encoder is None or not encoder.digest:
             return parts.decoder if parts else None
-        scaling = Scaling(latent_scaling(source))
-        return Decoder(source.module, jax.device_put(self.weights(source).params), scaling)
+        found = read_decoder(plan.text_stage.folder)
+        if found is None:
+            raise CheckpointError(
+                f"Stage '{plan.text_stage.name}' was trained on latents by {encoder}, and their "
+                "set keeps no decoder. Make the set with `ddistill data latents "
+                "--pipeline=run:FOLDER`, or name a pipeline as the stage's source."
+            )
+        return found
 
     def text_encoder(self, plan: StagePlan) -> TextEncoder | None:
         """The encoder of a stage's captions; None for networks that read no texts.

@@ -30,9 +30,8 @@ def diagnostic_grids(
     return [
         _grid(plan, networks, networks.teacher(plan, by_name), settings)
         for plan in plans
-        if plan.objective.diagnostics.panels
-        and plan.tokenizer is None
-        and plan.latent_source is None
+        if plan.objective.diagnostics.panels and plan.tokenizer is None
+        if plan.latent_source is None
     ]
 
 
