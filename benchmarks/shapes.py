@@ -14,7 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ddistill.conditions import Tokens
 from ddistill.data import Dataset
+from ddistill.data.encodings import TokenizerFacts
 from ddistill.data.facts import DataFacts
+from ddistill.data.text_digits import LENGTH
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
@@ -26,6 +28,8 @@ from ddistill.training.initial import abstract_state
 from ddistill.training.step_inputs import StepInputs
 from ddistill.training.trained import bind, handed_on
 
+# Tokens of a caption of a set of captioned images.
+_LENGTH = 32
 # Sets of TFDS by path: side in pixels, number of classes.
 _SETS = {"cifar10": (32, 10), "imagenet_resized/64x64": (64, 1000)}
 
@@ -40,17 +44,23 @@ def read_settings(config: str | Path) -> Settings:
 
 def black_images(settings: Settings) -> Dataset:
     """Black images of the shape of a config's data, one of every class and at least eight."""
-    if settings.data["name"] in ("digits", "text_digits"):
+    source, texts = settings.data["name"], {}
+    if source in ("digits", "text_digits"):
         shape, classes = (8, 8, 1), 10
     else:
         side, classes = _SETS.get(str(settings.data.get("path", "")), (32, 10))
         side = settings.data.get("image_size") or side
         shape = (side, side, 3)
     count = max(8, classes)
+    if source in ("text_digits", "latents"):
+        length = LENGTH if source == "text_digits" else _LENGTH
+        facts = TokenizerFacts("black", "", length, 2, (0,) * length)
+        texts = {"tokens": np.zeros((count, length), np.int32), "tokenizer": facts}
     images = np.broadcast_to(np.uint8(0), (count, *shape))
     labels = np.arange(count, dtype=np.int32) % classes
     names = tuple(str(i) for i in range(classes))
-    return Dataset("black", images, labels, classes, names, bool(settings.data.get("flip")))
+    flip = bool(settings.data.get("flip"))
+    return Dataset("black", images, labels, classes, names, flip, **texts)
 
 
 def plan_all(
