@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
 
+from flax import linen as nn
+
 from ddistill import networks
+from ddistill.conditions import Leaf, text_leaves, token_leaves
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
@@ -18,6 +21,7 @@ class TextFacts(TypedDict):
     """Fields of `StagePlan`."""
 
     encoder: EncoderFacts | None
+    latent_source: StagePlan | None
     tokenizer: TokenizerFacts | None
     text_source: StagePlan | None
 
@@ -32,7 +36,7 @@ class StageContext:
         `planning.build.resolve`.
       run: the settings of the run.
       schedule: `[T+1]`, the noise levels of the run.
-      data: the training images, as far as planning needs them.
+      data: the training images, or with `latents` their latents, as far as planning needs them.
       earlier: by name, the plans of the stages before it.
       imported: the network of another project that the stage starts from, or None.
     """
@@ -78,11 +82,27 @@ class StageContext:
     @property
     def text_facts(self) -> TextFacts:
         """What its plan says of latents and captions."""
-        teacher, encoder = self.teacher, self.data.encoder
+        teacher, name = self.teacher, self.settings.latents
+        found: TextFacts = {
+            "encoder": self.data.encoder,
+            "latent_source": self.earlier[name] if name else None,
+            "tokenizer": None,
+            "text_source": None,
+        }
         if not self.reads_text:
-            return {"encoder": encoder, "tokenizer": None, "text_source": None}
+            return found
         source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
-        return {"encoder": encoder, "tokenizer": self.data.tokenizer, "text_source": source}
+        return {**found, "tokenizer": self.data.tokenizer, "text_source": source}
+
+    def text_leaves(self, student: nn.Module) -> tuple[Leaf, ...]:
+        """The arrays of a text as losses see it; () for classes."""
+        facts = self.text_facts
+        tokenizer, learns = facts["tokenizer"], facts["text_source"] is None and not self.imported
+        if tokenizer is None:
+            return ()
+        if learns:
+            return token_leaves(tokenizer.length)
+        return text_leaves(tokenizer.length, student.context_dim)
 
     @cached_property
     def table(self) -> LevelTable:

@@ -5,7 +5,12 @@ command line can override each of them. `to_config` makes the `ConfigDict`; `dig
 `image_config` do so for the variants of a config file.
 """
 
-from ddistill.recipes.autoencoder import autoencoder_stage, digits_autoencoder, text_digits
+from ddistill.recipes.autoencoder import (
+    autoencoder_stage,
+    digits_autoencoder,
+    text_digits,
+    text_digits_teacher,
+)
 from ddistill.recipes.cifar import (
     CIFAR,
     cfd_cifar,
@@ -73,6 +78,7 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
+from ddistill.recipes.text_folder import text_folder, text_folder_config
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
@@ -153,6 +159,9 @@ __all__ = [
     "smoke_on_digits",
     "teacher_stage",
     "text_digits",
+    "text_digits_teacher",
+    "text_folder",
+    "text_folder_config",
     "to_config",
     "tsm_stage",
     "with_teacher",

@@ -33,6 +33,7 @@ def diagnostic_grids(
         _grid(plan, networks, by_name, settings)
         for plan in plans
         if plan.objective.diagnostics.panels and plan.tokenizer is None
+        if plan.latent_source is None
     ]
 
 
