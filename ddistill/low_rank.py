@@ -24,11 +24,13 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from ddistill.errors import ConfigError, nearest
+from ddistill.settings import LowRankSettings
 from ddistill.typing import Params, RandomKey
 
 # Of a layer, from the outermost module.
 Path: TypeAlias = tuple[str, ...]
 KERNEL, A, B = "kernel", "a", "b"
+_USUAL = LowRankSettings().targets
 
 
 def adapted_layers(params: Params, targets: Sequence[str]) -> dict[Path, tuple[int, ...]]:
@@ -39,7 +41,8 @@ def adapted_layers(params: Params, targets: Sequence[str]) -> dict[Path, tuple[i
       targets: patterns of paths with "*" for any text, as "down_*" or "*/attn1/q".
 
     Raises:
-      ConfigError: a pattern that no layer with a kernel of two axes or more fits.
+      ConfigError: a pattern that no layer with a kernel of two axes or more fits, unless it is one
+        of the default patterns (a U-Net may have no middle) and another one fits.
     """
     flat = traverse_util.flatten_dict(params)
     known = {p[:-1]: x.shape for p, x in flat.items() if p[-1] == KERNEL and len(x.shape) >= 2}
@@ -47,12 +50,17 @@ def adapted_layers(params: Params, targets: Sequence[str]) -> dict[Path, tuple[i
     found: dict[Path, tuple[int, ...]] = {}
     for pattern in targets:
         fitting = [names[n] for n in names if fnmatch.fnmatchcase(n, pattern)]
-        if not fitting:
+        if not fitting and not (pattern in _USUAL and len(targets) > 1):
             raise ConfigError(
                 f"low_rank.targets: no layer of the network fits {pattern!r}."
                 f"{nearest(pattern, names)} Layers are named as {', '.join(sorted(names)[:3])}."
             )
         found |= {path: known[path] for path in fitting}
+    if not found:
+        raise ConfigError(
+            f"low_rank.targets={tuple(targets)}: no layer of the network fits. Layers are named as "
+            f"{', '.join(sorted(names)[:3])}."
+        )
     return dict(sorted(found.items()))
 
 

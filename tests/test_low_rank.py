@@ -126,6 +126,16 @@ def test_all_layers_of_blocks_are_adapted_and_no_others():
     assert sum(x.size for x in jax.tree.leaves(factors)) == 67_481_600
 
 
+def test_default_targets_are_for_networks_without_a_middle_too():
+    net = networks.build("text_unet", **{**TEXT, "middle": False})
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs(net))["params"]
+    assert {path[0].partition("_")[0] for path in adapted_layers(shapes, BLOCKS)} == {"down", "up"}
+    with pytest.raises(ConfigError, match="no layer of the network fits"):
+        adapted_layers(
+            TinyNet().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1)), BLOCKS
+        )
+
+
 def test_gradients_are_those_of_merged_kernels():
     net = net_of("linear")
     given = inputs(net)
@@ -321,7 +331,7 @@ def test_whole_students_start_from_merged_kernels(run, tmp_path):
     [
         ({"low_rank": LowRankSettings(3, ("*",))}, "Set both alike"),
         ({"low_rank": LowRankSettings(-1)}, "low_rank.rank=-1 must be 0 (off) or more"),
-        ({"low_rank": LowRankSettings(2)}, "no layer of the network fits 'down_*'"),
+        ({"low_rank": LowRankSettings(2, ("finall",))}, "fits 'finall'. Did you mean 'final'?"),
         ({"low_rank": LowRankSettings(2, ("*",), ("fake",))}, "low_rank.networks"),
         ({"low_rank": LowRankSettings(2, ("*",), ())}, "low_rank.networks is empty"),
         ({"low_rank": LOW, "init": "fresh"}, "init is 'fresh'"),
