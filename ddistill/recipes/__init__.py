@@ -46,8 +46,10 @@ from ddistill.recipes.digits_paths import (
     digits_disback,
     digits_flow,
     digits_from_noise,
+    digits_scm,
     digits_sfd,
     digits_sfd_v,
+    digits_two_time,
 )
 from ddistill.recipes.disback import disback
 from ddistill.recipes.flow import catch_up, catch_up_cifar, flow_teacher
@@ -74,6 +76,7 @@ from ddistill.recipes.sfddm import (
     sfddm_released,
 )
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
+from ddistill.recipes.two_time import scm, two_time
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -112,12 +115,14 @@ __all__ = [
     "digits_halvings",
     "digits_msd",
     "digits_network",
+    "digits_scm",
     "digits_sfd",
     "digits_sfd_v",
     "digits_small_msd",
     "digits_specialists",
     "digits_student",
     "digits_students",
+    "digits_two_time",
     "disback",
     "ect_cifar",
     "feature_classifier_stage",
@@ -141,6 +146,7 @@ __all__ = [
     "pid_cifar",
     "progressive",
     "released_optimizer",
+    "scm",
     "scorer_stage",
     "sfd",
     "sfd_cifar",
@@ -155,5 +161,6 @@ __all__ = [
     "text_digits",
     "to_config",
     "tsm_stage",
+    "two_time",
     "with_teacher",
 ]
