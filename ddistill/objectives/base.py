@@ -91,6 +91,11 @@ class Objective:
         return ""
 
     @property
+    def any_steps(self) -> bool:
+        """Whether a student can be sampled in any number of steps on its levels."""
+        return False
+
+    @property
     def quality_metric(self) -> str:
         """The metric that selects the best checkpoint, lower is better; "" for the loss."""
         return ""

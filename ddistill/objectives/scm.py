@@ -241,6 +241,11 @@ class SCM(ContinuousConsistency):
         """Several steps noise the image again (arXiv 2303.01469 algorithm 1)."""
         return "renoise"
 
+    @property
+    def any_steps(self) -> bool:
+        """The image is predicted at every level."""
+        return True
+
     def teacher_calls(self, each: int = 1) -> int:
         """One where the path is the teacher's."""
         return each if self.velocity_from == "teacher" else 0

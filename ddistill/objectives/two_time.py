@@ -62,6 +62,11 @@ class TwoTime(Objective):
         """A DDIM step goes along the mean velocity."""
         return "ddim"
 
+    @property
+    def any_steps(self) -> bool:
+        """The student is told where every step ends."""
+        return True
+
     def teacher_calls(self, each: int = 1) -> int:
         """One where the velocity is the teacher's."""
         return each if self.velocity_from == "teacher" else 0
