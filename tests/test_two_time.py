@@ -14,7 +14,6 @@ from ddistill.diffusion import ddim_step, expand, flow_time, from_x0
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.denoising import Denoising
-from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.path_slopes import path_slope, velocity, with_derivative
 from ddistill.objectives.sampling import normal
 from ddistill.objectives.states import noised

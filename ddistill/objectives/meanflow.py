@@ -12,7 +12,6 @@ of AYF (arXiv 2506.14603), in which the target has no variance. A share of the e
 where the loss is that of flow matching.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -28,7 +27,7 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import check_not_negative, check_unused
 from ddistill.objectives.distances import mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import Alarm, NetworkFacts, Networks, StageFacts, Update
+from ddistill.objectives.parts import Diagnostics, Networks, StageFacts, Update
 from ddistill.objectives.path_slopes import check_dense, path_slope, velocity, with_derivative
 from ddistill.objectives.sampling import Law, draw_level
 from ddistill.objectives.states import State, noised
@@ -114,31 +113,28 @@ class MeanFlow(TwoTime):
     def _guides(self) -> bool:
         return (self.data_guidance, self.own_guidance) != (1.0, 0.0)
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Refuses a grid on which no derivative in time can be read off."""
-        check_dense(len(grid) - 1)
-        return super().prepare(grid)
+    def prepare(self, facts: StageFacts) -> Self:
+        """As is.
 
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Refuses predictions that divide, and another class as the null class."""
-        check_prediction(facts.student_prediction)
-        known, reads_null = facts.num_classes, self._guides or self.label_dropout
+        Raises:
+          ConfigError: a grid of too few levels, a prediction that divides, another class as the
+            null class, or guidance of a student without conditions.
+        """
+        check_dense(facts.num_steps)
+        check_prediction(facts.networks.student_prediction)
+        known, reads_null = facts.networks.num_classes, self._guides or self.label_dropout
         if known and reads_null and self.null_class != known:
             raise ConfigError(
                 f"objective.null_class={self.null_class}, but the null class of a network with "
                 f"{known} classes is {known}; it would be told another class. Set it to {known}."
             )
-        return super().prepare_networks(facts)
-
-    def prepare_stage(self, facts: StageFacts) -> Self:
-        """Refuses guidance of a student without conditions."""
-        if self._guides and not facts.conditional:
+        if self._guides and facts.steps and not facts.conditional:
             raise ConfigError(
                 f"objective.data_guidance={self.data_guidance} and own_guidance="
                 f"{self.own_guidance} guide to a condition, but the student has none. Set "
                 "conditional=True, or leave both at 1 and 0."
             )
-        return super().prepare_stage(facts)
+        return super().prepare(facts)
 
     def inert_hparams(self) -> tuple[str, ...]:
         """What has no effect as the others are set."""
@@ -238,9 +234,10 @@ class MeanFlow(TwoTime):
             return 1.0
         return jnp.minimum(1.0, jnp.asarray(tables.step, jnp.float32) / self.tangent_warmup)
 
-    def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
+    @property
+    def diagnostics(self) -> Diagnostics:
         """A derivative that grows."""
-        return tangent_alarms(means)
+        return Diagnostics(alarms=tangent_alarms)
 
 
 def _chosen(keys: Keys, share: float) -> Bool[Array, " B"]:

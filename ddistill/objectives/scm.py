@@ -33,14 +33,14 @@ from ddistill.objectives.base import Objective, check_not_negative
 from ddistill.objectives.distances import mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import (
-    Alarm,
     Auxiliary,
     Bound,
+    Diagnostics,
     ImageShape,
-    NetworkFacts,
     NetworkForm,
     Networks,
     Requirements,
+    StageFacts,
     Update,
 )
 from ddistill.objectives.path_slopes import check_dense, path_slope, scaled, with_derivative
@@ -207,15 +207,15 @@ class SCM(ContinuousConsistency):
     def __post_init__(self):
         self.check_tangents()
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Refuses a grid on which no derivative in time can be read off."""
-        check_dense(len(grid) - 1)
-        return super().prepare(grid)
+    def prepare(self, facts: StageFacts) -> Self:
+        """As is.
 
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Refuses predictions that divide."""
-        check_prediction(facts.student_prediction)
-        return super().prepare_networks(facts)
+        Raises:
+          ConfigError: a grid of too few levels, or a prediction that divides.
+        """
+        check_dense(facts.num_steps)
+        check_prediction(facts.networks.student_prediction)
+        return super().prepare(facts)
 
     @property
     def requires(self) -> Requirements:
@@ -250,6 +250,7 @@ class SCM(ContinuousConsistency):
         """One where the path is the teacher's."""
         return each if self.velocity_from == "teacher" else 0
 
-    def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
+    @property
+    def diagnostics(self) -> Diagnostics:
         """A derivative that grows."""
-        return tangent_alarms(means)
+        return Diagnostics(alarms=tangent_alarms)

@@ -12,7 +12,6 @@ from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from ddistill.conditions import Condition
@@ -25,7 +24,6 @@ from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import (
     DENOISER,
     Auxiliary,
-    NetworkFacts,
     Networks,
     StageFacts,
     Update,
@@ -70,26 +68,23 @@ class Shortcut(TwoTime):
                 f"objective.target_ema={self.target_ema} must be in [0, 1); 0 is no average."
             )
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Refuses a number of levels that is no power of two."""
-        steps = len(grid) - 1
+    def prepare(self, facts: StageFacts) -> Self:
+        """As is.
+
+        Raises:
+          ConfigError: a number of levels that is no power of two, a prediction that divides, or a
+            batch that is no multiple of `doubled_every`.
+        """
+        steps = facts.num_steps
         if steps < 2 or steps & (steps - 1):
             raise ConfigError(
                 f"a grid of {steps} steps: steps of objective 'shortcut' double, from one level to "
                 f"all of them. Set grid.steps to a power of two, such as "
                 f"{max(2, 1 << steps.bit_length() - 1)}."
             )
-        return super().prepare(grid)
-
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Refuses predictions that divide."""
-        check_prediction(facts.student_prediction)
-        return super().prepare_networks(facts)
-
-    def prepare_stage(self, facts: StageFacts) -> Self:
-        """Refuses a batch that is no multiple of `doubled_every`."""
+        check_prediction(facts.networks.student_prediction)
         _check_batch(facts.batch_size, self.doubled_every)
-        return super().prepare_stage(facts)
+        return super().prepare(facts)
 
     @property
     def auxiliaries(self) -> Mapping[str, Auxiliary]:
