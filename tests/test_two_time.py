@@ -14,6 +14,7 @@ from ddistill.diffusion import ddim_step, expand, flow_time, from_x0
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.denoising import Denoising
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.path_slopes import path_slope, velocity, with_derivative
 from ddistill.objectives.sampling import normal
 from ddistill.objectives.states import noised
@@ -33,6 +34,11 @@ def tables_of(schedule):
 
 def path_tables(levels=10, dtype=np.float64):
     return tables_of(linear_path(levels, dtype=dtype))
+
+
+def loss_of(objective, networks, batch, tables):
+    """The losses and metrics, compiled: operation by operation they take many times as long."""
+    return jax.jit(lambda batch, tables: objective.loss(networks, batch, tables))(batch, tables)
 
 
 def gaussian_batch(count):
@@ -123,7 +129,7 @@ def test_the_exact_map_fulfils_the_identity(start, end, float64):
     """u + (t - r) du/dt = v for (t, r) of tenths: the loss against the teacher's velocity is 0."""
     objective = between(start, end, **TEACHER)
     networks = {"student": ExactMap(), "teacher": EXACT_TEACHER}
-    values, metrics = objective.loss(networks, gaussian_batch(16), path_tables())
+    values, metrics = loss_of(objective, networks, gaussian_batch(16), path_tables())
     assert float(jnp.sqrt(jnp.max(values))) < 1e-10
     assert float(metrics["tangent_rms"]) < 3.0
 
@@ -144,9 +150,11 @@ def test_a_teacher_takes_the_variance_out_of_the_target(float64):
     Also on other schedules, up to the error of their slopes.
     """
     networks = {"student": ExactMap(), "teacher": EXACT_TEACHER}
-    from_data = between(8, 2).loss(networks, gaussian_batch(20_000), path_tables())[1]
+    from_data = loss_of(between(8, 2), networks, gaussian_batch(20_000), path_tables())[1]
     np.testing.assert_allclose(jnp.sqrt(from_data["velocity_distance"]), 0.63, atol=0.01)
-    from_teacher = between(8, 2, **TEACHER).loss(networks, gaussian_batch(100), path_tables())[1]
+    from_teacher = loss_of(between(8, 2, **TEACHER), networks, gaussian_batch(100), path_tables())[
+        1
+    ]
     assert from_teacher["velocity_distance"] < 1e-20
 
 
@@ -154,7 +162,7 @@ def test_a_wrong_map_has_the_distance_of_the_formula(float64):
     """Against numpy and central differences, at t = 0.9 and r = 0.1."""
     networks = {"student": ExactMap(off=0.3), "teacher": EXACT_TEACHER}
     batch, tables = gaussian_batch(8), path_tables()
-    values, metrics = between(9, 1, **TEACHER).loss(networks, batch, tables)
+    values, metrics = loss_of(between(9, 1, **TEACHER), networks, batch, tables)
     state = noised(batch, tables, jnp.full(8, 9), None)
     z, v, h = state.z, velocity(EXACT(state.z, state.level)), 1e-5
 
@@ -168,7 +176,7 @@ def test_a_wrong_map_has_the_distance_of_the_formula(float64):
     rms = np.sqrt(np.mean(np.square(tangent)))
     np.testing.assert_allclose(metrics["tangent_rms"], rms, rtol=1e-6)
     half = between(9, 1, tangent_warmup=100, **TEACHER)
-    values = half.loss(networks, batch, dataclasses.replace(tables, step=jnp.asarray(50)))[0]
+    values = loss_of(half, networks, batch, dataclasses.replace(tables, step=jnp.asarray(50)))[0]
     wanted = jnp.sum((u(z, 0.9) - v + 0.5 * tangent) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(values, wanted, rtol=1e-6)
 
@@ -189,7 +197,7 @@ def test_where_r_is_t_it_is_flow_matching():
     batch, tables = tiny.batch(16), path_tables(16, np.float32)
     student = tiny.tiny_denoiser(1, "flow", TOLD)
     objective = meanflow(time_law="uniform", ends="below", instant_share=1 - 1e-9, adaptive_power=0)
-    values, metrics = objective.loss({"student": student}, batch, tables)
+    values, metrics = loss_of(objective, {"student": student}, batch, tables)
     plain = student.given(end_time=0.0)
     wanted = Denoising(error="flow").regression_loss({"student": plain}, batch, tables)[0]
     np.testing.assert_allclose(values / np.prod(tiny.IMAGE), wanted, rtol=1e-5)
@@ -213,13 +221,13 @@ def test_no_gradient_goes_through_the_derivative():
     batch, tables = tiny.batch(8), path_tables(16, np.float32)
     objective, student = meanflow(instant_share=0.5), told_student()
 
-    def loss(params, fixed):
+    def loss(params):
         values, _ = objective.loss({"student": student.replace(params=params)}, batch, tables)
         return jnp.mean(values)
 
     index, end = objective.interval(batch, tables, jnp.zeros(8, bool))
     assert bool(jnp.all((end < index) & (end >= 0) & (index <= 16)))
-    found = jax.grad(loss)(student.params, None)
+    found = jax.jit(jax.grad(loss))(student.params)
     instant = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5))(batch.key("instant"))
     index, end = objective.interval(batch, tables, instant)
     state = noised(batch, tables, index, None)
@@ -233,7 +241,7 @@ def test_no_gradient_goes_through_the_derivative():
         total = jnp.sum(jnp.square(apart), axis=(1, 2, 3))
         return jnp.mean(total / jax.lax.stop_gradient(total + 1e-2))
 
-    wanted = jax.grad(by_hand)(student.params)
+    wanted = jax.jit(jax.grad(by_hand))(student.params)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -260,7 +268,6 @@ def test_draws_of_t_and_r():
 
 def test_guidance_mixes_the_data_and_the_students_own_velocities():
     """Of a student that says c at class c: w v + (1 - w - k) n + k c, or v where it is dropped."""
-    said = []
 
     class Classy:
         extras = ("end_time",)
@@ -269,7 +276,6 @@ def test_guidance_mixes_the_data_and_the_students_own_velocities():
             return self
 
         def __call__(self, z, level, cond=None, *, key=None):
-            said.append(cond)
             u = jnp.broadcast_to(expand(cond.astype(z.dtype), z), z.shape)
             return from_x0(z - expand(level.sigma, z) * u, z, level)
 
@@ -287,7 +293,7 @@ def test_guidance_mixes_the_data_and_the_students_own_velocities():
     wanted = jnp.where(expand(dropped, plain), plain, 0.5 * plain + 0.2 * 3 + 0.3 * label)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert objective.null_class_share == 0.4
-    values = objective.loss({"student": Classy()}, batch, tables)[0]
+    values = loss_of(objective, {"student": Classy()}, batch, tables)[0]
     assert values.shape == (64,)
 
 
@@ -301,16 +307,16 @@ def shortcut(**hyper):
 def test_the_exact_map_is_a_fixed_point_of_half_steps(float64):
     networks = {"student": ExactMap(), "target": ExactMap(), "teacher": EXACT_TEACHER}
     objective, tables = shortcut(**TEACHER), path_tables(16)
-    metrics = objective.loss(networks, gaussian_batch(64), tables)[1]
+    metrics = loss_of(objective, networks, gaussian_batch(64), tables)[1]
     assert metrics["doubled_distance"] < 1e-20
     # One step of one level is told from the velocity itself, whose error falls with the level.
-    finer = objective.loss(networks, gaussian_batch(64), path_tables(64))[1]
+    finer = loss_of(objective, networks, gaussian_batch(64), path_tables(64))[1]
     assert 1e-6 < finer["velocity_distance"] < metrics["velocity_distance"] / 8
     # On another schedule, a circle with a time of its own, the map is the same.
     straight = linear_path(16, dtype=np.float64)
     length = np.hypot(straight.alpha, straight.sigma)
     circle = straight.replace(alpha=straight.alpha / length, sigma=straight.sigma / length)
-    metrics = objective.loss(networks, gaussian_batch(64), tables_of(circle))[1]
+    metrics = loss_of(objective, networks, gaussian_batch(64), tables_of(circle))[1]
     assert metrics["doubled_distance"] < 1e-20
 
 
@@ -354,9 +360,9 @@ def test_one_example_in_eight_has_a_doubled_step():
     """The others are flow matching at the shortest step; the average gets no gradient."""
     batch, tables, student = tiny.batch(16), path_tables(16, np.float32), told_student()
     networks = {"student": student, "target": told_student(2)}
-    values, metrics = shortcut().loss(networks, batch, tables)
+    values, metrics = loss_of(shortcut(), networks, batch, tables)
     instant = shortcut(doubled_every=16)
-    fewer, other = instant.loss(networks, batch, tables)
+    fewer, other = loss_of(instant, networks, batch, tables)
     np.testing.assert_allclose(np.delete(values, [0, 8]), np.delete(fewer, [0, 8]), rtol=1e-5)
     assert not np.allclose(values[8], fewer[8])
     np.testing.assert_allclose(metrics["doubled_distance"], (values[0] + values[8]) / 2, rtol=1e-5)
@@ -364,9 +370,9 @@ def test_one_example_in_eight_has_a_doubled_step():
 
     def total(params):
         own = {**networks, "target": networks["target"].replace(params=params)}
-        return jnp.sum(shortcut().loss(own, batch, tables)[0])
+        return jnp.sum(loss_of(shortcut(), own, batch, tables)[0])
 
-    gradient = jax.grad(total)(networks["target"].params)
+    gradient = jax.jit(jax.grad(total))(networks["target"].params)
     assert all(float(jnp.max(jnp.abs(x))) == 0.0 for x in jax.tree.leaves(gradient))
 
 
@@ -462,3 +468,36 @@ def test_settings_of_meanflow_that_cannot_work_are_refused(hyper, words):
 def test_settings_of_shortcut_that_cannot_work_are_refused(hyper, words):
     with pytest.raises(ConfigError, match=words):
         shortcut(**hyper)
+
+
+def stage(steps, kind="flow", classes=0, **sizes):
+    networks = NetworkFacts(student_prediction=kind, num_classes=classes)
+    return StageFacts(np.arange(steps + 1), networks, steps=10, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("objective", "facts", "words"),
+    [
+        (meanflow(), stage(2), "a grid of 2 steps: the derivative in time is read off 3 levels"),
+        (meanflow(), stage(8, "x0"), "prediction='x0'.*sigma.*Allowed: flow, v, edm"),
+        (meanflow(), stage(8, "eps"), "prediction='eps'.*alpha.*Allowed: flow, v, edm"),
+        (meanflow(label_dropout=0.1), stage(8, "v", 10), "null class of a network with 10"),
+        (meanflow(own_guidance=0.5), stage(8, "v"), "guide to a condition, but the student has"),
+        (shortcut(), stage(12), "a grid of 12 steps.* such as 8"),
+        (shortcut(), stage(8, "x0"), "prediction='x0'.*Allowed: flow, v, edm"),
+        (shortcut(), stage(8, batch_size=12), "doubled_every=8, but 12 examples"),
+    ],
+)
+def test_stages_that_cannot_work_are_refused(objective, facts, words):
+    with pytest.raises(ConfigError, match=words):
+        objective.prepare(facts)
+    fine = stage(8, "edm", 10, batch_size=16, conditional=True)
+    null = {"null_class": 10} if getattr(objective, "null_class", None) else {}
+    dataclasses.replace(objective, **null).prepare(fine)
+
+
+def test_a_growing_derivative_raises_an_alarm():
+    alarms = meanflow().diagnostics.alarms
+    assert alarms({"tangent_rms": 5.0}) == ()
+    assert [(a.name, a.fatal) for a in alarms({"tangent_rms": 50.0})] == [("tangent", False)]
+    assert alarms({"tangent_rms": 2e3})[0].fatal
