@@ -24,6 +24,7 @@ from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.parts import Update
 from ddistill.objectives.pid import PID
 from ddistill.objectives.progressive import Progressive
+from ddistill.objectives.rcm import RCM
 from ddistill.objectives.rdd import RDD
 from ddistill.objectives.rotation import Rotation
 from ddistill.objectives.scm import SCM
@@ -49,6 +50,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pairs": MakePairs,
     "pid": PID,
     "progressive": Progressive,
+    "rcm": RCM,
     "rdd": RDD,
     "rotation": Rotation,
     "scm": SCM,

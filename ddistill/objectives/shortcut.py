@@ -127,10 +127,8 @@ class Shortcut(TwoTime):
         """Rows where steps of 2^k levels begin, multiples of 2^k, and 2^k, of 2 .. N levels."""
         longest = jnp.round(jnp.log2(tables.count)).astype(jnp.int32)
         length = 1 << uniform_index(batch.key("length"), 1, longest)
-        parts = tables.count // length
-        drawn = jax.vmap(jax.random.uniform)(batch.key("doubled level"))
-        first = jnp.minimum(jnp.floor(drawn * parts).astype(jnp.int32), parts - 1)
-        return (first + 1) * length, length
+        part = uniform_index(batch.key("doubled level"), 1, tables.count // length)
+        return part * length, length
 
     def half_steps(
         self,

@@ -130,8 +130,8 @@ def digits_flow(
     )
 
 
-# 20 radians of the fastest sinusoid between the clean end and noise.
-SMOOTH_TIME = 0.02
+# 5 radians of the fastest sinusoid between the clean end and noise.
+SMOOTH_TIME = 0.005
 
 
 def digits_two_time(method: str, **changes: Any) -> dict[str, StageSettings]:
