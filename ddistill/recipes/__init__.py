@@ -40,6 +40,7 @@ from ddistill.recipes.digits import (
     digits_students,
 )
 from ddistill.recipes.digits_paths import (
+    SMOOTH_TIME,
     digits_catch_up,
     digits_consistency,
     digits_ddil,
@@ -57,7 +58,7 @@ from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
 from ddistill.recipes.own_images import own_images, own_images_config
-from ddistill.recipes.path_cifar import cd_cifar, ect_cifar, pid_cifar, sfd_cifar
+from ddistill.recipes.path_cifar import cd_cifar, ect_cifar, pid_cifar, scm_cifar, sfd_cifar
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     DDIL,
@@ -76,7 +77,7 @@ from ddistill.recipes.sfddm import (
     sfddm_released,
 )
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
-from ddistill.recipes.two_time import scm, two_time
+from ddistill.recipes.two_time import meanflow_cifar, scm, two_time
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "DDPM_256",
     "RCFD_RESNET18",
     "RDD_DENSENET201",
+    "SMOOTH_TIME",
     "Budget",
     "O2MKDPaper",
     "SFDDMPaper",
@@ -131,6 +133,7 @@ __all__ = [
     "from_noise",
     "halvings",
     "image_config",
+    "meanflow_cifar",
     "msd",
     "msd_cifar",
     "msd_imagenet64",
@@ -147,6 +150,7 @@ __all__ = [
     "progressive",
     "released_optimizer",
     "scm",
+    "scm_cifar",
     "scorer_stage",
     "sfd",
     "sfd_cifar",

@@ -156,7 +156,7 @@ def digits_scm(method: str, **changes: Any) -> dict[str, StageSettings]:
     """A consistency model in continuous time on digits.
 
     Args:
-      method: "scd" or "sct".
+      method: "scd", "sct" or "rcm".
       **changes: arguments of `ddistill.recipes.two_time.scm`.
     """
     options = {
@@ -168,7 +168,10 @@ def digits_scm(method: str, **changes: Any) -> dict[str, StageSettings]:
         "shared": True,
         **changes,
     }
-    options["loss"] = {"tangent_warmup": 400, **changes.get("loss", {})}
+    loss = {"tangent_warmup": 400, "sigma_data": 0.75, "log_mean": 0.0, "log_std": 1.6}
+    if method == "rcm":
+        loss["student_every"] = 2
+    options["loss"] = {**loss, **changes.get("loss", {})}
     return {method: scm(method, **options)}
 
 
