@@ -17,8 +17,10 @@ from ddistill.networks.time_weight import TimeWeight
 from ddistill.networks.weights import Weights
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import bind, init_inputs
+from ddistill.objectives.matching.generator import initial_input
 from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.path_slopes import path_slope, scaled, with_derivative
+from ddistill.objectives.rcm import rolled_in
 from ddistill.objectives.sampling import normal
 from ddistill.objectives.states import noised
 from ddistill.schedules import Level, cosine, karras, linear_path
@@ -357,3 +359,83 @@ def test_stages_that_cannot_work_are_refused(steps, kind, words):
     with pytest.raises(ConfigError, match=words):
         scm().prepare(facts)
     scm().prepare(StageFacts(np.arange(10), NetworkFacts(student_prediction="edm")))
+
+
+# -------------------------------------------------------------------------------------------- rCM
+
+
+def rcm(**hyper):
+    usual = {"tangent_warmup": 0, "student_every": 2}
+    objective = make_objective({"name": "rcm", **usual, **hyper})
+    return objective.prepare(StageFacts(np.arange(17), NetworkFacts(prediction="v"), 10, 8))
+
+
+def test_rollouts_begin_at_noise_and_go_down():
+    tables, batch, seen = tables_of(linear_path(16)), tiny.batch(2000), []
+
+    def student(z, level, cond=None, *, key=None):
+        seen.append(level.sigma)
+        return from_x0(0.0 * z, z, level)
+
+    noise = normal(batch.key("noise"), batch.image)
+    start = initial_input(noise, tables, None)
+    alone = rolled_in(student, start, batch.keys, tables, 1)
+    np.testing.assert_array_equal(alone.z, noise)
+    assert not seen
+    found = rolled_in(student, start, batch.keys, tables, 3)
+    assert len(seen) == 2
+    assert bool(jnp.all(seen[0] == 1.0))
+    assert bool(jnp.all(seen[1] < seen[0]))
+    one = np.asarray(found.level.sigma) == 1.0
+    np.testing.assert_allclose(one.mean(), 1 / 3, atol=0.04)
+    np.testing.assert_array_equal(found.z[one], noise[one])
+    # A student of black images: what is left is noise of the level.
+    rest = found.z[~one] / expand(found.level.sigma[~one], found.z[~one])
+    np.testing.assert_allclose(jnp.std(rest), 1.0, atol=0.03)
+    last = np.asarray(seen[1])[~one]
+    assert np.all(np.asarray(found.level.sigma)[~one] <= last)
+
+
+def test_its_loss_is_the_sum_of_both():
+    tables, batch = tables_of(linear_path(16)), tiny.batch(8)
+    student, fake = tiny.tiny_denoiser(1, "flow"), tiny.tiny_denoiser(2, "flow")
+    networks = {"student": student, "fake": fake, "teacher": EXACT}
+
+    def values(weight):
+        loss = rcm(consistency_weight=weight).student_loss
+        return jax.jit(lambda batch: loss(networks, batch, tables))(batch)
+
+    plain, _, aux = values(0.0)
+    both, metrics, _ = values(3.0)
+    own, found = rcm().consistency_loss(networks, batch, tables)
+    np.testing.assert_allclose(both - plain, 3.0 * own, rtol=1e-3, atol=1e-6)
+    assert set(found) < set(metrics)
+    assert "score" in metrics
+    assert aux.shared["image"].shape == batch.image.shape
+
+
+def test_networks_and_costs_of_rcm():
+    objective = rcm(learned_weight=True)
+    assert [u.trained for u in objective.updates] == [("student", "time_weight"), ("fake",)]
+    assert [u.updates(10) for u in objective.updates] == [5, 5]
+    assert objective.teacher_calls() == 1.0
+    assert rcm(velocity_from="data").teacher_calls(2) == 1.0
+    assert objective.requires.teacher
+    assert objective.any_steps
+    assert objective.sampler == "renoise"
+    alarms = objective.diagnostics.alarms({"tangent_rms": 50.0, "saturation": 0.5})
+    assert {a.name for a in alarms} == {"tangent", "saturation"}
+    assert objective.diagnostics.quality_metric == "diagonal_fd"
+
+
+@pytest.mark.parametrize(
+    ("hyper", "words"),
+    [
+        ({"backward": "data"}, "backward='data'.*Allowed: rollout"),
+        ({"rollout_length": 0}, "rollout_length=0 must be 1 or more"),
+        ({"consistency_weight": -1.0}, "consistency_weight=-1.0 must be a number >= 0"),
+    ],
+)
+def test_settings_of_rcm_that_cannot_work_are_refused(hyper, words):
+    with pytest.raises(ConfigError, match=words):
+        make_objective({"name": "rcm", **hyper})
