@@ -105,28 +105,16 @@ def test_the_tangent_is_that_of_the_image_along_the_path(float64):
     _, change = jax.jvp(student.image, (z, t), (moves, jnp.ones_like(t)))
     np.testing.assert_allclose(found, jnp.cos(t) * change, atol=1e-10)
     # The sizes differ: nothing of this is 0.
-    assert float(jnp.min(jnp.sqrt(jnp.mean(found**2, axis=(1, 2, 3))))) > 1e-3
+    assert float(jnp.min(jnp.sqrt(jnp.mean(found**2, axis=(1, 2, 3))))) > 1e-5
 
 
-def test_the_exact_image_has_no_tangent_on_any_schedule(float64):
-    """Up to the error of the slopes of a table, which falls with the square of its levels."""
-    straight = tables_of(linear_path(64, dtype=np.float64))
-    batch = gaussian_batch(64)
-    values, metrics = jax.jit(lambda b: scm(sigma_data=SD).consistency_loss(NETWORKS, b, straight))(
-        batch
-    )
+@pytest.mark.parametrize("make", [linear_path, cosine, karras])
+def test_the_exact_image_has_no_tangent_on_any_schedule(make, float64):
+    tables, batch = tables_of(make(64, dtype=np.float64)), gaussian_batch(64)
+    loss = jax.jit(lambda batch: scm().consistency_loss(NETWORKS, batch, tables))
+    values, metrics = loss(batch)
     assert float(jnp.max(values)) < 1e-20
     assert metrics["tangent_rms"] < 1e-10
-    for make in (cosine, karras):
-        sizes = []
-        for count in (64, 128):
-            tables = tables_of(make(count, dtype=np.float64))
-            sizes.append(
-                jax.jit(lambda b, tables=tables: scm().consistency_loss(NETWORKS, b, tables)[1])(
-                    batch
-                )["tangent_rms"]
-            )
-        assert sizes[1] < 0.4 * sizes[0] < 1e-3
 
 
 def test_networks_of_all_kinds_are_read_in_trigflow():

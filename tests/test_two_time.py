@@ -79,7 +79,7 @@ def test_slopes_of_other_schedules_have_an_error_of_second_order(float64):
         errors["circle"].append(np.max(off))
     for first, second in errors.values():
         assert second < 0.35 * first
-        assert second < 3e-3
+        assert second < 4e-3
 
 
 @pytest.mark.parametrize("kind", ["flow", "v"])
@@ -95,7 +95,7 @@ def test_the_derivative_of_a_network_is_that_of_central_differences(kind, float6
     direction = EXACT(state.z, state.level)
     slope = path_slope(tables, state.index)
     value, found = with_derivative(student, of_velocity, state, direction, slope)
-    np.testing.assert_array_equal(value, velocity(student(state.z, state.level)))
+    np.testing.assert_allclose(value, velocity(student(state.z, state.level)), rtol=1e-12)
     h = 1e-5
 
     def at(h):
