@@ -176,7 +176,7 @@ def _two_times() -> None:
         add("teacher", name, **from_teacher, **each)
         add("guided_teacher", name, classes=3, guidance=2.0, **from_teacher, **each, **FLOW)
         add("karras", name, **each, **KARRAS)
-    below = {"ends": "below", "end_mean": -2.0, "adaptive_power": 0.75, "instant_share": 0.5}
+    below = {"end_rule": "below", "end_mean": -2.0, "adaptive_power": 0.75, "instant_share": 0.5}
     add("below", "meanflow", **below, adaptive_floor=1e-3, **FLOW)
     add("plain", "meanflow", time_law="uniform", adaptive_power=0.0, tangent_warmup=4, **FLOW)
     own = {"data_guidance": 0.5, "own_guidance": 0.25, "label_dropout": 0.5, "null_class": 3}

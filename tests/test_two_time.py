@@ -82,22 +82,24 @@ def test_slopes_of_other_schedules_have_an_error_of_second_order(float64):
         assert second < 4e-3
 
 
-@pytest.mark.parametrize("kind", ["flow", "v"])
-def test_the_derivative_of_a_network_is_that_of_central_differences(kind, float64):
+def test_the_derivative_of_a_network_is_that_of_central_differences(float64):
     module = tiny.TinyNet()
     inputs = jnp.zeros((1, *tiny.IMAGE)), jnp.zeros(1), None
     params = module.init(jax.random.key(0), *inputs)["params"]
-    student = Denoiser.from_module(module, jax.tree.map(jnp.float64, params), kind)
+    student = Denoiser.from_module(module, jax.tree.map(jnp.float64, params), "v")
     path = linear_path(10, dtype=np.float64)
     tables = tables_of(path.replace(time=path.time / 250.0))
     state = noised(gaussian_batch(9), tables, jnp.arange(1, 10), None)
     state = dataclasses.replace(state, dropout_key=None)
     direction = EXACT(state.z, state.level)
     slope = path_slope(tables, state.index)
-    value, found = with_derivative(student, of_velocity, state, direction, slope)
+    value, found = jax.jit(
+        lambda state: with_derivative(student, of_velocity, state, direction, slope)
+    )(state)
     np.testing.assert_allclose(value, velocity(student(state.z, state.level)), rtol=1e-12)
     h = 1e-5
 
+    @jax.jit
     def at(h):
         t = flow_time(state.level) + h
         level = Level(1.0 - t, t, 4.0 * t)
@@ -200,10 +202,13 @@ def test_where_r_is_t_it_is_flow_matching():
     """Of the same noisy images, without the time of the end in the network."""
     batch, tables = tiny.batch(16), path_tables(16, np.float32)
     student = tiny.tiny_denoiser(1, "flow", TOLD)
-    objective = meanflow(time_law="uniform", ends="below", instant_share=1 - 1e-9, adaptive_power=0)
+    objective = meanflow(
+        time_law="uniform", end_rule="below", instant_share=1 - 1e-9, adaptive_power=0
+    )
     values, metrics = loss_of(objective, {"student": student}, batch, tables)
     plain = student.given(end_time=0.0)
-    wanted = Denoising(error="flow").regression_loss({"student": plain}, batch, tables)[0]
+    matching = Denoising(error="flow").regression_loss
+    wanted = jax.jit(lambda b, t: matching({"student": plain}, b, t)[0])(batch, tables)
     np.testing.assert_allclose(values / np.prod(tiny.IMAGE), wanted, rtol=1e-5)
     np.testing.assert_allclose(metrics["instant_distance"], metrics["velocity_distance"])
 
@@ -229,15 +234,13 @@ def test_no_gradient_goes_through_the_derivative():
         values, _ = objective.loss({"student": student.replace(params=params)}, batch, tables)
         return jnp.mean(values)
 
-    index, end = objective.interval(batch, tables, jnp.zeros(8, bool))
-    assert bool(jnp.all((end < index) & (end >= 0) & (index <= 16)))
     found = jax.jit(jax.grad(loss))(student.params)
-    instant = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5))(batch.key("instant"))
-    index, end = objective.interval(batch, tables, instant)
-    state = noised(batch, tables, index, None)
-    span = expand(flow_time(state.level) - flow_time(tables.student.at(end)), state.z)
 
     def by_hand(params):
+        instant = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5))(batch.key("instant"))
+        index, end = objective.interval(batch, tables, instant)
+        state = noised(batch, tables, index, None)
+        span = expand(flow_time(state.level) - flow_time(tables.student.at(end)), state.z)
         own = student.replace(params=params).given(end_time=tables.student.time[end])
         u, du = with_derivative(own, of_velocity, state, state.data, path_slope(tables, index))
         apart = u - jax.lax.stop_gradient(velocity(state.data) - span * du)
@@ -258,7 +261,7 @@ def test_draws_of_t_and_r():
     np.testing.assert_allclose(mean, -0.4, atol=0.07)
     # The means of the larger and of the smaller of two normal draws are apart by 2 / sqrt(pi).
     np.testing.assert_allclose(logits(index).mean() - logits(end + 1).mean(), 1.13, atol=0.07)
-    below = meanflow(ends="below", time_mean=-0.6, time_std=1.6, end_mean=-4.0, end_std=1.6)
+    below = meanflow(end_rule="below", time_mean=-0.6, time_std=1.6, end_mean=-4.0, end_std=1.6)
     index, end = below.interval(batch, tables, jnp.zeros(4000, bool))
     np.testing.assert_allclose(np.median(logits(index)), -0.6, atol=0.15)
     assert np.all(end < index)
@@ -328,16 +331,19 @@ def test_half_steps_are_averaged_where_they_end(float64):
     batch = gaussian_batch(3)
     index, length = jnp.asarray([16, 12, 4]), jnp.asarray([8, 4, 4])
     z = noised(batch, tables, index, None).z
-    found = shortcut().half_steps(off, (z, index, length, None), tables)
-    for b in range(3):
-        t, d = int(index[b]) / 16, int(length[b]) / 32
-        at = lambda z, t, r: velocity(  # noqa: E731
-            off.given(1000.0 * r)(z, Level(*(jnp.asarray(x) for x in (1 - t, t, 1000 * t))))
-        )
-        one = z[b : b + 1]
-        first = at(one, t, jnp.asarray([t - d]))
-        second = at(one - d * first, t - d, jnp.asarray([t - 2 * d]))
-        np.testing.assert_allclose(found[b], ((first + second) / 2)[0], rtol=1e-9)
+    few = (z, index, length, None)
+    found = jax.jit(lambda few: shortcut().half_steps(off, few, tables))(few)
+
+    @jax.jit
+    def by_hand(z, t, d):
+        def at(z, t, r):
+            return velocity(off.given(1000.0 * r)(z, Level(1.0 - t, t, 1000.0 * t)))
+
+        first = at(z, t, t - d)
+        second = at(z - expand(d, z) * first, t - d, t - 2 * d)
+        return (first + second) / 2
+
+    np.testing.assert_allclose(found, by_hand(z, index / 16, length / 32), rtol=1e-9)
     bounded = shortcut(velocity_bound=0.1)
     between_ = bounded._bounded(5.0 * z, tables.student.at(index))
     np.testing.assert_allclose(jnp.max(jnp.abs(between_)), 0.1)

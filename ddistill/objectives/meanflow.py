@@ -43,7 +43,7 @@ from ddistill.typing import Keys, Metrics, PerExample
 
 _LAWS = {"logit_normal": "lognormal", "uniform": "uniform"}
 TIME_LAWS = tuple(_LAWS)
-ENDS = ("sorted", "below")
+END_RULES = ("sorted", "below")
 _MOMENTS = ("time_mean", "time_std", "end_mean", "end_std")
 
 
@@ -57,7 +57,7 @@ class MeanFlow(TwoTime):
         levels.
       time_mean, time_std: of log(t / (1 - t)), for "logit_normal".
       end_mean, end_std: the same of the second draw.
-      ends: what r is: "sorted", the smaller of both draws, t being the larger one; "below", the
+      end_rule: what r is: "sorted", the smaller of both draws, t being the larger one; "below", the
         second draw, but at most t.
       adaptive_power: p of the weight (|d|^2 + c)^-p of an example, |d|^2 its squared distance
         summed over pixels; 0 is the plain squared distance.
@@ -76,7 +76,7 @@ class MeanFlow(TwoTime):
     time_std: float = 1.0
     end_mean: float = -0.4
     end_std: float = 1.0
-    ends: str = "sorted"
+    end_rule: str = "sorted"
     adaptive_power: float = 1.0
     adaptive_floor: float = 1e-2
     data_guidance: float = 1.0
@@ -88,7 +88,7 @@ class MeanFlow(TwoTime):
     def __post_init__(self):
         super().__post_init__()
         check_choice("objective.time_law", self.time_law, TIME_LAWS)
-        check_choice("objective.ends", self.ends, ENDS)
+        check_choice("objective.end_rule", self.end_rule, END_RULES)
         check_not_negative(
             self, "adaptive_power", "data_guidance", "own_guidance", "tangent_warmup"
         )
@@ -194,7 +194,7 @@ class MeanFlow(TwoTime):
         kind = _LAWS[self.time_law]
         first = draw_level(batch.key("level"), tables, Law(kind, self.time_mean, self.time_std))
         second = draw_level(batch.key("end"), tables, Law(kind, self.end_mean, self.end_std))
-        index = jnp.maximum(first, second) if self.ends == "sorted" else first
+        index = jnp.maximum(first, second) if self.end_rule == "sorted" else first
         # Draws are rounded to the next noisier row: r is rounded down, so that it can be clean.
         end = jnp.minimum(first, second) - 1
         return index, jnp.where(instant, index, end)

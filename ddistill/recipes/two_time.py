@@ -101,7 +101,13 @@ def meanflow_cifar(net: Options | None = None) -> Settings:
         "optimizer": OptimizerSettings(name="adam", learning_rate=6e-4, warmup=9766),
         "ema": (0.9999,),
     }
-    law = {"time_mean": -0.6, "time_std": 1.6, "ends": "below", "end_mean": -4.0, "end_std": 1.6}
+    law = {
+        "time_mean": -0.6,
+        "time_std": 1.6,
+        "end_rule": "below",
+        "end_mean": -4.0,
+        "end_std": 1.6,
+    }
     student = two_time(
         "meanflow",
         init="fresh",
