@@ -94,8 +94,8 @@ class StagePlan:
       imported: the network of another project that the stage starts from, or None.
       encoder: what made the latents that the networks see; None for pixels.
       tokenizer: of the captions; None for networks that read no texts.
-      latent_source: the stage with the encoder and decoder of the latents that the networks see; None for
-        stages on the images or the latents of the data.
+      latent_source: the stage with the encoder and the decoder of the latents that the networks
+        see; None for stages on the images or the latents of the data.
       text_source: the stage with the text encoder, for networks that read texts; None where it is
         the stage itself.
     """
