@@ -6,6 +6,7 @@ run can be sampled where the pipeline is not.
 
 import functools
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ddistill.interop.tokenizer import ClipTokenizer, read_tokenizer
 from ddistill.networks.autoencoder_kl import AutoencoderKL
 from ddistill.networks.clip_text import CLIPText
 from ddistill.networks.text_encoding import TextEncoder
+from ddistill.runtime.files import write_bytes
 from ddistill.typing import HostImages, Params
 
 # The folder of the parts in the folder of a stage.
@@ -104,6 +106,49 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def keep_files(files: Mapping[str, str | Path], stage: Path) -> None:
+    """Writes files of the data of a stage, by their names in the folder of its parts.
+
+    Args:
+      files: by name the text of a file, or its place.
+      stage: the folder of the stage.
+
+    Raises:
+      OSError: a file cannot be read or written.
+    """
+    for name, content in files.items():
+        target = stage / FOLDER / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode() if isinstance(content, str) else content.read_bytes()
+        write_bytes(target, data)
+
+
+def read_decoder(stage: Path) -> Decoder | None:
+    """The decoder in the folder of a stage, with parameters on the device; None if there is none.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    folder = stage / FOLDER
+    if not (folder / VAE).is_dir():
+        return None
+    try:
+        return _decoder(folder)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{error} These files were copied from the data of the run; copy them again to "
+            f"{folder / VAE}."
+        ) from None
+
+
+def _decoder(folder: Path) -> Decoder:
+    vae = find_part(folder, VAE)
+    options, scaling = autoencoder_kl.read_options(vae.config, str(vae.config_path))
+    net = AutoencoderKL(**options)
+    params = autoencoder_kl.to_params(net, vae.weights.read(), vae.where)
+    return Decoder(net, jax.device_put(params), scaling)
+
+
 def read_parts(stage: Path) -> PipelineParts:
     """The parts in the folder of a stage, with parameters on the device.
 
@@ -112,12 +157,9 @@ def read_parts(stage: Path) -> PipelineParts:
     """
     folder = stage / FOLDER
     try:
-        vae, text = find_part(folder, VAE), find_part(folder, TEXT)
-        vae_options, scaling = autoencoder_kl.read_options(vae.config, str(vae.config_path))
+        decoder, text = _decoder(folder), find_part(folder, TEXT)
         text_options = clip_text.read_options(text.config, str(text.config_path))
-        vae_net = AutoencoderKL(**vae_options)
         text_net = CLIPText(**text_options)
-        vae_params = autoencoder_kl.to_params(vae_net, vae.weights.read(), vae.where)
         text_params = clip_text.to_params(text_net, text.weights.read(), text.where)
         tokenizer = read_tokenizer(folder / TOKENIZER, text_net.positions)
     except ConfigError as error:
@@ -128,5 +170,5 @@ def read_parts(stage: Path) -> PipelineParts:
     return PipelineParts(
         tokenizer,
         TextEncoder(jax.device_put(text_params), text_net),
-        Decoder(vae_net, jax.device_put(vae_params), scaling),
+        decoder,
     )
