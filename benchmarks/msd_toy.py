@@ -44,7 +44,7 @@ from ddistill.evaluation.figures.style import (
 )
 from ddistill.objectives import LevelTables, Objective, make_level_tables, make_objective
 from ddistill.objectives.inputs import Pairs, Share
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.partitions import ConditionPartition, condition_partition
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import Layout, make_mesh, place
@@ -278,7 +278,7 @@ def distill(
     mine = np.array([seeds.index(m.seed) for m in members])
     params = jax.tree.map(lambda x: x[mine], begin)
     objective = make_objective({"name": "dmd", **METHODS[method]})
-    objective = objective.prepare(ONE_STEP).prepare_networks(NetworkFacts(FAKE, PREDICTION))
+    objective = objective.prepare(StageFacts(ONE_STEP, NetworkFacts(FAKE, PREDICTION)))
     pairs = None
     if objective.requires.pairs:
         noise, labels = noise_of(99, size.pairs), np.arange(size.pairs, dtype=np.int32) % CLASSES

@@ -133,9 +133,9 @@ def prepared(case: Case) -> tuple[Objective, LevelTables]:
     """The objective and its tables as a stage prepares them for the train step."""
     schedule = make_schedule(case.schedule, case.T)
     grid = make_grid(schedule, case.levels or case.T, case.spacing, explicit=case.grid or None)
-    objective = make_objective(case.objective).prepare(grid)
+    objective = make_objective(case.objective)
     taps = objective.taps
-    facts = NetworkFacts(
+    networks = NetworkFacts(
         teacher=Small(num_classes=case.classes),
         prediction=case.prediction,
         student_features={tap: (*IMAGE[:2], case.student_width) for tap in taps.student},
@@ -143,8 +143,8 @@ def prepared(case: Case) -> tuple[Objective, LevelTables]:
         classifier_features=dict.fromkeys(taps.classifier, MAP),
         num_classes=case.classes,
     )
-    sizes = StageFacts(100, BATCH, IMAGE, case.classes > 0)
-    objective = objective.prepare_networks(facts).prepare_stage(sizes)
+    facts = StageFacts(grid, networks, 100, BATCH, IMAGE, case.classes > 0)
+    objective = objective.prepare(facts)
     tables = make_level_tables(
         schedule,
         grid,
@@ -286,8 +286,9 @@ def numbers(name: str) -> dict[str, Any]:
             own, shared = _of_update(update, params, bind, batch, tables)
             found["+".join(update.trained)] = own
             batch = batch.replace(shared={**batch.shared, **shared})  # type: ignore[attr-defined]
-        if objective.panels and case.panels:
-            drawn = objective.panels.draw(bind(params), batch.image, tables, batch.cond)
+        panels = objective.diagnostics.panels
+        if panels and case.panels:
+            drawn = panels.draw(bind(params), batch.image, tables, batch.cond)
             found["panels"] = [summary(x) for x in drawn]
     return found
 

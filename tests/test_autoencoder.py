@@ -99,7 +99,7 @@ def test_latents_are_drawn_and_the_divergence_is_0_at_the_standard_normal():
 def test_the_scaling_is_one_over_the_spread_of_draws():
     """Of a mixture of Gaussians around the images, with a mean that is not 0."""
     images = jnp.asarray(np.random.default_rng(0).uniform(-0.2, 1.0, (50, 4, 4, 1)), jnp.float32)
-    measures = make_objective({"name": "autoencoder"}).measures
+    measures = make_objective({"name": "autoencoder"}).diagnostics.measures
     numbers = measures.of_images(bound(scale=3.0, spread=-1.0), images)
     found = measures.stored({k: float(np.mean(v)) for k, v in numbers.items()})
     wanted = np.sqrt(np.var(3.0 * np.asarray(images)) + np.exp(-1.0))
@@ -176,7 +176,7 @@ def test_alarms_say_what_is_wrong():
 def test_hyperparameters_are_checked(settings, part):
     def prepare():
         made = make_objective({"name": "autoencoder", **settings})
-        return made.prepare_stage(StageFacts(9, 4, (8, 8, 1)))
+        return made.prepare(StageFacts(np.arange(2), steps=9, batch_size=4, image_shape=(8, 8, 1)))
 
     with pytest.raises(ConfigError) as error:
         prepare()

@@ -14,7 +14,7 @@ from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import bind, init_inputs
 from ddistill.objectives.catch_up import velocity
 from ddistill.objectives.denoising import Denoising
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.sampling import draw_index, normal
 from ddistill.objectives.states import noised
 from ddistill.schedules import Schedule, linear_path
@@ -29,7 +29,7 @@ both_orders = pytest.mark.parametrize("order", [1, 2])
 def prepared(order=1, width=6, **hyper):
     objective = make_objective({"name": "catch_up", "runge_kutta": order, **hyper})
     facts = NetworkFacts(student_features={"last": (4, 4, width)}, student_prediction="flow")
-    return objective.prepare(np.arange(LEVELS + 1)).prepare_networks(facts)
+    return objective.prepare(StageFacts(np.arange(LEVELS + 1), facts))
 
 
 def path_tables(schedule=PATH):
@@ -284,7 +284,7 @@ def test_settings_that_cannot_work_are_refused(hyper, words):
 def test_grids_and_predictions_that_cannot_work_are_refused(order):
     objective = make_objective({"name": "catch_up", "runge_kutta": order})
     with pytest.raises(ConfigError, match=f"a grid of {order} steps: with objective.runge_kutta"):
-        objective.prepare(np.arange(order + 1))
-    objective.prepare(np.arange(order + 2))
+        objective.prepare(StageFacts(np.arange(order + 1)))
+    objective.prepare(StageFacts(np.arange(order + 2)))
     with pytest.raises(ConfigError, match=r"prediction='eps'.*Allowed: flow, v, x0, edm"):
-        objective.prepare_networks(NetworkFacts(student_prediction="eps"))
+        objective.prepare(StageFacts(np.arange(5), NetworkFacts(student_prediction="eps")))

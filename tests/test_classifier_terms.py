@@ -17,6 +17,7 @@ from ddistill.objectives import make_objective
 from ddistill.objectives.classification import Classifier
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.distances import class_terms, feature_divergence
+from ddistill.objectives.parts import StageFacts
 from ddistill.objectives.progressive import Progressive
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.schedules import cosine
@@ -207,8 +208,8 @@ def test_doubling_the_batch_changes_no_mean():
 def test_sfddm_takes_the_same_distance():
     tables, batch = tiny.tables(), tiny.batch(6)
     grid = np.asarray(tables.grid)[:5]
-    plain = SFDDM(substeps=2).prepare(grid)
-    judged = SFDDM(substeps=2, classifier_weight=2.0, tau=1.0).prepare(grid)
+    plain = SFDDM(substeps=2).prepare(StageFacts(grid))
+    judged = SFDDM(substeps=2, classifier_weight=2.0, tau=1.0).prepare(StageFacts(grid))
     a, _ = plain.regression_loss(networks(), batch, tables)
     b, metrics = judged.regression_loss(networks(), batch, tables)
     assert float(metrics["classifier_distance"]) > 0

@@ -18,7 +18,7 @@ from ddistill.diffusion import Prediction, add_noise, expand, from_x0
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.consistency import doubling_levels, ect_level, ect_ratio
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.states import State
 from ddistill.schedules import cosine, karras
 
@@ -65,7 +65,7 @@ def fixed_point(name, points, **hyper):
     """
     schedule = karras(points)
     tables = make_level_tables(schedule, np.arange(points + 1))
-    objective = make_objective({"name": name, **hyper}).prepare(np.arange(points + 1))
+    objective = make_objective({"name": name, **hyper}).prepare(StageFacts(np.arange(points + 1)))
     offset, slope = np.zeros(points + 1), np.ones(points + 1)
     for i in range(1, points + 1):
         student = Affine(jnp.asarray(offset), jnp.asarray(slope), jnp.asarray(schedule.time))
@@ -105,7 +105,9 @@ def ideal(z, level):
 def test_the_exact_function_is_wrong_by_the_error_of_the_teachers_steps(points, solver, expected):
     schedule = karras(points)
     tables = make_level_tables(schedule, np.arange(points + 1))
-    objective = make_objective({"name": "cd", "solver": solver}).prepare(np.arange(points + 1))
+    objective = make_objective({"name": "cd", "solver": solver}).prepare(
+        StageFacts(np.arange(points + 1))
+    )
 
     def exact(z, level, cond=None, *, key=None):
         spread = jnp.sqrt((level.alpha * STD) ** 2 + level.sigma**2)
@@ -130,7 +132,9 @@ def test_ct_and_cd_by_eulers_method_have_equal_mean_gradients_and_unlike_varianc
     )
     found = {}
     for name, hyper in (("ct", {}), ("cd", {"solver": "ddim"})):
-        objective = make_objective({"name": name, **hyper}).prepare(np.arange(points + 1))
+        objective = make_objective({"name": name, **hyper}).prepare(
+            StageFacts(np.arange(points + 1))
+        )
         state = state_at(objective, tables, 4, MEAN + STD * X, E)
         target = objective.target({"teacher": TEACHER, "target": student}, state, tables).x0
         error = student(state.z, state.level).x0 - target
@@ -152,14 +156,14 @@ def test_the_lowest_level_is_compared_with_the_image_itself():
     tables = tiny.tables(levels=1)
     grid = np.asarray(tables.grid)[:2]
     batch = tiny.batch(4)
-    ct = make_objective({"name": "ct"}).prepare(grid)
+    ct = make_objective({"name": "ct"}).prepare(StageFacts(grid))
     state = ct.state({}, batch, tables)
     target = ct.target({"target": tiny.tiny_denoiser(2)}, state, tables)
     np.testing.assert_allclose(target.x0, batch.image, atol=1e-6)
     # One level: CD regresses onto the teacher's image, whichever its solver is.
     teacher = tiny.tiny_denoiser(3)
     for solver in ("ddim", "heun"):
-        cd = make_objective({"name": "cd", "solver": solver}).prepare(grid)
+        cd = make_objective({"name": "cd", "solver": solver}).prepare(StageFacts(grid))
         networks = {"target": tiny.tiny_denoiser(2), "teacher": teacher}
         found = cd.target(networks, state, tables).x0
         expected = teacher(state.z, state.teacher_level).x0
@@ -169,7 +173,7 @@ def test_the_lowest_level_is_compared_with_the_image_itself():
 def test_a_skip_over_all_levels_is_one_teacher_step_to_the_end():
     tables = tiny.tables(levels=4)
     objective = make_objective({"name": "cd", "solver": "ddim", "level_skip": 4}).prepare(
-        np.arange(5)
+        StageFacts(np.arange(5))
     )
     teacher = tiny.tiny_denoiser(3)
     state = objective.state({}, tiny.batch(8), tables)
@@ -181,7 +185,7 @@ def test_a_skip_over_all_levels_is_one_teacher_step_to_the_end():
 
 def test_no_gradient_reaches_the_target_and_rate_0_is_the_student_as_a_constant():
     tables, student = tiny.tables(levels=4), tiny.tiny_denoiser(1)
-    objective = make_objective({"name": "cd"}).prepare(np.arange(5))
+    objective = make_objective({"name": "cd"}).prepare(StageFacts(np.arange(5)))
     assert objective.auxiliaries["target"].rate == 0.0
 
     def total(own, other):
@@ -206,7 +210,7 @@ def test_student_and_target_drop_the_same_values():
     def network(z, level, cond=None, *, key=None):
         return from_x0(jnp.broadcast_to(jax.random.normal(key, z.shape[1:]), z.shape), z, level)
 
-    objective = make_objective({"name": "ct"}).prepare(np.arange(5))
+    objective = make_objective({"name": "ct"}).prepare(StageFacts(np.arange(5)))
     batch = tiny.batch(16)
     state = objective.state({}, batch, tables)
     values = np.asarray(loss(objective, network, network, tables, batch))
@@ -220,7 +224,7 @@ def test_student_and_target_drop_the_same_values():
 def test_distances_and_weights_are_the_published_ones():
     tables = tiny.tables(levels=4)
     batch, networks = tiny.batch(6), (tiny.tiny_denoiser(1), tiny.tiny_denoiser(2))
-    usual = make_objective({"name": "ct"}).prepare(np.arange(5))
+    usual = make_objective({"name": "ct"}).prepare(StageFacts(np.arange(5)))
     state = usual.state({}, batch, tables)
     ours = np.asarray(networks[0](state.z, state.level, key=batch.dropout_key).x0, np.float64)
     theirs = np.asarray(usual.target({"target": networks[1]}, state, tables).x0, np.float64)
@@ -240,14 +244,14 @@ def test_distances_and_weights_are_the_published_ones():
     for (distance, weight), values in expected.items():
         more = {"huber": 1e-3} if distance == "pixel_huber" else {}
         hyper = {"name": "ct", "distance": distance, "step_weight": weight, **more}
-        objective = make_objective(hyper).prepare(np.arange(5))
+        objective = make_objective(hyper).prepare(StageFacts(np.arange(5)))
         np.testing.assert_allclose(loss(objective, *networks, tables, batch), values, rtol=2e-4)
 
 
 def test_a_norm_without_a_constant_has_a_finite_gradient_where_images_agree():
     tables = tiny.tables(levels=4)
     objective = make_objective({"name": "ct", "distance": "pseudo_huber", "huber": 0.0})
-    objective = objective.prepare(np.arange(5))
+    objective = objective.prepare(StageFacts(np.arange(5)))
 
     def total(value):
         def same(z, level, cond=None, *, key=None):
@@ -355,13 +359,13 @@ def test_grids_and_predictions_that_cannot_work_are_refused():
     with pytest.raises(
         ConfigError, match=r"level_skip=5, but the student's grid has 4 levels.*1 to 4"
     ):
-        make_objective({"name": "ct", "level_skip": 5}).prepare(np.arange(5))
+        make_objective({"name": "ct", "level_skip": 5}).prepare(StageFacts(np.arange(5)))
     doubling = {"name": "ct", "curriculum": "doubling", "first_intervals": 5}
     with pytest.raises(ConfigError, match="first_intervals=5, but the student's grid has 4 levels"):
-        make_objective(doubling).prepare(np.arange(5))
-    objective = make_objective({"name": "cd"}).prepare(np.arange(5))
+        make_objective(doubling).prepare(StageFacts(np.arange(5)))
+    objective = make_objective({"name": "cd"}).prepare(StageFacts(np.arange(5)))
     with pytest.raises(ConfigError, match=r"prediction='x0'.*Allowed: eps, v, edm"):
-        objective.prepare_networks(NetworkFacts(student_prediction="x0"))
+        objective.prepare(StageFacts(np.arange(5), NetworkFacts(student_prediction="x0")))
     assert objective.requires.all_levels
 
 
@@ -375,5 +379,5 @@ def test_grids_and_predictions_that_cannot_work_are_refused():
     ],
 )
 def test_calls_of_the_teacher(hyper, calls):
-    objective = make_objective(hyper).prepare(np.arange(5))
+    objective = make_objective(hyper).prepare(StageFacts(np.arange(5)))
     assert (objective.teacher_calls(), objective.teacher_calls(2)) == calls

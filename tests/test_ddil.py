@@ -44,8 +44,9 @@ MIXED = {"teacher_states": 0.2, "student_states": 0.5}
 
 
 def prepared(name, steps=100, batch=6, conditional=False, **changes):
-    objective = make_objective({"name": name, **METHODS.get(name, {}), **changes}).prepare(GRID)
-    return objective.prepare_stage(StageFacts(steps, batch, tiny.IMAGE, conditional))
+    objective = make_objective({"name": name, **METHODS.get(name, {}), **changes})
+    sizes = {"steps": steps, "batch_size": batch, "image_shape": tiny.IMAGE}
+    return objective.prepare(StageFacts(GRID, **sizes, conditional=conditional))
 
 
 def networks():

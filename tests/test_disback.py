@@ -15,7 +15,7 @@ from ddistill import data
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import make_level_tables, make_objective
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.planning.lineage import cost, distillation
 from ddistill.recipes import disback, objective, smoke
 from ddistill.runtime.interrupt import Interrupted, StopRequest
@@ -204,8 +204,9 @@ def test_the_path_leads_from_the_teacher_to_the_untrained_student():
 
 def test_the_first_node_does_not_move_an_untrained_student():
     """The fake denoiser starts as the first teacher, and scores of equal networks cancel."""
-    method = make_objective({"name": "dmd2", **OPTIONS["loss"]}).prepare(np.array([0, 16]))
-    method = method.prepare_networks(NetworkFacts(teacher=tiny.TinyNet(), prediction="v"))
+    method = make_objective({"name": "dmd2", **OPTIONS["loss"]}).prepare(
+        StageFacts(np.array([0, 16]), NetworkFacts(teacher=tiny.TinyNet(), prediction="v"))
+    )
     tables = make_level_tables(cosine(16), np.array([0, 16]))
     ours, node = tiny.tiny_denoiser(1), tiny.tiny_denoiser(2)
 
@@ -229,7 +230,9 @@ def test_costs_are_those_of_both_stages():
     assert degradation.teacher_calls() == 1
     assert not degradation.requires.images
     assert degradation.requires.teacher
-    dmd2 = make_objective({"name": "dmd2", **OPTIONS["loss"]}).prepare(np.array([0, 16]))
+    dmd2 = make_objective({"name": "dmd2", **OPTIONS["loss"]}).prepare(
+        StageFacts(np.array([0, 16]))
+    )
     assert dmd2.teacher_calls() == 0.5
 
 

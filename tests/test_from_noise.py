@@ -14,7 +14,7 @@ from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.boot import next_signal
 from ddistill.objectives.from_noise import Path
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.pid import ode_x0
 from ddistill.schedules import Level, cosine, karras, make_grid, subsequence
 
@@ -63,7 +63,7 @@ def networks(student, teacher=None):
 
 
 def prepared(name, **hyper):
-    return make_objective({"name": name, **hyper}).prepare(np.arange(5))
+    return make_objective({"name": name, **hyper}).prepare(StageFacts(np.arange(5)))
 
 
 @pytest.mark.parametrize("name", ["boot", "pid"])
@@ -182,8 +182,8 @@ def test_needs_and_costs(name):
     assert objective.sampler == "from_noise"
     assert objective.requires.all_levels
     with pytest.raises(ConfigError, match="a grid of one step"):
-        make_objective({"name": name}).prepare(np.arange(2))
+        make_objective({"name": name}).prepare(StageFacts(np.arange(2)))
     with pytest.raises(ConfigError, match=r"prediction='eps'.*Allowed: v, x0, edm"):
-        objective.prepare_networks(NetworkFacts(student_prediction="eps"))
+        objective.prepare(StageFacts(np.arange(5), NetworkFacts(student_prediction="eps")))
     with pytest.raises(ConfigError, match="distance"):
         make_objective({"name": name, "distance": "lpips"})

@@ -24,7 +24,7 @@ from ddistill.evaluation.sampling import noise_bank
 from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.export.__main__ import main as export
 from ddistill.objectives import Batch, make_level_tables, make_objective
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.planning.manifests import TrainedManifest
 from ddistill.schedules import cosine, subsequence
 from ddistill.settings import (
@@ -74,9 +74,8 @@ def examples(count=6):
 
 def prepared(name, levels, **hyper):
     objective = make_objective({"name": name, "guidance_range": (LOW, HIGH), **hyper})
-    return objective.prepare(np.arange(0, 17, 16 // levels)).prepare_networks(
-        NetworkFacts(teacher=tiny.TinyNet(num_classes=2), student_prediction="v")
-    )
+    networks = NetworkFacts(teacher=tiny.TinyNet(num_classes=2), student_prediction="v")
+    return objective.prepare(StageFacts(np.arange(0, 17, 16 // levels), networks))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ddistill.objectives.base import bind, init_inputs, trained_auxiliaries
 from ddistill.objectives.inputs import Batch, Pairs, Share, make_level_tables
 from ddistill.objectives.matching.generator import generator_input, with_gradient
 from ddistill.objectives.matching.losses import score_difference
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.samplers import ddim
 from ddistill.schedules import cosine, karras, make_grid, subsequence
 from ddistill.training.state import new_state
@@ -34,11 +34,15 @@ def tables(schedule=None, steps=1, **shown):
     return make_level_tables(schedule, make_grid(schedule, steps, "trailing"), share=Share(**shown))
 
 
-def objective(name="dmd", steps=1, schedule=None, **hyper):
+NONE = NetworkFacts()
+
+
+def objective(name="dmd", steps=1, schedule=None, networks=NONE, **hyper):
     if name == "dmd":
         hyper = {"regression_weight": 0.0, **hyper}
     made = make_objective({"name": name, **hyper})
-    return made.prepare(make_grid(schedule or cosine(64), steps, "trailing"))
+    grid = make_grid(schedule or cosine(64), steps, "trailing")
+    return made.prepare(StageFacts(grid, networks))
 
 
 def batch(count=8, seed=0, image=IMAGE, conditional=False, pairs=None):
@@ -215,7 +219,7 @@ def trained(name, steps=1, conditional=False, **hyper):
         hyper = {"features": ("last",), **hyper}
     features = {"last": (*tiny.IMAGE[:2], module.width)}
     facts = NetworkFacts(module, "v", teacher_features=features)
-    made = objective(name, steps, **hyper).prepare_networks(facts)
+    made = objective(name, steps, networks=facts, **hyper)
     params = {}
     modules = {"student": module, **trained_auxiliaries(made)}
     for i, (n, m) in enumerate(modules.items()):

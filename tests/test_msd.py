@@ -126,7 +126,7 @@ def test_panels_of_a_training(trained, evaluated):
     teacher = networks(trained.plans[0])
     same = {"student": student, "teacher": teacher, "fake": teacher}
     tables = plan.students[1].tables
-    *_, driven = plan.objective.panels.draw(same, noise, tables, cond)
+    *_, driven = plan.objective.diagnostics.panels.draw(same, noise, tables, cond)
     np.testing.assert_array_equal(driven, 0.0)
     assert "Inside the stage" in (evaluated[1] / "report.html").read_text()
 

@@ -19,7 +19,7 @@ from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.objectives import OBJECTIVES, Objective, Update, make_level_tables, make_objective
 from ddistill.objectives.base import start_memory
-from ddistill.objectives.parts import DENOISER, Auxiliary, LossAux, Memory, Requirements
+from ddistill.objectives.parts import DENOISER, Auxiliary, LossAux, Memory, Requirements, StageFacts
 from ddistill.objectives.states import State, rollout
 from ddistill.planning.checks.levels import notes as notes_of
 from ddistill.runtime.interrupt import Interrupted, StopRequest
@@ -276,7 +276,9 @@ def test_rollout_states_carry_no_gradient():
 
 
 def regression(**changes):
-    return make_objective({"name": "o2mkd", **changes}).prepare(np.asarray(tiny.tables().grid)[:5])
+    return make_objective({"name": "o2mkd", **changes}).prepare(
+        StageFacts(np.asarray(tiny.tables().grid)[:5])
+    )
 
 
 def loss_of(objective, seed=0):
@@ -313,7 +315,7 @@ def test_rollouts_are_counted_and_belong_to_no_image_of_the_data():
     assert (mixed.teacher_calls(), mixed.teacher_calls(2)) == (1 + 3, 2 + 6)
     sfddm = {"name": "sfddm", "substeps": 2}
     assert [
-        make_objective({**sfddm, "teacher_states": share}).prepare(grid).teacher_calls()
+        make_objective({**sfddm, "teacher_states": share}).prepare(StageFacts(grid)).teacher_calls()
         for share in (0.0, 0.1)
     ] == [3, 6]
     with pytest.raises(ConfigError, match="the distance 'data' compares with the data"):

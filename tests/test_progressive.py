@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ddistill.diffusion import Prediction, expand
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
+from ddistill.objectives.parts import StageFacts
 from ddistill.objectives.progressive import LOSSES, Progressive
 from ddistill.objectives.sampling import normal, uniform_index
 from ddistill.schedules import Schedule, cosine, make_schedule
@@ -233,7 +234,7 @@ def test_teacher_calls_are_what_the_loss_makes():
 
 def test_grid_without_a_middle_is_refused():
     with pytest.raises(ConfigError, match=r"levels 1 and 2 are teacher levels 2 and 5"):
-        Progressive().prepare(np.array([0, 2, 5, 8]))
+        Progressive().prepare(StageFacts(np.array([0, 2, 5, 8])))
 
 
 @pytest.mark.parametrize(

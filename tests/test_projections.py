@@ -24,7 +24,7 @@ from ddistill.errors import ConfigError
 from ddistill.objectives import hyperparameters, make_objective
 from ddistill.objectives.base import init_inputs, trained_auxiliaries
 from ddistill.objectives.o2mkd import O2MKD
-from ddistill.objectives.parts import NetworkFacts, Taps
+from ddistill.objectives.parts import NetworkFacts, StageFacts, Taps
 from ddistill.objectives.sampling import normal
 from ddistill.parsing import parse
 from ddistill.planning.checks.networks import check_network
@@ -52,7 +52,7 @@ def prepared(student, teacher, **hyper) -> O2MKD:
         check_network(context, objective, student, taps.student),
         check_network(context, objective, teacher, taps.teacher),
     )
-    return objective.prepare_networks(NetworkFacts(teacher, "eps", *shapes))
+    return objective.prepare(StageFacts(np.arange(5), NetworkFacts(teacher, "eps", *shapes)))
 
 
 class TwoTaps(nn.Module):

@@ -152,9 +152,9 @@ class Judge:
 
 def prepared(steps=100, batch=6, **changes):
     objective = make_objective({"name": "rdd", **SMALL, **changes})
-    objective = objective.prepare(np.asarray(tiny.tables().grid)[:5])
-    objective = objective.prepare_networks(NetworkFacts(classifier_features={FINAL_MAP: MAP}))
-    return objective.prepare_stage(StageFacts(steps, batch, tiny.IMAGE))
+    grid = np.asarray(tiny.tables().grid)[:5]
+    networks = NetworkFacts(classifier_features={FINAL_MAP: MAP})
+    return objective.prepare(StageFacts(grid, networks, steps, batch, tiny.IMAGE))
 
 
 def networks(objective, student=1):

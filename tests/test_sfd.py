@@ -15,6 +15,7 @@ from ddistill.diffusion import analytic_prediction, ddim_step
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import student_updates
+from ddistill.objectives.parts import StageFacts
 from ddistill.objectives.sfd import teacher_path
 from ddistill.schedules import Schedule, cosine, make_grid, subsequence
 from ddistill.training.step import _joined
@@ -23,7 +24,7 @@ MEAN, STD = 0.3, 0.7
 
 
 def sfd(levels=4, **hyper):
-    return make_objective({"name": "sfd", **hyper}).prepare(np.arange(levels + 1) * 8)
+    return make_objective({"name": "sfd", **hyper}).prepare(StageFacts(np.arange(levels + 1) * 8))
 
 
 def updates(objective, networks, batch, tables):
@@ -77,7 +78,7 @@ def test_the_path_is_the_teachers_sampler_on_the_fine_grid():
     z = jnp.asarray(np.random.default_rng(0).standard_normal((4, 1, 1, 1)), jnp.float32)
     for solver in ("ddim", "dpm_solver_pp"):
         objective = make_objective({"name": "sfd", "substeps": 8, "solver": solver})
-        walk = objective.prepare(np.array([0, 8, 16])).walk(teacher, tables, None)
+        walk = objective.prepare(StageFacts(np.array([0, 8, 16]))).walk(teacher, tables, None)
         path = teacher_path(walk, z, 2, 8)
         _, states = samplers.get_sampler(solver)(teacher, schedule, z, trajectory=True)
         np.testing.assert_allclose(path[:, 0], states[8], rtol=1e-4, atol=1e-5)
@@ -96,7 +97,7 @@ def test_the_denoiser_that_a_student_of_three_steps_needs():
     schedule = Schedule(*(np.float32(x) for x in (np.ones_like(fine), fine, np.log(fine) / 4)))
     grid = np.arange(count + 1) * k
     tables = make_level_tables(schedule, grid)
-    objective = make_objective({"name": "sfd", "substeps": k}).prepare(grid)
+    objective = make_objective({"name": "sfd", "substeps": k}).prepare(StageFacts(grid))
     start = MEAN + 0.6 * np.sqrt(STD**2 + 80.0**2)
     walk = objective.walk(GaussianDenoiser(MEAN, STD), tables, None)
     path = teacher_path(walk, jnp.full((1, 1, 1, 1), start, jnp.float32), count, k)
@@ -186,7 +187,7 @@ def test_costs_and_needs():
 )
 def test_settings_that_cannot_work_are_refused(hyper, grid, words):
     with pytest.raises(ConfigError, match=words):
-        make_objective({"name": "sfd", **hyper}).prepare(np.array(grid))
+        make_objective({"name": "sfd", **hyper}).prepare(StageFacts(np.array(grid)))
 
 
 # --------------------------------------------------------------------------------------- SFD-v
@@ -206,7 +207,7 @@ def told_nothing(seed):
 def test_every_number_of_steps_is_walked_as_by_a_student_of_that_number(first):
     full = make_level_tables(cosine(32), np.arange(33))
     method = make_objective({"name": "sfd", "step_counts": (2, 4, 3), "analytic_first": first})
-    method = method.prepare(np.arange(33))
+    method = method.prepare(StageFacts(np.arange(33)))
     teacher = tiny.tiny_denoiser(2)
     for step, count in enumerate((4, 3, 2, 4)):
         # The objective's own updates, as far as they are due.
@@ -220,7 +221,7 @@ def test_every_number_of_steps_is_walked_as_by_a_student_of_that_number(first):
             batch = batch.replace(shared={**batch.shared, **aside.shared})
             losses.append(np.asarray(values))
         grid = make_grid(cosine(32), count)
-        plain = make_objective({"name": "sfd", "analytic_first": first}).prepare(grid)
+        plain = make_objective({"name": "sfd", "analytic_first": first}).prepare(StageFacts(grid))
         networks["student"] = tiny.tiny_denoiser(1)
         coarse = make_level_tables(cosine(32), grid)
         wanted, shared = updates(plain, networks, tiny.batch(3), coarse)
@@ -255,4 +256,4 @@ def test_means_of_updates_that_do_not_always_run():
 )
 def test_numbers_of_steps_that_cannot_work(hyper, levels, words):
     with pytest.raises(ConfigError, match=words):
-        make_objective({"name": "sfd", **hyper}).prepare(make_grid(cosine(32), levels))
+        make_objective({"name": "sfd", **hyper}).prepare(StageFacts(make_grid(cosine(32), levels)))

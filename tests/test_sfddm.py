@@ -22,6 +22,7 @@ from ddistill.diffusion import (
 from ddistill.errors import ConfigError
 from ddistill.objectives import LevelTables, make_level_tables, make_objective
 from ddistill.objectives.base import static_part
+from ddistill.objectives.parts import StageFacts
 from ddistill.objectives.sfddm import SFDDM
 from ddistill.samplers import dpm_solver_pp
 from ddistill.schedules import cosine, make_grid, subsequence
@@ -30,7 +31,7 @@ RELEASED = {"output_weight": 1.0, "output": "eps", "output_norm": "l1", "feature
 
 
 def prepared(tables: LevelTables, **hyper) -> SFDDM:
-    return SFDDM(**hyper).prepare(np.asarray(tables.grid)[: int(tables.count) + 1])
+    return SFDDM(**hyper).prepare(StageFacts(np.asarray(tables.grid)[: int(tables.count) + 1]))
 
 
 def loss(objective, student, teacher, tables, batch=None):
@@ -330,7 +331,7 @@ def test_walk_visits_the_teachers_own_levels_in_order(steps, levels, k):
     grid = make_grid(cosine(steps), levels, "trailing")
     tables = make_level_tables(cosine(steps), grid)
     k = min(k, int(np.diff(grid).min()))
-    objective = SFDDM(substeps=k).prepare(grid)
+    objective = SFDDM(substeps=k).prepare(StageFacts(grid))
     index = jnp.arange(1, levels + 1)
     walk = [objective.sub_level(j, index, tables) for j in range(k + 1)]
     times = np.stack([np.asarray(level.time) for level in walk])

@@ -12,6 +12,7 @@ import pytest
 import tiny
 
 from ddistill.objectives import make_objective
+from ddistill.objectives.parts import StageFacts
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import AXES, Layout, data_mesh, over_data, replicate, replicated
 from ddistill.training.compiled import Chunk
@@ -36,7 +37,7 @@ def trained(devices: int, steps: int = 3, count: int = 1, **changes):
     optimizer = {"student": optax.adam(1e-2)}
     mesh = data_mesh(8 // changes.get("accumulate", 1), jax.devices()[:devices])
     s = StepSettings(
-        objective=objective.prepare(np.asarray(tables.grid)[:5]),
+        objective=objective.prepare(StageFacts(np.asarray(tables.grid)[:5])),
         modules={"student": tiny.TinyNet(dropout=0.2)},
         prediction="v",
         optimizers=optimizer,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ddistill.errors import ConfigError
 from ddistill.objectives import make_objective
 from ddistill.objectives.base import Objective
-from ddistill.objectives.parts import Update
+from ddistill.objectives.parts import StageFacts, Update
 from ddistill.optimizers import (
     OPTIMIZERS,
     check_optimizer,
@@ -38,7 +38,7 @@ def setup(name="sfddm", **changes):
     objective = make_objective({"name": name, **({"substeps": 2} if name == "sfddm" else {})})
     optimizer = {"student": optax.adam(1e-2)}
     s = StepSettings(
-        objective=objective.prepare(np.asarray(tables.grid)[:5]),
+        objective=objective.prepare(StageFacts(np.asarray(tables.grid)[:5])),
         modules={"student": tiny.TinyNet()},
         prediction="v",
         optimizers=optimizer,

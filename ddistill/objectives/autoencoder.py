@@ -20,6 +20,7 @@ from ddistill.objectives.parts import (
     Alarm,
     Auxiliary,
     Bound,
+    Diagnostics,
     ImageShape,
     LossAux,
     Measures,
@@ -162,14 +163,14 @@ class Autoencoder(Objective):
         return {"discriminator": Auxiliary(_DISCRIMINATOR, module)}
 
     @property
-    def quality_metric(self) -> str:
-        """The reconstruction error, because the discriminator's part of the loss is no quality."""
-        return "reconstruction_error"
+    def diagnostics(self) -> Diagnostics:
+        """PSNR, KL divergence, and the spread of latents with the scaling factor.
 
-    @property
-    def measures(self) -> Measures:
-        """PSNR, KL divergence, and the spread of latents with the scaling factor."""
-        return Measures(measure_images, stored_numbers)
+        The best checkpoint is that of the lowest reconstruction error, because the discriminator's
+        part of the loss is no quality.
+        """
+        measures = Measures(measure_images, stored_numbers)
+        return Diagnostics("reconstruction_error", autoencoder_alarms, measures=measures)
 
     def dynamic_hparams(self) -> Mapping[str, int | float]:
         """The weight of the KL divergence."""
@@ -179,7 +180,7 @@ class Autoencoder(Objective):
         """The discriminator's, without one."""
         return () if self.gan_weight else ("gan_start", "gan_width", "gan_layers")
 
-    def prepare_stage(self, facts: StageFacts) -> Self:
+    def prepare(self, facts: StageFacts) -> Self:
         """Checks that the discriminator starts before the stage ends.
 
         Raises:
@@ -191,7 +192,7 @@ class Autoencoder(Objective):
                 "stage, so that the discriminator is never used. Lower it, or set gan_weight=0."
             )
         side = min(facts.image_shape[:2])
-        if self.gan_weight and side < 2**self.gan_layers:
+        if self.gan_weight and 0 < side < 2**self.gan_layers:
             raise ConfigError(
                 f"objective.gan_layers={self.gan_layers} needs images of {2**self.gan_layers} "
                 f"pixels a side, and these have {side}. Set it to {side.bit_length() - 1} or less."
@@ -236,10 +237,6 @@ class Autoencoder(Objective):
         hinge = 0.5 * (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake))
         metrics = {"logit_real": jnp.mean(real), "logit_fake": jnp.mean(fake)}
         return jnp.mean(hinge, axis=(1, 2, 3)), metrics
-
-    def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
-        """Latents without information or without bounds, and a discriminator that has won."""
-        return autoencoder_alarms(means)
 
 
 # (metric, alarm, below or above, threshold, threshold of a fatal alarm, meaning)

@@ -24,16 +24,13 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives.inputs import LevelTables
 from ddistill.objectives.parts import (
     DENOISER,
-    Alarm,
     Auxiliary,
     Bound,
+    Diagnostics,
     FeatureShapes,
     ImageShape,
-    Measures,
     Memory,
-    NetworkFacts,
     NetworkForm,
-    Panels,
     Range,
     Requirements,
     StageFacts,
@@ -76,11 +73,6 @@ class Objective:
         return {}
 
     @property
-    def guides_teacher(self) -> bool:
-        """Whether the losses guide the teacher: a prediction is then two forward passes."""
-        return False
-
-    @property
     def taps(self) -> Taps:
         """Feature taps that the losses read."""
         return Taps()
@@ -91,53 +83,25 @@ class Objective:
         return ""
 
     @property
-    def quality_metric(self) -> str:
-        """The metric that selects the best checkpoint, lower is better; "" for the loss."""
-        return ""
-
-    @property
     def null_class_share(self) -> float | None:
         """Share of examples without a class that the student is trained on; None if not known."""
         return None
 
     @property
-    def panels(self) -> Panels | None:
-        """Pictures of a student for the report."""
-        return None
+    def diagnostics(self) -> Diagnostics:
+        """What is watched while students train, and measured and drawn of trained ones."""
+        return Diagnostics()
 
-    @property
-    def measures(self) -> Measures | None:
-        """Numbers that are measured of the trained student and stored with the stage."""
-        return None
-
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Checks the hyperparameters against a student's grid and fills in what depends on it.
+    def prepare(self, facts: StageFacts) -> Self:
+        """Checks the hyperparameters against the stage and fills in what depends on it.
 
         Args:
-          grid: `[N+1]` increasing indices of the teacher's levels.
+          facts: the student's grid, the networks and the sizes of the stage. When a finished run is
+            opened, the networks and sizes are not known.
 
         Raises:
-          ConfigError: a hyperparameter that cannot work on this grid.
-        """
-        del grid
-        return self
-
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Checks the hyperparameters against the networks and fills in what depends on them.
-
-        Raises:
-          ConfigError: features that cannot be compared, or classes that do not fit.
-        """
-        advice = "Name a tap where both shapes are equal, or give both networks the same width."
-        if self.taps.student:
-            check_feature_shapes(facts.student_features, facts.teacher_features, advice)
-        return self
-
-    def prepare_stage(self, facts: StageFacts) -> Self:
-        """Checks the hyperparameters against a stage's sizes and fills in what depends on them.
-
-        Raises:
-          ConfigError: a memory that the stage cannot fill.
+          ConfigError: a hyperparameter that cannot work on the grid or with the networks, or a
+            memory that the stage cannot fill.
         """
         del facts
         return self
@@ -164,11 +128,6 @@ class Objective:
         """
         del each
         return 0
-
-    def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
-        """The alarms that the mean metrics of a log interval raise."""
-        del means
-        return ()
 
 
 Method = TypeVar("Method", bound=Objective)

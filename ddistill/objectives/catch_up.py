@@ -18,7 +18,6 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
@@ -34,10 +33,10 @@ from ddistill.objectives.parts import (
     Auxiliary,
     Bound,
     ImageShape,
-    NetworkFacts,
     NetworkForm,
     Networks,
     Requirements,
+    StageFacts,
     Taps,
     Update,
 )
@@ -84,25 +83,27 @@ class CatchUp(Objective):
                 "levels, and a constant velocity fulfils the rest. Set it above 0."
             )
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Refuses a grid on which every step ends at the clean level."""
-        if len(grid) - 1 <= self.runge_kutta:
+    def prepare(self, facts: StageFacts) -> Self:
+        """Notes the width of the second head.
+
+        Raises:
+          ConfigError: a grid on which every step ends at the clean level, or a student that
+            predicts eps.
+        """
+        if facts.num_steps <= self.runge_kutta:
             raise ConfigError(
-                f"a grid of {len(grid) - 1} steps: with objective.runge_kutta={self.runge_kutta} "
+                f"a grid of {facts.num_steps} steps: with objective.runge_kutta={self.runge_kutta} "
                 "every step ends at the clean level, and nothing is left but flow matching. Set "
                 "grid.steps to 16 or more, or to 0 for all of the teacher's levels."
             )
-        return super().prepare(grid)
-
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Notes the width of the second head; refuses a student that predicts eps."""
-        if facts.student_prediction == "eps":
+        if facts.networks.student_prediction == "eps":
             raise ConfigError(
                 "prediction='eps': the velocity eps - x0 divides its error by alpha, nearly 0 in "
                 "noise. Allowed: flow, v, x0, edm."
             )
-        width = facts.student_features[_TAP][-1] if _TAP in facts.student_features else 0
-        return dataclasses.replace(self, head_width=width)
+        features = facts.networks.student_features
+        width = features[_TAP][-1] if _TAP in features else 0
+        return dataclasses.replace(super().prepare(facts), head_width=width)
 
     @property
     def requires(self) -> Requirements:

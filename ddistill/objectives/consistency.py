@@ -20,7 +20,6 @@ from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ddistill.diffusion import (
@@ -40,9 +39,9 @@ from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import (
     DENOISER,
     Auxiliary,
-    NetworkFacts,
     Networks,
     Requirements,
+    StageFacts,
 )
 from ddistill.objectives.sampling import LAWS, Law, draw_level
 from ddistill.objectives.states import State, noised
@@ -127,9 +126,12 @@ class Consistency(Distillation):
             check_unused(self, f"objective.distance is {self.distance!r}", "huber")
         super().__post_init__()
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Refuses more levels between student and target than the grid has."""
-        steps = len(grid) - 1
+    def prepare(self, facts: StageFacts) -> Self:
+        """Refuses more levels between student and target than the grid has, and `x0`-prediction.
+
+        Nothing ties the image of a student that predicts x0 to the data.
+        """
+        steps = facts.num_steps
         for name in ("level_skip", "first_intervals"):
             value = getattr(self, name)
             if value > steps and (name == "level_skip" or self.curriculum == "doubling"):
@@ -137,17 +139,13 @@ class Consistency(Distillation):
                     f"objective.{name}={value}, but the student's grid has {steps} levels. "
                     f"Allowed: 1 to {steps}."
                 )
-        return super().prepare(grid)
-
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Refuses a student that predicts x0, because nothing ties its image to the data."""
-        if facts.student_prediction == "x0":
+        if facts.networks.student_prediction == "x0":
             raise ConfigError(
                 "prediction='x0': the image of a consistency model at the clean end is the noisy "
                 "image itself, which a network that predicts x0 does not see; it would learn any "
                 "constant. Allowed: eps, v, edm, flow."
             )
-        return super().prepare_networks(facts)
+        return super().prepare(facts)
 
     @property
     def requires(self) -> Requirements:

@@ -19,7 +19,7 @@ from ddistill.objectives.base import check_unused
 from ddistill.objectives.distances import ERRORS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch
-from ddistill.objectives.parts import NetworkFacts
+from ddistill.objectives.parts import StageFacts
 from ddistill.objectives.sampling import LAWS, Law
 
 # Laws of t = sigma / (alpha + sigma), beside `LAWS`.
@@ -110,12 +110,12 @@ class Denoising(Distillation):
         """The share of dropped labels."""
         return self.label_dropout
 
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
+    def prepare(self, facts: StageFacts) -> Self:
         """Refuses label dropout to anything but the null class."""
-        known = facts.num_classes
+        known = facts.networks.num_classes
         if known and self.label_dropout and self.null_class != known:
             raise ConfigError(
                 f"objective.null_class={self.null_class}, but the null class of a network with "
                 f"{known} classes is {known}; a dropped label would be another class."
             )
-        return self
+        return super().prepare(facts)

@@ -8,7 +8,7 @@ classifier's feature space (CFD and RCFD, arXiv 2211.12039), weights and metrics
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from ddistill.conditions import Condition
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError
 from ddistill.objectives.base import (
+    check_feature_shapes,
     check_not_negative,
     hparam,
     predict,
@@ -34,7 +35,14 @@ from ddistill.objectives.distances import (
 )
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.mixing import MixedStates
-from ddistill.objectives.parts import LossAux, Networks, Requirements, Update
+from ddistill.objectives.parts import (
+    FeatureShapes,
+    LossAux,
+    Networks,
+    Requirements,
+    StageFacts,
+    Update,
+)
 from ddistill.objectives.sampling import Law
 from ddistill.objectives.states import State, forward_state
 from ddistill.typing import Features, Images, Metrics, PerExample
@@ -95,6 +103,17 @@ class Distillation(MixedStates):
         self.check_states()
         self._check_weights()
         self._check_rollouts()
+
+    def prepare(self, facts: StageFacts) -> Self:
+        """Refuses features that cannot be compared, see `check_features`."""
+        if self.taps.teacher:
+            self.check_features(facts.networks.student_features, facts.networks.teacher_features)
+        return super().prepare(facts)
+
+    def check_features(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        """Raises `ConfigError` where student and teacher have features of unlike shapes."""
+        advice = "Name a tap where both shapes are equal, or give both networks the same width."
+        check_feature_shapes(student, teacher, advice)
 
     def _check_rollouts(self) -> None:
         of_data = [name for name in self.terms() if self._target_of(name) == "data"]

@@ -15,7 +15,6 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from ddistill.conditions import Condition
@@ -25,7 +24,7 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Objective
 from ddistill.objectives.distances import REGRESSIONS, regression_distance
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import NetworkFacts, Networks, Requirements
+from ddistill.objectives.parts import Networks, Requirements, StageFacts
 from ddistill.objectives.sampling import normal
 from ddistill.schedules import Level
 from ddistill.typing import Images, PerExample
@@ -44,24 +43,24 @@ class FromNoise(Objective):
     def __post_init__(self):
         check_choice("objective.distance", self.distance, REGRESSIONS)
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Refuses a grid of one step, which has no level below the noisiest one."""
-        if len(grid) < 3:
+    def prepare(self, facts: StageFacts) -> Self:
+        """Refuses a grid of one step, and a student that predicts eps.
+
+        A grid of one step has no level below the noisiest one, and eps says nothing of the image in
+        pure noise.
+        """
+        if facts.num_steps < 2:
             raise ConfigError(
                 "a grid of one step: the student follows the teacher's path over several levels. "
                 "Set grid.steps to 2 or more, or to 0 for all of the teacher's levels."
             )
-        return super().prepare(grid)
-
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Refuses a student that predicts eps, which says nothing of the image in pure noise."""
-        if facts.student_prediction == "eps":
+        if facts.networks.student_prediction == "eps":
             raise ConfigError(
                 "prediction='eps': the student answers from pure noise, where an image is its "
                 "prediction divided by alpha, nearly 0. Allowed: v, x0, edm, flow; with a teacher "
                 "that predicts eps, name one of them as the stage's prediction and init='fresh'."
             )
-        return super().prepare_networks(facts)
+        return super().prepare(facts)
 
     @property
     def requires(self) -> Requirements:

@@ -21,7 +21,7 @@ from ddistill.errors import ConfigError
 from ddistill.objectives.base import filled_in
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import LossAux, NetworkFacts, Networks, Range, Requirements
+from ddistill.objectives.parts import LossAux, Networks, Range, Requirements, StageFacts
 from ddistill.typing import Metrics, PerExample
 from ddistill.wrapped_denoiser import with_guidance
 
@@ -56,15 +56,15 @@ class GuidedDistillation(Distillation):
             )
         super().__post_init__()
 
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
+    def prepare(self, facts: StageFacts) -> Self:
         """Notes whether the teacher is given the guidance, and its null class."""
-        found = super().prepare_networks(facts)
+        found, teacher = super().prepare(facts), facts.networks.teacher
         if not self.guidance_range:
             return found
         return dataclasses.replace(
             found,
-            teacher_takes_guidance=GUIDANCE in getattr(facts.teacher, "extras", ()),
-            teacher_null_class=int(getattr(facts.teacher, "num_classes", 0)),
+            teacher_takes_guidance=GUIDANCE in getattr(teacher, "extras", ()),
+            teacher_null_class=int(getattr(teacher, "num_classes", 0)),
         )
 
     @property
@@ -76,14 +76,10 @@ class GuidedDistillation(Distillation):
         return {GUIDANCE: Range(low, high)}
 
     @property
-    def guides_teacher(self) -> bool:
-        """Whether a prediction of the teacher is two forward passes."""
-        return bool(self.guidance_range) and not self.teacher_takes_guidance
-
-    @property
     def requires(self) -> Requirements:
-        """Also a teacher that can be guided, where the guidance has a range."""
-        reason = "objective.guidance_range guides it" if self.guidance_range else ""
+        """Also a teacher that can be guided, unless it is given the guidance."""
+        guided = self.guidance_range and not self.teacher_takes_guidance
+        reason = "objective.guidance_range guides it" if guided else ""
         return dataclasses.replace(super().requires, guided_teacher=reason)
 
     def inert_hparams(self) -> tuple[str, ...]:

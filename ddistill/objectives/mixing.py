@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-
 from ddistill.errors import ConfigError
 from ddistill.objectives.base import Objective, check_not_negative, check_unused, filled_in
 from ddistill.objectives.inputs import Batch, LevelTables
@@ -131,22 +129,22 @@ class MixedStates(Objective):
         }
         return found | ({REPLAY_CLASS: Memory(rows, "int32")} if self.replay_classes else {})
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Notes the student's steps, which a rollout of the teacher takes too."""
-        steps = len(grid) - 1
+    def prepare(self, facts: StageFacts) -> Self:
+        """Notes the student's steps, which the teacher's rollouts take too, and the buffer's size.
+
+        Raises:
+          ConfigError: a walk longer than the grid, or a buffer that the stage cannot fill.
+        """
+        steps = facts.num_steps
         if self.student_walk > steps:
             raise ConfigError(
                 f"objective.student_walk={self.student_walk}, but the student's grid has {steps} "
                 f"levels. Allowed: 0 (all) to {steps}."
             )
-        if not self.teacher_states:
-            return self
-        return dataclasses.replace(self, rollout_steps=steps)
-
-    def prepare_stage(self, facts: StageFacts) -> Self:
-        """Notes the size of the buffer; refuses one that the stage cannot fill."""
-        own = super().prepare_stage(facts)
-        if not self.replay_batches:
+        own = super().prepare(facts)
+        if self.teacher_states:
+            own = dataclasses.replace(own, rollout_steps=steps)
+        if not (self.replay_batches and facts.steps):
             return own
         if self.replay_batches > facts.steps:
             raise ConfigError(

@@ -24,10 +24,11 @@ from ddistill.objectives.distances import ERRORS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.parts import (
     Auxiliary,
+    FeatureShapes,
     ImageShape,
-    NetworkFacts,
     NetworkForm,
     Networks,
+    StageFacts,
     Taps,
 )
 from ddistill.objectives.sampling import LAWS, Law
@@ -115,18 +116,22 @@ class O2MKD(Distillation):
         used = self.features if self.feature_weight else ()
         return Taps(used, used)
 
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
+    def prepare(self, facts: StageFacts) -> Self:
         """Finds the features to be projected; refuses differences in more than channels."""
-        student, teacher = facts.student_features, facts.teacher_features
+        own = super().prepare(facts)
+        student, teacher = facts.networks.student_features, facts.networks.teacher_features
         if not (self.feature_weight and student):
-            return self
+            return own
+        widths = [(tap, student[tap][-1], teacher[tap][-1]) for tap in self.features]
+        return dataclasses.replace(own, projected=tuple(x for x in widths if x[1] != x[2]))
+
+    def check_features(self, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        """Refuses features that differ in more than channels, which projections join."""
         advice = (
             "Only channels may differ: name other taps in objective.features, or use networks that "
             "halve the image equally often."
         )
         check_feature_shapes(student, teacher, advice, channels=False)
-        widths = [(tap, student[tap][-1], teacher[tap][-1]) for tap in self.features]
-        return dataclasses.replace(self, projected=tuple(x for x in widths if x[1] != x[2]))
 
     def inert_hparams(self) -> tuple[str, ...]:
         """The hyperparameters of features, where no features are compared."""

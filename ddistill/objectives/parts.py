@@ -151,7 +151,8 @@ class Requirements:
 
     Attributes:
       teacher: an earlier stage whose predictions the losses use.
-      guided_teacher: a teacher that can be sampled with classifier-free guidance.
+      guided_teacher: a teacher that the losses guide, so that it must know a null condition and one
+        prediction is two forward passes.
       classifier: `networks["classifier"]`, images -> (logits, features).
       pairs: `Batch.pairs`.
       own_pairs: pairs of the student's classes alone, where it has some classes.
@@ -276,7 +277,7 @@ class Taps:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """The networks of a stage, for `Objective.prepare_networks`.
+    """The networks of a stage.
 
     Attributes:
       teacher: the teacher's module; None without one.
@@ -296,21 +297,30 @@ class NetworkFacts:
     student_prediction: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageFacts:
-    """The sizes of a stage, for `Objective.prepare_stage`.
+    """What `Objective.prepare` is told of a stage.
 
     Attributes:
-      steps: its train steps.
+      grid: `[N+1]` increasing indices of the teacher's levels, those of the student.
+      networks: of the stage.
+      steps: its train steps; 0 where the sizes are not known.
       batch_size: examples of a step, of one student.
       image_shape: (H, W, C) of the data.
       conditional: whether networks are given classes.
     """
 
-    steps: int
-    batch_size: int
-    image_shape: ImageShape
+    grid: np.ndarray
+    networks: NetworkFacts = NetworkFacts()
+    steps: int = 0
+    batch_size: int = 0
+    image_shape: ImageShape = (0, 0, 0)
     conditional: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """N, the steps of the student's grid."""
+        return len(self.grid) - 1
 
 
 @dataclass(frozen=True)
@@ -341,3 +351,26 @@ class Measures:
 
     of_images: Callable[[Bound, Images], Mapping[str, Array]]
     stored: Callable[[Mapping[str, float]], Mapping[str, float]]
+
+
+def no_alarms(means: Mapping[str, float]) -> tuple[Alarm, ...]:
+    """Raises no alarm, whatever the metrics."""
+    del means
+    return ()
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What is watched while students train, and measured and drawn of trained ones.
+
+    Attributes:
+      quality_metric: the metric that selects the best checkpoint, lower is better; "" for the loss.
+      alarms: the alarms that the mean metrics of a log interval raise.
+      panels: pictures of a student for the report.
+      measures: numbers of the trained student that are stored with the stage.
+    """
+
+    quality_metric: str = ""
+    alarms: Callable[[Mapping[str, float]], tuple[Alarm, ...]] = no_alarms
+    panels: Panels | None = None
+    measures: Measures | None = None

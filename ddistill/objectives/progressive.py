@@ -18,7 +18,10 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.distances import PredictionDistance
 from ddistill.objectives.guided import GuidedDistillation
 from ddistill.objectives.inputs import LevelTables
-from ddistill.objectives.parts import Networks
+from ddistill.objectives.parts import (
+    Networks,
+    StageFacts,
+)
 from ddistill.objectives.states import State
 
 # PD's truncated SNR is max(|dx|^2, |deps|^2). It is written in v, whose scale is even over all
@@ -49,8 +52,9 @@ class Progressive(GuidedDistillation):
         check_choice("objective.loss", self.loss, LOSSES)
         super().__post_init__()
 
-    def prepare(self, grid: np.ndarray) -> Self:
+    def prepare(self, facts: StageFacts) -> Self:
         """Refuses a grid that does not leave a teacher level in the middle of every step."""
+        grid = facts.grid
         gaps = np.diff(grid)
         if np.any(gaps % 2):
             at = int(np.argmax(gaps % 2))
@@ -60,7 +64,7 @@ class Progressive(GuidedDistillation):
                 f"{grid[at + 1]}. Halve: grid.steps={grid[-1] // 2} for this teacher of "
                 f"{grid[-1]} steps, if that is even."
             )
-        return super().prepare(grid)
+        return super().prepare(facts)
 
     def teacher_calls(self, each: int = 1) -> int:
         """Two steps of one call each."""

@@ -34,7 +34,6 @@ from ddistill.objectives.parts import (
     ImageShape,
     LossAux,
     Memory,
-    NetworkFacts,
     NetworkForm,
     Networks,
     Requirements,
@@ -162,19 +161,17 @@ class RDD(Progressive):
         counts = {name: Memory((), "int32") for name in (_NEXT, _WRITTEN)}
         return {**super().memory, _QUEUE: queue, **counts}
 
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Notes the shape of the classifier's map."""
-        own = super().prepare_networks(facts)
-        if not facts.classifier_features:
-            return own
-        return dataclasses.replace(own, map_shape=tuple(facts.classifier_features[FINAL_MAP]))
+    def prepare(self, facts: StageFacts) -> Self:
+        """Notes the shape of the classifier's map; refuses a queue that the stage cannot fill."""
+        own, features = super().prepare(facts), facts.networks.classifier_features
+        if features:
+            own = dataclasses.replace(own, map_shape=tuple(features[FINAL_MAP]))
+        if self.memory_weight and facts.steps:
+            own._check_queue(facts)
+        return own
 
-    def prepare_stage(self, facts: StageFacts) -> Self:
-        """Refuses a queue that the stage cannot fill."""
-        own = super().prepare_stage(facts)
-        if not self.memory_weight:
-            return own
-        height, width, _ = own.map_shape
+    def _check_queue(self, facts: StageFacts) -> None:
+        height, width, _ = self.map_shape
         pixels = facts.batch_size * height * width
         if self.rows_per_step > pixels:
             raise ConfigError(
@@ -189,7 +186,6 @@ class RDD(Progressive):
                 f"rows_per_step={self.rows_per_step} write {written} rows: the queue would keep "
                 f"random ones. Allowed: 1 to {written}."
             )
-        return own
 
     def inert_hparams(self) -> tuple[str, ...]:
         """The queue's, where there is none."""

@@ -33,7 +33,15 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Objective, filled_in
 from ddistill.objectives.distances import NORMS, mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import Loss, LossAux, Networks, Range, Requirements, Update
+from ddistill.objectives.parts import (
+    Loss,
+    LossAux,
+    Networks,
+    Range,
+    Requirements,
+    StageFacts,
+    Update,
+)
 from ddistill.objectives.sampling import normal
 from ddistill.schedules import uniform_grid
 from ddistill.typing import Images, Labels, Metrics, PerExample
@@ -86,11 +94,12 @@ class SFD(Objective):
         # The largest number comes first, whatever their order is.
         object.__setattr__(self, "step_counts", tuple(sorted(counts, reverse=True)))
 
-    def prepare(self, grid: np.ndarray) -> Self:
+    def prepare(self, facts: StageFacts) -> Self:
         """Notes the student's steps, and refuses more sub-steps than there are teacher levels."""
         if self.step_counts:
-            return self._prepare_counts(np.asarray(grid))
-        steps, narrowest = len(grid) - 1, int(np.min(np.diff(grid)))
+            return self._prepare_counts(np.asarray(facts.grid))
+        grid, steps = facts.grid, facts.num_steps
+        narrowest = int(np.min(np.diff(grid)))
         if self.substeps > narrowest:
             raise ConfigError(
                 f"objective.substeps={self.substeps}, but two neighbouring levels of the student's "

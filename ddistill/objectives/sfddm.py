@@ -40,7 +40,11 @@ from ddistill.objectives.base import hparam
 from ddistill.objectives.distances import ERRORS, NORMS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import LevelTables
-from ddistill.objectives.parts import Networks, Taps
+from ddistill.objectives.parts import (
+    Networks,
+    StageFacts,
+    Taps,
+)
 from ddistill.objectives.states import State
 from ddistill.schedules import Level
 
@@ -117,8 +121,9 @@ class SFDDM(Distillation):
         if self.substeps < 0:
             raise ConfigError(f"objective.substeps={self.substeps} must be 0 (all) or more.")
 
-    def prepare(self, grid: np.ndarray) -> Self:
+    def prepare(self, facts: StageFacts) -> Self:
         """Resolves `substeps` = 0 and refuses more sub-steps than there are teacher levels."""
+        grid = facts.grid
         narrowest = int(np.min(np.diff(grid)))
         if self._has_target() and self.substeps > narrowest:
             raise ConfigError(
@@ -126,7 +131,7 @@ class SFDDM(Distillation):
                 f"grid {np.asarray(grid).tolist()[:12]} are only {narrowest} teacher levels apart. "
                 f"Allowed: 1 to {narrowest}, or 0 for all of them."
             )
-        own = super().prepare(grid)
+        own = super().prepare(facts)
         return dataclasses.replace(own, substeps=self.substeps or narrowest)
 
     def distances(self) -> Mapping[str, tuple[str, PredictionDistance]]:

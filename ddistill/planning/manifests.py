@@ -128,7 +128,7 @@ class TrainedManifest(Manifest):
       final_loss: mean loss of the last log interval; None or NaN where there is none.
       handed_on: step of the checkpoint that the stage hands on.
       measured: by student, the numbers that the objective measures of it after training
-        (`Objective.measures`); empty if it measures none.
+        (`Objective.diagnostics`); empty if it measures none.
     """
 
     ema: tuple[float, ...]

@@ -9,11 +9,14 @@ import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ddistill.data.facts import DataFacts
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.extensions import import_noted, in_use
 from ddistill.interop.sources import read_noted
 from ddistill.objectives import make_objective
+from ddistill.objectives.parts import StageFacts
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import FORMAT
@@ -132,7 +135,7 @@ def open_stages(
 def _open(context: StageContext, folders: Folders, digest: str) -> StagePlan:
     stage, path = context.settings, context.path
     objective = make_objective(stage.objective, f"{path}.objective")
-    students, partition = plan_students(context, objective)
+    students, partition = plan_students(context, objective, StageFacts(np.arange(2)))
     return StagePlan(
         name=context.name,
         settings=stage,

@@ -191,7 +191,7 @@ class StagePlan:
     @property
     def teacher_passes(self) -> int:
         """Forward passes of one prediction of its teacher: 2 with guidance."""
-        return 2 if self.settings.guidance != 1.0 or self.objective.guides_teacher else 1
+        return 2 if self.settings.guidance != 1.0 or self.objective.requires.guided_teacher else 1
 
     def ema_key(self) -> str | None:
         """The average that the stage hands on; None means the raw weights."""

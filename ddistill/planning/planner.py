@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from flax import linen as nn
 
 from ddistill.data.facts import DataFacts
@@ -143,12 +144,13 @@ def _resolved(context: StageContext) -> StageContext:
 def _plan(context: StageContext, folders: Folders) -> StagePlan:
     objective = make_objective(context.settings.objective, f"{context.path}.objective")
     _check_settings(context, objective)
-    students, partition = plan_students(context, objective)
-    check_levels(context, objective, students)
-    check_same_shares(context, students, partition)
     student = build_module(context.settings.network, f"{context.path}.network")
     check_texts(context, objective, student)
-    prepared = _prepare(context, students[0].objective, student)
+    students, partition = plan_students(context, objective, _facts(context, objective, student))
+    check_levels(context, objective, students)
+    check_same_shares(context, students, partition)
+    prepared = students[0].objective
+    check_copied(context, prepared)
     beside = trained_auxiliaries(prepared)
     modules = {"student": student, **beside}
     check_optimizers(context, beside)
@@ -171,10 +173,10 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_teacher(context, objective)
 
 
-def _prepare(context: StageContext, objective: Objective, student: nn.Module) -> Objective:
-    """Checks the networks and returns the objective prepared for them and the stage's sizes."""
+def _facts(context: StageContext, objective: Objective, student: nn.Module) -> StageFacts:
+    """Checks the networks; what an objective is prepared with, on all levels of its teacher."""
     teacher, taps, conditional = context.teacher, objective.taps, context.settings.conditional
-    facts = NetworkFacts(
+    networks = NetworkFacts(
         student_prediction=context.settings.prediction,
         student_features=check_network(context, objective, student, taps.student),
         classifier_features=check_classifier_taps(context, taps.classifier),
@@ -184,22 +186,22 @@ def _prepare(context: StageContext, objective: Objective, student: nn.Module) ->
         theirs: FeatureShapes = {}
         if taps.teacher:
             theirs = check_network(context, objective, teacher.module, taps.teacher)
-        facts = dataclasses.replace(
-            facts,
+        networks = dataclasses.replace(
+            networks,
             teacher=teacher.module,
             prediction=teacher.settings.prediction,
             teacher_features=theirs,
         )
     # Before the objective looks at classes: the network's number of them is what has to change.
     check_classes(context, objective, student)
-    stage = context.settings
-    sizes = StageFacts(stage.steps, stage.batch_size, context.data.image_shape, conditional)
-    try:
-        objective = objective.prepare_networks(facts).prepare_stage(sizes)
-    except ConfigError as error:  # its message begins with "objective"
-        raise ConfigError(f"{context.path}.{error}") from None
-    check_copied(context, objective)
-    return objective
+    return StageFacts(
+        np.arange(context.table.levels.num_steps + 1),
+        networks,
+        context.settings.steps,
+        context.settings.batch_size,
+        context.data.image_shape,
+        conditional,
+    )
 
 
 def _build(

@@ -9,6 +9,7 @@ from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import Objective, make_level_tables
 from ddistill.objectives.base import static_part
 from ddistill.objectives.inputs import Share, student_levels
+from ddistill.objectives.parts import StageFacts
 from ddistill.optimizers import check_optimizer
 from ddistill.partitions import Partition, level_ranges
 from ddistill.planning.checks.students import BY_CLASS, BY_LEVEL, check_students
@@ -24,13 +25,14 @@ _WHOLE = ("grid_steps", "seed")
 
 
 def plan_students(
-    context: StageContext, objective: Objective
+    context: StageContext, objective: Objective, facts: StageFacts
 ) -> tuple[tuple[StudentPlan, ...], Partition | None]:
     """The students of a stage, and its partition if it has one.
 
     Args:
       context: the stage.
-      objective: its method, not yet prepared for a grid.
+      objective: its method, not yet prepared.
+      facts: what it is prepared with; the grid of each student takes the place of theirs.
 
     Raises:
       ConfigError: settings that cannot work.
@@ -40,7 +42,7 @@ def plan_students(
     check_students(stage.students, f"{path}.students")
     _check_levels(stage.students, objective, f"{path}.students")
     _check_sweep(stage, objective, f"{path}.students")
-    swept = [_swept(context, objective, k) for k in range(max(1, stage.students.count))]
+    swept = [_swept(context, (objective, facts), k) for k in range(max(1, stage.students.count))]
     whole = Share(
         full_range_share=stage.students.full_range_share or None,
         classes=tuple(range(num_classes)) if by_class else None,
@@ -80,10 +82,12 @@ class _Swept:
     seed: int
     stream: str
     objective: Objective
+    facts: StageFacts
 
 
-def _swept(context: StageContext, objective: Objective, k: int) -> _Swept:
+def _swept(context: StageContext, method: tuple[Objective, StageFacts], k: int) -> _Swept:
     """The settings of student `k`; students of a partition differ in their random streams alone."""
+    objective, facts = method
     stage, sweep = context.settings, context.settings.students.sweep
     values = {key: entries[k] for key, entries in sweep.items()}
     grid, optimizer = stage.grid, stage.optimizer
@@ -101,6 +105,7 @@ def _swept(context: StageContext, objective: Objective, k: int) -> _Swept:
         # Students of a sweep have equal random streams, so that they differ in what is swept alone.
         stream=str(k) if k and not sweep else "",
         objective=dataclasses.replace(objective, **changes),
+        facts=facts,
     )
 
 
@@ -118,7 +123,7 @@ def _plan_student(context: StageContext, one: _Swept, share: Share) -> StudentPl
     grid_settings, students, table = one.stage.grid, one.stage.students, context.table
     grid = _grid(context, one.stage)
     try:
-        objective = one.objective.prepare(grid)
+        objective = one.objective.prepare(dataclasses.replace(one.facts, grid=grid))
     except ConfigError as error:  # its message begins with "objective"
         raise ConfigError(f"{context.path}.{error}") from None
     tables = make_level_tables(

@@ -49,10 +49,10 @@ class AlarmMonitor:
         now: dict[tuple[str, str], int] = {}
         passed, self._step = step - self._step, step
         for who, own in self._by_student(means):
-            measured = {alarm.name for alarm in self._plan.objective.alarms(own)}
+            measured = {alarm.name for alarm in self._plan.objective.diagnostics.alarms(own)}
             is_new = who not in self._known
             known = self._known[who] = {**self._known.get(who, {}), **own}
-            for alarm in self._plan.objective.alarms(known):
+            for alarm in self._plan.objective.diagnostics.alarms(known):
                 kind = (who, alarm.name)
                 now[kind] = before = self._fatal.get(kind, 0)
                 if alarm.name not in measured:

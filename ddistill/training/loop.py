@@ -73,7 +73,7 @@ class StageRun:
             plan.folder / "checkpoints", self.training.keep, every=plan.settings.keep_every
         )
         self.clock = Clock()
-        self.loss, self.score = math.nan, Score(plan.objective.quality_metric)
+        self.loss, self.score = math.nan, Score(plan.objective.diagnostics.quality_metric)
         self.diverged: set[int] = set()
         self.alarms = AlarmMonitor(plan, self.training.log_every, self._say, self._failed)
         self.stopping = StopPoll(context.stop)

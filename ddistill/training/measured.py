@@ -25,7 +25,7 @@ _DIGITS = 6
 def measure(
     plan: StagePlan, weights: Weights, dataset: Dataset, say: Callable[[str], None]
 ) -> list[Numbers]:
-    """By student, the numbers of the stage's `Objective.measures`; [] if it measures none.
+    """By student, the numbers of the stage's measures; [] if it measures none.
 
     The first process measures, on one device; the others wait.
 
@@ -35,7 +35,7 @@ def measure(
       dataset: the training images.
       say: shows the numbers to the user.
     """
-    measures = plan.objective.measures
+    measures = plan.objective.diagnostics.measures
     if measures is None:
         return []
     own = to_host(weights)  # all processes gather arrays that are spread over devices

@@ -195,7 +195,7 @@ class Networks:
         for plan in plans:
             if plan.objective.trains.kind != "pairs":
                 self.weights(plan)
-            if plan.objective.panels:
+            if plan.objective.diagnostics.panels:
                 self.params(plan)
 
     def params(self, plan: StagePlan) -> Any:

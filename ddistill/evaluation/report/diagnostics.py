@@ -1,4 +1,4 @@
-"""Pictures that an objective draws of its students (`Objective.panels`), for the report."""
+"""Pictures that an objective draws of its students (`Objective.diagnostics`), for the report."""
 
 import jax
 import numpy as np
@@ -30,14 +30,14 @@ def diagnostic_grids(
     return [
         _grid(plan, networks, networks.teacher(plan, by_name), settings)
         for plan in plans
-        if plan.objective.panels and plan.tokenizer is None
+        if plan.objective.diagnostics.panels and plan.tokenizer is None
     ]
 
 
 def _grid(
     plan: StagePlan, networks: Networks, teacher: Network | None, settings: EvaluationSettings
 ) -> Grid:
-    panels = plan.objective.panels
+    panels = plan.objective.diagnostics.panels
     assert panels is not None, "the caller leaves out stages without panels"
     params = networks.params(plan)
     count = min(IMAGES, settings.samples)

@@ -5,6 +5,7 @@ parts switched on; each has a file of its own. The generator follows the differe
 score of its own images, which a "fake" denoiser learns as they change, and the teacher's.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,13 @@ from ddistill.objectives.matching.generator import (
     with_gradient,
 )
 from ddistill.objectives.matching.settings import MatchingSettings
-from ddistill.objectives.parts import LossAux, Networks, Panels, Update
+from ddistill.objectives.parts import (
+    Diagnostics,
+    LossAux,
+    Networks,
+    Panels,
+    Update,
+)
 from ddistill.objectives.sampling import normal, uniform_index
 from ddistill.runtime.rng import named_keys
 from ddistill.schedules import Level
@@ -226,16 +233,17 @@ class Matching(MatchingSettings):
     # -------------------------------------------------------------------------------- pictures
 
     @property
-    def panels(self) -> Panels | None:
-        """What the two denoisers predict from a student's images."""
+    def diagnostics(self) -> Diagnostics:
+        """Also what the two denoisers predict from a student's images."""
         if "fake" not in self.auxiliaries:
-            return None
-        return Panels(
+            return super().diagnostics
+        panels = Panels(
             names=("images", "noised, by the teacher", "by the fake denoiser", "driven to"),
             caption="What both denoisers predict from a student's images at the middle noise "
             "level, and the difference that the student follows.",
             draw=self.draw_panels,
         )
+        return dataclasses.replace(super().diagnostics, panels=panels)
 
     def draw_panels(
         self, networks: Networks, noise: Images, tables: LevelTables, cond: Condition | None

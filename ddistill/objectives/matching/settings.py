@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
@@ -22,10 +21,9 @@ from ddistill.objectives.matching.generator import BACKWARD
 from ddistill.objectives.mixing import MixedStates
 from ddistill.objectives.parts import (
     DENOISER,
-    Alarm,
     Auxiliary,
+    Diagnostics,
     ImageShape,
-    NetworkFacts,
     NetworkForm,
     Requirements,
     StageFacts,
@@ -170,9 +168,13 @@ class MatchingSettings(MixedStates):
         return "renoise" if self.steps > 1 else ""
 
     @property
-    def quality_metric(self) -> str:
-        """The distance of means and spreads of features, see `matching.generator`."""
-        return "diagonal_fd"
+    def diagnostics(self) -> Diagnostics:
+        """Alarms of saturation, spread, collapse, and of a discriminator that has won.
+
+        The best checkpoint is that of the lowest distance of means and spreads of features, see
+        `matching.generator`.
+        """
+        return Diagnostics(quality_metric="diagonal_fd", alarms=matching_alarms)
 
     @property
     def auxiliaries(self) -> Mapping[str, Auxiliary]:
@@ -196,9 +198,12 @@ class MatchingSettings(MixedStates):
         bins = ("ratio_bins", "ratio_ema") if self.divergence == "rkl" else ()
         return (*super().inert_hparams(), *bins)
 
-    def prepare(self, grid: np.ndarray) -> Self:
-        """Notes the teacher's noisiest level and the student's steps."""
-        steps = len(grid) - 1
+    def prepare(self, facts: StageFacts) -> Self:
+        """Notes the student's steps, and the teacher's noisiest level, network and features.
+
+        The fake denoiser has the teacher's network too.
+        """
+        steps, networks = facts.num_steps, facts.networks
         if steps > 1 and self.backward == "none":
             raise ConfigError(
                 f"objective.backward='none' with a grid of {steps} steps: say where a student of "
@@ -210,20 +215,15 @@ class MatchingSettings(MixedStates):
                 f"objective.backward={self.backward!r} with a grid of one step: a student of one "
                 "step has its noisiest level as its only input. Leave backward at 'none'."
             )
-        return dataclasses.replace(super().prepare(grid), top=int(grid[-1]), steps=steps)
-
-    def prepare_stage(self, facts: StageFacts) -> Self:
-        """Prepares the buffer of the student's states, which only its own updates write."""
+        # Only the student's own updates write the buffer of its states.
         updates = -(-facts.steps // self.student_every)
-        return super().prepare_stage(dataclasses.replace(facts, steps=updates))
-
-    def prepare_networks(self, facts: NetworkFacts) -> Self:
-        """Notes the teacher's network, which the fake denoiser has too, and its features."""
         return dataclasses.replace(
-            self,
-            fake=facts.teacher,
-            fake_prediction=facts.prediction,
-            shapes=tuple(facts.teacher_features.items()),
+            super().prepare(dataclasses.replace(facts, steps=updates)),
+            top=int(facts.grid[-1]),
+            steps=steps,
+            fake=networks.teacher,
+            fake_prediction=networks.prediction,
+            shapes=tuple(networks.teacher_features.items()),
         )
 
     def teacher_calls(self, each: int = 1) -> float:
@@ -233,10 +233,6 @@ class MatchingSettings(MixedStates):
         judging = (2 + bool(self.smooth_weight)) * (1 - share * self.alternate) if seen else 0
         own = each * share * bool(self.score_weight or seen) + judging
         return own + self.rollout_calls(each)
-
-    def alarms(self, means: Mapping[str, float]) -> tuple[Alarm, ...]:
-        """Saturation, spread, collapse, and a discriminator that has won."""
-        return matching_alarms(means)
 
 
 # What has no effect where a weight is 0.
