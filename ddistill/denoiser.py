@@ -296,5 +296,5 @@ def forward_mode(denoiser: D) -> D:
     return _replace(denoiser, apply_fn=ModuleApply(apply.module.clone(attention_impl="chunked")))
 
 
-def _replace(denoiser: D, **changes: object) -> D:
+def _replace(denoiser: D, /, **changes: object) -> D:
     return dataclasses.replace(denoiser, **changes)  # type: ignore[type-var]
