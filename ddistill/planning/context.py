@@ -71,9 +71,10 @@ class StageContext:
     def text_facts(self) -> TextFacts:
         """What its plan says of latents and captions."""
         teacher, encoder = self.teacher, self.data.encoder
+        known = teacher is not None and (teacher.tokenizer or teacher.text_stage.has_parts)
+        source = teacher.text_stage if teacher is not None and known else None
         if not self.reads_text:
-            return {"encoder": encoder, "tokenizer": None, "text_source": None}
-        source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
+            return {"encoder": encoder, "tokenizer": None, "text_source": source}
         return {"encoder": encoder, "tokenizer": self.data.tokenizer, "text_source": source}
 
     @cached_property
