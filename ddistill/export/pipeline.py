@@ -19,7 +19,6 @@ class Students:
     def __init__(self, folder, device="cpu"):
         folder = Path(folder)
         self.facts = json.loads((folder / "ddistill.json").read_text())
-        self.transformer = "network_class" in self.facts
         read = getattr(diffusers, self.facts.get("network_class", "UNet2DModel")).from_pretrained
         self.unets = [read(folder / name).eval().to(device) for name in self.facts["unets"]]
         self.levels = {k: torch.tensor(v, device=device) for k, v in self.facts["levels"].items()}
@@ -57,7 +56,7 @@ class Students:
         for k, unet in enumerate(self.unets):
             mine = self.owners[i - 1][labels] == k
             if mine.any():
-                told = f["conditional"] or self.transformer  # which always has classes
+                told = f["conditional"] or "network_class" in f  # DiT always has classes
                 known = {"class_labels": labels[mine]} if told else {}
                 made = unet(scale * z[mine], t.repeat(int(mine.sum())), **known).sample
                 x0[mine] = made[:, : z.shape[1]]  # without the channels of a variance
