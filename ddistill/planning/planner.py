@@ -48,7 +48,11 @@ from ddistill.planning.checks.sources import (
     check_resume,
     check_sources,
 )
-from ddistill.planning.checks.students import check_every_class, check_same_shares
+from ddistill.planning.checks.students import (
+    check_conditional,
+    check_every_class,
+    check_same_shares,
+)
 from ddistill.planning.checks.texts import check_texts
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import Inputs, digest_of, make_identity
@@ -170,6 +174,7 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_guidance(context)
     check_guided_teacher(context, objective)
     check_accumulation(context, objective)
+    check_conditional(context)
     check_teacher(context, objective)
 
 
