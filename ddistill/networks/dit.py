@@ -165,11 +165,6 @@ class DiT(nn.Module):
         out = self._unpatched(h, rows, columns)
         return (out, {name: features[name] for name in taps}) if taps else out
 
-    @property
-    def channels(self) -> int:
-        """Number of sinusoids of the time and of the extra inputs."""
-        return FREQUENCIES
-
     def _embedding(self, time: Array, cond: Array | None, extra: Array | None) -> Array:
         """The embedding of time, class and extra inputs, before the SiLU."""
 
@@ -194,7 +189,7 @@ class DiT(nn.Module):
                 name="class",
             )
             emb = emb + table(cond)
-        return add_extras(self, emb, extra, self.time_scale)
+        return add_extras(self, emb, extra, self.time_scale, FREQUENCIES)
 
     def _unpatched(self, h: Float[Array, "B N D"], rows: int, columns: int) -> Array:
         """The image of the tokens, by the last linear layer, in float32."""
