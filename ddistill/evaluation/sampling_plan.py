@@ -77,8 +77,9 @@ class SamplerRun:
 
     @property
     def width(self) -> int:
-        """Base channels of the network; 0 for a network without them."""
-        return int(getattr(self.plan.module, "channels", 0))
+        """Base channels of a U-Net, width of a transformer; 0 for a network without them."""
+        module = self.plan.module
+        return int(getattr(module, "channels", getattr(module, "width", 0)))
 
     @property
     def students(self) -> int:
