@@ -163,6 +163,8 @@ class StageSettings:
       guidance: scale of the teacher's classifier-free guidance; 1 for none.
       classifier: the stage whose features an objective compares in; "" for none.
       pairs: the stage that made the pairs of the objective; "" for none.
+      latents: an earlier stage that trained an autoencoder, with latents of which this stage is
+        trained; "" is the teacher's, and without a teacher none: the images of the data.
       init: source of the initial weights: "fresh", "teacher" (those of the stage's teacher), or an
         earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher".
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
@@ -205,6 +207,7 @@ class StageSettings:
     guidance: float = 1.0
     classifier: str = ""
     pairs: str = ""
+    latents: str = ""
     init: str = "fresh"
     source: str = ""
     resume: str = ""
@@ -250,7 +253,7 @@ class StageSettings:
     @property
     def sources(self) -> tuple[str, ...]:
         """The stages that it learns from, starts from or reads."""
-        names = (self.teacher_stage, self.classifier, self.pairs, self.init_source)
+        names = (self.teacher_stage, self.classifier, self.pairs, self.latents, self.init_source)
         return tuple(dict.fromkeys(name for name in names if name))
 
     def optimizer_of(self, network: str) -> OptimizerSettings:
@@ -331,6 +334,7 @@ class EvaluationSettings:
         stage's `samplers` names another one.
       guidance: scale of the teacher's classifier-free guidance, and the input of students that take
         guidance as an input; 1 for none.
+      guidances: further scales of guidance, with which the teacher is sampled in `full_steps`.
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
       strip_images: images in the denoising strip of the report.
@@ -354,6 +358,7 @@ class EvaluationSettings:
     full_steps: int = 0
     student_sampler: str = "ddim"
     guidance: float = 1.0
+    guidances: tuple[float, ...] = ()
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6

@@ -11,14 +11,15 @@ from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.metrics.paths import slerp
-from ddistill.evaluation.sampling import Network, texts_of
+from ddistill.evaluation.prompts import texts_of
+from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
     run_of_steps,
     teacher_run,
-    without_diverged,
 )
 from ddistill.generation import (
     Labels,
@@ -121,6 +122,9 @@ class TrainedRun:
             check_choice("stage", stage, [plan.name for plan in self.plans])
         teacher = self.settings.evaluation.teacher
         known = [r for r in self.sampler_runs if not stage or r.plan.name == stage]
+        # Other scales of guidance are asked for as such.
+        scale = self.settings.evaluation.guidance
+        known = [r for r in known if r.role == "student" or r.guidance == scale]
         known = [r for r in known if stage or r.role == "student"] or known
         if not self.sampler_runs:
             raise ConfigError(
@@ -231,7 +235,15 @@ class TrainedRun:
         seed, size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
         classes = class_labels(run, labels, count)
         texts = None if ids is None else texts_of(run.plan, self.networks, ids)
-        source = Source(run, self.network(run), self.settings.evaluation, seed, size, texts)
+        source = Source(
+            run,
+            self.network(run),
+            self.settings.evaluation,
+            seed,
+            size,
+            texts,
+            self.networks.decoder(run.plan),
+        )
         start_at = source.noise if given is None else given.__getitem__
         draw = source.trajectory if trajectory else source.generate
         return draw(count, start_at, classes, progress)
@@ -300,6 +312,11 @@ class TrainedRun:
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         iterations = whole_number("iterations", iterations, 1)
+        if run.plan.latent_source is not None:
+            raise ConfigError(
+                f"invert starts from images, and stage '{run.plan.name}' sees latents, which it "
+                "does not encode yet."
+            )
         given = check_images(images, run.plan.image_shape)
         classes = class_labels(run, labels, len(given))
         source = self._deterministic(run, "invert")
@@ -309,7 +326,8 @@ class TrainedRun:
     def _deterministic(self, run: SamplerRun, call: str) -> Source:
         if run.plan.tokenizer is not None:
             raise ConfigError(f"{call} takes no texts: use sample(prompts=...).")
-        source = Source(run, self.network(run), self.settings.evaluation)
+        decode = self.networks.decoder(run.plan)
+        source = Source(run, self.network(run), self.settings.evaluation, decode=decode)
         source.check_deterministic(call)
         return source
 

@@ -18,6 +18,7 @@ from ddistill.evaluation.sampling import (
     Network,
     SamplerInputs,
     Samples,
+    as_pictures,
     conditions,
     noise_bank,
     run_digest,
@@ -110,7 +111,7 @@ def _sample(
     # With as many images as a batch of samples, the compiled sampler is that of the samples.
     batch = min(settings.batch_size, len(noise))
     key = stream_key(settings.noise_seed, "interpolation")
-    images = []
+    images, decode = [], evaluation.networks.decoder(run.plan)
     for start in range(0, len(noise), batch):
         evaluation.stop.check(f"the interpolation ({run.label})")
         rows = np.minimum(np.arange(start, start + batch), len(noise) - 1)
@@ -119,6 +120,7 @@ def _sample(
             None if classes is None else classes[rows],
             jax.random.fold_in(key, start),
         )
-        images.append(np.asarray(run_sampler(run, network, inputs, settings.clip)))
+        made = np.asarray(run_sampler(run, network, inputs, settings.clip))
+        images.append(as_pictures(made, decode))
     found = np.concatenate(images)[: len(noise)]
     return found.reshape(len(ends), INNER, *found.shape[1:])

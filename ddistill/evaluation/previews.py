@@ -37,6 +37,8 @@ class Previews:
             return "the stage trains no network"
         if plan.tokenizer is not None:
             return "its network reads texts, which are sampled when the training is complete"
+        if plan.latent_source is not None:
+            return "its network sees latents, which are decoded when the training is complete"
         if trains.kind == "denoiser":
             return ""
         return f"the stage trains {trains.called}, which generates no images"

@@ -24,6 +24,8 @@ Networks: TypeAlias = Mapping[str, "Bound"]
 # A network and its weights. Its arguments and its result depend on its kind.
 Bound: TypeAlias = Any
 ImageShape: TypeAlias = tuple[int, int, int]
+# The measured number of a stage that makes latents by which they are multiplied.
+SCALING = "scaling"
 # By feature tap, the height, width and channels of the features.
 FeatureShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -200,6 +202,11 @@ class NetworkForm:
         if self.kind != "denoiser" or not getattr(module, "reads_text", False):
             return found
         return (*found[:2], module.example_condition())  # type: ignore[union-attr]
+
+    @property
+    def makes_latents(self) -> bool:
+        """Whether the networks of a stage make latents that other stages can be trained on."""
+        return self.kind == "autoencoder"
 
     @property
     def on_levels(self) -> bool:

@@ -18,6 +18,7 @@ class TextFacts(TypedDict):
     """Fields of `StagePlan`."""
 
     encoder: EncoderFacts | None
+    latent_source: StagePlan | None
     tokenizer: TokenizerFacts | None
     text_source: StagePlan | None
 
@@ -32,7 +33,7 @@ class StageContext:
         `planning.build.resolve`.
       run: the settings of the run.
       schedule: `[T+1]`, the noise levels of the run.
-      data: the training images, as far as planning needs them.
+      data: the training images, or with `latents` their latents, as far as planning needs them.
       earlier: by name, the plans of the stages before it.
       imported: the network of another project that the stage starts from, or None.
     """
@@ -70,11 +71,14 @@ class StageContext:
     @property
     def text_facts(self) -> TextFacts:
         """What its plan says of latents and captions."""
-        teacher, encoder = self.teacher, self.data.encoder
-        if not self.reads_text:
-            return {"encoder": encoder, "tokenizer": None, "text_source": None}
-        source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
-        return {"encoder": encoder, "tokenizer": self.data.tokenizer, "text_source": source}
+        teacher, name = self.teacher, self.settings.latents
+        known = teacher is not None and (teacher.tokenizer or teacher.text_stage.has_parts)
+        return {
+            "encoder": self.data.encoder,
+            "latent_source": self.earlier[name] if name else None,
+            "tokenizer": self.data.tokenizer if self.reads_text else None,
+            "text_source": teacher.text_stage if teacher is not None and known else None,
+        }
 
     @cached_property
     def table(self) -> LevelTable:

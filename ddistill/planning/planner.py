@@ -56,6 +56,7 @@ from ddistill.planning.checks.students import (
 from ddistill.planning.checks.texts import check_texts
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import Inputs, digest_of, make_identity
+from ddistill.planning.latents import check_latents, on_latents
 from ddistill.planning.partitions import list_groups
 from ddistill.planning.plan import StagePlan, StudentPlan
 from ddistill.planning.students import plan_students
@@ -142,7 +143,7 @@ def run_schedule(settings: Settings) -> Schedule:
 def _resolved(context: StageContext) -> StageContext:
     """The context with every default of the stage's settings filled in."""
     context = dataclasses.replace(context, settings=resolve(context))
-    return dataclasses.replace(context, settings=list_groups(context))
+    return on_latents(dataclasses.replace(context, settings=list_groups(context)))
 
 
 def _plan(context: StageContext, folders: Folders) -> StagePlan:
@@ -169,6 +170,7 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_imported(context, objective)
     check_extras(context, objective)
     check_sources(context)
+    check_latents(context, objective)
     check_classifier(context, objective)
     check_pairs(context, objective)
     check_guidance(context)

@@ -5,7 +5,12 @@ command line can override each of them. `to_config` makes the `ConfigDict`; `dig
 `image_config` do so for the variants of a config file.
 """
 
-from ddistill.recipes.autoencoder import autoencoder_stage, digits_autoencoder, text_digits
+from ddistill.recipes.autoencoder import (
+    autoencoder_stage,
+    digits_autoencoder,
+    text_digits,
+    text_digits_teacher,
+)
 from ddistill.recipes.cifar import (
     CIFAR,
     cfd_cifar,
@@ -163,6 +168,7 @@ __all__ = [
     "smoke_on_digits",
     "teacher_stage",
     "text_digits",
+    "text_digits_teacher",
     "to_config",
     "tsm_stage",
     "two_time",

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
-from ddistill.interop.pipeline_parts import FOLDER, copy_parts
-from ddistill.interop.tokenizer import MERGES
+from ddistill.interop.pipeline_parts import copy_parts, keep_files
 from ddistill.networks.weights import Weights
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
-from ddistill.runtime.files import expand, read_text, write_text
 from ddistill.runtime.hosts import agree, from_first, is_first, wait
 from ddistill.runtime.interrupt import Interrupted
 from ddistill.students import clone
@@ -105,13 +103,14 @@ def _train(
     if plan.imported is not None and plan.imported.parts:
         _copy_parts(plan)
     if plan.learns_texts:
-        _keep_tokenizer(plan, context)
+        _keep_files(plan, context)
     texts = None if plan.learns_texts else context.networks.text_encoder(plan)
+    latents = context.networks.latent_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
     manifest, weights = run.run(
-        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts)
+        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents)
     )
     context.networks.add(plan, weights)
     if not s.steps:
@@ -134,15 +133,11 @@ def _copy_parts(plan: StagePlan) -> None:
     wait(f"{plan.name} has the parts of its pipeline")
 
 
-def _keep_tokenizer(plan: StagePlan, context: RunContext) -> None:
-    """Keeps the merges of the captions' tokenizer beside a stage that learns its text encoder."""
-    path = context.settings.data.get("path")
-    source = expand(str(path)) / MERGES if path else None
-    if is_first() and source is not None and source.is_file():
-        target = plan.folder / FOLDER / MERGES
-        target.parent.mkdir(exist_ok=True)
-        write_text(target, read_text(source))
-    wait(f"{plan.name} has its tokenizer")
+def _keep_files(plan: StagePlan, context: RunContext) -> None:
+    """Keeps the tokenizer and the decoder of the data beside a stage that learns from them."""
+    if is_first():
+        keep_files(context.dataset.files, plan.folder)
+    wait(f"{plan.name} has the files of its data")
 
 
 def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:
