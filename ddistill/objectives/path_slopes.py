@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddistill.denoiser import NetworkDenoiser
+from ddistill.denoiser import NetworkDenoiser, forward_mode
 from ddistill.diffusion import Prediction, add_noise, flow_time
 from ddistill.errors import ConfigError
 from ddistill.objectives.inputs import LevelTables
@@ -92,6 +92,8 @@ def with_derivative(
     """
     direction = jax.lax.stop_gradient(direction)
     key = {} if state.dropout_key is None else {"key": state.dropout_key}
+
+    network = forward_mode(network)
 
     def answer(z: Images, level: Level) -> Images:
         return output(network(z, level, state.cond, **key), z, level)

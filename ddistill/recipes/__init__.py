@@ -82,7 +82,7 @@ from ddistill.recipes.sfddm import (
     sfddm_released,
 )
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
-from ddistill.recipes.two_time import meanflow_cifar, scm, two_time
+from ddistill.recipes.two_time import meanflow_cifar, meanflow_imagenet256, scm, two_time
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -139,6 +139,7 @@ __all__ = [
     "halvings",
     "image_config",
     "meanflow_cifar",
+    "meanflow_imagenet256",
     "msd",
     "msd_cifar",
     "msd_imagenet64",
