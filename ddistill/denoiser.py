@@ -290,7 +290,7 @@ def forward_mode(denoiser: D) -> D:
     for part in ("students", "denoiser"):
         if hasattr(denoiser, part):
             return _replace(denoiser, **{part: forward_mode(getattr(denoiser, part))})
-    apply = denoiser.apply_fn  # type: ignore[attr-defined]
+    apply = getattr(denoiser, "apply_fn", None)
     if not isinstance(apply, ModuleApply) or not hasattr(apply.module, "attention_impl"):
         return denoiser
     return _replace(denoiser, apply_fn=ModuleApply(apply.module.clone(attention_impl="chunked")))

@@ -63,9 +63,10 @@ def check(exported: Exported) -> None:
             f"'{run.key}' is a teacher with guidance {run.guidance}, which the export to diffusers "
             "does not support. Use --to=stablehlo."
         )
-    if run.inputs:
+    told = run.plan.objective.extra_inputs
+    if told:
         raise ConfigError(
-            f"'{run.key}' is a network that is given {', '.join(run.inputs)}, which UNet2DModel "
+            f"'{run.key}' is a network that is given {', '.join(told)}, which UNet2DModel "
             "does not support. Use --to=stablehlo or --to=safetensors."
         )
 
