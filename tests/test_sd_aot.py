@@ -1,4 +1,4 @@
-"""A training step of a small Stable Diffusion, compiled for four chips of a TPU where there is none.
+"""A training step of a small Stable Diffusion, compiled for four chips of a TPU that is not there.
 
 `benchmarks/aot_stable_diffusion.py` compiles the step of Stable Diffusion 1.5 in the same way.
 """
@@ -37,12 +37,12 @@ def test_weights_of_all_networks_are_cut_and_gathered_over_the_model_axis():
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    # Half of the student's weights, average and two moments, and of teacher and text encoder; arrays
+    # Half of the student's weights, average and two moments, of teacher and text encoder; arrays
     # of fewer than 1,024 elements are whole on every chip.
     held = 4 * (4 * found["parameters"] + found["frozen"])
     assert 0.5 * held < found["arguments"] < 0.6 * held
     exchanged = {(e["operation"], tuple(e["axes"])) for e in found["exchanges"]}
     assert ("all-gather", ("model",)) in exchanged
-    # Gradients are summed over all chips, which share the batch; nothing else crosses the data axis.
+    # Gradients are summed over all chips, which share the batch.
     assert {axes for name, axes in exchanged if name == "all-gather"} == {("model",)}
     assert 4 * found["flops"] == pytest.approx(found["flops_of_one"], rel=0.2)
