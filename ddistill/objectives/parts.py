@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, PyTree
 
-from ddistill.conditions import Condition
+from ddistill.conditions import Condition, Leaf
 from ddistill.denoiser import Denoiser
 from ddistill.networks.weights import Weights
 from ddistill.objectives.inputs import Batch, LevelTables
@@ -314,7 +314,8 @@ class StageFacts:
       steps: its train steps; 0 where the sizes are not known.
       batch_size: examples of a step, of one student.
       image_shape: (H, W, C) of the data.
-      conditional: whether networks are given classes.
+      conditional: whether networks are given classes or texts.
+      condition: the arrays of a text; () for classes.
     """
 
     grid: np.ndarray
@@ -323,6 +324,7 @@ class StageFacts:
     batch_size: int = 0
     image_shape: ImageShape = (0, 0, 0)
     conditional: bool = False
+    condition: tuple[Leaf, ...] = ()
 
     @property
     def num_steps(self) -> int:
