@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from aot_compile import CHIPS, memory_of, prepare, quick_compiler, tpu_mesh
 from hlo import exchanges
+from jaxtyping import PyTree
 from shapes import arguments
 
 from ddistill.data import Dataset
@@ -56,9 +57,10 @@ from ddistill.typing import Options
 SOURCE = "diffusers:/stable-diffusion"
 PARTS = {VAE: "a" * 64, TEXT: "b" * 64, TOKENIZER: "c" * 64}
 SCHEDULE = {"start": 0.00085, "end": 0.012}
-# By name the options of the U-Net and of the text encoder, and the side of the latents.
-SIZES: dict[str, tuple[Options, Options, int]] = {
-    "sd15": ({}, {}, 64),
+# By name the options of the U-Net and of the text encoder, the side of the latents, and the least
+# elements of an array that is cut.
+SIZES: dict[str, tuple[Options, Options, int, int]] = {
+    "sd15": ({}, {}, 64, 2**16),
     "tiny": (
         {
             "widths": (32,),
@@ -71,6 +73,7 @@ SIZES: dict[str, tuple[Options, Options, int]] = {
         },
         {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "vocabulary": 512},
         8,
+        2**10,
     ),
 }
 
@@ -110,7 +113,7 @@ METHODS: dict[str, Options] = {
 
 def pipeline(case: Case) -> tuple[Imported, TextEncoder]:
     """The facts of the U-Net, and the text encoder with shapes in place of parameters."""
-    unet, text, side = SIZES[case.size]
+    unet, text, side, _ = SIZES[case.size]
     options = {**unet, "dtype": "bfloat16"}
     known = Imported(
         network={"name": "text_unet", **options},
@@ -212,7 +215,8 @@ def operations(case: Case) -> float:
 
 def compile_case(case: Case) -> dict[str, Any]:
     """What the compiled program takes; numbers are those of one chip and one step."""
-    layout = Layout(tpu_mesh(case.mesh, case.chip), case.students, "vmap")
+    mesh, smallest = tpu_mesh(case.mesh, case.chip), SIZES[case.size][3]
+    layout = Layout(mesh, case.students, "vmap", smallest=smallest)
     chunk, shapes = program(case, layout)
     quick_compiler(case.quick)
     begun = time.perf_counter()
@@ -221,8 +225,10 @@ def compile_case(case: Case) -> dict[str, Any]:
     compiled = lowered.compile()
     took = time.perf_counter() - begun - lowered_in
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    inputs = shapes[1]
     return {
-        "parameters": sum(x.size for x in jax.tree.leaves(shapes[0].params)),
+        "parameters": _size(shapes[0].params),
+        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
         "students": max(1, case.students),
         "batch": case.batch,
         "lower_seconds": lowered_in,
@@ -238,6 +244,10 @@ def compile_case(case: Case) -> dict[str, Any]:
             for (name, axes), n in exchanges(compiled.as_text(), layout.mesh.shape).items()
         ],
     }
+
+
+def _size(tree: PyTree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.export import diffusers, lora, safetensors, stablehlo, text_pipeline
+from ddistill.export import diffusers, dit, lora, safetensors, stablehlo, text_pipeline
 from ddistill.export.facts import BaseModel, Exported, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
@@ -27,6 +27,7 @@ from ddistill.export.picture import image_rows, write_picture
 from ddistill.interop.hub import is_repo
 from ddistill.interop.imported import Imported
 from ddistill.interop.pipeline_parts import FOLDER as PARTS
+from ddistill.networks.dit import DiT
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
 from ddistill.students import whole_network
@@ -92,7 +93,7 @@ def export(options: argparse.Namespace) -> str:
     if options.to != "lora":  # the other formats have whole networks
         exported = replace(exported, network=whole_network(exported.network))
     writers: dict[str, Callable[[Exported, Path], str]] = {
-        "diffusers": diffusers.write,
+        "diffusers": _write_diffusers,
         "unet": text_pipeline.write_unet_alone,
         "lora": lambda e, path: lora.write(e, path, _pipeline_unet(run, e), options.rank),
         "safetensors": safetensors.write,
@@ -108,6 +109,11 @@ def export(options: argparse.Namespace) -> str:
             out.rmdir()
         shutil.move(made, out)
     return f"{out}: {exported.sampler_run.label} of {run.settings.name}, {said}"
+
+
+def _write_diffusers(exported: Exported, out: Path) -> str:
+    transformer = isinstance(exported.sampler_run.plan.module, DiT)
+    return (dit if transformer else diffusers).write(exported, out)
 
 
 def collect(
