@@ -40,6 +40,8 @@ def write(exported: Exported, out: Path) -> str:
     Raises:
       ConfigError: diffusers does not support the network, the sampler or an option.
     """
+    if exported.reads_text:
+        return text_pipeline.write(exported, out)
     check(exported)
     why = _beyond_ddim(exported)
     if not why:
@@ -52,8 +54,6 @@ def write(exported: Exported, out: Path) -> str:
 def check(exported: Exported) -> None:
     """Raises `ConfigError` for samplers and inputs that no network of diffusers has here."""
     run = exported.sampler_run
-    if exported.reads_text:
-        return text_pipeline.write(exported, out)
     if run.sampler not in SAMPLERS:
         raise ConfigError(
             f"'{run.key}' is sampled with {run.sampler}; the export to diffusers supports "

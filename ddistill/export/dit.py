@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 
 from ddistill.errors import ConfigError
-from ddistill.export.diffusers import VERSION, check, ddim_scheduler
+from ddistill.export.diffusers import check, ddim_scheduler
 from ddistill.export.facts import Exported
+from ddistill.export.json_files import DIFFUSERS as VERSION
 from ddistill.export.model_card import model_card
 from ddistill.export.trees import Params
 from ddistill.interop.dit import KIND, to_tensors, write_options
