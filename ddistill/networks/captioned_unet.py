@@ -80,6 +80,6 @@ class CaptionedUNet(TextUNet):
 def check_captioned_unet(net: CaptionedUNet) -> None:
     """Raises `ConfigError` for field values of `net` that cannot work."""
     check_text_unet(net)
-    if net.guidance_dim or net.added_dim:
-        raise ConfigError("guidance_dim and added_dim are inputs of text_unet alone; set 0.")
+    if net.added_dim:
+        raise ConfigError(f"added_dim={net.added_dim} is an input of text_unet alone; set 0.")
     check_clip_text(net.text_encoder())

@@ -115,8 +115,11 @@ class TextUNet(nn.Module):
           ConfigError: the fields do not fit together, or the arguments do not fit them.
         """
         check_text_unet(self)
-        if extra is not None and self.extras and isinstance(cond, TextCondition):
-            cond = dataclasses.replace(cond, guidance=extra[:, 0])
+        if self.extras and isinstance(cond, TextCondition):
+            if extra is not None:
+                cond = dataclasses.replace(cond, guidance=extra[:, 0])
+            elif cond.guidance is None and self.is_initializing():
+                cond = dataclasses.replace(cond, guidance=jnp.ones(len(x)))
         text = _checked(self, x.shape, cond, taps)
         resnets, transformers = self._configs()
         emb = self._embedding(time, text)
