@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ddistill.conditions import Tokens
 from ddistill.data import Dataset
-from ddistill.data.encodings import TokenizerFacts
+from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.data.text_digits import LENGTH
 from ddistill.networks.text_encoding import TextEncoder
@@ -34,17 +34,35 @@ _LENGTH = 32
 _SETS = {"cifar10": (32, 10), "imagenet_resized/64x64": (64, 1000)}
 
 
+# Moments of a 256 x 256 image by Stable Diffusion's autoencoder.
+_LATENTS = EncoderFacts("autoencoder_kl", "", MOMENTS, channels=4, factor=8, scaling=0.18215)
+
+
 def read_settings(config: str | Path) -> Settings:
-    """The settings of a config file, without a variant."""
-    spec = importlib.util.spec_from_file_location("config", config)
+    """The settings of a config file, FILE or FILE:VARIANT."""
+    path, _, variant = str(config).partition(":")
+    spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return parse(module.get_config(), Settings)
+    return parse(module.get_config(*([variant] if variant else [])), Settings)
 
 
 def black_images(settings: Settings) -> Dataset:
-    """Black images of the shape of a config's data, one of every class and at least eight."""
+    """Black images of the shape of a config's data, one of every class and at least eight.
+
+    Of a set of latents without captions: moments of zeros, of 32 x 32 with 4 channels and
+    ImageNet's classes.
+    """
     source, texts = settings.data["name"], {}
+    captions = any(
+        "vocabulary" in s.network or "text" in s.network["name"] for s in settings.stages.values()
+    )
+    if source == "latents" and not captions:
+        height, width, channels = _LATENTS.latent_shape(256)
+        moments = np.broadcast_to(np.float16(0), (1000, height, width, 2 * channels))
+        names = tuple(str(i) for i in range(1000))
+        labels = np.arange(1000, dtype=np.int32)
+        return Dataset("black", moments, labels, 1000, names, encoder=_LATENTS)
     if source in ("digits", "text_digits"):
         shape, classes = (8, 8, 1), 10
     else:
@@ -82,6 +100,8 @@ def plan_all(
 
 def accelerated(_: str, stage: StageSettings) -> StageSettings:
     """A stage with the settings of accelerators: bfloat16 and XLA's own convolutions."""
+    if stage.network.get("name") == "dit":
+        return dataclasses.replace(stage, network={**stage.network, "dtype": "bfloat16"})
     if stage.network.get("name") != "unet":
         return stage
     network = {**stage.network, "dtype": "bfloat16", "conv_impl": "xla"}
@@ -118,8 +138,8 @@ def arguments(
     )
     size = s.batch_size
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lead or ()))
-    stored = dataset.images.shape[1:]
-    images = shaped((1, *lead, size, *stored), dataset.images.dtype, None, *axes, BATCH_AXES)
+    stored = dataset.take([0])
+    images = shaped((1, *lead, size, *stored.shape[1:]), stored.dtype, None, *axes, BATCH_AXES)
     labels = shaped((len(dataset),), np.int32)
     texts = plan.tokenizer is not None and dataset.tokens is not None
     tokens = Tokens(shaped(dataset.tokens.shape, np.int32)) if texts else None

@@ -18,6 +18,7 @@ from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
+    run_of_steps,
     teacher_run,
 )
 from ddistill.generation import (
@@ -110,7 +111,8 @@ class TrainedRun:
         Args:
           stage: the stage to sample; "" for the last student that has `nfe` evaluations, None for
             `self.stage`.
-          nfe: network evaluations per image; None for the last sampler run of the stage.
+          nfe: network evaluations per image; None for the last sampler run of the stage. Students
+            of consistency models and of two-time networks take any number.
 
         Raises:
           ConfigError: the stage does not exist or is not sampled, or no sampler run has that many
@@ -140,6 +142,9 @@ class TrainedRun:
             return found[0] if stage == teacher and nfe is None else found[-1]
         if stage == teacher and nfe is not None:
             return teacher_run(self.settings, self.plan(teacher), nfe)
+        for own in reversed(known):
+            if nfe is not None and own.role == "student" and own.student_plan.objective.any_steps:
+                return run_of_steps(self.settings, own, nfe)
         allowed = ", ".join(f"{r.nfe} ({r.key})" for r in known)
         more = f" The teacher takes any number: stage={teacher!r}." if not stage else ""
         raise ConfigError(f"nfe={nfe}: the students of this run have {allowed}.{more}")

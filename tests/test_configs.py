@@ -26,8 +26,9 @@ from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSetting
 EMBEDDED = ("digits", "text_digits")
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 NO_VARIANT = "no such variant"
-# Side, channels and classes of the TFDS sets that configs name; another set needs a line here.
-TFDS = {"cifar10": (32, 3, 10), "imagenet_resized/64x64": (64, 3, 1000)}
+# Side, channels and classes of the data sets that configs name; another set needs a line here.
+LATENTS = "imagenet256"
+TFDS = {"cifar10": (32, 3, 10), "imagenet_resized/64x64": (64, 3, 1000), LATENTS: (32, 4, 1000)}
 
 
 def load(file: Path) -> ModuleType:

@@ -77,8 +77,9 @@ class SamplerRun:
 
     @property
     def width(self) -> int:
-        """Base channels of the network; 0 for a network without them."""
-        return int(getattr(self.plan.module, "channels", 0))
+        """Base channels of a U-Net, width of a transformer; 0 for a network without them."""
+        module = self.plan.module
+        return int(getattr(module, "channels", getattr(module, "width", 0)))
 
     @property
     def students(self) -> int:
@@ -298,6 +299,12 @@ def _check_fits(plan: StagePlan, trained_for: str, sampler: str, steps: int) -> 
     """
     chosen, own = get_sampler(sampler), get_sampler(trained_for) if trained_for else None
     path = f"config.stages.{plan.name}.samplers"
+    by_step = [n for n in plan.objective.extra_inputs if EXTRAS[n].of_step is not None]
+    if by_step and sampler != trained_for:
+        raise ConfigError(
+            f"{path} names '{sampler}', but the students of '{plan.name}' are given {by_step[0]} "
+            f"step by step, for steps of '{trained_for}'. Allowed: {trained_for}."
+        )
     bound = next((s for s in (own, chosen) if s is not None and s.rows is not None), None)
     if bound is None:
         return
@@ -353,6 +360,30 @@ def _student_run(
         variant=variant,
         student=student,
     )
+
+
+def run_of_steps(settings: Settings, run: SamplerRun, count: int) -> SamplerRun:
+    """The run of a student for any number of steps with `count` network evaluations per image.
+
+    Args:
+      settings: of the run.
+      run: a planned sampler run of the student.
+      count: network evaluations.
+
+    Raises:
+      ConfigError: the student has fewer levels, or no number of steps has `count` evaluations.
+    """
+    levels = run.student_plan.levels
+    steps = get_sampler(run.sampler).steps_for(count)
+    if steps is None or steps > levels.num_steps:
+        raise ConfigError(
+            f"nfe={count} is not possible: stage '{run.plan.name}' has {levels.num_steps} levels, "
+            f"and is sampled with {run.sampler}."
+        )
+    grid = _student_grid(run.plan, levels, run.sampler, steps)
+    usual = settings.evaluation.student_sampler
+    own = _student_run(run.plan, run.sampler, steps, grid, run.student, usual)
+    return with_inputs(own, settings.evaluation.guidance)
 
 
 def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRun]:

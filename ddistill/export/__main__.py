@@ -17,13 +17,14 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.export import diffusers, safetensors, stablehlo
+from ddistill.export import diffusers, dit, safetensors, stablehlo
 from ddistill.export.facts import BaseModel, Exported, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
 from ddistill.export.picture import image_rows, write_picture
 from ddistill.interop.hub import is_repo
 from ddistill.interop.imported import Imported
+from ddistill.networks.dit import DiT
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
 from ddistill.text import printable
@@ -75,7 +76,7 @@ def export(options: argparse.Namespace) -> str:
     exported = collect(run, options.stage, options.nfe, options.licence)
     exported = with_hub_ids(exported, options.base_model, options.dataset)
     writers: dict[str, Callable[[Exported, Path], str]] = {
-        "diffusers": diffusers.write,
+        "diffusers": _write_diffusers,
         "safetensors": safetensors.write,
         "stablehlo": lambda e, path: stablehlo.write(e, path, options.weights == "inside"),
     }
@@ -89,6 +90,11 @@ def export(options: argparse.Namespace) -> str:
             out.rmdir()
         shutil.move(made, out)
     return f"{out}: {exported.sampler_run.label} of {run.settings.name}, {said}"
+
+
+def _write_diffusers(exported: Exported, out: Path) -> str:
+    transformer = isinstance(exported.sampler_run.plan.module, DiT)
+    return (dit if transformer else diffusers).write(exported, out)
 
 
 def collect(

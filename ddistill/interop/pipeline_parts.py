@@ -1,7 +1,7 @@
-"""The parts of a text-to-image pipeline that its students use too, kept with the stage.
+"""The parts of a pipeline on latents that its students use too, kept with the stage.
 
 Autoencoder, text encoder and tokenizer are copied byte for byte to the stage's folder, so that a
-run can be sampled where the pipeline is not.
+run can be sampled where the pipeline is not. Pipelines of classes have the autoencoder alone.
 """
 
 import functools
@@ -18,7 +18,7 @@ from flax import linen as nn
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.interop import autoencoder_kl, clip_text
 from ddistill.interop.autoencoder_kl import Scaling
-from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE, find_part
+from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE, find_part, is_text_pipeline
 from ddistill.interop.tokenizer import ClipTokenizer, read_tokenizer
 from ddistill.networks.autoencoder_kl import AutoencoderKL, gaussian
 from ddistill.networks.clip_text import CLIPText
@@ -79,14 +79,14 @@ class PipelineParts:
     """What samples a student of a pipeline beside its own network.
 
     Attributes:
-      tokenizer: texts to token ids.
-      text_encoder: token ids to conditions.
       decoder: latents to pictures.
+      tokenizer: texts to token ids; None for a pipeline of classes.
+      text_encoder: token ids to conditions; None for a pipeline of classes.
     """
 
-    tokenizer: ClipTokenizer
-    text_encoder: TextEncoder
     decoder: Decoder
+    tokenizer: ClipTokenizer | None = None
+    text_encoder: TextEncoder | None = None
 
 
 def copy_parts(source: Path, stage: Path) -> None:
@@ -100,10 +100,11 @@ def copy_parts(source: Path, stage: Path) -> None:
         return
     temporary = target.with_name(f".{FOLDER}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name in (VAE, TEXT):
+    texts = is_text_pipeline(source)
+    for name in (VAE, TEXT) if texts else (VAE,):
         for file in find_part(source, name).files:
             _copy(file, temporary / file.relative_to(source))
-    for path in sorted((source / TOKENIZER).iterdir()):
+    for path in sorted((source / TOKENIZER).iterdir()) if texts else ():
         if path.is_file():
             _copy(path, temporary / TOKENIZER / path.name)
     temporary.rename(target)
@@ -157,26 +158,28 @@ def _decoder(folder: Path) -> Decoder:
     return Decoder(net, jax.device_put(params), scaling)
 
 
-def read_parts(stage: Path) -> PipelineParts:
+def read_parts(stage: Path, texts: bool = True) -> PipelineParts:
     """The parts in the folder of a stage, with parameters on the device.
+
+    Args:
+      stage: the folder.
+      texts: whether they are of a text-to-image pipeline.
 
     Raises:
       CheckpointError: they are missing or damaged.
     """
     folder = stage / FOLDER
     try:
-        decoder, text = _decoder(folder), find_part(folder, TEXT)
-        text_options = clip_text.read_options(text.config, str(text.config_path))
-        text_net = CLIPText(**text_options)
-        text_params = clip_text.to_params(text_net, text.weights.read(), text.where)
-        tokenizer = read_tokenizer(folder / TOKENIZER, text_net.positions)
+        decoder = _decoder(folder)
+        if not texts:
+            return PipelineParts(decoder)
+        text = find_part(folder, TEXT)
+        net = CLIPText(**clip_text.read_options(text.config, str(text.config_path)))
+        params = clip_text.to_params(net, text.weights.read(), text.where)
+        tokenizer = read_tokenizer(folder / TOKENIZER, net.positions)
     except ConfigError as error:
         raise CheckpointError(
             f"{error} These files were copied from the pipeline of the teacher; copy them again "
             f"to {folder}."
         ) from None
-    return PipelineParts(
-        tokenizer,
-        TextEncoder(jax.device_put(text_params), text_net),
-        decoder,
-    )
+    return PipelineParts(decoder, tokenizer, TextEncoder(jax.device_put(params), net))

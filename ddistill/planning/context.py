@@ -75,16 +75,13 @@ class StageContext:
     def text_facts(self) -> TextFacts:
         """What its plan says of latents and captions."""
         teacher, name = self.teacher, self.settings.latents
-        found: TextFacts = {
+        known = teacher is not None and (teacher.tokenizer or teacher.text_stage.has_parts)
+        return {
             "encoder": self.data.encoder,
             "latent_source": self.earlier[name] if name else None,
-            "tokenizer": None,
-            "text_source": None,
+            "tokenizer": self.data.tokenizer if self.reads_text else None,
+            "text_source": teacher.text_stage if teacher is not None and known else None,
         }
-        if not self.reads_text:
-            return found
-        source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
-        return {**found, "tokenizer": self.data.tokenizer, "text_source": source}
 
     def text_leaves(self, student: nn.Module) -> tuple[Leaf, ...]:
         """The arrays of a text as losses see it; () for classes."""

@@ -94,10 +94,10 @@ class StagePlan:
       imported: the network of another project that the stage starts from, or None.
       encoder: what made the latents that the networks see; None for pixels.
       tokenizer: of the captions; None for networks that read no texts.
-      latent_source: the stage with the encoder and decoder of the latents that the networks see;
-        None for stages on the images or the latents of the data.
-      text_source: the stage with the text encoder, for networks that read texts; None where it is
-        the stage itself.
+      latent_source: the stage with the encoder and the decoder of the latents that the networks
+        see; None for stages on the images or the latents of the data.
+      text_source: the stage with the text encoder, or with the parts of the teacher's pipeline;
+        None where it is the stage itself.
     """
 
     name: str
@@ -122,6 +122,11 @@ class StagePlan:
     def text_stage(self) -> "StagePlan":
         """The stage with the text encoder of the captions."""
         return self if self.text_source is None else self.text_source
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the parts of a pipeline lie in its folder."""
+        return self.imported is not None and bool(self.imported.parts)
 
     @property
     def learns_texts(self) -> bool:

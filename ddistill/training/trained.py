@@ -14,6 +14,7 @@ from ddistill.conditions import TextCondition
 from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
 from ddistill.errors import CheckpointError
 from ddistill.interop.autoencoder_kl import Scaling
+from ddistill.interop.pipeline_folders import TOKENIZER
 from ddistill.interop.pipeline_parts import (
     FOLDER,
     Decoder,
@@ -253,10 +254,11 @@ class Networks:
           CheckpointError: they are not in the folder of the stage that has imported the teacher.
         """
         stage = plan.text_stage
-        if plan.tokenizer is None or stage.imported is None:
+        imported = stage.imported
+        if imported is None or not imported.parts:
             return None
         if stage.name not in self._parts:
-            self._parts[stage.name] = read_parts(stage.folder)
+            self._parts[stage.name] = read_parts(stage.folder, TOKENIZER in imported.parts)
         return self._parts[stage.name]
 
     def latent_encoder(self, plan: StagePlan) -> LatentEncoder | None:
@@ -307,7 +309,7 @@ class Networks:
         parts, stage = self.parts(plan), plan.text_stage
         if plan.tokenizer is None:
             return None
-        return parts.text_encoder if parts else text_encoder_of(stage, self.weights(stage))
+        return text_encoder_of(stage, self.weights(stage)) if parts is None else parts.text_encoder
 
     def tokenize(self, plan: StagePlan, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 of texts, for a stage that reads texts.
@@ -316,7 +318,10 @@ class Networks:
           CheckpointError: the tokenizer is not in the folder of the stage with the text encoder.
         """
         parts, stage = self.parts(plan), plan.text_stage
-        return read_tokenizer(stage)(texts) if parts is None else parts.tokenizer(texts)
+        if parts is None:
+            return read_tokenizer(stage)(texts)
+        assert parts.tokenizer is not None  # of a network that reads texts
+        return parts.tokenizer(texts)
 
     def teacher(self, plan: StagePlan, plans: Mapping[str, StagePlan]) -> Any:
         """The network of a stage's teacher, without guidance; None where there is no teacher."""

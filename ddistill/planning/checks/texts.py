@@ -75,6 +75,8 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
             f"{named} has the image encoder {imported.parts[VAE][:16]}, and the data {data.name} "
             f"were made by {data.encoder}. {advice}"
         )
+    if TOKENIZER not in imported.parts:
+        return  # a pipeline of classes
     if data.tokenizer is None:
         raise ConfigError(f"{named} reads captions, and the data {data.name} have none. {advice}")
     if data.tokenizer.digest != imported.parts[TOKENIZER]:
