@@ -14,6 +14,7 @@ from runs import plans_of
 
 import ddistill
 from ddistill import data, networks
+from ddistill.commands.pack import pack
 from ddistill.conditions import TextCondition, Tokens, null_like, replace_where
 from ddistill.data.facts import DataFacts
 from ddistill.denoiser import Denoiser
@@ -284,6 +285,14 @@ def test_a_guided_teacher_is_that_of_its_parts(made, run):
         z = levels.alpha[i - 1] * x0 + levels.sigma[i - 1] * eps
     scale = np.abs(z).max()
     np.testing.assert_allclose(found[-1] / scale, z / scale, atol=1e-4)
+
+
+def test_a_packed_run_has_all_that_prompts_need(run, tmp_path):
+    said = pack(run.folder, tmp_path / "packed")
+    assert "2 stages" in said
+    packed = ddistill.load(tmp_path / "packed")
+    given = {"prompts": ["a red cat", "a small dog"], "nfe": 2}
+    np.testing.assert_array_equal(packed.sample(**given), run.sample(**given))
 
 
 def test_paths_between_noises_are_of_their_prompts(run):
