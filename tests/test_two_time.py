@@ -506,6 +506,6 @@ def test_stages_that_cannot_work_are_refused(objective, facts, words):
 
 def test_a_growing_derivative_raises_an_alarm():
     alarms = meanflow().diagnostics.alarms
-    assert alarms({"tangent_rms": 5.0}) == ()
+    assert alarms({"tangent_rms": 3.0}) == ()
     assert [(a.name, a.fatal) for a in alarms({"tangent_rms": 50.0})] == [("tangent", False)]
     assert alarms({"tangent_rms": 2e3})[0].fatal
