@@ -11,6 +11,7 @@ the largest difference of each export in grey levels, and fails above 1.
 
 import dataclasses
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,6 +78,21 @@ def cases(run):
     }
 
 
+def new_parts(parts, out):
+    """The parts of a pipeline as transformers since 5.6 writes them."""
+    from ddistill.interop.tensors import read_tensors, write_tensors
+    from ddistill.interop.tokenizer import read_tokenizer
+
+    shutil.copytree(parts, out)
+    weights = out / "text_encoder" / "model.safetensors"
+    named = {k.removeprefix("text_model."): x for k, x in read_tensors(weights).items()}
+    write_tensors(weights, named)
+    read_tokenizer(parts / "tokenizer", 77).bpe.save(str(out / "tokenizer" / "tokenizer.json"))
+    for name in ("vocab.json", "merges.txt"):
+        (out / "tokenizer" / name).unlink()
+    return out
+
+
 def noises(seed=0):
     """The first noise, and that of the steps: `[1 + 8, B, 4, 4, 4]`."""
     shape = (9, len(PROMPTS), 4, 4, 4)
@@ -111,14 +127,18 @@ class Drawing:
         return quantise(texts.decode(np.asarray(z)))
 
 
+def code_of(folder):
+    """The example of a model card."""
+    return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+
+
 def drawn_by_diffusers(folder, prompts=PROMPTS, change=None):
     """The images uint8 that the code of a model card makes of the same noise."""
     import torch
     from diffusers.schedulers import scheduling_lcm
 
     first, *fresh = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in noises()]
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace('"."', repr(str(folder))).replace(".images[0]", ".images")
+    code = code_of(folder).replace('"."', repr(str(folder))).replace(".images[0]", ".images")
     code = code.replace('"a photo of a cat"', 'PROMPTS, latents=FIRST, output_type="np"')
     code = code.replace("\nimage =", "\npipeline.set_progress_bar_config(disable=True)\nimage =")
     if change is not None:
@@ -148,13 +168,16 @@ def main(what, out):
 
         out.mkdir(parents=True)
         run = open_run(make_run(out))
-        draw = Drawing(run)
-        for name, found in cases(run).items():
-            text_pipeline.write(found, out / name)
-            np.savez(out / name / EXPECTED, images=draw(found))
+        draw, found = Drawing(run), cases(run)
+        parts = new_parts(found["ddim_1"].pipeline, out / "new_parts")
+        found["new_parts"] = dataclasses.replace(found["ddim_1"], pipeline=parts)
+        for name, case in found.items():
+            folder = out / "exports" / name
+            text_pipeline.write(case, folder)
+            np.savez(folder / EXPECTED, images=draw(case))
         return
     worst = 0
-    for path in sorted(out.glob(f"*/{EXPECTED}")):
+    for path in sorted(out.glob(f"exports/*/{EXPECTED}")):
         found = off(np.load(path)["images"], drawn_by_diffusers(path.parent))
         print(f"{path.parent.name}: {found}")
         worst = max(worst, found)
