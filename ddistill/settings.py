@@ -89,9 +89,10 @@ class StudentsSettings:
     Attributes:
       count: K, the number of students; 0 is one network without a student axis.
       partition: "timesteps" gives each student a contiguous range of noise levels, "classes" a
-        group of the data's classes, on the images of which it is trained, and "both" gives each of
-        `ranges` ranges of levels to `count / ranges` students, which divide the classes among them.
-        With "none", students differ in the settings that `sweep` lists.
+        group of the data's classes, on the images of which it is trained, "texts" the captions of a
+        cell of their embeddings, and "both" gives each of `ranges` ranges of levels to
+        `count / ranges` students, which divide the classes, or the texts of networks that read
+        texts, among them. With "none", students differ in the settings that `sweep` lists.
       spacing: ranges of levels are equal in "index" or in "log_snr".
       boundaries: the first level of every student but the cleanest one's, in place of `spacing`.
       margin: levels by which a range is widened in training.
@@ -99,6 +100,11 @@ class StudentsSettings:
       grouping: how classes are grouped: "consecutive", "random", or "clustered" by `embeddings`.
       groups: the classes of each student, in place of `grouping`.
       embeddings: path of a .npy file with an array `[C, D]`, one row a class, for "clustered".
+      text_split: how captions are divided by their embeddings: "quadrants", cuts at medians of the
+        first axes, and "principal", of the principal axes (2, 4, 8, ... students); "clusters",
+        balanced k-means; "listed", cells around the means of groups of captions.
+      column: for "listed", a column of the data, or "label"; one value a student.
+      pool: the states that embeddings are means of: of a text's "tokens", "all", or the "end" one.
       ranges: number of ranges of levels, for the partition "both".
       sweep: for each key, "grid_steps", "seed", "learning_rate" or a number of the objective, one
         value a student.
@@ -116,6 +122,9 @@ class StudentsSettings:
     grouping: str = "consecutive"
     groups: tuple[tuple[int, ...], ...] = ()
     embeddings: str = ""
+    text_split: str = "quadrants"
+    column: str = ""
+    pool: str = "tokens"
     ranges: int = 0
     sweep: Options = field(default_factory=dict)
     mapping: str = "auto"

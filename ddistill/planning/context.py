@@ -9,7 +9,8 @@ from ddistill import networks
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
-from ddistill.planning.plan import LevelTable, StagePlan
+from ddistill.planning.identity import by_text
+from ddistill.planning.plan import DEFAULT_POOL, LevelTable, StagePlan
 from ddistill.schedules import Schedule
 from ddistill.settings import Settings, StageSettings
 
@@ -20,6 +21,7 @@ class TextFacts(TypedDict):
     encoder: EncoderFacts | None
     tokenizer: TokenizerFacts | None
     text_source: StagePlan | None
+    text_pool: str
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,21 @@ class StageContext:
         """What its plan says of latents and captions."""
         teacher, encoder = self.teacher, self.data.encoder
         if not self.reads_text:
-            return {"encoder": encoder, "tokenizer": None, "text_source": None}
+            return {
+                "encoder": encoder,
+                "tokenizer": None,
+                "text_source": None,
+                "text_pool": DEFAULT_POOL,
+            }
         source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
-        return {"encoder": encoder, "tokenizer": self.data.tokenizer, "text_source": source}
+        own = self.settings.students.pool if by_text(self.settings) else ""
+        theirs = teacher.text_pool if teacher is not None else DEFAULT_POOL
+        return {
+            "encoder": encoder,
+            "tokenizer": self.data.tokenizer,
+            "text_source": source,
+            "text_pool": own or theirs,
+        }
 
     @cached_property
     def table(self) -> LevelTable:

@@ -17,7 +17,18 @@ from ddistill.planning.manifests import PAIRS, TRAINED, PairsManifest, TrainedMa
 from ddistill.runtime.files import read_object_or_none
 from ddistill.runtime.sharding import Layout, plan_layout
 from ddistill.schedules import Schedule
-from ddistill.settings import MeshSettings, OptimizerSettings, ScheduleSettings, StageSettings
+from ddistill.settings import (
+    MeshSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    StageSettings,
+    StudentsSettings,
+)
+
+# How texts are pooled where no setting says it.
+
+
+DEFAULT_POOL = StudentsSettings.pool
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class StagePlan:
       tokenizer: of the captions; None for networks that read no texts.
       text_source: the stage with the text encoder, for networks that read texts; None where it is
         the stage itself.
+      text_pool: how texts are pooled for partitions, its own or its teacher's.
     """
 
     name: str
@@ -114,6 +126,7 @@ class StagePlan:
     encoder: EncoderFacts | None = None
     tokenizer: TokenizerFacts | None = None
     text_source: "StagePlan | None" = None
+    text_pool: str = DEFAULT_POOL
 
     @property
     def text_stage(self) -> "StagePlan":
