@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-PROMPTS = ["a red cat", "a photo of the small digit two"]
+PROMPTS = ["a red cat", "a photo of the small digit two", "three", "large green dog of the one"]
 UNEVEN = (0, 201, 641, 1000)
 EXPECTED = "expected.npz"
 
@@ -26,13 +26,18 @@ def settings(teacher, path, model):
     """A guided pipeline, and a student on all of its levels."""
     import texted
 
-    from ddistill.settings import GridSettings
+    from ddistill.settings import GridSettings, StudentsSettings
 
     made = texted.distilled(teacher, path, model)
     student = dataclasses.replace(made.stages["student"], grid=GridSettings())
     evaluation = dataclasses.replace(made.evaluation, enabled=False)
-    stages = {**made.stages, "student": student}
-    return dataclasses.replace(made, stages=stages, evaluation=evaluation)
+    routed = dataclasses.replace(
+        student,
+        students=StudentsSettings(count=4, partition="both", ranges=2, pool="all"),
+    )
+    stages = {**made.stages, "student": student, "routed": routed}
+    pipeline = tuple(stages)
+    return dataclasses.replace(made, stages=stages, pipeline=pipeline, evaluation=evaluation)
 
 
 def make_run(root):
@@ -40,15 +45,20 @@ def make_run(root):
     import exported
     import texted
 
+    from ddistill import data
     from ddistill.interop.pipeline_parts import copy_parts
     from ddistill.interop.stable_diffusion import read_stable_diffusion
     from ddistill.trained_run import open_run
+    from ddistill.training.text_cells import fit_texts
 
     teacher = texted.teacher(root)
     (teacher / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
     path = texted.latent_set(root, f"diffusers:{teacher}", 8)
     folder = exported.run(settings(teacher, path, read_stable_diffusion(teacher)), root)
-    copy_parts(teacher, open_run(folder).plan("teacher").folder)
+    run = open_run(folder)
+    copy_parts(teacher, run.plan("teacher").folder)
+    routed = run.plan("routed")
+    fit_texts(routed, data.load(run.settings.data, "train"), run.networks.text_encoder(routed))
     return folder
 
 
@@ -75,6 +85,7 @@ def cases(run):
         "renoise_4": on_grid(student, even[4], "renoise"),
         "renoise_uneven": on_grid(student, UNEVEN, "renoise"),
         "teacher": collect(run, "teacher", 8),
+        "routed": on_grid(collect(run, "routed"), even[4]),
     }
 
 
@@ -94,8 +105,8 @@ def new_parts(parts, out):
 
 
 def noises(seed=0):
-    """The first noise, and that of the steps: `[1 + 8, B, 4, 4, 4]`."""
-    shape = (9, len(PROMPTS), 4, 4, 4)
+    """The first noise, and that of the steps: `[1 + 7, B, 4, 4, 4]`."""
+    shape = (8, len(PROMPTS), 4, 4, 4)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -138,6 +149,7 @@ def drawn_by_diffusers(folder, prompts=PROMPTS, change=None):
     from diffusers.schedulers import scheduling_lcm
 
     first, *fresh = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in noises()]
+    sys.path.insert(0, str(folder))
     code = code_of(folder).replace('"."', repr(str(folder))).replace(".images[0]", ".images")
     code = code.replace('"a photo of a cat"', 'PROMPTS, latents=FIRST, output_type="np"')
     code = code.replace("\nimage =", "\npipeline.set_progress_bar_config(disable=True)\nimage =")
@@ -152,6 +164,8 @@ def drawn_by_diffusers(folder, prompts=PROMPTS, change=None):
         exec(code, space)
     finally:
         scheduling_lcm.randn_tensor = before
+        sys.path.remove(str(folder))
+        sys.modules.pop("pipeline", None)
     return np.floor(np.clip(space["image"] * 255 + 0.5, 0, 255)).astype(np.uint8)
 
 
