@@ -39,7 +39,7 @@ def captions(points, **more):
 # ----------------------------------------------------------------------------------------- fitting
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(0, 400), st.sampled_from([1, 2, 4, 8]), st.sampled_from(fitting.BY_CUTS))
 def test_cuts_at_medians_have_cells_of_one_size(more, students, split):
     points = clouds(students + more, seed=more)
