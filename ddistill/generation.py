@@ -11,16 +11,18 @@ from jaxtyping import Float, Int, UInt8
 from ddistill.conditions import TextCondition
 from ddistill.errors import ConfigError
 from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.evaluation.prompts import Texts
 from ddistill.evaluation.sampling import (
     Network,
     SamplerInputs,
-    Texts,
     Walk,
+    as_pictures,
     conditions,
     noise_bank,
     run_walk,
 )
 from ddistill.evaluation.sampling_plan import SamplerRun, with_inputs
+from ddistill.interop.pipeline_parts import Decoder
 from ddistill.parsing import kind_of
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.rng import stream_key
@@ -66,6 +68,7 @@ class Source:
       seed: of the noise, and of the noise that the sampler draws in its steps.
       batch_size: images per batch.
       texts: what the images show, for networks that read texts.
+      decode: latents to pictures; None for networks that see pixels.
     """
 
     run: SamplerRun
@@ -74,6 +77,7 @@ class Source:
     seed: int = 0
     batch_size: int = 256
     texts: Texts | None = None
+    decode: Decoder | None = None
 
     def noise(self, rows: np.ndarray) -> Float[np.ndarray, "B H W C"]:
         """Consecutive entries of the noise bank of the seed, from that of the first row on."""
@@ -136,8 +140,7 @@ class Source:
 
     def _pictures(self, made: np.ndarray) -> UInt8[np.ndarray, "n H W C"]:
         """Images as uint8, those of latents decoded."""
-        decode = self.texts.decode if self.texts else None
-        return quantise(made if decode is None else decode(made))
+        return quantise(as_pictures(made, self.decode))
 
     def _of(self, inputs: SamplerInputs) -> tuple[SamplerRun, Network, SamplerInputs, float]:
         return self.run, self.network, inputs, self.settings.clip
@@ -160,9 +163,14 @@ class Source:
     def invert(
         self, images: np.ndarray, labels: np.ndarray | None, iterations: int
     ) -> Float[np.ndarray, "n H W C"]:
-        """Noise from images in [-1, 1], by DDIM inversion on the levels of the run."""
+        """Noise from images in [-1, 1], by DDIM inversion on the levels of the run.
+
+        Pictures of networks that see latents are encoded first.
+        """
         options = {"iterations": iterations}
         walk = Walk(ddim_inversion, noising(self.run.levels), options=options)
+        if self.decode is not None:
+            images = self.decode.encode(images)
         found = self.walk(walk, len(images), images.__getitem__, labels, None)
         return np.asarray(unit_noise(jnp.asarray(found), self.run.levels))
 
@@ -282,6 +290,16 @@ def whole_number(name: str, value: object, lowest: int = 0) -> int:
         bound = f"{lowest} or more" if value < lowest else "less than 2**32"
         raise ConfigError(f"{name}={value} must be {bound}.")
     return int(value)
+
+
+def picture_shape(plan: StagePlan) -> tuple[int, int, int]:
+    """(H, W, C) of the pictures of a stage, which are not its latents."""
+    height, width, channels = plan.image_shape
+    if plan.latent_source is not None:
+        return plan.latent_source.image_shape
+    if plan.encoder is None or not plan.encoder.digest:
+        return height, width, channels
+    return height * plan.encoder.factor, width * plan.encoder.factor, plan.encoder.image_channels
 
 
 def check_prompts(

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from ddistill.checkpoint_names import Checkpoint, checkpoint_named
 from ddistill.typing import Options
 
 T = TypeVar("T")
@@ -131,30 +132,6 @@ class StudentsSettings:
     on_divergence: str = "stop"
 
 
-class Checkpoint(NamedTuple):
-    """A checkpoint of a stage.
-
-    Attributes:
-      stage: name of the stage; "" for none.
-      step: its step; None for the checkpoint that the stage hands on.
-    """
-
-    stage: str = ""
-    step: int | None = None
-
-    def __str__(self) -> str:
-        return self.stage if self.step is None else f"{self.stage}@{self.step}"
-
-
-def checkpoint_named(text: str) -> Checkpoint:
-    """The checkpoint that "STAGE", "STAGE@last" or "STAGE@STEP" names.
-
-    Planning refuses names with anything else behind the "@".
-    """
-    stage, _, step = text.partition("@")
-    return Checkpoint(stage, int(step) if step.isdecimal() else None)
-
-
 @dataclass(frozen=True)
 class StageSettings:
     """One training run: the network, the objective, the teacher, the levels and the duration.
@@ -172,6 +149,8 @@ class StageSettings:
       guidance: scale of the teacher's classifier-free guidance; 1 for none.
       classifier: the stage whose features an objective compares in; "" for none.
       pairs: the stage that made the pairs of the objective; "" for none.
+      latents: an earlier stage that trained an autoencoder, with latents of which this stage is
+        trained; "" is the teacher's, and without a teacher none: the images of the data.
       init: source of the initial weights: "fresh", "teacher" (those of the stage's teacher), or an
         earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher".
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
@@ -214,6 +193,7 @@ class StageSettings:
     guidance: float = 1.0
     classifier: str = ""
     pairs: str = ""
+    latents: str = ""
     init: str = "fresh"
     source: str = ""
     resume: str = ""
@@ -234,7 +214,7 @@ class StageSettings:
     mid_levels: tuple[float, ...] = ()
 
     @property
-    def teacher_checkpoint(self) -> "Checkpoint":
+    def teacher_checkpoint(self) -> Checkpoint:
         """The stage of the teacher and the step of its checkpoint."""
         return checkpoint_named(self.teacher)
 
@@ -244,7 +224,7 @@ class StageSettings:
         return self.teacher_checkpoint.stage
 
     @property
-    def init_checkpoint(self) -> "Checkpoint":
+    def init_checkpoint(self) -> Checkpoint:
         """The stage that the initial weights come from, and the step of its checkpoint."""
         if self.resume:
             return Checkpoint(self.resume)
@@ -259,7 +239,7 @@ class StageSettings:
     @property
     def sources(self) -> tuple[str, ...]:
         """The stages that it learns from, starts from or reads."""
-        names = (self.teacher_stage, self.classifier, self.pairs, self.init_source)
+        names = (self.teacher_stage, self.classifier, self.pairs, self.latents, self.init_source)
         return tuple(dict.fromkeys(name for name in names if name))
 
     def optimizer_of(self, network: str) -> OptimizerSettings:
@@ -340,6 +320,7 @@ class EvaluationSettings:
         stage's `samplers` names another one.
       guidance: scale of the teacher's classifier-free guidance, and the input of students that take
         guidance as an input; 1 for none.
+      guidances: further scales of guidance, with which the teacher is sampled in `full_steps`.
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
       strip_images: images in the denoising strip of the report.
@@ -363,6 +344,7 @@ class EvaluationSettings:
     full_steps: int = 0
     student_sampler: str = "ddim"
     guidance: float = 1.0
+    guidances: tuple[float, ...] = ()
     clip: float = 1.0
     grid_images: int = 16
     strip_images: int = 6

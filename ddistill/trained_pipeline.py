@@ -16,12 +16,18 @@ from ddistill.data.encodings import MOMENTS, EncoderFacts
 from ddistill.data.latents.pipeline import Encode, LatentPipeline, words_tokenizer
 from ddistill.data.text_digits import digit_tokenizer
 from ddistill.errors import ConfigError, check_choice
+from ddistill.interop.autoencoder_kl import Scaling, to_tensors, write_options
+from ddistill.interop.diffusers_folders import CONFIG
+from ddistill.interop.diffusers_weights import STEM
+from ddistill.interop.pipeline_folders import VAE
+from ddistill.interop.tensors import as_safetensors
+from ddistill.networks.autoencoder_kl import AutoencoderKL
 from ddistill.networks.weights import Weights
-from ddistill.objectives.autoencoder import AUTOENCODER, SCALING
-from ddistill.planning.manifests import TrainedManifest
-from ddistill.planning.plan import StagePlan, complete_manifest
+from ddistill.objectives.autoencoder import AUTOENCODER
+from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
 from ddistill.trained_run import TrainedRun, open_run
+from ddistill.training.trained import latent_scaling
 
 
 def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
@@ -41,14 +47,6 @@ def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
     folder, stage = _parsed(path)
     run = open_run(folder)
     plan = _stage(run, stage)
-    manifest = complete_manifest(plan)
-    assert isinstance(manifest, TrainedManifest)
-    if not manifest.measured:
-        raise ConfigError(
-            f"Stage '{plan.name}' of {folder} has no scaling of its latents in "
-            f"{plan.manifest_path.name}. Delete that file and give the run's command again: it "
-            "measures the scaling and trains nothing."
-        )
     weights = run.networks.weights(plan)
     encode = _encode(plan, weights)
     image = jax.ShapeDtypeStruct((1, *plan.image_shape), np.uint8)
@@ -59,7 +57,7 @@ def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
         kind=MOMENTS,
         channels=moments[-1] // 2,
         factor=plan.image_shape[0] // moments[1],
-        scaling=float(manifest.measured[0][SCALING]),
+        scaling=latent_scaling(plan),
         image_channels=plan.image_shape[-1],
     )
     tokenizer = _tokenizer(run, captions)
@@ -68,7 +66,7 @@ def open_trained(path: str, captions: Sequence[str]) -> LatentPipeline:
         tokenizer=tokenizer.facts,
         encode=encode,
         tokenize=tokenizer,
-        files=tokenizer.files(),
+        files={**tokenizer.files(), **_autoencoder_files(plan, weights, encoder.scaling)},
     )
 
 
@@ -105,6 +103,19 @@ def _encode(plan: StagePlan, weights: Weights) -> Encode:
         return network.encode(to_unit(images))  # type: ignore[no-any-return]
 
     return functools.partial(apply, jax.device_put(weights))
+
+
+def _autoencoder_files(plan: StagePlan, weights: Weights, scaling: float) -> dict[str, str | bytes]:
+    """The autoencoder as diffusers' `AutoencoderKL`; no files of another network."""
+    net = plan.module
+    if not isinstance(net, AutoencoderKL):
+        return {}
+    options = write_options(net, Scaling(scaling), plan.image_shape[0])
+    tensors = as_safetensors(dict(to_tensors(net, weights.params)))
+    return {
+        f"{VAE}/{CONFIG}": json.dumps(options, indent=2, sort_keys=True) + "\n",
+        f"{VAE}/{STEM}.safetensors": tensors,
+    }
 
 
 def _digest(plan: StagePlan, weights: Weights) -> str:

@@ -11,13 +11,15 @@ from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.metrics.paths import slerp
-from ddistill.evaluation.sampling import Network, texts_of
+from ddistill.evaluation.prompts import texts_of
+from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
+    run_of_steps,
     teacher_run,
-    without_diverged,
 )
 from ddistill.generation import (
     Labels,
@@ -31,6 +33,7 @@ from ddistill.generation import (
     class_labels,
     end_of_path,
     image_count,
+    picture_shape,
     whole_number,
 )
 from ddistill.planning.manifests import STAGES, shared_stages
@@ -108,7 +111,8 @@ class TrainedRun:
         Args:
           stage: the stage to sample; "" for the last student that has `nfe` evaluations, None for
             `self.stage`.
-          nfe: network evaluations per image; None for the last sampler run of the stage.
+          nfe: network evaluations per image; None for the last sampler run of the stage. Students
+            of consistency models and of two-time networks take any number.
 
         Raises:
           ConfigError: the stage does not exist or is not sampled, or no sampler run has that many
@@ -119,6 +123,9 @@ class TrainedRun:
             check_choice("stage", stage, [plan.name for plan in self.plans])
         teacher = self.settings.evaluation.teacher
         known = [r for r in self.sampler_runs if not stage or r.plan.name == stage]
+        # Other scales of guidance are asked for as such.
+        scale = self.settings.evaluation.guidance
+        known = [r for r in known if r.role == "student" or r.guidance == scale]
         known = [r for r in known if stage or r.role == "student"] or known
         if not self.sampler_runs:
             raise ConfigError(
@@ -135,6 +142,9 @@ class TrainedRun:
             return found[0] if stage == teacher and nfe is None else found[-1]
         if stage == teacher and nfe is not None:
             return teacher_run(self.settings, self.plan(teacher), nfe)
+        for own in reversed(known):
+            if nfe is not None and own.role == "student" and own.student_plan.objective.any_steps:
+                return run_of_steps(self.settings, own, nfe)
         allowed = ", ".join(f"{r.nfe} ({r.key})" for r in known)
         more = f" The teacher takes any number: stage={teacher!r}." if not stage else ""
         raise ConfigError(f"nfe={nfe}: the students of this run have {allowed}.{more}")
@@ -226,7 +236,15 @@ class TrainedRun:
         seed, size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
         classes = class_labels(run, labels, count)
         texts = None if ids is None else texts_of(run.plan, self.networks, ids)
-        source = Source(run, self.network(run), self.settings.evaluation, seed, size, texts)
+        source = Source(
+            run,
+            self.network(run),
+            self.settings.evaluation,
+            seed,
+            size,
+            texts,
+            self.networks.decoder(run.plan),
+        )
         start_at = source.noise if given is None else given.__getitem__
         draw = source.trajectory if trajectory else source.generate
         return draw(count, start_at, classes, progress)
@@ -238,6 +256,9 @@ class TrainedRun:
         steps: int = 8,
         label: int | None = None,
         nfe: int | None = None,
+        *,
+        prompts: str | Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> UInt8[np.ndarray, "S H W C"]:
         """Images along a path between two noises.
 
@@ -248,7 +269,7 @@ class TrainedRun:
           a, b: the ends: noise `[H, W, C]`, or the seed of the first image of `sample(n, seed=a)`.
           steps: number of images with both ends, 2 or more.
           label: the class of all images; None for an unconditional network, else for class 0.
-          nfe: as of `sample`.
+          nfe, prompts, guidance: as of `sample`.
 
         Returns:
           `[steps, H, W, C]` uint8, from `a` to `b`.
@@ -259,7 +280,7 @@ class TrainedRun:
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         steps = whole_number("steps", steps, 2)
-        source = self._deterministic(run, "interpolate")
+        source = self._deterministic(at_guidance(run, guidance), "interpolate", prompts)
         first = class_labels(run, label, 1)
         classes = None if first is None else np.repeat(first, steps)
         ends = (end_of_path("a", a, source), end_of_path("b", b, source))
@@ -272,6 +293,9 @@ class TrainedRun:
         labels: Labels | None = None,
         nfe: int | None = None,
         iterations: int = 1,
+        *,
+        prompts: str | Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> Float[np.ndarray, "n H W C"]:
         """The noise from which deterministic sampling makes given images (DDIM inversion).
 
@@ -284,9 +308,11 @@ class TrainedRun:
           labels: as of `sample`.
           nfe: as of `sample`; inversion takes `iterations` network evaluations a sampler step.
           iterations: fixed-point iterations of each step, which solve DDIM's step for its start.
+          prompts, guidance: as of `sample`. Scales of guidance above 1 need many steps.
 
         Returns:
-          `[n, H, W, C]` float32; standard normal for images that are likely under the model.
+          `[n, H, W, C]` float32, for networks that see latents of the shape of these; standard
+          normal for images that are likely under the model.
 
         Raises:
           ConfigError: an argument is out of range, or the sampler draws noise in its steps or does
@@ -295,16 +321,20 @@ class TrainedRun:
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         iterations = whole_number("iterations", iterations, 1)
-        given = check_images(images, run.plan.image_shape)
+        given = check_images(images, picture_shape(run.plan))
         classes = class_labels(run, labels, len(given))
-        source = self._deterministic(run, "invert")
+        source = self._deterministic(at_guidance(run, guidance), "invert", prompts)
         source.check_invertible()
         return source.invert(given, classes, iterations)
 
-    def _deterministic(self, run: SamplerRun, call: str) -> Source:
-        if run.plan.tokenizer is not None:
-            raise ConfigError(f"{call} takes no texts: use sample(prompts=...).")
-        source = Source(run, self.network(run), self.settings.evaluation)
+    def _deterministic(
+        self, run: SamplerRun, call: str, prompts: str | Sequence[str] | None
+    ) -> Source:
+        ids = check_prompts(run.plan, prompts, self.networks)
+        texts = None if ids is None else texts_of(run.plan, self.networks, ids)
+        decode = self.networks.decoder(run.plan)
+        settings = self.settings.evaluation
+        source = Source(run, self.network(run), settings, texts=texts, decode=decode)
         source.check_deterministic(call)
         return source
 

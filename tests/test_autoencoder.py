@@ -379,4 +379,5 @@ def test_the_published_recipe_has_the_size_of_its_prototype():
     net = networks.build(options.pop("name"), **options)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 167_381
-    assert plain(recipes.to_config(recipes.text_digits()))["evaluation"]["teacher"] == ""
+    config = plain(recipes.to_config(recipes.text_digits()))
+    assert config["stages"]["teacher"]["latents"] == "autoencoder"

@@ -15,8 +15,9 @@ from runs import LateStop, Notes, differences, one_stage, plans_of, saved_state
 from ddistill import data, networks, recipes
 from ddistill.diffusion import add_noise
 from ddistill.errors import ConfigError, TrainingError
+from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.report.students_table import boundary_jumps, students_table
-from ddistill.evaluation.sampling_plan import planned_runs, without_diverged
+from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import static_part
 from ddistill.objectives.inputs import Share

@@ -25,10 +25,11 @@ from ddistill.data.text_digits import (
     digit_tokenizer,
     ink_limits,
     mean_ink,
-    obeys_thickness,
     prompts,
+    read_thickness,
 )
 from ddistill.data.tokenized import tokenized
+from ddistill.data.words import chance
 from ddistill.errors import ConfigError, DataError
 
 
@@ -144,14 +145,27 @@ def test_prompts_and_their_measure(digits, limits):
     ]
     images = digits.take([i for i, _ in said])
     own = [prompt for _, prompt in said]
-    other = [p._replace(thickness=THICK if p.thickness == THIN else THIN) for p in own]
     assert len(own) > 50
-    assert obeys_thickness(images, own, limits).all()
-    assert not obeys_thickness(images, other, limits).any()
+    read = read_thickness(images, np.array([prompt.digit for prompt in own]))
+    assert [(THIN, THICK)[i] for i in read] == [prompt.thickness for prompt in own]
     # By chance a half.
     every = digits.take(range(len(digits)))
-    chance = [prompts()[2 * d] for d in digits.labels]
-    assert 0.42 < obeys_thickness(every, chance, limits).mean() < 0.58
+    assert 0.42 < read_thickness(every, digits.labels).mean() < 0.58
+
+
+def test_words_of_captions_and_their_level_of_chance(digits):
+    captions = digits.texts["caption"]
+    digit, thickness = digits.words
+    np.testing.assert_array_equal(digit.asked(captions), digits.labels)
+    said = [THIN in text.split() or THICK in text.split() for text in captions]
+    np.testing.assert_array_equal(thickness.asked(captions) >= 0, said)
+    assert thickness.asked(["the digit two, thick", "two thin lines", "athin two"]).tolist() == [
+        *(1, 0, -1)
+    ]
+    assert chance(digit.asked(captions)) == pytest.approx(0.1, abs=0.002)
+    assert chance(thickness.asked(captions)) == pytest.approx(0.5, abs=0.005)
+    assert chance(np.array([0, 0, 0, 1, -1])) == 0.75**2 + 0.25**2
+    assert chance(np.array([-1])) == 0
 
 
 def test_mean_ink():

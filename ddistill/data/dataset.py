@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from ddistill.data.conditions import Tokens
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
+from ddistill.data.words import Word
 from ddistill.errors import ConfigError, DataError
 from ddistill.text import name_of, printable
 from ddistill.typing import HostLabels
@@ -86,6 +88,9 @@ class Dataset:
       tokenizer: what made `tokens`.
       encoder: what made `images` where they are moments or latents; None for pixels.
       pictures: uint8 images [N, S, S, C] that latents were made of, where the set keeps them.
+      words: words of the captions that can be read off pictures, for scores.
+      files: by name the files of the tokenizer and of the autoencoder of latents, as their content
+        or their place; a stage that learns from them keeps copies.
     """
 
     name: str
@@ -103,6 +108,8 @@ class Dataset:
     tokenizer: TokenizerFacts | None = None
     encoder: EncoderFacts | None = None
     pictures: np.ndarray | ImageStore | None = None
+    words: tuple[Word, ...] = ()
+    files: Mapping[str, str | Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Folders can have any name; a run writes these names into its records and pictures.

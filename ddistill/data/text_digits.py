@@ -7,12 +7,11 @@ that was trained on images and texts.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ddistill.data.byte_pairs import BytePairTokenizer, pairs_of_words
 from ddistill.data.dataset import Dataset
@@ -24,6 +23,7 @@ from ddistill.data.digits import (
     split_digits,
 )
 from ddistill.data.tokenized import tokenized
+from ddistill.data.words import Word
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 THIN, THICK = "thin", "thick"
@@ -87,13 +87,15 @@ def load_text_digits(settings: TextDigitsSettings, split: str) -> Dataset:
     """The scans of `load_digits` with captions and their token ids."""
     dataset = load_digits(DigitsSettings(flip=settings.flip), split)
     texts = captions(dataset.take(range(len(dataset))), dataset.labels, ink_limits())
+    tokenizer = digit_tokenizer()
     named = dataclasses.replace(
         dataset,
         name="text_digits",
         provenance=f"captioned {dataset.provenance}",
         texts={CAPTION: texts},
+        words=(Word("digit_word", DIGITS), Word("thickness_word", (THIN, THICK), read_thickness)),
+        files=tokenizer.files(),
     )
-    tokenizer = digit_tokenizer()
     return tokenized(named, tokenizer, tokenizer.facts, CAPTION)
 
 
@@ -158,14 +160,16 @@ def prompts() -> tuple[Prompt, ...]:
     )
 
 
-def obeys_thickness(
-    images: Float[np.ndarray, "N H W 1"], asked: Sequence[Prompt], limits: InkLimits
-) -> Bool[np.ndarray, " N"]:
-    """Whether generated images in [-1, 1] have the thickness of their prompts.
+def read_thickness(
+    images: Float[np.ndarray, "N H W 1"], labels: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, " N"]:
+    """0 for thin and 1 for thick images, in [-1, 1].
 
     An image is thin where its mean ink is below the median of the digit of its prompt, so that
     half of the scans of every digit have each thickness.
+
+    Args:
+      images: generated images, or scans.
+      labels: the digits of their captions.
     """
-    digits = np.array([prompt.digit for prompt in asked])
-    thin = np.array([prompt.thickness == THIN for prompt in asked])
-    return (mean_ink(images) < limits.middle[digits]) == thin
+    return (mean_ink(images) >= ink_limits().middle[labels]).astype(np.int64)

@@ -26,7 +26,7 @@ def check_rows(runs: list[SamplerRun]) -> None:
         s, student = run.plan.settings, run.role == "student"
         identity = (
             student, run.method, run.variant, run.students, s.ema[:1], run.sampler, run.nfe,
-            run.width,
+            run.width, run.guidance,
         )  # fmt: skip
         other = seen.setdefault(identity, run)
         if other is run:
@@ -114,7 +114,8 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
         if plan.settings.method:
             check_choice(f"config.stages.{plan.name}.method", plan.settings.method, METHODS)
     teachers = {plan.name: plan for plan in plans if plan.name == e.teacher}
-    check_scale(e.guidance, e.teacher, "config.evaluation", teachers)
+    for scale in (e.guidance, *e.guidances):
+        check_scale(scale, e.teacher, "config.evaluation", teachers)
     if not 0 <= e.clip < math.inf:
         raise ConfigError(f"config.evaluation.clip={e.clip} must be 0 (off) or above.")
     if 0 < e.clip < 1:

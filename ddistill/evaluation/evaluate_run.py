@@ -8,6 +8,7 @@ from pathlib import Path
 from ddistill import data
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.feature_networks import FeatureChoice, choose_features
 from ddistill.evaluation.interpolation import collect_paths
 from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
@@ -20,7 +21,7 @@ from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
 from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.sections import write_run_report
 from ddistill.evaluation.sampling import collect, run_digest
-from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs, without_diverged
+from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.evaluation.scored import (
     ScoredRun,
     comparable,
@@ -31,6 +32,7 @@ from ddistill.evaluation.scored import (
 )
 from ddistill.evaluation.scorer import Scorer, make_scorer
 from ddistill.evaluation.trust import warnings_of
+from ddistill.evaluation.words import chances, with_word_floor, with_words, words_line
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_object_or_none, write_text
 from ddistill.runtime.metrics_log import read_metrics
@@ -41,7 +43,8 @@ FORMAT = 5
 def evaluate_run(evaluation: Evaluation) -> list[Row]:
     """Samples and scores the runs of `planned_runs` and writes results.json and the report.
 
-    Reconstructions of autoencoders are scored first, and nothing else in a run without a teacher.
+    Reconstructions of autoencoders are scored before samples, and nothing else in a run without a
+    teacher.
     If results with the same digest are on disk, the function only reads them.
 
     Args:
@@ -55,8 +58,8 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
       CheckpointError: a stage is not complete.
     """
     settings, workdir, reporter = evaluation.settings, evaluation.workdir, evaluation.reporter
-    score_reconstructions(evaluation)
     if not settings.evaluation.teacher:
+        score_reconstructions(evaluation)
         return []
     runs, left_out = without_diverged(planned_runs(settings, evaluation.plans))
     for text in left_out:
@@ -73,10 +76,11 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     (workdir / "evaluation.json").unlink(missing_ok=True)
     scorer = None
     if test is not None:
-        scorer = make_scorer(evaluation, choice, test)
+        scorer = with_word_floor(make_scorer(evaluation, choice, test))
         _say_accuracies(evaluation, scorer)
-    samples = {run.key: collect(run, evaluation) for run in runs}
     attempt = Attempts()
+    attempt("Reconstructions", lambda: score_reconstructions(evaluation, scorer))
+    samples = {run.key: collect(run, evaluation) for run in runs}
     reference = score_run(scorer, runs[0], samples[runs[0].key])
     scored = [reference]
     scored += [score_run(scorer, run, samples[run.key], reference) for run in runs[1:]]
@@ -84,8 +88,12 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     if lpips is not None:
         batch = settings.evaluation.batch_size
         scored = attempt("LPIPS", lambda: with_lpips(scored, lpips, batch)) or scored
+    scored = attempt("Words", lambda: with_words(evaluation, scorer, scored)) or scored
     for s in scored:
         reporter.say(_line(s))
+    by_chance = chances(evaluation.dataset)
+    for text in filter(None, (words_line(s, by_chance) for s in comparable(scored))):
+        reporter.say(text)
     warnings = warnings_of(scorer, scored[0]) if scorer else []
     for text in warnings:
         reporter.say(f"warning: {text}")

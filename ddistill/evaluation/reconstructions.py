@@ -4,7 +4,7 @@ Written to reconstructions.json and reconstructions.png in the run's folder.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from ddistill import data
 from ddistill.data import Dataset, to_unit
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, grid_image, write_png
+from ddistill.evaluation.metrics.features import Sampling, extract, score
+from ddistill.evaluation.records.names import METRICS
+from ddistill.evaluation.scorer import Scorer
 from ddistill.objectives.autoencoder import AUTOENCODER, BoundAutoencoder, psnr
 from ddistill.objectives.classification import Classifier
 from ddistill.runtime.files import read_object, write_json
@@ -33,15 +36,21 @@ class Reconstructions:
       read: share of the reconstructions that the classifier gives the label of the image, in
         [0, 1]; None without a classifier.
       images_read: the same share of the images themselves.
+      fd_infinity: Frechet distance of the reconstructions to the training images, extrapolated to
+        infinitely many, in the features that score samples; None without them. The floor of the
+        samples of a network on these latents.
     """
 
     images: int
     psnr: float
     read: float | None = None
     images_read: float | None = None
+    fd_infinity: float | None = None
 
     def __str__(self) -> str:
         text = f"PSNR {self.psnr:.2f} dB on {self.images} test images"
+        if self.fd_infinity is not None:
+            text += f", {METRICS['fd_infinity'].label} {self.fd_infinity:.3g}"
         if self.read is None or self.images_read is None:
             return text
         return (
@@ -50,13 +59,16 @@ class Reconstructions:
         )
 
 
-def score_reconstructions(evaluation: Evaluation) -> dict[str, Reconstructions]:
+def score_reconstructions(
+    evaluation: Evaluation, scorer: Scorer | None = None
+) -> dict[str, Reconstructions]:
     """Scores the autoencoders of a run, says and writes the results; none without autoencoders.
 
     Students of a stage of many have the names STAGE/0, STAGE/1 and so on.
 
     Args:
       evaluation: the run; its stages are complete.
+      scorer: the features of samples; None to leave out their distances.
     """
     autoencoders = _autoencoders(evaluation)
     if not autoencoders:
@@ -67,7 +79,10 @@ def score_reconstructions(evaluation: Evaluation) -> dict[str, Reconstructions]:
     classifier = networks(judges[0]) if judges else None
     found: dict[str, Reconstructions] = {}
     for name, network in autoencoders.items():
-        found[name] = score_autoencoder(network, classifier, test, settings.evaluation.batch_size)
+        own = score_autoencoder(network, classifier, test, settings.evaluation.batch_size)
+        found[name] = (
+            own if scorer is None else replace(own, fd_infinity=_distance(network, scorer))
+        )
         evaluation.reporter.say(f"{name}: {found[name]}")
     write_json(evaluation.workdir / FILE, {name: {**vars(own)} for name, own in found.items()})
     try:
@@ -84,11 +99,16 @@ def reconstruction_grids(evaluation: Evaluation) -> list[Grid]:
     if not autoencoders:
         return []
     test = data.load(evaluation.settings.data, "test")
-    scores = read_object(evaluation.workdir / FILE)
-    return [
-        _grid(name, network, test, str(Reconstructions(**scores[name])))
-        for name, network in autoencoders.items()
-    ]
+    scores = stored_scores(evaluation)
+    return [_grid(name, own, test, str(scores[name])) for name, own in autoencoders.items()]
+
+
+def stored_scores(evaluation: Evaluation) -> dict[str, Reconstructions]:
+    """By autoencoder what `score_reconstructions` has written; empty where it wrote nothing."""
+    path = evaluation.workdir / FILE
+    own = any(plan.objective.trains == AUTOENCODER for plan in evaluation.plans)
+    found = read_object(path) if own and path.is_file() else {}
+    return {name: Reconstructions(**scores) for name, scores in found.items()}
 
 
 def score_autoencoder(
@@ -124,6 +144,14 @@ def score_autoencoder(
             total = float(np.sum(np.asarray(value, np.float64)[: len(rows)]))
             sums[name] = sums.get(name, 0.0) + total
     return Reconstructions(count, **{name: total / count for name, total in sums.items()})
+
+
+def _distance(network: BoundAutoencoder, scorer: Scorer) -> float | None:
+    """The distance of the reconstructions of the scorer's test images; None for too few."""
+    rebuilt = extract(jax.jit(network.__call__), scorer.test, scorer.batch)
+    _, features = extract(scorer.apply, np.clip(rebuilt, -1, 1), scorer.batch, quantise=True)
+    found = score(scorer.real, features, sampling=Sampling(scorer.count, None, scorer.resampling))
+    return found["fd_infinity"].value if "fd_infinity" in found else None
 
 
 def _autoencoders(evaluation: Evaluation) -> dict[str, BoundAutoencoder]:

@@ -20,11 +20,10 @@ from jaxtyping import Array, Float, Int, Key
 from ddistill.conditions import TextCondition
 from ddistill.denoiser import Denoiser, NetworkDenoiser
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.prompts import Texts, caption_rows, texts_of
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.extensions import added
 from ddistill.interop.pipeline_parts import Decoder
-from ddistill.networks.text_encoding import TextEncoder, encode_texts
-from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import read_arrays, write_arrays
 from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import data_mesh, over_data, replicate
@@ -33,7 +32,6 @@ from ddistill.samplers.loops import Callback
 from ddistill.schedules import Schedule
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser, in_groups
-from ddistill.training.trained import Networks, null_text
 from ddistill.typing import HostImages
 from ddistill.wrapped_denoiser import with_guidance
 
@@ -51,43 +49,6 @@ class Samples:
 
     images: np.ndarray
     ms_per_image: float
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """The texts that images are sampled of, for networks that read texts.
-
-    Attributes:
-      ids: int32 `[P, L]`, token ids; image i is of text i modulo P.
-      encoder: their encoder.
-      null: the condition of the empty text.
-      decode: latents to pictures; None for networks that see pixels.
-    """
-
-    ids: Int[np.ndarray, "P L"]
-    encoder: TextEncoder
-    null: TextCondition
-    decode: Decoder | None = None
-
-    def conditions(self, rows: np.ndarray) -> TextCondition:
-        """The conditions of the images `rows`."""
-        return encode_texts(self.encoder, self.ids[rows % len(self.ids)])
-
-
-def texts_of(plan: StagePlan, networks: Networks, ids: Int[np.ndarray, "P L"]) -> Texts:
-    """Texts for a stage whose network reads texts.
-
-    Args:
-      plan: the stage.
-      networks: of the run.
-      ids: token ids of the texts.
-
-    Raises:
-      CheckpointError: the text encoder or the decoder are not in the folder of their stage.
-    """
-    encoder, parts = networks.text_encoder(plan), networks.parts(plan)
-    assert encoder is not None
-    return Texts(ids, encoder, null_text(plan, encoder), parts.decoder if parts else None)
 
 
 @dataclass(frozen=True)
@@ -167,23 +128,62 @@ def draw_of_texts(
     rows: range,
     texts: Texts,
     trajectory: bool = False,
-) -> HostImages:
-    """Samples entries of the noise bank as `draw` does, each of its text, as pictures.
-
-    Returns:
-      `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`; latents are
-      decoded.
-    """
+) -> Float[Array, "..."]:
+    """Samples entries of the noise bank as `draw` does, each of its text."""
     inputs = SamplerInputs(
         noise_bank(settings, run.plan.image_shape, rows.start, len(rows)),
         texts.conditions(np.asarray(rows)),
         jax.random.fold_in(stream_key(settings.noise_seed, "sampler"), rows.start),
         texts.null,
     )
-    made = np.asarray(run_sampler(run, network, inputs, settings.clip, trajectory))
-    if texts.decode is None:
+    return run_sampler(run, network, inputs, settings.clip, trajectory)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSource:
+    """The pictures of a sampler run in an evaluation.
+
+    Attributes:
+      run: the sampler run.
+      network: its network.
+      settings: of the evaluation.
+      texts: what the pictures show, for networks that read texts.
+      decode: latents to pictures; None for networks that see pixels.
+    """
+
+    run: SamplerRun
+    network: Network
+    settings: EvaluationSettings
+    texts: Texts | None
+    decode: Decoder | None
+
+    def __call__(self, rows: range, trajectory: bool = False) -> HostImages:
+        """The pictures of entries of the noise bank.
+
+        Returns:
+          `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`; latents are
+          decoded.
+        """
+        run, network, settings, texts = self.run, self.network, self.settings, self.texts
+        if texts is None:
+            made = draw(run, network, settings, rows.start, len(rows), trajectory)
+        else:
+            made = draw_of_texts(run, network, settings, rows, texts, trajectory)
+        return as_pictures(np.asarray(made), self.decode)
+
+
+def picture_source(run: SamplerRun, evaluation: Evaluation) -> PictureSource:
+    """The pictures of a sampler run; errors as of `texts_of` and `Networks.decoder`."""
+    networks, settings = evaluation.networks, evaluation.settings.evaluation
+    texts, decode = evaluated_texts(run, evaluation), networks.decoder(run.plan)
+    return PictureSource(run, networks(run.plan, run.student), settings, texts, decode)
+
+
+def as_pictures(made: HostImages, decode: Decoder | None) -> HostImages:
+    """Samples `[..., h, w, c]`, those of latents decoded."""
+    if decode is None:
         return made
-    flat = texts.decode(made.reshape(-1, *made.shape[-3:]))
+    flat = decode(made.reshape(-1, *made.shape[-3:]))
     return flat.reshape(*made.shape[:-3], *flat.shape[1:])
 
 
@@ -194,12 +194,6 @@ def evaluated_texts(run: SamplerRun, evaluation: Evaluation) -> Texts | None:
         return None
     rows = caption_rows(evaluation.settings.evaluation, len(tokens))
     return texts_of(run.plan, evaluation.networks, tokens[rows])
-
-
-def caption_rows(settings: EvaluationSettings, captions: int) -> Int[np.ndarray, " P"]:
-    """Rows of the data with the captions that are sampled, at most one a sample."""
-    count = min(settings.samples, captions)
-    return np.arange(count) * captions // count
 
 
 @dataclass(frozen=True)
@@ -337,18 +331,14 @@ def collect(run: SamplerRun, evaluation: Evaluation) -> Samples:
     found = kept_samples(run, evaluation.workdir, settings)
     if found is not None:
         return found
-    network, texts = evaluation.networks(run.plan, run.student), evaluated_texts(run, evaluation)
+    pictures = picture_source(run, evaluation)
     images, seconds = [], []
     reporter.begin(f"sampling {run.label}", settings.samples)
     try:
         for start in range(0, settings.samples, settings.batch_size):
             evaluation.stop.check(f"the evaluation ({run.label})")
             begun = time.perf_counter()
-            if texts is None:
-                batch = np.asarray(draw(run, network, settings, start, settings.batch_size))
-            else:
-                rows = range(start, start + settings.batch_size)
-                batch = draw_of_texts(run, network, settings, rows, texts)
+            batch = pictures(range(start, start + settings.batch_size))
             seconds.append(time.perf_counter() - begun)
             images.append(batch)
             done = min(start + settings.batch_size, settings.samples)

@@ -1,11 +1,11 @@
 """The sampler runs of an evaluation: which network is sampled, with which sampler and levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ddistill.errors import ConfigError, check_choice, in_words
+from ddistill.errors import ConfigError, check_choice
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
 from ddistill.networks.extras import EXTRAS
@@ -29,7 +29,8 @@ class SamplerRun:
       grid: `[N+1]` rows of the schedule; with `spacing` "edm" the rows nearest to the levels.
       levels: `[N+1]` levels of the sampler, with the times that this network receives.
       role: "reference_teacher" (the teacher at its full number of steps), "teacher" or "student".
-      series: name of the line in plots that joins the same students at several step counts.
+      series: name of the line in plots that joins the same students at several step counts; of a
+        teacher "" for that of its method.
       variant: distinguishes the rows from other sampler runs of the method.
       student: index of the student in a sweep; None if the stage is one network.
       guidance: scale of classifier-free guidance; 1 for none.
@@ -76,8 +77,9 @@ class SamplerRun:
 
     @property
     def width(self) -> int:
-        """Base channels of the network; 0 for a network without them."""
-        return int(getattr(self.plan.module, "channels", 0))
+        """Base channels of a U-Net, width of a transformer; 0 for a network without them."""
+        module = self.plan.module
+        return int(getattr(module, "channels", getattr(module, "width", 0)))
 
     @property
     def students(self) -> int:
@@ -110,6 +112,9 @@ def planned_runs(settings: Settings, plans: list[StagePlan]) -> list[SamplerRun]
     full_steps = e.full_steps or teacher.levels.num_steps
     check_choice("config.evaluation.teacher_spacing", e.teacher_spacing, TEACHER_SPACINGS)
     runs = [_teacher_run(teacher, settings, e.full_sampler, full_steps, REFERENCE_TEACHER)]
+    for scale in e.guidances:
+        if scale != e.guidance:
+            runs.append(_of_guidance(runs[0], scale))
     for sampler, counts in e.teacher_samplers.items():
         check_choice("config.evaluation.teacher_samplers", sampler, SAMPLERS)
         for steps in counts:
@@ -188,6 +193,18 @@ def _teacher_run(
         role,
         guidance=e.guidance,
         spacing=e.teacher_spacing,
+    )
+
+
+def _of_guidance(run: SamplerRun, scale: float) -> SamplerRun:
+    """The run of the reference teacher with another scale of guidance."""
+    return replace(
+        run,
+        key=f"{run.key}_guidance_{scale:g}",
+        label=f"{run.label}, guidance {scale:g}",
+        role="teacher",
+        series=f"{METHODS[run.method].label}, guidance {scale:g}",
+        guidance=scale,
     )
 
 
@@ -282,6 +299,12 @@ def _check_fits(plan: StagePlan, trained_for: str, sampler: str, steps: int) -> 
     """
     chosen, own = get_sampler(sampler), get_sampler(trained_for) if trained_for else None
     path = f"config.stages.{plan.name}.samplers"
+    by_step = [n for n in plan.objective.extra_inputs if EXTRAS[n].of_step is not None]
+    if by_step and sampler != trained_for:
+        raise ConfigError(
+            f"{path} names '{sampler}', but the students of '{plan.name}' are given {by_step[0]} "
+            f"step by step, for steps of '{trained_for}'. Allowed: {trained_for}."
+        )
     bound = next((s for s in (own, chosen) if s is not None and s.rows is not None), None)
     if bound is None:
         return
@@ -339,6 +362,30 @@ def _student_run(
     )
 
 
+def run_of_steps(settings: Settings, run: SamplerRun, count: int) -> SamplerRun:
+    """The run of a student for any number of steps with `count` network evaluations per image.
+
+    Args:
+      settings: of the run.
+      run: a planned sampler run of the student.
+      count: network evaluations.
+
+    Raises:
+      ConfigError: the student has fewer levels, or no number of steps has `count` evaluations.
+    """
+    levels = run.student_plan.levels
+    steps = get_sampler(run.sampler).steps_for(count)
+    if steps is None or steps > levels.num_steps:
+        raise ConfigError(
+            f"nfe={count} is not possible: stage '{run.plan.name}' has {levels.num_steps} levels, "
+            f"and is sampled with {run.sampler}."
+        )
+    grid = _student_grid(run.plan, levels, run.sampler, steps)
+    usual = settings.evaluation.student_sampler
+    own = _student_run(run.plan, run.sampler, steps, grid, run.student, usual)
+    return with_inputs(own, settings.evaluation.guidance)
+
+
 def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRun]:
     """One sampler run of at most `most` steps for a network, or for each student of a sweep.
 
@@ -369,27 +416,3 @@ def steps_in_words(sampler: str, steps: int) -> str:
     """The number of steps; for samplers of fixed rows that of their calls, which are fewer."""
     count = steps if get_sampler(sampler).rows is None else nfe(sampler, steps)
     return f"{count} step{'s' if count != 1 else ''}"
-
-
-def without_diverged(runs: Sequence[SamplerRun]) -> tuple[list[SamplerRun], list[str]]:
-    """Separates the runs of students that diverged.
-
-    A student of a sweep is left out alone. The students of a partition generate images together,
-    so one diverged student leaves out all of them.
-
-    Returns:
-      (runs to sample, one message for each run that is left out).
-    """
-    kept, left_out = [], []
-    for run in runs:
-        diverged = run.plan.diverged_students()
-        if run.student is not None:
-            diverged = [k for k in diverged if k == run.student]
-        if diverged:
-            left_out.append(
-                f"{run.label}: not scored, because student {in_words(diverged)} of stage "
-                f"'{run.plan.name}' diverged"
-            )
-        else:
-            kept.append(run)
-    return kept, left_out

@@ -90,17 +90,20 @@ def score_run(
 
 
 def comparable(scored: Sequence[ScoredRun]) -> list[ScoredRun]:
-    """The runs that a reader compares: the reference teacher, then by decreasing number of network
-    evaluations of the students the teacher with that many, and the students.
+    """The runs that a reader compares: the reference teacher, also with other scales of guidance,
+    then by decreasing number of network evaluations of the students the teacher with that many, and
+    the students.
 
     Args:
       scored: all scored runs, the reference teacher first.
     """
     students = [s for s in scored if s.run.role == "student"]
-    chosen = list(scored[:1])
+    guided = [s for s in scored if s.run.role == "teacher" and s.run.series]
+    chosen = [*scored[:1], *guided]
     for count in sorted({s.run.nfe for s in students}, reverse=True):
         for role in ("teacher", "student"):
-            chosen += [s for s in scored if s.run.role == role and s.run.nfe == count]
+            same = [s for s in scored if s.run.role == role and s.run.nfe == count]
+            chosen += [s for s in same if not (role == "teacher" and s.run.series)]
     return chosen
 
 

@@ -63,6 +63,7 @@ class Scorer:
       count: number of images for recall, coverage and class shares, of samples and test images.
       resampling: number of subsets and seed.
       accuracy: accuracy of the classifier on the test images; None without a classifier.
+      classes: `[M]` class that the classifier reads off each test image; None without one.
       others: accuracy of the other classifiers of the run, by stage.
       batch: images per batch.
       test: the test images.
@@ -83,6 +84,7 @@ class Scorer:
     count: int
     resampling: Resampling
     accuracy: float | None
+    classes: Int[np.ndarray, " M"] | None
     others: Mapping[str, float]
     batch: int
     test: Dataset
@@ -176,6 +178,7 @@ def make_scorer(evaluation: Evaluation, choice: FeatureChoice, test: Dataset) ->
         accuracy=None
         if plan is None or logits is None
         else measured_accuracy(plan, networks(plan), test, batch),
+        classes=None if logits is None else logits.argmax(axis=1),
         others=others,
         batch=batch,
         test=test,

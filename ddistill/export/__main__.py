@@ -17,7 +17,7 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.export import diffusers, safetensors, stablehlo, text_pipeline
+from ddistill.export import diffusers, dit, safetensors, stablehlo, text_pipeline
 from ddistill.export.facts import BaseModel, Exported, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
@@ -25,6 +25,7 @@ from ddistill.export.picture import image_rows, write_picture
 from ddistill.interop.hub import is_repo
 from ddistill.interop.imported import Imported
 from ddistill.interop.pipeline_parts import FOLDER as PARTS
+from ddistill.networks.dit import DiT
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
 from ddistill.text import printable
@@ -83,7 +84,7 @@ def export(options: argparse.Namespace) -> str:
     exported = with_hub_ids(exported, options.base_model, options.dataset)
     exported = replace(exported, precision=options.precision)
     writers: dict[str, Callable[[Exported, Path], str]] = {
-        "diffusers": diffusers.write,
+        "diffusers": _write_diffusers,
         "unet": text_pipeline.write_unet_alone,
         "safetensors": safetensors.write,
         "stablehlo": lambda e, path: stablehlo.write(e, path, options.weights == "inside"),
@@ -98,6 +99,11 @@ def export(options: argparse.Namespace) -> str:
             out.rmdir()
         shutil.move(made, out)
     return f"{out}: {exported.sampler_run.label} of {run.settings.name}, {said}"
+
+
+def _write_diffusers(exported: Exported, out: Path) -> str:
+    transformer = isinstance(exported.sampler_run.plan.module, DiT)
+    return (dit if transformer else diffusers).write(exported, out)
 
 
 def collect(
@@ -127,7 +133,7 @@ def collect(
 def _pipeline(plan: StagePlan) -> Path | None:
     """The parts of the pipeline that the teacher of a stage comes from; None without one."""
     stage = plan.text_stage
-    return stage.folder / PARTS if plan.tokenizer and stage.imported else None
+    return stage.folder / PARTS if plan.tokenizer and stage.has_parts else None
 
 
 def with_hub_ids(exported: Exported, base_model: str, dataset: str) -> Exported:

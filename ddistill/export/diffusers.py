@@ -40,9 +40,20 @@ def write(exported: Exported, out: Path) -> str:
     Raises:
       ConfigError: diffusers does not support the network, the sampler or an option.
     """
-    run = exported.sampler_run
     if exported.reads_text:
         return text_pipeline.write(exported, out)
+    check(exported)
+    why = _beyond_ddim(exported)
+    if not why:
+        _write_ddim(exported, out)
+        return f"a DDIMPipeline of {exported.sampler_run.steps} steps"
+    _write_students(exported, out)
+    return f"UNet2DModels with a pipeline.py, because {why}"
+
+
+def check(exported: Exported) -> None:
+    """Raises `ConfigError` for samplers and inputs that no network of diffusers has here."""
+    run = exported.sampler_run
     if run.sampler not in SAMPLERS:
         raise ConfigError(
             f"'{run.key}' is sampled with {run.sampler}; the export to diffusers supports "
@@ -53,17 +64,12 @@ def write(exported: Exported, out: Path) -> str:
             f"'{run.key}' is a teacher with guidance {run.guidance}, which the export to diffusers "
             "does not support. Use --to=stablehlo."
         )
-    if run.inputs:
+    told = run.plan.objective.extra_inputs
+    if told:
         raise ConfigError(
-            f"'{run.key}' is a network that is given {', '.join(run.inputs)}, which UNet2DModel "
+            f"'{run.key}' is a network that is given {', '.join(told)}, which UNet2DModel "
             "does not support. Use --to=stablehlo or --to=safetensors."
         )
-    why = _beyond_ddim(exported)
-    if not why:
-        _write_ddim(exported, out)
-        return f"a DDIMPipeline of {run.steps} steps"
-    _write_students(exported, out)
-    return f"UNet2DModels with a pipeline.py, because {why}"
 
 
 def _beyond_ddim(exported: Exported) -> str:
@@ -76,7 +82,7 @@ def _beyond_ddim(exported: Exported) -> str:
     if run.sampler == "renoise" and run.steps > 1:
         return "its sampler adds noise in every step"
     try:
-        _scheduler(exported)
+        ddim_scheduler(exported)
     except ConfigError as error:
         return str(error)
     return ""
@@ -84,7 +90,7 @@ def _beyond_ddim(exported: Exported) -> str:
 
 def _write_ddim(exported: Exported, out: Path) -> None:
     run = exported.sampler_run
-    scheduler, table = _scheduler(exported)
+    scheduler, table = ddim_scheduler(exported)
     options = write_options(exported.unet, run.plan.image_shape)
     tensors = dict(_tensors(exported.unet, run.plan.image_shape, exported.denoiser.params))
     if table is not None:
@@ -112,16 +118,19 @@ images = pipeline(
     write_text(out / "README.md", model_card(exported, how, "diffusers"))
 
 
-def _scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None]:
-    """Returns scheduler_config.json and the times of its timesteps 0 .. N-1.
+def ddim_scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None]:
+    """Returns scheduler_config.json of a `DDIMScheduler` and the times of its timesteps 0 .. N-1.
 
     The times are None if the network receives the timestep itself. If a `DDIMScheduler` on the
     levels of the teacher has the grid of the student, all levels of the teacher are kept, so that
     users can try other step counts.
+
+    Raises:
+      ConfigError: a `DDIMScheduler` does not have these levels or this prediction type.
     """
     run, own = exported.sampler_run, exported.sampler_run.levels
     prediction, clip = exported.denoiser.prediction, exported.clip
-    unscaled = exported.unet.time_scale == 1.0
+    unscaled = getattr(run.plan.module, "time_scale", 1.0) == 1.0
     whole = _whole(exported.settings.schedule)
     steps, each = own.num_steps, whole.num_steps
     same_times = (

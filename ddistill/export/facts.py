@@ -13,6 +13,7 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
+from ddistill.networks.extras import EXTRAS
 from ddistill.networks.text_unet import TextUNet
 from ddistill.networks.unet import UNet
 from ddistill.partitions import Partition
@@ -184,11 +185,17 @@ class Exported:
         }
 
     def _inputs(self) -> dict[str, object]:
-        """By name the values of the network's extra inputs, and the ranges of chosen ones."""
+        """By name the values of the network's extra inputs, and the ranges of chosen ones.
+
+        Also the names of inputs that differ from step to step: the time of the next level.
+        """
         run = self.sampler_run
+        trained = run.plan.objective.extra_inputs
+        by_step = [name for name in trained if EXTRAS[name].of_step is not None]
+        if by_step:
+            return {"inputs_by_step": by_step}
         if not run.inputs:
             return {}
-        trained = run.plan.objective.extra_inputs
         ranges = {n: [trained[n].low, trained[n].high] for n in self.chosen_inputs}
         return {"inputs": dict(run.inputs), "input_ranges": ranges}
 

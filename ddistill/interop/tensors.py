@@ -143,11 +143,18 @@ def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, object] | None = None
 ) -> None:
     """Writes a .safetensors file; `metadata` is text by name."""
+    # The library's own way to write a file makes one that other users cannot read.
+    write_bytes(path, as_safetensors(tensors, metadata))
+
+
+def as_safetensors(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, object] | None = None
+) -> bytes:
+    """The content of a .safetensors file; `metadata` is text by name."""
     whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     # diffusers and transformers look for the format's name.
     named = {"format": "pt", **{k: str(v) for k, v in (metadata or {}).items()}}
-    # The library's own way to write a file makes one that other users cannot read.
-    write_bytes(path, save(whole, named))
+    return save(whole, named)
 
 
 def file_digest(*paths: Path) -> str:

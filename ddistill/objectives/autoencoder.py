@@ -17,6 +17,7 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives.base import Objective, check_not_negative, check_unused, hparam
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import (
+    SCALING,
     Alarm,
     Auxiliary,
     Bound,
@@ -34,7 +35,7 @@ from ddistill.typing import Images, Metrics, PerExample
 
 RECONSTRUCTIONS = ("l1", "l2")
 # Names of the numbers that are stored with a trained autoencoder.
-SCALING, LATENT_STD, PSNR, KL = "scaling", "latent_std", "psnr", "kl"
+LATENT_STD, PSNR, KL = "latent_std", "psnr", "kl"
 # The least squared error that a PSNR is computed from: 106 dB.
 _LEAST_ERROR = 1e-10
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, PyTree
 
-from ddistill.conditions import Condition
+from ddistill.conditions import Condition, Leaf
 from ddistill.denoiser import Denoiser
 from ddistill.networks.weights import Weights
 from ddistill.objectives.inputs import Batch, LevelTables
@@ -24,6 +24,8 @@ Networks: TypeAlias = Mapping[str, "Bound"]
 # A network and its weights. Its arguments and its result depend on its kind.
 Bound: TypeAlias = Any
 ImageShape: TypeAlias = tuple[int, int, int]
+# The measured number of a stage that makes latents by which they are multiplied.
+SCALING = "scaling"
 # By feature tap, the height, width and channels of the features.
 FeatureShapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -202,6 +204,11 @@ class NetworkForm:
         return (*found[:2], module.example_condition())  # type: ignore[union-attr]
 
     @property
+    def makes_latents(self) -> bool:
+        """Whether the networks of a stage make latents that other stages can be trained on."""
+        return self.kind == "autoencoder"
+
+    @property
     def on_levels(self) -> bool:
         """Whether the networks of a stage are called at noise levels."""
         return self.kind in ("denoiser", "pairs")
@@ -307,7 +314,8 @@ class StageFacts:
       steps: its train steps; 0 where the sizes are not known.
       batch_size: examples of a step, of one student.
       image_shape: (H, W, C) of the data.
-      conditional: whether networks are given classes.
+      conditional: whether networks are given classes or texts.
+      condition: the arrays of a text; () for classes.
     """
 
     grid: np.ndarray
@@ -316,6 +324,7 @@ class StageFacts:
     batch_size: int = 0
     image_shape: ImageShape = (0, 0, 0)
     conditional: bool = False
+    condition: tuple[Leaf, ...] = ()
 
     @property
     def num_steps(self) -> int:

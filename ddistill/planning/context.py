@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
 
+from flax import linen as nn
+
 from ddistill import networks
+from ddistill.conditions import Leaf, text_leaves, token_leaves
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
@@ -19,6 +22,7 @@ class TextFacts(TypedDict):
     """Fields of `StagePlan`."""
 
     encoder: EncoderFacts | None
+    latent_source: StagePlan | None
     tokenizer: TokenizerFacts | None
     text_source: StagePlan | None
     text_pool: str
@@ -34,7 +38,7 @@ class StageContext:
         `planning.build.resolve`.
       run: the settings of the run.
       schedule: `[T+1]`, the noise levels of the run.
-      data: the training images, as far as planning needs them.
+      data: the training images, or with `latents` their latents, as far as planning needs them.
       earlier: by name, the plans of the stages before it.
       imported: the network of another project that the stage starts from, or None.
     """
@@ -72,23 +76,27 @@ class StageContext:
     @property
     def text_facts(self) -> TextFacts:
         """What its plan says of latents and captions."""
-        teacher, encoder = self.teacher, self.data.encoder
-        if not self.reads_text:
-            return {
-                "encoder": encoder,
-                "tokenizer": None,
-                "text_source": None,
-                "text_pool": DEFAULT_POOL,
-            }
-        source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
+        teacher, name = self.teacher, self.settings.latents
         own = self.settings.students.pool if by_text(self.settings) else ""
         theirs = teacher.text_pool if teacher is not None else DEFAULT_POOL
+        known = teacher is not None and (teacher.tokenizer or teacher.text_stage.has_parts)
         return {
-            "encoder": encoder,
-            "tokenizer": self.data.tokenizer,
-            "text_source": source,
+            "encoder": self.data.encoder,
+            "latent_source": self.earlier[name] if name else None,
+            "tokenizer": self.data.tokenizer if self.reads_text else None,
+            "text_source": teacher.text_stage if teacher is not None and known else None,
             "text_pool": own or theirs,
         }
+
+    def text_leaves(self, student: nn.Module) -> tuple[Leaf, ...]:
+        """The arrays of a text as losses see it; () for classes."""
+        facts = self.text_facts
+        tokenizer, learns = facts["tokenizer"], facts["text_source"] is None and not self.imported
+        if tokenizer is None:
+            return ()
+        if learns:
+            return token_leaves(tokenizer.length)
+        return text_leaves(tokenizer.length, student.context_dim)
 
     @cached_property
     def table(self) -> LevelTable:

@@ -71,7 +71,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
     StageSettings: {
         **_all(Kind.LEARNT, "objective steps batch_size network prediction guidance accumulate"),
         **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint keep_every conditional"),
-        **_all(Kind.LEARNT, "teacher init resume pairs"),
+        **_all(Kind.LEARNT, "teacher init resume pairs latents"),
         **_all(Kind.GROUP, "grid optimizer optimizers students"),
         **_all(Kind.PLANNED, "classifier"),
         **_all(Kind.CONTENT, "source"),
@@ -104,8 +104,8 @@ FIELDS: dict[type, dict[str, Kind]] = {
     EvaluationSettings: _all(
         Kind.SCORED,
         "enabled teacher classifier features samples batch_size noise_seed teacher_samplers "
-        "full_sampler teacher_spacing full_steps student_sampler guidance clip grid_images "
-        "strip_images interpolations lpips_weights tuned_on",
+        "full_sampler teacher_spacing full_steps student_sampler guidance guidances clip "
+        "grid_images strip_images interpolations lpips_weights tuned_on",
     ),
     DigitsSettings: _all(Kind.CONTENT, "name flip"),
     FolderSettings: {
@@ -237,6 +237,8 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
     own["teacher"] = str(stage.teacher_checkpoint)
     if not stage.keep_every:
         del own["keep_every"]
+    if not stage.latents:
+        del own["latents"]
     if stage.grid.explicit:
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:

@@ -20,6 +20,7 @@ from ddistill.objectives.parts import StageFacts
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import FORMAT
+from ddistill.planning.latents import on_latents
 from ddistill.planning.manifests import STAGES as STAGES_SCHEMA
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import SOURCES, Folders, run_schedule
@@ -127,7 +128,7 @@ def open_stages(
                 "the run's command again: it writes the file anew and trains nothing anew."
             )
         context = StageContext(name, stage, settings, schedule, data, plans, source)
-        context = dataclasses.replace(context, settings=resolve(context))
+        context = on_latents(dataclasses.replace(context, settings=resolve(context)))
         plans[name] = _open(context, folders, noted["digests"][name])
     return list(plans.values())
 

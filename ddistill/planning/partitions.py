@@ -45,12 +45,6 @@ def plan_partition(context: StageContext, levels: Schedule) -> Partition:
         return timestep_partition(levels, s.count, s.spacing, s.boundaries)
     if s.partition == "texts" or (s.partition == "both" and context.reads_text):
         return _of_texts(context, levels)
-    if not stage.conditional:
-        raise ConfigError(
-            f"students.partition={s.partition!r} shares out classes, but the stage is not "
-            f"conditional: set {context.path}.conditional=True and a network with num_classes, "
-            " or share out noise levels (partition='timesteps')."
-        )
     ranges = s.ranges if s.partition == "both" else 1
     if s.partition == "both":
         _check_both(s, levels.num_steps, num_classes)

@@ -100,13 +100,15 @@ class StagePlan:
       modules: networks by name: the student and whatever else the objective trains.
       students: what each student learns from; one, unless `settings.students.count` is above 1.
       partition: which student owns which levels and classes, or None.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C) of what the networks see, images or latents.
       seed: the run's seed.
       imported: the network of another project that the stage starts from, or None.
       encoder: what made the latents that the networks see; None for pixels.
       tokenizer: of the captions; None for networks that read no texts.
-      text_source: the stage with the text encoder, for networks that read texts; None where it is
-        the stage itself.
+      latent_source: the stage with the encoder and the decoder of the latents that the networks
+        see; None for stages on the images or the latents of the data.
+      text_source: the stage with the text encoder, or with the parts of the teacher's pipeline;
+        None where it is the stage itself.
       text_pool: how texts are pooled for partitions, its own or its teacher's.
     """
 
@@ -125,6 +127,7 @@ class StagePlan:
     imported: Imported | None = None
     encoder: EncoderFacts | None = None
     tokenizer: TokenizerFacts | None = None
+    latent_source: "StagePlan | None" = None
     text_source: "StagePlan | None" = None
     text_pool: str = DEFAULT_POOL
 
@@ -132,6 +135,11 @@ class StagePlan:
     def text_stage(self) -> "StagePlan":
         """The stage with the text encoder of the captions."""
         return self if self.text_source is None else self.text_source
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the parts of a pipeline lie in its folder."""
+        return self.imported is not None and bool(self.imported.parts)
 
     @property
     def learns_texts(self) -> bool:

@@ -48,10 +48,15 @@ from ddistill.planning.checks.sources import (
     check_resume,
     check_sources,
 )
-from ddistill.planning.checks.students import check_every_class, check_same_shares
+from ddistill.planning.checks.students import (
+    check_conditional,
+    check_every_class,
+    check_same_shares,
+)
 from ddistill.planning.checks.texts import check_texts
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import Inputs, digest_of, make_identity
+from ddistill.planning.latents import check_latents, on_latents
 from ddistill.planning.partitions import list_groups
 from ddistill.planning.plan import StagePlan, StudentPlan
 from ddistill.planning.students import plan_students
@@ -138,7 +143,7 @@ def run_schedule(settings: Settings) -> Schedule:
 def _resolved(context: StageContext) -> StageContext:
     """The context with every default of the stage's settings filled in."""
     context = dataclasses.replace(context, settings=resolve(context))
-    return dataclasses.replace(context, settings=list_groups(context))
+    return on_latents(dataclasses.replace(context, settings=list_groups(context)))
 
 
 def _plan(context: StageContext, folders: Folders) -> StagePlan:
@@ -165,11 +170,13 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_imported(context, objective)
     check_extras(context, objective)
     check_sources(context)
+    check_latents(context, objective)
     check_classifier(context, objective)
     check_pairs(context, objective)
     check_guidance(context)
     check_guided_teacher(context, objective)
     check_accumulation(context, objective)
+    check_conditional(context)
     check_teacher(context, objective)
 
 
@@ -201,6 +208,7 @@ def _facts(context: StageContext, objective: Objective, student: nn.Module) -> S
         context.settings.batch_size,
         context.data.image_shape,
         conditional,
+        context.text_leaves(student),
     )
 
 

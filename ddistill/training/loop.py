@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import TrainingError
+from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import student_updates
@@ -53,6 +54,7 @@ class Learnt:
       classifier: the classifier of its losses, or None.
       pairs: noise and images that its batches draw pairs from, or None.
       text_encoder: the encoder of its captions, or None.
+      latent_encoder: the encoder of its images, or None.
       text_groups: `[N]`, for students of texts the group of every caption of the data, else None.
     """
 
@@ -60,6 +62,7 @@ class Learnt:
     classifier: ClassifierLike | None = None
     pairs: Pairs | None = None
     text_encoder: TextEncoder | None = None
+    latent_encoder: LatentEncoder | None = None
     text_groups: Int[np.ndarray, " N"] | None = None
 
 
@@ -92,7 +95,7 @@ class StageRun:
 
         Args:
           start: what the networks start from; None for fresh ones.
-          learnt: teacher, classifier and pairs.
+          learnt: teacher, classifier, pairs and encoders.
 
         Raises:
           Interrupted: a stop was requested; the state is on disk.
@@ -164,9 +167,12 @@ class StageRun:
         classifier = place(learnt.classifier, layout.whole())
         pairs = place(learnt.pairs, layout.whole())
         text_encoder = place(learnt.text_encoder, layout.of_teacher(learnt.text_encoder))
+        latent_encoder = place(learnt.latent_encoder, layout.of_teacher(learnt.latent_encoder))
         lies = layout.by_student() if layout.one_by_one else layout.whole()
         return [
-            StepInputs(teacher, place(tables, lies), classifier, pairs, text_encoder)
+            StepInputs(
+                teacher, place(tables, lies), classifier, pairs, text_encoder, latent_encoder
+            )
             for tables in split(layout, self.plan.tables)
         ]
 

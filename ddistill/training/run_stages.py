@@ -8,22 +8,20 @@ from jaxtyping import Int
 
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
-from ddistill.interop.pipeline_parts import FOLDER, copy_parts
-from ddistill.interop.tokenizer import MERGES
+from ddistill.interop.pipeline_parts import copy_parts, keep_files
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.weights import Weights
 from ddistill.partitions import text_part
 from ddistill.partitions.fitting import shares
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
-from ddistill.runtime.files import expand, read_text, write_text
 from ddistill.runtime.hosts import agree, from_first, is_first, wait
 from ddistill.runtime.interrupt import Interrupted
 from ddistill.students import clone
 from ddistill.training.folders import claim
 from ddistill.training.initial import Start
 from ddistill.training.loop import Learnt, StageRun
-from ddistill.training.pairs import make_pairs, read_pairs
+from ddistill.training.pairs import PairMaker, make_pairs, read_pairs
 from ddistill.training.run_context import RunContext, StagePlace
 from ddistill.training.text_cells import fit_texts, is_fitted, read_groups
 from ddistill.training.trained import Networks, guided, load_state
@@ -87,10 +85,12 @@ def _found(plan: StagePlan) -> Manifest | None:
 def _make_pairs(
     plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, place: StagePlace
 ) -> Manifest:
-    teacher = guided(plan, in_float32(context.networks.teacher(plan, by_name)))
+    texts = context.networks.text_encoder(plan)
+    teacher = guided(plan, in_float32(context.networks.teacher(plan, by_name)), texts)
+    maker = PairMaker(teacher, context.dataset.tokens if texts else None, texts)
     info = place.info(plan, 0, context.stop)
     context.call_back(lambda callback: callback.on_stage_begin(info))
-    manifest = make_pairs(plan, teacher, context.reporter, context.stop, place.title(plan))
+    manifest = make_pairs(plan, maker, context.reporter, context.stop, place.title(plan))
     context.timings.note_step(plan, manifest.train_seconds / max(1, plan.settings.steps))
     context.call_back(lambda callback: callback.on_stage_end(info, manifest))
     context.reporter.say(f"{plan.name}: {manifest.pairs} pairs in {manifest.train_seconds:.0f} s")
@@ -112,14 +112,15 @@ def _train(
     if plan.imported is not None and plan.imported.parts:
         _copy_parts(plan)
     if plan.learns_texts:
-        _keep_tokenizer(plan, context)
+        _keep_files(plan, context)
     texts = None if plan.learns_texts else context.networks.text_encoder(plan)
+    latents = context.networks.latent_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
     groups = None if texts is None else _text_groups(plan, context, texts)
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
     manifest, weights = run.run(
-        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, groups)
+        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents, groups)
     )
     context.networks.add(plan, weights)
     if not s.steps:
@@ -142,15 +143,11 @@ def _copy_parts(plan: StagePlan) -> None:
     wait(f"{plan.name} has the parts of its pipeline")
 
 
-def _keep_tokenizer(plan: StagePlan, context: RunContext) -> None:
-    """Keeps the merges of the captions' tokenizer beside a stage that learns its text encoder."""
-    path = context.settings.data.get("path")
-    source = expand(str(path)) / MERGES if path else None
-    if is_first() and source is not None and source.is_file():
-        target = plan.folder / FOLDER / MERGES
-        target.parent.mkdir(exist_ok=True)
-        write_text(target, read_text(source))
-    wait(f"{plan.name} has its tokenizer")
+def _keep_files(plan: StagePlan, context: RunContext) -> None:
+    """Keeps the tokenizer and the decoder of the data beside a stage that learns from them."""
+    if is_first():
+        keep_files(context.dataset.files, plan.folder)
+    wait(f"{plan.name} has the files of its data")
 
 
 def _text_groups(

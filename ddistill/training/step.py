@@ -26,6 +26,7 @@ from ddistill.training.step_inputs import (
     StepSettings,
     make_batch,
     spread,
+    with_latents,
     with_pairs,
     with_texts,
 )
@@ -56,10 +57,12 @@ def make_step(s: StepSettings) -> StepFn:
     ) -> tuple[TrainState, dict[str, Array]]:
         inputs = _at_step(s, inputs, state.step)
         batch = make_batch(s, images, conditions, jax.random.fold_in(key, state.step))
+        if inputs.latent_encoder is not None and images is not None:
+            batch = with_latents(s, batch, inputs.latent_encoder)
         if inputs.text_encoder is not None:
             batch = with_texts(s, batch, inputs.text_encoder)
         if inputs.pairs is not None:
-            batch = with_pairs(s, batch, inputs.pairs, inputs.tables)
+            batch = with_pairs(s, batch, inputs)
         # Last, because memory has no batch axis to be spread over devices.
         batch = dataclasses.replace(batch, memory=state.memory)
         learning = _Learning(

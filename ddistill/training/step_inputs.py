@@ -15,6 +15,7 @@ from ddistill.conditions import Tokens, null_like
 from ddistill.data import random_flip, to_unit
 from ddistill.data.encodings import EncoderFacts
 from ddistill.data.latents.posterior import draw_latents
+from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives import Batch, LevelTables, Objective
 from ddistill.objectives.inputs import Pairs
@@ -36,6 +37,7 @@ class StepInputs:
       pairs: all pairs of the stage, of which every batch draws some, or None.
       text_encoder: the encoder of the captions; None for classes, and for a network that learns its
         text encoder.
+      latent_encoder: the encoder of the images; None for networks that see what the data have.
     """
 
     teacher: Bound
@@ -43,6 +45,7 @@ class StepInputs:
     classifier: Bound = None
     pairs: Pairs | None = None
     text_encoder: TextEncoder | None = None
+    latent_encoder: LatentEncoder | None = None
 
 
 # The vmap axes of `StepInputs` in a stage of many students.
@@ -66,7 +69,7 @@ class StepSettings:
       layout: devices over which weights and batches are spread; None leaves them where they are.
       freeze: whether a student of many whose loss is no longer finite is left as it was.
       image_shape: (H, W, C), for objectives that learn from noise alone.
-      encoder: what made the images, where they are moments or latents.
+      encoder: what made the images, where the data are moments or latents.
       null_tokens: the token ids of the empty text, for networks that read texts; () for others.
     """
 
@@ -120,11 +123,21 @@ def with_texts(s: StepSettings, batch: Batch, encoder: TextEncoder) -> Batch:
     return spread(s, dataclasses.replace(batch, cond=cond, null=null))
 
 
-def with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, tables: LevelTables) -> Batch:
-    """The batch with as many pairs, each drawn by the key of an example."""
+def with_latents(s: StepSettings, batch: Batch, encoder: LatentEncoder) -> Batch:
+    """The batch with latents in place of its images."""
+    latents = encoder(batch.key("posterior"), batch.image)
+    return spread(s, dataclasses.replace(batch, image=latents))
+
+
+def with_pairs(s: StepSettings, batch: Batch, inputs: StepInputs) -> Batch:
+    """The batch with as many pairs, drawn by the keys of its examples, and their texts encoded."""
+    pairs, tables = inputs.pairs, inputs.tables
+    assert pairs is not None
     own = bool(s.objective.requires.own_pairs)
     rows = draw_pair(batch.key("pairs"), len(pairs.label), tables, own)
     drawn = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), pairs)
+    if inputs.text_encoder is not None and isinstance(drawn.text, Tokens):
+        drawn = dataclasses.replace(drawn, text=inputs.text_encoder(drawn.text.ids))
     return spread(s, dataclasses.replace(batch, pairs=drawn))
 
 

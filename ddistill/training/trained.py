@@ -1,23 +1,36 @@
 """Networks of complete stages, read from disk."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from ddistill.conditions import TextCondition
 from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
 from ddistill.errors import CheckpointError
-from ddistill.interop.pipeline_parts import FOLDER, PipelineParts, read_parts
+from ddistill.interop.autoencoder_kl import Scaling
+from ddistill.interop.pipeline_folders import TOKENIZER
+from ddistill.interop.pipeline_parts import (
+    FOLDER,
+    Decoder,
+    PipelineParts,
+    read_decoder,
+    read_parts,
+)
 from ddistill.interop.tokenizer import MERGES
 from ddistill.networks.captioned_unet import TEXT, CaptionedUNet
+from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder, encode_texts
 from ddistill.networks.weights import Weights
+from ddistill.objectives.parts import SCALING
 from ddistill.planning.manifests import TrainedManifest
-from ddistill.planning.plan import StagePlan, incomplete
+from ddistill.planning.plan import StagePlan, complete_manifest, incomplete
 from ddistill.runtime.files import DamagedFile, read_text
 from ddistill.runtime.sharding import Layout, to_host
 from ddistill.students import route, take
@@ -165,6 +178,22 @@ def text_encoder_of(plan: StagePlan, weights: Weights) -> TextEncoder:
     return TextEncoder(weights.params[TEXT], plan.module.text_encoder())
 
 
+def latent_scaling(plan: StagePlan) -> float:
+    """The factor by which the latents of a complete stage are multiplied.
+
+    Raises:
+      CheckpointError: the stage is not complete, or its manifest lacks the factor.
+    """
+    manifest = complete_manifest(plan)
+    if not isinstance(manifest, TrainedManifest) or not manifest.measured:
+        raise CheckpointError(
+            f"Stage '{plan.name}' has no scaling of its latents in {plan.manifest_path}. Delete "
+            "that file and give the run's command again: it measures the scaling and trains "
+            "nothing."
+        )
+    return float(manifest.measured[0][SCALING])
+
+
 class Networks:
     """The trained networks of a run's complete stages, read from disk at most once.
 
@@ -177,10 +206,17 @@ class Networks:
         self._kept: tuple[str, int, Weights] | None = None
         self._params: dict[str, Any] = {}
         self._parts: dict[str, PipelineParts] = {}
+        self._decoders: dict[str, Decoder | None] = {}
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
         self._weights[plan.name] = to_host(weights)
+
+    def holding(self, plan: StagePlan, weights: Weights) -> "Networks":
+        """These networks and one of a stage that is not complete, of weights on the host."""
+        found = copy.copy(self)
+        found._weights = {**self._weights, plan.name: weights}
+        return found
 
     def weights(self, plan: StagePlan, step: int | None = None) -> Weights:
         """The weights that a stage hands on, or those of a step; errors as `load_weights`."""
@@ -220,11 +256,51 @@ class Networks:
           CheckpointError: they are not in the folder of the stage that has imported the teacher.
         """
         stage = plan.text_stage
-        if plan.tokenizer is None or stage.imported is None:
+        imported = stage.imported
+        if imported is None or not imported.parts:
             return None
         if stage.name not in self._parts:
-            self._parts[stage.name] = read_parts(stage.folder)
+            self._parts[stage.name] = read_parts(stage.folder, TOKENIZER in imported.parts)
         return self._parts[stage.name]
+
+    def latent_encoder(self, plan: StagePlan) -> LatentEncoder | None:
+        """The encoder of the images of a stage's data; None for networks that see what these have.
+
+        Raises:
+          CheckpointError: its stage is not complete.
+        """
+        source = plan.latent_source
+        if source is None:
+            return None
+        scaling = jnp.float32(latent_scaling(source))
+        return LatentEncoder(self.weights(source).params, scaling, source.module)
+
+    def decoder(self, plan: StagePlan) -> Decoder | None:
+        """What makes pictures of the latents of a stage; None for networks that see pixels.
+
+        Raises:
+          CheckpointError: as `parts`, or the stage of the latents is not complete.
+        """
+        if plan.name not in self._decoders:
+            self._decoders[plan.name] = self._read_decoder(plan)
+        return self._decoders[plan.name]
+
+    def _read_decoder(self, plan: StagePlan) -> Decoder | None:
+        source, encoder = plan.latent_source, plan.encoder
+        if source is not None:
+            scaling = Scaling(latent_scaling(source))
+            return Decoder(source.module, jax.device_put(self.weights(source).params), scaling)
+        parts = self.parts(plan)
+        if parts is not None or plan.tokenizer is None or encoder is None or not encoder.digest:
+            return parts.decoder if parts else None
+        found = read_decoder(plan.text_stage.folder)
+        if found is None:
+            raise CheckpointError(
+                f"Stage '{plan.text_stage.name}' was trained on latents by {encoder}, and their "
+                "set keeps no decoder. Make the set with `ddistill data latents "
+                "--pipeline=run:FOLDER`, or name a pipeline as the stage's source."
+            )
+        return found
 
     def text_encoder(self, plan: StagePlan) -> TextEncoder | None:
         """The encoder of a stage's captions; None for networks that read no texts.
@@ -235,8 +311,8 @@ class Networks:
         parts, stage = self.parts(plan), plan.text_stage
         if plan.tokenizer is None:
             return None
-        found = parts.text_encoder if parts else text_encoder_of(stage, self.weights(stage))
-        return dataclasses.replace(found, pool=plan.text_pool)
+        own = text_encoder_of(stage, self.weights(stage)) if parts is None else parts.text_encoder
+        return None if own is None else dataclasses.replace(own, pool=plan.text_pool)
 
     def tokenize(self, plan: StagePlan, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 of texts, for a stage that reads texts.
@@ -245,7 +321,10 @@ class Networks:
           CheckpointError: the tokenizer is not in the folder of the stage with the text encoder.
         """
         parts, stage = self.parts(plan), plan.text_stage
-        return read_tokenizer(stage)(texts) if parts is None else parts.tokenizer(texts)
+        if parts is None:
+            return read_tokenizer(stage)(texts)
+        assert parts.tokenizer is not None  # of a network that reads texts
+        return parts.tokenizer(texts)
 
     def teacher(self, plan: StagePlan, plans: Mapping[str, StagePlan]) -> Any:
         """The network of a stage's teacher, without guidance; None where there is no teacher."""

@@ -28,7 +28,9 @@ from ddistill.data.memo import Memo
 from ddistill.data.scan import digest, file_of
 from ddistill.data.tokenized import identify_tokens
 from ddistill.errors import ConfigError, DataError, nearest
+from ddistill.interop.pipeline_folders import VAE
 from ddistill.interop.tensors import file_digest
+from ddistill.interop.tokenizer import MERGES
 from ddistill.runtime.files import expand
 from ddistill.runtime.schemas import FLAG, Schema
 
@@ -101,6 +103,7 @@ def load_latents(settings: LatentsSettings, split: str) -> Dataset:
         tokenizer=spec.tokenizer,
         encoder=encoder,
         pictures=_pictures(shards, mirrored.on),
+        files=_files(root),
     )
 
 
@@ -253,6 +256,12 @@ def _pictures(shards: Sequence[Shard], mirrored: bool) -> Rows | None:
     if mirrored or any(PIXELS not in shard.arrays for shard in shards):
         return None
     return Rows([shard.arrays[PIXELS] for shard in shards])
+
+
+def _files(root: Path) -> dict[str, str | Path]:
+    """The files of the tokenizer and of the autoencoder, as far as the set keeps them."""
+    found = [root / MERGES, *sorted((root / VAE).glob("*"))]
+    return {path.relative_to(root).as_posix(): path for path in found if path.is_file()}
 
 
 def _splits(record: SetRecord) -> str:

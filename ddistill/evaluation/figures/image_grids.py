@@ -21,6 +21,7 @@ GAP = 4  # pixels between images
 
 
 CELL = 48  # height in pixels to which smaller images are enlarged
+_TEXT_CELL = 96  # the same in columns with texts
 
 
 # Half transparent: light grey on a white page, dark grey on a dark page.
@@ -53,11 +54,19 @@ class Grid:
       title: heading of the block.
       rows: at least one row; all rows have the same number and shape of images.
       caption: caption.
+      texts: one text under each column, such as its prompt; images are then larger.
     """
 
     title: str
     rows: Sequence[ImageRow]
     caption: str = ""
+    texts: Sequence[str] = ()
+
+    @property
+    def factor(self) -> int:
+        """By which images are enlarged."""
+        size = np.asarray(self.rows[0].images).shape[1]
+        return enlarge_factor(size, _TEXT_CELL if self.texts else CELL)
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,9 @@ class Strip:
     caption: str = ""
 
 
-def enlarge_factor(size: int) -> int:
-    """Smallest whole factor that enlarges `size` pixels to at least CELL: 8 -> 6, 32 -> 2."""
-    return max(1, math.ceil(CELL / size))
+def enlarge_factor(size: int, least: int = CELL) -> int:
+    """Smallest whole factor that enlarges `size` pixels to at least `least`: 8 -> 6, 32 -> 2."""
+    return max(1, math.ceil(least / size))
 
 
 def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
@@ -150,8 +159,10 @@ def grid_image(grids: Sequence[Grid]) -> Image.Image:
     blocks = []
     for grid in grids:
         lines: list[tuple[str, str, Image.Image]] = [
-            (row.label, row.note, row_image(row.images)) for row in grid.rows
+            (row.label, row.note, row_image(row.images, grid.factor)) for row in grid.rows
         ]
+        if grid.texts:
+            lines.append(("", "", _texts_image(grid.texts, lines[0][2].width)))
         blocks.append((grid.title, grid.caption, lines))
     return _compose(blocks)
 
@@ -229,6 +240,10 @@ def check_grid(grid: Grid) -> Grid:
     first = np.asarray(grid.rows[0].images).shape
     for row in grid.rows:
         shape = np.asarray(row.images).shape
+        if grid.texts and len(grid.texts) != shape[0]:
+            raise ValueError(
+                f"Grid '{grid.title}' has {len(grid.texts)} texts for {shape[0]} columns."
+            )
         if shape != first or len(shape) != 4 or shape[-1] not in (1, 3) or not shape[0]:
             raise ValueError(
                 f"Row '{row.label}' of grid '{grid.title}' has images {shape}; all rows need the"
@@ -267,6 +282,30 @@ def _rgb(images: np.ndarray) -> np.ndarray:
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise ValueError(f"Expected images [N, H, W, 1 or 3]; got {images.shape}.")
     return np.broadcast_to(quantise(images), (*images.shape[:3], 3))
+
+
+def _texts_image(texts: Sequence[str], width: int) -> Image.Image:
+    """Texts side by side (RGBA), each in lines of words under its column."""
+    font, cell = load_font(11), width // len(texts)
+    columns = [_lines(drawable(text), font, cell - 6) for text in texts]
+    height = 14 * max(map(len, columns)) + 6
+    canvas = Image.new("RGBA", (width, height), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, lines in enumerate(columns):
+        for j, line in enumerate(lines):
+            draw.text(((i + 0.5) * cell, 2 + 14 * j), line, _MUTED, font, anchor="ma")
+    return canvas
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines or [""]
 
 
 def _compose(

@@ -115,7 +115,13 @@ def grid(block: Grid) -> str:
     for row in check_grid(block).rows:
         note = f"<small>{escape(row.note)}</small>" if row.note else ""
         cells.append(f'<div class="label">{escape(row.label)}{note}</div>')
-        cells.append(_image(row_image(row.images), f"samples of {row.label}"))
+        cells.append(_image(row_image(row.images, block.factor), f"samples of {row.label}"))
+    if block.texts:
+        width = np.asarray(block.rows[0].images).shape[2] * block.factor + GAP
+        texts = "".join(
+            f'<span style="width:{width}px">{escape(text)}</span>' for text in block.texts
+        )
+        cells.append(f'<div class="label"></div><div class="texts">{texts}</div>')
     body = f'<div class="scroll"><div class="rows">{"".join(cells)}</div></div>'
     return _section(block.title, block.caption, body, _length(len(block.rows)))
 

@@ -42,6 +42,9 @@ section { margin: 0 0 18px; padding: 22px 24px; border: 1px solid var(--rule);
 .rows .label small { display: block; color: var(--muted); font-size: 12.5px; }
 .rows img { display: block; image-rendering: pixelated; }
 .rows .space { grid-column: 1 / -1; height: 10px; }
+.texts { display: flex; color: var(--muted); font-size: 12.5px; line-height: 1.25;
+  text-align: center; }
+.texts span { flex: none; padding: 0 3px; box-sizing: border-box; overflow-wrap: anywhere; }
 .levels { display: flex; color: var(--muted); font-size: 12.5px; text-align: center;
   font-variant-numeric: tabular-nums; }
 .rows .label.head { color: var(--muted); font-size: 12.5px; }
@@ -102,6 +105,7 @@ ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
   .rows .label { position: static; min-width: 0; max-width: none; font-size: 8pt; }
   .rows img { max-width: 100%; height: auto; }
   .rows .label.head { display: none; } .rows .levels { display: none; }
+  .texts { font-size: 8pt; } .texts span { flex: 0 1 auto; min-width: 0; }
   table { font-size: 7.2pt; } th { font-size: 7pt; }
   th, td { padding: 3px; white-space: normal; overflow-wrap: anywhere; }
   th:first-child, td:first-child { position: static; min-width: 24mm; }

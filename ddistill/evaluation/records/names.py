@@ -84,6 +84,13 @@ METHODS: dict[str, Method] = {
     "pid": Method("PID"),
     "catch_up": Method("Catch-Up"),
     "catch_up_rk2": Method("Catch-Up (RK-2)"),
+    "shortcut": Method("shortcut"),
+    "shortcut_distilled": Method("shortcut (from the teacher)"),
+    "meanflow": Method("MeanFlow"),
+    "meanflow_distilled": Method("MeanFlow (from the teacher)"),
+    "scd": Method("sCD"),
+    "sct": Method("sCT"),
+    "rcm": Method("rCM"),
     "real": Method("real data (floor)", "real"),
 }
 
@@ -247,6 +254,23 @@ METRICS: dict[str, Metric] = {
         column=False,
         meaning="Share of pairs (sample, test image) in which the sample is closer to its nearest "
         "training image in features: 0.5 as for unseen images, near 1 for copies.",
+    ),
+    "digit_word": Metric(
+        "digit word obeyed",
+        "higher",
+        ".3f",
+        sampled=True,
+        column=False,
+        meaning="Share of the samples that the classifier reads as the digit of their caption.",
+    ),
+    "thickness_word": Metric(
+        "thickness word obeyed",
+        "higher",
+        ".3f",
+        sampled=True,
+        column=False,
+        meaning="Share of the samples with a caption of 'thin' or 'thick' that have less or more "
+        "ink than half of the scans of the digit.",
     ),
     "ms_per_image": Metric(
         "ms/image",

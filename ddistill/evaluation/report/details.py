@@ -11,8 +11,10 @@ from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.report.report import Files
 from ddistill.evaluation.scored import ScoredRun
 from ddistill.evaluation.scorer import Scorer
+from ddistill.networks.dit import DiT
 from ddistill.networks.unet import UNet
 from ddistill.planning.plan import StagePlan, complete_manifest
+from ddistill.text import printable
 
 # Samplers of which the update rule is that of diffusers' `DDIMScheduler`.
 _DIFFUSERS = ("ddim",)
@@ -80,16 +82,20 @@ def commands_of(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> list[tup
     python_cache = f", cache={portable(str(cache))!r}" if cache else ""
     flag = f" --cache={shlex.quote(portable(str(cache)))}" if cache else ""
     counts = ", ".join(str(n) for n in sorted({r.nfe for r in students} or {last.nfe}))
-    seed, shape = evaluation.settings.evaluation.noise_seed, last.plan.image_shape
+    seed, shape = evaluation.settings.evaluation.noise_seed, evaluation.dataset.image_shape
     stage = "" if students else f", stage={last.plan.name!r}"
+    given = f"16, nfe={last.nfe}, seed={seed}"
+    if last.plan.tokenizer is not None:
+        captions = evaluation.dataset.texts.get("caption", ())
+        given += f", prompts={[printable(text) for text in captions[:1]] or ['a text']!r}"
     python = (
         "import ddistill\n\n"
         f"run = ddistill.load({run!r}{stage}{python_cache})\n"
-        f"images = run.sample(16, nfe={last.nfe}, seed={seed})"
+        f"images = run.sample({given})"
         f"  # [16, {', '.join(map(str, shape))}] uint8, the images of this page; nfe: {counts}"
     )
     forms = [f for f in ("diffusers", "stablehlo", "safetensors")]
-    network = isinstance(last.plan.module, UNet)  # the only one that diffusers has too
+    network = isinstance(last.plan.module, UNet | DiT)  # those that diffusers has too
     if last.sampler not in _DIFFUSERS or last.guidance != 1.0 or last.inputs or not network:
         forms.remove("diffusers")
     out = f"exports/{last.plan.name}"

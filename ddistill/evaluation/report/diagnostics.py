@@ -31,6 +31,7 @@ def diagnostic_grids(
         _grid(plan, networks, networks.teacher(plan, by_name), settings)
         for plan in plans
         if plan.objective.diagnostics.panels and plan.tokenizer is None
+        if plan.latent_source is None
     ]
 
 

@@ -15,7 +15,8 @@ from ddistill.evaluation.figures.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.figures.tables import Table, line_of, number, range_of, stat_text
 from ddistill.evaluation.metrics.precision_recall import class_histogram
 from ddistill.evaluation.metrics.resampling import Estimate
-from ddistill.evaluation.reconstructions import PICTURE, reconstruction_grids
+from ddistill.evaluation.prompts import caption_rows
+from ddistill.evaluation.reconstructions import PICTURE, reconstruction_grids, stored_scores
 from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.records.environment import machine_string
 from ddistill.evaluation.records.names import (
@@ -39,13 +40,8 @@ from ddistill.evaluation.report.report import (
 )
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
-from ddistill.evaluation.sampling import (
-    caption_rows,
-    conditions,
-    draw,
-    draw_of_texts,
-    evaluated_texts,
-)
+from ddistill.evaluation.report.texts_parts import prompt_parts, word_parts
+from ddistill.evaluation.sampling import conditions, picture_source
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
 from ddistill.evaluation.scorer import Scorer
@@ -105,7 +101,7 @@ def write_run_report(
     if scorer and scorer.tells_classes:
         classes = attempt("Classes", lambda: _classes(dataset, scorer, scored))
     tables = [
-        *([_scores(scorer, scored)] if scorer else []),
+        *([_scores(evaluation, scorer, scored)] if scorer else []),
         *([students] if students else []),
         costs_table(plans, scored),
     ]
@@ -146,6 +142,8 @@ def _parts(
     dataset = evaluation.dataset
     labels = conditions(scored[0].run, 0, len(scored[0].samples.images))
     makers: list[tuple[str, Callable[[], list[Part]]]] = [
+        ("Prompts", lambda: prompt_parts(evaluation, scored)),
+        ("Words of the captions", lambda: word_parts(evaluation, scorer, scored)),
         ("Reconstructions", lambda: _reconstructions(evaluation)),
         ("Animation", lambda: _animation(strip)),
         ("Consistency with the teacher", lambda: consistency_parts(scorer, scored)),
@@ -155,7 +153,7 @@ def _parts(
     if labels is not None:
         classes = "classes_of_noise.png"
         makers.insert(
-            4,
+            -1,
             (
                 "Class by class",
                 lambda: [
@@ -185,9 +183,10 @@ def _subtitle(dataset: Dataset, scored: Sequence[ScoredRun]) -> str:
     teacher, students = scored[0].run, _students(scored)
     counts = ", ".join(dict.fromkeys(str(s.run.nfe) for s in students))
     methods = ", ".join(dict.fromkeys(METHODS[s.run.method].label for s in students))
+    distilled = f", distilled by {methods} into students of {counts}" if students else ""
     return (
         f"A diffusion teacher trained on {dataset.name} and sampled in {teacher.nfe} network "
-        f"evaluations, distilled by {methods} into students of {counts}."
+        f"evaluations{distilled}."
     )
 
 
@@ -268,7 +267,7 @@ def _plot(scorer: Scorer, scored: Sequence[ScoredRun]) -> ScorePlot | None:
     lines: dict[tuple[str, str], dict[int, Stat]] = {}
     for s in scored:
         role = "student" if s.run.role == "student" else "teacher"
-        name = METHODS[s.run.method].label if role == "teacher" else s.run.series
+        name = s.run.series or METHODS[s.run.method].label
         lines.setdefault((name, role), {})[s.run.nfe] = _stat(s.scores[metric])
     floor = scorer.floor.get(metric)
     return ScorePlot(
@@ -311,7 +310,7 @@ def _stat(score: Estimate) -> Stat:
     return Stat(score.value, None, 1, score.low, score.high)
 
 
-def _scores(scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
+def _scores(evaluation: Evaluation, scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
     distances = LITE0_DISTANCES if scorer.fixed else {}
     names = [distances.get(c, c) for c in _COLUMNS]
     columns = ["sampler", "NFE", *(METRICS[c].label for c in names)]
@@ -321,6 +320,10 @@ def _scores(scorer: Scorer, scored: Sequence[ScoredRun]) -> Table:
         roles.append("student" if s.run.role == "student" else "teacher")
     rows.append([f"real test images ({scorer.floor_count})", "0", *_cells(scorer.floor, names)])
     roles.append("real")
+    for name, own in stored_scores(evaluation).items():
+        found = {} if own.fd_infinity is None else {names[0]: Estimate(own.fd_infinity)}
+        rows.append([f"their reconstructions by '{name}'", "0", *_cells(found, names)])
+        roles.append("real")
     return Table(
         columns,
         rows,
@@ -353,12 +356,8 @@ def _strip(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Strip:
 
 
 def _trajectory(evaluation: Evaluation, run: SamplerRun, shown: int) -> Trajectory:
-    e, network = evaluation.settings.evaluation, evaluation.networks(run.plan, run.student)
-    texts = evaluated_texts(run, evaluation)
-    if texts is None:
-        frames = np.asarray(draw(run, network, e, 0, e.strip_images, trajectory=True))
-    else:
-        frames = draw_of_texts(run, network, e, range(e.strip_images), texts, trajectory=True)
+    count = evaluation.settings.evaluation.strip_images
+    frames = picture_source(run, evaluation)(range(count), trajectory=True)
     levels = [float(i) for i in run.grid[::-1]]
     return Trajectory(run.label, frames[:, :shown], levels)
 

@@ -136,7 +136,7 @@ def _jumps(
 ) -> list[float]:
     if not isinstance(plan.partition, TimestepPartition):
         return []  # only ranges of levels have neighbours
-    if plan.encoder is not None:
+    if plan.encoder is not None or plan.latent_source is not None:
         return []  # the data of an evaluation are pictures, and the students see latents
     count = min(COMPARED, len(dataset))
     images = to_unit(jnp.asarray(dataset.take(np.arange(count))))

@@ -107,6 +107,17 @@ def _check_idle(s: StudentsSettings, path: str) -> None:
         )
 
 
+def check_conditional(context: StageContext) -> None:
+    """Raises `ConfigError` where students share out classes of a stage that is given none."""
+    partition = context.settings.students.partition
+    if partition in BY_CLASS and not context.settings.conditional:
+        raise ConfigError(
+            f"{context.path}.students.partition={partition!r} shares out classes, but the stage is "
+            f"not conditional: set {context.path}.conditional=True and a network with num_classes, "
+            "or share out noise levels (partition='timesteps')."
+        )
+
+
 def check_every_class(
     context: StageContext, objective: Objective, students: Sequence[StudentPlan]
 ) -> None:
