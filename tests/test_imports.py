@@ -15,6 +15,7 @@ ORDER = (
     "typing",
     "conditions",
     "text",
+    "checkpoint_names",
     "settings",
     "parsing",
     "schedules",
