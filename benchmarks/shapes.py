@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ddistill.conditions import Tokens
 from ddistill.data import Dataset
-from ddistill.data.encodings import MOMENTS, EncoderFacts
+from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
+from ddistill.data.text_digits import LENGTH
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
 from ddistill.planning.plan import StagePlan
@@ -25,6 +28,8 @@ from ddistill.training.initial import abstract_state
 from ddistill.training.step_inputs import StepInputs
 from ddistill.training.trained import bind, handed_on
 
+# Tokens of a caption of a set of captioned images.
+_LENGTH = 32
 # Sets of TFDS by path: side in pixels, number of classes.
 _SETS = {"cifar10": (32, 10), "imagenet_resized/64x64": (64, 1000)}
 
@@ -45,25 +50,35 @@ def read_settings(config: str | Path) -> Settings:
 def black_images(settings: Settings) -> Dataset:
     """Black images of the shape of a config's data, one of every class and at least eight.
 
-    Of a set of latents: moments of zeros, of 32 x 32 with 4 channels and ImageNet's classes.
+    Of a set of latents without captions: moments of zeros, of 32 x 32 with 4 channels and
+    ImageNet's classes.
     """
-    if settings.data["name"] == "latents":
+    source, texts = settings.data["name"], {}
+    captions = any(
+        "vocabulary" in s.network or "text" in s.network["name"] for s in settings.stages.values()
+    )
+    if source == "latents" and not captions:
         height, width, channels = _LATENTS.latent_shape(256)
         moments = np.broadcast_to(np.float16(0), (1000, height, width, 2 * channels))
         names = tuple(str(i) for i in range(1000))
         labels = np.arange(1000, dtype=np.int32)
         return Dataset("black", moments, labels, 1000, names, encoder=_LATENTS)
-    if settings.data["name"] in ("digits", "text_digits"):
+    if source in ("digits", "text_digits"):
         shape, classes = (8, 8, 1), 10
     else:
         side, classes = _SETS.get(str(settings.data.get("path", "")), (32, 10))
         side = settings.data.get("image_size") or side
         shape = (side, side, 3)
     count = max(8, classes)
+    if source in ("text_digits", "latents"):
+        length = LENGTH if source == "text_digits" else _LENGTH
+        facts = TokenizerFacts("black", "", length, 2, (0,) * length)
+        texts = {"tokens": np.zeros((count, length), np.int32), "tokenizer": facts}
     images = np.broadcast_to(np.uint8(0), (count, *shape))
     labels = np.arange(count, dtype=np.int32) % classes
     names = tuple(str(i) for i in range(classes))
-    return Dataset("black", images, labels, classes, names, bool(settings.data.get("flip")))
+    flip = bool(settings.data.get("flip"))
+    return Dataset("black", images, labels, classes, names, flip, **texts)
 
 
 def plan_all(
@@ -94,7 +109,11 @@ def accelerated(_: str, stage: StageSettings) -> StageSettings:
 
 
 def arguments(
-    plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, layout: Layout
+    plan: StagePlan,
+    plans: Mapping[str, StagePlan],
+    dataset: Dataset,
+    layout: Layout,
+    text_encoder: TextEncoder | None = None,
 ) -> list[Any]:
     """Shapes of the arguments of a stage's `Chunk`, with shardings; images are streamed.
 
@@ -103,6 +122,7 @@ def arguments(
       plans: all stages by name, for its teacher, classifier and pairs.
       dataset: for the shapes of images and labels.
       layout: without students for the program of one student.
+      text_encoder: of the captions, with shapes and shardings for parameters; None for classes.
     """
     students = layout.students
     lead, axes = ((students,), ("student",)) if students else ((), ())
@@ -120,6 +140,9 @@ def arguments(
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lead or ()))
     stored = dataset.take([0])
     images = shaped((1, *lead, size, *stored.shape[1:]), stored.dtype, None, *axes, BATCH_AXES)
+    labels = shaped((len(dataset),), np.int32)
+    texts = plan.tokenizer is not None and dataset.tokens is not None
+    tokens = Tokens(shaped(dataset.tokens.shape, np.int32)) if texts else None
     return [
         abstract_state(plan, layout) if students else first_student(plan, layout),
         StepInputs(
@@ -127,9 +150,10 @@ def arguments(
             tables,
             network(plans.get(s.classifier), lambda _: layout.whole()),
             _pairs(plans.get(s.pairs), layout),
+            text_encoder,
         ),
         images if plan.objective.requires.images else None,
-        shaped((len(dataset),), np.int32),
+        labels if tokens is None else (labels, tokens),
         shaped((1, *lead, size), np.int32, None, *axes, BATCH_AXES),
         shaped(key.shape, key.dtype, *axes),
         {name: shaped((1, *lead), np.float32, None, *axes) for name in plan.modules},

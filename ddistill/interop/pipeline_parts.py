@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -19,7 +20,7 @@ from ddistill.interop import autoencoder_kl, clip_text
 from ddistill.interop.autoencoder_kl import Scaling
 from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE, find_part, is_text_pipeline
 from ddistill.interop.tokenizer import ClipTokenizer, read_tokenizer
-from ddistill.networks.autoencoder_kl import AutoencoderKL
+from ddistill.networks.autoencoder_kl import AutoencoderKL, gaussian
 from ddistill.networks.clip_text import CLIPText
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.runtime.files import write_bytes
@@ -33,7 +34,7 @@ CHUNK = 8
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """An autoencoder's decoder with its parameters on the device.
+    """An autoencoder with its parameters on the device, between pictures and scaled latents.
 
     Attributes:
       module: the network "autoencoder_kl".
@@ -50,19 +51,26 @@ class Decoder:
 
         They are decoded in chunks of `CHUNK`, the last of them filled up, so that one program does.
         """
-        count, size = len(latents), min(CHUNK, len(latents))
-        filled = np.concatenate([latents, np.repeat(latents[-1:], -count % size, axis=0)])
-        z = filled / self.scaling.factor + self.scaling.shift
+        return self._in_chunks("decode", latents / self.scaling.factor + self.scaling.shift)
+
+    def encode(self, pictures: HostImages) -> HostImages:
+        """Latents float32 `[B, h, w, c]`, the means of those of pictures `[B, H, W, C]`."""
+        mean, _ = gaussian(jnp.asarray(self._in_chunks("encode", pictures)))
+        return (np.asarray(mean) - self.scaling.shift) * self.scaling.factor
+
+    def _in_chunks(self, method: str, given: HostImages) -> HostImages:
+        count, size = len(given), min(CHUNK, len(given))
+        filled = np.concatenate([given, np.repeat(given[-1:], -count % size, axis=0)])
         parts = [
-            np.asarray(_decode(self.module, self.params, z[i : i + size]))
-            for i in range(0, len(z), size)
+            np.asarray(_apply(self.module, method, self.params, filled[i : i + size]))
+            for i in range(0, len(filled), size)
         ]
         return np.concatenate(parts)[:count]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(module: nn.Module, params: Params, z: jax.Array) -> jax.Array:
-    found: jax.Array = module.apply({"params": params}, z, method="decode")  # type: ignore[assignment]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(module: nn.Module, method: str, params: Params, given: jax.Array) -> jax.Array:
+    found: jax.Array = module.apply({"params": params}, given, method=method)  # type: ignore[assignment]
     return found
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
 
+from flax import linen as nn
+
 from ddistill import networks
+from ddistill.conditions import Leaf, text_leaves, token_leaves
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
@@ -79,6 +82,16 @@ class StageContext:
             "tokenizer": self.data.tokenizer if self.reads_text else None,
             "text_source": teacher.text_stage if teacher is not None and known else None,
         }
+
+    def text_leaves(self, student: nn.Module) -> tuple[Leaf, ...]:
+        """The arrays of a text as losses see it; () for classes."""
+        facts = self.text_facts
+        tokenizer, learns = facts["tokenizer"], facts["text_source"] is None and not self.imported
+        if tokenizer is None:
+            return ()
+        if learns:
+            return token_leaves(tokenizer.length)
+        return text_leaves(tokenizer.length, student.context_dim)
 
     @cached_property
     def table(self) -> LevelTable:

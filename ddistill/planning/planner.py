@@ -208,6 +208,7 @@ def _facts(context: StageContext, objective: Objective, student: nn.Module) -> S
         context.settings.batch_size,
         context.data.image_shape,
         conditional,
+        context.text_leaves(student),
     )
 
 

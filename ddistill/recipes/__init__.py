@@ -81,6 +81,7 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
+from ddistill.recipes.text_folder import text_folder, text_folder_config
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.recipes.two_time import meanflow_cifar, meanflow_imagenet256, scm, two_time
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
@@ -170,6 +171,8 @@ __all__ = [
     "teacher_stage",
     "text_digits",
     "text_digits_teacher",
+    "text_folder",
+    "text_folder_config",
     "to_config",
     "tsm_stage",
     "two_time",

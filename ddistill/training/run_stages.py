@@ -15,7 +15,7 @@ from ddistill.students import clone
 from ddistill.training.folders import claim
 from ddistill.training.initial import Start
 from ddistill.training.loop import Learnt, StageRun
-from ddistill.training.pairs import make_pairs, read_pairs
+from ddistill.training.pairs import PairMaker, make_pairs, read_pairs
 from ddistill.training.run_context import RunContext, StagePlace
 from ddistill.training.trained import Networks, guided, load_state
 
@@ -78,10 +78,12 @@ def _found(plan: StagePlan) -> Manifest | None:
 def _make_pairs(
     plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, place: StagePlace
 ) -> Manifest:
-    teacher = guided(plan, in_float32(context.networks.teacher(plan, by_name)))
+    texts = context.networks.text_encoder(plan)
+    teacher = guided(plan, in_float32(context.networks.teacher(plan, by_name)), texts)
+    maker = PairMaker(teacher, context.dataset.tokens if texts else None, texts)
     info = place.info(plan, 0, context.stop)
     context.call_back(lambda callback: callback.on_stage_begin(info))
-    manifest = make_pairs(plan, teacher, context.reporter, context.stop, place.title(plan))
+    manifest = make_pairs(plan, maker, context.reporter, context.stop, place.title(plan))
     context.timings.note_step(plan, manifest.train_seconds / max(1, plan.settings.steps))
     context.call_back(lambda callback: callback.on_stage_end(info, manifest))
     context.reporter.say(f"{plan.name}: {manifest.pairs} pairs in {manifest.train_seconds:.0f} s")

@@ -1,6 +1,7 @@
 """Networks of complete stages, read from disk."""
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -208,6 +209,12 @@ class Networks:
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
         self._weights[plan.name] = to_host(weights)
+
+    def holding(self, plan: StagePlan, weights: Weights) -> "Networks":
+        """These networks and one of a stage that is not complete, of weights on the host."""
+        found = copy.copy(self)
+        found._weights = {**self._weights, plan.name: weights}
+        return found
 
     def weights(self, plan: StagePlan, step: int | None = None) -> Weights:
         """The weights that a stage hands on, or those of a step; errors as `load_weights`."""

@@ -33,7 +33,7 @@ def check_texts(context: StageContext, objective: Objective, module: nn.Module) 
             f"{path}.network.name='{name}' reads captions, and the data {data.name} have none. Use "
             "data with captions, such as data.name='latents' or 'text_digits'."
         )
-    _check_ways(context, objective)
+    _check_students(context)
     source = context.text_facts["text_source"]
     if isinstance(module, CaptionedUNet) and source is None:
         if module.vocabulary < tokenizer.vocabulary or module.positions < tokenizer.length:
@@ -86,22 +86,16 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
         )
 
 
-def _check_ways(context: StageContext, objective: Objective) -> None:
-    """Raises `ConfigError` for settings that need classes."""
+def _check_students(context: StageContext) -> None:
+    """Raises `ConfigError` for students that classes divide, or that learn many text encoders."""
     stage, path = context.settings, context.path
-    if objective.memory:
+    if stage.students.partition in ("classes", "both"):
         raise ConfigError(
-            f"{path}.objective.name={stage.objective['name']!r} with these hyperparameters keeps "
-            f"{', '.join(objective.memory)} from step to step, which hold classes and no captions. "
-            "Switch them off."
+            f"{path}.students.partition={stage.students.partition!r} divides classes, and network "
+            f"'{stage.network['name']}' reads captions. Use a partition by text, or 'timesteps'."
         )
-    for needs, setting in (
-        (stage.students.partition not in ("none", "timesteps"), "students.partition"),
-        (bool(stage.pairs) or objective.trains.kind == "pairs", "pairs"),
-        (bool(stage.students.count) and context.text_facts["text_source"] is None, "students"),
-    ):
-        if needs:
-            raise ConfigError(
-                f"{path}.{setting} cannot be for a stage whose network reads captions and "
-                "learns from them. Leave it out."
-            )
+    if stage.students.count and context.text_facts["text_source"] is None:
+        raise ConfigError(
+            f"{path}.students.count={stage.students.count}: a network that learns its text encoder "
+            "is one network. Set 0, or give the stage a teacher with a text encoder."
+        )
