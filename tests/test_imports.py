@@ -47,6 +47,7 @@ ORDER = (
     "evaluation.records",
     "evaluation.figures",
     "evaluation.sampling_plan",
+    "evaluation.any_steps",
     "evaluation.diverged",
     "evaluation.prompts",
     "evaluation.context",
