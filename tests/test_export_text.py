@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ddistill.export.text_parts import write_text_parts
 from ddistill.export.text_schedulers import pipeline_scheduler
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.interop.tensors import read_tensors
+from ddistill.networks.text_encoding import encode_texts
 from ddistill.schedules import Schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
 from ddistill.trained_run import open_run
@@ -81,6 +83,48 @@ def test_the_unet_alone_is_put_into_the_teachers_pipeline(run, tmp_path, monkeyp
         tmp_path / "unet", change=lambda code: code.replace("TEACHER", str(tmp_path / "pipeline"))
     )
     np.testing.assert_array_equal(images, drawn_by_diffusers(tmp_path / "pipeline"))
+
+
+@pytest.mark.parity
+def test_equal_students_are_one_student_and_routes_agree(run, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out = tmp_path / "routed"
+    text_pipeline.write(cases(run)["routed"], out)
+    for k in (1, 2, 3):
+        shutil.rmtree(out / f"unet_{k}")
+        shutil.copytree(out / "unet", out / f"unet_{k}")
+    space: dict = {}
+    exec(compile((out / "pipeline.py").read_text(), "pipeline.py", "exec"), space)
+    routed = space["RoutedPipeline"].load(out)
+    whole = diffusers.StableDiffusionPipeline.from_pretrained(out)
+    latents = torch.from_numpy(text_round_trip.noises()[0].transpose(0, 3, 1, 2).copy())
+    pictures = []
+    for pipeline in (whole, routed):
+        pipeline.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"}
+        pictures.append(pipeline(text_round_trip.PROMPTS, latents=latents, **options).images)
+    np.testing.assert_allclose(*pictures, atol=1e-5)
+    # The same student for any text and any level, as in the run.
+    plan, rng = run.plan("routed"), np.random.default_rng(0)
+    words = ["a", "cat", "dog", "digit", "three", "red", "small", "thick", "7", "zebra", "of"]
+    prompts = [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(10_000)]
+    partition, encoder = run.networks(plan).partition, run.networks.text_encoder(plan)
+    ids = run.networks.tokenize(plan, prompts)
+    ours, theirs = [], []
+    for start in range(0, len(prompts), 2000):
+        chunk = slice(start, start + 2000)
+        ours.append(partition.group(encode_texts(encoder, ids[chunk])))
+        theirs.append(routed.unet.router.cells(routed.embeddings(prompts[chunk])).numpy())
+    cells = np.concatenate(theirs)
+    np.testing.assert_array_equal(np.concatenate(ours), cells)
+    assert np.bincount(cells).min() > 500
+    for i in range(1, 1001, 37):
+        level = plan.levels.at(i)
+        students = routed.unet.router.students(torch.tensor([0, 1]), i - 1)
+        assert students.tolist() == [2 * int(partition.times.owner(level)) + c for c in (0, 1)]
 
 
 # --------------------------------------------------------------------------------------- the files
@@ -197,9 +241,12 @@ def test_levels_that_diffusers_does_not_have_are_refused(student):
         pipeline_scheduler(shifted, found.settings.schedule, "eps")
 
 
-def test_what_cannot_be_a_pipeline_says_what_can(student, tmp_path):
+def test_what_cannot_be_a_pipeline_says_what_can(run, student, tmp_path):
     weak = dataclasses.replace(student.sampler_run, guidance=0.5)
     with pytest.raises(ConfigError, match="guidance 0.5, and diffusers guides above 1 alone"):
         text_pipeline.write(dataclasses.replace(student, sampler_run=weak), tmp_path / "a")
+    routed = collect(run, "routed")
+    with pytest.raises(ConfigError, match="are 4 U-Nets, of which a router picks one"):
+        text_pipeline.write_unet_alone(routed, tmp_path / "c")
     with pytest.raises(ConfigError, match="a text encoder of its own run"):
         text_pipeline.write(dataclasses.replace(student, pipeline=None), tmp_path / "b")

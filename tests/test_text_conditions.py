@@ -14,6 +14,7 @@ from runs import plans_of
 
 import ddistill
 from ddistill import data, networks
+from ddistill.commands.pack import pack
 from ddistill.conditions import TextCondition, Tokens, null_like, replace_where
 from ddistill.data.facts import DataFacts
 from ddistill.denoiser import Denoiser
@@ -286,6 +287,14 @@ def test_a_guided_teacher_is_that_of_its_parts(made, run):
     np.testing.assert_allclose(found[-1] / scale, z / scale, atol=1e-4)
 
 
+def test_a_packed_run_has_all_that_prompts_need(run, tmp_path):
+    said = pack(run.folder, tmp_path / "packed")
+    assert "2 stages" in said
+    packed = ddistill.load(tmp_path / "packed")
+    given = {"prompts": ["a red cat", "a small dog"], "nfe": 2}
+    np.testing.assert_array_equal(packed.sample(**given), run.sample(**given))
+
+
 def test_paths_between_noises_are_of_their_prompts(run):
     a, b = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
     words = ["a red cat", "a small dog"]
@@ -297,21 +306,29 @@ def test_paths_between_noises_are_of_their_prompts(run):
     assert (found[1] != other[1]).any()
 
 
-def test_inversion_finds_the_noise_of_a_picture_and_its_prompt(run):
-    """At the levels of a student, whose first step leaves the latents of the picture."""
-    teacher = dataclasses.replace(run, stage="teacher")
-    noise = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
-    words = ["a red cat", "a small dog"]
-    settings = {"nfe": 4, "guidance": 1.0, "prompts": words}
-    pictures = teacher.sample(noise=noise, **settings)
-    found = teacher.invert(pictures, iterations=8, **settings)
-    again = teacher.sample(noise=found, trajectory=True, **settings)
-    parts = run.networks.parts(run.plan("student"))
-    latents = parts.decoder.encode(pictures / np.float32(127.5) - 1)
-    scale = np.abs(latents).max()
-    np.testing.assert_allclose(again.states[-1] / scale, latents / scale, atol=0.02)
-    other = teacher.invert(pictures, iterations=8, **{**settings, "prompts": words[::-1]})
-    assert np.abs(other - found).max() > 1e-3
+def test_inversion_follows_the_ode_from_the_latents_of_pictures(made, run):
+    """As arXiv 2010.02502 section 5.4 says it, with the texts and the encoder of the pipeline."""
+    sampled = run.sampler_run("student")
+    levels, words = sampled.levels, ["a red cat", "a small dog"]
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    found = run.invert(pictures, nfe=2, prompts=words)
+    cond = made.model.encode_text(made.model.tokens(words))
+    variables = run.networks.weights(sampled.plan).variables()
+    apply = jax.jit(sampled.plan.module.apply)
+    z = made.model.encode(pictures.astype(np.float32) / 127.5 - 1)
+    for i in range(levels.num_steps):
+        here, there = levels.at(i), levels.at(i + 1)
+        at = levels.at(max(i, 1))  # networks are not defined at the clean end
+        eps = apply(variables, z, jnp.full(2, at.time), cond)
+        x0 = (z - at.sigma * eps) / at.alpha
+        if here.alpha > here.sigma:
+            up = there.alpha / here.alpha
+            z = up * z + (there.sigma - here.sigma * up) * eps
+        else:
+            up = there.sigma / here.sigma
+            z = up * z + (there.alpha - here.alpha * up) * x0
+    wanted = np.asarray(z) / max(1.0, float(levels.sigma[-1]))
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_prompts_that_cannot_be(run):
@@ -407,7 +424,8 @@ def test_a_network_learns_its_text_encoder(tmp_path):
     assert np.abs(after - before).max() > 1e-4
     encoder = found.networks.text_encoder(plan)
     assert isinstance(encoder, TextEncoder)
-    assert found.sample(prompts=["picture number 1", "other words"]).shape == (2, 4, 4, 3)
+    # As many as a preview has, which is then the same program.
+    assert found.sample(prompts=["picture number 1", "other words", ""]).shape == (3, 4, 4, 3)
     assert read_tokenizer(plan).facts == facts
     # The preview of the last step is of the weights that are handed on, and so of their texts.
     shown = np.asarray(Image.open(tmp_path / "run" / "previews" / "teacher" / "0000004.png"))

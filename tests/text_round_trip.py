@@ -11,12 +11,13 @@ the largest difference of each export in grey levels, and fails above 1.
 
 import dataclasses
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 
-PROMPTS = ["a red cat", "a photo of the small digit two"]
+PROMPTS = ["a red cat", "a photo of the small digit two", "three", "large green dog of the one"]
 UNEVEN = (0, 201, 641, 1000)
 EXPECTED = "expected.npz"
 
@@ -25,13 +26,18 @@ def settings(teacher, path, model):
     """A guided pipeline, and a student on all of its levels."""
     import texted
 
-    from ddistill.settings import GridSettings
+    from ddistill.settings import GridSettings, StudentsSettings
 
     made = texted.distilled(teacher, path, model)
     student = dataclasses.replace(made.stages["student"], grid=GridSettings())
     evaluation = dataclasses.replace(made.evaluation, enabled=False)
-    stages = {**made.stages, "student": student}
-    return dataclasses.replace(made, stages=stages, evaluation=evaluation)
+    routed = dataclasses.replace(
+        student,
+        students=StudentsSettings(count=4, partition="both", ranges=2, pool="all"),
+    )
+    stages = {**made.stages, "student": student, "routed": routed}
+    pipeline = tuple(stages)
+    return dataclasses.replace(made, stages=stages, pipeline=pipeline, evaluation=evaluation)
 
 
 def make_run(root):
@@ -39,15 +45,20 @@ def make_run(root):
     import exported
     import texted
 
+    from ddistill import data
     from ddistill.interop.pipeline_parts import copy_parts
     from ddistill.interop.stable_diffusion import read_stable_diffusion
     from ddistill.trained_run import open_run
+    from ddistill.training.text_cells import fit_texts
 
     teacher = texted.teacher(root)
     (teacher / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
     path = texted.latent_set(root, f"diffusers:{teacher}", 8)
     folder = exported.run(settings(teacher, path, read_stable_diffusion(teacher)), root)
-    copy_parts(teacher, open_run(folder).plan("teacher").folder)
+    run = open_run(folder)
+    copy_parts(teacher, run.plan("teacher").folder)
+    routed = run.plan("routed")
+    fit_texts(routed, data.load(run.settings.data, "train"), run.networks.text_encoder(routed))
     return folder
 
 
@@ -74,12 +85,28 @@ def cases(run):
         "renoise_4": on_grid(student, even[4], "renoise"),
         "renoise_uneven": on_grid(student, UNEVEN, "renoise"),
         "teacher": collect(run, "teacher", 8),
+        "routed": on_grid(collect(run, "routed"), even[4]),
     }
 
 
+def new_parts(parts, out):
+    """The parts of a pipeline as transformers since 5.6 writes them."""
+    from ddistill.interop.tensors import read_tensors, write_tensors
+    from ddistill.interop.tokenizer import read_tokenizer
+
+    shutil.copytree(parts, out)
+    weights = out / "text_encoder" / "model.safetensors"
+    named = {k.removeprefix("text_model."): x for k, x in read_tensors(weights).items()}
+    write_tensors(weights, named)
+    read_tokenizer(parts / "tokenizer", 77).bpe.save(str(out / "tokenizer" / "tokenizer.json"))
+    for name in ("vocab.json", "merges.txt"):
+        (out / "tokenizer" / name).unlink()
+    return out
+
+
 def noises(seed=0):
-    """The first noise, and that of the steps: `[1 + 8, B, 4, 4, 4]`."""
-    shape = (9, len(PROMPTS), 4, 4, 4)
+    """The first noise, and that of the steps: `[1 + 7, B, 4, 4, 4]`."""
+    shape = (8, len(PROMPTS), 4, 4, 4)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -111,14 +138,19 @@ class Drawing:
         return quantise(texts.decode(np.asarray(z)))
 
 
+def code_of(folder):
+    """The example of a model card."""
+    return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+
+
 def drawn_by_diffusers(folder, prompts=PROMPTS, change=None):
     """The images uint8 that the code of a model card makes of the same noise."""
     import torch
     from diffusers.schedulers import scheduling_lcm
 
     first, *fresh = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in noises()]
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace('"."', repr(str(folder))).replace(".images[0]", ".images")
+    sys.path.insert(0, str(folder))
+    code = code_of(folder).replace('"."', repr(str(folder))).replace(".images[0]", ".images")
     code = code.replace('"a photo of a cat"', 'PROMPTS, latents=FIRST, output_type="np"')
     code = code.replace("\nimage =", "\npipeline.set_progress_bar_config(disable=True)\nimage =")
     if change is not None:
@@ -132,6 +164,8 @@ def drawn_by_diffusers(folder, prompts=PROMPTS, change=None):
         exec(code, space)
     finally:
         scheduling_lcm.randn_tensor = before
+        sys.path.remove(str(folder))
+        sys.modules.pop("pipeline", None)
     return np.floor(np.clip(space["image"] * 255 + 0.5, 0, 255)).astype(np.uint8)
 
 
@@ -148,13 +182,16 @@ def main(what, out):
 
         out.mkdir(parents=True)
         run = open_run(make_run(out))
-        draw = Drawing(run)
-        for name, found in cases(run).items():
-            text_pipeline.write(found, out / name)
-            np.savez(out / name / EXPECTED, images=draw(found))
+        draw, found = Drawing(run), cases(run)
+        parts = new_parts(found["ddim_1"].pipeline, out / "new_parts")
+        found["new_parts"] = dataclasses.replace(found["ddim_1"], pipeline=parts)
+        for name, case in found.items():
+            folder = out / "exports" / name
+            text_pipeline.write(case, folder)
+            np.savez(folder / EXPECTED, images=draw(case))
         return
     worst = 0
-    for path in sorted(out.glob(f"*/{EXPECTED}")):
+    for path in sorted(out.glob(f"exports/*/{EXPECTED}")):
         found = off(np.load(path)["images"], drawn_by_diffusers(path.parent))
         print(f"{path.parent.name}: {found}")
         worst = max(worst, found)

@@ -148,7 +148,7 @@ def _pipeline_unet(run: TrainedRun, exported: Exported) -> Params:
 def _pipeline(plan: StagePlan) -> Path | None:
     """The parts of the pipeline that the teacher of a stage comes from; None without one."""
     stage = plan.text_stage
-    return stage.folder / PARTS if plan.tokenizer and stage.imported else None
+    return stage.folder / PARTS if plan.tokenizer and stage.has_parts else None
 
 
 def with_hub_ids(exported: Exported, base_model: str, dataset: str) -> Exported:

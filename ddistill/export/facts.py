@@ -16,6 +16,7 @@ from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
 from ddistill.networks.extras import EXTRAS
 from ddistill.networks.text_unet import TextUNet
 from ddistill.networks.unet import UNet
+from ddistill.partitions import Partition
 from ddistill.settings import Settings
 from ddistill.students import RoutedDenoiser
 
@@ -128,13 +129,28 @@ class Exported:
         return tuple(name for name in self.sampler_run.inputs if name == "guidance")
 
     def owners(self) -> np.ndarray:
-        """`[N, C]` index of the student for level 1 .. N and class; C is 1 without classes."""
+        """`[N, C]` index of the student for level 1 .. N and class, or cell of texts.
+
+        C is 1 without classes and cells.
+        """
         levels, count = self.sampler_run.levels, self.num_classes if self.conditional else 1
+        if self.reads_text and isinstance(self.network, RoutedDenoiser):
+            return self._owners_of_texts(self.network.partition)
         table = np.zeros((levels.num_steps, count), np.int64)
         if isinstance(self.network, RoutedDenoiser):
             for i in range(levels.num_steps):
                 owner = self.network.partition.owner(levels.at(i + 1), jnp.arange(count))
                 table[i] = np.broadcast_to(np.asarray(owner), count)
+        return table
+
+    def _owners_of_texts(self, partition: Partition) -> np.ndarray:
+        levels = self.sampler_run.levels
+        table = np.zeros((levels.num_steps, partition.groups), np.int64)
+        for g in range(partition.groups):
+            students, rest = partition.within(g)
+            for i in range(levels.num_steps):
+                place = 0 if rest is None else int(rest.owner(levels.at(i + 1)))
+                table[i, g] = students[place]
         return table
 
     def manifest(self, time_scale: float = 1.0) -> dict[str, object]:

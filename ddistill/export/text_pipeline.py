@@ -9,6 +9,7 @@ from ddistill.errors import ConfigError
 from ddistill.export.facts import Exported
 from ddistill.export.json_files import diffusers_version, write_config
 from ddistill.export.model_card import model_card
+from ddistill.export.router import write_router
 from ddistill.export.text_parts import write_text_parts
 from ddistill.export.text_schedulers import PipelineScheduler, pipeline_scheduler
 from ddistill.interop.diffusers_folders import CONFIG, INDEX, SCHEDULER
@@ -33,20 +34,30 @@ def write(exported: Exported, out: Path) -> str:
     """
     run, source = exported.sampler_run, _parts_of(exported)
     scheduler = scheduler_of(exported)
-    write_unet(exported, out / UNET, f"{STEM}.safetensors")
+    names = [UNET if k == 0 else f"{UNET}_{k}" for k in range(len(exported.students))]
+    for k, name in enumerate(names):
+        write_unet(exported, out / name, f"{STEM}.safetensors", k)
     write_config(out / "scheduler" / SCHEDULER, {**scheduler.config, **diffusers_version()})
     assert run.plan.tokenizer is not None
     write_text_parts(source, out, run.plan.tokenizer.length)
     write_config(out / INDEX, model_index(scheduler.kind))
-    write_config(out / "ddistill.json", exported.manifest())
+    routed = write_router(exported, out, names) if len(names) > 1 else {}
+    write_config(out / "ddistill.json", {**exported.manifest(), **routed})
+    opened = ("diffusers", "StableDiffusionPipeline", "from_pretrained")
+    if routed:
+        opened = ("pipeline", "RoutedPipeline", "load")
+    module, name, method = opened
     how = f"""
-from diffusers import StableDiffusionPipeline
+from {module} import {name}
 
-pipeline = StableDiffusionPipeline.from_pretrained(".")
+pipeline = {name}.{method}(".")
 image = {call_of(exported, scheduler)}
 """
-    write_text(out / "README.md", model_card(exported, how, "diffusers", _TAGS))
-    return f"a StableDiffusionPipeline of {run.steps} steps"
+    # Not "diffusers" for routed students, with which the hub would show code of its own.
+    library = "ddistill" if routed else "diffusers"
+    write_text(out / "README.md", model_card(exported, how, library, _TAGS))
+    several = f" and {len(names)} students" * bool(routed)
+    return f"a StableDiffusionPipeline of {run.steps} steps{several}"
 
 
 def write_unet_alone(exported: Exported, out: Path) -> str:
@@ -59,6 +70,11 @@ def write_unet_alone(exported: Exported, out: Path) -> str:
       ConfigError: the network reads no texts, or diffusers does not support it.
     """
     scheduler = scheduler_of(exported)
+    if len(exported.students) > 1:
+        raise ConfigError(
+            f"'{exported.sampler_run.key}' are {len(exported.students)} U-Nets, of which a router "
+            "picks one. Use --to=diffusers, which writes both."
+        )
     write_unet(exported, out, "unet.safetensors")
     write_config(out / SCHEDULER, {**scheduler.config, **diffusers_version()})
     write_config(out / "ddistill.json", exported.manifest())

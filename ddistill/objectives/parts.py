@@ -199,7 +199,7 @@ class NetworkForm:
     ) -> tuple[PyTree, ...]:
         """`inputs` for a module; one that reads texts gets an example of its conditions."""
         found = self.inputs(image_shape, conditional)
-        if self.kind != "denoiser" or not getattr(module, "reads_text", False):
+        if not (self.on_levels and getattr(module, "reads_text", False)):
             return found
         return (*found[:2], module.example_condition())  # type: ignore[union-attr]
 

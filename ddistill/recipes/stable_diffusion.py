@@ -85,23 +85,23 @@ def o2mkd_sd15(net: Options = SD15, count: int = 4) -> Settings:
     """
     levels = range(len(net["widths"]))
     features = tuple(f"{way}_{i}" for way in ("down", "out") for i in levels)
-    loss = {
+    loss: Options = {
         "name": "o2mkd",
         **{"output_weight": 1.0, "task_weight": 1.0, "feature_weight": 1.0, "features": features},
     }
     adam = OptimizerSettings(name="adamw", learning_rate=5e-5, weight_decay=0.01, clip=1.0)
-    common = {
+    common: Options = {
         "batch_size": 256,
         "optimizer": adam,
         "prediction": "eps",
         "ema": (),
         "samplers": {"ddim": (25,)},
-        "loss": loss,
     }
     small = o2mkd(
         count,
         name="_small",
         network=fewer_blocks(net),
+        loss=loss,
         variant="BK-SDM Small",
         init="teacher",
         warmup_steps=50_000,
@@ -112,6 +112,7 @@ def o2mkd_sd15(net: Options = SD15, count: int = 4) -> Settings:
         count,
         name="_half",
         network=narrower(net, 0.5),
+        loss=loss,
         variant="half the width",
         warmup_steps=50_000,
         steps=50_000 // count,

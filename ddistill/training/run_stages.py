@@ -3,11 +3,17 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Int
+
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
 from ddistill.interop.pipeline_parts import copy_parts, keep_files
 from ddistill.networks.survivors import survivors
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.weights import Weights
+from ddistill.partitions import text_part
+from ddistill.partitions.fitting import shares
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.hosts import agree, from_first, is_first, wait
@@ -18,6 +24,7 @@ from ddistill.training.initial import Start
 from ddistill.training.loop import Learnt, StageRun
 from ddistill.training.pairs import PairMaker, make_pairs, read_pairs
 from ddistill.training.run_context import RunContext, StagePlace
+from ddistill.training.text_cells import fit_texts, is_fitted, read_groups
 from ddistill.training.trained import Networks, guided, load_state
 
 
@@ -110,11 +117,13 @@ def _train(
     texts = None if plan.learns_texts else context.networks.text_encoder(plan)
     latents = context.networks.latent_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
+    groups = None if texts is None else _text_groups(plan, context, texts)
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
     bases = context.networks.bases(plan, by_name)
     manifest, weights = run.run(
-        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents, bases)
+        start,
+        Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents, bases, groups),
     )
     context.networks.add(plan, weights)
     if not s.steps:
@@ -142,6 +151,23 @@ def _keep_files(plan: StagePlan, context: RunContext) -> None:
     if is_first():
         keep_files(context.dataset.files, plan.folder)
     wait(f"{plan.name} has the files of its data")
+
+
+def _text_groups(
+    plan: StagePlan, context: RunContext, encoder: TextEncoder
+) -> Int[np.ndarray, " N"] | None:
+    """The group of every caption, for students that divide texts; fitted where that is due."""
+    texts = text_part(plan.partition)
+    if texts is None:
+        return None
+    if is_first() and not is_fitted(plan):
+        context.reporter.say(f"{plan.name}: fits the texts of {texts.count} students")
+        fit_texts(plan, context.dataset, encoder)
+    wait(f"{plan.name} has the cells of its texts")
+    groups = read_groups(plan, len(context.dataset))
+    found = ", ".join(f"{share:.1%}" for share in shares(groups, texts.count))
+    context.reporter.say(f"{plan.name}: {found} of {len(groups):,} captions, by student")
+    return groups
 
 
 def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:

@@ -38,6 +38,7 @@ from ddistill.text import one_line
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.initial import abstract_state, abstract_weights
 from ddistill.training.state import TrainState
+from ddistill.training.text_cells import fitted_partition
 from ddistill.typing import Params
 from ddistill.wrapped_denoiser import with_guidance
 
@@ -344,7 +345,8 @@ class Networks:
         parts, stage = self.parts(plan), plan.text_stage
         if plan.tokenizer is None:
             return None
-        return text_encoder_of(stage, self.weights(stage)) if parts is None else parts.text_encoder
+        own = text_encoder_of(stage, self.weights(stage)) if parts is None else parts.text_encoder
+        return None if own is None else dataclasses.replace(own, pool=plan.text_pool)
 
     def tokenize(self, plan: StagePlan, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 of texts, for a stage that reads texts.
@@ -383,4 +385,4 @@ def bind(plan: StagePlan, weights: Weights, student: int | None = None) -> Any:
     elif plan.stacked and plan.partition is None:
         raise ValueError(f"Stage '{plan.name}' is a sweep; say which student is wanted.")
     network = plan.objective.trains.bind(plan.module, weights, plan.settings.prediction)
-    return network if student is not None else route(network, plan.partition)
+    return network if student is not None else route(network, fitted_partition(plan))
