@@ -133,6 +133,24 @@ class StudentsSettings:
 
 
 @dataclass(frozen=True)
+class LowRankSettings:
+    """Networks that are trained as small matrices on a frozen base, see `ddistill.low_rank`.
+
+    Attributes:
+      rank: r of the two factors of every adapted kernel; 0 trains whole networks.
+      targets: patterns of the paths of adapted layers, with "*" for any text. The default is all
+        layers within the blocks of a U-Net: neither its first and last convolution nor the
+        embedding of the time.
+      networks: "student", whose base are its initial weights, and networks beside it that start as
+        a copy of the teacher, whose base is the teacher.
+    """
+
+    rank: int = 0
+    targets: tuple[str, ...] = ("down_*", "mid_*", "up_*")
+    networks: tuple[str, ...] = ("student",)
+
+
+@dataclass(frozen=True)
 class StageSettings:
     """One training run: the network, the objective, the teacher, the levels and the duration.
 
@@ -152,7 +170,8 @@ class StageSettings:
       latents: an earlier stage that trained an autoencoder, with latents of which this stage is
         trained; "" is the teacher's, and without a teacher none: the images of the data.
       init: source of the initial weights: "fresh", "teacher" (those of the stage's teacher), or an
-        earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher".
+        earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher". A
+        U-Net with fewer blocks or levels, or without a middle, takes over the layers that remain.
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
         project, which are trained for `steps`. "efficientnet_lite0:", or with the path of its
         weights, is a classifier for the objective "classification", taken as it is.
@@ -173,6 +192,8 @@ class StageSettings:
         stages can name them as their teacher; 0 for none.
       conditional: whether the network is given classes.
       students: many students in one stage, see `StudentsSettings`.
+      low_rank: networks that are trained as small matrices on frozen weights (LoRA), see
+        `LowRankSettings`.
       shared: keeps the stage in the cache that runs with the same settings share.
       method: the name of the stage's rows in results.json, one of `METHODS` in
         evaluation/records/names.py; a stage without it is not sampled.
@@ -207,6 +228,7 @@ class StageSettings:
     keep_every: int = 0
     conditional: bool = False
     students: StudentsSettings = StudentsSettings()
+    low_rank: LowRankSettings = LowRankSettings()
     shared: bool = False
     method: str = ""
     variant: str = ""
@@ -241,6 +263,10 @@ class StageSettings:
         """The stages that it learns from, starts from or reads."""
         names = (self.teacher_stage, self.classifier, self.pairs, self.latents, self.init_source)
         return tuple(dict.fromkeys(name for name in names if name))
+
+    def low_rank_of(self, network: str) -> int:
+        """The rank that a network is trained with; 0 for a whole network."""
+        return self.low_rank.rank if network in self.low_rank.networks else 0
 
     def optimizer_of(self, network: str) -> OptimizerSettings:
         """The optimiser of a network by name."""

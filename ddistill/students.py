@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array
 
 from ddistill.conditions import Condition
-from ddistill.denoiser import Denoiser, DenoiserLike, DenoiserWithFeatures
+from ddistill.denoiser import Denoiser, DenoiserLike, DenoiserWithFeatures, whole
 from ddistill.diffusion import Prediction
 from ddistill.partitions import Partition
 from ddistill.schedules import Level
@@ -178,6 +178,13 @@ def in_groups(
             images = images.at[places].set(made, mode="drop")
     assert images is not None  # count is at least 1
     return images
+
+
+def whole_network(network: Denoiser | RoutedDenoiser) -> Denoiser | RoutedDenoiser:
+    """The same network without a base: factors of low rank are added to its parameters."""
+    if isinstance(network, RoutedDenoiser):
+        return replace(network, students=whole(network.students))
+    return whole(network)
 
 
 def route(network: Denoiser, partition: Partition | None) -> Denoiser | RoutedDenoiser:

@@ -20,6 +20,7 @@ ORDER = (
     "parsing",
     "schedules",
     "diffusion",
+    "low_rank",
     "denoiser",
     "wrapped_denoiser",
     "partitions",

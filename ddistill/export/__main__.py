@@ -1,4 +1,6 @@
-"""python -m ddistill.export --to=diffusers|unet|stablehlo|safetensors RUN OUT: exports a student.
+"""python -m ddistill.export --to=FORMAT RUN OUT: exports a student.
+
+FORMAT is "diffusers", "unet", "lora", "stablehlo" or "safetensors".
 
 RUN is the folder of a finished run, OUT a folder that does not exist yet or is empty. Without
 --stage and --nfe the last student of the run is exported.
@@ -17,7 +19,7 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.export import diffusers, dit, safetensors, stablehlo, text_pipeline
+from ddistill.export import diffusers, dit, lora, safetensors, stablehlo, text_pipeline
 from ddistill.export.facts import BaseModel, Exported, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
@@ -28,10 +30,12 @@ from ddistill.interop.pipeline_parts import FOLDER as PARTS
 from ddistill.networks.dit import DiT
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
+from ddistill.students import whole_network
 from ddistill.text import printable
 from ddistill.trained_run import TrainedRun, open_run
+from ddistill.typing import Params
 
-FORMS = ("diffusers", "unet", "stablehlo", "safetensors")
+FORMS = ("diffusers", "unet", "lora", "stablehlo", "safetensors")
 
 
 @one_line_ending()
@@ -66,6 +70,9 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.e
         default="float32",
         help="of the U-Net of a text-to-image pipeline",
     )
+    parser.add_argument(
+        "--rank", type=int, default=64, help="of the LoRA files of students without a low rank"
+    )
     options = parser.parse_all(argv)
     print(printable(export(options)))
 
@@ -83,9 +90,12 @@ def export(options: argparse.Namespace) -> str:
     exported = collect(run, options.stage, options.nfe, options.licence)
     exported = with_hub_ids(exported, options.base_model, options.dataset)
     exported = replace(exported, precision=options.precision)
+    if options.to != "lora":  # the other formats have whole networks
+        exported = replace(exported, network=whole_network(exported.network))
     writers: dict[str, Callable[[Exported, Path], str]] = {
         "diffusers": _write_diffusers,
         "unet": text_pipeline.write_unet_alone,
+        "lora": lambda e, path: lora.write(e, path, _pipeline_unet(run, e), options.rank),
         "safetensors": safetensors.write,
         "stablehlo": lambda e, path: stablehlo.write(e, path, options.weights == "inside"),
     }
@@ -128,6 +138,11 @@ def collect(
         image_rows=_image_rows(run, sampler_run),
         pipeline=_pipeline(sampler_run.plan),
     )
+
+
+def _pipeline_unet(run: TrainedRun, exported: Exported) -> Params:
+    """The parameters of the U-Net of the pipeline that the students come from."""
+    return run.networks.weights(exported.sampler_run.plan.text_stage).params
 
 
 def _pipeline(plan: StagePlan) -> Path | None:

@@ -33,7 +33,7 @@ def write(exported: Exported, out: Path) -> str:
       ConfigError: diffusers does not support the sampler, the levels or the network.
     """
     run, source = exported.sampler_run, _parts_of(exported)
-    scheduler = _scheduler(exported)
+    scheduler = scheduler_of(exported)
     names = [UNET if k == 0 else f"{UNET}_{k}" for k in range(len(exported.students))]
     for k, name in enumerate(names):
         write_unet(exported, out / name, f"{STEM}.safetensors", k)
@@ -51,7 +51,7 @@ def write(exported: Exported, out: Path) -> str:
 from {module} import {name}
 
 pipeline = {name}.{method}(".")
-image = {_call(exported, scheduler)}
+image = {call_of(exported, scheduler)}
 """
     # Not "diffusers" for routed students, with which the hub would show code of its own.
     library = "ddistill" if routed else "diffusers"
@@ -69,7 +69,7 @@ def write_unet_alone(exported: Exported, out: Path) -> str:
     Raises:
       ConfigError: the network reads no texts, or diffusers does not support it.
     """
-    scheduler = _scheduler(exported)
+    scheduler = scheduler_of(exported)
     if len(exported.students) > 1:
         raise ConfigError(
             f"'{exported.sampler_run.key}' are {len(exported.students)} U-Nets, of which a router "
@@ -86,7 +86,7 @@ unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config("config
 unet.load_state_dict(load_file("unet.safetensors"))
 pipeline = StableDiffusionPipeline.from_pretrained("TEACHER", unet=unet)
 pipeline.scheduler = {scheduler.kind}.from_pretrained(".")
-image = {_call(exported, scheduler)}
+image = {call_of(exported, scheduler)}
 """
     write_text(out / "README.md", model_card(exported, how, "diffusers", _TAGS))
     return "a UNet2DConditionModel"
@@ -137,7 +137,8 @@ def _parts_of(exported: Exported) -> Path:
     return exported.pipeline
 
 
-def _scheduler(exported: Exported) -> PipelineScheduler:
+def scheduler_of(exported: Exported) -> PipelineScheduler:
+    """The scheduler that samples as the run does; errors as of `pipeline_scheduler`."""
     run = exported.sampler_run
     if 0 <= run.guidance < 1:
         raise ConfigError(
@@ -147,7 +148,7 @@ def _scheduler(exported: Exported) -> PipelineScheduler:
     return pipeline_scheduler(run, exported.settings.schedule, exported.denoiser.prediction)
 
 
-def _call(exported: Exported, scheduler: PipelineScheduler) -> str:
+def call_of(exported: Exported, scheduler: PipelineScheduler) -> str:
     """The call of the pipeline that samples as the run does."""
     run = exported.sampler_run
     guidance = run.inputs.get("guidance", run.guidance if run.guidance != 1.0 else 0)

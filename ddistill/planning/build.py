@@ -109,8 +109,7 @@ def resolve(context: StageContext) -> StageSettings:
         )
     network = dict(theirs.network)
     extras = tuple(make_objective(stage.objective, f"{path}.objective").extra_inputs)
-    if extras or network.get("extras"):
-        network["extras"] = extras
+    network = networks.with_extra_inputs(network, extras)
     return dataclasses.replace(
         stage,
         network=network,

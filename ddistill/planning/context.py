@@ -69,6 +69,14 @@ class StageContext:
         return self.earlier[name] if name else None
 
     @property
+    def base(self) -> tuple[StagePlan, int | None] | None:
+        """`StagePlan.base`: the stage that it starts from, or the base of that stage."""
+        source = self.source
+        if source is None or not self.settings.low_rank_of("student"):
+            return None
+        return source.base or (source, self.settings.init_checkpoint.step)
+
+    @property
     def reads_text(self) -> bool:
         """Whether its denoiser is conditional on texts."""
         return networks.reads_text(str(self.settings.network.get("name", "")))

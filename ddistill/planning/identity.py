@@ -31,6 +31,7 @@ from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
+    LowRankSettings,
     MeshSettings,
     OptimizerSettings,
     ScheduleSettings,
@@ -72,7 +73,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.LEARNT, "objective steps batch_size network prediction guidance accumulate"),
         **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint keep_every conditional"),
         **_all(Kind.LEARNT, "teacher init resume pairs latents"),
-        **_all(Kind.GROUP, "grid optimizer optimizers students"),
+        **_all(Kind.GROUP, "grid optimizer optimizers students low_rank"),
         **_all(Kind.PLANNED, "classifier"),
         **_all(Kind.CONTENT, "source"),
         **_all(Kind.NAME, "shared method variant"),
@@ -84,6 +85,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         "name learning_rate schedule warmup final_scale clip weight_decay b1 b2 eps momentum "
         "milestones decay",
     ),
+    LowRankSettings: _all(Kind.LEARNT, "rank targets networks"),
     StudentsSettings: {
         **_all(
             Kind.LEARNT,
@@ -243,6 +245,8 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:
         del own["students"]
+    if not stage.low_rank.rank:
+        del own["low_rank"]
     elif not by_text(stage):
         # Stages of other partitions keep the digests that they had before there were these.
         for name in OF_TEXTS:

@@ -110,6 +110,8 @@ class StagePlan:
       text_source: the stage with the text encoder, or with the parts of the teacher's pipeline;
         None where it is the stage itself.
       text_pool: how texts are pooled for partitions, its own or its teacher's.
+      base: of a student of low rank, the stage with the weights that its factors are for, and the
+        step of its checkpoint, None for the one that the stage hands on; None for other students.
     """
 
     name: str
@@ -130,6 +132,7 @@ class StagePlan:
     latent_source: "StagePlan | None" = None
     text_source: "StagePlan | None" = None
     text_pool: str = DEFAULT_POOL
+    base: "tuple[StagePlan, int | None] | None" = None
 
     @property
     def text_stage(self) -> "StagePlan":

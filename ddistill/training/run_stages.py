@@ -9,6 +9,7 @@ from jaxtyping import Int
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
 from ddistill.interop.pipeline_parts import copy_parts, keep_files
+from ddistill.networks.survivors import survivors
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.weights import Weights
 from ddistill.partitions import text_part
@@ -119,8 +120,10 @@ def _train(
     groups = None if texts is None else _text_groups(plan, context, texts)
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
+    bases = context.networks.bases(plan, by_name)
     manifest, weights = run.run(
-        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents, groups)
+        start,
+        Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents, bases, groups),
     )
     context.networks.add(plan, weights)
     if not s.steps:
@@ -213,10 +216,24 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
         weights["student"] = Weights(plan.imported.params)
     for name, (source, step) in sources.items():
         if source and name in plan.modules and name not in weights:
-            weights[name] = networks.weights(by_name[source], step)
-            if plan.stacked and not by_name[source].stacked:
-                weights[name] = clone(weights[name], len(plan.students))
+            found = _taken_over(
+                plan, name, by_name[source], networks.weights(by_name[source], step)
+            )
+            if found is not None and plan.stacked and not by_name[source].stacked:
+                found = found.cloned(len(plan.students))
+            weights |= {} if found is None else {name: found}
     return dataclasses.replace(start, weights=weights)
+
+
+def _taken_over(plan: StagePlan, name: str, source: StagePlan, found: Weights) -> Weights | None:
+    """The weights of a source that a network starts from; None where they are its base."""
+    if not plan.settings.low_rank_of(name):
+        own = found.whole()
+        kept = survivors(own.params, plan.modules[name], source.module)
+        return dataclasses.replace(own, params=kept)
+    if name == "student" and source.base is not None:
+        return dataclasses.replace(found, base=None)
+    return None
 
 
 def resumed(plan: StagePlan, source: StagePlan) -> Start:
