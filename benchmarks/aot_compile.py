@@ -1,6 +1,7 @@
 """Compiles a stage's train step for TPUs that need not be there, and tells what the program takes.
 
     python benchmarks/aot_compile.py --config=configs/o2mkd_cifar.py --mesh=4,4,1 --batch=256
+    python benchmarks/aot_compile.py --config=benchmarks/dit_steps.py:flow --mesh=1,2,8 --remat
 
 Only shapes go in: no weights, no data, no TPU. What compiles is libtpu, which the extra `tpu`
 installs on any Linux; every release of jax wants its own. `--quick` compiles with the least
@@ -43,7 +44,7 @@ class Case:
     """One program.
 
     Attributes:
-      config: a config file; its last stage is compiled.
+      config: a config file, or FILE:VARIANT; its last stage is compiled.
       mesh: sizes of (student, data, model).
       count: K; 0 for the config's.
       batch: of every student; 0 for the config's.

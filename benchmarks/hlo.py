@@ -72,14 +72,19 @@ def _groups(line: str, devices: int) -> Groups:
         rows, shape, order = (_numbers(part or "") for part in table.groups())
         numbers = np.arange(np.prod(shape)).reshape(shape)
         return numbers.transpose(order or None).reshape(rows).tolist()
-    # mesh['a'=4,'b'=4] {'b'}: an array with named axes, and those that a group spans.
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line)
+    # mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'b'}: an array with named axes, its devices where
+    # they are not in order, and the axes that a group spans.
+    devices_of = r"(?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))?"
+    named = re.search(rf"replica_groups=mesh\[([^\]]*)\]{devices_of} ?\{{([^}}]*)\}}", line)
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        spanned = re.findall(r"'(\w+)'", named[2])
-        if ":" not in named[2] and spanned and sizes:
+        spanned = re.findall(r"'(\w+)'", named[4])
+        if ":" not in named[4] and spanned and sizes:
             kept = [name for name in sizes if name not in spanned]
-            numbers = np.arange(np.prod(list(sizes.values()))).reshape(list(sizes.values()))
+            numbers = np.arange(np.prod(list(sizes.values())))
+            if named[2]:
+                numbers = numbers.reshape(_numbers(named[2])).transpose(_numbers(named[3]))
+            numbers = numbers.reshape(list(sizes.values()))
             order = [list(sizes).index(name) for name in (*kept, *spanned)]
             width = int(np.prod([sizes[name] for name in spanned]))
             return numbers.transpose(order).reshape(-1, width).tolist()

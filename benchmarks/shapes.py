@@ -12,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ddistill.conditions import Tokens
 from ddistill.data import Dataset
+from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
+from ddistill.data.text_digits import LENGTH
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
 from ddistill.planning.plan import StagePlan
@@ -24,31 +28,57 @@ from ddistill.training.initial import abstract_state
 from ddistill.training.step_inputs import StepInputs
 from ddistill.training.trained import bind, handed_on
 
+# Tokens of a caption of a set of captioned images.
+_LENGTH = 32
 # Sets of TFDS by path: side in pixels, number of classes.
 _SETS = {"cifar10": (32, 10), "imagenet_resized/64x64": (64, 1000)}
 
 
+# Moments of a 256 x 256 image by Stable Diffusion's autoencoder.
+_LATENTS = EncoderFacts("autoencoder_kl", "", MOMENTS, channels=4, factor=8, scaling=0.18215)
+
+
 def read_settings(config: str | Path) -> Settings:
-    """The settings of a config file, without a variant."""
-    spec = importlib.util.spec_from_file_location("config", config)
+    """The settings of a config file, FILE or FILE:VARIANT."""
+    path, _, variant = str(config).partition(":")
+    spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return parse(module.get_config(), Settings)
+    return parse(module.get_config(*([variant] if variant else [])), Settings)
 
 
 def black_images(settings: Settings) -> Dataset:
-    """Black images of the shape of a config's data, one of every class and at least eight."""
-    if settings.data["name"] in ("digits", "text_digits"):
+    """Black images of the shape of a config's data, one of every class and at least eight.
+
+    Of a set of latents without captions: moments of zeros, of 32 x 32 with 4 channels and
+    ImageNet's classes.
+    """
+    source, texts = settings.data["name"], {}
+    captions = any(
+        "vocabulary" in s.network or "text" in s.network["name"] for s in settings.stages.values()
+    )
+    if source == "latents" and not captions:
+        height, width, channels = _LATENTS.latent_shape(256)
+        moments = np.broadcast_to(np.float16(0), (1000, height, width, 2 * channels))
+        names = tuple(str(i) for i in range(1000))
+        labels = np.arange(1000, dtype=np.int32)
+        return Dataset("black", moments, labels, 1000, names, encoder=_LATENTS)
+    if source in ("digits", "text_digits"):
         shape, classes = (8, 8, 1), 10
     else:
         side, classes = _SETS.get(str(settings.data.get("path", "")), (32, 10))
         side = settings.data.get("image_size") or side
         shape = (side, side, 3)
     count = max(8, classes)
+    if source in ("text_digits", "latents"):
+        length = LENGTH if source == "text_digits" else _LENGTH
+        facts = TokenizerFacts("black", "", length, 2, (0,) * length)
+        texts = {"tokens": np.zeros((count, length), np.int32), "tokenizer": facts}
     images = np.broadcast_to(np.uint8(0), (count, *shape))
     labels = np.arange(count, dtype=np.int32) % classes
     names = tuple(str(i) for i in range(classes))
-    return Dataset("black", images, labels, classes, names, bool(settings.data.get("flip")))
+    flip = bool(settings.data.get("flip"))
+    return Dataset("black", images, labels, classes, names, flip, **texts)
 
 
 def plan_all(
@@ -70,6 +100,8 @@ def plan_all(
 
 def accelerated(_: str, stage: StageSettings) -> StageSettings:
     """A stage with the settings of accelerators: bfloat16 and XLA's own convolutions."""
+    if stage.network.get("name") == "dit":
+        return dataclasses.replace(stage, network={**stage.network, "dtype": "bfloat16"})
     if stage.network.get("name") != "unet":
         return stage
     network = {**stage.network, "dtype": "bfloat16", "conv_impl": "xla"}
@@ -77,7 +109,11 @@ def accelerated(_: str, stage: StageSettings) -> StageSettings:
 
 
 def arguments(
-    plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, layout: Layout
+    plan: StagePlan,
+    plans: Mapping[str, StagePlan],
+    dataset: Dataset,
+    layout: Layout,
+    text_encoder: TextEncoder | None = None,
 ) -> list[Any]:
     """Shapes of the arguments of a stage's `Chunk`, with shardings; images are streamed.
 
@@ -86,6 +122,7 @@ def arguments(
       plans: all stages by name, for its teacher, classifier and pairs.
       dataset: for the shapes of images and labels.
       layout: without students for the program of one student.
+      text_encoder: of the captions, with shapes and shardings for parameters; None for classes.
     """
     students = layout.students
     lead, axes = ((students,), ("student",)) if students else ((), ())
@@ -101,7 +138,11 @@ def arguments(
     )
     size = s.batch_size
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), lead or ()))
-    images = shaped((1, *lead, size, *dataset.image_shape), np.uint8, None, *axes, BATCH_AXES)
+    stored = dataset.take([0])
+    images = shaped((1, *lead, size, *stored.shape[1:]), stored.dtype, None, *axes, BATCH_AXES)
+    labels = shaped((len(dataset),), np.int32)
+    texts = plan.tokenizer is not None and dataset.tokens is not None
+    tokens = Tokens(shaped(dataset.tokens.shape, np.int32)) if texts else None
     return [
         abstract_state(plan, layout) if students else first_student(plan, layout),
         StepInputs(
@@ -109,9 +150,10 @@ def arguments(
             tables,
             network(plans.get(s.classifier), lambda _: layout.whole()),
             _pairs(plans.get(s.pairs), layout),
+            text_encoder,
         ),
         images if plan.objective.requires.images else None,
-        shaped((len(dataset),), np.int32),
+        labels if tokens is None else (labels, tokens),
         shaped((1, *lead, size), np.int32, None, *axes, BATCH_AXES),
         shaped(key.shape, key.dtype, *axes),
         {name: shaped((1, *lead), np.float32, None, *axes) for name in plan.modules},

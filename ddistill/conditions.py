@@ -4,6 +4,8 @@ A condition is a pytree. Every leaf has a leading axis of examples, so that batc
 are sliced, repeated and concatenated by `jax.tree.map`, like arrays of class ids.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import jax
@@ -50,6 +52,38 @@ class TextCondition:
 Condition: TypeAlias = Labels | Tokens | TextCondition
 # The condition that stands for none: a class id, or a condition of 1 or B examples.
 Null: TypeAlias = Condition | np.int32 | int
+
+
+# Name, shape and dtype of an array of a condition, for one example.
+Leaf: TypeAlias = tuple[str, tuple[int, ...], str]
+CLASS_LEAVES: tuple[Leaf, ...] = (("class", (), "int32"),)
+
+
+def token_leaves(length: int) -> tuple[Leaf, ...]:
+    """The arrays of `Tokens` of so many positions."""
+    return (("ids", (length,), "int32"),)
+
+
+def text_leaves(length: int, width: int) -> tuple[Leaf, ...]:
+    """The arrays of `TextCondition` as a text encoder makes it."""
+    return (("states", (length, width), "float32"), ("pooled", (width,), "float32"))
+
+
+def named_leaves(cond: Condition | None) -> dict[str, Array]:
+    """The arrays of a condition by name, those of `Leaf`."""
+    if cond is None:
+        return {}
+    if isinstance(cond, Tokens | TextCondition):
+        values = {f.name: getattr(cond, f.name) for f in dataclasses.fields(cond)}
+        return {name: value for name, value in values.items() if value is not None}
+    return {"class": jnp.asarray(cond)}
+
+
+def with_leaves(cond: Condition | None, leaves: Mapping[str, Array]) -> Condition | None:
+    """A condition like `cond` of other arrays, which have the names of `named_leaves`."""
+    values = [leaves[name] for name in named_leaves(cond)]
+    made: Condition | None = jax.tree.unflatten(jax.tree.structure(cond), values)
+    return made
 
 
 def null_like(cond: Condition, null: Null) -> Condition:

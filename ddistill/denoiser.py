@@ -277,5 +277,24 @@ def in_float32(denoiser: D) -> D:
     return _replace(denoiser, apply_fn=ModuleApply(apply.module.clone(dtype="float32")))
 
 
-def _replace(denoiser: D, **changes: object) -> D:
+def forward_mode(denoiser: D) -> D:
+    """The same denoiser in a form that `jax.jvp` can differentiate on every device.
+
+    cuDNN's attention has reverse-mode derivatives alone; its place is taken by attention in chunks.
+    For losses with a derivative of a network, which call the network again for gradients and there
+    use the denoiser itself. Every other part of the networks has derivatives of both modes.
+
+    Args:
+      denoiser: a `Denoiser`, routed students, or a denoiser that wraps one.
+    """
+    for part in ("students", "denoiser"):
+        if hasattr(denoiser, part):
+            return _replace(denoiser, **{part: forward_mode(getattr(denoiser, part))})
+    apply = getattr(denoiser, "apply_fn", None)
+    if not isinstance(apply, ModuleApply) or not hasattr(apply.module, "attention_impl"):
+        return denoiser
+    return _replace(denoiser, apply_fn=ModuleApply(apply.module.clone(attention_impl="chunked")))
+
+
+def _replace(denoiser: D, /, **changes: object) -> D:
     return dataclasses.replace(denoiser, **changes)  # type: ignore[type-var]

@@ -144,7 +144,7 @@ def train_stages(
             plain(dataclasses.asdict(settings)),
             reporter.say,
         ),
-        previews=Previews(settings, workdir),
+        previews=Previews(settings, workdir, experiment.networks, experiment.dataset.tokens),
         timings=Timings(experiment.cache),
         callbacks=callbacks,
     )

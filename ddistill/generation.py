@@ -163,9 +163,14 @@ class Source:
     def invert(
         self, images: np.ndarray, labels: np.ndarray | None, iterations: int
     ) -> Float[np.ndarray, "n H W C"]:
-        """Noise from images in [-1, 1], by DDIM inversion on the levels of the run."""
+        """Noise from images in [-1, 1], by DDIM inversion on the levels of the run.
+
+        Pictures of networks that see latents are encoded first.
+        """
         options = {"iterations": iterations}
         walk = Walk(ddim_inversion, noising(self.run.levels), options=options)
+        if self.decode is not None:
+            images = self.decode.encode(images)
         found = self.walk(walk, len(images), images.__getitem__, labels, None)
         return np.asarray(unit_noise(jnp.asarray(found), self.run.levels))
 
@@ -285,6 +290,16 @@ def whole_number(name: str, value: object, lowest: int = 0) -> int:
         bound = f"{lowest} or more" if value < lowest else "less than 2**32"
         raise ConfigError(f"{name}={value} must be {bound}.")
     return int(value)
+
+
+def picture_shape(plan: StagePlan) -> tuple[int, int, int]:
+    """(H, W, C) of the pictures of a stage, which are not its latents."""
+    height, width, channels = plan.image_shape
+    if plan.latent_source is not None:
+        return plan.latent_source.image_shape
+    if plan.encoder is None or not plan.encoder.digest:
+        return height, width, channels
+    return height * plan.encoder.factor, width * plan.encoder.factor, plan.encoder.image_channels
 
 
 def check_prompts(

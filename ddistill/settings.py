@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from ddistill.checkpoint_names import Checkpoint, checkpoint_named
 from ddistill.typing import Options
 
 T = TypeVar("T")
@@ -89,9 +90,10 @@ class StudentsSettings:
     Attributes:
       count: K, the number of students; 0 is one network without a student axis.
       partition: "timesteps" gives each student a contiguous range of noise levels, "classes" a
-        group of the data's classes, on the images of which it is trained, and "both" gives each of
-        `ranges` ranges of levels to `count / ranges` students, which divide the classes among them.
-        With "none", students differ in the settings that `sweep` lists.
+        group of the data's classes, on the images of which it is trained, "texts" the captions of a
+        cell of their embeddings, and "both" gives each of `ranges` ranges of levels to
+        `count / ranges` students, which divide the classes, or the texts of networks that read
+        texts, among them. With "none", students differ in the settings that `sweep` lists.
       spacing: ranges of levels are equal in "index" or in "log_snr".
       boundaries: the first level of every student but the cleanest one's, in place of `spacing`.
       margin: levels by which a range is widened in training.
@@ -99,6 +101,11 @@ class StudentsSettings:
       grouping: how classes are grouped: "consecutive", "random", or "clustered" by `embeddings`.
       groups: the classes of each student, in place of `grouping`.
       embeddings: path of a .npy file with an array `[C, D]`, one row a class, for "clustered".
+      text_split: how captions are divided by their embeddings: "quadrants", cuts at medians of the
+        first axes, and "principal", of the principal axes (2, 4, 8, ... students); "clusters",
+        balanced k-means; "listed", cells around the means of groups of captions.
+      column: for "listed", a column of the data, or "label"; one value a student.
+      pool: the states that embeddings are means of: of a text's "tokens", "all", or the "end" one.
       ranges: number of ranges of levels, for the partition "both".
       sweep: for each key, "grid_steps", "seed", "learning_rate" or a number of the objective, one
         value a student.
@@ -116,34 +123,13 @@ class StudentsSettings:
     grouping: str = "consecutive"
     groups: tuple[tuple[int, ...], ...] = ()
     embeddings: str = ""
+    text_split: str = "quadrants"
+    column: str = ""
+    pool: str = "tokens"
     ranges: int = 0
     sweep: Options = field(default_factory=dict)
     mapping: str = "auto"
     on_divergence: str = "stop"
-
-
-class Checkpoint(NamedTuple):
-    """A checkpoint of a stage.
-
-    Attributes:
-      stage: name of the stage; "" for none.
-      step: its step; None for the checkpoint that the stage hands on.
-    """
-
-    stage: str = ""
-    step: int | None = None
-
-    def __str__(self) -> str:
-        return self.stage if self.step is None else f"{self.stage}@{self.step}"
-
-
-def checkpoint_named(text: str) -> Checkpoint:
-    """The checkpoint that "STAGE", "STAGE@last" or "STAGE@STEP" names.
-
-    Planning refuses names with anything else behind the "@".
-    """
-    stage, _, step = text.partition("@")
-    return Checkpoint(stage, int(step) if step.isdecimal() else None)
 
 
 @dataclass(frozen=True)
@@ -228,7 +214,7 @@ class StageSettings:
     mid_levels: tuple[float, ...] = ()
 
     @property
-    def teacher_checkpoint(self) -> "Checkpoint":
+    def teacher_checkpoint(self) -> Checkpoint:
         """The stage of the teacher and the step of its checkpoint."""
         return checkpoint_named(self.teacher)
 
@@ -238,7 +224,7 @@ class StageSettings:
         return self.teacher_checkpoint.stage
 
     @property
-    def init_checkpoint(self) -> "Checkpoint":
+    def init_checkpoint(self) -> Checkpoint:
         """The stage that the initial weights come from, and the step of its checkpoint."""
         if self.resume:
             return Checkpoint(self.resume)

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.any_steps import run_of_steps
 from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.metrics.paths import slerp
 from ddistill.evaluation.prompts import texts_of
@@ -32,6 +33,7 @@ from ddistill.generation import (
     class_labels,
     end_of_path,
     image_count,
+    picture_shape,
     whole_number,
 )
 from ddistill.planning.manifests import STAGES, shared_stages
@@ -109,7 +111,8 @@ class TrainedRun:
         Args:
           stage: the stage to sample; "" for the last student that has `nfe` evaluations, None for
             `self.stage`.
-          nfe: network evaluations per image; None for the last sampler run of the stage.
+          nfe: network evaluations per image; None for the last sampler run of the stage. Students
+            of consistency models and of two-time networks take any number.
 
         Raises:
           ConfigError: the stage does not exist or is not sampled, or no sampler run has that many
@@ -139,6 +142,9 @@ class TrainedRun:
             return found[0] if stage == teacher and nfe is None else found[-1]
         if stage == teacher and nfe is not None:
             return teacher_run(self.settings, self.plan(teacher), nfe)
+        for own in reversed(known):
+            if nfe is not None and own.role == "student" and own.student_plan.objective.any_steps:
+                return run_of_steps(self.settings, own, nfe)
         allowed = ", ".join(f"{r.nfe} ({r.key})" for r in known)
         more = f" The teacher takes any number: stage={teacher!r}." if not stage else ""
         raise ConfigError(f"nfe={nfe}: the students of this run have {allowed}.{more}")
@@ -250,6 +256,9 @@ class TrainedRun:
         steps: int = 8,
         label: int | None = None,
         nfe: int | None = None,
+        *,
+        prompts: str | Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> UInt8[np.ndarray, "S H W C"]:
         """Images along a path between two noises.
 
@@ -260,7 +269,7 @@ class TrainedRun:
           a, b: the ends: noise `[H, W, C]`, or the seed of the first image of `sample(n, seed=a)`.
           steps: number of images with both ends, 2 or more.
           label: the class of all images; None for an unconditional network, else for class 0.
-          nfe: as of `sample`.
+          nfe, prompts, guidance: as of `sample`.
 
         Returns:
           `[steps, H, W, C]` uint8, from `a` to `b`.
@@ -271,7 +280,7 @@ class TrainedRun:
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         steps = whole_number("steps", steps, 2)
-        source = self._deterministic(run, "interpolate")
+        source = self._deterministic(at_guidance(run, guidance), "interpolate", prompts)
         first = class_labels(run, label, 1)
         classes = None if first is None else np.repeat(first, steps)
         ends = (end_of_path("a", a, source), end_of_path("b", b, source))
@@ -284,6 +293,9 @@ class TrainedRun:
         labels: Labels | None = None,
         nfe: int | None = None,
         iterations: int = 1,
+        *,
+        prompts: str | Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> Float[np.ndarray, "n H W C"]:
         """The noise from which deterministic sampling makes given images (DDIM inversion).
 
@@ -296,9 +308,11 @@ class TrainedRun:
           labels: as of `sample`.
           nfe: as of `sample`; inversion takes `iterations` network evaluations a sampler step.
           iterations: fixed-point iterations of each step, which solve DDIM's step for its start.
+          prompts, guidance: as of `sample`. Scales of guidance above 1 need many steps.
 
         Returns:
-          `[n, H, W, C]` float32; standard normal for images that are likely under the model.
+          `[n, H, W, C]` float32, for networks that see latents of the shape of these; standard
+          normal for images that are likely under the model.
 
         Raises:
           ConfigError: an argument is out of range, or the sampler draws noise in its steps or does
@@ -307,22 +321,20 @@ class TrainedRun:
         """
         run = self.sampler_run(nfe=None if nfe is None else whole_number("nfe", nfe, 1))
         iterations = whole_number("iterations", iterations, 1)
-        if run.plan.latent_source is not None:
-            raise ConfigError(
-                f"invert starts from images, and stage '{run.plan.name}' sees latents, which it "
-                "does not encode yet."
-            )
-        given = check_images(images, run.plan.image_shape)
+        given = check_images(images, picture_shape(run.plan))
         classes = class_labels(run, labels, len(given))
-        source = self._deterministic(run, "invert")
+        source = self._deterministic(at_guidance(run, guidance), "invert", prompts)
         source.check_invertible()
         return source.invert(given, classes, iterations)
 
-    def _deterministic(self, run: SamplerRun, call: str) -> Source:
-        if run.plan.tokenizer is not None:
-            raise ConfigError(f"{call} takes no texts: use sample(prompts=...).")
+    def _deterministic(
+        self, run: SamplerRun, call: str, prompts: str | Sequence[str] | None
+    ) -> Source:
+        ids = check_prompts(run.plan, prompts, self.networks)
+        texts = None if ids is None else texts_of(run.plan, self.networks, ids)
         decode = self.networks.decoder(run.plan)
-        source = Source(run, self.network(run), self.settings.evaluation, decode=decode)
+        settings = self.settings.evaluation
+        source = Source(run, self.network(run), settings, texts=texts, decode=decode)
         source.check_deterministic(call)
         return source
 

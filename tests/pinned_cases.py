@@ -168,6 +168,30 @@ def _paths() -> None:
         add(f"karras_{order}", "catch_up", data_weight=0.3, catch_up_weight=2.0, **own, **KARRAS)
 
 
+def _two_times() -> None:
+    from_teacher = {"velocity_from": "teacher"}
+    for name, levels in (("meanflow", 6), ("shortcut", 4)):
+        each = {"T": levels} | ({"doubled_every": 2} if name == "shortcut" else {})
+        add("data", name, classes=3, **each, **FLOW)
+        add("teacher", name, **from_teacher, **each)
+        add("guided_teacher", name, classes=3, guidance=2.0, **from_teacher, **each, **FLOW)
+        add("karras", name, **each, **KARRAS)
+    below = {"end_rule": "below", "end_mean": -2.0, "adaptive_power": 0.75, "instant_share": 0.5}
+    add("below", "meanflow", **below, adaptive_floor=1e-3, **FLOW)
+    add("plain", "meanflow", time_law="uniform", adaptive_power=0.0, tangent_warmup=4, **FLOW)
+    own = {"data_guidance": 0.5, "own_guidance": 0.25, "label_dropout": 0.5, "null_class": 3}
+    add("guidance", "meanflow", classes=3, **own, **FLOW)
+    add("average", "shortcut", T=8, doubled_every=4, target_ema=0.9, velocity_bound=0.5, **FLOW)
+    at_once: dict[str, Any] = {"tangent_warmup": 0}
+    add("teacher", "scm", **at_once)
+    add("karras", "scm", classes=3, guidance=2.0, **at_once, **KARRAS)
+    add("data", "scm", velocity_from="data", inverse_sigma=True, **at_once, **FLOW)
+    add("plain", "scm", tangent_norm="none", learned_weight=False, sigma_data=0.8, **at_once)
+    add("warm_up", "scm", tangent_norm="l2")
+    add("usual", "rcm", **at_once)
+    add("learned", "rcm", learned_weight=True, gan_weight=0.1, rollout_length=2, **KARRAS)
+
+
 def _relations() -> None:
     name = "rdd"
     queue: dict[str, Any] = {"queue_rows": 11, "rows_per_step": 4, "contrast_rows": 7}
@@ -442,6 +466,7 @@ for make in (
     _progressive,
     _consistency,
     _paths,
+    _two_times,
     _relations,
     _sfddm,
     _o2mkd,

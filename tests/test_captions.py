@@ -349,6 +349,10 @@ def test_sources_that_are_not_known(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ConfigError, match="add the folder of its images"):
         read(tmp_path / "x.json")
+    for name in ("captions.pkl", "latents.PTH"):
+        (tmp_path / name).write_bytes(b"\x80\x04N.")
+        with pytest.raises(ConfigError, match="is a pickle, which can run any program"):
+            read(tmp_path / name)
     with pytest.raises(DataError, match="is no folder of images"):
         read(tmp_path / "none")
     (tmp_path / "empty").mkdir()

@@ -12,9 +12,11 @@ from runs import plans_of, tiny_chain
 
 from ddistill import data
 from ddistill.data import Dataset
+from ddistill.data.encodings import TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.evaluation.checks import check_evaluation, check_real_images
+from ddistill.objectives.parts import DENOISER
 from ddistill.optimizers import OPTIMIZERS, check_optimizer
 from ddistill.parsing import parse, plain, to_plain
 from ddistill.planning.plan import StagePlan
@@ -24,8 +26,9 @@ from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSetting
 EMBEDDED = ("digits", "text_digits")
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 NO_VARIANT = "no such variant"
-# Side, channels and classes of the TFDS sets that configs name; another set needs a line here.
-TFDS = {"cifar10": (32, 3, 10), "imagenet_resized/64x64": (64, 3, 1000)}
+# Side, channels and classes of the data sets that configs name; another set needs a line here.
+LATENTS = "imagenet256"
+TFDS = {"cifar10": (32, 3, 10), "imagenet_resized/64x64": (64, 3, 1000), LATENTS: (32, 4, 1000)}
 
 
 def load(file: Path) -> ModuleType:
@@ -58,7 +61,12 @@ def stand_in(settings: Settings) -> Dataset:
     wanted = settings.data
     if wanted["name"] in EMBEDDED:
         return data.load(wanted, "train")
-    if wanted["name"] == "folder":
+    texts = {}
+    if wanted["name"] == "latents":
+        side, channels, classes = 32, 3, 1
+        tokenizer = TokenizerFacts("stand_in", "", 32, 8, (0,) * 32)
+        texts = {"tokens": np.zeros((8, 32), np.int32), "tokenizer": tokenizer}
+    elif wanted["name"] == "folder":
         side, channels, classes = wanted["image_size"], wanted.get("channels", 3), 1
     else:
         side, channels, classes = TFDS[wanted["path"]]
@@ -69,6 +77,7 @@ def stand_in(settings: Settings) -> Dataset:
         labels=(np.arange(count) % classes).astype(np.int32),
         num_classes=classes,
         class_names=tuple(str(i) for i in range(classes)),
+        **texts,
     )
 
 
@@ -134,8 +143,8 @@ def test_every_stage_can_be_planned_and_evaluated_without_compiling(
     assert list(tmp_path.iterdir()) == []
     assert [plan.name for plan in plans] == list(settings.pipeline)
     assert set(settings.pipeline) == set(settings.stages), "a stage is described and never run"
-    distils = any(plan.settings.teacher for plan in plans)
-    assert distils == bool(settings.evaluation.teacher), "nothing is distilled"
+    generates = any(plan.objective.trains == DENOISER for plan in plans)
+    assert generates == bool(settings.evaluation.teacher), "nothing is sampled"
     if variant == "smoke" and file.stem.startswith("sfddm"):
         return  # students of any number of steps are shrunk to 4
     for plan in plans:

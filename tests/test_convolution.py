@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ddistill.networks import build
-from ddistill.networks.convolution import Conv, for_platform, ungrouped_conv, xla_conv
+from ddistill.networks.convolution import Conv, for_platform
+from ddistill.networks.ungrouped import ungrouped_conv, xla_conv
 
 K = 3
 
@@ -123,6 +124,25 @@ def test_gradients_of_gradients_agree():
 
     found, expected = (penalty(c)(x, kernel) for c in (ungrouped_conv, xla_conv))
     for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_derivatives_of_forward_mode_agree():
+    """Alone, and differentiated again by reverse mode."""
+    operands_, along = operands(), [a[::-1] for a in operands()]
+
+    def slopes(convolve):
+        def slope(x, kernel, dx, dk):
+            return jax.jvp(lambda x, k: jnp.sin(convolve(x, k, 1)), (x, kernel), (dx, dk))[1]
+
+        def loss(*given):
+            return jnp.sum(jnp.square(slope(*given)))
+
+        mapped = jax.vmap(lambda *given: (slope(*given), jax.grad(loss, (0, 1))(*given)))
+        return jax.jit(mapped)(*operands_, *along)
+
+    found, expected = slopes(ungrouped_conv), slopes(xla_conv)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 

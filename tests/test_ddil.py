@@ -17,7 +17,7 @@ from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import start_memory
 from ddistill.objectives.parts import StageFacts
 from ddistill.objectives.states import (
-    REPLAY_CLASS,
+    REPLAY_CONDITION,
     REPLAY_INDEX,
     REPLAY_WRITTEN,
     REPLAY_Z,
@@ -213,7 +213,7 @@ def test_the_buffer_is_first_in_first_out_and_its_states_keep_level_and_class():
     assert shapes == {
         REPLAY_Z: (12, *tiny.IMAGE),
         REPLAY_INDEX: (12,),
-        REPLAY_CLASS: (12,),
+        REPLAY_CONDITION + "class": (12,),
         REPLAY_WRITTEN: (),
     }
     tables = tiny.tables(levels=LEVELS)
@@ -246,7 +246,7 @@ def test_the_buffer_is_first_in_first_out_and_its_states_keep_level_and_class():
     for i, old in enumerate([*history[12:18], *history[6:12]]):
         np.testing.assert_array_equal(rows[i], old[0])
         assert int(memory[REPLAY_INDEX][i]) == old[1]
-        assert int(memory[REPLAY_CLASS][i]) == old[2]
+        assert int(memory[REPLAY_CONDITION + "class"][i]) == old[2]
     assert int(memory[REPLAY_WRITTEN]) == 3
 
 

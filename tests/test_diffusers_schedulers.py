@@ -292,7 +292,7 @@ def test_what_is_written_is_read_again():
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name='FlowMatch.*not known"),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "_class_name='FlowMatch.*not known"),
         ({"beta_schedule": "linaer"}, "beta_schedule='linaer' is not known. Did you mean 'linear'"),
         ({"prediction_type": "flow"}, "prediction_type='flow'.*epsilon"),
         ({"rescale_betas_zero_snr": True}, "ends in pure noise .*with it: prediction_type v_pred"),
@@ -301,7 +301,7 @@ def test_what_is_written_is_read_again():
         ({"trained_betas": ["a"]}, "trained_betas must be a list of numbers"),
         ({"beta_start": None}, "beta_start=None must be a number"),
         ({"num_train_timesteps": None}, "num_train_timesteps=None must be an integer above 0"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "it is for flow matching"),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "it is for flow matching"),
         ({"_class_name": "SCMScheduler"}, "_class_name='SCMScheduler' .* consistency models"),
         ({"_class_name": ["DDPMScheduler"]}, "_class_name=.'DDPMScheduler'. is not known"),
         ({"_class_name": None}, "_class_name=None is not known"),

@@ -24,15 +24,17 @@ from ddistill.training.run_stages import Networks, starting_point
 from ddistill.wrapped_denoiser import GuidedDenoiser
 
 SMALL = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention": (), "out_channels": 1}
+DIT = {"width": 8, "depth": 1, "heads": 2, "out_channels": 1}
 X = jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
 TIME = jnp.array([0.5, 3.0, 9.0])
 
 
-@pytest.mark.parametrize("name", ["unet", "song", "dhariwal"])
+@pytest.mark.parametrize("name", ["unet", "song", "dhariwal", "dit"])
 def test_weights_of_a_network_without_the_inputs_give_the_same_bits(name):
     own = {"norm_groups": 4, "mid_attention": False} if name == "unet" else {}
-    plain = networks.build(name, **SMALL, **own)
-    wide = networks.build(name, **SMALL, **own, extras=("guidance",))
+    options = DIT if name == "dit" else {**SMALL, **own}
+    plain = networks.build(name, **options)
+    wide = networks.build(name, **options, extras=("guidance",))
     scales = jnp.array([[1.0], [3.0], [7.5]])
     # The last layer of a fresh network is zero too, and would hide everything before it.
     shapes = jax.eval_shape(wide.init, jax.random.key(1), X, TIME)["params"]

@@ -19,7 +19,7 @@ from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.samplers import get_sampler
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, ScheduleSettings, StageSettings
-from ddistill.training.pairs import make_pairs, read_pairs
+from ddistill.training.pairs import PairMaker, make_pairs, read_pairs
 
 NET = {True: {"name": "tiny", "num_classes": 10}, False: {"name": "tiny"}}
 
@@ -60,7 +60,7 @@ def teacher(conditional=True, seed=0):
 
 def make(plan, network=None, stop=None):
     network = teacher(plan.settings.conditional) if network is None else network
-    return make_pairs(plan, network, Notes(), StopRequest() if stop is None else stop)
+    return make_pairs(plan, PairMaker(network), Notes(), StopRequest() if stop is None else stop)
 
 
 def shards(plan):

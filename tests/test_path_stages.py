@@ -20,6 +20,7 @@ from runs import (
 
 from ddistill import data, networks
 from ddistill.errors import ConfigError
+from ddistill.evaluation.any_steps import run_of_steps
 from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.settings import EvaluationSettings, GridSettings, ScheduleSettings, StudentsSettings
@@ -36,6 +37,10 @@ METHODS = {
     "boot": {},
     "pid": {},
     "catch_up": {"runge_kutta": 2, "largest_step": 0.25},
+    "meanflow": {"instant_share": 0.25, "tangent_warmup": 10},
+    "shortcut": {"velocity_from": "teacher", "doubled_every": 2, "target_ema": 0.5},
+    "scm": {"tangent_warmup": 10},
+    "rcm": {"tangent_warmup": 10, "student_every": 2, "learned_weight": True},
     "rdd": {"queue_rows": 64, "rows_per_step": 24, "contrast_rows": 16},
     # With DDIL's states.
     "progressive": {
@@ -56,7 +61,8 @@ STUDENTS = {
 def settings_of(name, **changes):
     """A teacher, and a student of four levels by a method."""
     full = tiny_settings()
-    levels = {"sfd_v": {"grid": GridSettings(), "samplers": {"ddim": (1, 3)}, "network": {}}}
+    told = {"samplers": {"ddim": (1, 3)}, "network": {}}
+    levels = {"sfd_v": {"grid": GridSettings(), **told}, "meanflow": told, "shortcut": told}
     usual = {"grid": GridSettings(steps=4), **levels.get(name, {})}
     student = dataclasses.replace(
         full.stages["student"],
@@ -103,14 +109,15 @@ def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
     assert not differences(*ends)
     evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
     runs = planned_runs(dataclasses.replace(wanted, evaluation=evaluation), resumed)
-    expected = {"sfd": [3], "sfd_v": [1, 3], "boot": [1], "pid": [1]}.get(name, [4])
+    two = {key: [1, 3] for key in ("sfd_v", "meanflow", "shortcut")}
+    expected = {"sfd": [3], "boot": [1], "pid": [1], **two}.get(name, [4])
     assert [run.nfe for run in runs if run.role == "student"] == expected
     told = [run.inputs.get("step_count", 0) for run in runs if run.role == "student"]
-    assert told == ([1, 3] if name == "sfd_v" else [0])
+    assert told == ([1, 3] if name == "sfd_v" else [0] * len(expected))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cd", "catch_up", *STUDENTS])
+@pytest.mark.parametrize("name", ["cd", "catch_up", "meanflow", "scm", *STUDENTS])
 def test_one_student_of_all_classes_is_a_plain_student(name, tmp_path):
     """Where there is a memory, one of the two is stopped, too, and goes on."""
     plain = saved_state(train(settings_of(name), tmp_path / "plain")[-1], STEPS)
@@ -181,6 +188,10 @@ def test_students_that_see_noise_alone_and_their_sampler_belong_together(tmp_pat
         (other, r"names 'ddim', but the students of 'student' are trained for 'from_noise'"),
         (settings_of("cd", samplers={"from_noise": (1,)}), "are not trained for 'from_noise'"),
         (settings_of("pid", samplers={"from_noise": (2,)}), "takes 1 step. Allowed: 1"),
+        (
+            settings_of("meanflow", samplers={"renoise": (2,)}),
+            "are given end_time step by step, for steps of 'ddim'. Allowed: ddim",
+        ),
         (settings_of("cd", samplers={"renoise": (1,)}, mid_levels=(0.8,)), "of 2 steps"),
         (
             settings_of("cd", samplers={"renoise": (2,)}, mid_levels=(1e6,)),
@@ -196,6 +207,21 @@ def test_students_that_see_noise_alone_and_their_sampler_belong_together(tmp_pat
     plans = list(plans_of(wanted, tmp_path / "run").values())
     with pytest.raises(ConfigError, match="'from_noise' is for students"):
         planned_runs(dataclasses.replace(wanted, evaluation=teacher), plans)
+
+
+@pytest.mark.parametrize("name", ["meanflow", "scm"])
+def test_students_of_any_number_of_steps(name, tmp_path):
+    """Of numbers that the evaluation does not have, up to that of the levels."""
+    wanted = settings_of(name)
+    evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
+    wanted = dataclasses.replace(wanted, evaluation=evaluation)
+    planned = planned_runs(wanted, list(plans_of(wanted, tmp_path / "run").values()))[-1]
+    run = run_of_steps(wanted, planned, 2)
+    assert (run.nfe, run.sampler, run.role) == (2, planned.sampler, "student")
+    np.testing.assert_array_equal(run.levels.sigma, run.student_plan.levels.sigma[[0, 2, 4]])
+    assert run.key == f"student_{run.sampler}_2"
+    with pytest.raises(ConfigError, match="nfe=5 is not possible: stage 'student' has 4 levels"):
+        run_of_steps(wanted, planned, 5)
 
 
 def test_chosen_levels_between_the_steps(tmp_path):

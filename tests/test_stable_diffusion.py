@@ -10,8 +10,12 @@ import pytest
 from tiny_sd import LATENTS, SCALING, write_folder, write_json
 
 from ddistill.conditions import TextCondition
+from ddistill.denoiser import Denoiser, ModuleApply
 from ddistill.errors import ConfigError
 from ddistill.interop.stable_diffusion import read_stable_diffusion
+from ddistill.samplers import ddim
+from ddistill.schedules import make_grid, subsequence
+from ddistill.wrapped_denoiser import GuidedDenoiser
 
 pytest.importorskip("tokenizers")
 
@@ -147,6 +151,43 @@ def test_all_parts_compute_what_diffusers_and_transformers_compute(folder, model
     np.testing.assert_allclose(found, noise, atol=1e-4)
     abar = np.square(model.levels().alpha[1:], dtype=np.float64)
     np.testing.assert_allclose(abar, pipe.scheduler.alphas_cumprod.numpy(), rtol=3e-5)
+
+
+@pytest.mark.parity
+def test_guided_sampling_draws_the_pictures_of_diffusers(changed, monkeypatch):
+    """Ten steps of DDIM at a guidance of 7.5 from the same latents, to one grey level."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(changed, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    words = ["a photo of the cat", "three red dogs"]
+    noise = np.random.default_rng(2).standard_normal((2, *LATENTS)).astype(np.float32)
+    given = {
+        "height": 8,
+        "width": 8,
+        "latents": torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
+        "num_inference_steps": 10,
+        "guidance_scale": 7.5,
+        "output_type": "np",
+    }
+    drawn = []
+    for kind in ("epsilon", "v_prediction"):
+        scheduler = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(
+            pipe.scheduler.config, **scheduler, prediction_type=kind
+        )
+        drawn.append(pipe(words, **given).images)
+        edit(changed / "scheduler" / "scheduler_config.json", prediction_type=kind)
+        model = read_stable_diffusion(changed)
+        levels = subsequence(model.levels(), make_grid(model.levels(), 10, "trailing"))
+        cond, null = (model.encode_text(model.tokens(t)) for t in (words, [""]))
+        denoiser = Denoiser(model.unet.params, ModuleApply(model.unet.build()), model.prediction)
+        latents = ddim(GuidedDenoiser(denoiser, 7.5, null), levels, noise, cond=cond)
+        ours = np.clip(np.asarray(model.decode(latents)) / 2 + 0.5, 0, 1)
+        assert np.abs(ours - drawn[-1]).max() <= 1 / 255, kind
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
 
 
 # ------------------------------------------------------------------------------- what is refused

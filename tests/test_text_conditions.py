@@ -14,18 +14,28 @@ from runs import plans_of
 
 import ddistill
 from ddistill import data, networks
+from ddistill.commands.pack import pack
 from ddistill.conditions import TextCondition, Tokens, null_like, replace_where
 from ddistill.data.facts import DataFacts
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
+from ddistill.evaluation import previews
+from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.interpolation import INNER, collect_paths
+from ddistill.evaluation.sampling import Samples, noise_bank
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.networks.text_encoding import TextEncoder, encode_texts
+from ddistill.networks.weights import Weights
 from ddistill.objectives import Denoising
 from ddistill.planning.planner import plan_stages
+from ddistill.runtime.console import Reporter
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.schedules import cosine
+from ddistill.settings import GridSettings, StageSettings, StudentsSettings
 from ddistill.training.initial import initial_state
+from ddistill.training.pairs import PairMaker, caption_of_pair, make_pairs, read_pairs
 from ddistill.training.step_inputs import StepSettings, make_batch
-from ddistill.training.trained import read_tokenizer
+from ddistill.training.trained import guided, read_tokenizer
 from ddistill.wrapped_denoiser import GuidedDenoiser
 
 pytest.importorskip("tokenizers")
@@ -159,6 +169,51 @@ def test_data_of_other_networks_are_refused(made, tmp_path):
     )
     alone = texted.changed(settings, "teacher", source="", steps=1, network=made.model.unet.network)
     refused(alone, tmp_path / "r", "has no text encoder", "'captioned_unet'")
+    classes = StudentsSettings(count=2, partition="classes")
+    parted = texted.changed(settings, "student", students=classes)
+    refused(parted, tmp_path / "r", "students.partition='classes'", "Use a partition by text")
+
+
+def test_a_stage_keeps_texts_as_its_losses_see_them(made, tmp_path):
+    """States of the encoder where there is one, token ids for a network that learns its own."""
+    replay = {"name": "o2mkd", "student_states": 0.5, "replay_batches": 1}
+    settings = texted.changed(made.settings, "student", objective=replay)
+    memory = plans_of(settings, tmp_path)["student"].objective.memory
+    length = data.load(settings.data, "train").tokenizer.length
+    assert memory["replay_states"].shape == (4, length, 16)
+    assert memory["replay_pooled"].shape == (4, 16)
+    assert "replay_class" not in memory
+
+
+def test_pairs_are_of_the_captions_in_turn(made, run, tmp_path):
+    teacher = made.settings.stages["teacher"]
+    stage = dataclasses.replace(
+        teacher,
+        objective={"name": "pairs", "sampler": "ddim", "shard": 2},
+        source="",
+        teacher="teacher",
+        guidance=2.0,
+        grid=GridSettings(steps=2),
+        steps=3,
+        ema=StageSettings.ema,
+    )
+    settings = dataclasses.replace(
+        made.settings, stages={"teacher": teacher, "pairs": stage}, pipeline=("teacher", "pairs")
+    )
+    plan = plans_of(settings, tmp_path)["pairs"]
+    found, encoder = data.load(settings.data, "train"), run.networks.text_encoder(plan)
+    network = guided(plan, run.networks(run.plan("teacher")), encoder)
+    make_pairs(plan, PairMaker(network, found.tokens, encoder), Reporter(), StopRequest())
+    pairs = read_pairs(plan)
+    # Twelve pairs of seven captions.
+    np.testing.assert_array_equal(pairs.text.ids, found.tokens[np.arange(12) % 7])
+    words = [found.texts["caption"][i % 7] for i in range(12)]
+    sampled = dataclasses.replace(run, stage="teacher")
+    given = {"noise": pairs.noise[:4], "guidance": 2.0, "nfe": 4, "trajectory": True}
+    states = sampled.sample(prompts=words[:4], **given).states
+    np.testing.assert_allclose(pairs.image[:4], states[-1], atol=2e-4 * np.abs(states[-1]).max())
+    # Fewer pairs than captions have some of all of them.
+    np.testing.assert_array_equal(caption_of_pair(np.arange(3), 3, 9), [0, 3, 6])
 
 
 @pytest.mark.parametrize(
@@ -232,6 +287,50 @@ def test_a_guided_teacher_is_that_of_its_parts(made, run):
     np.testing.assert_allclose(found[-1] / scale, z / scale, atol=1e-4)
 
 
+def test_a_packed_run_has_all_that_prompts_need(run, tmp_path):
+    said = pack(run.folder, tmp_path / "packed")
+    assert "2 stages" in said
+    packed = ddistill.load(tmp_path / "packed")
+    given = {"prompts": ["a red cat", "a small dog"], "nfe": 2}
+    np.testing.assert_array_equal(packed.sample(**given), run.sample(**given))
+
+
+def test_paths_between_noises_are_of_their_prompts(run):
+    a, b = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
+    words = ["a red cat", "a small dog"]
+    found = run.interpolate(a, b, 3, prompts=words)
+    ends = run.sample(noise=np.stack([a, b]), prompts=["a red cat"])
+    np.testing.assert_array_equal(found[[0, 2]], ends)
+    other = run.interpolate(a, b, 3, prompts=words[0])
+    np.testing.assert_array_equal(other[[0, 2]], ends)
+    assert (found[1] != other[1]).any()
+
+
+def test_inversion_follows_the_ode_from_the_latents_of_pictures(made, run):
+    """As arXiv 2010.02502 section 5.4 says it, with the texts and the encoder of the pipeline."""
+    sampled = run.sampler_run("student")
+    levels, words = sampled.levels, ["a red cat", "a small dog"]
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    found = run.invert(pictures, nfe=2, prompts=words)
+    cond = made.model.encode_text(made.model.tokens(words))
+    variables = run.networks.weights(sampled.plan).variables()
+    apply = jax.jit(sampled.plan.module.apply)
+    z = made.model.encode(pictures.astype(np.float32) / 127.5 - 1)
+    for i in range(levels.num_steps):
+        here, there = levels.at(i), levels.at(i + 1)
+        at = levels.at(max(i, 1))  # networks are not defined at the clean end
+        eps = apply(variables, z, jnp.full(2, at.time), cond)
+        x0 = (z - at.sigma * eps) / at.alpha
+        if here.alpha > here.sigma:
+            up = there.alpha / here.alpha
+            z = up * z + (there.sigma - here.sigma * up) * eps
+        else:
+            up = there.sigma / here.sigma
+            z = up * z + (there.alpha - here.alpha * up) * x0
+    wanted = np.asarray(z) / max(1.0, float(levels.sigma[-1]))
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_prompts_that_cannot_be(run):
     for given, part in [
         ({}, "give prompts=['a text', ...]"),
@@ -259,6 +358,38 @@ def test_an_evaluation_samples_captions_and_keeps_pictures(made, run):
     assert rows
 
 
+def test_paths_of_an_evaluation_have_the_text_of_their_first_end(made, run):
+    found = data.load(made.settings.data, "train")
+    sampled = run.sampler_run("student")
+    samples = Samples(np.load(run.folder / "samples" / f"{sampled.key}.npz")["images"], 1.0)
+    assert (run.folder / "samples" / f"{sampled.key}.paths.npz").is_file()
+    evaluation = Evaluation(
+        run.settings, list(run.plans), found, run.networks, run.folder, Reporter(), StopRequest()
+    )
+    paths = collect_paths(sampled, samples, evaluation)
+    assert paths.shape == (2, INNER + 2, 8, 8, 3)
+    np.testing.assert_array_equal(paths[:, 0], samples.images[[0, 2]])
+    bank = np.asarray(noise_bank(run.settings.evaluation, (4, 4, 4), 0, 4))
+    captions = [found.texts["caption"][i * 7 // 4] for i in (0, 2)]
+    last = run.sample(noise=bank[[1, 3]], prompts=captions)
+    np.testing.assert_allclose(last, np.clip(paths[:, -1] * 127.5 + 127.5, 0, 255), atol=1.0)
+
+
+def test_a_preview_shows_the_first_samples_of_the_evaluation(made, run, tmp_path, monkeypatch):
+    drawn = []
+    draw = previews.grid_image
+    monkeypatch.setattr(previews, "grid_image", lambda grids: drawn.append(grids) or draw(grids))
+    plan = run.plan("student")
+    tokens = data.load(made.settings.data, "train").tokens
+    maker = previews.Previews(run.settings, tmp_path, run.networks, tokens)
+    assert maker.obstacle(plan) == ""
+    maker.make(plan, run.networks.weights(plan), 4)
+    ((row,),) = [grid.rows for (grid,) in drawn]
+    kept = np.load(run.folder / "samples" / f"{run.sampler_run('student').key}.npz")["images"]
+    np.testing.assert_allclose(row.images, kept[:3], atol=1e-4)
+    assert "no captions" in previews.Previews(run.settings, tmp_path).obstacle(plan)
+
+
 def test_scores_read_the_pictures_of_latents(made, tmp_path):
     found = data.load(made.settings.data, "train")
     pictures = found.as_pictures()
@@ -283,17 +414,25 @@ def test_a_network_learns_its_text_encoder(tmp_path):
         f"have {facts.vocabulary} tokens and {facts.length} positions",
     )
     off = dataclasses.replace(settings.evaluation, enabled=False)
-    settings = dataclasses.replace(settings, evaluation=off)
+    often = dataclasses.replace(settings.training, preview_every=4)
+    settings = dataclasses.replace(settings, evaluation=off, training=often)
     found = ddistill.train(plain(settings), workdir=tmp_path / "run", quiet=True)
     (plan,) = found.plans
     weights = found.networks.weights(plan)
-    first = initial_state(plan).params["student"]["text_encoder"]["layer_0"]["fc1"]["kernel"]
-    last = weights.params["text_encoder"]["layer_0"]["fc1"]["kernel"]
-    assert np.abs(last - first).max() > 1e-4
+    first = Weights(initial_state(plan).params["student"])
+    before, after = (w.params["text_encoder"]["layer_0"]["fc1"]["kernel"] for w in (first, weights))
+    assert np.abs(after - before).max() > 1e-4
     encoder = found.networks.text_encoder(plan)
     assert isinstance(encoder, TextEncoder)
-    assert found.sample(prompts=["picture number 1", "other words"]).shape == (2, 4, 4, 3)
+    # As many as a preview has, which is then the same program.
+    assert found.sample(prompts=["picture number 1", "other words", ""]).shape == (3, 4, 4, 3)
     assert read_tokenizer(plan).facts == facts
+    # The preview of the last step is of the weights that are handed on, and so of their texts.
+    shown = np.asarray(Image.open(tmp_path / "run" / "previews" / "teacher" / "0000004.png"))
+    tokens = data.load(settings.data, "train").tokens
+    maker = previews.Previews(settings, tmp_path / "again", captions=tokens)
+    np.testing.assert_array_equal(maker.make(plan, weights, 4), shown)
+    assert (maker.make(plan, first, 2) != shown).any()
     # Conditions that are encoded once are what the network reads itself.
     ids = np.array([facts.null, facts.null[::-1]], np.int32)
     z, time = jnp.ones((2, 4, 4, 3)), jnp.ones(2)

@@ -108,4 +108,4 @@ def changed(settings: Settings, stage: str, **changes) -> Settings:
 
 def teacher(root: Path) -> Path:
     """The folder of a tiny pipeline."""
-    return tiny_sd.write_folder(root / "teacher")
+    return tiny_sd.write_folder(root / "teacher", tiny_sd.smallest)

@@ -91,10 +91,30 @@ def networks(vocabulary: int):
     return unet, vae, text
 
 
-def write_folder(folder: Path) -> Path:
-    """The folder of a `StableDiffusionPipeline` of which transformers 4 and 5 read every part."""
+def smallest(vocabulary: int):
+    """Networks of one level, for tests that train: most of their time is compiling."""
+    unet = TextUNet(
+        widths=(16,),
+        blocks=(1,),
+        attends=(0,),
+        heads=(2,),
+        context_dim=16,
+        middle=False,
+        norm_groups=8,
+    )
+    vae = AutoencoderKL(widths=(8, 8), blocks=1, norm_groups=4, mid_attention=False)
+    return unet, vae, CLIPText(vocabulary, width=16, layers=1, heads=2, hidden=32)
+
+
+def write_folder(folder: Path, made=networks) -> Path:
+    """The folder of a `StableDiffusionPipeline` of which transformers 4 and 5 read every part.
+
+    Args:
+      folder: to be made.
+      made: the size of the vocabulary to U-Net, autoencoder and text encoder.
+    """
     vocabulary = write_tokenizer(folder / "tokenizer", merges(WORDS))
-    unet, vae, text = networks(len(vocabulary))
+    unet, vae, text = made(len(vocabulary))
     parts = {
         "unet": (
             text_unet.write_options(unet, LATENTS),

@@ -15,7 +15,7 @@ def to_unit(images: jax.Array) -> jax.Array:
         return images.astype(jnp.float32) / 127.5 - 1
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"Images are {images.dtype}; uint8 in 0..255 or floats in [-1, 1] needed.")
-    return images
+    return images.astype(jnp.float32)
 
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:

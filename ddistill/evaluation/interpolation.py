@@ -2,6 +2,8 @@
 
 The ends of a path are two entries of the noise bank, so their images are samples that exist
 already. The images between them lie in `samples/KEY.paths.npz`, with a digest like the samples.
+Samples of texts have different ones: a path is of the text of its first end, and its last image is
+sampled with those between.
 """
 
 import hashlib
@@ -18,8 +20,10 @@ from ddistill.evaluation.sampling import (
     Network,
     SamplerInputs,
     Samples,
+    Texts,
     as_pictures,
     conditions,
+    evaluated_texts,
     noise_bank,
     run_digest,
     run_sampler,
@@ -45,14 +49,13 @@ def collect_paths(
 
     Returns:
       Paths of `INNER + 2` images; None if the sampler draws noise in its steps, which makes a path
-      jump, or if no two samples have the same class.
+      jump, or if no two samples have the same class. Latents are decoded.
 
     Raises:
       Interrupted: a stop was requested.
     """
     settings = evaluation.settings.evaluation
-    if run.plan.tokenizer is not None:
-        return None  # the texts of the ends differ
+    texts = evaluated_texts(run, evaluation)
     labels = conditions(run, 0, settings.samples)
     ends = path_ends(settings.samples, _cycle(labels), settings.interpolations)
     if get_sampler(run.sampler).draws_noise(run.steps) or not len(ends):
@@ -64,10 +67,10 @@ def collect_paths(
         inner = found["images"]
     else:
         network = evaluation.networks(run.plan, run.student)
-        inner = _sample(run, network, ends, labels, evaluation)
+        inner = _sample(run, network, ends, texts or labels, evaluation)
         write_arrays(path, digest=digest, images=inner)
     first, last = (samples.images[ends[:, i]][:, None] for i in (0, 1))
-    return np.concatenate([first, inner, last], axis=1)
+    return np.concatenate([first, inner, *([last] if texts is None else [])], axis=1)
 
 
 def path_ends(samples: int, classes: int, count: int) -> Int[np.ndarray, "P 2"]:
@@ -99,15 +102,25 @@ def _sample(
     run: SamplerRun,
     network: Network,
     ends: Int[np.ndarray, "P 2"],
-    labels: Int[np.ndarray, " N"] | None,
+    told: Int[np.ndarray, " N"] | Texts | None,
     evaluation: Evaluation,
 ) -> Float[np.ndarray, "P F H W C"]:
-    """Samples the images between the ends, in batches of one shape."""
+    """Samples the images between the ends, in batches of one shape.
+
+    Args:
+      run: the sampler run.
+      network: its network.
+      ends: of the paths, indices in the noise bank.
+      told: the classes of the samples, or their texts, with which the last ends are sampled too.
+      evaluation: the run.
+    """
     settings = evaluation.settings.evaluation
-    positions = np.arange(1, INNER + 1) / (INNER + 1)
+    texts, labels = (told, None) if isinstance(told, Texts) else (None, told)
+    frames = INNER if texts is None else INNER + 1
+    positions = np.arange(1, frames + 1) / (INNER + 1)
     bank = np.asarray(noise_bank(settings, run.plan.image_shape, 0, int(ends.max()) + 1))
     noise = np.concatenate([slerp(bank[a], bank[b], positions) for a, b in ends])
-    classes = None if labels is None else np.repeat(labels[ends[:, 0]], INNER)
+    first = np.repeat(ends[:, 0], frames)  # by image the sample with its class or text
     # With as many images as a batch of samples, the compiled sampler is that of the samples.
     batch = min(settings.batch_size, len(noise))
     key = stream_key(settings.noise_seed, "interpolation")
@@ -117,10 +130,17 @@ def _sample(
         rows = np.minimum(np.arange(start, start + batch), len(noise) - 1)
         inputs = SamplerInputs(
             jnp.asarray(noise[rows]),
-            None if classes is None else classes[rows],
+            texts.conditions(first[rows]) if texts else _of_rows(labels, first[rows]),
             jax.random.fold_in(key, start),
+            texts.null if texts else None,
         )
         made = np.asarray(run_sampler(run, network, inputs, settings.clip))
         images.append(as_pictures(made, decode))
     found = np.concatenate(images)[: len(noise)]
-    return found.reshape(len(ends), INNER, *found.shape[1:])
+    return found.reshape(len(ends), frames, *found.shape[1:])
+
+
+def _of_rows(
+    labels: Int[np.ndarray, " N"] | None, rows: Int[np.ndarray, " B"]
+) -> Int[np.ndarray, " B"] | None:
+    return None if labels is None else labels[rows]

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, grid_image, write_png
-from ddistill.evaluation.sampling import draw
+from ddistill.evaluation.prompts import caption_rows, texts_of
+from ddistill.evaluation.sampling import PictureSource
 from ddistill.evaluation.sampling_plan import SamplerRun, short_runs, steps_in_words
 from ddistill.networks.weights import Weights
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.loggers.protocol import Picture
 from ddistill.samplers import get_sampler
 from ddistill.settings import Settings
-from ddistill.training.trained import bind
+from ddistill.training.trained import Networks, bind
+from ddistill.typing import HostImages
 
 # A sampler of more steps than these is shortened: a preview costs a few train steps at most.
 MOST_STEPS = 16
@@ -23,22 +26,37 @@ class Previews:
     """Makes previews in WORKDIR/previews/STAGE/STEP.png.
 
     The images are the first `evaluation.grid_images` of the evaluation's noise bank, so that
-    previews of all steps and the final grids show the same images. Nothing but the weights changes
-    between two previews, and a resumed training makes the previews that it would have made.
+    previews of all steps and the final grids show the same images, of the same captions where
+    networks read texts. Nothing but the weights changes between two previews, and a resumed
+    training makes the previews that it would have made.
     """
 
-    def __init__(self, settings: Settings, workdir: Path):
+    def __init__(
+        self,
+        settings: Settings,
+        workdir: Path,
+        networks: Networks | None = None,
+        captions: Int[np.ndarray, "N L"] | None = None,
+    ):
+        """Samples nothing yet.
+
+        Args:
+          settings: of the run.
+          workdir: its folder.
+          networks: of its complete stages, for text encoders and decoders.
+          captions: token ids of the training data's captions; None for data without them.
+        """
         self._settings, self._folder = settings, workdir / "previews"
+        self._networks = Networks() if networks is None else networks
+        self._captions = captions
 
     def obstacle(self, plan: StagePlan) -> str:
         """Why a stage cannot be sampled; "" where it can."""
         trains = plan.objective.trains
         if trains.kind == "pairs":
             return "the stage trains no network"
-        if plan.tokenizer is not None:
-            return "its network reads texts, which are sampled when the training is complete"
-        if plan.latent_source is not None:
-            return "its network sees latents, which are decoded when the training is complete"
+        if plan.tokenizer is not None and self._captions is None:
+            return "its network reads texts, and the data have no captions"
         if trains.kind == "denoiser":
             return ""
         return f"the stage trains {trains.called}, which generates no images"
@@ -60,13 +78,22 @@ class Previews:
         count *= 1 if runs[1:] else evaluation.grid_images // count
         rows = []
         for run in runs:
-            network = bind(plan, weights, run.student)
-            rows += _rows(run, np.asarray(draw(run, network, evaluation, 0, count)))
+            rows += _rows(run, self._sample(run, weights, count))
         picture = grid_image([Grid(f"{plan.name}, step {step}", rows)])
         path = self.path(plan, step)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_png(path, picture)
         return np.asarray(picture.convert("RGB"))
+
+    def _sample(self, run: SamplerRun, weights: Weights, count: int) -> HostImages:
+        """The first pictures of the noise bank."""
+        evaluation, texts = self._settings.evaluation, None
+        networks = self._networks.holding(run.plan, weights)  # for a text encoder that is learnt
+        if run.plan.tokenizer is not None and self._captions is not None:
+            shown = self._captions[caption_rows(evaluation, len(self._captions))]
+            texts = texts_of(run.plan, networks, shown)
+        network, decode = bind(run.plan, weights, run.student), networks.decoder(run.plan)
+        return PictureSource(run, network, evaluation, texts, decode)(range(count))
 
 
 def _rows(run: SamplerRun, images: np.ndarray) -> list[ImageRow]:

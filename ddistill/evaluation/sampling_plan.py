@@ -77,8 +77,9 @@ class SamplerRun:
 
     @property
     def width(self) -> int:
-        """Base channels of the network; 0 for a network without them."""
-        return int(getattr(self.plan.module, "channels", 0))
+        """Base channels of a U-Net, width of a transformer; 0 for a network without them."""
+        module = self.plan.module
+        return int(getattr(module, "channels", getattr(module, "width", 0)))
 
     @property
     def students(self) -> int:
@@ -237,7 +238,7 @@ def _sampler_grid(levels: Schedule, sampler: str, steps: int, network: str) -> n
     return make_grid(levels, steps, "trailing")
 
 
-def _student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -> np.ndarray:
+def student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -> np.ndarray:
     """`[N+1]` rows of a student's levels for a sampler of `steps` steps."""
     fixed = get_sampler(sampler).rows
     if fixed is not None:
@@ -273,14 +274,14 @@ def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
     ):
         student = k if plan.stacked and plan.partition is None else None
         samplers = [
-            (name, steps, _student_grid(plan, student_plan.levels, name, steps))
+            (name, steps, student_grid(plan, student_plan.levels, name, steps))
             for name, counts in plan.settings.samplers.items()
             for steps in counts
         ] or [_usual(student_plan, sampler)]
         for name, steps, _ in samplers:
             _check_fits(plan, student_plan.objective.sampler, name, steps)
         for name, steps, grid in samplers:
-            runs.append(_student_run(plan, name, steps, grid, student, sampler))
+            runs.append(student_run(plan, name, steps, grid, student, sampler))
     return runs
 
 
@@ -298,6 +299,12 @@ def _check_fits(plan: StagePlan, trained_for: str, sampler: str, steps: int) -> 
     """
     chosen, own = get_sampler(sampler), get_sampler(trained_for) if trained_for else None
     path = f"config.stages.{plan.name}.samplers"
+    by_step = [n for n in plan.objective.extra_inputs if EXTRAS[n].of_step is not None]
+    if by_step and sampler != trained_for:
+        raise ConfigError(
+            f"{path} names '{sampler}', but the students of '{plan.name}' are given {by_step[0]} "
+            f"step by step, for steps of '{trained_for}'. Allowed: {trained_for}."
+        )
     bound = next((s for s in (own, chosen) if s is not None and s.rows is not None), None)
     if bound is None:
         return
@@ -327,7 +334,7 @@ def _check_mid_levels(plan: StagePlan) -> None:
         )
 
 
-def _student_run(
+def student_run(
     plan: StagePlan, sampler: str, steps: int, grid: np.ndarray, student: int | None, usual: str
 ) -> SamplerRun:
     """The sampler run of one student; `steps` is 0 if the sampler visits all its levels."""
@@ -376,7 +383,7 @@ def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRu
         run = max(fitting, key=lambda r: r.steps) if fitting else min(runs, key=lambda r: r.steps)
         if not fitting:
             grid = make_grid(run.student_plan.levels, most, "trailing")
-            run = _student_run(plan, run.sampler, most, grid, student, e.student_sampler)
+            run = student_run(plan, run.sampler, most, grid, student, e.student_sampler)
         found.append(with_inputs(run, e.guidance))
     return found
 

@@ -1,4 +1,4 @@
-"""python -m ddistill.export --to=diffusers|stablehlo|safetensors RUN OUT: exports a student.
+"""python -m ddistill.export --to=diffusers|unet|stablehlo|safetensors RUN OUT: exports a student.
 
 RUN is the folder of a finished run, OUT a folder that does not exist yet or is empty. Without
 --stage and --nfe the last student of the run is exported.
@@ -17,19 +17,21 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.export import diffusers, safetensors, stablehlo
+from ddistill.export import diffusers, dit, safetensors, stablehlo, text_pipeline
 from ddistill.export.facts import BaseModel, Exported, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
 from ddistill.export.picture import image_rows, write_picture
 from ddistill.interop.hub import is_repo
 from ddistill.interop.imported import Imported
+from ddistill.interop.pipeline_parts import FOLDER as PARTS
+from ddistill.networks.dit import DiT
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
 from ddistill.text import printable
 from ddistill.trained_run import TrainedRun, open_run
 
-FORMS = ("diffusers", "stablehlo", "safetensors")
+FORMS = ("diffusers", "unet", "stablehlo", "safetensors")
 
 
 @one_line_ending()
@@ -58,6 +60,12 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.e
         default="inside",
         help="place of the weights of a StableHLO program",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the U-Net of a text-to-image pipeline",
+    )
     options = parser.parse_all(argv)
     print(printable(export(options)))
 
@@ -74,8 +82,10 @@ def export(options: argparse.Namespace) -> str:
     run = open_run(options.run, options.cache)
     exported = collect(run, options.stage, options.nfe, options.licence)
     exported = with_hub_ids(exported, options.base_model, options.dataset)
+    exported = replace(exported, precision=options.precision)
     writers: dict[str, Callable[[Exported, Path], str]] = {
-        "diffusers": diffusers.write,
+        "diffusers": _write_diffusers,
+        "unet": text_pipeline.write_unet_alone,
         "safetensors": safetensors.write,
         "stablehlo": lambda e, path: stablehlo.write(e, path, options.weights == "inside"),
     }
@@ -89,6 +99,11 @@ def export(options: argparse.Namespace) -> str:
             out.rmdir()
         shutil.move(made, out)
     return f"{out}: {exported.sampler_run.label} of {run.settings.name}, {said}"
+
+
+def _write_diffusers(exported: Exported, out: Path) -> str:
+    transformer = isinstance(exported.sampler_run.plan.module, DiT)
+    return (dit if transformer else diffusers).write(exported, out)
 
 
 def collect(
@@ -111,7 +126,14 @@ def collect(
         base_models=tuple(dict.fromkeys(models)),
         dataset=HUB_DATASETS.get(run.data.name, "") if tfds else "",
         image_rows=_image_rows(run, sampler_run),
+        pipeline=_pipeline(sampler_run.plan),
     )
+
+
+def _pipeline(plan: StagePlan) -> Path | None:
+    """The parts of the pipeline that the teacher of a stage comes from; None without one."""
+    stage = plan.text_stage
+    return stage.folder / PARTS if plan.tokenizer and stage.has_parts else None
 
 
 def with_hub_ids(exported: Exported, base_model: str, dataset: str) -> Exported:

@@ -4,10 +4,9 @@ A student with variance-preserving levels that end clean becomes a `UNet2DModel`
 `DDIMScheduler`. Everything else (the students of a partition, class-conditional students, the
 preconditioning of EDM, samplers that add noise in every step) becomes one `UNet2DModel` per
 student, ddistill.json with levels and owners, and pipeline.py, which needs only torch and
-diffusers.
+diffusers. Students that read texts are folders of a `StableDiffusionPipeline` (`text_pipeline`).
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddistill.errors import ConfigError
+from ddistill.export import text_pipeline
 from ddistill.export.facts import Exported
+from ddistill.export.json_files import diffusers_version, write_config
 from ddistill.export.model_card import model_card
 from ddistill.export.trees import Params
-from ddistill.interop.ddim import BETA_SCHEDULES, write_scheduler
+from ddistill.interop.ddim import named_betas, write_scheduler
 from ddistill.interop.tensors import write_tensors
 from ddistill.interop.unet2d import write_options
 from ddistill.interop.unet2d_weights import to_tensors
@@ -30,8 +31,6 @@ from ddistill.runtime.files import write_text
 from ddistill.schedules import Schedule, build_schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
 
-# The oldest release of diffusers that reads these files.
-VERSION = "0.31.0"
 SAMPLERS = ("ddim", "renoise")
 
 
@@ -41,6 +40,19 @@ def write(exported: Exported, out: Path) -> str:
     Raises:
       ConfigError: diffusers does not support the network, the sampler or an option.
     """
+    if exported.reads_text:
+        return text_pipeline.write(exported, out)
+    check(exported)
+    why = _beyond_ddim(exported)
+    if not why:
+        _write_ddim(exported, out)
+        return f"a DDIMPipeline of {exported.sampler_run.steps} steps"
+    _write_students(exported, out)
+    return f"UNet2DModels with a pipeline.py, because {why}"
+
+
+def check(exported: Exported) -> None:
+    """Raises `ConfigError` for samplers and inputs that no network of diffusers has here."""
     run = exported.sampler_run
     if run.sampler not in SAMPLERS:
         raise ConfigError(
@@ -52,17 +64,12 @@ def write(exported: Exported, out: Path) -> str:
             f"'{run.key}' is a teacher with guidance {run.guidance}, which the export to diffusers "
             "does not support. Use --to=stablehlo."
         )
-    if run.inputs:
+    told = run.plan.objective.extra_inputs
+    if told:
         raise ConfigError(
-            f"'{run.key}' is a network that is given {', '.join(run.inputs)}, which UNet2DModel "
+            f"'{run.key}' is a network that is given {', '.join(told)}, which UNet2DModel "
             "does not support. Use --to=stablehlo or --to=safetensors."
         )
-    why = _beyond_ddim(exported)
-    if not why:
-        _write_ddim(exported, out)
-        return f"a DDIMPipeline of {run.steps} steps"
-    _write_students(exported, out)
-    return f"UNet2DModels with a pipeline.py, because {why}"
 
 
 def _beyond_ddim(exported: Exported) -> str:
@@ -75,7 +82,7 @@ def _beyond_ddim(exported: Exported) -> str:
     if run.sampler == "renoise" and run.steps > 1:
         return "its sampler adds noise in every step"
     try:
-        _scheduler(exported)
+        ddim_scheduler(exported)
     except ConfigError as error:
         return str(error)
     return ""
@@ -83,22 +90,22 @@ def _beyond_ddim(exported: Exported) -> str:
 
 def _write_ddim(exported: Exported, out: Path) -> None:
     run = exported.sampler_run
-    scheduler, table = _scheduler(exported)
+    scheduler, table = ddim_scheduler(exported)
     options = write_options(exported.unet, run.plan.image_shape)
     tensors = dict(_tensors(exported.unet, run.plan.image_shape, exported.denoiser.params))
     if table is not None:
         options |= {"time_embedding_type": "learned", "num_train_timesteps": len(table)}
         tensors["time_proj.weight"] = _sinusoids(exported.unet, table)
     _write_unet(out / "unet", options, tensors)
-    _write_json(out / "scheduler" / "scheduler_config.json", {**scheduler, **_version()})
+    write_config(out / "scheduler" / "scheduler_config.json", {**scheduler, **diffusers_version()})
     index = {
         "_class_name": "DDIMPipeline",
-        **_version(),
+        **diffusers_version(),
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    _write_json(out / "model_index.json", index)
-    _write_json(out / "ddistill.json", exported.manifest())
+    write_config(out / "model_index.json", index)
+    write_config(out / "ddistill.json", exported.manifest())
     # As the samplers of ddistill, the pipeline derives eps again from the clipped image.
     how = f"""
 from diffusers import DDIMPipeline
@@ -111,16 +118,19 @@ images = pipeline(
     write_text(out / "README.md", model_card(exported, how, "diffusers"))
 
 
-def _scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None]:
-    """Returns scheduler_config.json and the times of its timesteps 0 .. N-1.
+def ddim_scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None]:
+    """Returns scheduler_config.json of a `DDIMScheduler` and the times of its timesteps 0 .. N-1.
 
     The times are None if the network receives the timestep itself. If a `DDIMScheduler` on the
     levels of the teacher has the grid of the student, all levels of the teacher are kept, so that
     users can try other step counts.
+
+    Raises:
+      ConfigError: a `DDIMScheduler` does not have these levels or this prediction type.
     """
     run, own = exported.sampler_run, exported.sampler_run.levels
     prediction, clip = exported.denoiser.prediction, exported.clip
-    unscaled = exported.unet.time_scale == 1.0
+    unscaled = getattr(run.plan.module, "time_scale", 1.0) == 1.0
     whole = _whole(exported.settings.schedule)
     steps, each = own.num_steps, whole.num_steps
     same_times = (
@@ -129,7 +139,8 @@ def _scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None
     even = each % steps == 0 and np.array_equal(run.grid, uniform_grid(each, steps))
     if same_times and even and np.array_equal(own.time, whole.time[run.grid]):
         config = write_scheduler(whole, prediction, clip)
-        named = _named(exported.settings.schedule)
+        made = exported.settings.schedule
+        named = named_betas(made.name, made.options)
         return {**config, **named, "timestep_spacing": "trailing"}, None
     if unscaled and np.array_equal(own.time[1:], np.arange(steps)):
         return write_scheduler(own, prediction, clip), None
@@ -138,15 +149,6 @@ def _scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | None
 
 def _whole(s: ScheduleSettings) -> Schedule:
     return build_schedule(s.name, s.steps, **s.options)
-
-
-def _named(s: ScheduleSettings) -> dict[str, object]:
-    """The name of the schedule in diffusers, in place of its betas; empty without a name."""
-    needed = set() if s.name == "cosine" else {"start", "end"}
-    if s.name not in BETA_SCHEDULES or set(s.options) != needed:
-        return {}
-    ends = {f"beta_{end}": value for end, value in s.options.items()}
-    return {"beta_schedule": BETA_SCHEDULES[s.name], "trained_betas": None, **ends}
 
 
 def _sinusoids(net: UNet, times: np.ndarray) -> np.ndarray:
@@ -167,7 +169,7 @@ def _write_students(exported: Exported, out: Path) -> None:
     for name, student in zip(names, exported.students):
         _write_unet(out / name, options, dict(_tensors(net, shape, student.params)))
     manifest = {**exported.manifest(net.time_scale), "unets": names}
-    _write_json(out / "ddistill.json", manifest)
+    write_config(out / "ddistill.json", manifest)
     shutil.copy(Path(__file__).with_name("pipeline.py"), out / "pipeline.py")
     labels = "labels=[0] * 16" if exported.conditional else "batch_size=16"
     how = f"""
@@ -190,13 +192,5 @@ def _write_unet(
     # diffusers ignores keys that begin with "_"; the reader of ddistill uses this one.
     classes = options["num_class_embeds"]
     null = {"_null_class": classes - 1} if isinstance(classes, int) and classes else {}
-    _write_json(folder / "config.json", {**options, **null, **_version()})
+    write_config(folder / "config.json", {**options, **null, **diffusers_version()})
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
-
-
-def _version() -> dict[str, str]:
-    return {"_diffusers_version": VERSION}
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -9,8 +9,8 @@ images = Students(".")(labels=[3, 1, 4])       # class-conditional students
 import json
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import UNet2DModel
 
 
 class Students:
@@ -19,9 +19,12 @@ class Students:
     def __init__(self, folder, device="cpu"):
         folder = Path(folder)
         self.facts = json.loads((folder / "ddistill.json").read_text())
-        read = UNet2DModel.from_pretrained
+        read = getattr(diffusers, self.facts.get("network_class", "UNet2DModel")).from_pretrained
         self.unets = [read(folder / name).eval().to(device) for name in self.facts["unets"]]
         self.levels = {k: torch.tensor(v, device=device) for k, v in self.facts["levels"].items()}
+        vae = self.facts.get("vae")
+        read = diffusers.AutoencoderKL.from_pretrained
+        self.vae = read(folder / vae).eval().to(device) if vae else None
         self.owners = torch.tensor(self.facts["owners"], device=device)  # [step, class]
 
     @torch.no_grad()
@@ -39,6 +42,9 @@ class Students:
         for i in range(len(self.levels["alpha"]) - 1, 0, -1):
             x0 = self.predict(z, i, labels)
             z = self.step(z, x0, i, generator)
+        if self.vae is not None:
+            shift = self.vae.config.shift_factor or 0.0
+            z = self.vae.decode(z / self.vae.config.scaling_factor + shift).sample
         return (z.clamp(-1, 1) * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     def predict(self, z, i, labels):
@@ -50,8 +56,10 @@ class Students:
         for k, unet in enumerate(self.unets):
             mine = self.owners[i - 1][labels] == k
             if mine.any():
-                known = {"class_labels": labels[mine]} if f["conditional"] else {}
-                x0[mine] = unet(scale * z[mine], t.repeat(int(mine.sum())), **known).sample
+                told = f["conditional"] or "network_class" in f  # DiT always has classes
+                known = {"class_labels": labels[mine]} if told else {}
+                made = unet(scale * z[mine], t.repeat(int(mine.sum())), **known).sample
+                x0[mine] = made[:, : z.shape[1]]  # without the channels of a variance
         if f["prediction"] == "eps":
             x0 = (z - s * x0) / a
         elif f["prediction"] == "v":

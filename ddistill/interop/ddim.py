@@ -1,7 +1,8 @@
 """diffusers' scheduler configs and our schedules.
 
-Only the forward process of a scheduler's config is read: betas and the prediction type. Options of
-sampling (clipping, spacing, order) are ignored, and other keys (`scheduler_keys`) raise an error.
+Only the forward process of a scheduler's config is read: betas and the prediction type, or the
+levels of flow matching (`flow_match`). Options of sampling (clipping, spacing, order) are ignored,
+and other keys (`scheduler_keys`) raise an error.
 """
 
 from typing import TypeVar
@@ -9,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.interop.flow_match import FLOW_SCHEDULERS, read_flow_schedule
 from ddistill.interop.scheduler_keys import (
     FIXED_VARIANCES,
     OTHERS,
@@ -52,6 +54,8 @@ def read_schedule(config: JsonRecord, where: str) -> tuple[Options, str]:
       ConfigError: a scheduler of another process, an unknown key, an unknown beta schedule or
         prediction type, a value of the wrong type, or a missing key without a known default.
     """
+    if config.get("_class_name") in FLOW_SCHEDULERS:
+        return read_flow_schedule(config, where), "flow"
     _check_keys(config, where)
     _check_process(config, where)
     predicts = _prediction(config, where)
@@ -71,9 +75,9 @@ def _check_keys(config: JsonRecord, where: str) -> None:
     if (process := OTHERS.get(str(name))) is not None:
         raise ConfigError(
             f"{where}: _class_name={name!r} is not known here: it is for {process}. Allowed: "
-            f"{', '.join(SCHEDULERS)}."
+            f"{', '.join((*SCHEDULERS, *FLOW_SCHEDULERS))}."
         )
-    check_choice(f"{where}: _class_name", name, SCHEDULERS)
+    check_choice(f"{where}: _class_name", name, (*SCHEDULERS, *FLOW_SCHEDULERS))
     known = PROCESS_KEYS | SAMPLER_KEYS
     for key, value in config.items():
         if key not in known and not str(key).startswith("_"):
@@ -203,6 +207,22 @@ def write_scheduler(levels: Schedule, prediction: str, clip: float) -> JsonRecor
         "thresholding": False,
         "rescale_betas_zero_snr": False,
     }
+
+
+def named_betas(name: str, options: Options) -> JsonRecord:
+    """The keys of a scheduler's config for one of our schedules that diffusers has under a name.
+
+    Args:
+      name, options: as of `ddistill.settings.ScheduleSettings`.
+
+    Returns:
+      The name in place of the betas; empty for schedules without a name.
+    """
+    needed = set() if name == "cosine" else {"start", "end"}
+    if name not in BETA_SCHEDULES or set(options) != needed:
+        return {}
+    ends = {f"beta_{end}": value for end, value in options.items()}
+    return {"beta_schedule": BETA_SCHEDULES[name], "trained_betas": None, **ends}
 
 
 def expressible(levels: Schedule, prediction: str) -> np.ndarray:

@@ -1,5 +1,7 @@
-"""Which files of a text-to-image pipeline are its networks, its tokenizer and its scheduler."""
+"""Which files of a pipeline on latents are its networks, its tokenizer and its scheduler."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from ddistill.typing import JsonRecord
 # Pipelines with the parts of Stable Diffusion 1 and 2.
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 UNET, VAE, TEXT, TOKENIZER = "unet", "vae", "text_encoder", "tokenizer"
+# Pipelines of classes, with the parts of DiT.
+CLASS_PIPELINES = ("DiTPipeline",)
+TRANSFORMER = "transformer"
 # The classes of the parts that are read.
 _KINDS = {
     UNET: ("UNet2DConditionModel",),
@@ -19,7 +24,13 @@ _KINDS = {
     TEXT: ("CLIPTextModel",),
     TOKENIZER: TOKENIZERS,
 }
-_STEMS = {UNET: (STEM,), VAE: (STEM,), TEXT: TRANSFORMERS}
+# The first releases with DiT had no class of its own for it.
+CLASS_KINDS = ("DiTTransformer2DModel", "Transformer2DModel")
+_CLASS_KINDS = {
+    TRANSFORMER: CLASS_KINDS,
+    VAE: ("AutoencoderKL",),
+}
+_STEMS = {UNET: (STEM,), TRANSFORMER: (STEM,), VAE: (STEM,), TEXT: TRANSFORMERS}
 # Parts that change no picture that is not refused.
 _IDLE = ("safety_checker", "feature_extractor")
 
@@ -54,68 +65,99 @@ class FoundPipeline:
 
     Attributes:
       index: model_index.json.
-      parts: the networks by name: "unet", "vae", "text_encoder".
+      parts: the networks by name: "unet", "vae", "text_encoder", or "transformer" and "vae".
       scheduler: its file.
       scheduler_config: its content, with the class that `index` names.
-      tokenizer: the folder.
+      tokenizer: the folder; None for a pipeline of classes.
     """
 
     index: Path
     parts: dict[str, FoundPart]
     scheduler: Path
     scheduler_config: JsonRecord
-    tokenizer: Path
+    tokenizer: Path | None
 
 
 def is_text_pipeline(folder: Path) -> bool:
     """Whether model_index.json of a folder names a pipeline that `find_pipeline` reads."""
+    return _pipeline_of(folder) in PIPELINES
+
+
+def is_class_pipeline(folder: Path) -> bool:
+    """Whether it names a pipeline that `find_class_pipeline` reads."""
+    return _pipeline_of(folder) in CLASS_PIPELINES
+
+
+def _pipeline_of(folder: Path) -> object:
     index = folder / INDEX
-    return index.is_file() and read_json(index).get("_class_name") in PIPELINES
+    return read_json(index).get("_class_name") if index.is_file() else None
 
 
 def find_pipeline(folder: Path) -> FoundPipeline:
-    """The files of the pipeline in a folder that `save_pretrained` has written.
+    """The files of the text-to-image pipeline in a folder that `save_pretrained` has written.
 
     Raises:
       ConfigError: a file is missing or no JSON, or the folder holds another pipeline.
     """
+    found = _find(folder, PIPELINES, _KINDS)
+    tokenizer = folder / TOKENIZER
+    if not tokenizer.is_dir():
+        raise ConfigError(f"{tokenizer} is missing; {found.index} names one.")
+    return dataclasses.replace(found, tokenizer=tokenizer)
+
+
+def find_class_pipeline(folder: Path) -> FoundPipeline:
+    """The files of the class-conditional pipeline in a folder; errors as of `find_pipeline`."""
+    return _find(folder, CLASS_PIPELINES, _CLASS_KINDS)
+
+
+def _find(
+    folder: Path, pipelines: tuple[str, ...], allowed: Mapping[str, tuple[str, ...]]
+) -> FoundPipeline:
+    """The files of one of `pipelines`, but for the tokenizer.
+
+    Args:
+      folder: with model_index.json.
+      pipelines: the classes that can be read.
+      allowed: by part, the classes that can be read.
+    """
     index = folder / INDEX
     if not index.is_file():
+        inside = ", ".join(f"{name}/" for name in allowed)
         raise ConfigError(
-            f"{folder} has no {INDEX}; give the folder of a whole pipeline, with {UNET}/, {VAE}/, "
-            f"{TEXT}/, tokenizer/ and scheduler/ inside."
+            f"{folder} has no {INDEX}; give the folder of a whole pipeline, with {inside} and "
+            "scheduler/ inside."
         )
-    kinds = _kinds(index)
-    parts = {name: find_part(folder, name) for name in (UNET, VAE, TEXT)}
-    tokenizer, scheduler = folder / TOKENIZER, folder / "scheduler" / SCHEDULER
-    if not tokenizer.is_dir():
-        raise ConfigError(f"{tokenizer} is missing; {index} names a {kinds['tokenizer']}.")
+    kinds = _kinds(index, pipelines, allowed)
+    parts = {name: find_part(folder, name) for name in allowed if name in _STEMS}
+    scheduler = folder / "scheduler" / SCHEDULER
     settings = {**read_json(scheduler), "_class_name": kinds["scheduler"]}
-    return FoundPipeline(index, parts, scheduler, settings, tokenizer)
+    return FoundPipeline(index, parts, scheduler, settings, None)
 
 
-def _kinds(index: Path) -> dict[str, str]:
+def _kinds(
+    index: Path, pipelines: tuple[str, ...], allowed: Mapping[str, tuple[str, ...]]
+) -> dict[str, str]:
     """The classes of the parts by name."""
     content = read_json(index)
     pipeline = content.get("_class_name")
-    if pipeline not in PIPELINES:
+    if pipeline not in pipelines:
         raise ConfigError(
-            f"{index} is of a {pipeline}. Text-to-image models that can be read: "
-            f"{', '.join(PIPELINES)}."
+            f"{index} is of a {pipeline}. Pipelines that can be read here: {', '.join(pipelines)}."
         )
     kinds = {
         name: str(value[-1])
         for name, value in content.items()
         if isinstance(value, list) and value and value[-1]
     }
-    for name in (*_KINDS, "scheduler"):
+    for name in (*allowed, "scheduler"):
         if name not in kinds:
             raise ConfigError(f"{index} names no {name}, which a {pipeline} needs.")
     for name, kind in kinds.items():
-        allowed = _KINDS.get(name)
-        if allowed and kind not in allowed:
-            raise ConfigError(f"{index}: {name} is a {kind}. Allowed: {', '.join(allowed)}.")
-        if not allowed and name not in (*_IDLE, "scheduler"):
+        classes = allowed.get(name)
+        if classes and kind not in classes:
+            raise ConfigError(f"{index}: {name} is a {kind}. Allowed: {', '.join(classes)}.")
+        if not classes and name not in (*_IDLE, "scheduler"):
             raise ConfigError(f"{index}: the part {name} ({kind}) is not known here.")
     return kinds
 

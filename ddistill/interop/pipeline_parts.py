@@ -1,7 +1,7 @@
-"""The parts of a text-to-image pipeline that its students use too, kept with the stage.
+"""The parts of a pipeline on latents that its students use too, kept with the stage.
 
 Autoencoder, text encoder and tokenizer are copied byte for byte to the stage's folder, so that a
-run can be sampled where the pipeline is not.
+run can be sampled where the pipeline is not. Pipelines of classes have the autoencoder alone.
 """
 
 import functools
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.interop import autoencoder_kl, clip_text
 from ddistill.interop.autoencoder_kl import Scaling
-from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE, find_part
+from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE, find_part, is_text_pipeline
 from ddistill.interop.tokenizer import ClipTokenizer, read_tokenizer
-from ddistill.networks.autoencoder_kl import AutoencoderKL
+from ddistill.networks.autoencoder_kl import AutoencoderKL, gaussian
 from ddistill.networks.clip_text import CLIPText
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.runtime.files import write_bytes
@@ -33,7 +34,7 @@ CHUNK = 8
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """An autoencoder's decoder with its parameters on the device.
+    """An autoencoder with its parameters on the device, between pictures and scaled latents.
 
     Attributes:
       module: the network "autoencoder_kl".
@@ -50,19 +51,26 @@ class Decoder:
 
         They are decoded in chunks of `CHUNK`, the last of them filled up, so that one program does.
         """
-        count, size = len(latents), min(CHUNK, len(latents))
-        filled = np.concatenate([latents, np.repeat(latents[-1:], -count % size, axis=0)])
-        z = filled / self.scaling.factor + self.scaling.shift
+        return self._in_chunks("decode", latents / self.scaling.factor + self.scaling.shift)
+
+    def encode(self, pictures: HostImages) -> HostImages:
+        """Latents float32 `[B, h, w, c]`, the means of those of pictures `[B, H, W, C]`."""
+        mean, _ = gaussian(jnp.asarray(self._in_chunks("encode", pictures)))
+        return (np.asarray(mean) - self.scaling.shift) * self.scaling.factor
+
+    def _in_chunks(self, method: str, given: HostImages) -> HostImages:
+        count, size = len(given), min(CHUNK, len(given))
+        filled = np.concatenate([given, np.repeat(given[-1:], -count % size, axis=0)])
         parts = [
-            np.asarray(_decode(self.module, self.params, z[i : i + size]))
-            for i in range(0, len(z), size)
+            np.asarray(_apply(self.module, method, self.params, filled[i : i + size]))
+            for i in range(0, len(filled), size)
         ]
         return np.concatenate(parts)[:count]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(module: nn.Module, params: Params, z: jax.Array) -> jax.Array:
-    found: jax.Array = module.apply({"params": params}, z, method="decode")  # type: ignore[assignment]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(module: nn.Module, method: str, params: Params, given: jax.Array) -> jax.Array:
+    found: jax.Array = module.apply({"params": params}, given, method=method)  # type: ignore[assignment]
     return found
 
 
@@ -71,14 +79,14 @@ class PipelineParts:
     """What samples a student of a pipeline beside its own network.
 
     Attributes:
-      tokenizer: texts to token ids.
-      text_encoder: token ids to conditions.
       decoder: latents to pictures.
+      tokenizer: texts to token ids; None for a pipeline of classes.
+      text_encoder: token ids to conditions; None for a pipeline of classes.
     """
 
-    tokenizer: ClipTokenizer
-    text_encoder: TextEncoder
     decoder: Decoder
+    tokenizer: ClipTokenizer | None = None
+    text_encoder: TextEncoder | None = None
 
 
 def copy_parts(source: Path, stage: Path) -> None:
@@ -92,10 +100,11 @@ def copy_parts(source: Path, stage: Path) -> None:
         return
     temporary = target.with_name(f".{FOLDER}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name in (VAE, TEXT):
+    texts = is_text_pipeline(source)
+    for name in (VAE, TEXT) if texts else (VAE,):
         for file in find_part(source, name).files:
             _copy(file, temporary / file.relative_to(source))
-    for path in sorted((source / TOKENIZER).iterdir()):
+    for path in sorted((source / TOKENIZER).iterdir()) if texts else ():
         if path.is_file():
             _copy(path, temporary / TOKENIZER / path.name)
     temporary.rename(target)
@@ -149,26 +158,28 @@ def _decoder(folder: Path) -> Decoder:
     return Decoder(net, jax.device_put(params), scaling)
 
 
-def read_parts(stage: Path) -> PipelineParts:
+def read_parts(stage: Path, texts: bool = True) -> PipelineParts:
     """The parts in the folder of a stage, with parameters on the device.
+
+    Args:
+      stage: the folder.
+      texts: whether they are of a text-to-image pipeline.
 
     Raises:
       CheckpointError: they are missing or damaged.
     """
     folder = stage / FOLDER
     try:
-        decoder, text = _decoder(folder), find_part(folder, TEXT)
-        text_options = clip_text.read_options(text.config, str(text.config_path))
-        text_net = CLIPText(**text_options)
-        text_params = clip_text.to_params(text_net, text.weights.read(), text.where)
-        tokenizer = read_tokenizer(folder / TOKENIZER, text_net.positions)
+        decoder = _decoder(folder)
+        if not texts:
+            return PipelineParts(decoder)
+        text = find_part(folder, TEXT)
+        net = CLIPText(**clip_text.read_options(text.config, str(text.config_path)))
+        params = clip_text.to_params(net, text.weights.read(), text.where)
+        tokenizer = read_tokenizer(folder / TOKENIZER, net.positions)
     except ConfigError as error:
         raise CheckpointError(
             f"{error} These files were copied from the pipeline of the teacher; copy them again "
             f"to {folder}."
         ) from None
-    return PipelineParts(
-        tokenizer,
-        TextEncoder(jax.device_put(text_params), text_net),
-        decoder,
-    )
+    return PipelineParts(decoder, tokenizer, TextEncoder(jax.device_put(params), net))

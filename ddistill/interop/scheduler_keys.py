@@ -52,7 +52,7 @@ SCHEDULERS: dict[str, Defaults] = {
 TIMESTEPS, PREDICTION_TYPE = 1000, "epsilon"
 
 # Classes of other processes and other networks.
-_FLOW = "flow matching, with levels that are not variance preserving"
+_FLOW = "flow matching with a sampler that has levels of its own"
 _CONSISTENCY = "consistency models, with outputs that are mixed with the input"
 _KARRAS = "EDM's levels, with ln(sigma) / 4 as times and inputs scaled by sigma"
 OTHERS: dict[str, str] = {
@@ -60,8 +60,6 @@ OTHERS: dict[str, str] = {
     "EDMDPMSolverMultistepScheduler": _KARRAS,
     "EDMEulerScheduler": _KARRAS,
     "FlowMapEulerDiscreteScheduler": _FLOW,
-    "FlowMatchEulerDiscreteScheduler": _FLOW,
-    "FlowMatchHeunDiscreteScheduler": _FLOW,
     "FlowMatchLCMScheduler": _FLOW,
     "KarrasVeScheduler": "variance-exploding levels",
     "SCMScheduler": _CONSISTENCY,

@@ -173,8 +173,7 @@ class StableDiffusion:
           images: in [-1, 1]; H and W divide by the autoencoder's factor.
           chunk: number of images that are encoded at the same time.
         """
-        run = functools.partial(_moments, self.vae.build())
-        return _in_chunks(run, self.vae.params, np.asarray(images, np.float32), chunk)
+        return moments_of(self.vae, images, chunk)
 
     def encode(
         self,
@@ -204,6 +203,18 @@ class StableDiffusion:
         """
         run = functools.partial(_decode, self.vae.build(), self.scaling)
         return _in_chunks(run, self.vae.params, np.asarray(latents, np.float32), chunk)
+
+
+def moments_of(vae: Part, images: Float[AnyArray, "B H W C"], chunk: int = 8) -> Images:
+    """Means and log-variances `[B, h, w, 2c]` of an autoencoder's latents, not scaled.
+
+    Args:
+      vae: the autoencoder of a pipeline.
+      images: in [-1, 1]; H and W divide by the autoencoder's factor.
+      chunk: number of images that are encoded at the same time.
+    """
+    run = functools.partial(_moments, vae.build())
+    return _in_chunks(run, vae.params, np.asarray(images, np.float32), chunk)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -254,16 +265,19 @@ def read_stable_diffusion(folder: Path, named: str = "") -> StableDiffusion:
     unet, latent_shape = text_unet.read_options(found.parts[UNET].config, where[UNET])
     vae, scaling = autoencoder_kl.read_options(found.parts[VAE].config, where[VAE])
     text = clip_text.read_options(found.parts[TEXT].config, where[TEXT])
+    assert found.tokenizer is not None
     tokenizer = read_tokenizer(found.tokenizer, text["positions"])
     _check_fit(folder, (unet, latent_shape), vae, text, tokenizer)
     parts = {
-        UNET: _part(
+        UNET: read_part(
             found.parts[UNET],
             {"name": "text_unet", **unet},
             lambda net, *given: text_unet_weights.to_params(net, latent_shape[2], *given),
         ),
-        VAE: _part(found.parts[VAE], {"name": "autoencoder_kl", **vae}, autoencoder_kl.to_params),
-        TEXT: _part(found.parts[TEXT], {"name": "clip_text", **text}, clip_text.to_params),
+        VAE: read_part(
+            found.parts[VAE], {"name": "autoencoder_kl", **vae}, autoencoder_kl.to_params
+        ),
+        TEXT: read_part(found.parts[TEXT], {"name": "clip_text", **text}, clip_text.to_params),
     }
     others = file_digest(found.scheduler, *tokenizer.files)
     digests = "".join([*(part.digest for part in parts.values()), others])
@@ -282,7 +296,17 @@ def read_stable_diffusion(folder: Path, named: str = "") -> StableDiffusion:
     )
 
 
-def _part(found: FoundPart, network: Options, to_params: Callable[..., Params]) -> Part:
+def read_part(found: FoundPart, network: Options, to_params: Callable[..., Params]) -> Part:
+    """A network of a pipeline.
+
+    Args:
+      found: its files.
+      network: its name in `ddistill.networks`, and its options.
+      to_params: (module, tensors, name of their file in messages) -> parameters.
+
+    Raises:
+      ConfigError: a file is damaged, or does not fit the options.
+    """
     net = networks.build(**network)
     params = to_params(net, found.weights.read(), found.where)
     return Part(network, params, file_digest(*found.files))

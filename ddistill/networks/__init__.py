@@ -11,6 +11,7 @@ from ddistill.networks.captioned_unet import CaptionedUNet, check_captioned_unet
 from ddistill.networks.classifier import DenseNet, DigitsClassifier, ResNet
 from ddistill.networks.clip_text import CLIPText, check_clip_text
 from ddistill.networks.dhariwal import DhariwalUNet
+from ddistill.networks.dit import DiT, check_dit
 from ddistill.networks.edm_unet import EdmUNet
 from ddistill.networks.efficientnet_lite import EfficientNetLite0
 from ddistill.networks.song import SongUNet
@@ -26,6 +27,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "clip_text": CLIPText,
     "song": SongUNet,
     "dhariwal": DhariwalUNet,
+    "dit": DiT,
     "digits_classifier": DigitsClassifier,
     "resnet": ResNet,
     "densenet": DenseNet,
@@ -80,6 +82,8 @@ def build(name: str, **options: object) -> nn.Module:
         check_captioned_unet(module)
     elif isinstance(module, TextUNet):
         check_text_unet(module)
+    if isinstance(module, DiT):
+        check_dit(module)
     if isinstance(module, AutoencoderKL):
         check_autoencoder(module)
     if isinstance(module, CLIPText):

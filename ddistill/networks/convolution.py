@@ -9,8 +9,9 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
+
+from ddistill.networks.ungrouped import Pads, ungrouped_conv, xla_conv
 
 # Glorot uniform, as DDPM: variance 1 / mean(fan_in, fan_out).
 glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -84,21 +85,6 @@ def conv_impl(impl: str, kernel_shape: tuple[int, ...]) -> str:
     return "matmul" if few and jax.default_backend() == "cpu" else "xla"
 
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
-
-
-def xla_conv(
-    x: Float[Array, "B H W C"],
-    kernel: Float[Array, "k k C D"],
-    stride: int,
-    pads: Pads | None = None,
-) -> Array:
-    """Convolution by XLA's own operation, with `pads` or "SAME" padding."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads or "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
 def matmul_conv(
     x: Float[Array, "B H W C"],
     kernel: Float[Array, "k k C D"],
@@ -149,48 +135,6 @@ def upsampled_conv(
     y = jnp.stack([jnp.stack([quarter(i, j) for j in (0, 1)], axis=3) for i in (0, 1)], axis=2)
     batch, height, width = x.shape[:3]
     return y.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
-
-
-def ungrouped_conv(
-    x: Float[Array, "B H W C"],
-    kernel: Float[Array, "k k C D"],
-    stride: int,
-    pads: Pads | None = None,
-) -> Array:
-    """`xla_conv` that stays K plain convolutions when images and kernels are vmapped together.
-
-    XLA's own rule makes one grouped convolution of them, whose gradients are slow on CPU and GPU.
-    Has reverse-mode derivatives of any order and no forward-mode ones.
-    """
-    return _bilinear(lambda a, b: xla_conv(a, b, stride, pads))(x, kernel)
-
-
-def _bilinear(fn: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """`fn`, linear in each argument, vmapped over both as straight code; so are its gradients."""
-
-    @custom_vmap
-    def once(a, b):
-        return fn(a, b)
-
-    @once.def_vmap
-    def rule(size, batched, a, b):
-        if not all(batched):  # one side is shared: a larger batch or more channels, no groups
-            return jax.vmap(fn, [0 if is_batched else None for is_batched in batched])(a, b), True
-        return jnp.stack([once(a[k], b[k]) for k in range(size)]), True
-
-    @jax.custom_vjp
-    def call(a, b):
-        return once(a, b)
-
-    def backward(saved, change):
-        a, b = saved
-        like_a, like_b = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in saved)
-        to_a = _bilinear(lambda b, g: jax.linear_transpose(lambda a: fn(a, b), like_a)(g)[0])
-        to_b = _bilinear(lambda a, g: jax.linear_transpose(lambda b: fn(a, b), like_b)(g)[0])
-        return to_a(b, change), to_b(a, change)
-
-    call.defvjp(lambda a, b: (call(a, b), (a, b)), backward)
-    return call
 
 
 def for_platform(module: nn.Module, platform: str, vmapped: bool) -> nn.Module:

@@ -86,14 +86,16 @@ def add_extras(
     embedding: Float[Array, "B E"],
     extra: Float[Array, "B X"] | None,
     time_scale: float = 1.0,
+    features: int = 0,
 ) -> Float[Array, "B E"]:
     """Adds the embeddings of a network's extra inputs; to be called in its compact method.
 
     Args:
-      net: the network, with the fields `extras`, `channels` and `dtype`.
+      net: the network, with the fields `extras`, `dtype` and, without `features`, `channels`.
       embedding: of the time, before the last activation.
       extra: the values, a column per name in `extras`; None initialises the parameters.
       time_scale: the network's factor of the time.
+      features: number of sinusoids; 0 for `channels` of the network.
 
     Raises:
       ValueError: the network has extra inputs and `extra` is None, or has another number of
@@ -110,7 +112,7 @@ def add_extras(
         scale = EXTRAS[name].scale
         embed = ExtraEmbedding(
             embedding.shape[-1],
-            net.channels,  # type: ignore[attr-defined]
+            features or net.channels,  # type: ignore[attr-defined]
             time_scale if scale is None else scale,
             net.dtype,  # type: ignore[attr-defined]
             name=entry,

@@ -18,15 +18,19 @@ from ddistill.objectives.dmd import DMD
 from ddistill.objectives.dmd2 import DMD2
 from ddistill.objectives.inputs import Batch, LevelTables, make_level_tables
 from ddistill.objectives.ladd import LADD
+from ddistill.objectives.meanflow import MeanFlow
 from ddistill.objectives.o2mkd import O2MKD, TSM
 from ddistill.objectives.pairs import MakePairs
 from ddistill.objectives.parts import Update
 from ddistill.objectives.pid import PID
 from ddistill.objectives.progressive import Progressive
+from ddistill.objectives.rcm import RCM
 from ddistill.objectives.rdd import RDD
 from ddistill.objectives.rotation import Rotation
+from ddistill.objectives.scm import SCM
 from ddistill.objectives.sfd import SFD
 from ddistill.objectives.sfddm import SFDDM
+from ddistill.objectives.shortcut import Shortcut
 from ddistill.parsing import convert, to_plain
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -41,14 +45,18 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "cd": CD,
     "ct": CT,
+    "meanflow": MeanFlow,
     "o2mkd": O2MKD,
     "pairs": MakePairs,
     "pid": PID,
     "progressive": Progressive,
+    "rcm": RCM,
     "rdd": RDD,
     "rotation": Rotation,
+    "scm": SCM,
     "sfd": SFD,
     "sfddm": SFDDM,
+    "shortcut": Shortcut,
     "tsm": TSM,
 }
 

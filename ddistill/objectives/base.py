@@ -83,6 +83,11 @@ class Objective:
         return ""
 
     @property
+    def any_steps(self) -> bool:
+        """Whether a student can be sampled in any number of steps on its levels."""
+        return False
+
+    @property
     def null_class_share(self) -> float | None:
         """Share of examples without a class that the student is trained on; None if not known."""
         return None

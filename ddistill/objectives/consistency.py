@@ -169,6 +169,11 @@ class Consistency(Distillation):
         return "renoise"
 
     @property
+    def any_steps(self) -> bool:
+        """The image is predicted at every level."""
+        return True
+
+    @property
     def level_law(self) -> Law:
         """As set."""
         return Law(self.law, self.log_mean, self.log_std)

@@ -66,11 +66,18 @@ class Pairs:
       noise: `[B, H, W, C]` standard normal; the sampler starts at noise * max(1, sigma_T).
       label: `[B]` class ids.
       image: `[B, H, W, C]`, what the sampler made of it.
+      text: captions, for networks that read texts: token ids, which the train step encodes.
     """
 
     noise: Float[Array | np.ndarray, "B H W C"]
     label: Int[Array | np.ndarray, " B"]
     image: Float[Array | np.ndarray, "B H W C"]
+    text: Condition | None = None
+
+    @property
+    def cond(self) -> Condition:
+        """What conditional networks are given."""
+        return jnp.asarray(self.label) if self.text is None else self.text
 
 
 @struct.dataclass

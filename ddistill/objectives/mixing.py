@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from ddistill.conditions import CLASS_LEAVES, Leaf
 from ddistill.errors import ConfigError
 from ddistill.objectives.base import Objective, check_not_negative, check_unused, filled_in
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import Memory, Networks, StageFacts
 from ddistill.objectives.states import (
-    REPLAY_CLASS,
+    REPLAY_CONDITION,
     REPLAY_INDEX,
     REPLAY_WRITTEN,
     REPLAY_Z,
@@ -53,7 +54,7 @@ class MixedStates(Objective):
       clip_x0: whether x0 is clipped to [-1, 1] in rollouts and in the targets of regression.
       rollout_steps: steps of a rollout of the teacher, for its cost.
       replay_shape: (states, H, W, C) of the buffer.
-      replay_classes: whether its states have classes.
+      replay_leaves: the arrays of the conditions of its states.
     """
 
     teacher_states: float = 0.0
@@ -65,7 +66,7 @@ class MixedStates(Objective):
     clip_x0: bool = False
     rollout_steps: int = filled_in(1, in_program=False)
     replay_shape: tuple[int, ...] = filled_in(())
-    replay_classes: bool = filled_in(False)
+    replay_leaves: tuple[Leaf, ...] = filled_in(())
 
     def check_states(self) -> None:
         """Raises `ConfigError` for shares and sizes that cannot work."""
@@ -118,7 +119,7 @@ class MixedStates(Objective):
 
     @property
     def memory(self) -> Mapping[str, Memory]:
-        """The buffer: noisy images, their levels and classes, and the batches written so far."""
+        """The buffer: noisy images, their levels and conditions, and the batches written so far."""
         if not self.replay_batches:
             return {}
         rows = self.replay_shape[:1]
@@ -127,7 +128,10 @@ class MixedStates(Objective):
             REPLAY_INDEX: Memory(rows, "int32"),
             REPLAY_WRITTEN: Memory((), "int32"),
         }
-        return found | ({REPLAY_CLASS: Memory(rows, "int32")} if self.replay_classes else {})
+        return found | {
+            REPLAY_CONDITION + name: Memory((*rows, *shape), dtype)
+            for name, shape, dtype in self.replay_leaves
+        }
 
     def prepare(self, facts: StageFacts) -> Self:
         """Notes the student's steps, which the teacher's rollouts take too, and the buffer's size.
@@ -154,7 +158,7 @@ class MixedStates(Objective):
         return dataclasses.replace(
             own,
             replay_shape=(self.replay_batches * facts.batch_size, *facts.image_shape),
-            replay_classes=facts.conditional,
+            replay_leaves=facts.condition or (CLASS_LEAVES if facts.conditional else ()),
         )
 
     def rollout_calls(self, each: int) -> int:

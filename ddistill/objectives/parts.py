@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, PyTree
 
-from ddistill.conditions import Condition
+from ddistill.conditions import Condition, Leaf
 from ddistill.denoiser import Denoiser
 from ddistill.networks.weights import Weights
 from ddistill.objectives.inputs import Batch, LevelTables
@@ -199,7 +199,7 @@ class NetworkForm:
     ) -> tuple[PyTree, ...]:
         """`inputs` for a module; one that reads texts gets an example of its conditions."""
         found = self.inputs(image_shape, conditional)
-        if self.kind != "denoiser" or not getattr(module, "reads_text", False):
+        if not (self.on_levels and getattr(module, "reads_text", False)):
             return found
         return (*found[:2], module.example_condition())  # type: ignore[union-attr]
 
@@ -314,7 +314,8 @@ class StageFacts:
       steps: its train steps; 0 where the sizes are not known.
       batch_size: examples of a step, of one student.
       image_shape: (H, W, C) of the data.
-      conditional: whether networks are given classes.
+      conditional: whether networks are given classes or texts.
+      condition: the arrays of a text; () for classes.
     """
 
     grid: np.ndarray
@@ -323,6 +324,7 @@ class StageFacts:
     batch_size: int = 0
     image_shape: ImageShape = (0, 0, 0)
     conditional: bool = False
+    condition: tuple[Leaf, ...] = ()
 
     @property
     def num_steps(self) -> int:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ddistill.conditions import Condition
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.runtime.rng import named_keys
-from ddistill.typing import Index, Keys, Scalar
+from ddistill.typing import Index, Keys, Labels, Scalar
 
 
 def normal(keys: Keys, like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -18,8 +18,13 @@ def normal(keys: Keys, like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], jnp.float32))(keys)
 
 
-def uniform_index(keys: Keys, low: Index | int, high: Index | int) -> Int[Array, " B"]:
-    """Integers uniform on low .. high (both included), each example from its own key."""
+def uniform_index(keys: Keys, low: Index | int, high: Labels | Index | int) -> Int[Array, " B"]:
+    """Integers uniform on low .. high (both included), each example from its own key.
+
+    `high` may be `[B]`, a bound for every example.
+    """
+    if jnp.ndim(high):
+        return jax.vmap(lambda key, top: jax.random.randint(key, (), low, top + 1))(keys, high)
     return jax.vmap(lambda key: jax.random.randint(key, (), low, high + 1))(keys)
 
 

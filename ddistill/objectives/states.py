@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from ddistill.conditions import Condition
+from ddistill.conditions import Condition, named_leaves, with_leaves
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, add_noise, ddim_step, expand
 from ddistill.objectives.inputs import Batch, LevelTables
@@ -35,7 +35,7 @@ class State:
       index: `[B]`, the rows of the student's levels, in 1 .. N.
       level: `[B]`, these levels, with the student's time inputs.
       teacher_level: `[B]`, the same levels, with the teacher's time inputs.
-      cond: `[B]` class ids, or None.
+      cond: `[B]` class ids or texts, or None.
       data: the clean image and the noise behind `z`, where forward noising made it.
       teacher: the teacher's prediction at `z`, once it is known.
       below: `[B]`, the rows of the levels of the target, for methods that choose them.
@@ -56,8 +56,9 @@ class State:
 
 
 # Names of the buffer's arrays in the memory of an objective.
-REPLAY_Z, REPLAY_INDEX, REPLAY_CLASS = "replay_z", "replay_index", "replay_class"
-REPLAY_WRITTEN = "replay_written"
+REPLAY_Z, REPLAY_INDEX, REPLAY_WRITTEN = "replay_z", "replay_index", "replay_written"
+# Of the arrays of its conditions, such as "replay_class".
+REPLAY_CONDITION = "replay_"
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def rolled_out(
 ) -> State:
     """The state with a share of its examples replaced by states of rollouts.
 
-    States of fresh rollouts are at the levels and classes of the examples that they replace, states
-    of the buffer at their own.
+    States of fresh rollouts are at the levels and conditions of the examples that they replace,
+    states of the buffer at their own.
     """
     start = state.data.eps * jnp.maximum(1.0, tables.student.at(tables.count).sigma)
     chosen = jax.vmap(jax.random.uniform)(batch.key("rollout"))
@@ -183,27 +184,30 @@ def replayed(made: State, batch: Batch, tables: LevelTables, share: float) -> St
     filled = jnp.minimum(written, rows // size) * size
     row = uniform_index(batch.key("replay row"), 0, jnp.maximum(filled, 1) - 1)
     old = jax.vmap(jax.random.uniform)(batch.key("replay")) < jnp.where(filled > 0, share, 0.0)
-    index = memory[REPLAY_INDEX][row]
+    index, told = memory[REPLAY_INDEX][row], named_leaves(made.cond)
     found = dataclasses.replace(
         made,
         z=memory[REPLAY_Z][row],
         index=index,
         level=tables.student.at(index),
         teacher_level=tables.teacher.at(tables.grid[index]),
-        cond=None if made.cond is None else memory[REPLAY_CLASS][row],
+        cond=with_leaves(
+            made.cond,
+            {n: memory[REPLAY_CONDITION + n][row].astype(x.dtype) for n, x in told.items()},
+        ),
     )
     at = written % (rows // size) * size
 
     def write(name: str, values: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(memory[name], values, at, axis=0)
+        buffer = memory[name]
+        return jax.lax.dynamic_update_slice_in_dim(buffer, values.astype(buffer.dtype), at, axis=0)
 
     new = {
         REPLAY_Z: write(REPLAY_Z, made.z),
-        REPLAY_INDEX: write(REPLAY_INDEX, made.index.astype(jnp.int32)),
+        REPLAY_INDEX: write(REPLAY_INDEX, made.index),
         REPLAY_WRITTEN: written + 1,
+        **{REPLAY_CONDITION + n: write(REPLAY_CONDITION + n, x) for n, x in told.items()},
     }
-    if isinstance(made.cond, jax.Array):
-        new[REPLAY_CLASS] = write(REPLAY_CLASS, made.cond.astype(jnp.int32))
     return dataclasses.replace(_replaced(made, found, old), memory=new)
 
 

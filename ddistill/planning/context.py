@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
 
+from flax import linen as nn
+
 from ddistill import networks
+from ddistill.conditions import Leaf, text_leaves, token_leaves
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
-from ddistill.planning.plan import LevelTable, StagePlan
+from ddistill.planning.identity import by_text
+from ddistill.planning.plan import DEFAULT_POOL, LevelTable, StagePlan
 from ddistill.schedules import Schedule
 from ddistill.settings import Settings, StageSettings
 
@@ -21,6 +25,7 @@ class TextFacts(TypedDict):
     latent_source: StagePlan | None
     tokenizer: TokenizerFacts | None
     text_source: StagePlan | None
+    text_pool: str
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,26 @@ class StageContext:
     def text_facts(self) -> TextFacts:
         """What its plan says of latents and captions."""
         teacher, name = self.teacher, self.settings.latents
-        found: TextFacts = {
+        own = self.settings.students.pool if by_text(self.settings) else ""
+        theirs = teacher.text_pool if teacher is not None else DEFAULT_POOL
+        known = teacher is not None and (teacher.tokenizer or teacher.text_stage.has_parts)
+        return {
             "encoder": self.data.encoder,
             "latent_source": self.earlier[name] if name else None,
-            "tokenizer": None,
-            "text_source": None,
+            "tokenizer": self.data.tokenizer if self.reads_text else None,
+            "text_source": teacher.text_stage if teacher is not None and known else None,
+            "text_pool": own or theirs,
         }
-        if not self.reads_text:
-            return found
-        source = teacher.text_stage if teacher is not None and teacher.tokenizer else None
-        return {**found, "tokenizer": self.data.tokenizer, "text_source": source}
+
+    def text_leaves(self, student: nn.Module) -> tuple[Leaf, ...]:
+        """The arrays of a text as losses see it; () for classes."""
+        facts = self.text_facts
+        tokenizer, learns = facts["tokenizer"], facts["text_source"] is None and not self.imported
+        if tokenizer is None:
+            return ()
+        if learns:
+            return token_leaves(tokenizer.length)
+        return text_leaves(tokenizer.length, student.context_dim)
 
     @cached_property
     def table(self) -> LevelTable:

@@ -89,7 +89,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
             Kind.LEARNT,
             "count partition spacing boundaries margin full_range_share grouping groups",
         ),
-        **_all(Kind.LEARNT, "ranges sweep on_divergence"),
+        **_all(Kind.LEARNT, "ranges sweep on_divergence text_split column pool"),
         **_all(Kind.CONTENT, "embeddings"),
         **_all(Kind.RUN, "mapping"),
     },
@@ -129,6 +129,8 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.RUN, "in_memory_limit_mb workers"),
     },
 }
+# Settings of students without effect unless they divide texts.
+OF_TEXTS = ("text_split", "column", "pool")
 # Options that change how a network is computed, and not its result.
 COMPUTED = ("remat", "conv_impl", "attention_impl")
 
@@ -241,9 +243,20 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:
         del own["students"]
+    elif not by_text(stage):
+        # Stages of other partitions keep the digests that they had before there were these.
+        for name in OF_TEXTS:
+            del own["students"][name]
     if stage.select_checkpoint == "best":
         own["checkpoint_every"] = settings.training.checkpoint_every
     return own
+
+
+def by_text(stage: StageSettings) -> bool:
+    """Whether the students of a stage divide texts among them; the settings are resolved."""
+    kind = stage.students.partition
+    reads = networks.reads_text(str(stage.network.get("name", "")))
+    return kind == "texts" or (kind == "both" and reads)
 
 
 def digest_of(identity: Mapping[str, object]) -> str:

@@ -106,7 +106,7 @@ def _source(context: StageContext, name: str) -> StagePlan:
             f"{path}.latents={name!r} trains {source.settings.students.count} networks. Name a "
             "stage of one network."
         )
-    if data.encoder is not None:
+    if data.encoder is not None and data.encoder.digest:
         raise ConfigError(f"{path}.latents={name!r}: the data {data.name} are latents already.")
     if context.imported is not None and context.imported.parts:
         raise ConfigError(

@@ -17,7 +17,18 @@ from ddistill.planning.manifests import PAIRS, TRAINED, PairsManifest, TrainedMa
 from ddistill.runtime.files import read_object_or_none
 from ddistill.runtime.sharding import Layout, plan_layout
 from ddistill.schedules import Schedule
-from ddistill.settings import MeshSettings, OptimizerSettings, ScheduleSettings, StageSettings
+from ddistill.settings import (
+    MeshSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    StageSettings,
+    StudentsSettings,
+)
+
+# How texts are pooled where no setting says it.
+
+
+DEFAULT_POOL = StudentsSettings.pool
 
 
 @dataclass(frozen=True)
@@ -96,8 +107,9 @@ class StagePlan:
       tokenizer: of the captions; None for networks that read no texts.
       latent_source: the stage with the encoder and the decoder of the latents that the networks
         see; None for stages on the images or the latents of the data.
-      text_source: the stage with the text encoder, for networks that read texts; None where it is
-        the stage itself.
+      text_source: the stage with the text encoder, or with the parts of the teacher's pipeline;
+        None where it is the stage itself.
+      text_pool: how texts are pooled for partitions, its own or its teacher's.
     """
 
     name: str
@@ -117,11 +129,17 @@ class StagePlan:
     tokenizer: TokenizerFacts | None = None
     latent_source: "StagePlan | None" = None
     text_source: "StagePlan | None" = None
+    text_pool: str = DEFAULT_POOL
 
     @property
     def text_stage(self) -> "StagePlan":
         """The stage with the text encoder of the captions."""
         return self if self.text_source is None else self.text_source
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the parts of a pipeline lie in its folder."""
+        return self.imported is not None and bool(self.imported.parts)
 
     @property
     def learns_texts(self) -> bool:

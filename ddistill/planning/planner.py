@@ -48,7 +48,11 @@ from ddistill.planning.checks.sources import (
     check_resume,
     check_sources,
 )
-from ddistill.planning.checks.students import check_every_class, check_same_shares
+from ddistill.planning.checks.students import (
+    check_conditional,
+    check_every_class,
+    check_same_shares,
+)
 from ddistill.planning.checks.texts import check_texts
 from ddistill.planning.context import StageContext
 from ddistill.planning.identity import Inputs, digest_of, make_identity
@@ -172,6 +176,7 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_guidance(context)
     check_guided_teacher(context, objective)
     check_accumulation(context, objective)
+    check_conditional(context)
     check_teacher(context, objective)
 
 
@@ -203,6 +208,7 @@ def _facts(context: StageContext, objective: Objective, student: nn.Module) -> S
         context.settings.batch_size,
         context.data.image_shape,
         conditional,
+        context.text_leaves(student),
     )
 
 

@@ -45,14 +45,17 @@ from ddistill.recipes.digits import (
     digits_students,
 )
 from ddistill.recipes.digits_paths import (
+    SMOOTH_TIME,
     digits_catch_up,
     digits_consistency,
     digits_ddil,
     digits_disback,
     digits_flow,
     digits_from_noise,
+    digits_scm,
     digits_sfd,
     digits_sfd_v,
+    digits_two_time,
 )
 from ddistill.recipes.disback import disback
 from ddistill.recipes.flow import catch_up, catch_up_cifar, flow_teacher
@@ -60,7 +63,7 @@ from ddistill.recipes.msd import msd, pairs_stage, tsm_stage
 from ddistill.recipes.msd_paper import msd_cifar, msd_imagenet64
 from ddistill.recipes.o2mkd import DDPM_32, DDPM_256, O2MKDPaper, o2mkd, o2mkd_256, o2mkd_paper
 from ddistill.recipes.own_images import own_images, own_images_config
-from ddistill.recipes.path_cifar import cd_cifar, ect_cifar, pid_cifar, sfd_cifar
+from ddistill.recipes.path_cifar import cd_cifar, ect_cifar, pid_cifar, scm_cifar, sfd_cifar
 from ddistill.recipes.progressive import (
     CFD_DENSENET201,
     DDIL,
@@ -78,7 +81,9 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
+from ddistill.recipes.text_folder import text_folder, text_folder_config
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
+from ddistill.recipes.two_time import meanflow_cifar, meanflow_imagenet256, scm, two_time
 from ddistill.recipes.variants import digits_config, image_config, smoke, smoke_on_digits
 
 __all__ = [
@@ -89,6 +94,7 @@ __all__ = [
     "DDPM_256",
     "RCFD_RESNET18",
     "RDD_DENSENET201",
+    "SMOOTH_TIME",
     "Budget",
     "O2MKDPaper",
     "SFDDMPaper",
@@ -117,12 +123,14 @@ __all__ = [
     "digits_halvings",
     "digits_msd",
     "digits_network",
+    "digits_scm",
     "digits_sfd",
     "digits_sfd_v",
     "digits_small_msd",
     "digits_specialists",
     "digits_student",
     "digits_students",
+    "digits_two_time",
     "disback",
     "ect_cifar",
     "feature_classifier_stage",
@@ -131,6 +139,8 @@ __all__ = [
     "from_noise",
     "halvings",
     "image_config",
+    "meanflow_cifar",
+    "meanflow_imagenet256",
     "msd",
     "msd_cifar",
     "msd_imagenet64",
@@ -146,6 +156,8 @@ __all__ = [
     "pid_cifar",
     "progressive",
     "released_optimizer",
+    "scm",
+    "scm_cifar",
     "scorer_stage",
     "sfd",
     "sfd_cifar",
@@ -159,7 +171,10 @@ __all__ = [
     "teacher_stage",
     "text_digits",
     "text_digits_teacher",
+    "text_folder",
+    "text_folder_config",
     "to_config",
     "tsm_stage",
+    "two_time",
     "with_teacher",
 ]

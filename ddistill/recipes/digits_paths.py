@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ddistill.recipes.common import Options
 from ddistill.recipes.consistency import consistency
 from ddistill.recipes.digits import HALVING, annealed, digits, digits_halvings
 from ddistill.recipes.disback import disback
 from ddistill.recipes.flow import catch_up, flow_teacher
 from ddistill.recipes.progressive import DDIL, progressive
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
+from ddistill.recipes.two_time import scm, two_time
 from ddistill.settings import OptimizerSettings, ScheduleSettings, Settings, StageSettings
 
 
@@ -96,17 +98,21 @@ def digits_disback() -> dict[str, StageSettings]:
     }
 
 
-def digits_flow(name: str, students: Mapping[str, StageSettings]) -> Settings:
+def digits_flow(
+    name: str, students: Mapping[str, StageSettings], time_scale: float = 1.0
+) -> Settings:
     """An experiment with a flow-matching teacher (arXiv 2210.02747) of the digits.
 
     Args:
       name: of the experiment.
       students: stages that learn from the stage "teacher".
+      time_scale: of the teacher's network. Times go up to 1000; students that are differentiated
+        in time need a network that is smooth between the rows of the levels.
     """
     settings = digits(name, students)
     theirs = settings.stages["teacher"]
     teacher = flow_teacher(
-        theirs.network,
+        {**theirs.network, "time_scale": time_scale},
         steps=theirs.steps,
         batch_size=theirs.batch_size,
         optimizer=theirs.optimizer,
@@ -123,6 +129,61 @@ def digits_flow(name: str, students: Mapping[str, StageSettings]) -> Settings:
             full_steps=64,
         ),
     )
+
+
+# 5 radians of the fastest sinusoid between the clean end and noise.
+SMOOTH_TIME = 0.005
+
+
+# With the teacher's velocities few examples are needed at r = t, where the student starts exact.
+# Logit-normal times of the papers would hardly reach pure noise in so few updates.
+_MEANFLOW: Options = {"time_law": "uniform", "adaptive_power": 0.75, "instant_share": 0.5}
+_OF_METHOD: dict[str, Options] = {
+    "meanflow": _MEANFLOW,
+    "meanflow_distilled": {**_MEANFLOW, "adaptive_power": 0.5, "instant_share": 0.25},
+}
+
+
+def digits_two_time(method: str, **changes: Any) -> dict[str, StageSettings]:
+    """A two-time student on digits for any number of steps.
+
+    Args:
+      method: as in `ddistill.recipes.two_time.two_time`.
+      **changes: its other arguments.
+    """
+    options = {
+        "steps": 2400,
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "ema": (0.995,),
+        "shared": True,
+        **changes,
+    }
+    options["loss"] = {**_OF_METHOD.get(method, {}), **changes.get("loss", {})}
+    return {method: two_time(method, **options)}
+
+
+def digits_scm(method: str, **changes: Any) -> dict[str, StageSettings]:
+    """A consistency model in continuous time on digits.
+
+    Args:
+      method: "scd", "sct" or "rcm".
+      **changes: arguments of `ddistill.recipes.two_time.scm`.
+    """
+    options = {
+        "steps": 2400,
+        "batch_size": 64,
+        "optimizer": annealed(1e-3),
+        "ema": (0.995,),
+        "samplers": {"renoise": (1, 2, 4)},
+        "shared": True,
+        **changes,
+    }
+    loss = {"tangent_warmup": 400, "sigma_data": 0.75, "log_mean": 0.0, "log_std": 1.6}
+    if method == "rcm":
+        loss["student_every"] = 2
+    options["loss"] = {**loss, **changes.get("loss", {})}
+    return {method: scm(method, **options)}
 
 
 def digits_catch_up(**changes: Any) -> dict[str, StageSettings]:

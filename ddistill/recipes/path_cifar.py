@@ -1,4 +1,4 @@
-"""Students of an EDM teacher's path on CIFAR-10: CD, ECT, SFD and PID, unconditional.
+"""Students of an EDM teacher's path on CIFAR-10: CD, ECT, SFD, PID and sCM, unconditional.
 
 Numbers of updates, rates and batches are from the authors' released code. Our distances are in
 pixels where theirs are LPIPS, because the weights of LPIPS cannot be had from a package; a feature
@@ -10,6 +10,7 @@ from ddistill.recipes.common import Options, experiment, network, objective, sco
 from ddistill.recipes.consistency import consistency
 from ddistill.recipes.msd_paper import EDM_CIFAR, KARRAS
 from ddistill.recipes.trajectory import from_noise, sfd
+from ddistill.recipes.two_time import scm
 from ddistill.settings import (
     EvaluationSettings,
     OptimizerSettings,
@@ -20,6 +21,8 @@ from ddistill.settings import (
 
 # Unconditional, as all four papers are on CIFAR-10.
 _NETWORK = {**EDM_CIFAR, "num_classes": 0}
+# For derivatives in time: c_noise = log(sigma) / 4 itself is the phase of the fastest sinusoid.
+_SMOOTH = {**_NETWORK, "time_scale": 1.0}
 
 
 def cd_cifar() -> Settings:
@@ -86,13 +89,33 @@ def pid_cifar() -> Settings:
     return _experiment("pid_cifar", {"pid": student})
 
 
+def scm_cifar() -> Settings:
+    """sCD (arXiv 2410.11081) with the settings of FastGen's code for CIFAR-10."""
+    student = scm(
+        "scd",
+        steps=400_000,
+        batch_size=512,
+        optimizer=OptimizerSettings(name="radam", learning_rate=1e-4, b2=0.99),
+        network=network("unet", **_SMOOTH),
+        prediction="edm",
+        ema=(0.9999,),
+        mid_levels=(0.821,),
+    )
+    return _experiment("scm_cifar", {"scd": student}, net=_SMOOTH)
+
+
 def _experiment(
-    name: str, students: Options, *, flip: bool = True, last: float = 0.002
+    name: str,
+    students: Options,
+    *,
+    flip: bool = True,
+    last: float = 0.002,
+    net: Options = _NETWORK,
 ) -> Settings:
     """The teacher of EDM (arXiv 2206.00364) on noise levels from 80 to `last`, and students."""
     teacher = StageSettings(
         objective=objective("denoising", error="x0", weight="edm", levels="lognormal"),
-        network=network("unet", dropout=0.13, **_NETWORK),
+        network=network("unet", dropout=0.13, **net),
         prediction="edm",
         steps=390_000,
         batch_size=512,

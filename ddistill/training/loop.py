@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import TrainingError
@@ -26,7 +27,7 @@ from ddistill.runtime.metrics_log import open_log
 from ddistill.runtime.sharding import place, to_host
 from ddistill.students import RoutedDenoiser
 from ddistill.training.alarms import AlarmMonitor, overflow
-from ddistill.training.batches import BatchReader, spans
+from ddistill.training.batches import BatchReader, spans, student_rows
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.clock import Clock
 from ddistill.training.initial import Start, abstract_state, initial_state, memory_budget
@@ -54,6 +55,7 @@ class Learnt:
       pairs: noise and images that its batches draw pairs from, or None.
       text_encoder: the encoder of its captions, or None.
       latent_encoder: the encoder of its images, or None.
+      text_groups: `[N]`, for students of texts the group of every caption of the data, else None.
     """
 
     teacher: Denoiser | RoutedDenoiser | None = None
@@ -61,6 +63,7 @@ class Learnt:
     pairs: Pairs | None = None
     text_encoder: TextEncoder | None = None
     latent_encoder: LatentEncoder | None = None
+    text_groups: Int[np.ndarray, " N"] | None = None
 
 
 class StageRun:
@@ -108,6 +111,7 @@ class StageRun:
             self.context.call_back(lambda callback: callback.on_stage_begin(self.info))
             after = self.context.timings.left(self.place.later)
             self.reporter.begin(self.place.title(plan), plan.settings.steps, step, after)
+            self.text_groups = learnt.text_groups
             state = self._train(state, step, self._inputs(learnt))
             if plan.settings.steps not in self.checkpoints.steps():
                 self._save(plan.settings.steps, state)
@@ -176,7 +180,7 @@ class StageRun:
         plan, every, end = self.plan, self.training, self.plan.settings.steps
         reader = BatchReader(
             self.context.dataset,
-            plan.students,
+            student_rows(self.context.dataset, plan, self.text_groups),
             plan.settings.batch_size,
             self.layout,
             images=bool(plan.objective.requires.images),

@@ -3,10 +3,16 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Int
+
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
 from ddistill.interop.pipeline_parts import copy_parts, keep_files
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.weights import Weights
+from ddistill.partitions import text_part
+from ddistill.partitions.fitting import shares
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.hosts import agree, from_first, is_first, wait
@@ -15,8 +21,9 @@ from ddistill.students import clone
 from ddistill.training.folders import claim
 from ddistill.training.initial import Start
 from ddistill.training.loop import Learnt, StageRun
-from ddistill.training.pairs import make_pairs, read_pairs
+from ddistill.training.pairs import PairMaker, make_pairs, read_pairs
 from ddistill.training.run_context import RunContext, StagePlace
+from ddistill.training.text_cells import fit_texts, is_fitted, read_groups
 from ddistill.training.trained import Networks, guided, load_state
 
 
@@ -78,10 +85,12 @@ def _found(plan: StagePlan) -> Manifest | None:
 def _make_pairs(
     plan: StagePlan, by_name: Mapping[str, StagePlan], context: RunContext, place: StagePlace
 ) -> Manifest:
-    teacher = guided(plan, in_float32(context.networks.teacher(plan, by_name)))
+    texts = context.networks.text_encoder(plan)
+    teacher = guided(plan, in_float32(context.networks.teacher(plan, by_name)), texts)
+    maker = PairMaker(teacher, context.dataset.tokens if texts else None, texts)
     info = place.info(plan, 0, context.stop)
     context.call_back(lambda callback: callback.on_stage_begin(info))
-    manifest = make_pairs(plan, teacher, context.reporter, context.stop, place.title(plan))
+    manifest = make_pairs(plan, maker, context.reporter, context.stop, place.title(plan))
     context.timings.note_step(plan, manifest.train_seconds / max(1, plan.settings.steps))
     context.call_back(lambda callback: callback.on_stage_end(info, manifest))
     context.reporter.say(f"{plan.name}: {manifest.pairs} pairs in {manifest.train_seconds:.0f} s")
@@ -107,10 +116,11 @@ def _train(
     texts = None if plan.learns_texts else context.networks.text_encoder(plan)
     latents = context.networks.latent_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
+    groups = None if texts is None else _text_groups(plan, context, texts)
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
     manifest, weights = run.run(
-        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents)
+        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents, groups)
     )
     context.networks.add(plan, weights)
     if not s.steps:
@@ -138,6 +148,23 @@ def _keep_files(plan: StagePlan, context: RunContext) -> None:
     if is_first():
         keep_files(context.dataset.files, plan.folder)
     wait(f"{plan.name} has the files of its data")
+
+
+def _text_groups(
+    plan: StagePlan, context: RunContext, encoder: TextEncoder
+) -> Int[np.ndarray, " N"] | None:
+    """The group of every caption, for students that divide texts; fitted where that is due."""
+    texts = text_part(plan.partition)
+    if texts is None:
+        return None
+    if is_first() and not is_fitted(plan):
+        context.reporter.say(f"{plan.name}: fits the texts of {texts.count} students")
+        fit_texts(plan, context.dataset, encoder)
+    wait(f"{plan.name} has the cells of its texts")
+    groups = read_groups(plan, len(context.dataset))
+    found = ", ".join(f"{share:.1%}" for share in shares(groups, texts.count))
+    context.reporter.say(f"{plan.name}: {found} of {len(groups):,} captions, by student")
+    return groups
 
 
 def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:

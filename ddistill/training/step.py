@@ -62,7 +62,7 @@ def make_step(s: StepSettings) -> StepFn:
         if inputs.text_encoder is not None:
             batch = with_texts(s, batch, inputs.text_encoder)
         if inputs.pairs is not None:
-            batch = with_pairs(s, batch, inputs.pairs, inputs.tables)
+            batch = with_pairs(s, batch, inputs)
         # Last, because memory has no batch axis to be spread over devices.
         batch = dataclasses.replace(batch, memory=state.memory)
         learning = _Learning(

@@ -129,11 +129,15 @@ def with_latents(s: StepSettings, batch: Batch, encoder: LatentEncoder) -> Batch
     return spread(s, dataclasses.replace(batch, image=latents))
 
 
-def with_pairs(s: StepSettings, batch: Batch, pairs: Pairs, tables: LevelTables) -> Batch:
-    """The batch with as many pairs, each drawn by the key of an example."""
+def with_pairs(s: StepSettings, batch: Batch, inputs: StepInputs) -> Batch:
+    """The batch with as many pairs, drawn by the keys of its examples, and their texts encoded."""
+    pairs, tables = inputs.pairs, inputs.tables
+    assert pairs is not None
     own = bool(s.objective.requires.own_pairs)
     rows = draw_pair(batch.key("pairs"), len(pairs.label), tables, own)
     drawn = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), pairs)
+    if inputs.text_encoder is not None and isinstance(drawn.text, Tokens):
+        drawn = dataclasses.replace(drawn, text=inputs.text_encoder(drawn.text.ids))
     return spread(s, dataclasses.replace(batch, pairs=drawn))
 
 

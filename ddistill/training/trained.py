@@ -1,6 +1,8 @@
 """Networks of complete stages, read from disk."""
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from ddistill.conditions import TextCondition
 from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
 from ddistill.errors import CheckpointError
 from ddistill.interop.autoencoder_kl import Scaling
+from ddistill.interop.pipeline_folders import TOKENIZER
 from ddistill.interop.pipeline_parts import (
     FOLDER,
     Decoder,
@@ -35,6 +38,7 @@ from ddistill.text import one_line
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.initial import abstract_state, abstract_weights
 from ddistill.training.state import TrainState
+from ddistill.training.text_cells import fitted_partition
 from ddistill.wrapped_denoiser import with_guidance
 
 
@@ -208,6 +212,12 @@ class Networks:
         """Keeps the weights that a stage hands on."""
         self._weights[plan.name] = to_host(weights)
 
+    def holding(self, plan: StagePlan, weights: Weights) -> "Networks":
+        """These networks and one of a stage that is not complete, of weights on the host."""
+        found = copy.copy(self)
+        found._weights = {**self._weights, plan.name: weights}
+        return found
+
     def weights(self, plan: StagePlan, step: int | None = None) -> Weights:
         """The weights that a stage hands on, or those of a step; errors as `load_weights`."""
         if step is not None:
@@ -246,10 +256,11 @@ class Networks:
           CheckpointError: they are not in the folder of the stage that has imported the teacher.
         """
         stage = plan.text_stage
-        if plan.tokenizer is None or stage.imported is None:
+        imported = stage.imported
+        if imported is None or not imported.parts:
             return None
         if stage.name not in self._parts:
-            self._parts[stage.name] = read_parts(stage.folder)
+            self._parts[stage.name] = read_parts(stage.folder, TOKENIZER in imported.parts)
         return self._parts[stage.name]
 
     def latent_encoder(self, plan: StagePlan) -> LatentEncoder | None:
@@ -300,7 +311,8 @@ class Networks:
         parts, stage = self.parts(plan), plan.text_stage
         if plan.tokenizer is None:
             return None
-        return parts.text_encoder if parts else text_encoder_of(stage, self.weights(stage))
+        own = text_encoder_of(stage, self.weights(stage)) if parts is None else parts.text_encoder
+        return None if own is None else dataclasses.replace(own, pool=plan.text_pool)
 
     def tokenize(self, plan: StagePlan, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 of texts, for a stage that reads texts.
@@ -309,7 +321,10 @@ class Networks:
           CheckpointError: the tokenizer is not in the folder of the stage with the text encoder.
         """
         parts, stage = self.parts(plan), plan.text_stage
-        return read_tokenizer(stage)(texts) if parts is None else parts.tokenizer(texts)
+        if parts is None:
+            return read_tokenizer(stage)(texts)
+        assert parts.tokenizer is not None  # of a network that reads texts
+        return parts.tokenizer(texts)
 
     def teacher(self, plan: StagePlan, plans: Mapping[str, StagePlan]) -> Any:
         """The network of a stage's teacher, without guidance; None where there is no teacher."""
@@ -336,4 +351,4 @@ def bind(plan: StagePlan, weights: Weights, student: int | None = None) -> Any:
     elif plan.stacked and plan.partition is None:
         raise ValueError(f"Stage '{plan.name}' is a sweep; say which student is wanted.")
     network = plan.objective.trains.bind(plan.module, weights, plan.settings.prediction)
-    return network if student is not None else route(network, plan.partition)
+    return network if student is not None else route(network, fitted_partition(plan))

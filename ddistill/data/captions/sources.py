@@ -18,6 +18,7 @@ FORMS = (
     "digits:train, digits:test"
 )
 _KINDS = ("folder", "coco", "tars", "prompts", "digits")
+_PICKLES = (".pkl", ".pickle", ".pth", ".pt")
 # A single letter before a colon is the drive of a path, as in C:\images.
 _SHORTEST = 2
 
@@ -31,7 +32,7 @@ def open_source(text: str, choices: Choices) -> CaptionSource:
       choices: where captions are, and which of several an image gets.
 
     Raises:
-      ConfigError: the layout is not known, or its captions are not chosen.
+      ConfigError: the layout is not known or a pickle, or its captions are not chosen.
       DataError: the files are missing, damaged, or hold no caption.
     """
     kind, _, rest = text.partition(":")
@@ -61,6 +62,11 @@ def _by_content(text: str, choices: Choices) -> CaptionSource:
         )
     if path.is_file() and suffix == ".txt":
         return read_prompts(path, choices)
+    if path.is_file() and suffix in _PICKLES:
+        raise ConfigError(
+            f"SOURCE={text!r} is a pickle, which can run any program when it is read. Write its "
+            "captions to a .txt file, one a line, or to metadata.jsonl beside the images."
+        )
     if path.is_file() or _holds_tars(path):
         return read_tars(str(path), choices)
     return read_folder(path, choices)

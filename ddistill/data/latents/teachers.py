@@ -8,13 +8,26 @@ import jax
 import numpy as np
 
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
-from ddistill.data.latents.pipeline import LatentPipeline, TextEncoder, TextStates
+from ddistill.data.latents.pipeline import (
+    LatentPipeline,
+    TextEncoder,
+    TextStates,
+    words_tokenizer,
+)
 from ddistill.errors import ConfigError
-from ddistill.interop.stable_diffusion import Part, StableDiffusion, read_stable_diffusion
+from ddistill.interop.dit_pipeline import DiTPipeline, read_dit_pipeline
+from ddistill.interop.pipeline_folders import is_class_pipeline
+from ddistill.interop.stable_diffusion import (
+    Part,
+    StableDiffusion,
+    moments_of,
+    read_stable_diffusion,
+)
 from ddistill.interop.tensors import file_digest
+from ddistill.runtime.files import expand
 
 
-def encoder_facts(model: StableDiffusion) -> EncoderFacts:
+def encoder_facts(model: StableDiffusion | DiTPipeline) -> EncoderFacts:
     """What a set of latents records of the autoencoder of a pipeline."""
     vae = model.vae.build()
     return EncoderFacts(
@@ -42,18 +55,23 @@ def tokenizer_facts(model: StableDiffusion) -> TokenizerFacts:
 
 
 def open_diffusers(path: str, captions: Sequence[str]) -> LatentPipeline:
-    """The parts of a `StableDiffusionPipeline` that a set of latents depends on.
+    """The parts of a pipeline of diffusers that a set of latents depends on.
+
+    Of a `StableDiffusionPipeline`: autoencoder, tokenizer and text encoder. A `DiTPipeline` has an
+    autoencoder alone; captions get a tokenizer of their own words, and its networks read the
+    classes of the set.
 
     Args:
       path: the folder.
-      captions: not used; the tokenizer is the pipeline's.
+      captions: of the training images.
 
     Raises:
-      ConfigError: no folder is named, or as `read_stable_diffusion`.
+      ConfigError: no folder is named, or as `read_stable_diffusion` and `read_dit_pipeline`.
     """
-    del captions
     if not path:
         raise ConfigError("pipeline='diffusers' needs the folder of a pipeline: diffusers:FOLDER.")
+    if is_class_pipeline(expand(path)):
+        return _of_classes(read_dit_pipeline(Path(path)), captions)
     model = read_stable_diffusion(Path(path))
     vae, text = _on_device(model.vae), _on_device(model.text_encoder)
     model = dataclasses.replace(model, vae=vae, text_encoder=text)
@@ -72,6 +90,22 @@ def open_diffusers(path: str, captions: Sequence[str]) -> LatentPipeline:
         tokenize=model.tokens,
         text_encoder=TextEncoder(text.digest, states),
         licence=model.licence,
+    )
+
+
+def _of_classes(model: DiTPipeline, captions: Sequence[str]) -> LatentPipeline:
+    vae, tokenizer = _on_device(model.vae), words_tokenizer(captions)
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        return np.asarray(moments_of(vae, images.astype(np.float32) / 127.5 - 1, len(images)))
+
+    return LatentPipeline(
+        encoder=encoder_facts(model),
+        tokenizer=tokenizer.facts,
+        encode=encode,
+        tokenize=tokenizer,
+        licence=model.licence,
+        files=tokenizer.files(),
     )
 
 

@@ -84,6 +84,13 @@ METHODS: dict[str, Method] = {
     "pid": Method("PID"),
     "catch_up": Method("Catch-Up"),
     "catch_up_rk2": Method("Catch-Up (RK-2)"),
+    "shortcut": Method("shortcut"),
+    "shortcut_distilled": Method("shortcut (from the teacher)"),
+    "meanflow": Method("MeanFlow"),
+    "meanflow_distilled": Method("MeanFlow (from the teacher)"),
+    "scd": Method("sCD"),
+    "sct": Method("sCT"),
+    "rcm": Method("rCM"),
     "real": Method("real data (floor)", "real"),
 }
 

@@ -11,6 +11,7 @@ from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.report.report import Files
 from ddistill.evaluation.scored import ScoredRun
 from ddistill.evaluation.scorer import Scorer
+from ddistill.networks.dit import DiT
 from ddistill.networks.unet import UNet
 from ddistill.planning.plan import StagePlan, complete_manifest
 from ddistill.text import printable
@@ -94,7 +95,7 @@ def commands_of(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> list[tup
         f"  # [16, {', '.join(map(str, shape))}] uint8, the images of this page; nfe: {counts}"
     )
     forms = [f for f in ("diffusers", "stablehlo", "safetensors")]
-    network = isinstance(last.plan.module, UNet)  # the only one that diffusers has too
+    network = isinstance(last.plan.module, UNet | DiT)  # those that diffusers has too
     if last.sampler not in _DIFFUSERS or last.guidance != 1.0 or last.inputs or not network:
         forms.remove("diffusers")
     out = f"exports/{last.plan.name}"

@@ -321,5 +321,5 @@ def _generate_both(
     Two calls: one of twice the batch takes a CPU longer (docs/benchmarks.md).
     """
     pairs: Any = batch.pairs
-    noise_of_pairs = initial_input(pairs.noise, tables, None if given.cond is None else pairs.label)
+    noise_of_pairs = initial_input(pairs.noise, tables, None if given.cond is None else pairs.cond)
     return generate(student, given), generate(student, noise_of_pairs)

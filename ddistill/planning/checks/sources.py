@@ -229,7 +229,7 @@ def _not_guidable(theirs: StagePlan) -> tuple[str, str]:
     elif not theirs.settings.conditional:
         why = "is unconditional: there is no class to be guided to"
     elif theirs.imported is not None and theirs.imported.parts:
-        pass  # a text-to-image pipeline knows the empty text
+        pass  # its pipeline samples it with guidance, by the empty text or the null class
     elif not theirs.objective.null_class_share:
         share = theirs.objective.null_class_share
         why = "was trained with a class for every example: it has never seen the null class"

@@ -7,6 +7,7 @@ from ddistill.interop.imported import Imported
 from ddistill.interop.pipeline_folders import TOKENIZER, VAE
 from ddistill.networks.captioned_unet import CaptionedUNet
 from ddistill.objectives import Objective
+from ddistill.partitions import text_part
 from ddistill.planning.context import StageContext
 
 _MAKE = "Make the set with the teacher: ddistill data latents SOURCE SET --pipeline={}"
@@ -33,7 +34,8 @@ def check_texts(context: StageContext, objective: Objective, module: nn.Module) 
             f"{path}.network.name='{name}' reads captions, and the data {data.name} have none. Use "
             "data with captions, such as data.name='latents' or 'text_digits'."
         )
-    _check_ways(context, objective)
+    _check_students(context)
+    _check_pool(context)
     source = context.text_facts["text_source"]
     if isinstance(module, CaptionedUNet) and source is None:
         if module.vocabulary < tokenizer.vocabulary or module.positions < tokenizer.length:
@@ -75,6 +77,8 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
             f"{named} has the image encoder {imported.parts[VAE][:16]}, and the data {data.name} "
             f"were made by {data.encoder}. {advice}"
         )
+    if TOKENIZER not in imported.parts:
+        return  # a pipeline of classes
     if data.tokenizer is None:
         raise ConfigError(f"{named} reads captions, and the data {data.name} have none. {advice}")
     if data.tokenizer.digest != imported.parts[TOKENIZER]:
@@ -84,22 +88,28 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
         )
 
 
-def _check_ways(context: StageContext, objective: Objective) -> None:
-    """Raises `ConfigError` for settings that need classes."""
+def _check_pool(context: StageContext) -> None:
+    """Raises `ConfigError` where students pool texts in another way than those of their teacher."""
+    teacher, pool = context.teacher, context.text_facts["text_pool"]
+    if teacher is None or text_part(teacher.partition) is None or pool == teacher.text_pool:
+        return
+    raise ConfigError(
+        f"{context.path}.students.pool={pool!r}, and the students of the teacher '{teacher.name}' "
+        f"pool texts by {teacher.text_pool!r}: a batch has one embedding of each text. Set both "
+        "alike."
+    )
+
+
+def _check_students(context: StageContext) -> None:
+    """Raises `ConfigError` for students that classes divide, or that learn many text encoders."""
     stage, path = context.settings, context.path
-    if objective.memory:
+    if stage.students.partition == "classes":
         raise ConfigError(
-            f"{path}.objective.name={stage.objective['name']!r} with these hyperparameters keeps "
-            f"{', '.join(objective.memory)} from step to step, which hold classes and no captions. "
-            "Switch them off."
+            f"{path}.students.partition={stage.students.partition!r} divides classes, and network "
+            f"'{stage.network['name']}' reads captions. Use partition='texts' or 'timesteps'."
         )
-    for needs, setting in (
-        (stage.students.partition not in ("none", "timesteps"), "students.partition"),
-        (bool(stage.pairs) or objective.trains.kind == "pairs", "pairs"),
-        (bool(stage.students.count) and context.text_facts["text_source"] is None, "students"),
-    ):
-        if needs:
-            raise ConfigError(
-                f"{path}.{setting} cannot be for a stage whose network reads captions and "
-                "learns from them. Leave it out."
-            )
+    if stage.students.count and context.text_facts["text_source"] is None:
+        raise ConfigError(
+            f"{path}.students.count={stage.students.count}: a network that learns its text encoder "
+            "is one network. Set 0, or give the stage a teacher with a text encoder."
+        )

@@ -1,0 +1,235 @@
+"""Compiles a training step of Stable Diffusion 1.5 for TPUs that need not be there.
+
+    python benchmarks/aot_stable_diffusion.py --mesh=1,4,4 --batch=16
+
+The frozen U-Net teaches a student of the same architecture, which has an average of its weights;
+captions are encoded inside the step. Only shapes go in: no weights, no data, no TPU. Weights of all
+networks are cut over the last axis of the mesh. See `aot_compile.py` for what compiles, and for
+`--quick`.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from aot_compile import memory_of, prepare, quick_compiler, tpu_mesh
+from hlo import exchanges
+from jaxtyping import PyTree
+from shapes import arguments
+
+from ddistill.data import Dataset
+from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
+from ddistill.data.facts import DataFacts
+from ddistill.interop.imported import Imported
+from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE
+from ddistill.interop.sources import write_noted
+from ddistill.networks.clip_text import CLIPText
+from ddistill.networks.text_encoding import TextEncoder
+from ddistill.networks.text_unet import TextUNet
+from ddistill.planning.plan import StagePlan
+from ddistill.planning.planner import SOURCES, plan_stages
+from ddistill.runtime.sharding import Layout, data_mesh
+from ddistill.settings import (
+    EvaluationSettings,
+    GridSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    Settings,
+    StageSettings,
+)
+from ddistill.training.compiled import Chunk, step_settings
+from ddistill.training.step import make_step
+from ddistill.typing import Options
+
+# A pipeline that is not there: planning then takes what is noted of it.
+SOURCE = "diffusers:/stable-diffusion"
+PARTS = {VAE: "a" * 64, TEXT: "b" * 64, TOKENIZER: "c" * 64}
+SCHEDULE = {"start": 0.00085, "end": 0.012}
+# By name the options of the U-Net and of the text encoder, the side of the latents, and the least
+# elements of an array that is cut.
+SIZES: dict[str, tuple[Options, Options, int, int]] = {
+    "sd15": ({}, {}, 64, 2**16),
+    "tiny": (
+        {
+            "widths": (32,),
+            "blocks": (1,),
+            "attends": (0,),
+            "heads": (2,),
+            "context_dim": 32,
+            "middle": False,
+            "norm_groups": 8,
+        },
+        {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "vocabulary": 512},
+        8,
+        2**10,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program.
+
+    Attributes:
+      size: a key of `SIZES`.
+      mesh: sizes of (student, data, model); there is one student.
+      batch: images of a step on all chips together.
+      guidance: scale of the teacher's classifier-free guidance; 1 for none.
+      quick: whether the compiler does the least.
+    """
+
+    size: str = "sd15"
+    mesh: tuple[int, int, int] = (1, 4, 4)
+    batch: int = 16
+    guidance: float = 1.0
+    quick: bool = False
+
+
+def pipeline(case: Case) -> tuple[Imported, TextEncoder]:
+    """The facts of the U-Net, and the text encoder with shapes in place of parameters."""
+    unet, text, side, _ = SIZES[case.size]
+    options = {**unet, "dtype": "bfloat16"}
+    known = Imported(
+        network={"name": "text_unet", **options},
+        params=None,
+        prediction="eps",
+        schedule=None,
+        image_shape=(side, side, TextUNet(**options).out_channels),
+        num_classes=0,
+        digest="d" * 64,
+        source=SOURCE,
+        parts=PARTS,
+    )
+    module = CLIPText(**{**text, "dtype": "bfloat16"})
+    ids = np.zeros((1, module.positions), np.int32)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids))["params"]
+    return known, TextEncoder(shapes, module)
+
+
+def latents(case: Case, encoder: TextEncoder) -> Dataset:
+    """Eight captioned latents of zeros."""
+    side, module = SIZES[case.size][2], encoder.module
+    length = module.positions
+    null = (module.vocabulary - 2, *[module.vocabulary - 1] * (length - 1))
+    return Dataset(
+        "latents",
+        np.broadcast_to(np.float16(0), (8, side, side, 8)),
+        np.zeros(8, np.int32),
+        1,
+        ("captions",),
+        tokens=np.zeros((8, length), np.int32),
+        tokenizer=TokenizerFacts("CLIP", PARTS[TOKENIZER], length, module.vocabulary, null),
+        encoder=EncoderFacts("autoencoder_kl", PARTS[VAE], MOMENTS, 4, 8, 0.18215),
+    )
+
+
+def plans(case: Case, known: Imported, dataset: Dataset) -> dict[str, StagePlan]:
+    """The teacher as it is, and a student of four steps that learns from it at their levels."""
+    stages = {
+        "teacher": StageSettings(
+            {"name": "denoising"}, source=SOURCE, steps=0, batch_size=case.batch, ema=()
+        ),
+        "student": StageSettings(
+            {"name": "o2mkd"},
+            network={**known.network, "remat": True},
+            teacher="teacher",
+            init="teacher",
+            guidance=case.guidance,
+            grid=GridSettings(steps=4),
+            conditional=True,
+            steps=1000,
+            batch_size=case.batch,
+            optimizer=OptimizerSettings(name="adamw", learning_rate=1e-5, clip=1.0),
+        ),
+    }
+    settings = Settings(
+        name="stable-diffusion",
+        stages=stages,
+        pipeline=tuple(stages),
+        data={"name": "latents"},
+        schedule=ScheduleSettings("scaled_linear_beta", 1000, SCHEDULE),
+        evaluation=EvaluationSettings(classifier="", clip=0.0),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_noted(Path(folder) / SOURCES, {"teacher": (SOURCE, known)})
+        made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder))
+    return {plan.name: plan for plan in made}
+
+
+def program(case: Case, layout: Layout) -> tuple[Chunk, list[Any]]:
+    """The train step of the student and the shapes of its arguments on the devices of a layout."""
+    known, encoder = pipeline(case)
+    dataset = latents(case, encoder)
+    made = plans(case, known, dataset)
+    plan = made["student"]
+    places = layout.of_teacher(encoder)
+    encoder = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), encoder, places
+    )
+    chunk = Chunk(make_step(step_settings(plan, layout, flip=False)), 1, False, layout)
+    return chunk, arguments(plan, made, dataset, layout, encoder)
+
+
+def operations(case: Case) -> float:
+    """Operations of a step of the whole batch on one device, as XLA counts them unoptimised."""
+    chunk, shapes = program(case, Layout(data_mesh(1, jax.devices("cpu")[:1])))
+    return float(chunk.lower(*shapes).cost_analysis()["flops"])
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """What the compiled program takes; numbers are those of one chip and one step."""
+    layout = Layout(tpu_mesh(case.mesh), smallest=SIZES[case.size][3])
+    chunk, shapes = program(case, layout)
+    quick_compiler(case.quick)
+    begun = time.perf_counter()
+    lowered = chunk.lower(*shapes)
+    lowered_in = time.perf_counter() - begun
+    compiled = lowered.compile()
+    took = time.perf_counter() - begun - lowered_in
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    inputs = shapes[1]
+    return {
+        "parameters": _size(shapes[0].params),
+        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
+        "batch": case.batch,
+        "lower_seconds": lowered_in,
+        "compile_seconds": took,
+        "memory": memory_of(compiled),
+        "arguments": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "flops": cost["flops"],
+        "bytes": cost["bytes accessed"],
+        "optimal_seconds": cost.get("optimal_seconds"),
+        "exchanges": [
+            {"operation": name, "axes": axes, "count": n}
+            for (name, axes), n in exchanges(compiled.as_text(), layout.mesh.shape).items()
+        ],
+    }
+
+
+def _size(tree: PyTree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", default="sd15", choices=SIZES)
+    parser.add_argument("--mesh", default="1,4,4", help="sizes of student (1), data, model")
+    parser.add_argument("--batch", type=int, default=16, help="of all chips together")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--quick", action="store_true")
+    args = vars(parser.parse_args())
+    sizes = tuple(int(n) for n in args.pop("mesh").split(","))
+    prepare()
+    case = Case(mesh=sizes, **args)  # type: ignore[arg-type]
+    print(json.dumps({"flops_of_one": operations(case), **compile_case(case)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A training step of a small Stable Diffusion, compiled for four chips of a TPU that is not there.
+
+`benchmarks/aot_stable_diffusion.py` compiles the step of Stable Diffusion 1.5 in the same way.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 900
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, which compiles for TPUs, is not installed: pip install -e .[tpu-aot]",
+)
+def test_weights_of_all_networks_are_cut_and_gathered_over_the_model_axis():
+    command = [sys.executable, str(ROOT / "benchmarks" / "aot_stable_diffusion.py")]
+    command += ["--size=tiny", "--mesh=1,2,2", "--batch=4", "--quick"]
+    # In a process of its own: neither these variables nor libtpu are any other test's business.
+    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**inherited, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    # Half of the student's weights, average and two moments, of teacher and text encoder; arrays
+    # of fewer than 1,024 elements are whole on every chip.
+    held = 4 * (4 * found["parameters"] + found["frozen"])
+    assert 0.5 * held < found["arguments"] < 0.6 * held
+    exchanged = {(e["operation"], tuple(e["axes"])) for e in found["exchanges"]}
+    assert ("all-gather", ("model",)) in exchanged
+    # Gradients are summed over all chips, which share the batch.
+    assert {axes for name, axes in exchanged if name == "all-gather"} == {("model",)}
+    assert 4 * found["flops"] == pytest.approx(found["flops_of_one"], rel=0.2)
