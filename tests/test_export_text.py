@@ -11,8 +11,8 @@ import yaml
 from text_round_trip import UNEVEN, Drawing, cases, drawn_by_diffusers, off, on_grid
 
 from ddistill.errors import ConfigError
-from ddistill.export import text_pipeline
-from ddistill.export.__main__ import collect, main
+from ddistill.export import stablehlo, text_pipeline
+from ddistill.export.__main__ import collect, main, with_decoder
 from ddistill.export.text_parts import write_text_parts
 from ddistill.export.text_schedulers import pipeline_scheduler
 from ddistill.interop.stable_diffusion import read_stable_diffusion
@@ -125,6 +125,46 @@ def test_equal_students_are_one_student_and_routes_agree(run, tmp_path, monkeypa
         level = plan.levels.at(i)
         students = routed.unet.router.students(torch.tensor([0, 1]), i - 1)
         assert students.tolist() == [2 * int(partition.times.owner(level)) + c for c in (0, 1)]
+
+
+def test_programs_take_states_of_texts_and_return_pictures(run, tmp_path):
+    jax_export = pytest.importorskip("jax.export")
+    pytest.importorskip("flatbuffers")
+    found = cases(run)
+    draw, noise = Drawing(run), text_round_trip.noises()[0]
+    plan, words = run.plan("student"), text_round_trip.PROMPTS
+    text = encode_texts(run.networks.text_encoder(plan), run.networks.tokenize(plan, words))
+    for name, weights in (("ddim_2", "inside"), ("teacher", "beside")):
+        case = with_decoder(found[name], run)
+        stablehlo.write(case, tmp_path / name, weights == "inside")
+        program = jax_export.deserialize(
+            bytearray((tmp_path / name / "sampler.stablehlo").read_bytes())
+        )
+        given = [read_tensors(tmp_path / name / "weights.safetensors")] * (weights == "beside")
+        made = program.call(*given, noise, np.asarray(text.states))
+        assert made.shape == (4, 8, 8, 3)
+        assert off(draw(found[name]), np.asarray(made)) <= 1, name
+
+
+def test_programs_of_routed_students_are_one_a_cell(run, tmp_path):
+    jax_export = pytest.importorskip("jax.export")
+    pytest.importorskip("flatbuffers")
+    found = cases(run)["routed"]
+    stablehlo.write(with_decoder(found, run), tmp_path, True)
+    plan, words = run.plan("routed"), text_round_trip.PROMPTS
+    text = encode_texts(run.networks.text_encoder(plan), run.networks.tokenize(plan, words))
+    cells = run.networks(plan).partition.group(text)
+    images, noise = Drawing(run)(found), text_round_trip.noises()[0]
+    manifest = json.loads((tmp_path / "ddistill.json").read_text())
+    assert manifest["program_of_cell"] == [0, 1]
+    assert manifest["owners"] == [[0, 1]] * 2 + [[2, 3]] * 2
+    assert {*read_tensors(tmp_path / "router.safetensors")} == {
+        *("first_timesteps", "axes", "thresholds")
+    }
+    for g, name in enumerate(manifest["programs"]):
+        program = jax_export.deserialize(bytearray((tmp_path / name).read_bytes()))
+        made = np.asarray(program.call(noise, np.asarray(text.states)))
+        assert off(images[cells == g], made[cells == g]) <= 1
 
 
 # --------------------------------------------------------------------------------------- the files

@@ -33,6 +33,7 @@ from ddistill.runtime.files import expand
 from ddistill.students import whole_network
 from ddistill.text import printable
 from ddistill.trained_run import TrainedRun, open_run
+from ddistill.training.trained import null_text
 from ddistill.typing import Params
 
 FORMS = ("diffusers", "unet", "lora", "stablehlo", "safetensors")
@@ -97,7 +98,9 @@ def export(options: argparse.Namespace) -> str:
         "unet": text_pipeline.write_unet_alone,
         "lora": lambda e, path: lora.write(e, path, _pipeline_unet(run, e), options.rank),
         "safetensors": safetensors.write,
-        "stablehlo": lambda e, path: stablehlo.write(e, path, options.weights == "inside"),
+        "stablehlo": lambda e, path: stablehlo.write(
+            with_decoder(e, run), path, options.weights == "inside"
+        ),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
@@ -149,6 +152,14 @@ def _pipeline(plan: StagePlan) -> Path | None:
     """The parts of the pipeline that the teacher of a stage comes from; None without one."""
     stage = plan.text_stage
     return stage.folder / PARTS if plan.tokenizer and stage.has_parts else None
+
+
+def with_decoder(exported: Exported, run: TrainedRun) -> Exported:
+    """The same export with the decoder of latents and the condition of the empty text."""
+    plan = exported.sampler_run.plan
+    encoder = run.networks.text_encoder(plan)
+    null = None if encoder is None else null_text(plan, encoder)
+    return replace(exported, decoder=run.networks.decoder(plan), null_text=null)
 
 
 def with_hub_ids(exported: Exported, base_model: str, dataset: str) -> Exported:

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ddistill.conditions import TextCondition
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
+from ddistill.interop.pipeline_parts import Decoder
 from ddistill.networks.extras import EXTRAS
 from ddistill.networks.text_unet import TextUNet
 from ddistill.networks.unet import UNet
@@ -47,6 +49,9 @@ class Exported:
       image_rows: samples for the picture of the model card; may be empty.
       pipeline: folder with tokenizer, text encoder and autoencoder of the teacher's pipeline; None
         for networks that read no texts, or whose run has trained their text encoder.
+      decoder: what makes pictures of latents inside of a program; None for networks of pixels, and
+        where other files decode.
+      null_text: the condition of the empty text, for networks that read texts.
       precision: of exported weights of networks that read texts: "float32" or "float16".
     """
 
@@ -61,6 +66,8 @@ class Exported:
     dataset: str = ""
     image_rows: tuple[ImageRow, ...] = ()
     pipeline: Path | None = None
+    decoder: Decoder | None = None
+    null_text: TextCondition | None = None
     precision: str = "float32"
 
     @property

@@ -27,17 +27,24 @@ def write_router(exported: Exported, out: Path, unets: Sequence[str]) -> dict[st
       The entry of ddistill.json.
     """
     assert isinstance(exported.network, RoutedDenoiser)
-    partition, s = exported.network.partition, exported.settings.schedule
-    whole = build_schedule(s.name, s.steps, **s.options)
-    texts = text_part(partition)
-    tensors = {"first_timesteps": first_timesteps(partition, whole)}
-    if texts is not None and texts.cells is not None:
-        cells = texts.cells
-        tensors |= {n: np.asarray(getattr(cells, n)) for n in cells.__dataclass_fields__}
-    write_tensors(out / "router.safetensors", tensors)
+    partition, texts = exported.network.partition, text_part(exported.network.partition)
+    write_tensors(out / "router.safetensors", router_tensors(exported))
     shutil.copyfile(Path(__file__).with_name("routed_pipeline.py"), out / "pipeline.py")
     pool = texts.pool if texts is not None else "tokens"
     return {"router": {"unets": list(unets), "pool": pool, "cells": partition.groups}}
+
+
+def router_tensors(exported: Exported) -> dict[str, np.ndarray]:
+    """The first timestep of every range of levels, and the cells of texts, by field."""
+    assert isinstance(exported.network, RoutedDenoiser)
+    partition, s = exported.network.partition, exported.settings.schedule
+    whole = build_schedule(s.name, s.steps, **s.options)
+    tensors = {"first_timesteps": first_timesteps(partition, whole)}
+    texts = text_part(partition)
+    if texts is not None and texts.cells is not None:
+        cells = texts.cells
+        tensors |= {n: np.asarray(getattr(cells, n)) for n in cells.__dataclass_fields__}
+    return tensors
 
 
 def first_timesteps(partition: Partition, whole: Schedule) -> np.ndarray:

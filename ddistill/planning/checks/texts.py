@@ -9,6 +9,7 @@ from ddistill.networks.captioned_unet import CaptionedUNet
 from ddistill.objectives import Objective
 from ddistill.partitions import text_part
 from ddistill.planning.context import StageContext
+from ddistill.planning.identity import by_text
 
 _MAKE = "Make the set with the teacher: ddistill data latents SOURCE SET --pipeline={}"
 
@@ -35,6 +36,7 @@ def check_texts(context: StageContext, objective: Objective, module: nn.Module) 
             "data with captions, such as data.name='latents' or 'text_digits'."
         )
     _check_students(context)
+    _check_own_pairs(context, objective)
     _check_pool(context)
     source = context.text_facts["text_source"]
     if isinstance(module, CaptionedUNet) and source is None:
@@ -85,6 +87,17 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
         raise ConfigError(
             f"{named} has the tokenizer {imported.parts[TOKENIZER][:16]}, and the captions of "
             f"{data.name} were read by {data.tokenizer.name} {data.tokenizer.digest[:16]}. {advice}"
+        )
+
+
+def _check_own_pairs(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` for pairs of students that divide texts; pairs are of all captions."""
+    stage, reason = context.settings, objective.requires.own_pairs
+    if stage.pairs and reason and by_text(stage):
+        raise ConfigError(
+            f"{context.path}.pairs={stage.pairs!r}: {reason}, but the pairs of captions are not "
+            f"divided as students.partition={stage.students.partition!r} divides them. Switch it "
+            "off, or leave the pairs out."
         )
 
 
