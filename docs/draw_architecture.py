@@ -93,6 +93,7 @@ ROOMS = {
         (
             "schedules",
             "diffusion",
+            "low_rank",
             "denoiser",
             "wrapped_denoiser",
             "partitions",
