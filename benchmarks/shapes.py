@@ -47,6 +47,11 @@ def read_settings(config: str | Path) -> Settings:
     return parse(module.get_config(*([variant] if variant else [])), Settings)
 
 
+def self_contained(config: str | Path) -> bool:
+    """Whether a config is planned without files of a teacher (`source`)."""
+    return not any(stage.source for stage in read_settings(config).stages.values())
+
+
 def black_images(settings: Settings) -> Dataset:
     """Black images of the shape of a config's data, one of every class and at least eight.
 
@@ -54,9 +59,8 @@ def black_images(settings: Settings) -> Dataset:
     ImageNet's classes.
     """
     source, texts = settings.data["name"], {}
-    captions = any(
-        "vocabulary" in s.network or "text" in s.network["name"] for s in settings.stages.values()
-    )
+    networks = {str(stage.network.get("name", "")) for stage in settings.stages.values()}
+    captions = bool(networks & {"text_unet", "captioned_unet"})
     if source == "latents" and not captions:
         height, width, channels = _LATENTS.latent_shape(256)
         moments = np.broadcast_to(np.float16(0), (1000, height, width, 2 * channels))
