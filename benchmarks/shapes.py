@@ -17,6 +17,7 @@ from ddistill.data import Dataset
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.data.text_digits import LENGTH
+from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
@@ -155,6 +156,7 @@ def arguments(
             network(plans.get(s.classifier), lambda _: layout.whole()),
             _pairs(plans.get(s.pairs), layout),
             text_encoder,
+            _latent_encoder(plan.latent_source, layout),
         ),
         images if plan.objective.requires.images else None,
         labels if tokens is None else (labels, tokens),
@@ -173,6 +175,15 @@ def network(plan: StagePlan | None, shardings: Callable[[Any], Any]) -> Any:
     if not isinstance(places, jax.sharding.Sharding):
         return jax.tree.map(_placed, made, places)
     return jax.tree.map(lambda x: _placed(x, places), made)
+
+
+def _latent_encoder(plan: StagePlan | None, layout: Layout) -> LatentEncoder | None:
+    """The encoder that an autoencoder's stage hands on, with shapes for weights."""
+    if plan is None:
+        return None
+    params = handed_on(abstract_state(plan), plan.ema_key()).params
+    made = LatentEncoder(params, jax.ShapeDtypeStruct((), np.float32), plan.module)
+    return jax.tree.map(lambda x: _placed(x, layout.whole()), made)
 
 
 def _placed(x: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
