@@ -72,14 +72,23 @@ def _groups(line: str, devices: int) -> Groups:
         rows, shape, order = (_numbers(part or "") for part in table.groups())
         numbers = np.arange(np.prod(shape)).reshape(shape)
         return numbers.transpose(order or None).reshape(rows).tolist()
-    # mesh['a'=4,'b'=4] {'b'}: an array with named axes, and those that a group spans.
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line)
+    # mesh['a'=4,'b'=4] {'b'}: an array with named axes, and those that a group spans; with
+    # device_ids=([2,8]T(1,0)), of the numbers of a transposed array.
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?"
+        r"\{([^}]*)\}",
+        line,
+    )
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        spanned = re.findall(r"'(\w+)'", named[2])
-        if ":" not in named[2] and spanned and sizes:
+        spanned = re.findall(r"'(\w+)'", named[4])
+        if ":" not in named[4] and spanned and sizes:
             kept = [name for name in sizes if name not in spanned]
-            numbers = np.arange(np.prod(list(sizes.values()))).reshape(list(sizes.values()))
+            numbers = np.arange(np.prod(list(sizes.values())))
+            if named[2]:
+                order = _numbers(named[3] or "") or None
+                numbers = numbers.reshape(_numbers(named[2])).transpose(order)
+            numbers = numbers.reshape(list(sizes.values()))
             order = [list(sizes).index(name) for name in (*kept, *spanned)]
             width = int(np.prod([sizes[name] for name in spanned]))
             return numbers.transpose(order).reshape(-1, width).tolist()
