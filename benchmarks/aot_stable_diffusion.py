@@ -59,10 +59,9 @@ SIZES: dict[str, tuple[Options, Options, int, int]] = {
         {
             "widths": (32,),
             "blocks": (1,),
-            "attends": (0,),
+            "attends": (),
             "heads": (2,),
             "context_dim": 32,
-            "middle": False,
             "norm_groups": 8,
         },
         {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "vocabulary": 512},
@@ -182,6 +181,19 @@ def operations(case: Case) -> float:
     return float(chunk.lower(*shapes).cost_analysis()["flops"])
 
 
+def lower_case(case: Case) -> dict[str, Any]:
+    """What is known without compiling for TPUs: parameters, operations, bytes that a chip keeps."""
+    layout = Layout(tpu_mesh(case.mesh), smallest=SIZES[case.size][3])
+    state, inputs = program(case, layout)[1][:2]
+    return {
+        "parameters": _size(state.params),
+        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
+        "batch": case.batch,
+        "kept": _bytes_of_chip(state) + _bytes_of_chip(inputs),
+        "flops_of_one": operations(case),
+    }
+
+
 def compile_case(case: Case) -> dict[str, Any]:
     """What the compiled program takes; numbers are those of one chip and one step."""
     layout = Layout(tpu_mesh(case.mesh), smallest=SIZES[case.size][3])
@@ -193,11 +205,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     compiled = lowered.compile()
     took = time.perf_counter() - begun - lowered_in
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    inputs = shapes[1]
     return {
-        "parameters": _size(shapes[0].params),
-        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
-        "batch": case.batch,
         "lower_seconds": lowered_in,
         "compile_seconds": took,
         "memory": memory_of(compiled),
@@ -217,6 +225,12 @@ def _size(tree: PyTree) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
+def _bytes_of_chip(tree: PyTree) -> int:
+    """Bytes of the parts of arrays that lie on one chip, without padding."""
+    parts = ((x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree))
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="sd15", choices=SIZES)
@@ -224,11 +238,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="of all chips together")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--lower", action="store_true", help="do not compile")
     args = vars(parser.parse_args())
-    sizes = tuple(int(n) for n in args.pop("mesh").split(","))
+    lower, sizes = args.pop("lower"), tuple(int(n) for n in args.pop("mesh").split(","))
     prepare()
     case = Case(mesh=sizes, **args)  # type: ignore[arg-type]
-    print(json.dumps({"flops_of_one": operations(case), **compile_case(case)}))
+    found = lower_case(case)
+    print(json.dumps(found if lower else {**found, **compile_case(case)}))
 
 
 if __name__ == "__main__":
