@@ -65,10 +65,9 @@ SIZES: dict[str, tuple[Options, Options, int, int]] = {
         {
             "widths": (32,),
             "blocks": (1,),
-            "attends": (0,),
+            "attends": (),
             "heads": (2,),
             "context_dim": 32,
-            "middle": False,
             "norm_groups": 8,
         },
         {"width": 32, "layers": 1, "heads": 2, "hidden": 64, "vocabulary": 512},
@@ -213,10 +212,28 @@ def operations(case: Case) -> float:
     return float(chunk.lower(*shapes).cost_analysis()["flops"])
 
 
+def _layout(case: Case) -> Layout:
+    mesh, smallest = tpu_mesh(case.mesh, case.chip), SIZES[case.size][3]
+    return Layout(mesh, case.students, "vmap", smallest=smallest)
+
+
+def lower_case(case: Case) -> dict[str, Any]:
+    """What is known without compiling for TPUs: parameters, operations, bytes that a chip keeps."""
+    layout = _layout(case)
+    state, inputs = program(case, layout)[1][:2]
+    return {
+        "parameters": _size(state.params),
+        "students": max(1, case.students),
+        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
+        "batch": case.batch,
+        "kept": _bytes_of_chip(state) + _bytes_of_chip(inputs),
+        "flops_of_one": operations(case),
+    }
+
+
 def compile_case(case: Case) -> dict[str, Any]:
     """What the compiled program takes; numbers are those of one chip and one step."""
-    mesh, smallest = tpu_mesh(case.mesh, case.chip), SIZES[case.size][3]
-    layout = Layout(mesh, case.students, "vmap", smallest=smallest)
+    layout = _layout(case)
     chunk, shapes = program(case, layout)
     quick_compiler(case.quick)
     begun = time.perf_counter()
@@ -225,12 +242,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     compiled = lowered.compile()
     took = time.perf_counter() - begun - lowered_in
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    inputs = shapes[1]
     return {
-        "parameters": _size(shapes[0].params),
-        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
-        "students": max(1, case.students),
-        "batch": case.batch,
         "lower_seconds": lowered_in,
         "compile_seconds": took,
         "memory": memory_of(compiled),
@@ -250,6 +262,12 @@ def _size(tree: PyTree) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
+def _bytes_of_chip(tree: PyTree) -> int:
+    """Bytes of the parts of arrays that lie on one chip, without padding."""
+    parts = ((x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree))
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="sd15", choices=SIZES)
@@ -261,11 +279,13 @@ def main() -> None:
     parser.add_argument("--method", default="o2mkd", choices=METHODS)
     parser.add_argument("--rank", type=int, default=0, help="0: whole networks")
     parser.add_argument("--chip", default="v5e", choices=CHIPS)
+    parser.add_argument("--lower", action="store_true", help="do not compile")
     args = vars(parser.parse_args())
-    sizes = tuple(int(n) for n in args.pop("mesh").split(","))
+    lower, sizes = args.pop("lower"), tuple(int(n) for n in args.pop("mesh").split(","))
     prepare(args["chip"])
     case = Case(mesh=sizes, **args)  # type: ignore[arg-type]
-    print(json.dumps({"flops_of_one": operations(case), **compile_case(case)}))
+    found = lower_case(case)
+    print(json.dumps(found if lower else {**found, **compile_case(case)}))
 
 
 if __name__ == "__main__":

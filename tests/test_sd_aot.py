@@ -39,8 +39,8 @@ def test_weights_of_all_networks_are_cut_and_gathered_over_the_model_axis():
     found = json.loads(done.stdout.splitlines()[-1])
     # Half of the student's weights, average and two moments, of teacher and text encoder; arrays
     # of fewer than 1,024 elements are whole on every chip.
-    held = 4 * (4 * found["parameters"] + found["frozen"])
-    assert 0.5 * held < found["arguments"] < 0.6 * held
+    whole = 4 * (4 * found["parameters"] + found["frozen"])
+    assert 0.5 * whole < found["kept"] < 0.6 * whole
     exchanged = {(e["operation"], tuple(e["axes"])) for e in found["exchanges"]}
     assert ("all-gather", ("model",)) in exchanged
     # Gradients are summed over all chips, which share the batch.
