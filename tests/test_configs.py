@@ -81,7 +81,9 @@ def stand_in(settings: Settings) -> Dataset:
     texts = {}
     if _pipelines(settings):
         return LATENTS_OF_SD
-    if wanted["name"] == "latents":
+    if wanted["name"] == "latents" and wanted.get("path") == LATENTS:
+        side, channels, classes = TFDS[LATENTS]
+    elif wanted["name"] == "latents":
         side, channels, classes = 32, 3, 1
         tokenizer = TokenizerFacts("stand_in", "", 32, 8, (0,) * 32)
         texts = {"tokens": np.zeros((8, 32), np.int32), "tokenizer": tokenizer}
