@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/scm_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured.
 
 The flow-matching teacher of configs/meanflow_digits.py, read in TrigFlow's coordinates (arXiv
 2410.11081). sCD follows the teacher's path, sCT that of the data, rCM (arXiv 2510.08431) adds
