@@ -11,6 +11,7 @@ import yaml
 from text_round_trip import UNEVEN, Drawing, cases, drawn_by_diffusers, off, on_grid
 
 from ddistill.errors import ConfigError
+from ddistill.evaluation.report.students_table import _text_shares
 from ddistill.export import stablehlo, text_pipeline
 from ddistill.export.__main__ import collect, main, with_decoder
 from ddistill.export.text_parts import write_text_parts
@@ -21,6 +22,7 @@ from ddistill.networks.text_encoding import encode_texts
 from ddistill.schedules import Schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
 from ddistill.trained_run import open_run
+from ddistill.training.text_cells import read_groups
 
 pytest.importorskip("tokenizers")
 
@@ -43,6 +45,53 @@ def student(run):
 @pytest.fixture
 def parts(student):
     return student.pipeline
+
+
+# ------------------------------------------------------------------------------------ in the run
+
+
+class Only:
+    """Networks of which one range and one cell of students predicts everything."""
+
+    def __init__(self, networks, cell):
+        self._networks, self._cell = networks, cell
+
+    def __getattr__(self, name):
+        return getattr(self._networks, name)
+
+    def __call__(self, plan, student=None, step=None):
+        return self._networks(plan).of_group(self._cell)
+
+
+def test_prompts_are_sampled_by_the_students_of_their_cells(run):
+    opened = dataclasses.replace(run, stage="routed")
+    words, plan = text_round_trip.PROMPTS, run.plan("routed")
+    encoder = run.networks.text_encoder(plan)
+    cells = run.networks(plan).partition.group(
+        encode_texts(encoder, run.networks.tokenize(plan, words))
+    )
+    assert set(cells) == {0, 1}
+    noise = text_round_trip.noises()[0]
+    found = opened.sample(prompts=words, noise=noise)
+    for cell in (0, 1):
+        alone = dataclasses.replace(opened, networks=Only(run.networks, cell))
+        own = alone.sample(prompts=words, noise=noise)
+        same = np.abs(found.astype(int) - own).max(axis=(1, 2, 3)) <= 1
+        np.testing.assert_array_equal(same, cells == cell)
+
+
+def test_the_report_has_the_shares_of_the_captions(run):
+    plan, dataset = run.plan("routed"), text_round_trip.captioned(run)
+    found = _text_shares(plan, run.networks, dataset, run.settings.evaluation)
+    # Of 7 captions, of which every other one is sampled.
+    assert [x.split(",")[0] for x in found] == [
+        "57.1% of the captions",
+        "42.9% of the captions",
+    ] * 2
+    groups = read_groups(plan, 7)[[0, 1, 3, 5]]
+    assert [x.split(", ")[1] for x in found[:2]] == [
+        f"{share:.1%} of those sampled" for share in (np.mean(groups == 0), np.mean(groups == 1))
+    ]
 
 
 # -------------------------------------------------------------------------------- the same images

@@ -1,4 +1,4 @@
-"""Students that share out texts, from their settings to their samples."""
+"""Students that share out texts, from their settings to their batches."""
 
 import dataclasses
 
@@ -12,15 +12,15 @@ import ddistill
 from ddistill import data
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.interop.stable_diffusion import read_stable_diffusion
+from ddistill.networks.text_encoding import TextEncoder, encode_texts
 from ddistill.partitions import EmbeddingPartition, ProductPartition, text_part
 from ddistill.planning.identity import OF_TEXTS
 from ddistill.settings import StudentsSettings
+from ddistill.training import loop
 from ddistill.training.batches import student_rows
 from ddistill.training.text_cells import CELLS, fit_texts, fitted_partition, read_groups
 
 pytest.importorskip("tokenizers")
-
-WORDS = ["a red cat", "a small dog", "picture number 3", "two", "green digit of the cat"]
 
 
 @pytest.fixture(scope="module")
@@ -34,66 +34,53 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(made, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    return ddistill.train(plain(made), workdir=folder, quiet=True)
+def encoder(made):
+    model = read_stable_diffusion(made.stages["teacher"].source.partition(":")[2])
+    return TextEncoder(model.text_encoder.params, model.text_encoder.build(), "all")
 
 
 def shared(settings, **students):
     return texted.changed(settings, "student", students=StudentsSettings(**students))
 
 
-def test_every_student_learns_its_own_captions_and_samples_them(made, run):
-    plan = run.plan("student")
-    dataset = data.load(made.data, "train")
+def test_every_student_is_trained_on_its_own_captions(made, encoder, tmp_path, monkeypatch):
+    batches = []
+
+    def spied(*given):
+        batches.extend(student_rows(*given))
+        return batches
+
+    monkeypatch.setattr(loop, "student_rows", spied)
+    off = dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, enabled=False))
+    lean = texted.changed(off, "student", guidance=1.0, steps=1, ema=())
+    run = ddistill.train(plain(lean), workdir=tmp_path / "run", quiet=True)
+    plan, dataset = run.plan("student"), data.load(made.data, "train")
     groups = read_groups(plan, len(dataset))
     assert sorted(np.bincount(groups)) == [3, 4]
-    rows = student_rows(dataset, plan, groups)
-    for k, (_, own) in enumerate(rows):
-        np.testing.assert_array_equal(groups[own], k)
-    assert sum(len(own) for _, own in rows) == len(dataset)
+    # The teacher has one batch, of all captions.
+    _, *own = [rows for _, rows in batches]
+    for k, rows in enumerate(own):
+        np.testing.assert_array_equal(groups[rows], k)
+    assert sum(map(len, own)) == len(batches[0][1]) == len(dataset)
     # One owner for the captions of the set and for prompts.
-    network, encoder = run.networks(plan), run.networks.text_encoder(plan)
-    assert encoder.pool == "all"
-    np.testing.assert_array_equal(network.partition.group(encoder(dataset.tokens)), groups)
-    owners = network.partition.group(encoder(run.networks.tokenize(plan, WORDS)))
-    noise = np.random.default_rng(0).normal(size=(5, 4, 4, 4)).astype(np.float32)
-    found = run.sample(prompts=WORDS, noise=noise)
-    for k in (0, 1):
-        alone = dataclasses.replace(run, networks=Only(run.networks, k))
-        own = alone.sample(prompts=WORDS, noise=noise)
-        same = np.abs(found.astype(int) - own).max(axis=(1, 2, 3)) <= 1
-        np.testing.assert_array_equal(same, owners == k)
+    found = run.networks.text_encoder(plan)
+    assert found.pool == "all"
+    partition = run.networks(plan).partition
+    np.testing.assert_array_equal(partition.group(encode_texts(found, dataset.tokens)), groups)
+    (cells,) = (run.folder / "stages").rglob(CELLS)
+    fit_texts(dataclasses.replace(plan, folder=tmp_path), dataset, encoder)
+    assert (tmp_path / CELLS).read_bytes() == cells.read_bytes()
 
 
-class Only:
-    """Networks of which one student predicts everything."""
-
-    def __init__(self, networks, student):
-        self._networks, self._student = networks, student
-
-    def __getattr__(self, name):
-        return getattr(self._networks, name)
-
-    def __call__(self, plan, student=None, step=None):
-        return self._networks(plan).student(self._student)
-
-
-def test_the_report_says_the_shares(run):
-    report = (run.folder / "report.html").read_text()
-    assert "42.9% of the captions" in report
-    assert "57.1% of the captions" in report
-
-
-def test_another_stage_of_the_same_captions_has_the_same_cells(made, run, tmp_path):
-    plan = run.plan("student")
-    before = (plan.folder / CELLS).read_bytes()
-    again = dataclasses.replace(plan, folder=tmp_path)
-    fit_texts(again, data.load(made.data, "train"), run.networks.text_encoder(plan))
-    assert (tmp_path / CELLS).read_bytes() == before
+def test_cells_that_cannot_be_read_say_what_to_do(made, encoder, tmp_path):
+    plan = dataclasses.replace(plans_of(made, tmp_path)["student"], folder=tmp_path)
+    with pytest.raises(CheckpointError, match="texts are assigned to students, cannot be read"):
+        fitted_partition(plan)
+    fit_texts(plan, data.load(made.data, "train"), encoder)
+    assert fitted_partition(plan).cells.count == 2
     (tmp_path / CELLS).write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="texts are assigned to students, cannot be read"):
-        fitted_partition(again)
+        fitted_partition(plan)
     with pytest.raises(CheckpointError, match="it is of 7 captions, not 8"):
         read_groups(plan, 8)
 
@@ -131,7 +118,7 @@ def test_the_split_is_in_the_digest_of_students_of_texts_alone(made, tmp_path):
         ({"count": 2, "partition": "texts", "pool": "mean"}, "pool='mean' is not known"),
         ({"count": 2, "partition": "texts", "text_split": "listed"}, "goes with text_split='lis"),
         ({"count": 2, "partition": "timesteps", "pool": "all"}, "has no effect without"),
-        ({"count": 2, "partition": "classes"}, "students.partition cannot be|share out"),
+        ({"count": 2, "partition": "classes"}, "divides classes, and network 'text_unet'"),
         (
             {"count": 4, "partition": "both", "ranges": 2, "grouping": "random"},
             "students.grouping='random' has no effect: the network reads texts",
@@ -145,11 +132,10 @@ def test_settings_that_cannot_be_are_refused_in_one_line(made, tmp_path, student
     assert "\n" not in str(error.value)
 
 
-def test_a_column_has_a_value_a_student(made, run, tmp_path):
+def test_a_column_has_a_value_a_student(made, encoder, tmp_path):
     dataset = data.load(made.data, "train")
     listed = shared(made, count=2, partition="texts", text_split="listed", column="kind")
     plan = dataclasses.replace(plans_of(listed, tmp_path)["student"], folder=tmp_path)
-    encoder = run.networks.text_encoder(plan)
     with pytest.raises(ConfigError, match="students.column='kind' is no column of"):
         fit_texts(plan, dataset, encoder)
     kinds = ["b", "a", "a", "b", "a", "b", "b"]

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 PROMPTS = ["a red cat", "a photo of the small digit two", "three", "large green dog of the one"]
+# Of the data of the routed students, in place of those of the set, which differ in a number alone.
+CAPTIONS = [*PROMPTS, "thin zero", "a thick one and the red digit", "the small dog of a cat"]
 UNEVEN = (0, 201, 641, 1000)
 EXPECTED = "expected.npz"
 
@@ -34,6 +36,7 @@ def settings(teacher, path, model):
     routed = dataclasses.replace(
         student,
         students=StudentsSettings(count=4, partition="both", ranges=2, pool="all"),
+        samplers={"ddim": (4,)},
     )
     stages = {**made.stages, "student": student, "routed": routed}
     pipeline = tuple(stages)
@@ -45,7 +48,6 @@ def make_run(root):
     import exported
     import texted
 
-    from ddistill import data
     from ddistill.interop.pipeline_parts import copy_parts
     from ddistill.interop.stable_diffusion import read_stable_diffusion
     from ddistill.trained_run import open_run
@@ -58,8 +60,17 @@ def make_run(root):
     run = open_run(folder)
     copy_parts(teacher, run.plan("teacher").folder)
     routed = run.plan("routed")
-    fit_texts(routed, data.load(run.settings.data, "train"), run.networks.text_encoder(routed))
+    fit_texts(routed, captioned(run), run.networks.text_encoder(routed))
     return folder
+
+
+def captioned(run):
+    """The data of a run with other captions."""
+    from ddistill import data
+
+    dataset = data.load(run.settings.data, "train")
+    tokens = run.networks.tokenize(run.plan("routed"), CAPTIONS)
+    return dataclasses.replace(dataset, tokens=tokens)
 
 
 def on_grid(found, grid, sampler="ddim"):
