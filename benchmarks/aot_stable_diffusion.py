@@ -152,7 +152,13 @@ def plans(case: Case, known: Imported, dataset: Dataset) -> dict[str, StagePlan]
     """The teacher as it is, and a student of four steps that learns from it at their levels."""
     stages = {
         "teacher": StageSettings(
-            {"name": "denoising"}, source=SOURCE, steps=0, batch_size=case.batch, ema=()
+            {"name": "denoising"},
+            source=SOURCE,
+            # For the network beside the student that starts as a copy of it.
+            network={**known.network, "remat": True},
+            steps=0,
+            batch_size=case.batch,
+            ema=(),
         ),
         "student": StageSettings(
             METHODS[case.method],
