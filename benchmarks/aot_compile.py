@@ -32,7 +32,12 @@ from ddistill.training.compiled import Chunk, step_settings
 from ddistill.training.step import make_step
 
 # By the number of chips; a program has to use all of a topology's.
-TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+TOPOLOGIES = {
+    "v5e": {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"},
+    "v5p": {4: "v5p:2x2x1", 8: "v5p:2x2x2", 16: "v5p:2x2x4", 64: "v5p:4x4x4"},
+}
+# By kind of chip, the accelerator that libtpu is told of.
+CHIPS = {"v5e": "v5litepod-16", "v5p": "v5p-8"}
 # Of one v5e chip: bytes that a program can have, bf16 operations a second, bytes a second, and the
 # clock that these operations mean for four 128 x 128 matrix units.
 HBM, FLOPS, BANDWIDTH = 15.75 * 2**30, 197e12, 819e9
@@ -62,14 +67,14 @@ class Case:
     quick: bool = False
 
 
-def prepare() -> None:
+def prepare(chip: str = "v5e") -> None:
     """Makes libtpu usable where there is no TPU; has to come before jax looks at its devices."""
     jax.config.update("jax_platforms", "cpu")
     # libtpu cannot read back what it was made to write there.
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        "TPU_ACCELERATOR_TYPE": CHIPS[chip],
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
         # Nobody's TPU is taken away: several may compile at once.
@@ -77,11 +82,11 @@ def prepare() -> None:
     }
 
 
-def tpu_mesh(sizes: tuple[int, int, int]) -> Mesh:
+def tpu_mesh(sizes: tuple[int, int, int], chip: str = "v5e") -> Mesh:
     """A mesh of all chips of a topology."""
     from jax.experimental import topologies
 
-    name = TOPOLOGIES[int(np.prod(sizes))]
+    name = TOPOLOGIES[chip][int(np.prod(sizes))]
     described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     return make_mesh(sizes, described.devices)
 

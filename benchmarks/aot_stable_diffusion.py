@@ -1,14 +1,18 @@
 """Compiles a training step of Stable Diffusion 1.5 for TPUs that need not be there.
 
     python benchmarks/aot_stable_diffusion.py --mesh=1,4,4 --batch=16
+    python benchmarks/aot_stable_diffusion.py --mesh=4,4,1 --students=4 --method=dmd --rank=64
 
 The frozen U-Net teaches a student of the same architecture, which has an average of its weights;
 captions are encoded inside the step. Only shapes go in: no weights, no data, no TPU. Weights of all
-networks are cut over the last axis of the mesh. See `aot_compile.py` for what compiles, and for
-`--quick`.
+networks are cut over the last axis of the mesh. With `--students` there are as many students, each
+with batches of its own; the method "dmd" has a second trained network beside each of them, and with
+`--rank` both are factors of low rank on the teacher. See `aot_compile.py` for what compiles, and
+for `--quick`.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -18,7 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from aot_compile import memory_of, prepare, quick_compiler, tpu_mesh
+from aot_compile import CHIPS, memory_of, prepare, quick_compiler, tpu_mesh
 from hlo import exchanges
 from jaxtyping import PyTree
 from shapes import arguments
@@ -38,10 +42,12 @@ from ddistill.runtime.sharding import Layout, data_mesh
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
+    LowRankSettings,
     OptimizerSettings,
     ScheduleSettings,
     Settings,
     StageSettings,
+    StudentsSettings,
 )
 from ddistill.training.compiled import Chunk, step_settings
 from ddistill.training.step import make_step
@@ -77,10 +83,14 @@ class Case:
 
     Attributes:
       size: a key of `SIZES`.
-      mesh: sizes of (student, data, model); there is one student.
-      batch: images of a step on all chips together.
+      mesh: sizes of (student, data, model).
+      batch: images of a step of one student on all of its chips together.
       guidance: scale of the teacher's classifier-free guidance; 1 for none.
       quick: whether the compiler does the least.
+      students: K; 0 for one student without a student axis.
+      method: "o2mkd", or "dmd" without pairs.
+      rank: of the student, and of the network beside it; 0 for whole networks.
+      chip: a key of `aot_compile.TOPOLOGIES`.
     """
 
     size: str = "sd15"
@@ -88,6 +98,16 @@ class Case:
     batch: int = 16
     guidance: float = 1.0
     quick: bool = False
+    students: int = 0
+    method: str = "o2mkd"
+    rank: int = 0
+    chip: str = "v5e"
+
+
+METHODS: dict[str, Options] = {
+    "o2mkd": {"name": "o2mkd"},
+    "dmd": {"name": "dmd", "regression_weight": 0.0, "fake_weight": "snr"},
+}
 
 
 def pipeline(case: Case) -> tuple[Imported, TextEncoder]:
@@ -135,16 +155,22 @@ def plans(case: Case, known: Imported, dataset: Dataset) -> dict[str, StagePlan]
             {"name": "denoising"}, source=SOURCE, steps=0, batch_size=case.batch, ema=()
         ),
         "student": StageSettings(
-            {"name": "o2mkd"},
+            METHODS[case.method],
             network={**known.network, "remat": True},
             teacher="teacher",
             init="teacher",
             guidance=case.guidance,
-            grid=GridSettings(steps=4),
+            grid=GridSettings(steps=1 if case.method == "dmd" else 4),
             conditional=True,
             steps=1000,
             batch_size=case.batch,
             optimizer=OptimizerSettings(name="adamw", learning_rate=1e-5, clip=1.0),
+            # Students of a partition are this program too: an owner is no part of a train step.
+            students=StudentsSettings(
+                count=case.students,
+                sweep={"seed": tuple(range(case.students))} if case.students else {},
+            ),
+            low_rank=LowRankSettings(case.rank, networks=_adapted(case)),
         ),
     }
     settings = Settings(
@@ -159,6 +185,10 @@ def plans(case: Case, known: Imported, dataset: Dataset) -> dict[str, StagePlan]
         write_noted(Path(folder) / SOURCES, {"teacher": (SOURCE, known)})
         made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder))
     return {plan.name: plan for plan in made}
+
+
+def _adapted(case: Case) -> tuple[str, ...]:
+    return ("student", "fake") if case.method == "dmd" else ("student",)
 
 
 def program(case: Case, layout: Layout) -> tuple[Chunk, list[Any]]:
@@ -176,18 +206,25 @@ def program(case: Case, layout: Layout) -> tuple[Chunk, list[Any]]:
 
 
 def operations(case: Case) -> float:
-    """Operations of a step of the whole batch on one device, as XLA counts them unoptimised."""
-    chunk, shapes = program(case, Layout(data_mesh(1, jax.devices("cpu")[:1])))
+    """Operations of a step of one student on one device, as XLA counts them unoptimised."""
+    one = dataclasses.replace(case, students=0)
+    chunk, shapes = program(one, Layout(data_mesh(1, jax.devices("cpu")[:1])))
     return float(chunk.lower(*shapes).cost_analysis()["flops"])
+
+
+def layout_of(case: Case) -> Layout:
+    """Where the arrays of the program lie."""
+    mesh, smallest = tpu_mesh(case.mesh, case.chip), SIZES[case.size][3]
+    return Layout(mesh, case.students, "vmap", smallest=smallest)
 
 
 def lower_case(case: Case) -> dict[str, Any]:
     """What is known without compiling for TPUs: parameters, operations, bytes that a chip keeps."""
-    layout = Layout(tpu_mesh(case.mesh), smallest=SIZES[case.size][3])
-    state, inputs = program(case, layout)[1][:2]
+    state, inputs = program(case, layout_of(case))[1][:2]
     return {
         "parameters": _size(state.params),
         "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
+        "students": max(1, case.students),
         "batch": case.batch,
         "kept": _bytes_of_chip(state) + _bytes_of_chip(inputs),
         "flops_of_one": operations(case),
@@ -196,7 +233,7 @@ def lower_case(case: Case) -> dict[str, Any]:
 
 def compile_case(case: Case) -> dict[str, Any]:
     """What the compiled program takes; numbers are those of one chip and one step."""
-    layout = Layout(tpu_mesh(case.mesh), smallest=SIZES[case.size][3])
+    layout = layout_of(case)
     chunk, shapes = program(case, layout)
     quick_compiler(case.quick)
     begun = time.perf_counter()
@@ -234,14 +271,18 @@ def _bytes_of_chip(tree: PyTree) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="sd15", choices=SIZES)
-    parser.add_argument("--mesh", default="1,4,4", help="sizes of student (1), data, model")
-    parser.add_argument("--batch", type=int, default=16, help="of all chips together")
+    parser.add_argument("--mesh", default="1,4,4", help="sizes of student, data, model")
+    parser.add_argument("--batch", type=int, default=16, help="of a student on all of its chips")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--students", type=int, default=0, help="K; 0: one without a student axis")
+    parser.add_argument("--method", default="o2mkd", choices=METHODS)
+    parser.add_argument("--rank", type=int, default=0, help="0: whole networks")
+    parser.add_argument("--chip", default="v5e", choices=CHIPS)
     parser.add_argument("--lower", action="store_true", help="do not compile")
     args = vars(parser.parse_args())
     lower, sizes = args.pop("lower"), tuple(int(n) for n in args.pop("mesh").split(","))
-    prepare()
+    prepare(args["chip"])
     case = Case(mesh=sizes, **args)  # type: ignore[arg-type]
     found = lower_case(case)
     print(json.dumps(found if lower else {**found, **compile_case(case)}))

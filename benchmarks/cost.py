@@ -26,7 +26,15 @@ import aot_compile
 import jax
 import numpy as np
 from cost_page import page
-from shapes import accelerated, arguments, first_student, network, plan_all, read_settings
+from shapes import (
+    accelerated,
+    arguments,
+    first_student,
+    network,
+    plan_all,
+    read_settings,
+    self_contained,
+)
 
 from ddistill.data import Dataset
 from ddistill.objectives.base import static_part
@@ -236,7 +244,7 @@ def main() -> None:
     record = {"jax": jax.__version__, "programs": {}, "configs": {}, **record}
     names = args.configs.split(",") if args.configs else []
     found = sorted((ROOT / "configs").glob("*.py"))
-    configs = [path for path in found if not names or path.stem in names]
+    configs = [p for p in found if (not names or p.stem in names) and self_contained(p)]
 
     def save() -> None:
         RECORD.write_text(json.dumps(record, indent=1) + "\n")

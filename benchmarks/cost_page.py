@@ -33,6 +33,8 @@ writes this page from `docs/cost.json`; jax {jax}.
   those with the highest peak. Configs below {shortest:g} hours on the slowest chip have no
   estimate, because dispatch takes most of their time; those of the digits take minutes on two CPU
   cores ([results.md](results.md)).
+* Configs of Stable Diffusion are planned with the files of a teacher and are not listed;
+  [scaling.md](scaling.md) has their train steps.
 * Configs run in float32 unless `network.dtype=bfloat16` is set for each stage; TPUs multiply
   float32 in bfloat16 passes, and GPUs in TF32 at half of the peak above.
 

@@ -17,6 +17,7 @@ from ddistill.data import Dataset
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.data.text_digits import LENGTH
+from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
@@ -47,6 +48,11 @@ def read_settings(config: str | Path) -> Settings:
     return parse(module.get_config(*([variant] if variant else [])), Settings)
 
 
+def self_contained(config: str | Path) -> bool:
+    """Whether a config is planned without files of a teacher (`source`)."""
+    return not any(stage.source for stage in read_settings(config).stages.values())
+
+
 def black_images(settings: Settings) -> Dataset:
     """Black images of the shape of a config's data, one of every class and at least eight.
 
@@ -54,9 +60,8 @@ def black_images(settings: Settings) -> Dataset:
     ImageNet's classes.
     """
     source, texts = settings.data["name"], {}
-    captions = any(
-        "vocabulary" in s.network or "text" in s.network["name"] for s in settings.stages.values()
-    )
+    networks = {str(stage.network.get("name", "")) for stage in settings.stages.values()}
+    captions = bool(networks & {"text_unet", "captioned_unet"})
     if source == "latents" and not captions:
         height, width, channels = _LATENTS.latent_shape(256)
         moments = np.broadcast_to(np.float16(0), (1000, height, width, 2 * channels))
@@ -151,6 +156,7 @@ def arguments(
             network(plans.get(s.classifier), lambda _: layout.whole()),
             _pairs(plans.get(s.pairs), layout),
             text_encoder,
+            _latent_encoder(plan.latent_source, layout),
         ),
         images if plan.objective.requires.images else None,
         labels if tokens is None else (labels, tokens),
@@ -169,6 +175,15 @@ def network(plan: StagePlan | None, shardings: Callable[[Any], Any]) -> Any:
     if not isinstance(places, jax.sharding.Sharding):
         return jax.tree.map(_placed, made, places)
     return jax.tree.map(lambda x: _placed(x, places), made)
+
+
+def _latent_encoder(plan: StagePlan | None, layout: Layout) -> LatentEncoder | None:
+    """The encoder that an autoencoder's stage hands on, with shapes for weights."""
+    if plan is None:
+        return None
+    params = handed_on(abstract_state(plan), plan.ema_key()).params
+    made = LatentEncoder(params, jax.ShapeDtypeStruct((), np.float32), plan.module)
+    return jax.tree.map(lambda x: _placed(x, layout.whole()), made)
 
 
 def _placed(x: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

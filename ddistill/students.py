@@ -1,7 +1,7 @@
 """Many students as one: stacked parameters, and a denoiser that routes calls to their owner.
 
 K students of one shape are one pytree; its leaves have a leading axis `[K, ...]`. A `Partition`
-(`ddistill.partitions`) names the student that owns a noise level and a class.
+(`ddistill.partitions`) names the student that owns a noise level and a class or a text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array
 
-from ddistill.conditions import Condition, TextCondition, Tokens
-from ddistill.denoiser import Denoiser, DenoiserLike, DenoiserWithFeatures
+from ddistill.conditions import Condition
+from ddistill.denoiser import Denoiser, DenoiserLike, DenoiserWithFeatures, whole
 from ddistill.diffusion import Prediction
 from ddistill.partitions import Partition
 from ddistill.schedules import Level
@@ -45,14 +45,14 @@ def clone(student: Tree, count: int) -> Tree:
 
 @struct.dataclass
 class RoutedDenoiser:
-    """K students as one denoiser: the owner of an example's level and class predicts it.
+    """K students as one denoiser: the owner of an example's level and condition predicts it.
 
-    A call at one level and one class is one forward pass of one student. Where owners differ within
-    a batch, examples are predicted one by one.
+    A call at one level and one condition is one forward pass of one student. Where owners differ
+    within a batch, examples are predicted one by one.
 
     Attributes:
       students: a denoiser whose `params` are stacked, `[K, ...]`.
-      partition: the owner of each level and class.
+      partition: the owner of each level and condition.
     """
 
     students: Denoiser
@@ -77,7 +77,7 @@ class RoutedDenoiser:
         return replace(self.students, params=take(self.students.params, k))
 
     def of_group(self, g: int) -> "Denoiser | RoutedDenoiser":
-        """The students of one group of classes: a single one, or one for each range of levels."""
+        """The students of a group of conditions: a single one, or one for each range of levels."""
         ks, rest = self.partition.within(g)
         if rest is None:
             return self.student(int(ks[0]))
@@ -116,8 +116,7 @@ class RoutedDenoiser:
         key: RandomKey | None,
     ) -> T:
         """The results of `form(student)`, each example's from its owner."""
-        classes = None if isinstance(cond, Tokens | TextCondition) else cond
-        owner = self.partition.owner(level, classes)
+        owner = self.partition.owner(level, cond)
         if owner.ndim == 0:
             return form(self.student(owner))(z, level, cond, key=key)
 
@@ -136,18 +135,18 @@ class RoutedDenoiser:
 
 def in_groups(
     network: D,
-    cond: HostLabels | None,
+    cond: Condition | HostLabels | None,
     count: int,
     sample: Callable[[D | Denoiser | RoutedDenoiser, np.ndarray], Array],
 ) -> Array:
-    """Samples a batch of mixed classes, each image with the students of its class.
+    """Samples a batch of mixed conditions, each image with the students of its class or text.
 
-    Examples are sorted by group of classes and cut into pieces of equal size, padded with
+    Examples are sorted by group of conditions and cut into pieces of equal size, padded with
     repetitions, so that one compiled sampler runs for all pieces.
 
     Args:
-      network: any denoiser; one that is partitioned by class is sampled group by group.
-      cond: `[count]` classes, on the host.
+      network: any denoiser; one that is partitioned by condition is sampled group by group.
+      cond: conditions of `count` examples.
       count: images in the batch.
       sample: `(denoiser, rows) -> [len(rows), ...]`, the images of these rows of the batch.
 
@@ -155,7 +154,7 @@ def in_groups(
       `[count, ...]`, in the order of the batch.
 
     Raises:
-      ValueError: the students are partitioned by class and `cond` is None.
+      ValueError: the students are partitioned by condition and `cond` is None.
     """
     rows = np.arange(count)
     if not isinstance(network, RoutedDenoiser):
@@ -164,7 +163,7 @@ def in_groups(
         return sample(network.of_group(0), rows)
     if cond is None:
         raise ValueError("Students are partitioned by class, but no class (cond) was given.")
-    group = network.partition.group(np.asarray(cond))
+    group = network.partition.group(cond)
     size = -(-count // network.partition.groups)
     images: Array | None = None
     for g in range(network.partition.groups):
@@ -179,6 +178,13 @@ def in_groups(
             images = images.at[places].set(made, mode="drop")
     assert images is not None  # count is at least 1
     return images
+
+
+def whole_network(network: Denoiser | RoutedDenoiser) -> Denoiser | RoutedDenoiser:
+    """The same network without a base: factors of low rank are added to its parameters."""
+    if isinstance(network, RoutedDenoiser):
+        return replace(network, students=whole(network.students))
+    return whole(network)
 
 
 def route(network: Denoiser, partition: Partition | None) -> Denoiser | RoutedDenoiser:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from ddistill.data.facts import FACTS, DataFacts
 from ddistill.errors import CheckpointError, ConfigError, check_choice, in_words
+from ddistill.evaluation.any_steps import run_of_steps
 from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.metrics.paths import slerp
 from ddistill.evaluation.prompts import texts_of
@@ -18,7 +19,6 @@ from ddistill.evaluation.sampling import Network
 from ddistill.evaluation.sampling_plan import (
     SamplerRun,
     planned_runs,
-    run_of_steps,
     teacher_run,
 )
 from ddistill.generation import (

@@ -14,7 +14,7 @@ from ddistill.conditions import Condition, Null, null_like
 from ddistill.denoiser import DenoiserWithFeatures, NetworkDenoiser
 from ddistill.diffusion import Prediction, clip_x0, expand
 from ddistill.schedules import Level
-from ddistill.typing import Features, Images, RandomKey
+from ddistill.typing import Features, Images, Params, RandomKey
 
 N = TypeVar("N", bound=NetworkDenoiser)
 
@@ -110,6 +110,13 @@ class GuidedDenoiser:
         count = both.x0.shape[0] // 2
         scale = expand(jnp.asarray(self.scale), both.x0)
         return jax.tree.map(lambda x: x[count:] + scale * (x[:count] - x[count:]), both)
+
+
+def network_params(denoiser: NetworkDenoiser) -> Params:
+    """The parameters of a network, also of a guided one."""
+    if isinstance(denoiser, GuidedDenoiser):
+        denoiser = denoiser.denoiser
+    return denoiser.params  # type: ignore[attr-defined]
 
 
 @struct.dataclass

@@ -93,6 +93,7 @@ ROOMS = {
         (
             "schedules",
             "diffusion",
+            "low_rank",
             "denoiser",
             "wrapped_denoiser",
             "partitions",
@@ -115,7 +116,10 @@ ROOMS = {
     ),
     "networks": Room(("networks",), "Flax modules", 78, 98, 1),
     "basics": Room(
-        ("errors", "extensions", "typing", "conditions", "text", "settings", "parsing"),
+        (
+            *("errors", "extensions", "typing", "conditions", "text"),
+            *("checkpoint_names", "settings", "parsing"),
+        ),
         "errors, extensions, typing, conditions, text, settings, parsing",
         2,
         98,

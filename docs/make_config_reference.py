@@ -21,6 +21,7 @@ from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
+    LowRankSettings,
     MeshSettings,
     OptimizerSettings,
     ScheduleSettings,
@@ -39,6 +40,7 @@ GROUPS: dict[str, type] = {
     "config.stages.STAGE.grid": GridSettings,
     "config.stages.STAGE.optimizer": OptimizerSettings,
     "config.stages.STAGE.students": StudentsSettings,
+    "config.stages.STAGE.low_rank": LowRankSettings,
     "config.training": TrainingSettings,
     "config.training.mesh": MeshSettings,
     "config.evaluation": EvaluationSettings,

@@ -17,7 +17,7 @@ from ddistill.runtime.interrupt import StopRequest
 from ddistill.settings import GridSettings, MeshSettings, OptimizerSettings, StudentsSettings
 from ddistill.students import take
 from ddistill.trained_run import open_run
-from ddistill.training.batches import BatchReader, spans
+from ddistill.training.batches import BatchReader, spans, student_rows
 from ddistill.training.run_context import RunContext
 from ddistill.training.run_stages import run_stages
 
@@ -58,7 +58,9 @@ def planned(tmp_path_factory):
 
 def shown(plan, dataset, steps):
     """`[steps, K, B]`, the examples of every student's batches."""
-    reader = BatchReader(dataset, plan.students, plan.settings.batch_size, plan.layout(mesh()))
+    reader = BatchReader(
+        dataset, student_rows(dataset, plan), plan.settings.batch_size, plan.layout(mesh())
+    )
     batch_indices = [np.asarray(p[0]) for _, _, _, p in reader.batches(spans(0, steps, 1, ()))]
     return np.concatenate(batch_indices)
 

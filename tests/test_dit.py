@@ -34,9 +34,17 @@ TINY = {
 }
 CONFIGS = {
     "plain": TINY,
-    "learned sigma": {**TINY, "out_channels": 2 * CHANNELS, "norm_eps": 0.01},
+    "other norm": {**TINY, "norm_eps": 0.01},
     "patches of 1": {**TINY, "patch_size": 1},
-    "first release": {**TINY, "_class_name": "Transformer2DModel", "cross_attention_dim": None},
+    "first release": {
+        **TINY,
+        **{"_class_name": "Transformer2DModel", "out_channels": 2 * CHANNELS},
+        **{"attention_bias": True, "activation_fn": "gelu-approximate", "norm_num_groups": 32},
+        **{"norm_type": "ada_norm_zero", "norm_elementwise_affine": False, "dropout": 0.0},
+        **{"cross_attention_dim": None, "num_vector_embeds": None, "upcast_attention": False},
+        **{"double_self_attention": False, "only_cross_attention": False},
+        **{"use_linear_projection": False, "_diffusers_version": "0.12.0.dev0"},
+    },
     "unconditional": {**TINY, "num_embeds_ada_norm": 1, "_unconditional": True},
 }
 SHAPE = (SIDE, SIDE, CHANNELS)
@@ -100,9 +108,9 @@ def test_outputs_are_those_of_diffusers(name):
 # What diffusers 0.42.1 (torch 2.13) gives at row 2, column 3, channel 1 of the three images.
 STORED = {
     "plain": (-0.42565799, 0.49567184, 1.68020368),
-    "learned sigma": (1.00605261, 0.82088113, 1.60591984),
+    "other norm": (-0.42622930, 0.49434507, 1.68151498),
     "patches of 1": (0.58741808, -0.38334101, 3.71505046),
-    "first release": (-0.42565799, 0.49567184, 1.68020368),
+    "first release": (1.00533891, 0.81622261, 1.60654664),
     "unconditional": (-0.11776382, 0.20039611, 1.39416790),
 }
 
@@ -125,8 +133,9 @@ def test_outputs_are_those_that_diffusers_gave(name):
         ({"num_layers": 0}, "num_layers=0 must be an integer above 0"),
         ({"dropout": 1.0}, "dropout=1.0 must be a number in"),
         ({"_class_name": "PixArtTransformer2DModel"}, ".*only DiTTransformer2DModel can be read"),
+        ({"_class_name": "Transformer2DModel"}, "attention_bias=False is not supported"),
         (
-            {"_class_name": "Transformer2DModel", "cross_attention_dim": 768},
+            {**CONFIGS["first release"], "cross_attention_dim": 768},
             "cross_attention_dim=768 is not supported",
         ),
     ],

@@ -20,7 +20,8 @@ from runs import (
 
 from ddistill import data, networks
 from ddistill.errors import ConfigError
-from ddistill.evaluation.sampling_plan import planned_runs, run_of_steps
+from ddistill.evaluation.any_steps import run_of_steps
+from ddistill.evaluation.sampling_plan import planned_runs
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.settings import EvaluationSettings, GridSettings, ScheduleSettings, StudentsSettings
 from ddistill.students import take

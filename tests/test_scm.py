@@ -108,7 +108,7 @@ def test_the_tangent_is_that_of_the_image_along_the_path(float64):
     assert float(jnp.min(jnp.sqrt(jnp.mean(found**2, axis=(1, 2, 3))))) > 1e-5
 
 
-@pytest.mark.parametrize("make", [linear_path, cosine, karras])
+@pytest.mark.parametrize("make", [linear_path, karras])
 def test_the_exact_image_has_no_tangent_on_any_schedule(make, float64):
     tables, batch = tables_of(make(64, dtype=np.float64)), gaussian_batch(64)
     loss = jax.jit(lambda batch: scm().consistency_loss(NETWORKS, batch, tables))
@@ -272,7 +272,7 @@ def test_an_affine_student_reaches_the_consistency_function():
     """Slope STD / S_t of the image at every t, from a student that knows nothing."""
     objective = scm(tangent_norm="rms", tangent_warmup=300, log_mean=-0.3, log_std=1.5)
     tables = tables_of(karras(256))
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-2, 1500))
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-2, 800))
     student = Polynomials(jnp.zeros(7), jnp.zeros(7))
     batch = tiny.batch(64)
 
@@ -293,7 +293,7 @@ def test_an_affine_student_reaches_the_consistency_function():
             updates, opt = optimizer.update(jax.grad(loss)(student), opt)
             return optax.apply_updates(student, updates), opt
 
-        return jax.lax.fori_loop(0, 1500, step, (student, optimizer.init(student)))[0]
+        return jax.lax.fori_loop(0, 800, step, (student, optimizer.init(student)))[0]
 
     student = run(student)
     for t in (0.3, 0.8, 1.2, 1.5):

@@ -69,6 +69,7 @@ VALUES: dict[str, Any] = {
     "student_sampler": "heun",
     "teacher_samplers": {"ddim": (2,)},
     "tuned_on": (0,),
+    "guidances": (2.0,),
 }
 
 

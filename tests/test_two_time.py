@@ -18,7 +18,6 @@ from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.path_slopes import path_slope, velocity, with_derivative
 from ddistill.objectives.sampling import normal
 from ddistill.objectives.states import noised
-from ddistill.samplers import ddim
 from ddistill.schedules import Level, cosine, karras, linear_path, uniform_grid
 
 
@@ -124,20 +123,19 @@ def between(start, end, **hyper):
 
     class Fixed(type(meanflow())):
         def interval(self, batch, tables, instant):
-            rows = jnp.full(len(instant), start)
-            return rows, jnp.where(instant, rows, end)
+            rows = jnp.broadcast_to(jnp.asarray(start), instant.shape)
+            return rows, jnp.where(instant, rows, jnp.asarray(end))
 
     return Fixed(**{"instant_share": 0.0, "adaptive_power": 0.0, **hyper})
 
 
-@pytest.mark.parametrize(("start", "end"), [(9, 1), (10, 0), (5, 4), (3, 3)])
-def test_the_exact_map_fulfils_the_identity(start, end, float64):
+def test_the_exact_map_fulfils_the_identity(float64):
     """u + (t - r) du/dt = v for (t, r) of tenths: the loss against the teacher's velocity is 0."""
-    objective = between(start, end, **TEACHER)
+    objective = between([9, 10, 5, 3], [1, 0, 4, 3], **TEACHER)
     networks = {"student": ExactMap(), "teacher": EXACT_TEACHER}
-    values, metrics = loss_of(objective, networks, gaussian_batch(16), path_tables())
+    values, metrics = loss_of(objective, networks, gaussian_batch(4), path_tables())
     assert float(jnp.sqrt(jnp.max(values))) < 1e-10
-    assert float(metrics["tangent_rms"]) < 3.0
+    assert 0.01 < float(metrics["tangent_rms"]) < 3.0
 
 
 class _Teacher:
@@ -311,18 +309,16 @@ def shortcut(**hyper):
 
 def test_the_exact_map_is_a_fixed_point_of_half_steps(float64):
     networks = {"student": ExactMap(), "target": ExactMap(), "teacher": EXACT_TEACHER}
-    objective, tables = shortcut(**TEACHER), path_tables(16)
-    metrics = loss_of(objective, networks, gaussian_batch(64), tables)[1]
-    assert metrics["doubled_distance"] < 1e-20
-    # One step of one level is told from the velocity itself, whose error falls with the level.
-    finer = loss_of(objective, networks, gaussian_batch(64), path_tables(64))[1]
-    assert 1e-6 < finer["velocity_distance"] < metrics["velocity_distance"] / 8
+    objective = shortcut(**TEACHER)
     # On another schedule, a circle with a time of its own, the map is the same.
     straight = linear_path(16, dtype=np.float64)
     length = np.hypot(straight.alpha, straight.sigma)
     circle = straight.replace(alpha=straight.alpha / length, sigma=straight.sigma / length)
-    metrics = loss_of(objective, networks, gaussian_batch(64), tables_of(circle))[1]
-    assert metrics["doubled_distance"] < 1e-20
+    for tables in (path_tables(16), tables_of(circle)):
+        metrics = loss_of(objective, networks, gaussian_batch(64), tables)[1]
+        assert metrics["doubled_distance"] < 1e-20
+        # The map over one level is the velocity itself up to the length of the level.
+        assert 1e-4 < metrics["velocity_distance"] < 0.1
 
 
 def test_half_steps_are_averaged_where_they_end(float64):
@@ -387,7 +383,7 @@ def test_one_example_in_eight_has_a_doubled_step():
 # -------------------------------------------------------------------------------------- sampling
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 16])
+@pytest.mark.parametrize("count", [1, 5])
 def test_the_exact_map_reaches_the_end_of_the_path_in_any_number_of_steps(count):
     """With DDIM's steps, which tell the network where they end; and so does its derivative in r."""
     with jax.enable_x64(True):
@@ -416,15 +412,6 @@ def test_the_map_obeys_the_velocity_where_a_step_ends(float64):
         where, change = jax.jvp(end, (jnp.asarray(r),), (jnp.asarray(1.0),))
         level = Level(*(jnp.asarray(x) for x in (1.0 - r, r, 1000.0 * r)))
         np.testing.assert_allclose(change, velocity(EXACT(where, level)), atol=1e-10)
-
-
-def test_samplers_take_a_told_network_to_any_number_of_steps():
-    student, levels = told_student(), linear_path(16)
-    for count in (1, 3):
-        grid = uniform_grid(16, count)
-        schedule = jax.tree.map(lambda x, grid=grid: x[grid], levels)
-        images = ddim(student, schedule, tiny.batch(2).image)
-        assert bool(jnp.all(jnp.isfinite(images)))
 
 
 # ------------------------------------------------------------------------------- needs, refusals
@@ -506,6 +493,6 @@ def test_stages_that_cannot_work_are_refused(objective, facts, words):
 
 def test_a_growing_derivative_raises_an_alarm():
     alarms = meanflow().diagnostics.alarms
-    assert alarms({"tangent_rms": 5.0}) == ()
+    assert alarms({"tangent_rms": 3.0}) == ()
     assert [(a.name, a.fatal) for a in alarms({"tangent_rms": 50.0})] == [("tangent", False)]
     assert alarms({"tangent_rms": 2e3})[0].fatal

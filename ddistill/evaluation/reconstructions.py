@@ -150,7 +150,9 @@ def _distance(network: BoundAutoencoder, scorer: Scorer) -> float | None:
     """The distance of the reconstructions of the scorer's test images; None for too few."""
     rebuilt = extract(jax.jit(network.__call__), scorer.test, scorer.batch)
     _, features = extract(scorer.apply, np.clip(rebuilt, -1, 1), scorer.batch, quantise=True)
-    found = score(scorer.real, features, sampling=Sampling(scorer.count, None, scorer.resampling))
+    strata = np.asarray(scorer.test.labels) if scorer.floor_strata else None
+    sampling = Sampling(scorer.count, strata, scorer.resampling)
+    found = score(scorer.real, features, sampling=sampling)
     return found["fd_infinity"].value if "fd_infinity" in found else None
 
 

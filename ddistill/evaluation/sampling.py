@@ -108,7 +108,7 @@ def draw(
 ) -> Float[Array, "..."]:
     """Samples entries `start` to `start + count - 1` of the noise bank on all devices.
 
-    Each student of a partition by class samples the images of its classes.
+    Each student of a partition by class or text samples the images of its classes or texts.
 
     Returns:
       `[count, H, W, C]`, or with `trajectory` all states, `[N+1, count, H, W, C]`.
@@ -261,8 +261,7 @@ def run_walk(
         )
         return jnp.swapaxes(made[1], 0, 1) if walk.trajectory else made
 
-    classes = None if isinstance(cond, TextCondition) else cond
-    made = in_groups(network, classes, noise.shape[0], sample)
+    made = in_groups(network, cond, noise.shape[0], sample)
     return jnp.swapaxes(made, 0, 1) if walk.trajectory else made
 
 

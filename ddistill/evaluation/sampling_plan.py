@@ -238,7 +238,7 @@ def _sampler_grid(levels: Schedule, sampler: str, steps: int, network: str) -> n
     return make_grid(levels, steps, "trailing")
 
 
-def _student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -> np.ndarray:
+def student_grid(plan: StagePlan, levels: Schedule, sampler: str, steps: int) -> np.ndarray:
     """`[N+1]` rows of a student's levels for a sampler of `steps` steps."""
     fixed = get_sampler(sampler).rows
     if fixed is not None:
@@ -274,14 +274,14 @@ def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
     ):
         student = k if plan.stacked and plan.partition is None else None
         samplers = [
-            (name, steps, _student_grid(plan, student_plan.levels, name, steps))
+            (name, steps, student_grid(plan, student_plan.levels, name, steps))
             for name, counts in plan.settings.samplers.items()
             for steps in counts
         ] or [_usual(student_plan, sampler)]
         for name, steps, _ in samplers:
             _check_fits(plan, student_plan.objective.sampler, name, steps)
         for name, steps, grid in samplers:
-            runs.append(_student_run(plan, name, steps, grid, student, sampler))
+            runs.append(student_run(plan, name, steps, grid, student, sampler))
     return runs
 
 
@@ -334,7 +334,7 @@ def _check_mid_levels(plan: StagePlan) -> None:
         )
 
 
-def _student_run(
+def student_run(
     plan: StagePlan, sampler: str, steps: int, grid: np.ndarray, student: int | None, usual: str
 ) -> SamplerRun:
     """The sampler run of one student; `steps` is 0 if the sampler visits all its levels."""
@@ -362,30 +362,6 @@ def _student_run(
     )
 
 
-def run_of_steps(settings: Settings, run: SamplerRun, count: int) -> SamplerRun:
-    """The run of a student for any number of steps with `count` network evaluations per image.
-
-    Args:
-      settings: of the run.
-      run: a planned sampler run of the student.
-      count: network evaluations.
-
-    Raises:
-      ConfigError: the student has fewer levels, or no number of steps has `count` evaluations.
-    """
-    levels = run.student_plan.levels
-    steps = get_sampler(run.sampler).steps_for(count)
-    if steps is None or steps > levels.num_steps:
-        raise ConfigError(
-            f"nfe={count} is not possible: stage '{run.plan.name}' has {levels.num_steps} levels, "
-            f"and is sampled with {run.sampler}."
-        )
-    grid = _student_grid(run.plan, levels, run.sampler, steps)
-    usual = settings.evaluation.student_sampler
-    own = _student_run(run.plan, run.sampler, steps, grid, run.student, usual)
-    return with_inputs(own, settings.evaluation.guidance)
-
-
 def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRun]:
     """One sampler run of at most `most` steps for a network, or for each student of a sweep.
 
@@ -407,7 +383,7 @@ def short_runs(settings: Settings, plan: StagePlan, most: int) -> list[SamplerRu
         run = max(fitting, key=lambda r: r.steps) if fitting else min(runs, key=lambda r: r.steps)
         if not fitting:
             grid = make_grid(run.student_plan.levels, most, "trailing")
-            run = _student_run(plan, run.sampler, most, grid, student, e.student_sampler)
+            run = student_run(plan, run.sampler, most, grid, student, e.student_sampler)
         found.append(with_inputs(run, e.guidance))
     return found
 

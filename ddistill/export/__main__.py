@@ -1,4 +1,6 @@
-"""python -m ddistill.export --to=diffusers|stablehlo|safetensors RUN OUT: exports a student.
+"""python -m ddistill.export --to=FORMAT RUN OUT: exports a student.
+
+FORMAT is "diffusers", "unet", "lora", "stablehlo" or "safetensors".
 
 RUN is the folder of a finished run, OUT a folder that does not exist yet or is empty. Without
 --stage and --nfe the last student of the run is exported.
@@ -17,20 +19,24 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.sampling_plan import SamplerRun
-from ddistill.export import diffusers, dit, safetensors, stablehlo
+from ddistill.export import diffusers, dit, lora, safetensors, stablehlo, text_pipeline
 from ddistill.export.facts import BaseModel, Exported, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
 from ddistill.export.picture import image_rows, write_picture
 from ddistill.interop.hub import is_repo
 from ddistill.interop.imported import Imported
+from ddistill.interop.pipeline_parts import FOLDER as PARTS
 from ddistill.networks.dit import DiT
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.files import expand
+from ddistill.students import whole_network
 from ddistill.text import printable
 from ddistill.trained_run import TrainedRun, open_run
+from ddistill.training.trained import null_text
+from ddistill.typing import Params
 
-FORMS = ("diffusers", "stablehlo", "safetensors")
+FORMS = ("diffusers", "unet", "lora", "stablehlo", "safetensors")
 
 
 @one_line_ending()
@@ -59,6 +65,15 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.e
         default="inside",
         help="place of the weights of a StableHLO program",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the U-Net of a text-to-image pipeline",
+    )
+    parser.add_argument(
+        "--rank", type=int, default=64, help="of the LoRA files of students without a low rank"
+    )
     options = parser.parse_all(argv)
     print(printable(export(options)))
 
@@ -75,10 +90,17 @@ def export(options: argparse.Namespace) -> str:
     run = open_run(options.run, options.cache)
     exported = collect(run, options.stage, options.nfe, options.licence)
     exported = with_hub_ids(exported, options.base_model, options.dataset)
+    exported = replace(exported, precision=options.precision)
+    if options.to != "lora":  # the other formats have whole networks
+        exported = replace(exported, network=whole_network(exported.network))
     writers: dict[str, Callable[[Exported, Path], str]] = {
         "diffusers": _write_diffusers,
+        "unet": text_pipeline.write_unet_alone,
+        "lora": lambda e, path: lora.write(e, path, _pipeline_unet(run, e), options.rank),
         "safetensors": safetensors.write,
-        "stablehlo": lambda e, path: stablehlo.write(e, path, options.weights == "inside"),
+        "stablehlo": lambda e, path: stablehlo.write(
+            with_decoder(e, run), path, options.weights == "inside"
+        ),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
@@ -117,7 +139,27 @@ def collect(
         base_models=tuple(dict.fromkeys(models)),
         dataset=HUB_DATASETS.get(run.data.name, "") if tfds else "",
         image_rows=_image_rows(run, sampler_run),
+        pipeline=_pipeline(sampler_run.plan),
     )
+
+
+def _pipeline_unet(run: TrainedRun, exported: Exported) -> Params:
+    """The parameters of the U-Net of the pipeline that the students come from."""
+    return run.networks.weights(exported.sampler_run.plan.text_stage).params
+
+
+def _pipeline(plan: StagePlan) -> Path | None:
+    """The parts of the pipeline that the teacher of a stage comes from; None without one."""
+    stage = plan.text_stage
+    return stage.folder / PARTS if plan.tokenizer and stage.has_parts else None
+
+
+def with_decoder(exported: Exported, run: TrainedRun) -> Exported:
+    """The same export with the decoder of latents and the condition of the empty text."""
+    plan = exported.sampler_run.plan
+    encoder = run.networks.text_encoder(plan)
+    null = None if encoder is None else null_text(plan, encoder)
+    return replace(exported, decoder=run.networks.decoder(plan), null_text=null)
 
 
 def with_hub_ids(exported: Exported, base_model: str, dataset: str) -> Exported:

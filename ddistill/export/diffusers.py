@@ -4,10 +4,9 @@ A student with variance-preserving levels that end clean becomes a `UNet2DModel`
 `DDIMScheduler`. Everything else (the students of a partition, class-conditional students, the
 preconditioning of EDM, samplers that add noise in every step) becomes one `UNet2DModel` per
 student, ddistill.json with levels and owners, and pipeline.py, which needs only torch and
-diffusers.
+diffusers. Students that read texts are folders of a `StableDiffusionPipeline` (`text_pipeline`).
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddistill.errors import ConfigError
+from ddistill.export import text_pipeline
 from ddistill.export.facts import Exported
+from ddistill.export.json_files import diffusers_version, write_config
 from ddistill.export.model_card import model_card
 from ddistill.export.trees import Params
-from ddistill.interop.ddim import BETA_SCHEDULES, write_scheduler
+from ddistill.interop.ddim import named_betas, write_scheduler
 from ddistill.interop.tensors import write_tensors
 from ddistill.interop.unet2d import write_options
 from ddistill.interop.unet2d_weights import to_tensors
@@ -30,8 +31,6 @@ from ddistill.runtime.files import write_text
 from ddistill.schedules import Schedule, build_schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
 
-# The oldest release of diffusers that reads these files.
-VERSION = "0.31.0"
 SAMPLERS = ("ddim", "renoise")
 
 
@@ -41,6 +40,8 @@ def write(exported: Exported, out: Path) -> str:
     Raises:
       ConfigError: diffusers does not support the network, the sampler or an option.
     """
+    if exported.reads_text:
+        return text_pipeline.write(exported, out)
     check(exported)
     why = _beyond_ddim(exported)
     if not why:
@@ -96,15 +97,15 @@ def _write_ddim(exported: Exported, out: Path) -> None:
         options |= {"time_embedding_type": "learned", "num_train_timesteps": len(table)}
         tensors["time_proj.weight"] = _sinusoids(exported.unet, table)
     _write_unet(out / "unet", options, tensors)
-    _write_json(out / "scheduler" / "scheduler_config.json", {**scheduler, **_version()})
+    write_config(out / "scheduler" / "scheduler_config.json", {**scheduler, **diffusers_version()})
     index = {
         "_class_name": "DDIMPipeline",
-        **_version(),
+        **diffusers_version(),
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    _write_json(out / "model_index.json", index)
-    _write_json(out / "ddistill.json", exported.manifest())
+    write_config(out / "model_index.json", index)
+    write_config(out / "ddistill.json", exported.manifest())
     # As the samplers of ddistill, the pipeline derives eps again from the clipped image.
     how = f"""
 from diffusers import DDIMPipeline
@@ -138,7 +139,8 @@ def ddim_scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | 
     even = each % steps == 0 and np.array_equal(run.grid, uniform_grid(each, steps))
     if same_times and even and np.array_equal(own.time, whole.time[run.grid]):
         config = write_scheduler(whole, prediction, clip)
-        named = _named(exported.settings.schedule)
+        made = exported.settings.schedule
+        named = named_betas(made.name, made.options)
         return {**config, **named, "timestep_spacing": "trailing"}, None
     if unscaled and np.array_equal(own.time[1:], np.arange(steps)):
         return write_scheduler(own, prediction, clip), None
@@ -147,15 +149,6 @@ def ddim_scheduler(exported: Exported) -> tuple[dict[str, object], np.ndarray | 
 
 def _whole(s: ScheduleSettings) -> Schedule:
     return build_schedule(s.name, s.steps, **s.options)
-
-
-def _named(s: ScheduleSettings) -> dict[str, object]:
-    """The name of the schedule in diffusers, in place of its betas; empty without a name."""
-    needed = set() if s.name == "cosine" else {"start", "end"}
-    if s.name not in BETA_SCHEDULES or set(s.options) != needed:
-        return {}
-    ends = {f"beta_{end}": value for end, value in s.options.items()}
-    return {"beta_schedule": BETA_SCHEDULES[s.name], "trained_betas": None, **ends}
 
 
 def _sinusoids(net: UNet, times: np.ndarray) -> np.ndarray:
@@ -176,7 +169,7 @@ def _write_students(exported: Exported, out: Path) -> None:
     for name, student in zip(names, exported.students):
         _write_unet(out / name, options, dict(_tensors(net, shape, student.params)))
     manifest = {**exported.manifest(net.time_scale), "unets": names}
-    _write_json(out / "ddistill.json", manifest)
+    write_config(out / "ddistill.json", manifest)
     shutil.copy(Path(__file__).with_name("pipeline.py"), out / "pipeline.py")
     labels = "labels=[0] * 16" if exported.conditional else "batch_size=16"
     how = f"""
@@ -199,13 +192,5 @@ def _write_unet(
     # diffusers ignores keys that begin with "_"; the reader of ddistill uses this one.
     classes = options["num_class_embeds"]
     null = {"_null_class": classes - 1} if isinstance(classes, int) and classes else {}
-    _write_json(folder / "config.json", {**options, **null, **_version()})
+    write_config(folder / "config.json", {**options, **null, **diffusers_version()})
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
-
-
-def _version() -> dict[str, str]:
-    return {"_diffusers_version": VERSION}
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")

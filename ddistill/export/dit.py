@@ -6,16 +6,15 @@ levels and owners, and pipeline.py. Levels of flow matching are also written as 
 `FlowMatchEulerDiscreteScheduler`, which `DiTPipeline` cannot use.
 """
 
-import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
 from ddistill.errors import ConfigError
-from ddistill.export.diffusers import VERSION, check, ddim_scheduler
+from ddistill.export.diffusers import check, ddim_scheduler
 from ddistill.export.facts import Exported
+from ddistill.export.json_files import diffusers_version, write_config
 from ddistill.export.model_card import model_card
 from ddistill.export.trees import Params
 from ddistill.interop.dit import KIND, to_tensors, write_options
@@ -73,17 +72,17 @@ def _write_pipeline(exported: Exported, out: Path) -> None:
     run = exported.sampler_run
     scheduler, _ = ddim_scheduler(exported)
     _write_transformer(exported, out / TRANSFORMER, exported.denoiser.params)
-    _write_json(out / "scheduler" / "scheduler_config.json", {**scheduler, **_version()})
+    write_config(out / "scheduler" / "scheduler_config.json", {**scheduler, **diffusers_version()})
     _copy_vae(exported, out)
     index = {
         "_class_name": "DiTPipeline",
-        **_version(),
+        **diffusers_version(),
         "scheduler": ["diffusers", "DDIMScheduler"],
         TRANSFORMER: ["diffusers", KIND],
         VAE: ["diffusers", "AutoencoderKL"],
     }
-    _write_json(out / "model_index.json", index)
-    _write_json(out / "ddistill.json", exported.manifest())
+    write_config(out / "model_index.json", index)
+    write_config(out / "ddistill.json", exported.manifest())
     # With guidance the pipeline would also ask for class 1000, whatever the number of classes.
     how = f"""
 from diffusers import DiTPipeline
@@ -108,7 +107,7 @@ def _write_students(exported: Exported, out: Path) -> None:
     }
     if _copy_vae(exported, out):
         facts[VAE] = VAE
-    _write_json(out / "ddistill.json", facts)
+    write_config(out / "ddistill.json", facts)
     shutil.copy(Path(__file__).with_name("pipeline.py"), out / "pipeline.py")
     labels = "labels=[0] * 16" if exported.conditional else "batch_size=16"
     how = f"""
@@ -128,7 +127,7 @@ def _flow(exported: Exported, out: Path) -> JsonRecord:
         config, sigmas = write_flow_scheduler(exported.sampler_run.levels)
     except ConfigError:
         return {}  # levels of another path, which pipeline.py knows
-    _write_json(out / "scheduler" / "scheduler_config.json", {**config, **_version()})
+    write_config(out / "scheduler" / "scheduler_config.json", {**config, **diffusers_version()})
     return {"scheduler_sigmas": sigmas}
 
 
@@ -142,7 +141,7 @@ def _write_transformer(exported: Exported, folder: Path, params: Params) -> None
     net, shape = _module(exported), exported.sampler_run.plan.image_shape
     options = write_options(net, shape)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", {**options, **_version()})
+    write_config(folder / "config.json", {**options, **diffusers_version()})
     tensors = dict(to_tensors(net, shape[2], jax.device_get(params)))
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
 
@@ -156,12 +155,3 @@ def _copy_vae(exported: Exported, out: Path) -> bool:
     for file in find_part(source, VAE).files:
         shutil.copyfile(file, out / VAE / file.name)
     return True
-
-
-def _version() -> dict[str, str]:
-    return {"_diffusers_version": VERSION}
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=2) + "\n")

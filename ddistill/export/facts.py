@@ -1,19 +1,24 @@
 """The facts about an exported network: levels, owners, scores and origin."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from ddistill.conditions import TextCondition
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
+from ddistill.interop.pipeline_parts import Decoder
 from ddistill.networks.extras import EXTRAS
+from ddistill.networks.text_unet import TextUNet
 from ddistill.networks.unet import UNet
+from ddistill.partitions import Partition
 from ddistill.settings import Settings
 from ddistill.students import RoutedDenoiser
 
@@ -42,6 +47,12 @@ class Exported:
       base_models: models of the Hugging Face hub from which the network started.
       dataset: id of the data set on the Hugging Face hub; "" if it has none.
       image_rows: samples for the picture of the model card; may be empty.
+      pipeline: folder with tokenizer, text encoder and autoencoder of the teacher's pipeline; None
+        for networks that read no texts, or whose run has trained their text encoder.
+      decoder: what makes pictures of latents inside of a program; None for networks of pixels, and
+        where other files decode.
+      null_text: the condition of the empty text, for networks that read texts.
+      precision: of exported weights of networks that read texts: "float32" or "float16".
     """
 
     sampler_run: SamplerRun
@@ -54,6 +65,10 @@ class Exported:
     base_models: tuple[BaseModel, ...] = ()
     dataset: str = ""
     image_rows: tuple[ImageRow, ...] = ()
+    pipeline: Path | None = None
+    decoder: Decoder | None = None
+    null_text: TextCondition | None = None
+    precision: str = "float32"
 
     @property
     def denoiser(self) -> Denoiser:
@@ -71,6 +86,11 @@ class Exported:
     def conditional(self) -> bool:
         """Whether the network is class-conditional."""
         return self.sampler_run.student_plan.tables.classes is not None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the network is conditional on texts."""
+        return self.sampler_run.plan.tokenizer is not None
 
     @property
     def clip(self) -> float:
@@ -94,18 +114,50 @@ class Exported:
         return module
 
     @property
+    def text_unet(self) -> TextUNet:
+        """The module of students that read texts, without a text encoder.
+
+        Raises:
+          ConfigError: the module is not a `TextUNet`.
+        """
+        module = self.sampler_run.plan.module
+        if not isinstance(module, TextUNet):
+            name = self.sampler_run.plan.settings.network["name"]
+            raise ConfigError(
+                f"stage '{self.sampler_run.plan.name}' is a network '{name}', which is no "
+                "UNet2DConditionModel of a text-to-image pipeline. Use another --to."
+            )
+        own = [field.name for field in fields(TextUNet) if field.name not in ("parent", "name")]
+        return TextUNet(**{name: getattr(module, name) for name in own})
+
+    @property
     def chosen_inputs(self) -> tuple[str, ...]:
         """The extra inputs of the network with a value that users of the export choose."""
         return tuple(name for name in self.sampler_run.inputs if name == "guidance")
 
     def owners(self) -> np.ndarray:
-        """`[N, C]` index of the student for level 1 .. N and class; C is 1 without classes."""
+        """`[N, C]` index of the student for level 1 .. N and class, or cell of texts.
+
+        C is 1 without classes and cells.
+        """
         levels, count = self.sampler_run.levels, self.num_classes if self.conditional else 1
+        if self.reads_text and isinstance(self.network, RoutedDenoiser):
+            return self._owners_of_texts(self.network.partition)
         table = np.zeros((levels.num_steps, count), np.int64)
         if isinstance(self.network, RoutedDenoiser):
             for i in range(levels.num_steps):
                 owner = self.network.partition.owner(levels.at(i + 1), jnp.arange(count))
                 table[i] = np.broadcast_to(np.asarray(owner), count)
+        return table
+
+    def _owners_of_texts(self, partition: Partition) -> np.ndarray:
+        levels = self.sampler_run.levels
+        table = np.zeros((levels.num_steps, partition.groups), np.int64)
+        for g in range(partition.groups):
+            students, rest = partition.within(g)
+            for i in range(levels.num_steps):
+                place = 0 if rest is None else int(rest.owner(levels.at(i + 1)))
+                table[i, g] = students[place]
         return table
 
     def manifest(self, time_scale: float = 1.0) -> dict[str, object]:

@@ -13,7 +13,7 @@ from ddistill.text import printable
 from ddistill.typing import JsonRecord
 
 # The hub has no task for class-conditional images; the tag says it.
-TASK = "unconditional-image-generation"
+TASK, TEXT_TASK = "unconditional-image-generation", "text-to-image"
 # Identifiers of licences that the hub knows; it takes other names as `license_name`.
 _KNOWN = (
     "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m "
@@ -63,7 +63,9 @@ def identifier(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", plain.lower()).strip("-.")[:96] or "unnamed"
 
 
-def model_index(model: str, data: str, dataset: str, rows: Sequence[Row]) -> list[JsonRecord]:
+def model_index(
+    model: str, data: str, dataset: str, rows: Sequence[Row], task: str = TASK
+) -> list[JsonRecord]:
     """The scores of a student, for the key `model-index`; empty without scores.
 
     Args:
@@ -71,12 +73,13 @@ def model_index(model: str, data: str, dataset: str, rows: Sequence[Row]) -> lis
       data: name of the data set.
       dataset: its id on the hub; "" for none.
       rows: scores.
+      task: of the hub.
     """
     metrics = [_metric(row) for row in rows if row.metric not in _COSTS]
     if not metrics:
         return []
     result = {
-        "task": {"type": TASK, "name": "Image generation"},
+        "task": {"type": task, "name": "Image generation"},
         "dataset": {"type": dataset or identifier(data), "name": printable(data)},
         "metrics": metrics,
     }

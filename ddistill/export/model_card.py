@@ -2,7 +2,13 @@
 
 from ddistill.evaluation.records.rows import Row
 from ddistill.export.facts import Exported, plain_options
-from ddistill.export.front_matter import TASK, front_matter, licence_metadata, model_index
+from ddistill.export.front_matter import (
+    TASK,
+    TEXT_TASK,
+    front_matter,
+    licence_metadata,
+    model_index,
+)
 from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.text import markdown, printable
 from ddistill.typing import JsonRecord
@@ -28,9 +34,10 @@ def model_card(exported: Exported, how: str, library: str, tags: tuple[str, ...]
             "",
             *_picture(exported),
             f"* Data: {markdown(exported.data)}, "
-            f"images of {' x '.join(map(str, run.plan.image_shape))} "
-            "(height, width, channels)"
-            + (f", {exported.num_classes} classes" * exported.conditional),
+            f"{'images' if run.plan.encoder is None else 'latents'} of "
+            f"{' x '.join(map(str, run.plan.image_shape))} (height, width, channels)"
+            + (f", {exported.num_classes} classes" * exported.conditional)
+            + (", with captions" * exported.reads_text),
             f"* Method: {s.method or 'none, this is the teacher'}"
             + (f", {run.students} students" if run.students > 1 else ""),
             f"* Teacher: {_teacher(exported)}",
@@ -57,11 +64,14 @@ def _metadata(exported: Exported, library: str, tags: tuple[str, ...]) -> JsonRe
     method = exported.sampler_run.plan.settings.method
     known = ["diffusion", "distillation", "ddistill", *([printable(method)] if method else [])]
     known += ["class-conditional"] if exported.conditional else []
-    index = model_index(exported.settings.name, exported.data, exported.dataset, exported.rows)
+    task = TEXT_TASK if exported.reads_text else TASK
+    index = model_index(
+        exported.settings.name, exported.data, exported.dataset, exported.rows, task
+    )
     found: dict[str, object] = {
         **licence_metadata(exported.licence),
         "library_name": library,
-        "pipeline_tag": TASK,
+        "pipeline_tag": task,
         "tags": list(dict.fromkeys((*known, *tags))),
     }
     if exported.base_models:

@@ -209,6 +209,22 @@ def write_scheduler(levels: Schedule, prediction: str, clip: float) -> JsonRecor
     }
 
 
+def named_betas(name: str, options: Options) -> JsonRecord:
+    """The keys of a scheduler's config for one of our schedules that diffusers has under a name.
+
+    Args:
+      name, options: as of `ddistill.settings.ScheduleSettings`.
+
+    Returns:
+      The name in place of the betas; empty for schedules without a name.
+    """
+    needed = set() if name == "cosine" else {"start", "end"}
+    if name not in BETA_SCHEDULES or set(options) != needed:
+        return {}
+    ends = {f"beta_{end}": value for end, value in options.items()}
+    return {"beta_schedule": BETA_SCHEDULES[name], "trained_betas": None, **ends}
+
+
 def expressible(levels: Schedule, prediction: str) -> np.ndarray:
     """The betas `[N]` of a `DDIMScheduler` with these levels.
 

@@ -50,8 +50,12 @@ DEFAULTS: Options = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
-# Further keys of `Transformer2DModel`, with the values that a DiT has.
-_OLD: Options = {
+# Defaults of `Transformer2DModel` where they differ, and its further keys.
+_OLD_DEFAULTS: Options = {
+    **DEFAULTS,
+    **{"attention_head_dim": 88, "in_channels": None, "num_layers": 1, "sample_size": None},
+    **{"attention_bias": False, "patch_size": None, "activation_fn": "geglu"},
+    **{"num_embeds_ada_norm": None, "norm_type": "layer_norm", "norm_elementwise_affine": True},
     "cross_attention_dim": None,
     "num_vector_embeds": None,
     "use_linear_projection": False,
@@ -62,6 +66,8 @@ _OLD: Options = {
     "interpolation_scale": None,
     "use_additional_conditions": None,
 }
+# The values of the further keys that a DiT has.
+_OLD_FIXED = {k: (v,) for k, v in _OLD_DEFAULTS.items() if k not in DEFAULTS}
 # Options that our network has in one form only, and the values that stand for it.
 _FIXED: dict[str, tuple[object, ...]] = {
     "attention_bias": (True,),
@@ -89,9 +95,9 @@ def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int
         have; the message gives its name, its value and the allowed values.
     """
     old = config.get("_class_name") == _OLD_KIND
-    kind, more = (_OLD_KIND, _OLD) if old else (KIND, {})
-    c = completed(config, kind, {**DEFAULTS, **more}, where, AVERAGE_NOTES)
-    check_fixed(c, {**_FIXED, **{key: (value,) for key, value in more.items()}}, where)
+    kind, defaults = (_OLD_KIND, _OLD_DEFAULTS) if old else (KIND, DEFAULTS)
+    c = completed(config, kind, defaults, where, AVERAGE_NOTES)
+    check_fixed(c, {**_FIXED, **(_OLD_FIXED if old else {})}, where)
     _check_types(c, where)
     channels = c["in_channels"]
     out = channels if c["out_channels"] is None else c["out_channels"]

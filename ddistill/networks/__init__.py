@@ -1,7 +1,7 @@
 """Networks by name, with settings that are checked before anything is traced."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flax import linen as nn
 
@@ -89,6 +89,31 @@ def build(name: str, **options: object) -> nn.Module:
     if isinstance(module, CLIPText):
         check_clip_text(module)
     return module
+
+
+# Width of the sinusoids of a guidance scale, as LCM's networks have it (arXiv 2310.04378).
+_GUIDANCE_DIM = 256
+
+
+def extra_inputs(network: Mapping[str, object]) -> tuple[str, ...]:
+    """The scalars that a network is given beside its time, by the names of `networks.extras`.
+
+    Args:
+      network: its name and options. A U-Net of texts has the input "guidance" where its
+        `guidance_dim` is above 0, and no others.
+    """
+    if reads_text(str(network.get("name", ""))):
+        return ("guidance",) if network.get("guidance_dim") else ()
+    return tuple(network.get("extras", ()))  # type: ignore[arg-type]
+
+
+def with_extra_inputs(network: Mapping[str, object], names: tuple[str, ...]) -> dict[str, object]:
+    """The options of a network with other extra inputs; a U-Net of texts takes "guidance" alone."""
+    if extra_inputs(network) == tuple(names):
+        return dict(network)
+    if reads_text(str(network.get("name", ""))):
+        return {**network, "guidance_dim": _GUIDANCE_DIM if "guidance" in names else 0}
+    return {**network, "extras": tuple(names)}
 
 
 def reads_text(name: str) -> bool:

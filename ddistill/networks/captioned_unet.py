@@ -43,6 +43,7 @@ class CaptionedUNet(TextUNet):
         *,
         train: bool = False,
         taps: tuple[str, ...] = (),
+        extra: Float[Array, "B X"] | None = None,
     ):
         """Runs the network; arguments, results and errors as of `TextUNet`, or `cond` is `Tokens`.
 
@@ -53,7 +54,7 @@ class CaptionedUNet(TextUNet):
             ids = jnp.asarray(cond.ids)
             encoder = CLIPText(**self._text_fields(), name=TEXT)
             cond = pooled_condition(*encoder(ids), ids, encoder.eos)
-        return super().__call__(x, time, cond, train=train, taps=taps)
+        return super().__call__(x, time, cond, train=train, taps=taps, extra=extra)
 
     def text_encoder(self) -> CLIPText:
         """The text encoder, to be applied to the parameters `TEXT` of this network."""
@@ -79,6 +80,6 @@ class CaptionedUNet(TextUNet):
 def check_captioned_unet(net: CaptionedUNet) -> None:
     """Raises `ConfigError` for field values of `net` that cannot work."""
     check_text_unet(net)
-    if net.guidance_dim or net.added_dim:
-        raise ConfigError("guidance_dim and added_dim are inputs of text_unet alone; set 0.")
+    if net.added_dim:
+        raise ConfigError(f"added_dim={net.added_dim} is an input of text_unet alone; set 0.")
     check_clip_text(net.text_encoder())

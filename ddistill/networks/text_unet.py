@@ -5,6 +5,7 @@ the embedding of a guidance scale (LCM, arXiv 2310.04378); depths per level (SDX
 2307.01952).
 """
 
+import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -41,7 +42,8 @@ class TextUNet(nn.Module):
       linear_projection: transformers begin and end with linear layers (2.x, XL) or with
         convolutions of size 1 (1.x): the same function, other shapes of kernels.
       upcast_attention: scores of float32 inputs have all digits on every platform (2.1).
-      guidance_dim: width of the sinusoids of `TextCondition.guidance`; 0 for no such input.
+      guidance_dim: width of the sinusoids of `TextCondition.guidance`, which is the extra input
+        "guidance" too; 0 for no such input. Before training it has no effect.
       added_dim: width of `TextCondition.added` (XL: 2816); 0 for no such input.
       out_channels: channels of the output.
       dropout: rate after the second SiLU of every residual block.
@@ -86,13 +88,16 @@ class TextUNet(nn.Module):
         *,
         train: bool = False,
         taps: tuple[str, ...] = (),
+        extra: Float[Array, "B X"] | None = None,
     ):
         """Runs the network.
 
         Feature taps: `down_0` (outermost) ... `down_{L-1}`, the output of a down level's last
         block, before downsampling; `mid`, what enters the way up, so the last down level's output
         where there is no middle; `up_0` (innermost) ... `up_{L-1}` (outermost), the output of an up
-        level's last block, before upsampling; `last`, what enters the last convolution.
+        level's last block, before upsampling; `last`, what enters the last convolution. `out_i` is
+        the output of the up level beside `down_i`: networks of unlike depths have the same sizes
+        there.
 
         Args:
           x: noisy latents; H and W divide by 2^(L-1).
@@ -100,6 +105,7 @@ class TextUNet(nn.Module):
           cond: the text; it has no default here, a network without text is given the states of "".
           train: whether dropout is on; then an rng named "dropout" is needed.
           taps: names of the features to return too.
+          extra: the values of `extras`, `[B, 1]` or `[B, 0]`, in place of `TextCondition.guidance`.
 
         Returns:
           The output `[B, H, W, out_channels]` in float32, or (output, {tap: features}) when taps
@@ -109,6 +115,11 @@ class TextUNet(nn.Module):
           ConfigError: the fields do not fit together, or the arguments do not fit them.
         """
         check_text_unet(self)
+        if self.extras and isinstance(cond, TextCondition):
+            if extra is not None:
+                cond = dataclasses.replace(cond, guidance=extra[:, 0])
+            elif cond.guidance is None and self.is_initializing():
+                cond = dataclasses.replace(cond, guidance=jnp.ones(len(x)))
         text = _checked(self, x.shape, cond, taps)
         resnets, transformers = self._configs()
         emb = self._embedding(time, text)
@@ -140,12 +151,22 @@ class TextUNet(nn.Module):
         for i in range(last, -1, -1):
             for j in range(self.at("blocks", i) + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), i, f"up_{i}_{j}")
-            features[f"up_{last - i}"] = h
+            features[f"up_{last - i}"] = features[f"out_{i}"] = h
             if i != 0:
                 h = resnets.conv(h.shape[-1], f"up_{i}_resample", upsampled=True)(h)
         h = features["last"] = resnets.norm("norm_out")(h, silu=True)
         out = resnets.conv(self.out_channels, "conv_out", kernel_init=zeros)(h).astype(jnp.float32)
         return (out, {name: features[name] for name in taps}) if taps else out
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the scalar inputs beside the time."""
+        return ("guidance",) if self.guidance_dim else ()
+
+    @property
+    def extra_parameters(self) -> tuple[str, ...]:
+        """The entries of the parameters that belong to `extras`."""
+        return self.extras
 
     def example_condition(self) -> Condition:
         """A condition of one example, of one token, with the inputs that the network has."""
@@ -188,7 +209,8 @@ class TextUNet(nn.Module):
         width = 4 * self.widths[0]
 
         def dense(features: int, name: str, bias: bool = True) -> nn.Dense:
-            return nn.Dense(features, bias, dtype=self.dtype, kernel_init=glorot, name=name)
+            init = glorot if bias else zeros
+            return nn.Dense(features, bias, dtype=self.dtype, kernel_init=init, name=name)
 
         emb = sinusoidal_embedding(time, self.widths[0], cosines_first=True, includes_last=False)
         if text.guidance is not None:
@@ -230,7 +252,8 @@ def _checked(
                 f"TextCondition.{name} is {state}, and {field}={getattr(net, field)}."
             )
     levels = range(len(net.widths))
-    names = (*(f"{way}_{i}" for way in ("down", "up") for i in levels), "mid", "last")
+    ways = ("down", "up", "out")
+    names = (*(f"{way}_{i}" for way in ways for i in levels), "mid", "last")
     for tap in taps:
         check_choice("feature tap", tap, names)
     return cond

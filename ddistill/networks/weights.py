@@ -3,7 +3,9 @@
 from flax import struct
 from jaxtyping import PyTree
 
-from ddistill.typing import Params
+from ddistill.low_rank import merged
+from ddistill.students import clone, take
+from ddistill.typing import Index, Params
 
 
 @struct.dataclass
@@ -13,10 +15,27 @@ class Weights:
     Attributes:
       params: its parameters, which optimisers change and averages follow.
       statistics: running means and variances of its batch norms; None if it has none.
+      base: of a network of low rank, the frozen parameters that `params` are factors for
+        (`ddistill.low_rank`); without a student axis, also where the factors have one.
     """
 
     params: Params
     statistics: PyTree = None
+    base: Params | None = None
+
+    def student(self, k: int | Index) -> "Weights":
+        """Student k of a stack."""
+        return take(self.replace(base=None), k).replace(base=self.base)  # type: ignore[attr-defined,no-any-return]
+
+    def cloned(self, count: int) -> "Weights":
+        """A stack of `count` equal students."""
+        return clone(self.replace(base=None), count).replace(base=self.base)  # type: ignore[attr-defined,no-any-return]
+
+    def whole(self) -> "Weights":
+        """The same network without a base: the factors are added to its parameters."""
+        if self.base is None:
+            return self
+        return self.replace(params=merged(self.base, self.params), base=None)  # type: ignore[attr-defined,no-any-return]
 
     def variables(self) -> dict[str, PyTree]:
         """The collections that `module.apply` takes."""

@@ -225,7 +225,7 @@ def _denoiser_inputs(image_shape: ImageShape, conditional: bool) -> tuple[PyTree
 
 
 def _bind_denoiser(module: nn.Module, weights: Weights, prediction: str) -> Denoiser:
-    return Denoiser.from_module(module, weights.params, prediction)
+    return Denoiser.from_module(module, weights.params, prediction, base=weights.base)
 
 
 DENOISER = NetworkForm("denoiser", _denoiser_inputs, _bind_denoiser)

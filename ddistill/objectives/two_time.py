@@ -107,8 +107,8 @@ def told(network: NetworkDenoiser, tables: LevelTables, end: Labels) -> NetworkD
     return network.given(end_time=jnp.asarray(tables.student.time)[end])
 
 
-# Of the mean size of a tangent, whose usual values are about 1.
-LARGE_TANGENT, FATAL_TANGENT = 20.0, 1e3
+# Of the root mean square of a tangent, usually below 2; a student that diverged had 5 early on.
+LARGE_TANGENT, FATAL_TANGENT = 4.0, 100.0
 
 
 def tangent_alarms(means: Mapping[str, float]) -> tuple[Alarm, ...]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from flax import linen as nn
 
 from ddistill import networks
+from ddistill.checkpoint_names import checkpoint_named
 from ddistill.errors import ConfigError, nearest
 from ddistill.objectives import make_objective
 from ddistill.parsing import to_plain
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
-from ddistill.settings import StageSettings, checkpoint_named
+from ddistill.settings import StageSettings
 
 
 def in_full(network: Mapping[str, object]) -> dict[str, object]:
@@ -108,8 +109,7 @@ def resolve(context: StageContext) -> StageSettings:
         )
     network = dict(theirs.network)
     extras = tuple(make_objective(stage.objective, f"{path}.objective").extra_inputs)
-    if extras or network.get("extras"):
-        network["extras"] = extras
+    network = networks.with_extra_inputs(network, extras)
     return dataclasses.replace(
         stage,
         network=network,

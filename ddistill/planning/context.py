@@ -12,7 +12,8 @@ from ddistill.conditions import Leaf, text_leaves, token_leaves
 from ddistill.data.encodings import EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
-from ddistill.planning.plan import LevelTable, StagePlan
+from ddistill.planning.identity import by_text
+from ddistill.planning.plan import DEFAULT_POOL, LevelTable, StagePlan
 from ddistill.schedules import Schedule
 from ddistill.settings import Settings, StageSettings
 
@@ -24,6 +25,7 @@ class TextFacts(TypedDict):
     latent_source: StagePlan | None
     tokenizer: TokenizerFacts | None
     text_source: StagePlan | None
+    text_pool: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ class StageContext:
         return self.earlier[name] if name else None
 
     @property
+    def base(self) -> tuple[StagePlan, int | None] | None:
+        """`StagePlan.base`: the stage that it starts from, or the base of that stage."""
+        source = self.source
+        if source is None or not self.settings.low_rank_of("student"):
+            return None
+        return source.base or (source, self.settings.init_checkpoint.step)
+
+    @property
     def reads_text(self) -> bool:
         """Whether its denoiser is conditional on texts."""
         return networks.reads_text(str(self.settings.network.get("name", "")))
@@ -75,12 +85,15 @@ class StageContext:
     def text_facts(self) -> TextFacts:
         """What its plan says of latents and captions."""
         teacher, name = self.teacher, self.settings.latents
+        own = self.settings.students.pool if by_text(self.settings) else ""
+        theirs = teacher.text_pool if teacher is not None else DEFAULT_POOL
         known = teacher is not None and (teacher.tokenizer or teacher.text_stage.has_parts)
         return {
             "encoder": self.data.encoder,
             "latent_source": self.earlier[name] if name else None,
             "tokenizer": self.data.tokenizer if self.reads_text else None,
             "text_source": teacher.text_stage if teacher is not None and known else None,
+            "text_pool": own or theirs,
         }
 
     def text_leaves(self, student: nn.Module) -> tuple[Leaf, ...]:

@@ -31,6 +31,7 @@ from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
     EvaluationSettings,
     GridSettings,
+    LowRankSettings,
     MeshSettings,
     OptimizerSettings,
     ScheduleSettings,
@@ -72,7 +73,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.LEARNT, "objective steps batch_size network prediction guidance accumulate"),
         **_all(Kind.LEARNT, "ema ema_warmup select_checkpoint keep_every conditional"),
         **_all(Kind.LEARNT, "teacher init resume pairs latents"),
-        **_all(Kind.GROUP, "grid optimizer optimizers students"),
+        **_all(Kind.GROUP, "grid optimizer optimizers students low_rank"),
         **_all(Kind.PLANNED, "classifier"),
         **_all(Kind.CONTENT, "source"),
         **_all(Kind.NAME, "shared method variant"),
@@ -84,12 +85,13 @@ FIELDS: dict[type, dict[str, Kind]] = {
         "name learning_rate schedule warmup final_scale clip weight_decay b1 b2 eps momentum "
         "milestones decay",
     ),
+    LowRankSettings: _all(Kind.LEARNT, "rank targets networks"),
     StudentsSettings: {
         **_all(
             Kind.LEARNT,
             "count partition spacing boundaries margin full_range_share grouping groups",
         ),
-        **_all(Kind.LEARNT, "ranges sweep on_divergence"),
+        **_all(Kind.LEARNT, "ranges sweep on_divergence text_split column pool"),
         **_all(Kind.CONTENT, "embeddings"),
         **_all(Kind.RUN, "mapping"),
     },
@@ -129,6 +131,8 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.RUN, "in_memory_limit_mb workers"),
     },
 }
+# Settings of students without effect unless they divide texts.
+OF_TEXTS = ("text_split", "column", "pool")
 # Options that change how a network is computed, and not its result.
 COMPUTED = ("remat", "conv_impl", "attention_impl")
 
@@ -241,9 +245,22 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:
         del own["students"]
+    if not stage.low_rank.rank:
+        del own["low_rank"]
+    elif not by_text(stage):
+        # Stages of other partitions keep the digests that they had before there were these.
+        for name in OF_TEXTS:
+            del own["students"][name]
     if stage.select_checkpoint == "best":
         own["checkpoint_every"] = settings.training.checkpoint_every
     return own
+
+
+def by_text(stage: StageSettings) -> bool:
+    """Whether the students of a stage divide texts among them; the settings are resolved."""
+    kind = stage.students.partition
+    reads = networks.reads_text(str(stage.network.get("name", "")))
+    return kind == "texts" or (kind == "both" and reads)
 
 
 def digest_of(identity: Mapping[str, object]) -> str:

@@ -151,5 +151,6 @@ def _open(context: StageContext, folders: Folders, digest: str) -> StagePlan:
         image_shape=context.data.image_shape,
         seed=context.run.seed,
         imported=context.imported,
+        base=context.base,
         **context.text_facts,
     )

@@ -1,4 +1,4 @@
-"""Which student of a stage owns which noise levels and classes, from its settings."""
+"""Which student of a stage owns which levels, classes and texts, from its settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,16 +10,23 @@ from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.partitions import (
     ConditionPartition,
+    EmbeddingPartition,
     Partition,
     ProductPartition,
     condition_partition,
     timestep_partition,
 )
+from ddistill.partitions.fitting import BY_CUTS, check_cuts
 from ddistill.planning.checks.students import check_students
 from ddistill.planning.context import StageContext
 from ddistill.runtime.files import expand
 from ddistill.schedules import Schedule
 from ddistill.settings import StageSettings, StudentsSettings
+
+_USUAL = dataclasses.asdict(StudentsSettings())
+_TOO_MANY_RANGES = (
+    "students.ranges={0}, but there are {1} noise levels to share out; allowed: 1 to {1}."
+)
 
 
 def plan_partition(context: StageContext, levels: Schedule) -> Partition:
@@ -36,6 +43,8 @@ def plan_partition(context: StageContext, levels: Schedule) -> Partition:
     s = stage.students
     if s.partition == "timesteps":
         return timestep_partition(levels, s.count, s.spacing, s.boundaries)
+    if s.partition == "texts" or (s.partition == "both" and context.reads_text):
+        return _of_texts(context, levels)
     ranges = s.ranges if s.partition == "both" else 1
     if s.partition == "both":
         _check_both(s, levels.num_steps, num_classes)
@@ -48,6 +57,31 @@ def plan_partition(context: StageContext, levels: Schedule) -> Partition:
         return classes
     times = timestep_partition(levels, ranges, s.spacing, s.boundaries)
     return ProductPartition(times, classes)
+
+
+def _of_texts(context: StageContext, levels: Schedule) -> Partition:
+    """A partition by text, alone or with ranges of levels; its cells are fitted in training."""
+    s = context.settings.students
+    if not context.reads_text:
+        raise ConfigError(
+            "students.partition='texts' shares out texts, and the network of the stage reads none. "
+            "Use a teacher that reads texts, or partition='timesteps'."
+        )
+    idle = [key for key in ("grouping", "groups", "embeddings") if getattr(s, key) != _USUAL[key]]
+    if idle:
+        raise ConfigError(
+            f"students.{idle[0]}={getattr(s, idle[0])!r} has no effect: the network reads texts, "
+            "and no classes. Leave it out."
+        )
+    ranges = s.ranges if s.partition == "both" else 1
+    if s.text_split in BY_CUTS:
+        check_cuts(s.count // ranges)
+    texts = EmbeddingPartition(s.count // ranges, s.pool)
+    if s.partition == "texts":
+        return texts
+    if ranges > levels.num_steps:
+        raise ConfigError(_TOO_MANY_RANGES.format(ranges, levels.num_steps))
+    return ProductPartition(timestep_partition(levels, ranges, s.spacing, s.boundaries), texts)
 
 
 def list_groups(context: StageContext) -> StageSettings:
@@ -97,10 +131,7 @@ def note_groups(config: dict[str, Any], stages: Mapping[str, StageSettings]) -> 
 def _check_both(s: StudentsSettings, levels: int, classes: int) -> None:
     """Raises `ConfigError` in the terms of the settings, which the two partitions do not know."""
     if s.ranges > levels:
-        raise ConfigError(
-            f"students.ranges={s.ranges}, but there are {levels} noise levels to share out; "
-            f"allowed: 1 to {levels}."
-        )
+        raise ConfigError(_TOO_MANY_RANGES.format(s.ranges, levels))
     if s.count > s.ranges * classes:
         raise ConfigError(
             f"students.count={s.count} is {s.count // s.ranges} students for each of "

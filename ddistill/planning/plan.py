@@ -17,7 +17,18 @@ from ddistill.planning.manifests import PAIRS, TRAINED, PairsManifest, TrainedMa
 from ddistill.runtime.files import read_object_or_none
 from ddistill.runtime.sharding import Layout, plan_layout
 from ddistill.schedules import Schedule
-from ddistill.settings import MeshSettings, OptimizerSettings, ScheduleSettings, StageSettings
+from ddistill.settings import (
+    MeshSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    StageSettings,
+    StudentsSettings,
+)
+
+# How texts are pooled where no setting says it.
+
+
+DEFAULT_POOL = StudentsSettings.pool
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,9 @@ class StagePlan:
         see; None for stages on the images or the latents of the data.
       text_source: the stage with the text encoder, or with the parts of the teacher's pipeline;
         None where it is the stage itself.
+      text_pool: how texts are pooled for partitions, its own or its teacher's.
+      base: of a student of low rank, the stage with the weights that its factors are for, and the
+        step of its checkpoint, None for the one that the stage hands on; None for other students.
     """
 
     name: str
@@ -117,6 +131,8 @@ class StagePlan:
     tokenizer: TokenizerFacts | None = None
     latent_source: "StagePlan | None" = None
     text_source: "StagePlan | None" = None
+    text_pool: str = DEFAULT_POOL
+    base: "tuple[StagePlan, int | None] | None" = None
 
     @property
     def text_stage(self) -> "StagePlan":

@@ -25,6 +25,7 @@ from ddistill.partitions import Partition
 from ddistill.planning.build import build_module, resolve
 from ddistill.planning.checks.imported import check_imported
 from ddistill.planning.checks.levels import check_levels
+from ddistill.planning.checks.low_rank import check_low_rank
 from ddistill.planning.checks.networks import (
     check_classes,
     check_classifier_taps,
@@ -156,6 +157,7 @@ def _plan(context: StageContext, folders: Folders) -> StagePlan:
     check_same_shares(context, students, partition)
     prepared = students[0].objective
     check_copied(context, prepared)
+    check_low_rank(context, prepared, student)
     beside = trained_auxiliaries(prepared)
     modules = {"student": student, **beside}
     check_optimizers(context, beside)
@@ -241,6 +243,7 @@ def _build(
         image_shape=context.data.image_shape,
         seed=context.run.seed,
         imported=context.imported,
+        base=context.base,
         **context.text_facts,
     )
 

@@ -81,6 +81,14 @@ from ddistill.recipes.sfddm import (
     sfddm_paper,
     sfddm_released,
 )
+from ddistill.recipes.stable_diffusion import (
+    lcm_sd15,
+    msd_sd15,
+    msd_small_sd15,
+    o2mkd_sd15,
+    sfddm_sd15,
+    stable_diffusion_config,
+)
 from ddistill.recipes.text_folder import text_folder, text_folder_config
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
 from ddistill.recipes.two_time import meanflow_cifar, meanflow_imagenet256, scm, two_time
@@ -139,15 +147,19 @@ __all__ = [
     "from_noise",
     "halvings",
     "image_config",
+    "lcm_sd15",
     "meanflow_cifar",
     "meanflow_imagenet256",
     "msd",
     "msd_cifar",
     "msd_imagenet64",
+    "msd_sd15",
+    "msd_small_sd15",
     "network",
     "o2mkd",
     "o2mkd_256",
     "o2mkd_paper",
+    "o2mkd_sd15",
     "objective",
     "own_images",
     "own_images_config",
@@ -166,8 +178,10 @@ __all__ = [
     "sfddm_lsun",
     "sfddm_paper",
     "sfddm_released",
+    "sfddm_sd15",
     "smoke",
     "smoke_on_digits",
+    "stable_diffusion_config",
     "teacher_stage",
     "text_digits",
     "text_digits_teacher",

@@ -68,7 +68,7 @@ def text_digits_teacher(width: int = 32) -> StageSettings:
         net,
         error="v",
         latents="autoencoder",
-        steps=1200,
+        steps=2000,
         batch_size=128,
         optimizer=annealed(2e-3, warmup=100),
         ema=(0.995,),

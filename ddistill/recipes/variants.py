@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from ddistill.checkpoint_names import checkpoint_named
 from ddistill.recipes.common import Options, check_variant, to_config
-from ddistill.settings import Settings, StageSettings, checkpoint_named
+from ddistill.settings import Settings, StageSettings
 
 
 def digits_config(

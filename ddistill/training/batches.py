@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from ddistill.data import Dataset, batch_indices, read_ahead
-from ddistill.planning.plan import StudentPlan
+from ddistill.planning.plan import StagePlan
 from ddistill.runtime.hosts import several
 from ddistill.runtime.sharding import BATCH_AXES, Layout, place
 from ddistill.training.rounds import split
@@ -18,8 +19,8 @@ class BatchReader:
 
     A data set in memory is placed on the devices once, and a batch is a list of indices. A thread
     reads ahead from a larger data set; every process reads the examples of its own devices. Every
-    student has a batch of its own, of the classes that it is trained on. An objective that learns
-    from noise alone is given labels and no images, and no images are read.
+    student has a batch of its own, of the examples that it owns (`student_rows`). An objective that
+    learns from noise alone is given labels and no images, and no images are read.
 
     Attributes:
       resident: whether the data set lies on the devices, or no images are read.
@@ -32,14 +33,14 @@ class BatchReader:
     def __init__(
         self,
         dataset: Dataset,
-        students: Sequence[StudentPlan],
+        students: Sequence[tuple[int, np.ndarray]],
         batch: int,
         layout: Layout,
         images: bool = True,
         texts: bool = False,
     ):
         self._dataset, self._batch, self._layout = dataset, batch, layout
-        self._students = [(m.data_seed, _examples(dataset, m.classes)) for m in students]
+        self._students = students
         self.hflip = dataset.hflip
         self.resident = not images or isinstance(dataset.images, np.ndarray)
         kept = images and self.resident
@@ -82,7 +83,27 @@ class BatchReader:
         return read_ahead(lambda span: (*span, *self._load(*span)), spans)
 
 
-def _examples(dataset: Dataset, classes: tuple[int, ...] | None) -> np.ndarray:
+def student_rows(
+    dataset: Dataset, plan: StagePlan, groups: Int[np.ndarray, " N"] | None = None
+) -> list[tuple[int, np.ndarray]]:
+    """The seed of the batches of every student, and the indices of the examples that it owns.
+
+    Args:
+      dataset: the data of the stage.
+      plan: the stage.
+      groups: `[N]`, for a partition by text, the group of every caption.
+    """
+    if groups is None or plan.partition is None:
+        return [(m.data_seed, _of_classes(dataset, m.classes)) for m in plan.students]
+    rows = {
+        int(k): np.flatnonzero(groups == g)
+        for g in range(plan.partition.groups)
+        for k in plan.partition.within(g)[0]
+    }
+    return [(m.data_seed, rows[k]) for k, m in enumerate(plan.students)]
+
+
+def _of_classes(dataset: Dataset, classes: tuple[int, ...] | None) -> np.ndarray:
     """Indices of the images of these classes, or of all images."""
     if classes is None:
         return np.arange(len(dataset))

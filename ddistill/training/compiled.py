@@ -50,6 +50,7 @@ def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
         image_shape=plan.image_shape,
         encoder=plan.encoder,
         null_tokens=plan.tokenizer.null if plan.tokenizer else (),
+        low_rank=tuple(n for n in plan.modules if s.low_rank_of(n)),
     )
 
 
@@ -171,7 +172,7 @@ class Programs:
             s.prediction,
             recipe,
             (s.accumulate, s.ema_warmup, s.conditional, s.flip, s.unroll, layout, s.freeze),
-            (s.image_shape, s.encoder, s.null_tokens),
+            (s.image_shape, s.encoder, s.null_tokens, s.low_rank),
             (count, resident),
             structure,
             tuple((x.shape, str(x.dtype)) for x in leaves),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -11,6 +11,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from ddistill.low_rank import draw_factors
 from ddistill.networks.extras import parameter_names
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import init_inputs, start_memory
@@ -21,6 +22,7 @@ from ddistill.runtime.rng import stream_key
 from ddistill.runtime.sharding import Layout, place
 from ddistill.students import clone, stack
 from ddistill.training.state import TrainState, new_state, state_shardings
+from ddistill.typing import RandomKey
 
 
 def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
@@ -59,10 +61,11 @@ def initial_state(
     start = start or Start()
     weights = dict(start.weights)
     for name, module in plan.modules.items():
-        if name in weights and not _missing(module, weights[name]):
+        whole = not plan.settings.low_rank_of(name)
+        if name in weights and not (whole and _missing(module, weights[name])):
             continue
-        draw = jax.jit(module.init, compiler_options=options)
-        drawn = [_weights(draw(*_init_arguments(plan, name, m))) for m in plan.students]
+        draw = jax.jit(_initialiser(plan, name), compiler_options=options)
+        drawn = [draw(*_init_arguments(plan, name, m)) for m in plan.students]
         fresh = stack(drawn) if plan.stacked else drawn[0]
         weights[name] = _completed(module, weights.get(name), fresh)
     state = _state(plan, weights, _memory(plan))
@@ -82,8 +85,9 @@ def initial_state(
 
 def _missing(module: nn.Module, weights: Weights) -> list[str]:
     """The parameters of extra inputs that weights lack, which come from a network without them."""
-    extras = parameter_names(getattr(module, "extras", ()))
-    return [name for name in extras if name not in weights.params]
+    names = parameter_names(getattr(module, "extras", ()))
+    names = getattr(module, "extra_parameters", names)
+    return [name for name in names if name not in weights.params]
 
 
 def _completed(module: nn.Module, given: Weights | None, fresh: Weights) -> Weights:
@@ -102,8 +106,8 @@ def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:
 
     def create():
         drawn = {
-            n: _weights(m.init(*_init_arguments(plan, n, plan.students[0])))
-            for n, m in plan.modules.items()
+            n: _initialiser(plan, n)(*_init_arguments(plan, n, plan.students[0]))
+            for n in plan.modules
         }
         count = plan.settings.students.count
         stacked = {n: clone(w, count) if count else w for n, w in drawn.items()}
@@ -118,21 +122,31 @@ def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:
 
 
 def abstract_weights(plan: StagePlan) -> Weights:
-    """Shapes and dtypes of the weights that a stage hands on, on the first device.
+    """Shapes and dtypes of the weights that a stage trains and hands on, on the first device.
 
     Nothing is computed or compiled.
     """
     count = plan.settings.students.count
 
     def create() -> Weights:
-        own = _weights(plan.module.init(*_init_arguments(plan, "student", plan.students[0])))
+        own = _initialiser(plan, "student")(*_init_arguments(plan, "student", plan.students[0]))
         return clone(own, count) if count else own
 
     return jax.eval_shape(create)
 
 
-def _weights(variables: Mapping[str, PyTree]) -> Weights:
-    return Weights(variables["params"], variables.get("batch_stats"))
+def _initialiser(plan: StagePlan, name: str) -> Callable[..., Weights]:
+    """`(key, *inputs) -> Weights` of a network, of its factors where it has a low rank."""
+    module, rank = plan.modules[name], plan.settings.low_rank_of(name)
+
+    def init(key: RandomKey, *inputs: PyTree) -> Weights:
+        if rank:
+            shapes = jax.eval_shape(module.init, key, *inputs)["params"]
+            return Weights(draw_factors(key, shapes, rank, plan.settings.low_rank.targets))
+        variables = module.init(key, *inputs)
+        return Weights(variables["params"], variables.get("batch_stats"))
+
+    return init
 
 
 def _memory(plan: StagePlan) -> dict[str, jax.Array]:

@@ -3,10 +3,11 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from ddistill.denoiser import Denoiser
 from ddistill.errors import TrainingError
@@ -26,7 +27,7 @@ from ddistill.runtime.metrics_log import open_log
 from ddistill.runtime.sharding import place, to_host
 from ddistill.students import RoutedDenoiser
 from ddistill.training.alarms import AlarmMonitor, overflow
-from ddistill.training.batches import BatchReader, spans
+from ddistill.training.batches import BatchReader, spans, student_rows
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.clock import Clock
 from ddistill.training.initial import Start, abstract_state, initial_state, memory_budget
@@ -42,6 +43,8 @@ from ddistill.training.stop_poll import StopPoll
 from ddistill.training.timings import Pace
 from ddistill.training.train_steps import TrainSteps
 from ddistill.training.trained import handed_on, state_at
+from ddistill.typing import Params
+from ddistill.wrapped_denoiser import network_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Learnt:
       pairs: noise and images that its batches draw pairs from, or None.
       text_encoder: the encoder of its captions, or None.
       latent_encoder: the encoder of its images, or None.
+      bases: by name, the parameters that networks of low rank are factors for.
+      text_groups: `[N]`, for students of texts the group of every caption of the data, else None.
     """
 
     teacher: Denoiser | RoutedDenoiser | None = None
@@ -61,6 +66,8 @@ class Learnt:
     pairs: Pairs | None = None
     text_encoder: TextEncoder | None = None
     latent_encoder: LatentEncoder | None = None
+    bases: Mapping[str, Params] = dataclasses.field(default_factory=dict)
+    text_groups: Int[np.ndarray, " N"] | None = None
 
 
 class StageRun:
@@ -98,7 +105,8 @@ class StageRun:
           Interrupted: a stop was requested; the state is on disk.
           TrainingError: a metric is not finite any more, or an alarm is fatal.
         """
-        plan = self.plan
+        plan, self.base = self.plan, learnt.bases.get("student")
+        self.previews.base = self.base
         state, step = self._open(start)
         self.log = open_log(plan.folder, plan.name, step)
         self.loggers = self.context.loggers.open(plan.name, step)
@@ -108,6 +116,7 @@ class StageRun:
             self.context.call_back(lambda callback: callback.on_stage_begin(self.info))
             after = self.context.timings.left(self.place.later)
             self.reporter.begin(self.place.title(plan), plan.settings.steps, step, after)
+            self.text_groups = learnt.text_groups
             state = self._train(state, step, self._inputs(learnt))
             if plan.settings.steps not in self.checkpoints.steps():
                 self._save(plan.settings.steps, state)
@@ -123,7 +132,7 @@ class StageRun:
             self.loggers.close()
             if together:  # else other hosts may be elsewhere, and closing would wait for them
                 self.checkpoints.close()
-        weights = handed_on(state, plan.ema_key())
+        weights = dataclasses.replace(handed_on(state, plan.ema_key()), base=self.base)
         manifest = self._finish(state, measure(plan, weights, self.context.dataset, self._say))
         self.context.call_back(lambda callback: callback.on_stage_end(self.info, manifest))
         return manifest, weights
@@ -164,11 +173,12 @@ class StageRun:
         pairs = place(learnt.pairs, layout.whole())
         text_encoder = place(learnt.text_encoder, layout.of_teacher(learnt.text_encoder))
         latent_encoder = place(learnt.latent_encoder, layout.of_teacher(learnt.latent_encoder))
+        own = apart_from_teacher(learnt)
+        bases = place(own, layout.of_teacher(own))
         lies = layout.by_student() if layout.one_by_one else layout.whole()
+        frozen = (classifier, pairs, text_encoder, latent_encoder, bases)
         return [
-            StepInputs(
-                teacher, place(tables, lies), classifier, pairs, text_encoder, latent_encoder
-            )
+            StepInputs(teacher, place(tables, lies), *frozen)
             for tables in split(layout, self.plan.tables)
         ]
 
@@ -176,7 +186,7 @@ class StageRun:
         plan, every, end = self.plan, self.training, self.plan.settings.steps
         reader = BatchReader(
             self.context.dataset,
-            plan.students,
+            student_rows(self.context.dataset, plan, self.text_groups),
             plan.settings.batch_size,
             self.layout,
             images=bool(plan.objective.requires.images),
@@ -336,7 +346,7 @@ class StageRun:
         calls = [
             round(examples * m.objective.teacher_calls(plan.teacher_passes)) for m in plan.students
         ]
-        every = count_parameters(state.params["student"])
+        of_one = count_parameters(state.params["student"]) // (settings.students.count or 1)
         diverged = np.asarray(to_host(state.diverged)).tolist() if plan.stacked else []
         manifest = TrainedManifest(
             stage=plan.name,
@@ -345,7 +355,7 @@ class StageRun:
             updates=student_updates(plan.objective, settings.steps),
             batch_size=settings.batch_size,
             students=len(plan.students),
-            parameters=every // (settings.students.count or 1),
+            parameters=of_one if self.base is None else count_parameters(self.base),
             teacher_calls=sum(calls),
             train_seconds=self.clock.train,
             compile_seconds=self.clock.compile,
@@ -363,3 +373,12 @@ class StageRun:
             write_json(plan.manifest_path, manifest.to_json())
         wait(f"{plan.name} is complete")
         return manifest
+
+
+def apart_from_teacher(learnt: Learnt) -> dict[str, Params]:
+    """The bases that are not the teacher's parameters, of which the devices hold one copy."""
+    teacher = learnt.teacher
+    if teacher is None or isinstance(teacher, RoutedDenoiser):
+        return dict(learnt.bases)
+    theirs = network_params(teacher)
+    return {name: base for name, base in learnt.bases.items() if base is not theirs}

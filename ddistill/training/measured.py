@@ -13,7 +13,6 @@ from ddistill.objectives.parts import Measures
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.hosts import from_first
 from ddistill.runtime.sharding import to_host
-from ddistill.students import take
 
 Numbers: TypeAlias = Mapping[str, float]
 # Images that are measured, spread evenly over a larger data set.
@@ -60,7 +59,7 @@ def _of_students(
 
     found = []
     for k in range(len(plan.students)):
-        own = take(weights, k) if plan.stacked else weights
+        own = weights.student(k) if plan.stacked else weights
         sums: dict[str, float] = {}
         for start in range(0, count, size):
             part = rows[start : start + size]

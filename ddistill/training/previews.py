@@ -4,6 +4,7 @@ How a stage is sampled is the business of a `PreviewMaker`, which the run provid
 knows no samplers.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from ddistill.text import one_line
 from ddistill.training.rounds import join
 from ddistill.training.state import TrainState
 from ddistill.training.trained import handed_on
+from ddistill.typing import Params
 
 
 class PreviewMaker(Protocol):
@@ -70,6 +72,8 @@ class StagePreviews:
         self._plan, self._layout, self._say = plan, layout, say
         self._maker = maker if 0 < every <= plan.settings.steps else None
         self._every, self._failed = every, False
+        # Of a student of low rank, the parameters that its weights are factors for.
+        self.base: Params | None = None
         if self._maker is not None and (obstacle := self._maker.obstacle(plan)):
             say(f"no previews, because {obstacle}")
             self._maker = None
@@ -97,6 +101,7 @@ class StagePreviews:
         """
         key = self._plan.ema_key()
         weights = to_host(join(self._layout, [handed_on(state, key) for state in rounds]))
+        weights = dataclasses.replace(weights, base=self.base)
         if self._failed or self._maker is None or not is_first():
             return None
         try:

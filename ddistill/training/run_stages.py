@@ -3,10 +3,17 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Int
+
 from ddistill.denoiser import in_float32
 from ddistill.errors import ConfigError, in_words
 from ddistill.interop.pipeline_parts import copy_parts, keep_files
+from ddistill.networks.survivors import survivors
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.weights import Weights
+from ddistill.partitions import text_part
+from ddistill.partitions.fitting import shares
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.hosts import agree, from_first, is_first, wait
@@ -17,6 +24,7 @@ from ddistill.training.initial import Start
 from ddistill.training.loop import Learnt, StageRun
 from ddistill.training.pairs import PairMaker, make_pairs, read_pairs
 from ddistill.training.run_context import RunContext, StagePlace
+from ddistill.training.text_cells import fit_texts, is_fitted, read_groups
 from ddistill.training.trained import Networks, guided, load_state
 
 
@@ -109,10 +117,13 @@ def _train(
     texts = None if plan.learns_texts else context.networks.text_encoder(plan)
     latents = context.networks.latent_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
+    groups = None if texts is None else _text_groups(plan, context, texts)
     run = StageRun(plan, context, place)
     start = dataclasses.replace(starting_point(plan, by_name, context.networks), diverged=diverged)
+    bases = context.networks.bases(plan, by_name)
     manifest, weights = run.run(
-        start, Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents)
+        start,
+        Learnt(guided(plan, teacher, texts), classifier, pairs, texts, latents, bases, groups),
     )
     context.networks.add(plan, weights)
     if not s.steps:
@@ -140,6 +151,23 @@ def _keep_files(plan: StagePlan, context: RunContext) -> None:
     if is_first():
         keep_files(context.dataset.files, plan.folder)
     wait(f"{plan.name} has the files of its data")
+
+
+def _text_groups(
+    plan: StagePlan, context: RunContext, encoder: TextEncoder
+) -> Int[np.ndarray, " N"] | None:
+    """The group of every caption, for students that divide texts; fitted where that is due."""
+    texts = text_part(plan.partition)
+    if texts is None:
+        return None
+    if is_first() and not is_fitted(plan):
+        context.reporter.say(f"{plan.name}: fits the texts of {texts.count} students")
+        fit_texts(plan, context.dataset, encoder)
+    wait(f"{plan.name} has the cells of its texts")
+    groups = read_groups(plan, len(context.dataset))
+    found = ", ".join(f"{share:.1%}" for share in shares(groups, texts.count))
+    context.reporter.say(f"{plan.name}: {found} of {len(groups):,} captions, by student")
+    return groups
 
 
 def check_sound(plan: StagePlan, by_name: Mapping[str, StagePlan]) -> list[int]:
@@ -188,10 +216,24 @@ def starting_point(plan: StagePlan, by_name: Mapping[str, StagePlan], networks: 
         weights["student"] = Weights(plan.imported.params)
     for name, (source, step) in sources.items():
         if source and name in plan.modules and name not in weights:
-            weights[name] = networks.weights(by_name[source], step)
-            if plan.stacked and not by_name[source].stacked:
-                weights[name] = clone(weights[name], len(plan.students))
+            found = _taken_over(
+                plan, name, by_name[source], networks.weights(by_name[source], step)
+            )
+            if found is not None and plan.stacked and not by_name[source].stacked:
+                found = found.cloned(len(plan.students))
+            weights |= {} if found is None else {name: found}
     return dataclasses.replace(start, weights=weights)
+
+
+def _taken_over(plan: StagePlan, name: str, source: StagePlan, found: Weights) -> Weights | None:
+    """The weights of a source that a network starts from; None where they are its base."""
+    if not plan.settings.low_rank_of(name):
+        own = found.whole()
+        kept = survivors(own.params, plan.modules[name], source.module)
+        return dataclasses.replace(own, params=kept)
+    if name == "student" and source.base is not None:
+        return dataclasses.replace(found, base=None)
+    return None
 
 
 def resumed(plan: StagePlan, source: StagePlan) -> Start:

@@ -31,6 +31,7 @@ from ddistill.training.step_inputs import (
     with_texts,
 )
 from ddistill.typing import Labels, Metrics, Params
+from ddistill.wrapped_denoiser import network_params
 
 StepFn = Callable[..., tuple[TrainState, dict[str, Array]]]
 
@@ -128,8 +129,8 @@ def _at_step(s: StepSettings, inputs: StepInputs, step: Array) -> StepInputs:
     """The inputs with the step number in the tables, and with the teacher's weights gathered."""
     tables = dataclasses.replace(inputs.tables, step=step)
     if s.layout is not None and s.layout.cuts_teacher:
-        whole = constrain(inputs.teacher, s.layout.whole())
-        inputs = dataclasses.replace(inputs, teacher=whole)
+        frozen = constrain((inputs.teacher, inputs.bases), s.layout.whole())
+        inputs = dataclasses.replace(inputs, teacher=frozen[0], bases=frozen[1])
     return dataclasses.replace(inputs, tables=tables)
 
 
@@ -290,14 +291,18 @@ def _networks(
     s: StepSettings, params: Mapping[str, Params], statistics: Mapping[str, PyTree], once: _Once
 ) -> Networks:
     """Every network by name, as losses call them."""
-    bound = {
-        n: bind(s.objective, n, s.modules[n], Weights(p, statistics.get(n)), s.prediction)
-        for n, p in params.items()
+    bases = {
+        n: once.inputs.bases[n] if n in once.inputs.bases else network_params(once.inputs.teacher)
+        for n in s.low_rank
     }
+    bound = {}
+    for name, own_params in params.items():
+        weights = Weights(own_params, statistics.get(name), bases.get(name))
+        bound[name] = bind(s.objective, name, s.modules[name], weights, s.prediction)
     for name, own in s.objective.auxiliaries.items():
         if own.start == "average":
-            average = once.targets.get(name, params["student"])
-            weights = Weights(jax.lax.stop_gradient(average), statistics.get("student"))
+            average = jax.lax.stop_gradient(once.targets.get(name, params["student"]))
+            weights = Weights(average, statistics.get("student"), bases.get("student"))
             bound[name] = bind(s.objective, name, s.modules["student"], weights, s.prediction)
     return bound | {"teacher": once.inputs.teacher, "classifier": once.inputs.classifier}
 

@@ -23,7 +23,7 @@ from ddistill.objectives.parts import Bound
 from ddistill.objectives.sampling import draw_pair
 from ddistill.runtime.rng import named_keys
 from ddistill.runtime.sharding import Layout, constrain, over_data
-from ddistill.typing import Labels
+from ddistill.typing import Labels, Params
 
 
 @struct.dataclass
@@ -38,6 +38,8 @@ class StepInputs:
       text_encoder: the encoder of the captions; None for classes, and for a network that learns its
         text encoder.
       latent_encoder: the encoder of the images; None for networks that see what the data have.
+      bases: by name of a network of low rank, the frozen parameters that it adapts, which all
+        students share; a network that is not listed adapts the teacher's.
     """
 
     teacher: Bound
@@ -46,10 +48,11 @@ class StepInputs:
     pairs: Pairs | None = None
     text_encoder: TextEncoder | None = None
     latent_encoder: LatentEncoder | None = None
+    bases: Mapping[str, Params] = struct.field(default_factory=dict)
 
 
 # The vmap axes of `StepInputs` in a stage of many students.
-STEP_INPUT_AXES = StepInputs(teacher=None, tables=0)  # type: ignore[arg-type]
+STEP_INPUT_AXES = StepInputs(teacher=None, tables=0, bases=None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class StepSettings:
       image_shape: (H, W, C), for objectives that learn from noise alone.
       encoder: what made the images, where the data are moments or latents.
       null_tokens: the token ids of the empty text, for networks that read texts; () for others.
+      low_rank: the networks of which the parameters are factors for a base.
     """
 
     objective: Objective
@@ -87,6 +91,7 @@ class StepSettings:
     image_shape: tuple[int, int, int] = (0, 0, 0)
     encoder: EncoderFacts | None = None
     null_tokens: tuple[int, ...] = ()
+    low_rank: tuple[str, ...] = ()
 
 
 def make_batch(

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,11 +33,13 @@ from ddistill.planning.manifests import TrainedManifest
 from ddistill.planning.plan import StagePlan, complete_manifest, incomplete
 from ddistill.runtime.files import DamagedFile, read_text
 from ddistill.runtime.sharding import Layout, to_host
-from ddistill.students import route, take
+from ddistill.students import route
 from ddistill.text import one_line
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.initial import abstract_state, abstract_weights
 from ddistill.training.state import TrainState
+from ddistill.training.text_cells import fitted_partition
+from ddistill.typing import Params
 from ddistill.wrapped_denoiser import with_guidance
 
 
@@ -71,11 +74,20 @@ def load_weights(plan: StagePlan, rate: float | None = None, step: int | None = 
       rate: an EMA rate other than the first one, or 0 for the raw weights.
       step: of a checkpoint that the stage keeps, in place of the one that it hands on.
 
-    Neither the state of optimisers nor other networks are read.
+    Neither the state of optimisers nor other networks are read, apart from the base of a student
+    of low rank.
 
     Raises:
       CheckpointError: as `load_state`, or there is no average of that rate.
     """
+    found = _read_weights(plan, rate, step)
+    if plan.base is None:
+        return found
+    return dataclasses.replace(found, base=load_weights(plan.base[0], step=plan.base[1]).params)
+
+
+def _read_weights(plan: StagePlan, rate: float | None = None, step: int | None = None) -> Weights:
+    """The same without a base."""
     key = plan.ema_key() if rate is None else (str(rate) if rate else None)
     rates = sorted(map(str, plan.settings.ema))
     if key is not None and key not in rates:
@@ -208,7 +220,30 @@ class Networks:
 
     def add(self, plan: StagePlan, weights: Weights) -> None:
         """Keeps the weights that a stage hands on."""
-        self._weights[plan.name] = to_host(weights)
+        own = to_host(dataclasses.replace(weights, base=None))
+        self._weights[plan.name] = self._with_base(plan, own)
+
+    def _with_base(self, plan: StagePlan, weights: Weights) -> Weights:
+        """The weights with the base of a student of low rank, of which there is one copy."""
+        if plan.base is None:
+            return weights
+        return dataclasses.replace(weights, base=self.weights(*plan.base).params)
+
+    def bases(self, plan: StagePlan, plans: Mapping[str, StagePlan]) -> dict[str, Params]:
+        """By name, the parameters that the networks of low rank of a stage are factors for.
+
+        Args:
+          plan: the stage.
+          plans: all stages by name.
+        """
+        names = [name for name in plan.modules if plan.settings.low_rank_of(name)]
+        stage, step = plan.settings.teacher_checkpoint
+        return {
+            name: self.weights(*plan.base).params
+            if name == "student" and plan.base
+            else self.weights(plans[stage], step).whole().params
+            for name in names
+        }
 
     def holding(self, plan: StagePlan, weights: Weights) -> "Networks":
         """These networks and one of a stage that is not complete, of weights on the host."""
@@ -220,10 +255,11 @@ class Networks:
         """The weights that a stage hands on, or those of a step; errors as `load_weights`."""
         if step is not None:
             if self._kept is None or self._kept[:2] != (plan.name, step):
-                self._kept = plan.name, step, to_host(load_weights(plan, step=step))
+                found = self._with_base(plan, to_host(_read_weights(plan, step=step)))
+                self._kept = plan.name, step, found
             return self._kept[2]
         if plan.name not in self._weights:
-            self.add(plan, load_weights(plan))
+            self.add(plan, _read_weights(plan))
         return self._weights[plan.name]
 
     def read(self, plans: Iterable[StagePlan]) -> None:
@@ -309,7 +345,8 @@ class Networks:
         parts, stage = self.parts(plan), plan.text_stage
         if plan.tokenizer is None:
             return None
-        return text_encoder_of(stage, self.weights(stage)) if parts is None else parts.text_encoder
+        own = text_encoder_of(stage, self.weights(stage)) if parts is None else parts.text_encoder
+        return None if own is None else dataclasses.replace(own, pool=plan.text_pool)
 
     def tokenize(self, plan: StagePlan, texts: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Token ids int32 of texts, for a stage that reads texts.
@@ -344,8 +381,8 @@ def load_network(plan: StagePlan, rate: float | None = None, student: int | None
 def bind(plan: StagePlan, weights: Weights, student: int | None = None) -> Any:
     """Weights of a stage as a network; arguments and errors as of `load_network`."""
     if student is not None:
-        weights = take(weights, student)
+        weights = weights.student(student)
     elif plan.stacked and plan.partition is None:
         raise ValueError(f"Stage '{plan.name}' is a sweep; say which student is wanted.")
     network = plan.objective.trains.bind(plan.module, weights, plan.settings.prediction)
-    return network if student is not None else route(network, plan.partition)
+    return network if student is not None else route(network, fitted_partition(plan))

@@ -1,5 +1,7 @@
 """Pictures that an objective draws of its students (`Objective.diagnostics`), for the report."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -28,7 +30,7 @@ def diagnostic_grids(
     """
     by_name = {plan.name: plan for plan in plans}
     return [
-        _grid(plan, networks, networks.teacher(plan, by_name), settings)
+        _grid(plan, networks, by_name, settings)
         for plan in plans
         if plan.objective.diagnostics.panels and plan.tokenizer is None
         if plan.latent_source is None
@@ -36,20 +38,24 @@ def diagnostic_grids(
 
 
 def _grid(
-    plan: StagePlan, networks: Networks, teacher: Network | None, settings: EvaluationSettings
+    plan: StagePlan,
+    networks: Networks,
+    plans: Mapping[str, StagePlan],
+    settings: EvaluationSettings,
 ) -> Grid:
     panels = plan.objective.diagnostics.panels
     assert panels is not None, "the caller leaves out stages without panels"
-    params = networks.params(plan)
+    teacher: Network | None = networks.teacher(plan, plans)
+    params, bases = networks.params(plan), networks.bases(plan, plans)
     count = min(IMAGES, settings.samples)
     noise = noise_bank(settings, plan.image_shape, 0, count)
 
     @jax.jit
-    def look(own, teacher, tables, cond):
-        bound = {
-            n: bind(plan.objective, n, plan.modules[n], Weights(p), plan.settings.prediction)
-            for n, p in own.items()
-        }
+    def look(own, bases, teacher, tables, cond):
+        bound = {}
+        for n, p in own.items():
+            weights = Weights(p, base=bases.get(n))
+            bound[n] = bind(plan.objective, n, plan.modules[n], weights, plan.settings.prediction)
         bound["teacher"] = None if teacher is None else guided(plan, teacher)
         return panels.draw(bound, noise, tables, cond)
 
@@ -59,6 +65,8 @@ def _grid(
         known = student_plan.tables.classes
         cond = None if known is None else np.resize(np.unique(np.asarray(known)), count)
         prefix = f"student {k}: " if plan.stacked else ""
-        for label, images in zip(panels.names, look(own, teacher, student_plan.tables, cond)):
+        for label, images in zip(
+            panels.names, look(own, bases, teacher, student_plan.tables, cond)
+        ):
             rows.append(ImageRow(prefix + label, np.clip(np.asarray(images), -1, 1)))
     return Grid(f"Inside the stage '{plan.name}'", rows, panels.caption)

@@ -9,12 +9,15 @@ from ddistill.data import Dataset, to_unit
 from ddistill.diffusion import add_noise
 from ddistill.errors import in_words
 from ddistill.evaluation.figures.tables import Table
-from ddistill.evaluation.sampling import noise_bank
-from ddistill.partitions import TimestepPartition, level_ranges
+from ddistill.evaluation.sampling import caption_rows, noise_bank
+from ddistill.networks.text_encoding import encode_texts
+from ddistill.partitions import TimestepPartition, level_ranges, text_part
+from ddistill.partitions.fitting import shares
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.metrics_log import read_metrics
 from ddistill.settings import EvaluationSettings
 from ddistill.students import RoutedDenoiser
+from ddistill.training.text_cells import read_groups
 from ddistill.training.trained import Networks
 
 # Images at which neighbouring students are compared.
@@ -48,7 +51,11 @@ def students_table(
         row
         for plan in plans
         if plan.stacked
-        for row in _rows(plan, _jumps(plan, networks, dataset, settings))
+        for row in _rows(
+            plan,
+            _jumps(plan, networks, dataset, settings),
+            _text_shares(plan, networks, dataset, settings),
+        )
     ]
     if not rows:
         return None
@@ -64,7 +71,7 @@ def students_table(
     )
 
 
-def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
+def _rows(plan: StagePlan, jumps: list[float], texts: list[str]) -> list[list[str]]:
     logged = read_metrics(plan.folder / "metrics.jsonl")
     last, diverged = (logged or [{}])[-1], plan.diverged_students()
 
@@ -81,7 +88,7 @@ def _rows(plan: StagePlan, jumps: list[float]) -> list[list[str]]:
             [
                 plan.name,
                 student_plan.label or str(k),
-                _share(plan, k),
+                ", ".join([_share(plan, k), *texts[k : k + 1]]),
                 f"{last.get(f'images/{k}', 0):,.0f}",
                 logged_text("loss", k),
                 logged_text("grad_norm", k),
@@ -104,6 +111,24 @@ def _share(plan: StagePlan, k: int) -> str:
     if student_plan.classes is not None:
         parts.append("classes " + in_words(student_plan.classes))
     return ", ".join(parts)
+
+
+def _text_shares(
+    plan: StagePlan, networks: Networks, dataset: Dataset, settings: EvaluationSettings
+) -> list[str]:
+    """Of every student the shares of the captions of training, and of those that are sampled."""
+    texts, tokens = text_part(plan.partition), dataset.tokens
+    if plan.partition is None or texts is None or tokens is None:
+        return []
+    ids = tokens[caption_rows(settings, len(tokens))]
+    sampled = networks(plan).partition.group(encode_texts(networks.text_encoder(plan), ids))
+    learnt = shares(read_groups(plan, len(tokens)), texts.count)
+    found = [
+        f"{of_training:.1%} of the captions, {of_samples:.1%} of those sampled"
+        for of_training, of_samples in zip(learnt, shares(sampled, texts.count))
+    ]
+    group_of = {k: g for g in range(texts.count) for k in plan.partition.within(g)[0]}
+    return [found[group_of[k]] for k in range(plan.partition.count)]
 
 
 def _jumps(

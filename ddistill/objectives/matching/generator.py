@@ -127,7 +127,7 @@ def root_mean_square(values: Array) -> Array:
     return jnp.sqrt(jnp.mean(jnp.square(values)))
 
 
-# Pixels beyond this are outside the range of the data by more than rounding.
+# Pixels beyond so many times the largest of the data, at least 1, are outside of their range.
 SATURATED = 1.1
 # Statistics of fewer images are meaningless.
 FEWEST = 4
@@ -142,7 +142,8 @@ def image_health(images: Images, data: Images, classifier: ClassifierLike | None
       classifier: images -> (logits, features); None compares pixels.
 
     Returns:
-      saturation: the share of pixels beyond `SATURATED`.
+      saturation: the share of pixels beyond `SATURATED` times the largest of the data. Latents have
+        no fixed range.
       mean_drift: mean of the pixels minus that of the data's.
       std_ratio: standard deviation of the pixels over that of the data's.
       diversity: variance of features over the batch, over that of the data's; 0 where all images
@@ -152,8 +153,9 @@ def image_health(images: Images, data: Images, classifier: ClassifierLike | None
       The last two are left out where there are fewer than `FEWEST` images.
     """
     images, data = jax.lax.stop_gradient((images, data))
+    bound = SATURATED * jnp.maximum(1.0, jnp.max(jnp.abs(data)))
     pixels = {
-        "saturation": jnp.mean((jnp.abs(images) > SATURATED).astype(jnp.float32)),
+        "saturation": jnp.mean((jnp.abs(images) > bound).astype(jnp.float32)),
         "mean_drift": jnp.mean(images) - jnp.mean(data),
         "std_ratio": jnp.std(images) / jnp.maximum(jnp.std(data), 1e-6),
     }

@@ -3,17 +3,25 @@
 import math
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from ddistill.errors import ConfigError, check_choice, nearest
-from ddistill.networks.extras import EXTRAS
+from ddistill.networks import extra_inputs
+from ddistill.networks.extras import EXTRAS, parameter_names
+from ddistill.networks.survivors import REMOVED, survivors
 from ddistill.objectives import Objective
+from ddistill.objectives.parts import DENOISER
 from ddistill.optimizers import update_rule
-from ddistill.planning.build import check_checkpoint, check_earlier, in_full
+from ddistill.planning.build import build_module, check_checkpoint, check_earlier, in_full
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import StageSettings
+
+# The options of networks that say which extra inputs they have.
+_OF_EXTRAS = ("extras", "guidance_dim")
 
 
 def check_sources(context: StageContext) -> None:
@@ -99,12 +107,14 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
     """Raises `ConfigError` unless the network that weights are taken from is the stage's."""
     start = "resume" if stage.resume else "init"
     ours, theirs = in_full(stage.network), in_full(source.settings.network)
-    named = [tuple(s.network.get("extras", ())) for s in (stage, source.settings)]
+    named = [extra_inputs(s.network) for s in (stage, source.settings)]
     if not stage.resume and set(named[1]) <= set(named[0]):
         # Inputs that the source lacks are drawn, and have no effect before training.
-        theirs = {**theirs, "extras": ours.get("extras")}
+        theirs |= {key: ours[key] for key in _OF_EXTRAS if key in ours and named[1] != named[0]}
     different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    if different:
+    if different and set(different) <= set(REMOVED) and not stage.resume:
+        _check_survivors(stage, source, path)
+    elif different:
         k = different[0]
         raise ConfigError(
             f"{path}.{start} takes the weights of '{source.name}', whose network differs: "
@@ -115,6 +125,32 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
         raise ConfigError(
             f"{path}.prediction={stage.prediction!r}, but '{source.name}', whose weights it "
             f"starts from, predicts {source.settings.prediction!r}."
+        )
+
+
+def _check_survivors(stage: StageSettings, source: StagePlan, path: str) -> None:
+    """Raises `ConfigError` unless every layer of a smaller network is one of the source's."""
+    ours = build_module(stage.network, f"{path}.network")
+    wanted, given = (
+        jax.eval_shape(
+            lambda net=net: net.init(
+                jax.random.key(0),
+                *DENOISER.inputs_of(net, source.image_shape, source.settings.conditional),
+            )
+        )["params"]
+        for net in (ours, source.module)
+    )
+    extras = getattr(ours, "extra_parameters", parameter_names(getattr(ours, "extras", ())))
+    found = traverse_util.flatten_dict(survivors(given, ours, source.module), sep="/")
+    for name, x in traverse_util.flatten_dict(wanted, sep="/").items():
+        there = found.get(name)
+        if name.partition("/")[0] in extras or (there is not None and there.shape == x.shape):
+            continue
+        here = "nothing" if there is None else f"{there.shape}"
+        raise ConfigError(
+            f"{path}.init takes over the layers of '{source.name}' that a network with fewer "
+            f"blocks has, but '{name}' is {x.shape} here and {here} there. Use the widths of "
+            f"'{source.name}', or a fresh network (init='fresh')."
         )
 
 
@@ -150,7 +186,7 @@ def check_extras(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` unless every extra input of student and teacher is given values."""
     stage, path, teacher = context.settings, context.path, context.teacher
     ours, name = objective.extra_inputs, stage.objective["name"]
-    own = tuple(stage.network.get("extras", ()))
+    own = extra_inputs(stage.network)
     for extra in (*own, *ours):
         check_choice(f"{path}.network.extras", extra, EXTRAS)
     if set(own) != set(ours):
@@ -159,7 +195,7 @@ def check_extras(context: StageContext, objective: Objective) -> None:
             f"{', '.join(ours) or 'no extra inputs'}. Set it to {tuple(ours)}, or change the "
             "objective."
         )
-    theirs = teacher.settings.network.get("extras", ()) if teacher is not None else ()
+    theirs = extra_inputs(teacher.settings.network) if teacher is not None else ()
     for extra in theirs:
         assert teacher is not None
         trained = teacher.objective.extra_inputs[extra]
@@ -193,7 +229,7 @@ def check_guided_teacher(context: StageContext, objective: Objective) -> None:
             "Set conditional=True."
         )
     why, remedy = _not_guidable(teacher)
-    if why and not teacher.settings.network.get("extras"):
+    if why and not extra_inputs(teacher.settings.network):
         raise ConfigError(f"{path}.teacher={stage.teacher!r} {why}, but {reason}{remedy}.")
 
 
@@ -222,7 +258,7 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
 def _not_guidable(theirs: StagePlan) -> tuple[str, str]:
     """Why classifier-free guidance does not work with a stage, and the remedy; "" if it does."""
     why, remedy = "", ""
-    if theirs.settings.network.get("extras"):
+    if extra_inputs(theirs.settings.network):
         why = "has extra inputs, of which guidance may be one: it is not guided a second time"
     elif theirs.partition is not None and theirs.partition.groups > 1:
         why = "is students of some classes each, of whom one alone knows the null class"

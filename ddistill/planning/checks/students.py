@@ -6,14 +6,15 @@ import numpy as np
 
 from ddistill.errors import ConfigError, check_choice, in_words
 from ddistill.mapping import MAPPINGS
+from ddistill.networks.text_encoding import POOLS
 from ddistill.objectives import Objective
-from ddistill.partitions import CLASS_GROUPINGS, Partition
+from ddistill.partitions import CLASS_GROUPINGS, TEXT_SPLITS, Partition, text_part
 from ddistill.planning.context import StageContext
 from ddistill.planning.plan import StudentPlan
 from ddistill.settings import StudentsSettings
 
-PARTITIONS = ("none", "timesteps", "classes", "both")
-BY_LEVEL, BY_CLASS = ("timesteps", "both"), ("classes", "both")
+PARTITIONS = ("none", "timesteps", "classes", "texts", "both")
+BY_LEVEL, BY_CLASS, BY_TEXT = ("timesteps", "both"), ("classes", "both"), ("texts", "both")
 ON_DIVERGENCE = ("stop", "freeze")
 # Settings without effect unless the partition is one of these kinds.
 _NEED = {
@@ -24,6 +25,9 @@ _NEED = {
     "grouping": BY_CLASS,
     "groups": BY_CLASS,
     "embeddings": BY_CLASS,
+    "text_split": BY_TEXT,
+    "column": BY_TEXT,
+    "pool": BY_TEXT,
     "ranges": ("both",),
 }
 
@@ -34,6 +38,13 @@ def check_students(s: StudentsSettings, path: str) -> None:
     check_choice(f"{path}.mapping", s.mapping, MAPPINGS)
     check_choice(f"{path}.on_divergence", s.on_divergence, ON_DIVERGENCE)
     check_choice(f"{path}.grouping", s.grouping, CLASS_GROUPINGS)
+    check_choice(f"{path}.text_split", s.text_split, TEXT_SPLITS)
+    check_choice(f"{path}.pool", s.pool, POOLS)
+    if bool(s.column) != (s.text_split == "listed"):
+        raise ConfigError(
+            f"{path}.text_split={s.text_split!r} with {path}.column={s.column!r}: a column of the "
+            "data goes with text_split='listed', and with no other."
+        )
     for key in ("count", "margin", "ranges"):
         if getattr(s, key) < 0:
             none = " (no student axis)" if key == "count" else ""
@@ -156,6 +167,12 @@ def check_same_shares(
         )
     if partition is None or source.partition is None:
         return
+    ours, theirs = (
+        text_settings(p, s)
+        for p, s in ((partition, stage.students), (source.partition, source.settings.students))
+    )
+    if ours != theirs:
+        raise ConfigError(f"{begin}texts: {theirs} there and {ours} here. {advice}")
     for what, first, here, there in (
         ("levels", 1, partition.owned_levels(levels), source.partition.owned_levels(levels)),
         (
@@ -169,8 +186,17 @@ def check_same_shares(
         if differs.any():
             k = int(np.argmax(differs))
             own = [np.flatnonzero(shares[k]) + first for shares in (here, there)]
-            ours, theirs = (in_words(numbers.tolist()) or "none" for numbers in own)
+            mine, other = (in_words(numbers.tolist()) or "none" for numbers in own)
             raise ConfigError(
-                f"{begin}{what}: student {k} for {ours} here, and for {theirs} of these there. "
+                f"{begin}{what}: student {k} for {mine} here, and for {other} of these there. "
                 f"{advice}"
             )
+
+
+def text_settings(partition: Partition, s: StudentsSettings) -> str:
+    """The settings on which the cells of texts depend; "" for students of all texts."""
+    texts = text_part(partition)
+    if texts is None:
+        return ""
+    column = f", column={s.column!r}" if s.column else ""
+    return f"{texts.count} students, text_split={s.text_split!r}, pool={s.pool!r}{column}"

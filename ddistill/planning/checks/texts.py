@@ -7,7 +7,9 @@ from ddistill.interop.imported import Imported
 from ddistill.interop.pipeline_folders import TOKENIZER, VAE
 from ddistill.networks.captioned_unet import CaptionedUNet
 from ddistill.objectives import Objective
+from ddistill.partitions import text_part
 from ddistill.planning.context import StageContext
+from ddistill.planning.identity import by_text
 
 _MAKE = "Make the set with the teacher: ddistill data latents SOURCE SET --pipeline={}"
 
@@ -34,6 +36,8 @@ def check_texts(context: StageContext, objective: Objective, module: nn.Module) 
             "data with captions, such as data.name='latents' or 'text_digits'."
         )
     _check_students(context)
+    _check_own_pairs(context, objective)
+    _check_pool(context)
     source = context.text_facts["text_source"]
     if isinstance(module, CaptionedUNet) and source is None:
         if module.vocabulary < tokenizer.vocabulary or module.positions < tokenizer.length:
@@ -86,13 +90,36 @@ def _check_pipeline(context: StageContext, imported: Imported) -> None:
         )
 
 
+def _check_own_pairs(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` for pairs of students that divide texts; pairs are of all captions."""
+    stage, reason = context.settings, objective.requires.own_pairs
+    if stage.pairs and reason and by_text(stage):
+        raise ConfigError(
+            f"{context.path}.pairs={stage.pairs!r}: {reason}, but the pairs of captions are not "
+            f"divided as students.partition={stage.students.partition!r} divides them. Switch it "
+            "off, or leave the pairs out."
+        )
+
+
+def _check_pool(context: StageContext) -> None:
+    """Raises `ConfigError` where students pool texts in another way than those of their teacher."""
+    teacher, pool = context.teacher, context.text_facts["text_pool"]
+    if teacher is None or text_part(teacher.partition) is None or pool == teacher.text_pool:
+        return
+    raise ConfigError(
+        f"{context.path}.students.pool={pool!r}, and the students of the teacher '{teacher.name}' "
+        f"pool texts by {teacher.text_pool!r}: a batch has one embedding of each text. Set both "
+        "alike."
+    )
+
+
 def _check_students(context: StageContext) -> None:
     """Raises `ConfigError` for students that classes divide, or that learn many text encoders."""
     stage, path = context.settings, context.path
-    if stage.students.partition in ("classes", "both"):
+    if stage.students.partition == "classes":
         raise ConfigError(
             f"{path}.students.partition={stage.students.partition!r} divides classes, and network "
-            f"'{stage.network['name']}' reads captions. Use a partition by text, or 'timesteps'."
+            f"'{stage.network['name']}' reads captions. Use partition='texts' or 'timesteps'."
         )
     if stage.students.count and context.text_facts["text_source"] is None:
         raise ConfigError(
