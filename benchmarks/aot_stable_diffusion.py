@@ -212,19 +212,19 @@ def operations(case: Case) -> float:
     return float(chunk.lower(*shapes).cost_analysis()["flops"])
 
 
-def layout_of(case: Case) -> Layout:
-    """Where the arrays of the program lie."""
+def _layout(case: Case) -> Layout:
     mesh, smallest = tpu_mesh(case.mesh, case.chip), SIZES[case.size][3]
     return Layout(mesh, case.students, "vmap", smallest=smallest)
 
 
 def lower_case(case: Case) -> dict[str, Any]:
     """What is known without compiling for TPUs: parameters, operations, bytes that a chip keeps."""
-    state, inputs = program(case, layout_of(case))[1][:2]
+    layout = _layout(case)
+    state, inputs = program(case, layout)[1][:2]
     return {
         "parameters": _size(state.params),
-        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
         "students": max(1, case.students),
+        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
         "batch": case.batch,
         "kept": _bytes_of_chip(state) + _bytes_of_chip(inputs),
         "flops_of_one": operations(case),
@@ -233,7 +233,7 @@ def lower_case(case: Case) -> dict[str, Any]:
 
 def compile_case(case: Case) -> dict[str, Any]:
     """What the compiled program takes; numbers are those of one chip and one step."""
-    layout = layout_of(case)
+    layout = _layout(case)
     chunk, shapes = program(case, layout)
     quick_compiler(case.quick)
     begun = time.perf_counter()

@@ -72,10 +72,13 @@ def _groups(line: str, devices: int) -> Groups:
         rows, shape, order = (_numbers(part or "") for part in table.groups())
         numbers = np.arange(np.prod(shape)).reshape(shape)
         return numbers.transpose(order or None).reshape(rows).tolist()
-    # mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'b'}: an array with named axes, its devices where
-    # they are not in order, and the axes that a group spans.
-    devices_of = r"(?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))?"
-    named = re.search(rf"replica_groups=mesh\[([^\]]*)\]{devices_of} ?\{{([^}}]*)\}}", line)
+    # mesh['a'=4,'b'=4] {'b'}: an array with named axes, and those that a group spans; with
+    # device_ids=([2,8]T(1,0)), of the numbers of a transposed array.
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?"
+        r"\{([^}]*)\}",
+        line,
+    )
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         spanned = re.findall(r"'(\w+)'", named[4])
@@ -83,7 +86,8 @@ def _groups(line: str, devices: int) -> Groups:
             kept = [name for name in sizes if name not in spanned]
             numbers = np.arange(np.prod(list(sizes.values())))
             if named[2]:
-                numbers = numbers.reshape(_numbers(named[2])).transpose(_numbers(named[3]))
+                order = _numbers(named[3] or "") or None
+                numbers = numbers.reshape(_numbers(named[2])).transpose(order)
             numbers = numbers.reshape(list(sizes.values()))
             order = [list(sizes).index(name) for name in (*kept, *spanned)]
             width = int(np.prod([sizes[name] for name in spanned]))

@@ -202,9 +202,9 @@ def _pairs(plan: StagePlan | None, layout: Layout) -> Pairs | None:
 
 def first_student(plan: StagePlan, layout: Layout) -> Any:
     """The shapes of one student's state."""
-    state = abstract_state(plan)
     if not plan.stacked:
-        return jax.tree.map(lambda x: _placed(x, layout.whole()), state)
+        return abstract_state(plan, layout)
+    state = abstract_state(plan)
 
     def one(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=layout.whole())

@@ -1,4 +1,4 @@
-"""Latent diffusion of captioned digits, as far as the autoencoder of its latents.
+"""A latent teacher of captioned digits that learns its text encoder, with its autoencoder.
 
 Command:   ./launch/local.sh --config=configs/text_digits.py
 Hardware:  two CPU cores.

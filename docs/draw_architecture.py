@@ -101,7 +101,7 @@ ROOMS = {
             "mapping",
             "optimizers",
         ),
-        "schedules/, diffusion, denoiser, partitions,\nstudents, mapping, optimizers",
+        "schedules/, diffusion, low_rank, denoiser,\npartitions, students, mapping, optimizers",
         2,
         40,
         1,

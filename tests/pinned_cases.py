@@ -178,9 +178,10 @@ def _two_times() -> None:
         add("karras", name, **each, **KARRAS)
     below = {"end_rule": "below", "end_mean": -2.0, "adaptive_power": 0.75, "instant_share": 0.5}
     add("below", "meanflow", **below, adaptive_floor=1e-3, **FLOW)
-    add("plain", "meanflow", time_law="uniform", adaptive_power=0.0, tangent_warmup=4, **FLOW)
-    own = {"data_guidance": 0.5, "own_guidance": 0.25, "label_dropout": 0.5, "null_class": 3}
-    add("guidance", "meanflow", classes=3, **own, **FLOW)
+    uniform = {"time_law": "uniform", "instant_share": 0.0}
+    add("plain", "meanflow", adaptive_power=0.0, **uniform, **FLOW)
+    own = {"data_guidance": 0.5, "own_guidance": 0.25, "label_dropout": 0.3, "null_class": 3}
+    add("guidance", "meanflow", classes=3, **own, **uniform, **FLOW)
     add("average", "shortcut", T=8, doubled_every=4, target_ema=0.9, velocity_bound=0.5, **FLOW)
     at_once: dict[str, Any] = {"tangent_warmup": 0}
     add("teacher", "scm", **at_once)

@@ -12,15 +12,18 @@ from runs import plans_of, tiny_chain
 
 from ddistill import data
 from ddistill.data import Dataset
-from ddistill.data.encodings import TokenizerFacts
+from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError
 from ddistill.evaluation.checks import check_evaluation, check_real_images
+from ddistill.interop.imported import Imported
+from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE
+from ddistill.interop.sources import write_noted
 from ddistill.objectives.parts import DENOISER
 from ddistill.optimizers import OPTIMIZERS, check_optimizer
 from ddistill.parsing import parse, plain, to_plain
 from ddistill.planning.plan import StagePlan
-from ddistill.planning.planner import plan_stages
+from ddistill.planning.planner import SOURCES, plan_stages
 from ddistill.settings import EvaluationSettings, GridSettings, OptimizerSettings, Settings
 
 EMBEDDED = ("digits", "text_digits")
@@ -29,6 +32,20 @@ NO_VARIANT = "no such variant"
 # Side, channels and classes of the data sets that configs name; another set needs a line here.
 LATENTS = "imagenet256"
 TFDS = {"cifar10": (32, 3, 10), "imagenet_resized/64x64": (64, 3, 1000), LATENTS: (32, 4, 1000)}
+
+
+# The parts of Stable Diffusion, and latents with captions that they have made.
+PARTS = {VAE: "a" * 64, TEXT: "b" * 64, TOKENIZER: "c" * 64}
+LATENTS_OF_SD = Dataset(
+    "latents",
+    np.broadcast_to(np.float16(0), (8, 64, 64, 8)),
+    np.zeros(8, np.int32),
+    1,
+    ("captions",),
+    tokens=np.zeros((8, 77), np.int32),
+    tokenizer=TokenizerFacts("CLIP", PARTS[TOKENIZER], 77, 49408, (0,) * 77),
+    encoder=EncoderFacts("autoencoder_kl", PARTS[VAE], MOMENTS, 4, 8, 0.18215),
+)
 
 
 def load(file: Path) -> ModuleType:
@@ -62,7 +79,11 @@ def stand_in(settings: Settings) -> Dataset:
     if wanted["name"] in EMBEDDED:
         return data.load(wanted, "train")
     texts = {}
-    if wanted["name"] == "latents":
+    if _pipelines(settings):
+        return LATENTS_OF_SD
+    if wanted["name"] == "latents" and wanted.get("path") == LATENTS:
+        side, channels, classes = TFDS[LATENTS]
+    elif wanted["name"] == "latents":
         side, channels, classes = 32, 3, 1
         tokenizer = TokenizerFacts("stand_in", "", 32, 8, (0,) * 32)
         texts = {"tokens": np.zeros((8, 32), np.int32), "tokenizer": tokenizer}
@@ -81,7 +102,32 @@ def stand_in(settings: Settings) -> Dataset:
     )
 
 
+def _pipelines(settings: Settings) -> dict[str, tuple[str, Imported]]:
+    """By stage the source and the facts of pipelines that configs name and tests do not have."""
+    return {
+        name: (
+            stage.source,
+            Imported(
+                network=stage.network,
+                params=None,
+                prediction="eps",
+                schedule=None,
+                image_shape=(64, 64, 4),
+                num_classes=0,
+                digest="d" * 64,
+                source=stage.source,
+                parts=PARTS,
+            ),
+        )
+        for name, stage in settings.stages.items()
+        if stage.source
+    }
+
+
 def planned(settings: Settings, folder: Path) -> list[StagePlan]:
+    if sources := _pipelines(settings):
+        (folder / "run").mkdir()
+        write_noted(folder / "run" / SOURCES, sources)
     return plan_stages(
         settings, DataFacts.of(stand_in(settings)), folder / "run", folder / "shared"
     )
@@ -140,7 +186,8 @@ def test_every_stage_can_be_planned_and_evaluated_without_compiling(
     if settings.data["name"] in EMBEDDED:
         check_real_images(settings, stand_in(settings))
     assert len(compiled) == before, "something was compiled"
-    assert list(tmp_path.iterdir()) == []
+    noted = {tmp_path / "run"} if _pipelines(settings) else set()
+    assert set(tmp_path.iterdir()) == noted
     assert [plan.name for plan in plans] == list(settings.pipeline)
     assert set(settings.pipeline) == set(settings.stages), "a stage is described and never run"
     generates = any(plan.objective.trains == DENOISER for plan in plans)
@@ -164,6 +211,17 @@ def test_the_smoke_variant_needs_no_data_and_is_small(file):
     assert {s.objective["name"] for s in small.stages.values()} == {
         s.objective["name"] for s in full.stages.values()
     }
+
+
+def test_a_pipeline_that_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = parse(load(next(f for f in FILES if f.stem == "lcm_sd15")).get_config(), Settings)
+    with pytest.raises(ConfigError) as caught:
+        plan_stages(settings, DataFacts.of(LATENTS_OF_SD), tmp_path / "run", tmp_path / "shared")
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in ("config.stages.teacher.source", "stable-diffusion-v1-5", "hf download ORG/NAME"):
+        assert part in text
 
 
 # --------------------------------------------------------------------------- numbers in configs

@@ -100,6 +100,9 @@ LINE = "%x.1 = f32[8]{0} all-reduce(%y), channel_id=1, replica_groups=%s, to_app
         ("mesh['a'=4,'b'=4] {'a','b'}", ("student", "data")),
         ("mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'a'}", ("data",)),
         ("mesh['a'=1,'b'=4,'c'=4], device_ids=([4,4]T(1,0)) {'c'}", ("student",)),
+        ("mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'b'}", ("student",)),
+        ("mesh['a'=1,'b'=4,'c'=4], device_ids=([4,4]T(1,0)) {'b'}", ("data",)),
+        ("mesh['a'=4,'b'=4], device_ids=([16]) {'b'}", ("data",)),
     ],
 )
 def test_every_way_to_write_groups_is_read(groups, axes):

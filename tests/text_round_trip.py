@@ -122,7 +122,8 @@ class Drawing:
     def __call__(self, found, prompts=PROMPTS):
         """The images uint8 of an `Exported`."""
         from ddistill.evaluation.metrics.pixels import quantise
-        from ddistill.evaluation.sampling import as_sampled, texts_of
+        from ddistill.evaluation.prompts import texts_of
+        from ddistill.evaluation.sampling import as_sampled
 
         sampled, (z, *fresh) = found.sampler_run, noises()
         networks, plan = self.run.networks, sampled.plan
@@ -135,7 +136,7 @@ class Drawing:
             if sampled.sampler == "renoise":
                 noise = fresh[levels.num_steps - i]
             z = levels.alpha[i - 1] * np.asarray(guess.x0) + levels.sigma[i - 1] * noise
-        return quantise(texts.decode(np.asarray(z)))
+        return quantise(networks.decoder(plan)(np.asarray(z)))
 
 
 def code_of(folder):

@@ -119,7 +119,8 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(
             f"{folder} is not a folder. Put {CONFIG}, one of {', '.join(WEIGHTS)} and "
-            f"{SCHEDULER} there: the files of a diffusers model with a UNet2DModel."
+            f"{SCHEDULER} there: the files of a diffusers model with a UNet2DModel. For a pipeline "
+            f"of the Hugging Face hub run 'hf download ORG/NAME --local-dir {folder}'."
         )
 
 

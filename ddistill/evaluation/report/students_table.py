@@ -9,7 +9,8 @@ from ddistill.data import Dataset, to_unit
 from ddistill.diffusion import add_noise
 from ddistill.errors import in_words
 from ddistill.evaluation.figures.tables import Table
-from ddistill.evaluation.sampling import caption_rows, noise_bank
+from ddistill.evaluation.prompts import caption_rows
+from ddistill.evaluation.sampling import noise_bank
 from ddistill.networks.text_encoding import encode_texts
 from ddistill.partitions import TimestepPartition, level_ranges, text_part
 from ddistill.partitions.fitting import shares
