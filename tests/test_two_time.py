@@ -35,9 +35,16 @@ def path_tables(levels=10, dtype=np.float64):
     return tables_of(linear_path(levels, dtype=dtype))
 
 
+def compiled(objective, networks):
+    """The loss as a program: operation by operation it takes many times as long."""
+    return jax.jit(lambda batch, tables: objective.loss(networks, batch, tables))
+
+
 def loss_of(objective, networks, batch, tables):
-    """The losses and metrics, compiled: operation by operation they take many times as long."""
-    return jax.jit(lambda batch, tables: objective.loss(networks, batch, tables))(batch, tables)
+    return compiled(objective, networks)(batch, tables)
+
+
+slope_at = jax.jit(path_slope)
 
 
 def of_velocity(prediction, z, level):
@@ -54,7 +61,7 @@ def gaussian_batch(count):
 
 
 def test_slopes_of_the_straight_path_are_exact(float64):
-    slope = path_slope(path_tables(), jnp.arange(1, 11))
+    slope = slope_at(path_tables(), jnp.arange(1, 11))
     for found, wanted in zip((slope.alpha, slope.sigma, slope.time), (-1.0, 1.0, 1000.0)):
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
@@ -65,13 +72,13 @@ def test_slopes_of_other_schedules_have_an_error_of_second_order(float64):
     for count in (128, 256):
         levels = karras(count, dtype=np.float64)
         sigma = levels.sigma[2:]
-        slope = path_slope(tables_of(levels), jnp.arange(2, count + 1))
+        slope = slope_at(tables_of(levels), jnp.arange(2, count + 1))
         np.testing.assert_allclose(slope.alpha / (1 + sigma), 0.0, atol=5e-3)
         by_sigma = slope.sigma / (1 + sigma) ** 2 - 1.0
         by_time = slope.time * 4 * sigma / (1 + sigma) ** 2 - 1.0
         errors["edm"].append(max(np.abs(by_sigma).max(), np.abs(by_time).max()))
         levels = cosine(count, dtype=np.float64)
-        slope = path_slope(tables_of(levels), jnp.arange(1, count))
+        slope = slope_at(tables_of(levels), jnp.arange(1, count))
         alpha, sigma = levels.alpha[1:-1], levels.sigma[1:-1]
         growth = (alpha + sigma) ** 2  # d(angle)/dt
         off = np.abs(slope.alpha + sigma * growth), np.abs(slope.sigma - alpha * growth)
@@ -149,27 +156,22 @@ EXACT_TEACHER = _Teacher()
 
 
 def test_a_teacher_takes_the_variance_out_of_the_target(float64):
-    """At (0.8, 0.2) the target from data is right in the mean, with a standard deviation of 0.63.
-
-    Also on other schedules, up to the error of their slopes.
-    """
-    networks = {"student": ExactMap(), "teacher": EXACT_TEACHER}
-    from_data = loss_of(between(8, 2), networks, gaussian_batch(20_000), path_tables())[1]
-    np.testing.assert_allclose(jnp.sqrt(from_data["velocity_distance"]), 0.63, atol=0.01)
-    from_teacher = loss_of(between(8, 2, **TEACHER), networks, gaussian_batch(100), path_tables())[
-        1
-    ]
-    assert from_teacher["velocity_distance"] < 1e-20
+    """At (0.8, 0.2) the target from data has a standard deviation of 0.63; 0 in the test above."""
+    networks = {"student": ExactMap()}
+    metrics = loss_of(between(8, 2), networks, gaussian_batch(20_000), path_tables())[1]
+    np.testing.assert_allclose(jnp.sqrt(metrics["velocity_distance"]), 0.63, atol=0.01)
 
 
 def test_a_wrong_map_has_the_distance_of_the_formula(float64):
     """Against numpy and central differences, at t = 0.9 and r = 0.1."""
     networks = {"student": ExactMap(off=0.3), "teacher": EXACT_TEACHER}
     batch, tables = gaussian_batch(8), path_tables()
-    values, metrics = loss_of(between(9, 1, **TEACHER), networks, batch, tables)
+    loss = compiled(between(9, 1, tangent_warmup=100, **TEACHER), networks)
+    values, metrics = loss(batch, dataclasses.replace(tables, step=jnp.asarray(100)))
     state = noised(batch, tables, jnp.full(8, 9), None)
     z, v, h = state.z, velocity(EXACT(state.z, state.level)), 1e-5
 
+    @jax.jit
     def u(z, t):
         exact = (z - moved(z, t, 0.1)) / (t - 0.1)
         return exact + 0.3 * jnp.sin(z) * (1 + t * 0.1)
@@ -179,8 +181,7 @@ def test_a_wrong_map_has_the_distance_of_the_formula(float64):
     np.testing.assert_allclose(values, wanted, rtol=1e-6)
     rms = np.sqrt(np.mean(np.square(tangent)))
     np.testing.assert_allclose(metrics["tangent_rms"], rms, rtol=1e-6)
-    half = between(9, 1, tangent_warmup=100, **TEACHER)
-    values = loss_of(half, networks, batch, dataclasses.replace(tables, step=jnp.asarray(50)))[0]
+    values = loss(batch, dataclasses.replace(tables, step=jnp.asarray(50)))[0]
     wanted = jnp.sum((u(z, 0.9) - v + 0.5 * tangent) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(values, wanted, rtol=1e-6)
 
@@ -211,16 +212,14 @@ def test_where_r_is_t_it_is_flow_matching():
     np.testing.assert_allclose(metrics["instant_distance"], metrics["velocity_distance"])
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0])
-def test_the_weight_bounds_the_gradient(power):
+def test_the_weight_bounds_the_gradient():
     """At p = 1 its norm is 2 d / (d^2 + c) <= 1 / sqrt(c), largest at d = sqrt(c)."""
-    objective = meanflow(adaptive_power=power, adaptive_floor=0.04)
+    objective = meanflow(adaptive_floor=0.04)
     d = jnp.asarray([0.01, 0.2, 3.0])
     gradient = jax.grad(lambda d: jnp.sum(d**2 * objective.adaptive_weight(d**2)))(d)
-    np.testing.assert_allclose(gradient, 2 * d / (d**2 + 0.04) ** power, rtol=1e-5)
-    if power == 1.0:
-        np.testing.assert_allclose(gradient[1], 1 / np.sqrt(0.04), rtol=1e-5)
-        assert jnp.argmax(gradient) == 1
+    np.testing.assert_allclose(gradient, 2 * d / (d**2 + 0.04), rtol=1e-5)
+    np.testing.assert_allclose(gradient[1], 1 / np.sqrt(0.04), rtol=1e-5)
+    assert jnp.argmax(gradient) == 1
 
 
 def test_no_gradient_goes_through_the_derivative():
@@ -253,19 +252,23 @@ def test_no_gradient_goes_through_the_derivative():
 def test_draws_of_t_and_r():
     """Sorted draws of one law; a second law below t; the share with r = t; the clean end."""
     batch, tables = tiny.batch(4000), path_tables(64, np.float32)
-    index, end = meanflow().interval(batch, tables, jnp.zeros(4000, bool))
-    logits = lambda rows: np.log((rows / 64) / (1 - np.minimum(rows, 63.9) / 64))  # noqa: E731
+
+    def rows(objective, instant):
+        return jax.jit(lambda b, i: objective.interval(b, tables, i))(batch, instant)
+
+    index, end = rows(meanflow(), jnp.zeros(4000, bool))
+    logits = lambda x: np.log((x / 64) / (1 - np.minimum(x, 63.9) / 64))  # noqa: E731
     mean = (logits(index).mean() + logits(end + 1).mean()) / 2
     np.testing.assert_allclose(mean, -0.4, atol=0.07)
     # The means of the larger and of the smaller of two normal draws are apart by 2 / sqrt(pi).
     np.testing.assert_allclose(logits(index).mean() - logits(end + 1).mean(), 1.13, atol=0.07)
     below = meanflow(end_rule="below", time_mean=-0.6, time_std=1.6, end_mean=-4.0, end_std=1.6)
-    index, end = below.interval(batch, tables, jnp.zeros(4000, bool))
+    index, end = rows(below, jnp.zeros(4000, bool))
     np.testing.assert_allclose(np.median(logits(index)), -0.6, atol=0.15)
     assert np.all(end < index)
     assert np.mean(end == 0) > 0.3
     instant = jnp.arange(4000) % 4 > 0
-    index, end = below.interval(batch, tables, instant)
+    index, end = rows(below, instant)
     np.testing.assert_array_equal(np.asarray(index == end), np.asarray(instant))
 
 
@@ -296,8 +299,6 @@ def test_guidance_mixes_the_data_and_the_students_own_velocities():
     wanted = jnp.where(expand(dropped, plain), plain, 0.5 * plain + 0.2 * 3 + 0.3 * label)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert objective.null_class_share == 0.4
-    values = loss_of(objective, {"student": Classy()}, batch, tables)[0]
-    assert values.shape == (64,)
 
 
 # -------------------------------------------------------------------------------------- shortcut
@@ -314,8 +315,9 @@ def test_the_exact_map_is_a_fixed_point_of_half_steps(float64):
     straight = linear_path(16, dtype=np.float64)
     length = np.hypot(straight.alpha, straight.sigma)
     circle = straight.replace(alpha=straight.alpha / length, sigma=straight.sigma / length)
+    loss = compiled(objective, networks)
     for tables in (path_tables(16), tables_of(circle)):
-        metrics = loss_of(objective, networks, gaussian_batch(64), tables)[1]
+        metrics = loss(gaussian_batch(64), tables)[1]
         assert metrics["doubled_distance"] < 1e-20
         # The map over one level is the velocity itself up to the length of the level.
         assert 1e-4 < metrics["velocity_distance"] < 0.1
@@ -348,7 +350,7 @@ def test_half_steps_are_averaged_where_they_end(float64):
 
 def test_steps_begin_at_multiples_of_their_length():
     batch, tables = tiny.batch(4000), path_tables(16, np.float32)
-    index, length = (np.asarray(x) for x in shortcut().steps(batch, tables))
+    index, length = (np.asarray(x) for x in jax.jit(shortcut().steps)(batch, tables))
     assert set(length) == {2, 4, 8, 16}
     assert not np.any(index % length)
     assert index.max() == 16
@@ -383,7 +385,7 @@ def test_one_example_in_eight_has_a_doubled_step():
 # -------------------------------------------------------------------------------------- sampling
 
 
-@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("count", [1, 3])
 def test_the_exact_map_reaches_the_end_of_the_path_in_any_number_of_steps(count):
     """With DDIM's steps, which tell the network where they end; and so does its derivative in r."""
     with jax.enable_x64(True):
@@ -403,6 +405,7 @@ def test_the_map_obeys_the_velocity_where_a_step_ends(float64):
     """The Lagrangian form, d/dr of the end of a step = v there, to 1e-10."""
     z, t = gaussian_batch(4).image, jnp.asarray(0.8)
 
+    @jax.jit
     def end(r):
         network = ExactMap().given(1000.0 * jnp.broadcast_to(r, (4,)))
         here, there = (Level(1.0 - s, s, 1000.0 * s) for s in (t, r))
