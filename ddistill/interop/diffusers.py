@@ -8,9 +8,7 @@ the averaged network in `unet_ema/` (`diffusers_folders`, `diffusers_weights`). 
 denoiser is read, with the digests of the other parts (`stable_diffusion`, `dit_pipeline`).
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +26,7 @@ from ddistill.interop.unet2d_weights import to_params
 from ddistill.networks.dit import DiT
 from ddistill.networks.unet import UNet
 from ddistill.runtime.files import expand
-from ddistill.typing import Params
+from ddistill.typing import Options, Params
 
 
 def read_teacher(folder: Path, named: str = "") -> Imported:
@@ -69,14 +67,14 @@ def read_teacher(folder: Path, named: str = "") -> Imported:
     )
 
 
-_Read = tuple[Mapping[str, Any], tuple[int, int, int], Params]
+_Read = tuple[Options, tuple[int, int, int], Params]
 
 
 def _unet(model: Found, weights: str) -> _Read:
     """Name and options of the network, the shape of its images, and its parameters."""
     options, shape = read_options(model.config, str(model.network / "config.json"))
     if model.config.get("_null_class") is not None:
-        options["num_classes"] -= 1
+        options = {**options, "num_classes": options["num_classes"] - 1}
     params = to_params(UNet(**options), shape, _tensors(model), weights)
     return {"name": "unet", **options}, (shape[0], shape[1], shape[2]), params
 

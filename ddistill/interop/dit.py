@@ -5,7 +5,6 @@ The files of the first releases call the class `Transformer2DModel`. Nothing is 
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -83,7 +82,7 @@ UNCONDITIONAL = "_unconditional"
 _MLP_RATIO = 4
 
 
-def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int, int, int]]:
+def read_options(config: Options, where: str) -> tuple[Options, tuple[int, int, int]]:
     """Options of our network and the image shape (H, W, C) from a config.json.
 
     Args:

@@ -4,8 +4,6 @@ Stable Diffusion 1.4, 1.5, 2.1 and XL, and the block-removed networks of BK-SDM.
 `text_unet_weights`; nothing is read or written.
 """
 
-from typing import Any
-
 from ddistill.errors import ConfigError, nearest
 from ddistill.interop.config_values import (
     AVERAGE_NOTES,
@@ -111,7 +109,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
 }
 
 
-def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int, int, int]]:
+def read_options(config: Options, where: str) -> tuple[Options, tuple[int, int, int]]:
     """Options of our network and the shape of latents (H, W, C) from a config.json.
 
     `attention_head_dim` of a `UNet2DConditionModel` is the number of heads.

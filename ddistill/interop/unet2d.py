@@ -4,8 +4,6 @@ Both are DDPM's (arXiv 2006.11239) with ADM's options (arXiv 2105.05233). Settin
 each other here, tensors in `unet2d_weights`; nothing is read or written.
 """
 
-from typing import Any
-
 from ddistill.errors import ConfigError, nearest
 from ddistill.interop.config_values import (
     AVERAGE_NOTES,
@@ -78,7 +76,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
 }
 
 
-def read_options(config: Options, where: str) -> tuple[dict[str, Any], tuple[int, ...]]:
+def read_options(config: Options, where: str) -> tuple[Options, tuple[int, ...]]:
     """Options of our U-Net and the image shape (H, W, C) from a `UNet2DModel`'s config.json.
 
     `num_classes` counts every row of the class table, see `to_params`.

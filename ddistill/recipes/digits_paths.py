@@ -36,7 +36,7 @@ def digits_consistency(method: str, **changes: Any) -> dict[str, StageSettings]:
 
 def digits_sfd() -> dict[str, StageSettings]:
     """SFD students of 4, 2 and 1 steps on digits; each starts from the student before it."""
-    options: dict[str, Any] = {
+    options: Options = {
         "batch_size": 64,
         "optimizer": annealed(1e-3),
         "loss": {"substeps": 4},
@@ -80,7 +80,7 @@ def digits_disback() -> dict[str, StageSettings]:
     Both have equal objectives and numbers of updates.
     """
     optimizer = OptimizerSettings(name="adamw", learning_rate=3e-4, warmup=20, clip=1.0)
-    options: dict[str, Any] = {
+    options: Options = {
         "batch_size": 64,
         "optimizer": optimizer,
         "loss": {

@@ -65,7 +65,7 @@ def catch_up_cifar(net: Options | None = None) -> Settings:
     Args:
       net: another network.
     """
-    options: dict[str, Any] = {
+    options: Options = {
         "steps": 500_000,
         "batch_size": 128,
         "optimizer": OptimizerSettings(name="adam", learning_rate=2e-4, warmup=5000),

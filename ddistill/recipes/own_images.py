@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -306,7 +305,7 @@ def _students(
     method: str, counts: tuple[int, ...], scale: Scale, teacher: Options, conditional: bool
 ) -> dict[str, StageSettings]:
     length = max(1, scale.updates // 4)
-    common: dict[str, Any] = {
+    common: Options = {
         "steps": length,
         "batch_size": scale.batch_size,
         "optimizer": _optimizer(scale, length),

@@ -97,7 +97,7 @@ def meanflow_cifar(net: Options | None = None) -> Settings:
       net: another network.
     """
     smooth = net or network("unet", dropout=0.2, **_NETWORK)
-    options: dict[str, Any] = {
+    options: Options = {
         "batch_size": 1024,
         "optimizer": OptimizerSettings(name="adam", learning_rate=6e-4, warmup=9766),
         "ema": (0.9999,),
@@ -150,7 +150,7 @@ def meanflow_imagenet256(size: str = "XL/2") -> Settings:
     """
     shape = _SMALL_DIT if size == "small" else named_size(size)
     net = network("dit", num_classes=1000, time_scale=1e-3, **shape)
-    options: dict[str, Any] = {
+    options: Options = {
         "steps": 1_200_000,
         "batch_size": 256,
         "conditional": True,
