@@ -59,9 +59,10 @@ class Run(NamedTuple):
         stop = StopRequest() if stop is None else stop
         draw = sampling.draw
 
-        def counted(run, *args, **kwargs):
-            drawn.append(run.key)
-            return draw(run, *args, **kwargs)
+        def counted(run, network, settings, start, count, trajectory=False):
+            if not trajectory:  # strips of the report are no samples
+                drawn.append(run.key)
+            return draw(run, network, settings, start, count, trajectory)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sampling, "draw", counted)

@@ -230,7 +230,8 @@ def test_one_row_for_each_metric_and_sampler_run(run, done):
     assert {key: sorted(metrics) for key, metrics in found.items()} == {
         key: sorted(metrics) for key, metrics in wanted.items()
     }
-    assert {(row.seed, row.width, row.data) for row in rows} == {(0, 0, NAME)}
+    width = run.plans[-1].module.width
+    assert {(row.seed, row.width, row.data) for row in rows} == {(0, 0, NAME), (0, width, NAME)}
 
 
 def test_a_students_cost_is_that_of_every_stage_since_the_teacher(run, done):

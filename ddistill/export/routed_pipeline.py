@@ -71,6 +71,11 @@ class RoutedUNet(torch.nn.Module):
         """Of the weights."""
         return self.unets[0].dtype
 
+    @property
+    def device(self):
+        """Of the weights; pipelines ask any of their networks for it."""
+        return self.unets[0].device
+
     def forward(self, sample, timestep, encoder_hidden_states, return_dict=False, **options):
         """Predicts as `UNet2DConditionModel` does, each row by its student."""
         # With guidance, the rows of the negative prompts come first.

@@ -245,12 +245,12 @@ def normalised(stage: StageSettings, objective: Objective, settings: Settings) -
         own["grid"] = {k: v for k, v in own["grid"].items() if k not in ("steps", "spacing")}
     if not stage.students.count:
         del own["students"]
-    if not stage.low_rank.rank:
-        del own["low_rank"]
     elif not by_text(stage):
         # Stages of other partitions keep the digests that they had before there were these.
         for name in OF_TEXTS:
             del own["students"][name]
+    if not stage.low_rank.rank:
+        del own["low_rank"]
     if stage.select_checkpoint == "best":
         own["checkpoint_every"] = settings.training.checkpoint_every
     return own
