@@ -38,7 +38,7 @@ NETS = {
     "text_unet": TEXT,
     "linear": {**TEXT, "linear_projection": True, "remat": True, "depth": (2,)},
     "captioned_unet": {**TEXT, "vocabulary": 20, "positions": 5, "text_layers": 1, "text_heads": 2},
-    "song": UNET,
+    "song": {**UNET, "attention": (2,)},
     "dhariwal": {**UNET, "attention": (2,)},
 }
 BLOCKS = ("down_*", "mid_*", "up_*")
@@ -111,7 +111,8 @@ def test_fresh_factors_change_nothing():
 def test_all_layers_of_blocks_are_adapted_and_no_others():
     """DMD2's list: attention, feed-forward, projections, convolutions, time of blocks, resampling.
 
-    Its rank of 64 has 67,481,600 numbers with the published list of LCM-LoRA, which is the same.
+    At rank 64 the 278 listed layers of Stable Diffusion 1.5 have 67,252,224 numbers in PEFT's form,
+    counted from the shapes of its tensors.
     """
     net = networks.build("text_unet")
     shapes = jax.eval_shape(
@@ -123,7 +124,7 @@ def test_all_layers_of_blocks_are_adapted_and_no_others():
     kernels = {path.removesuffix("/kernel") for path in flat if path.endswith("/kernel")}
     assert kernels - found == {"conv_in", "conv_out", "time_0", "time_1"}
     factors = jax.eval_shape(lambda: draw_factors(jax.random.key(0), shapes, 64, BLOCKS))
-    assert sum(x.size for x in jax.tree.leaves(factors)) == 67_481_600
+    assert sum(x.size for x in jax.tree.leaves(factors)) == 67_252_224
 
 
 def test_default_targets_are_for_networks_without_a_middle_too():

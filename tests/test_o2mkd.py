@@ -194,8 +194,8 @@ def test_calls_of_routed_students(trained):
     wanted = dataclasses.replace(wanted, evaluation=evaluation)
     calls = [c for c in planned_runs(wanted, list(plans.values())) if c.role == "student"]
     assert [(c.sampler, c.nfe, c.students, c.width) for c in calls] == [
-        ("ddim", 4, 2, 0),
-        ("dpm_solver_pp", 4, 2, 0),
+        ("ddim", 4, 2, plans["o2mkd_k2"].module.width),
+        ("dpm_solver_pp", 4, 2, plans["o2mkd_k2"].module.width),
     ]
     assert calls[0].variant != calls[1].variant
 

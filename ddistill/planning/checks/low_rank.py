@@ -39,8 +39,6 @@ def check_low_rank(context: StageContext, objective: Objective, student: nn.Modu
             f"{path}.rank={settings.rank} is for denoisers, and the objective "
             f"'{stage.objective['name']}' trains {objective.trains.called}. Set low_rank.rank=0."
         )
-    if "student" in settings.networks:
-        _check_base(context, path)
     for name in settings.networks:
         module = student if name == "student" else copies[name]
         assert module is not None
@@ -48,6 +46,8 @@ def check_low_rank(context: StageContext, objective: Objective, student: nn.Modu
             _trace(context, module)
         except ConfigError as error:  # its message begins with "low_rank"
             raise ConfigError(f"{context.path}.{error}") from None
+    if "student" in settings.networks:
+        _check_base(context, path)
 
 
 def _check_base(context: StageContext, path: str) -> None:
