@@ -47,8 +47,9 @@ def test_every_student_is_trained_on_its_own_captions(made, encoder, tmp_path, m
     batches = []
 
     def spied(*given):
-        batches.extend(student_rows(*given))
-        return batches
+        found = student_rows(*given)
+        batches.extend(found)
+        return found
 
     monkeypatch.setattr(loop, "student_rows", spied)
     off = dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, enabled=False))
