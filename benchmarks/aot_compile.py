@@ -151,16 +151,35 @@ def compile_case(case: Case) -> dict[str, Any]:
         layout,
     )
     shapes = arguments(plan, made, dataset, layout)
-    quick_compiler(case.quick)
+    compiled, found = compile_chunk(chunk, shapes, layout, case.quick)
+    text = compiled.as_text()
+    return {
+        "students": plan.settings.students.count,
+        "batch": plan.settings.batch_size,
+        **found,
+        "cycles": estimated_cycles(text),
+        "convolution_groups": list(convolution_groups(text)),
+    }
+
+
+def compile_chunk(
+    chunk: Chunk, shapes: list[Any], layout: Layout, quick: bool
+) -> tuple[Any, dict[str, Any]]:
+    """A compiled train step, and its times, memory, operations and exchanges between chips.
+
+    Args:
+      chunk, shapes: the step and the shapes of its arguments.
+      layout: of its devices.
+      quick: whether the compiler does the least.
+    """
+    quick_compiler(quick)
     begun = time.perf_counter()
     lowered = chunk.lower(*shapes)
     lowered_in = time.perf_counter() - begun
     compiled = lowered.compile()
     took = time.perf_counter() - begun - lowered_in
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    return {
-        "students": plan.settings.students.count,
-        "batch": plan.settings.batch_size,
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return compiled, {
         "lower_seconds": lowered_in,
         "compile_seconds": took,
         "memory": memory_of(compiled),
@@ -169,12 +188,10 @@ def compile_case(case: Case) -> dict[str, Any]:
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
         "optimal_seconds": cost.get("optimal_seconds"),
-        "cycles": estimated_cycles(text),
         "exchanges": [
             {"operation": name, "axes": axes, "count": n}
-            for (name, axes), n in exchanges(text, layout.mesh.shape).items()
+            for (name, axes), n in exchanges(compiled.as_text(), layout.mesh.shape).items()
         ],
-        "convolution_groups": list(convolution_groups(text)),
     }
 
 

@@ -15,15 +15,13 @@ import argparse
 import dataclasses
 import json
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from aot_compile import CHIPS, memory_of, prepare, quick_compiler, tpu_mesh
-from hlo import exchanges
+from aot_compile import CHIPS, compile_chunk, prepare, tpu_mesh
 from jaxtyping import PyTree
 from shapes import arguments
 
@@ -241,27 +239,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     """What the compiled program takes; numbers are those of one chip and one step."""
     layout = _layout(case)
     chunk, shapes = program(case, layout)
-    quick_compiler(case.quick)
-    begun = time.perf_counter()
-    lowered = chunk.lower(*shapes)
-    lowered_in = time.perf_counter() - begun
-    compiled = lowered.compile()
-    took = time.perf_counter() - begun - lowered_in
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return {
-        "lower_seconds": lowered_in,
-        "compile_seconds": took,
-        "memory": memory_of(compiled),
-        "arguments": memory.argument_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "flops": cost["flops"],
-        "bytes": cost["bytes accessed"],
-        "optimal_seconds": cost.get("optimal_seconds"),
-        "exchanges": [
-            {"operation": name, "axes": axes, "count": n}
-            for (name, axes), n in exchanges(compiled.as_text(), layout.mesh.shape).items()
-        ],
-    }
+    return compile_chunk(chunk, shapes, layout, case.quick)[1]
 
 
 def _size(tree: PyTree) -> int:

@@ -5,33 +5,17 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from aot import printed
 
-ROOT = Path(__file__).parent.parent
 SECONDS = 900
 
 
 def program(*flags: str) -> dict:
     """What `benchmarks/aot_stable_diffusion.py` tells of a program."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "aot_stable_diffusion.py")]
-    command += ["--size=tiny", "--quick", *flags]
-    # In a process of its own: neither these variables nor libtpu are any other test's business.
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**inherited, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    flags = ("--size=tiny", "--quick", *flags)
+    return json.loads(printed("aot_stable_diffusion.py", *flags, seconds=SECONDS)[-1])
 
 
 @pytest.mark.slow

@@ -6,21 +6,17 @@ of the four students.
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aot import printed
 from jax.sharding import PartitionSpec
 
 from benchmarks.hlo import convolution_groups, crossed, exchanges
 from ddistill.runtime.sharding import make_mesh
 
-ROOT = Path(__file__).parent.parent
 MESH = {"student": 4, "data": 4, "model": 1}
 CHIPS = 16
 # Parameters, and bytes that a program can have on one chip.
@@ -32,25 +28,8 @@ SECONDS = 1800
 
 def program() -> dict:
     """What `benchmarks/aot_compile.py` tells of the program."""
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "aot_compile.py"),
-        "--batch=256",
-        "--quick",
-    ]
-    command += ["--config=configs/o2mkd_cifar.py", "--mesh=4,4,1"]
-    # In a process of its own: neither these variables nor libtpu are any other test's business.
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**inherited, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    flags = ("--batch=256", "--quick", "--config=configs/o2mkd_cifar.py", "--mesh=4,4,1")
+    return json.loads(printed("aot_compile.py", *flags, seconds=SECONDS)[-1])
 
 
 # One test and not four, which two processes of pytest-xdist would compile for twice.

@@ -22,16 +22,19 @@ def digits_consistency(method: str, **changes: Any) -> dict[str, StageSettings]:
       method: as in `ddistill.recipes.consistency.consistency`.
       **changes: its other arguments.
     """
-    options = {
+    options = {**_student(), "levels": 32, "samplers": {"renoise": (1, 2, 4)}, **changes}
+    return {method: consistency(method, **options)}
+
+
+def _student() -> Options:
+    """Length and optimiser of a student that is shared between experiments."""
+    return {
         "steps": 2400,
         "batch_size": 64,
         "optimizer": annealed(1e-3),
         "ema": (0.995,),
-        "samplers": {"renoise": (1, 2, 4)},
         "shared": True,
-        **changes,
     }
-    return {method: consistency(method, **{"levels": 32, **options})}
 
 
 def digits_sfd() -> dict[str, StageSettings]:
@@ -151,14 +154,7 @@ def digits_two_time(method: str, **changes: Any) -> dict[str, StageSettings]:
       method: as in `ddistill.recipes.two_time.two_time`.
       **changes: its other arguments.
     """
-    options = {
-        "steps": 2400,
-        "batch_size": 64,
-        "optimizer": annealed(1e-3),
-        "ema": (0.995,),
-        "shared": True,
-        **changes,
-    }
+    options = {**_student(), **changes}
     options["loss"] = {**_OF_METHOD.get(method, {}), **changes.get("loss", {})}
     return {method: two_time(method, **options)}
 
@@ -170,15 +166,7 @@ def digits_scm(method: str, **changes: Any) -> dict[str, StageSettings]:
       method: "scd", "sct" or "rcm".
       **changes: arguments of `ddistill.recipes.two_time.scm`.
     """
-    options = {
-        "steps": 2400,
-        "batch_size": 64,
-        "optimizer": annealed(1e-3),
-        "ema": (0.995,),
-        "samplers": {"renoise": (1, 2, 4)},
-        "shared": True,
-        **changes,
-    }
+    options = {**_student(), "samplers": {"renoise": (1, 2, 4)}, **changes}
     loss = {"tangent_warmup": 400, "sigma_data": 0.75, "log_mean": 0.0, "log_std": 1.6}
     if method == "rcm":
         loss["student_every"] = 2
