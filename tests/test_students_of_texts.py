@@ -30,7 +30,9 @@ def made(tmp_path_factory):
     teacher = texted.teacher(root)
     path = texted.latent_set(root, f"diffusers:{teacher}", 8)
     settings = texted.distilled(teacher, path, read_stable_diffusion(teacher), steps=2)
-    return shared(settings, count=2, partition="texts", text_split="clusters", pool="all")
+    return shared(
+        settings, count=2, partition="texts", text_split="clusters", pool="all", mapping="loop"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +49,9 @@ def test_every_student_is_trained_on_its_own_captions(made, encoder, tmp_path, m
     batches = []
 
     def spied(*given):
-        batches.extend(student_rows(*given))
-        return batches
+        found = student_rows(*given)
+        batches.extend(found)
+        return found
 
     monkeypatch.setattr(loop, "student_rows", spied)
     off = dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, enabled=False))
