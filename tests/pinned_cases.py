@@ -180,6 +180,8 @@ def _two_times() -> None:
     add("below", "meanflow", **below, adaptive_floor=1e-3, **FLOW)
     uniform = {"time_law": "uniform", "instant_share": 0.0}
     add("plain", "meanflow", adaptive_power=0.0, **uniform, **FLOW)
+    law = {"end_rule": "below", "end_std": 0.6, "time_mean": 0.2, "time_std": 0.7}
+    add("law", "meanflow", tangent_warmup=40, **law, **FLOW)
     own = {"data_guidance": 0.5, "own_guidance": 0.25, "label_dropout": 0.3, "null_class": 3}
     add("guidance", "meanflow", classes=3, **own, **uniform, **FLOW)
     add("average", "shortcut", T=8, doubled_every=4, target_ema=0.9, velocity_bound=0.5, **FLOW)
@@ -189,7 +191,9 @@ def _two_times() -> None:
     add("data", "scm", velocity_from="data", inverse_sigma=True, **at_once, **FLOW)
     add("plain", "scm", tangent_norm="none", learned_weight=False, sigma_data=0.8, **at_once)
     add("warm_up", "scm", tangent_norm="l2")
+    add("law", "scm", log_mean=-0.5, log_std=1.0, tangent_floor=0.3, **at_once)
     add("usual", "rcm", **at_once)
+    add("weights", "rcm", consistency_weight=10.0, log_mean=0.2, log_std=1.0, **at_once)
     add("learned", "rcm", learned_weight=True, gan_weight=0.1, rollout_length=2, **KARRAS)
 
 

@@ -44,7 +44,7 @@ def settings(teacher, path, model):
 def made(tmp_path_factory):
     """The folder of a pipeline, and an opened run of its students with random weights."""
     root = tmp_path_factory.mktemp("lora")
-    teacher = texted.teacher(root)
+    teacher = tiny_sd.write_folder(root / "teacher")
     path = texted.latent_set(root, f"diffusers:{teacher}", 8)
     folder = exported.run(settings(teacher, path, read_stable_diffusion(teacher)), root)
     run = open_run(folder)

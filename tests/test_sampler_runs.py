@@ -57,7 +57,10 @@ def test_commands_of_the_page_can_be_given_as_they_stand(tmp_path):
     run = dataclasses.replace(run, plan=odd)
     scored = [SimpleNamespace(run=run)]
     evaluation = SimpleNamespace(
-        workdir=tmp_path, plans=[], settings=SimpleNamespace(evaluation=EvaluationSettings())
+        workdir=tmp_path,
+        plans=[],
+        settings=SimpleNamespace(evaluation=EvaluationSettings()),
+        dataset=SimpleNamespace(image_shape=(8, 8, 1), texts={}),
     )
     export = dict(commands_of(evaluation, scored))["Export"].splitlines()
     for line in export:

@@ -62,12 +62,13 @@ def test_weights_of_all_networks_are_cut_and_gathered_over_the_model_axis():
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_chip_holds_one_student_and_one_copy_of_the_teacher(rank):
     """Four students of distribution matching on four chips, whole or as factors of low rank."""
-    found = program("--mesh=4,1,1", "--batch=2", "--students=4", "--method=dmd", f"--rank={rank}")
+    flags = ["--mesh=4,1,1", "--batch=2", "--students=4", "--method=dmd", f"--rank={rank}"]
+    found = program(*flags, *([] if rank else ["--lower"]))  # one of the two is compiled
     assert found["students"] == 4
     # Of a student the weights, two moments and an average, of the network beside it all but that.
     own = found["parameters"] / 8
     held = 4 * (7 * own + found["frozen"])
     assert held < found["kept"] < 1.2 * held
-    assert found["exchanges"] == []
     if rank:
+        assert found["exchanges"] == []
         assert own < 0.3 * found["frozen"]

@@ -171,7 +171,7 @@ def test_data_of_other_networks_are_refused(made, tmp_path):
     refused(alone, tmp_path / "r", "has no text encoder", "'captioned_unet'")
     classes = StudentsSettings(count=2, partition="classes")
     parted = texted.changed(settings, "student", students=classes)
-    refused(parted, tmp_path / "r", "students.partition='classes'", "Use a partition by text")
+    refused(parted, tmp_path / "r", "students.partition='classes'", "Use partition='texts'")
 
 
 def test_a_stage_keeps_texts_as_its_losses_see_them(made, tmp_path):
