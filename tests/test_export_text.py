@@ -4,17 +4,20 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import text_round_trip
+import tiny_sd
 import yaml
 from text_round_trip import UNEVEN, Drawing, cases, drawn_by_diffusers, off, on_grid
 
+from ddistill.data.byte_pairs import BytePairTokenizer
 from ddistill.errors import ConfigError
 from ddistill.evaluation.report.students_table import _text_shares
 from ddistill.export import stablehlo, text_pipeline
 from ddistill.export.__main__ import collect, main, with_decoder
-from ddistill.export.text_parts import write_text_parts
+from ddistill.export.text_parts import LearntParts, write_text_parts
 from ddistill.export.text_schedulers import pipeline_scheduler
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.interop.tensors import read_tensors
@@ -97,6 +100,27 @@ def test_the_report_has_the_shares_of_the_captions(run):
 # -------------------------------------------------------------------------------- the same images
 
 
+def learnt_parts(run):
+    """The parts of the pipeline as if the run had trained them."""
+    plan = run.plan("student")
+    tokenizer = BytePairTokenizer(tuple(tiny_sd.merges(tiny_sd.WORDS)), 77)
+    encoder = run.networks.text_encoder(plan)
+    return LearntParts(run.networks.decoder(plan), encoder, tokenizer, 8)
+
+
+def test_parts_that_a_run_has_learnt_are_those_of_a_pipeline(run, student, tmp_path):
+    own = dataclasses.replace(student, pipeline=learnt_parts(run))
+    for name, found in (("theirs", student), ("own", own)):
+        text_pipeline.write(found, tmp_path / name)
+    theirs, ours = (read_stable_diffusion(tmp_path / name) for name in ("theirs", "own"))
+    for one, other in ((theirs.vae, ours.vae), (theirs.text_encoder, ours.text_encoder)):
+        assert one.network == other.network
+        jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    assert (ours.scaling, ours.image_shape) == (theirs.scaling, theirs.image_shape)
+    words = text_round_trip.CAPTIONS
+    np.testing.assert_array_equal(ours.tokens(words), theirs.tokens(words))
+
+
 @pytest.mark.parity
 def test_pipelines_of_diffusers_draw_our_images(run, parts, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
@@ -106,6 +130,7 @@ def test_pipelines_of_diffusers_draw_our_images(run, parts, tmp_path, monkeypatc
     found = cases(run)
     new = text_round_trip.new_parts(parts, tmp_path / "new")
     found["new_parts"] = dataclasses.replace(found["ddim_1"], pipeline=new)
+    found["learnt"] = dataclasses.replace(found["ddim_1"], pipeline=learnt_parts(run))
     for name, case in found.items():
         text_pipeline.write(case, tmp_path / name)
         images[name] = draw(case)
@@ -113,7 +138,8 @@ def test_pipelines_of_diffusers_draw_our_images(run, parts, tmp_path, monkeypatc
     assert np.mean((images["ddim_4"] > 0) & (images["ddim_4"] < 255)) > 0.5
     for name in ("ddim_1", "ddim_uneven", "renoise_4", "teacher"):
         assert off(images[name], images["ddim_4"]) > 2, name
-    np.testing.assert_array_equal(images["new_parts"], images["ddim_1"])
+    for name in ("new_parts", "learnt"):
+        np.testing.assert_array_equal(images[name], images["ddim_1"])
 
 
 @pytest.mark.parity
@@ -179,11 +205,12 @@ def test_equal_students_are_one_student_and_routes_agree(run, tmp_path, monkeypa
 def test_programs_take_states_of_texts_and_return_pictures(run, tmp_path):
     jax_export = pytest.importorskip("jax.export")
     pytest.importorskip("flatbuffers")
-    found = cases(run)
+    found = {"student": on_grid(collect(run, "student"), (0, 1000))}
+    found["teacher"] = collect(run, "teacher", 2)
     draw, noise = Drawing(run), text_round_trip.noises()[0]
     plan, words = run.plan("student"), text_round_trip.PROMPTS
     text = encode_texts(run.networks.text_encoder(plan), run.networks.tokenize(plan, words))
-    for name, weights in (("ddim_2", "inside"), ("teacher", "beside")):
+    for name, weights in (("student", "inside"), ("teacher", "beside")):
         case = with_decoder(found[name], run)
         stablehlo.write(case, tmp_path / name, weights == "inside")
         program = jax_export.deserialize(
@@ -200,7 +227,7 @@ def test_programs_take_states_of_texts_and_return_pictures(run, tmp_path):
 def test_programs_of_routed_students_are_one_a_cell(run, tmp_path):
     jax_export = pytest.importorskip("jax.export")
     pytest.importorskip("flatbuffers")
-    found = cases(run)["routed"]
+    found = on_grid(collect(run, "routed"), (0, 500, 1000))
     stablehlo.write(with_decoder(found, run), tmp_path, True)
     plan, words = run.plan("routed"), text_round_trip.PROMPTS
     text = encode_texts(run.networks.text_encoder(plan), run.networks.tokenize(plan, words))
@@ -208,7 +235,7 @@ def test_programs_of_routed_students_are_one_a_cell(run, tmp_path):
     images, noise = Drawing(run)(found), text_round_trip.noises()[0]
     manifest = json.loads((tmp_path / "ddistill.json").read_text())
     assert manifest["program_of_cell"] == [0, 1]
-    assert manifest["owners"] == [[0, 1]] * 2 + [[2, 3]] * 2
+    assert manifest["owners"] == [[0, 1], [2, 3]]
     assert {*read_tensors(tmp_path / "router.safetensors")} == {
         *("first_timesteps", "axes", "thresholds")
     }
@@ -339,5 +366,5 @@ def test_what_cannot_be_a_pipeline_says_what_can(run, student, tmp_path):
     routed = collect(run, "routed")
     with pytest.raises(ConfigError, match="are 4 U-Nets, of which a router picks one"):
         text_pipeline.write_unet_alone(routed, tmp_path / "c")
-    with pytest.raises(ConfigError, match="a text encoder of its own run"):
+    with pytest.raises(ConfigError, match="sees pixels, and a StableDiffusionPipeline decodes"):
         text_pipeline.write(dataclasses.replace(student, pipeline=None), tmp_path / "b")

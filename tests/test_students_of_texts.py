@@ -30,7 +30,9 @@ def made(tmp_path_factory):
     teacher = texted.teacher(root)
     path = texted.latent_set(root, f"diffusers:{teacher}", 8)
     settings = texted.distilled(teacher, path, read_stable_diffusion(teacher), steps=2)
-    return shared(settings, count=2, partition="texts", text_split="clusters", pool="all")
+    return shared(
+        settings, count=2, partition="texts", text_split="clusters", pool="all", mapping="loop"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from ddistill.export.facts import BaseModel, Exported, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
 from ddistill.export.picture import image_rows, write_picture
+from ddistill.export.text_parts import LearntParts
 from ddistill.interop.hub import is_repo
 from ddistill.interop.imported import Imported
 from ddistill.interop.pipeline_parts import FOLDER as PARTS
@@ -33,7 +34,7 @@ from ddistill.runtime.files import expand
 from ddistill.students import whole_network
 from ddistill.text import printable
 from ddistill.trained_run import TrainedRun, open_run
-from ddistill.training.trained import null_text
+from ddistill.training.trained import null_text, read_tokenizer
 from ddistill.typing import Params
 
 FORMS = ("diffusers", "unet", "lora", "stablehlo", "safetensors")
@@ -94,7 +95,7 @@ def export(options: argparse.Namespace) -> str:
     if options.to != "lora":  # the other formats have whole networks
         exported = replace(exported, network=whole_network(exported.network))
     writers: dict[str, Callable[[Exported, Path], str]] = {
-        "diffusers": _write_diffusers,
+        "diffusers": lambda e, path: _write_diffusers(with_learnt_parts(e, run), path),
         "unet": text_pipeline.write_unet_alone,
         "lora": lambda e, path: lora.write(e, path, _pipeline_unet(run, e), options.rank),
         "safetensors": safetensors.write,
@@ -139,7 +140,7 @@ def collect(
         base_models=tuple(dict.fromkeys(models)),
         dataset=HUB_DATASETS.get(run.data.name, "") if tfds else "",
         image_rows=_image_rows(run, sampler_run),
-        pipeline=_pipeline(sampler_run.plan),
+        pipeline=_parts_folder(sampler_run.plan),
     )
 
 
@@ -148,10 +149,23 @@ def _pipeline_unet(run: TrainedRun, exported: Exported) -> Params:
     return run.networks.weights(exported.sampler_run.plan.text_stage).params
 
 
-def _pipeline(plan: StagePlan) -> Path | None:
-    """The parts of the pipeline that the teacher of a stage comes from; None without one."""
+def _parts_folder(plan: StagePlan) -> Path | None:
+    """The parts of the teacher's pipeline of a stage that reads texts; None without a pipeline."""
     stage = plan.text_stage
     return stage.folder / PARTS if plan.tokenizer and stage.has_parts else None
+
+
+def with_learnt_parts(exported: Exported, run: TrainedRun) -> Exported:
+    """The same export with the parts of a pipeline that the run has trained, if it has."""
+    plan = exported.sampler_run.plan
+    if plan.tokenizer is None or exported.pipeline is not None:
+        return exported
+    decoder, encoder = run.networks.decoder(plan), run.networks.text_encoder(plan)
+    if decoder is None or encoder is None:
+        return exported
+    side = plan.image_shape[0] * getattr(decoder.module, "factor", 1)
+    parts = LearntParts(decoder, encoder, read_tokenizer(plan.text_stage), side)
+    return replace(exported, pipeline=parts)
 
 
 def with_decoder(exported: Exported, run: TrainedRun) -> Exported:

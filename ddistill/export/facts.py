@@ -14,6 +14,7 @@ from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
+from ddistill.export.text_parts import LearntParts
 from ddistill.interop.pipeline_parts import Decoder
 from ddistill.networks.extras import EXTRAS
 from ddistill.networks.text_unet import TextUNet
@@ -47,8 +48,8 @@ class Exported:
       base_models: models of the Hugging Face hub from which the network started.
       dataset: id of the data set on the Hugging Face hub; "" if it has none.
       image_rows: samples for the picture of the model card; may be empty.
-      pipeline: folder with tokenizer, text encoder and autoencoder of the teacher's pipeline; None
-        for networks that read no texts, or whose run has trained their text encoder.
+      pipeline: tokenizer, text encoder and autoencoder: the folder of the parts of the teacher's
+        pipeline, or what the run has trained; None for networks that read no texts, or see pixels.
       decoder: what makes pictures of latents inside of a program; None for networks of pixels, and
         where other files decode.
       null_text: the condition of the empty text, for networks that read texts.
@@ -65,7 +66,7 @@ class Exported:
     base_models: tuple[BaseModel, ...] = ()
     dataset: str = ""
     image_rows: tuple[ImageRow, ...] = ()
-    pipeline: Path | None = None
+    pipeline: Path | LearntParts | None = None
     decoder: Decoder | None = None
     null_text: TextCondition | None = None
     precision: str = "float32"

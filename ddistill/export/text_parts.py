@@ -1,6 +1,7 @@
-"""The parts of a teacher's pipeline in an export: autoencoder, text encoder and tokenizer.
+"""The parts of a pipeline in an export: autoencoder, text encoder and tokenizer.
 
-They are the teacher's bytes, with two additions that old and new releases of transformers need.
+A run that has learnt them writes its own. Parts of a teacher's pipeline are the teacher's bytes,
+with two additions that old and new releases of transformers need.
 transformers before 5.6 reads a text encoder without the prefix "text_model." in its names as random
 weights, with a warning alone; and `CLIPTokenizer` before 5.0 needs vocab.json and merges.txt beside
 tokenizer.json.
@@ -8,16 +9,24 @@ tokenizer.json.
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
+from ddistill.data.byte_pairs import BytePairTokenizer
 from ddistill.errors import ConfigError
 from ddistill.export.json_files import write_config
+from ddistill.interop import autoencoder_kl, clip_text
 from ddistill.interop.clip_text import PREFIX
 from ddistill.interop.diffusers_folders import CONFIG, read_json
 from ddistill.interop.diffusers_weights import STEM
 from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE, FoundPart, find_part
+from ddistill.interop.pipeline_parts import Decoder
 from ddistill.interop.tensors import write_tensors
 from ddistill.interop.tokenizer import END, JSON, MERGES, SETTINGS, START, VOCABULARY
+from ddistill.networks.autoencoder_kl import AutoencoderKL
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.runtime.files import write_text
 
 # The names under which diffusers and transformers look for weights.
@@ -27,6 +36,51 @@ _NAMES = {
     (TEXT, ".safetensors"): "model.safetensors",
     (TEXT, ".bin"): "pytorch_model.bin",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class LearntParts:
+    """The parts that a run has trained itself.
+
+    Attributes:
+      decoder: the autoencoder.
+      text_encoder: token ids to conditions.
+      tokenizer: texts to token ids.
+      side: height of the pictures.
+    """
+
+    decoder: Decoder
+    text_encoder: TextEncoder
+    tokenizer: BytePairTokenizer
+    side: int
+
+
+def write_learnt_parts(parts: LearntParts, out: Path) -> None:
+    """Writes vae/, text_encoder/ and tokenizer/ of what a run has learnt.
+
+    Raises:
+      ConfigError: diffusers has no such autoencoder.
+    """
+    vae, text = parts.decoder, parts.text_encoder
+    if not isinstance(vae.module, AutoencoderKL):
+        raise ConfigError(f"diffusers has no autoencoder {type(vae.module).__name__}.")
+    for name, config, tensors in (
+        (
+            VAE,
+            autoencoder_kl.write_options(vae.module, vae.scaling, parts.side),
+            autoencoder_kl.to_tensors(vae.module, jax.device_get(vae.params)),
+        ),
+        (
+            TEXT,
+            clip_text.write_options(text.module),
+            clip_text.to_tensors(text.module, jax.device_get(text.params)),
+        ),
+    ):
+        write_config(out / name / CONFIG, config)
+        write_tensors(out / name / _NAMES[name, ".safetensors"], dict(tensors))
+    (out / TOKENIZER).mkdir()
+    for name, content in parts.tokenizer.files().items():
+        write_text(out / TOKENIZER / name, content)
 
 
 def write_text_parts(source: Path, out: Path, length: int) -> None:

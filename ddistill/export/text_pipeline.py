@@ -10,7 +10,7 @@ from ddistill.export.facts import Exported
 from ddistill.export.json_files import diffusers_version, write_config
 from ddistill.export.model_card import model_card
 from ddistill.export.router import write_router
-from ddistill.export.text_parts import write_text_parts
+from ddistill.export.text_parts import LearntParts, write_learnt_parts, write_text_parts
 from ddistill.export.text_schedulers import PipelineScheduler, pipeline_scheduler
 from ddistill.interop.diffusers_folders import CONFIG, INDEX, SCHEDULER
 from ddistill.interop.diffusers_weights import STEM
@@ -32,14 +32,17 @@ def write(exported: Exported, out: Path) -> str:
     Raises:
       ConfigError: diffusers does not support the sampler, the levels or the network.
     """
-    run, source = exported.sampler_run, _parts_of(exported)
+    run, parts = exported.sampler_run, _parts_of(exported)
     scheduler = scheduler_of(exported)
     names = [UNET if k == 0 else f"{UNET}_{k}" for k in range(len(exported.students))]
     for k, name in enumerate(names):
         write_unet(exported, out / name, f"{STEM}.safetensors", k)
     write_config(out / "scheduler" / SCHEDULER, {**scheduler.config, **diffusers_version()})
-    assert run.plan.tokenizer is not None
-    write_text_parts(source, out, run.plan.tokenizer.length)
+    if isinstance(parts, LearntParts):
+        write_learnt_parts(parts, out)
+    else:
+        assert run.plan.tokenizer is not None
+        write_text_parts(parts, out, run.plan.tokenizer.length)
     write_config(out / INDEX, model_index(scheduler.kind))
     routed = write_router(exported, out, names) if len(names) > 1 else {}
     write_config(out / "ddistill.json", {**exported.manifest(), **routed})
@@ -127,12 +130,11 @@ def model_index(scheduler: str) -> dict[str, object]:
     }
 
 
-def _parts_of(exported: Exported) -> Path:
+def _parts_of(exported: Exported) -> Path | LearntParts:
     if exported.pipeline is None:
         raise ConfigError(
-            f"'{exported.sampler_run.key}' reads texts with a text encoder of its own run; a "
-            "StableDiffusionPipeline is written for students of a 'diffusers:' pipeline. Use "
-            "--to=stablehlo or --to=safetensors."
+            f"'{exported.sampler_run.key}' sees pixels, and a StableDiffusionPipeline decodes "
+            "latents. Use --to=stablehlo or --to=safetensors."
         )
     return exported.pipeline
 

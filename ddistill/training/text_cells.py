@@ -56,7 +56,7 @@ def read_cells(path: Path) -> Cells:
 def write_cells(path: Path, cells: Cells) -> None:
     """Writes cells as a safetensors file with the names of their fields."""
     named = {name: np.asarray(getattr(cells, name)) for name in cells.__dataclass_fields__}
-    write_tensors(path, named, {"kind": type(cells).__name__})
+    write_tensors(path, named)
 
 
 def is_fitted(plan: StagePlan) -> bool:
