@@ -86,7 +86,7 @@ class Case:
       guidance: scale of the teacher's classifier-free guidance; 1 for none.
       quick: whether the compiler does the least.
       students: K; 0 for one student without a student axis.
-      method: "o2mkd", or "dmd" without pairs.
+      method: "o2mkd", "sfddm" with the eight teacher steps of its recipe, or "dmd" without pairs.
       rank: of the student, and of the network beside it; 0 for whole networks.
       chip: a key of `aot_compile.TOPOLOGIES`.
     """
@@ -104,6 +104,7 @@ class Case:
 
 METHODS: dict[str, Options] = {
     "o2mkd": {"name": "o2mkd"},
+    "sfddm": {"name": "sfddm", "substeps": 8},
     "dmd": {"name": "dmd", "regression_weight": 0.0, "fake_weight": "snr"},
 }
 

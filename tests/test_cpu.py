@@ -8,6 +8,7 @@ import pytest
 
 from ddistill.runtime.cpu import use_quick_code
 
+WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds"
 TWO_SUMS = """
 import os, sys
 import jax, jax.numpy as jnp
@@ -31,8 +32,21 @@ def test_options_are_added_to_the_users_flags_once():
 
 def test_extra_options_of_the_user_stay():
     environment = {"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_optimize_for_size=true"}
+    given = environment["XLA_FLAGS"]
     use_quick_code(environment)
-    assert environment["XLA_FLAGS"] == "--xla_backend_extra_options=xla_cpu_optimize_for_size=true"
+    assert environment["XLA_FLAGS"].split()[0] == given
+    assert environment["XLA_FLAGS"].count("xla_backend_extra_options") == 1
+
+
+def test_devices_wait_a_day_unless_the_user_says_otherwise():
+    """XLA's default of 40 s ends a run that a busy machine or Ctrl-Z holds up."""
+    environment: dict[str, str] = {}
+    use_quick_code(environment)
+    assert f"{WAIT}=86400" in environment["XLA_FLAGS"].split()
+    environment = {"XLA_FLAGS": f"{WAIT}=60"}
+    use_quick_code(environment)
+    assert environment["XLA_FLAGS"].split()[0] == f"{WAIT}=60"
+    assert environment["XLA_FLAGS"].count(WAIT) == 1
 
 
 @pytest.mark.parametrize(
