@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from hlo import convolution_groups, estimated_cycles, exchanges
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from shapes import accelerated, arguments, plan_all, read_settings
 
 from ddistill.data import Dataset
@@ -56,6 +57,7 @@ class Case:
       accumulate: parts that a batch is worked through in.
       remat: whether the student recomputes its blocks in the backward pass.
       quick: see above.
+      blocks: blocks of a level of all networks; 0 for the config's.
     """
 
     config: str
@@ -65,6 +67,7 @@ class Case:
     accumulate: int = 1
     remat: bool = False
     quick: bool = False
+    blocks: int = 0
 
 
 def prepare(chip: str = "v5e") -> None:
@@ -98,6 +101,9 @@ def plans(case: Case) -> tuple[StagePlan, dict[str, StagePlan], Dataset]:
 
     def change(name: str, stage: StageSettings) -> StageSettings:
         stage = accelerated(name, stage)
+        if case.blocks and "blocks" in stage.network:
+            network = {**stage.network, "blocks": case.blocks}
+            stage = dataclasses.replace(stage, network=network)
         if name != last:
             return stage
         count = case.count or stage.students.count
@@ -153,7 +159,10 @@ def compile_case(case: Case) -> dict[str, Any]:
     shapes = arguments(plan, made, dataset, layout)
     compiled, found = compile_chunk(chunk, shapes, layout, case.quick)
     text = compiled.as_text()
+    state, inputs = shapes[:2]
     return {
+        "parameters": _size(state.params),
+        "frozen": _size(inputs.teacher),
         "students": plan.settings.students.count,
         "batch": plan.settings.batch_size,
         **found,
@@ -207,6 +216,10 @@ def memory_of(compiled: Any) -> int:
     )
 
 
+def _size(tree: PyTree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="configs/o2mkd_cifar.py")
     parser.add_argument("--mesh", default="4,4,1", help="sizes of student, data, model")
@@ -215,6 +228,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--blocks", type=int, default=0, help="of all networks; 0: the config's")
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """O2MKD's train step on CIFAR-10 for sixteen chips of a TPU v5e, compiled where there is no TPU.
 
-The config as it stands, but in bf16 and with a global batch of 1024, that is 256 examples for each
-of the four students.
+The config in bf16 and with a global batch of 1024, that is 256 examples for each of the four
+students. Networks have one block a level in place of two, which halves the time to compile;
+docs/scaling.md has what the whole config takes.
 """
 
 import importlib.util
@@ -19,16 +20,20 @@ from ddistill.runtime.sharding import make_mesh
 
 MESH = {"student": 4, "data": 4, "model": 1}
 CHIPS = 16
-# Parameters, and bytes that a program can have on one chip.
-STUDENT, TEACHER = 8_952_067, 35_746_307
+# Bytes that a program can have on one chip.
 HBM = 15.75 * 2**30
-# Two to four minutes on two quiet cores.
 SECONDS = 1800
 
 
 def program() -> dict:
     """What `benchmarks/aot_compile.py` tells of the program."""
-    flags = ("--batch=256", "--quick", "--config=configs/o2mkd_cifar.py", "--mesh=4,4,1")
+    flags = (
+        "--batch=256",
+        "--quick",
+        "--config=configs/o2mkd_cifar.py",
+        "--mesh=4,4,1",
+        "--blocks=1",
+    )
     return json.loads(printed("aot_compile.py", *flags, seconds=SECONDS)[-1])
 
 
@@ -44,7 +49,8 @@ def test_four_students_on_sixteen_chips():
     assert found["students"] * found["batch"] == 1024
 
     # A chip holds the weights, average and moments of one student, and the teacher's weights.
-    held = 4 * (4 * STUDENT + TEACHER)
+    assert found["parameters"] / 4 < found["frozen"] / 3.5
+    held = 4 * (4 * found["parameters"] / 4 + found["frozen"])
     assert held < found["arguments"] < 1.1 * held
     assert found["memory"] < HBM
 

@@ -91,6 +91,12 @@ def networks(vocabulary: int):
     return unet, vae, text
 
 
+def one_level(vocabulary: int):
+    """A U-Net of one level with a middle, for tests that trace steps of many networks."""
+    unet, vae, text = smallest(vocabulary)
+    return unet.clone(middle=True), vae, text
+
+
 def smallest(vocabulary: int):
     """Networks of one level, for tests that train: most of their time is compiling."""
     unet = TextUNet(

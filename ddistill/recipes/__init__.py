@@ -5,12 +5,7 @@ command line can override each of them. `to_config` makes the `ConfigDict`; `dig
 `image_config` do so for the variants of a config file.
 """
 
-from ddistill.recipes.autoencoder import (
-    autoencoder_stage,
-    digits_autoencoder,
-    text_digits,
-    text_digits_teacher,
-)
+from ddistill.recipes.autoencoder import autoencoder_stage, digits_autoencoder
 from ddistill.recipes.cifar import (
     CIFAR,
     cfd_cifar,
@@ -88,6 +83,12 @@ from ddistill.recipes.stable_diffusion import (
     o2mkd_sd15,
     sfddm_sd15,
     stable_diffusion_config,
+)
+from ddistill.recipes.text_digits import (
+    text_digits,
+    text_digits_network,
+    text_digits_students,
+    text_digits_teacher,
 )
 from ddistill.recipes.text_folder import text_folder, text_folder_config
 from ddistill.recipes.trajectory import from_noise, sfd, sfd_v
@@ -184,6 +185,8 @@ __all__ = [
     "stable_diffusion_config",
     "teacher_stage",
     "text_digits",
+    "text_digits_network",
+    "text_digits_students",
     "text_digits_teacher",
     "text_folder",
     "text_folder_config",
