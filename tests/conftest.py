@@ -35,17 +35,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def quick_compiler(tmp_path_factory) -> Iterator[None]:
     """Compiling is most of the tests: little optimisation, and every program only once.
 
-    Processes of pytest-xdist share their programs. A file that another one is writing is damaged
-    for jax, which then compiles.
+    Processes of pytest-xdist and processes that tests start share their programs. A file that
+    another one is writing is damaged for jax, which then compiles.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     set_cache(str(shared / "xla"), 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
+    inherited = {
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "xla"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    os.environ |= inherited
     # What is imported stays, and tracing makes many small objects that are no garbage.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     yield
+    for name in inherited:
+        del os.environ[name]
     jax.config.update("jax_disable_most_optimizations", False)
     set_cache(None, 1.0)
 
@@ -58,7 +65,7 @@ def set_cache(folder: str | None, seconds: float) -> None:
 
 @pytest.fixture(scope="module")
 def compiled() -> list[str]:
-    """Names of compilations so far in this process, starting with empty caches."""
+    """An entry for each compilation in this process from now on, also of programs found on disk."""
     events: list[str] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
@@ -66,7 +73,6 @@ def compiled() -> list[str]:
             events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    jax.clear_caches()
     return events
 
 

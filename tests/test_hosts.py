@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chex
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,8 +66,6 @@ class Cluster:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(4 // count),
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "DDISTILL_TEST_DEATH": death,
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
         }

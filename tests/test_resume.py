@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import pytest
 from runs import (
     LOGGED,
@@ -60,9 +59,6 @@ class Launcher:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-            # Compiling is most of these runs. What is compared is compiled alike.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "DDISTILL_TEST_DEATH": death,
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
             **changes,

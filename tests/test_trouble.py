@@ -211,8 +211,6 @@ def test_a_full_disk_on_the_command_line(tiny_disk, tmp_path):
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": os.pathsep.join([str(tests.parent), os.environ.get("PYTHONPATH", "")]),
         },
         cwd=tmp_path,

@@ -69,6 +69,12 @@ def _number(value: object) -> float | None:
     return float(value) if known else None  # type: ignore[arg-type]
 
 
+def _restore_args(abstract: PyTree, **options: bool) -> ocp.args.PyTreeRestore:
+    """Arguments with which arrays are read to where those of `abstract` lie."""
+    restore = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(item=abstract, restore_args=restore, **options)
+
+
 class Checkpoints:
     """The checkpoints of one stage, in `folder/STEP`."""
 
@@ -116,8 +122,12 @@ class Checkpoints:
         return _number((record or {}).get("score"))
 
     def _open(self) -> ocp.CheckpointManager:
+        # Orbax cuts every replicated array into a part for each device, which compiles a program
+        # for each shape and device at the first checkpoint. Devices of one process share a disk.
+        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         handlers = {
-            "state": ocp.StandardCheckpointHandler(),
+            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             "record": ocp.JsonCheckpointHandler(),
         }
         return ocp.CheckpointManager(self.folder, options=self._options, item_handlers=handlers)
@@ -141,7 +151,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record)
             ),
         )
 
@@ -214,11 +224,7 @@ class Checkpoints:
                 for field, names in like.items()
             }
             check_same_structure(part, abstract, self._path(step))
-        args = ocp.args.PyTreeRestore(
-            item=abstract,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-            partial_restore=True,
-        )
+        args = _restore_args(abstract, partial_restore=True)
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
                 return checkpointer.restore(self._path(step) / "state", args=args)
@@ -232,7 +238,7 @@ class Checkpoints:
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+                    state=_restore_args(abstract), record=ocp.args.JsonRestore()
                 ),
             )
         except Exception as error:  # Orbax and TensorStore raise many types for a bad file

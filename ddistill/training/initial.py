@@ -1,6 +1,7 @@
 """The state of a stage at step 0: its shapes, and its values."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,9 @@ def initial_state(
         drawn = [draw(*_init_arguments(plan, name, m)) for m in plan.students]
         fresh = stack(drawn) if plan.stacked else drawn[0]
         weights[name] = _completed(module, weights.get(name), fresh)
-    state = _state(plan, weights, _memory(plan))
+    # One program, in place of one for each shape and operation.
+    make = jax.jit(functools.partial(_state, plan), compiler_options=options)
+    state = make(weights, _memory(plan))
     state = dataclasses.replace(
         state,
         opt_state={**state.opt_state, **start.opt_state},
