@@ -274,7 +274,8 @@ def test_the_string_of_a_protocol_says_what_its_numbers_depend_on():
     parts = prompted_parts(DMD, given, "val2014:40504@99", "inception@67/2048/clean", "clip-14@ab")
     assert parts.string() == (
         "protocol=coco30k_dmd prompts=my_prompts.txt:3@1a2b3c4d real=val2014:40504@99 "
-        "fit=centre-lanczos-256 fid=inception@67/2048/clean clip_model=clip-14@ab prefix=A_photo_depicts"
+        "fit=centre-lanczos-256 fid=inception@67/2048/clean clip_model=clip-14@ab "
+        "prefix=A_photo_depicts"
     )
     assert prompted_parts(None, given, clip="clip-14@ab").string() == (
         "protocol=none prompts=my_prompts.txt:3@1a2b3c4d real=none fit=none fid=none "

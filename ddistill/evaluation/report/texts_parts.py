@@ -107,8 +107,8 @@ def protocol_parts(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> list[
         caption += f"FID: distance to {parts.real} in {parts.fid}. "
     if "clip_score" in names:
         caption += (
-            f"CLIP score: mean cosine of image and prompt by {parts.clip_model} ({prefix}); published "
-            f"scores are of {protocol.clip}. "
+            f"CLIP score: mean cosine of image and prompt by {parts.clip_model} ({prefix}); "
+            f"published scores are of {protocol.clip}. "
         )
     table = Table(
         ["sampler", "NFE", "guidance", *(METRICS[name].label for name in names)],
