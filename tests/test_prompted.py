@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from clip_cases import write_clip
@@ -18,9 +19,12 @@ from ddistill.evaluation.metrics.features import extract
 from ddistill.evaluation.metrics.geometry import Geometry
 from ddistill.evaluation.metrics.protocol_sets import fitted, sample_fit
 from ddistill.evaluation.metrics.protocols import PROTOCOLS
+from ddistill.evaluation.prompted import check_protocol
 from ddistill.interop.clip import find_clip, load_clip
+from ddistill.protocol_settings import ProtocolSettings
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.scoring_options import Options
+from ddistill.settings import EvaluationSettings, Settings
 
 pytest.importorskip("tokenizers")
 
@@ -184,11 +188,11 @@ def test_runs_and_wrong_digests_are_refused(sets, clip, tmp_path, capsys):
         (["--clip_digest=00000000"], "--clip_digest=00000000 is of --clip=FOLDER"),
         ([f"--clip={clip / 'none'}"], "none does not exist"),
     ):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as caught:
             main([*flags, *wrong])
-        shown = capsys.readouterr().err
+        shown = f"{caught.value} {capsys.readouterr().err}".strip()
         assert message in shown
-        assert shown.strip().count("\n") == 0
+        assert "\n" not in shown
 
 
 def test_samples_that_are_jpeg_files_are_not_encoded_again(sets, model, tmp_path):
@@ -199,3 +203,59 @@ def test_samples_that_are_jpeg_files_are_not_encoded_again(sets, model, tmp_path
     png = score(options(sets, tmp_path / "a"), model)[0]
     jpeg = score(dataclasses.replace(options(sets, tmp_path / "b"), path=str(folder)), model)[0]
     assert jpeg.scores == png.scores
+
+
+# ------------------------------------------------------------------------------ settings of a run
+
+
+@pytest.fixture
+def protocol(sets, clip):
+    """Settings of a protocol that can work, but for FID's weights."""
+    return ProtocolSettings("tiny", str(sets / "prompts.txt"), clip=str(clip))
+
+
+def checked(protocol, tokenizer="any"):
+    evaluation = EvaluationSettings(protocol=protocol)
+    settings = Settings("name", {}, (), {"name": "digits"}, evaluation=evaluation)
+    check_protocol(settings, [SimpleNamespace(name="teacher", tokenizer=tokenizer)])
+
+
+def test_settings_of_a_protocol_that_can_work_are_accepted(protocol, model):
+    checked(ProtocolSettings())
+    checked(ProtocolSettings(), None)
+    checked(protocol)
+    checked(dataclasses.replace(protocol, clip_digest=model.sha256[:12]))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"name": "coco30k"}, "protocol.name='coco30k' is not known. Did you mean 'coco30k_"),
+        (
+            {"name": ""},
+            "protocol.prompts=.* has no effect, because config.*name is ''. Allowed: co",
+        ),
+        ({"prompts": ""}, "config.evaluation.protocol.prompts is missing"),
+        ({"prompts": "none.txt"}, "protocol.prompts=none.txt: it cannot be read"),
+        ({"name": "coco30k_bk"}, "has 10 prompts; the protocol has 30,000"),
+        ({"clip": ""}, "protocol.real and config.evaluation.protocol.clip are empty"),
+        ({"clip": "none"}, "The CLIP checkpoint none does not exist"),
+        ({"clip_digest": "00000000"}, "protocol.clip_digest='00000000': .* has the SHA-256"),
+        ({"real": "none"}, "protocol.real=none does not exist"),
+    ],
+)
+def test_settings_of_a_protocol_that_cannot_work_are_refused(protocol, changes, message):
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
+        checked(dataclasses.replace(protocol, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_protocol_needs_a_network_that_reads_texts_and_fids_weights(protocol, sets, tmp_path):
+    with pytest.raises(ConfigError, match="the teacher of this run reads no texts"):
+        checked(protocol, None)
+    (tmp_path / "weights").write_bytes(b"no weights")
+    given = dataclasses.replace(
+        protocol, real=str(sets / "real"), inception=str(tmp_path / "weights")
+    )
+    with pytest.raises(DataError, match="weights has the SHA-256"):
+        checked(given)
