@@ -6,10 +6,12 @@ import io
 import jax
 import numpy as np
 import pytest
+import texted
 from inception_cases import pictures, random_state
 from PIL import Image
 from scored import save_folder
 
+from ddistill.data import load
 from ddistill.errors import ConfigError, DataError
 from ddistill.evaluation.metrics.detector import RESIZES, inception_detector
 from ddistill.evaluation.metrics.geometry import Geometry, clean_resize, shortest_side
@@ -264,6 +266,23 @@ def test_real_images_are_counted_and_brought_to_the_size(tmp_path):
     (tmp_path / "real" / "0001.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"0001.png cannot be read"):
         real_set(tmp_path / "real", TINY, "real").images[np.arange(4)]
+
+
+def test_a_latent_set_gives_the_images_that_it_keeps(tmp_path):
+    path = texted.latent_set(tmp_path, "pixels", 8)
+    kept = load({"name": "latents", "path": str(path)}, "test").as_pictures()
+    protocol = dataclasses.replace(TINY, real=len(kept))
+    found = real_set(path, protocol, "real")
+    np.testing.assert_array_equal(found.images[np.arange(len(kept))], kept.take(range(len(kept))))
+    assert (found.resize, found.size) == ("centre-lanczos-8", "8x8")
+    for changes, message in (
+        ({"real": 99}, f"keeps no split of 99 images of 8x8, .*test: {len(kept)} images of 8x8"),
+        ({"geometry": Geometry(16, True, "lanczos")}, "keeps no split .* of 16x16"),
+        ({"geometry": BK.geometry}, "is a latent set, of centre squares .* needs whole-bicubic"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            check_real(path, dataclasses.replace(protocol, **changes), "real")
+        assert "\n" not in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------- strings

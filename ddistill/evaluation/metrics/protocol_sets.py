@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ddistill.data import load
+from ddistill.data import Dataset, load
 from ddistill.data.names import natural_key
 from ddistill.data.scan import scan
 from ddistill.errors import ConfigError, DataError, nearest
@@ -18,9 +18,11 @@ from ddistill.evaluation.metrics.geometry import Geometry, of_each, through_jpeg
 from ddistill.evaluation.metrics.image_sets import (
     ImageSet,
     Pixels,
+    array_of,
     dataset_images,
     digest_of,
     open_image_set,
+    open_npz,
 )
 from ddistill.evaluation.metrics.protocols import ImageProtocol, Prompts
 from ddistill.evaluation.metrics.reference_sets import (
@@ -182,20 +184,44 @@ def _of_files(root: Path, files: tuple[Path, ...], fit: tuple[Fit, int, str]) ->
 
 
 def check_real(path: str | os.PathLike, protocol: ImageProtocol, key: str) -> None:
-    """Raises `DataError` for real images that are missing or of another number.
+    """Checks real images without reading their pixels.
 
-    Statistics and latent sets are checked when they are opened.
+    Args:
+      path: as of `protocol_reference`.
+      protocol: the protocol.
+      key: the setting, for messages.
+
+    Raises:
+      DataError: they are missing or of another number; or a latent set, or statistics, of images of
+        another size.
     """
     root = expand(path)
     if not root.exists():
         raise DataError(f"{key}={path} does not exist. Give the folder of {protocol.source}.")
-    if root.is_dir() and not (root / _SET).is_file():
-        found = len(scan(root).files)
-        if found != protocol.real:
-            raise DataError(
-                f"{key}={path} has {found:,} images; {protocol.name} compares with "
-                f"{protocol.real:,} ({protocol.source})."
-            )
+    if root.suffix == ".npz":
+        _check_statistics(root, protocol, key)
+    elif not root.is_dir():
+        raise DataError(f"{key}={path} is a file; give a folder of images, or statistics (.npz).")
+    elif (root / _SET).is_file():
+        _kept(root, protocol, key)
+    elif (found := len(scan(root).files)) != protocol.real:
+        raise DataError(
+            f"{key}={path} has {found:,} images; {protocol.name} compares with "
+            f"{protocol.real:,} ({protocol.source})."
+        )
+
+
+def _check_statistics(path: Path, protocol: ImageProtocol, key: str) -> None:
+    with open_npz(path) as file:
+        found = [array_of(path, file, n).item() if n in file else None for n in ("count", "resize")]
+    wanted = [protocol.real, str(protocol.geometry)]
+    if found != wanted:
+        raise DataError(
+            f"{key}={path} holds statistics of {found[0] or 'an unknown number of'} images, resize "
+            f"{found[1] or 'unknown'}; {protocol.name} needs {wanted[0]} images, resize "
+            f"{wanted[1]}. Give the folder of images, or write the file again with --protocol and "
+            "--save_reference."
+        )
 
 
 def real_set(path: str | os.PathLike, protocol: ImageProtocol, key: str) -> ImageSet:
@@ -213,15 +239,15 @@ def real_set(path: str | os.PathLike, protocol: ImageProtocol, key: str) -> Imag
     check_real(path, protocol, key)
     root, geometry = expand(path), protocol.geometry
     if (root / _SET).is_file():
-        return _kept(root, protocol, key)
-    if not root.is_dir():
-        raise DataError(f"{key}={path} is a file; give a folder of images, or statistics (.npz).")
+        images = dataset_images(*_kept(root, protocol, key))
+        digest = digest_of(f"{images.digest} {geometry}")
+        return ImageSet(root.resolve().name, images.images, digest, str(geometry))
     files = tuple(root / file.path for file in scan(root).files)
     return _of_files(root, files, (geometry, geometry.side, str(geometry)))
 
 
-def _kept(root: Path, protocol: ImageProtocol, key: str) -> ImageSet:
-    """The images that a latent set keeps: centre squares, resized with Lanczos."""
+def _kept(root: Path, protocol: ImageProtocol, key: str) -> tuple[Dataset, str]:
+    """The images that a latent set keeps, and their split: centre squares, resized with Lanczos."""
     geometry = protocol.geometry
     if geometry != Geometry(geometry.side, **_AS_KEPT):  # type: ignore[arg-type]
         raise DataError(
@@ -237,9 +263,7 @@ def _kept(root: Path, protocol: ImageProtocol, key: str) -> ImageSet:
             continue
         side = tuple(found.image_shape[:2])
         if len(found) == protocol.real and side == (geometry.side, geometry.side):
-            images = dataset_images(found, split)
-            digest = digest_of(f"{images.digest} {geometry}")
-            return ImageSet(root.resolve().name, images.images, digest, str(geometry))
+            return found, split
         counts[split] = f"{len(found):,} images of {side[1]}x{side[0]}"
     listed = "; ".join(f"{split}: {text}" for split, text in counts.items())
     raise DataError(
@@ -271,13 +295,4 @@ def protocol_reference(
     if file.suffix != ".npz":
         return reference_of_images(real_set(path, protocol, key), extraction, features=False)
     check_real(path, protocol, key)
-    found = open_reference(file, extraction, features=False)
-    wanted = (protocol.real, str(protocol.geometry))
-    if (found.count, found.resize) != wanted:
-        raise DataError(
-            f"{key}={path} holds statistics of {found.count or 'an unknown number of'} images, "
-            f"resize {found.resize}; {protocol.name} needs {wanted[0]} images, resize {wanted[1]}. "
-            "Give the folder of images, or write the file again with --protocol and "
-            "--save_reference."
-        )
-    return found
+    return open_reference(file, extraction, features=False)
