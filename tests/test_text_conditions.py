@@ -417,7 +417,7 @@ def test_an_evaluation_under_a_protocol_scores_its_prompts(made, run, tmp_path, 
     )
     plans, notes = list(run.plans), Notes()
     prompted.check_protocol(settings, plans)
-    found = data.load(made.settings.data, "train")
+    found = data.load(made.settings.data, "train").as_pictures()
     evaluation = Evaluation(
         settings, plans, found, run.networks, tmp_path / "out", notes, StopRequest()
     )
@@ -448,6 +448,7 @@ def test_an_evaluation_under_a_protocol_scores_its_prompts(made, run, tmp_path, 
     assert {p.protocol for p in parts} == {"tiny"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Published protocol tiny" in page
+    assert "Not drawn" not in page
     assert METRICS["clip_score"].meaning.split(" by the")[0] in page
     assert stat_text("clip_score", Stat(own.value, None, 1, own.low, own.high)).split()[0] in page
     assert any(text.startswith("tiny, ") and "CLIP score" in text for text in notes.said)

@@ -18,7 +18,7 @@ STEMS = ("open_clip_model", "open_clip_pytorch_model")
 _VISION = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
 _TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
 # Without effect on a finished model.
-_IDLE = ("patch_dropout", "ls_init_value", "tokenizer_kwargs")
+_IDLE = ("patch_dropout", "tokenizer_kwargs")
 _USUAL: dict[str, Options] = {
     "vision_cfg": {
         **{"layers": 12, "width": 768, "head_width": 64},
