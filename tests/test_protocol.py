@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ddistill.evaluation.metrics.protocols import PromptedParts
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.records import names
 from ddistill.evaluation.records.environment import command_string, machine_string
@@ -78,7 +79,7 @@ def test_any_change_of_protocol_changes_its_string():
         "features": "x", "features_hash": "y", "reference": "z", "reference_n": 2, "samples": 3,
         "sampler": "heun", "nfe": 7, "ema": 0.99, "clip": None, "noise_seed": 1,
         "quantised": False, "guidance": 2.0, "floor": 1, "count": 1, "subsets": 1, "splits": 1,
-        "subset_seed": 1, "strata": True,
+        "subset_seed": 1, "strata": True, "prompted": PromptedParts(*"abcdefg"),
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(Protocol)}
     strings = {dataclasses.replace(RESAMPLED, **{k: v}).string() for k, v in others.items()}

@@ -144,13 +144,13 @@ def test_the_command(sets, monkeypatch, capsys):
     monkeypatch.setattr(cli, "load_inception", lambda path, other: (path, other))
     asked = []
 
-    def detector(weights, batch, feature, logits):
-        asked.append((weights, batch, feature, logits))
+    def detector(weights, batch, feature, logits, resize):
+        asked.append((weights, batch, feature, logits, resize))
         return tiny_detector()
 
     monkeypatch.setattr(cli, "inception_detector", detector)
     main(["fake", "--reference=real.npz", "--metrics=fid", "--weights=w.pth", "--batch=5"])
-    assert asked == [(("w.pth", False), 5, "2048", False)]
+    assert asked == [(("w.pth", False), 5, "2048", False, "tf1")]
     text = capsys.readouterr().out
     assert "fid_proxy" in text
     command = json.loads((folder / "fake.scores" / "scores.json").read_text())["command"]

@@ -83,12 +83,13 @@ def other(name: str, value: Any) -> Any:
 
 IDLE = [
     f"{group}.{name}"
-    for group in ("training", "training.mesh", "evaluation")
+    for group in ("training", "training.mesh", "evaluation", "evaluation.protocol")
     for cls in [
         {
             "training": identity.TrainingSettings,
             "training.mesh": identity.MeshSettings,
             "evaluation": identity.EvaluationSettings,
+            "evaluation.protocol": identity.ProtocolSettings,
         }[group]
     ]
     for name, kind in FIELDS[cls].items()

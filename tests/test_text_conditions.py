@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import texted
+from clip_cases import write_clip
 from finished import plain
+from inception_cases import pictures
 from PIL import Image
-from runs import plans_of
+from runs import Notes, plans_of
+from scored import frechet_of, project, save_folder, tiny_detector
 
 import ddistill
 from ddistill import data, networks
@@ -19,15 +22,29 @@ from ddistill.conditions import TextCondition, Tokens, null_like, replace_where
 from ddistill.data.facts import DataFacts
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
-from ddistill.evaluation import previews
+from ddistill.evaluation import previews, prompted
 from ddistill.evaluation.context import Evaluation
+from ddistill.evaluation.evaluate_run import evaluate_run
+from ddistill.evaluation.figures.tables import stat_text
 from ddistill.evaluation.interpolation import INNER, collect_paths
-from ddistill.evaluation.sampling import Samples, noise_bank
+from ddistill.evaluation.metrics.clip_score import clip_detector, text_embeddings
+from ddistill.evaluation.metrics.features import extract
+from ddistill.evaluation.metrics.geometry import Geometry
+from ddistill.evaluation.metrics.pixels import quantise
+from ddistill.evaluation.metrics.protocol_sets import fitted
+from ddistill.evaluation.metrics.protocols import PROTOCOLS
+from ddistill.evaluation.prompts import texts_of
+from ddistill.evaluation.records.aggregate import Stat
+from ddistill.evaluation.records.names import METRICS
+from ddistill.evaluation.records.protocol import Protocol
+from ddistill.evaluation.sampling import Samples, noise_bank, picture_source
+from ddistill.interop.clip import find_clip, load_clip
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.networks.text_encoding import TextEncoder, encode_texts
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Denoising
 from ddistill.planning.planner import plan_stages
+from ddistill.protocol_settings import ProtocolSettings
 from ddistill.runtime.console import Reporter
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.schedules import cosine
@@ -373,6 +390,77 @@ def test_paths_of_an_evaluation_have_the_text_of_their_first_end(made, run):
     captions = [found.texts["caption"][i * 7 // 4] for i in (0, 2)]
     last = run.sample(noise=bank[[1, 3]], prompts=captions)
     np.testing.assert_allclose(last, np.clip(paths[:, -1] * 127.5 + 127.5, 0, 255), atol=1.0)
+
+
+def test_an_evaluation_under_a_protocol_scores_its_prompts(made, run, tmp_path, monkeypatch):
+    texts, pixels = ("a red cat", "a small dog", "two"), pictures(5, 20)
+    tiny = dataclasses.replace(
+        PROTOCOLS["coco30k_dmd"],
+        name="tiny",
+        prompts=3,
+        real=5,
+        geometry=Geometry(16, True, "bicubic"),
+    )
+    monkeypatch.setitem(PROTOCOLS, "tiny", tiny)
+    monkeypatch.setattr(prompted, "load_inception", lambda path: path)
+    monkeypatch.setattr(prompted, "inception_detector", lambda *_, **__: tiny_detector())
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    protocol = ProtocolSettings(
+        name="tiny",
+        prompts=str(tmp_path / "prompts.txt"),
+        real=str(save_folder(tmp_path / "real", pixels)),
+        clip=str(write_clip(tmp_path / "clip")),
+    )
+    changes = {"interpolations": 0, "protocol": protocol}
+    settings = dataclasses.replace(
+        run.settings, evaluation=dataclasses.replace(run.settings.evaluation, **changes)
+    )
+    plans, notes = list(run.plans), Notes()
+    prompted.check_protocol(settings, plans)
+    found = data.load(made.settings.data, "train").as_pictures()
+    evaluation = Evaluation(
+        settings, plans, found, run.networks, tmp_path / "out", notes, StopRequest()
+    )
+    rows = evaluate_run(evaluation)
+    scores = {(row.method, row.metric): row for row in rows}
+    # The images are those that the run gives for the same prompts and noise.
+    sampled, model = run.sampler_run("student"), load_clip(find_clip(protocol.clip))
+    source = dataclasses.replace(
+        picture_source(sampled, evaluation),
+        texts=texts_of(sampled.plan, run.networks, run.networks.tokenize(sampled.plan, texts)),
+    )
+    images = quantise(source(range(4))[:3])
+    again = run.sample(prompts=list(texts), seed=settings.evaluation.noise_seed, nfe=2)
+    np.testing.assert_allclose(images.astype(int), again.astype(int), atol=1)
+    fake, real = (fitted(x, tiny.geometry) for x in (images, pixels))
+    distance = frechet_of(project(fake)[0], project(real)[0])
+    assert scores["o2mkd", "fid_protocol"].value == pytest.approx(distance, rel=1e-6)
+    detector = clip_detector(model, 4)
+    seen = extract(detector.apply, fake, detector.batch, pixels=True)[0]
+    cosines = (seen * text_embeddings(model, texts, "A photo depicts ")).sum(axis=1)
+    own = scores["o2mkd", "clip_score"]
+    assert own.value == pytest.approx(cosines.mean(), abs=1e-6)
+    assert own.low < own.value < own.high
+    assert ("ddim", "clip_score") in scores
+    # All rows say it, and the report shows and explains it.
+    parts = {Protocol.parse(row.protocol).prompted for row in rows}
+    assert {p.clip_model for p in parts} == {f"clip-4-8@{model.sha256[:8]}"}
+    assert {p.protocol for p in parts} == {"tiny"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Published protocol tiny" in page
+    assert "Not drawn" not in page
+    assert METRICS["clip_score"].meaning.split(" by the")[0] in page
+    assert stat_text("clip_score", Stat(own.value, None, 1, own.low, own.high)).split()[0] in page
+    assert any(text.startswith("tiny, ") and "CLIP score" in text for text in notes.said)
+    # Features of samples and real images are kept.
+    monkeypatch.setattr(prompted, "_features", None)
+    (tmp_path / "out" / "results.json").unlink()
+    assert [(r.metric, r.value) for r in evaluate_run(evaluation) if r.metric == "clip_score"] == [
+        (r.metric, r.value) for r in rows if r.metric == "clip_score"
+    ]
+    notes.said.clear()
+    evaluate_run(evaluation)
+    assert "found on disk" in notes.said[-1]
 
 
 def test_a_preview_shows_the_first_samples_of_the_evaluation(made, run, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from ddistill.evaluation.feature_networks import (
     too_few,
 )
 from ddistill.evaluation.metrics.lpips import LEAST_SIDE, read_lpips
+from ddistill.evaluation.prompted import check_protocol
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.planning.checks.sources import check_scale
@@ -130,6 +131,7 @@ def check_evaluation(settings: Settings, plans: list[StagePlan]) -> None:
             f"config.evaluation.interpolations={e.interpolations} must be 0 (none) or above."
         )
     _check_lpips(settings, plans)
+    check_protocol(settings, plans)
     if any(seed < 0 for seed in e.tuned_on):
         raise ConfigError(f"config.evaluation.tuned_on={e.tuned_on}: seeds are 0 or more.")
     if e.classifier:

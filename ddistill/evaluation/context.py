@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddistill.data import Dataset
+from ddistill.evaluation.metrics.protocols import PromptedParts
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.planning.lineage import Cost, cost, distillation
 from ddistill.planning.plan import StagePlan
@@ -29,6 +30,7 @@ class Evaluation:
       command: the command of the run, shown in the report.
       defaults: the settings of the config file without flags; the report marks settings that
         differ. Empty if they are not known.
+      prompted: the published protocol of the run, for protocol strings; None without one.
     """
 
     settings: Settings
@@ -40,6 +42,7 @@ class Evaluation:
     stop: StopRequest
     command: str = ""
     defaults: Mapping[str, object] = field(default_factory=dict)
+    prompted: PromptedParts | None = None
 
     def cost_of(self, run: SamplerRun) -> Cost:
         """The cost of distilling the sampled network, over all stages from the teacher on."""

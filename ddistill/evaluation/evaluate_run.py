@@ -1,5 +1,6 @@
 """The evaluation of a run: samples, scores, results.json and the report."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from ddistill.evaluation.interpolation import collect_paths
 from ddistill.evaluation.metrics.lpips import Lpips, read_lpips
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.perceptual import with_lpips, with_weights
+from ddistill.evaluation.prompted import open_protocol, protocol_lines, with_protocol
 from ddistill.evaluation.reconstructions import score_reconstructions
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
@@ -68,6 +70,9 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     test = data.load(settings.data, "test").as_pictures() if choice.kind else None
     weights = settings.evaluation.lpips_weights
     lpips = read_lpips(weights) if weights else None
+    batch = settings.evaluation.batch_size
+    opened = open_protocol(settings.evaluation.protocol, batch)
+    evaluation = dataclasses.replace(evaluation, prompted=opened.parts if opened else None)
     digest = _digest(evaluation, runs, (choice, lpips), test)
     if _is_done(workdir, digest):
         reporter.say(f"evaluation: complete, found on disk. Report: {workdir / 'report.html'}")
@@ -86,11 +91,15 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     scored += [score_run(scorer, run, samples[run.key], reference) for run in runs[1:]]
     scored = attempt("Interpolation", lambda: _interpolated(evaluation, scorer, scored)) or scored
     if lpips is not None:
-        batch = settings.evaluation.batch_size
         scored = attempt("LPIPS", lambda: with_lpips(scored, lpips, batch)) or scored
     scored = attempt("Words", lambda: with_words(evaluation, scorer, scored)) or scored
+    if opened is not None:
+        title = f"Protocol {opened.protocol.name}"
+        scored = attempt(title, lambda: with_protocol(evaluation, opened, scored)) or scored
     for s in scored:
         reporter.say(_line(s))
+    for text in protocol_lines(scored, opened) if opened else ():
+        reporter.say(text)
     by_chance = chances(evaluation.dataset)
     for text in filter(None, (words_line(s, by_chance) for s in comparable(scored))):
         reporter.say(text)
@@ -156,6 +165,8 @@ def _digest(
         "lpips": lpips.digest if lpips else None,
         "test": None if test is None else dict(test.identity),
     }
+    if evaluation.prompted is not None:
+        content["prompted"] = evaluation.prompted.string()
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -25,7 +25,6 @@ from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
 from ddistill.evaluation.scorer import SEARCHED, Nearest, Scorer, named_distances
 from ddistill.planning.plan import complete_manifest
-from ddistill.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,9 @@ def with_paths(
     return replace(scored, paths=paths, scores={**scored.scores, **scores})
 
 
-def protocol_of(settings: Settings, scorer: Scorer | None, run: SamplerRun) -> Protocol:
+def protocol_of(evaluation: Evaluation, scorer: Scorer | None, run: SamplerRun) -> Protocol:
     """The protocol of the scores of a sampler run."""
-    e, rates = settings.evaluation, run.plan.settings.ema
+    e, rates = evaluation.settings.evaluation, run.plan.settings.ema
     protocol = Protocol(
         features=scorer.name if scorer else "none",
         features_hash=scorer.digest if scorer else "none",
@@ -137,13 +136,14 @@ def protocol_of(settings: Settings, scorer: Scorer | None, run: SamplerRun) -> P
         noise_seed=e.noise_seed,
         quantised=True,
         guidance=run.inputs.get("guidance", None if run.guidance == 1.0 else run.guidance),
+        prompted=evaluation.prompted,
     )
     if scorer is None:
         return protocol
     return _resampled(protocol, scorer, conditions(run, 0, 1) is not None)
 
 
-def floor_protocol(settings: Settings, scorer: Scorer) -> Protocol:
+def floor_protocol(evaluation: Evaluation, scorer: Scorer) -> Protocol:
     """The protocol of the scores of the test images."""
     protocol = Protocol(
         features=scorer.name,
@@ -155,8 +155,9 @@ def floor_protocol(settings: Settings, scorer: Scorer) -> Protocol:
         nfe=0,
         ema=None,
         clip=None,
-        noise_seed=settings.evaluation.noise_seed,
+        noise_seed=evaluation.settings.evaluation.noise_seed,
         quantised=True,
+        prompted=evaluation.prompted,
     )
     return _resampled(protocol, scorer, scorer.floor_strata)
 
@@ -215,7 +216,7 @@ def make_rows(
         floor = dict(scorer.floor)
         if scorer.accuracy is not None:
             floor["accuracy"] = Estimate(scorer.accuracy)
-        protocol = floor_protocol(settings, scorer).string()
+        protocol = floor_protocol(evaluation, scorer).string()
         rows += rows_from_scores(floor, replace(facts, protocol=protocol))
     first = scored[0].run
     guidance = "" if first.guidance == 1.0 else f" guidance={first.guidance:g}"
@@ -236,7 +237,7 @@ def _facts_of(
         nfe=run.nfe,
         students=run.students,
         width=run.width,
-        protocol=protocol_of(evaluation.settings, scorer, run).string(),
+        protocol=protocol_of(evaluation, scorer, run).string(),
         train_seconds=cost.seconds,
         teacher_calls=cost.teacher_calls,
     )
@@ -256,7 +257,7 @@ def record_of_run(
         nfe=run.nfe,
         width=run.width,
         role=run.role,
-        protocol=protocol_of(evaluation.settings, scorer, run).string(),
+        protocol=protocol_of(evaluation, scorer, run).string(),
         classes=int(classes),
         parameters=complete_manifest(stage).parameters,
         teacher_calls=cost.teacher_calls,

@@ -70,7 +70,7 @@ class CLIPText(nn.Module):
         embed = nn.Embed(self.vocabulary, self.width, embedding_init=_SPREAD, name="tokens")
         places = self.param("positions_table", _SPREAD, (self.positions, self.width))
         h = (embed(tokens) + places[:length]).astype(self.dtype)
-        cls = nn.remat(_Layer) if self.remat else _Layer
+        cls = nn.remat(CLIPLayer) if self.remat else CLIPLayer
         for i in range(self.layers):
             h = cls(self.heads, self.hidden, self.activation, self.norm_eps, name=f"layer_{i}")(h)
         states = layer_norm(self.norm_eps, "float32", "norm_out")(h)
@@ -82,16 +82,23 @@ def end_positions(tokens: Int[Array, "B L"], eos: int) -> Int[Array, " B"]:
     return jnp.argmax(tokens if eos < 0 else tokens == eos, axis=-1)
 
 
-class _Layer(nn.Module):
-    """Causal self-attention and two linear layers, each after a layer norm and residual."""
+class CLIPLayer(nn.Module):
+    """Self-attention and two linear layers, each after a layer norm and residual.
+
+    Attributes:
+      heads, hidden, activation, norm_eps: as of `CLIPText`.
+      causal: whether a position sees the positions before it alone, as in texts.
+    """
 
     heads: int
     hidden: int
     activation: str
     norm_eps: float
+    causal: bool = True
 
     @nn.compact
     def __call__(self, h: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Returns states of the shape of `h`."""
         width, dtype = h.shape[-1], h.dtype.name
 
         def dense(features: int, name: str) -> nn.Dense:
@@ -99,7 +106,8 @@ class _Layer(nn.Module):
 
         normed = layer_norm(self.norm_eps, dtype, "norm1")(h)
         q, k, v = (heads_of(dense(width, name)(normed), self.heads) for name in ("q", "k", "v"))
-        h = h + dense(width, "out")(attend(q, k, v, causal=True, impl="chunked").reshape(h.shape))
+        seen = attend(q, k, v, causal=self.causal, impl="chunked").reshape(h.shape)
+        h = h + dense(width, "out")(seen)
         normed = dense(self.hidden, "fc1")(layer_norm(self.norm_eps, dtype, "norm2")(h))
         return h + dense(width, "fc2")(_activate(normed, self.activation))
 

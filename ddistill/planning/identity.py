@@ -27,6 +27,7 @@ from ddistill.objectives import Objective, hyperparameters
 from ddistill.objectives.base import trained_auxiliaries
 from ddistill.optimizers import settings_used
 from ddistill.parsing import to_plain
+from ddistill.protocol_settings import ProtocolSettings
 from ddistill.schedules import SCHEDULES
 from ddistill.settings import (
     EvaluationSettings,
@@ -103,12 +104,16 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.GROUP, "mesh"),
     },
     MeshSettings: _all(Kind.RUN, "student data model fsdp smallest"),
-    EvaluationSettings: _all(
-        Kind.SCORED,
-        "enabled teacher classifier features samples batch_size noise_seed teacher_samplers "
-        "full_sampler teacher_spacing full_steps student_sampler guidance guidances clip "
-        "grid_images strip_images interpolations lpips_weights tuned_on",
-    ),
+    EvaluationSettings: {
+        **_all(
+            Kind.SCORED,
+            "enabled teacher classifier features samples batch_size noise_seed teacher_samplers "
+            "full_sampler teacher_spacing full_steps student_sampler guidance guidances clip "
+            "grid_images strip_images interpolations lpips_weights tuned_on",
+        ),
+        **_all(Kind.GROUP, "protocol"),
+    },
+    ProtocolSettings: _all(Kind.SCORED, "name prompts real inception clip clip_digest"),
     DigitsSettings: _all(Kind.CONTENT, "name flip"),
     FolderSettings: {
         **_all(Kind.CONTENT, "name path image_size channels on_bad_image flip splits"),

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ddistill.errors import check_choice
+from ddistill.evaluation.metrics.geometry import clean_resize, of_each
 from ddistill.interop.efficientnet_lite import Lite0Weights
 from ddistill.interop.inception import InceptionWeights
 from ddistill.networks.efficientnet_lite import DIM as LITE0_DIM
@@ -28,6 +29,17 @@ GENUINE = "inception-2015-12-05"
 INCEPTION = "inception"
 NETWORKS = (INCEPTION, LITE0)
 FEATURES = tuple(tap for tap in TAPS if not tap.startswith("logits"))
+# How FID's network sees images, by the code that published numbers come from: TensorFlow 1's
+# (`networks.inception.resize_tf1`), clean-fid's (`geometry.clean_resize`), or pytorch-fid's:
+# bilinear with half-pixel centres, and 255 becomes 1.
+RESIZES = {
+    "tf1": f"tf1-bilinear-{SIDE}",
+    "clean": f"clean-bicubic-{SIDE}",
+    "torch": f"torch-bilinear-{SIDE}",
+}
+
+
+Apply = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +56,7 @@ class Detector:
         the logits are None if `logits` is False.
       batch: images per batch.
       logits: whether `apply` returns the logits, which the inception score needs.
-      network: one of `NETWORKS`.
+      network: one of `NETWORKS`, or "clip".
     """
 
     name: str
@@ -52,7 +64,7 @@ class Detector:
     feature: str
     dim: int
     resize: str
-    apply: Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
+    apply: Apply
     batch: int
     logits: bool = True
     network: str = INCEPTION
@@ -64,8 +76,12 @@ class Detector:
 
     @property
     def text(self) -> str:
-        """Name, first 8 digits of the hash, and layer, for protocols."""
-        return f"{self.name}@{self.sha256[:8]}/{self.feature}"
+        """Name, first 8 digits of the hash, and layer, for protocols.
+
+        FID's network with another resizing than its own has the name of that too.
+        """
+        resized = [name for name, text in RESIZES.items() if text == self.resize and name != "tf1"]
+        return "/".join((f"{self.name}@{self.sha256[:8]}", self.feature, *resized))
 
 
 def inception_detector(
@@ -74,6 +90,7 @@ def inception_detector(
     feature: str = "2048",
     logits: bool = True,
     devices: Sequence[jax.Device] | None = None,
+    resize: str = "tf1",
 ) -> Detector:
     """Builds the Inception network of the FID, with each batch sharded over the devices.
 
@@ -83,27 +100,33 @@ def inception_detector(
       feature: one of `FEATURES`.
       logits: compute the logits for the inception score.
       devices: devices to use; None for all local devices.
+      resize: one of `RESIZES`.
 
     Raises:
-      ConfigError: `feature` is unknown.
+      ConfigError: `feature` or `resize` is unknown.
     """
     check_choice("--feature", feature, FEATURES)
+    check_choice("resize", resize, RESIZES)
     taps = (feature, "logits_unbiased") if logits else (feature,)
     module = Inception(taps)
 
     def forward(params: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         pixels = jnp.broadcast_to(pixels, (*pixels.shape[:3], 3))  # grey images get three channels
+        if resize == "torch":
+            shape = (len(pixels), SIDE, SIDE, 3)
+            floats = jax.image.resize(pixels.astype(jnp.float32), shape, "linear", antialias=False)
+            pixels = floats * (256 / 255)  # the network makes (x - 128) / 128 of it
         found: dict[str, jax.Array] = module.apply({"params": params}, pixels)  # type: ignore[assignment]
         return found[feature], found.get("logits_unbiased")
 
-    apply, batch = _over_devices(forward, weights.params, batch, devices)
+    apply, batch = over_devices(forward, weights.params, batch, devices)
     return Detector(
         name=GENUINE if weights.genuine else "inception-unverified",
         sha256=weights.sha256,
         feature=feature,
         dim=TAPS[feature],
-        resize=f"tf1-bilinear-{SIDE}",
-        apply=apply,
+        resize=RESIZES[resize],
+        apply=_after_clean_resize(apply) if resize == "clean" else apply,
         batch=batch,
         logits=logits,
     )
@@ -126,7 +149,7 @@ def lite0_detector(
         found: tuple[jax.Array, jax.Array] = module.apply({"params": params}, images)  # type: ignore[assignment]
         return found[1], None
 
-    apply, batch = _over_devices(forward, weights.params, batch, devices)
+    apply, batch = over_devices(forward, weights.params, batch, devices)
     return Detector(
         name=weights.name,
         sha256=weights.sha256,
@@ -140,13 +163,25 @@ def lite0_detector(
     )
 
 
-def _over_devices(
+def _after_clean_resize(apply: Apply) -> Apply:
+    """The network, of images that Pillow has resized; resizing to its own size does nothing."""
+    return lambda pixels: apply(of_each(lambda image: clean_resize(image, SIDE), pixels))
+
+
+def over_devices(
     forward: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array | None]],
     params: PyTree,
     batch: int,
     devices: Sequence[jax.Device] | None,
-) -> tuple[Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]], int]:
-    """The compiled function of images alone, and the size of its batches."""
+) -> tuple[Apply, int]:
+    """The compiled function of images alone, and the size of its batches.
+
+    Args:
+      forward: parameters and images -> features and logits.
+      params: the parameters.
+      batch: images per batch; rounded up to a multiple of the number of devices.
+      devices: devices to use; None for all local devices.
+    """
     devices = list(devices or jax.local_devices())
     mesh = make_mesh((1, len(devices), 1), devices)
     placed, place = replicate(mesh, params), over_data(mesh)

@@ -37,6 +37,7 @@ class SampleSet:
       origin: parts of a protocol that say how the samples were made.
       classes: number of classes through which the labels of the samples cycle; 0 for independent
         samples.
+      full: number of samples that a FID is defined with by a protocol; 0 for `FULL_COUNT`.
     """
 
     images: ImageSet
@@ -44,6 +45,7 @@ class SampleSet:
     label: str = ""
     origin: str = ""
     classes: int = 0
+    full: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def score_set(
     notes = tuple(f"no {m}: {reasons[m]}" for m in SET_METRICS if m in reasons and not metrics)
     strata = np.arange(store.count) % classes if classes else None
     scores = _values(store, reference, settings, wanted, strata)
-    proxy = detector.network == INCEPTION and store.count < FULL_COUNT
+    proxy = detector.network == INCEPTION and store.count < (samples.full or FULL_COUNT)
     names = _names(detector, proxy)
     return SetScores(
         key=images.name,

@@ -272,6 +272,22 @@ METRICS: dict[str, Metric] = {
         meaning="Share of the samples with a caption of 'thin' or 'thick' that have less or more "
         "ink than half of the scans of the digit.",
     ),
+    "fid_protocol": Metric(
+        "FID (protocol)",
+        "lower",
+        ".2f",
+        sampled=True,
+        meaning="FID of samples of the prompts of a published protocol to its real images, with "
+        "its number of images, its crop and its resizing (config.evaluation.protocol).",
+    ),
+    "clip_score": Metric(
+        "CLIP score",
+        "higher",
+        ".4f",
+        sampled=True,
+        meaning="Mean cosine, in [-1, 1], of the embeddings of a sample and its prompt by the CLIP "
+        "model of the protocol string; the protocol says with which text before the prompt.",
+    ),
     "ms_per_image": Metric(
         "ms/image",
         "lower",

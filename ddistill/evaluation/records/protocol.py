@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ddistill.evaluation.metrics.protocols import PROMPTED_PARTS, PromptedParts
+
 _TOKEN = re.compile(r"[^\s=,;|`]+")
 
 
@@ -52,6 +54,8 @@ class Protocol:
       splits: number of splits into halves for "fd_infinity".
       subset_seed: seed of all subsets and splits.
       strata: whether each class has a fixed number of samples, which subsets preserve.
+      prompted: a published protocol, of which the metrics "fid_protocol" and "clip_score" are;
+        None for a run without one.
     """
 
     features: str
@@ -72,10 +76,11 @@ class Protocol:
     splits: int | None = None
     subset_seed: int | None = None
     strata: bool = False
+    prompted: PromptedParts | None = None
 
     def __post_init__(self) -> None:
-        for key in ("features", "features_hash", "reference", "sampler"):
-            value = getattr(self, key)
+        words = {k: getattr(self, k) for k in ("features", "features_hash", "reference", "sampler")}
+        for key, value in (words | (self.prompted.items() if self.prompted else {})).items():
             if not isinstance(value, str) or not _TOKEN.fullmatch(value):
                 raise ValueError(
                     f"protocol.{key}={value!r} must be a word without spaces and = , ; | `."
@@ -119,10 +124,10 @@ class Protocol:
             "uint8": "yes" if self.quantised else "no",
             "guidance": _optional(self.guidance),
         }
-        if self.count is None:
-            return parts
-        parts |= {key: str(getattr(self, key)) for key in _RESAMPLING}
-        return parts | {"strata": "yes" if self.strata else "no"}
+        if self.count is not None:
+            parts |= {key: str(getattr(self, key)) for key in _RESAMPLING}
+            parts["strata"] = "yes" if self.strata else "no"
+        return parts | (self.prompted.items() if self.prompted else {})
 
     @classmethod
     def parse(cls, text: str) -> "Protocol":
@@ -132,9 +137,12 @@ class Protocol:
           ValueError: a part is missing, unknown or malformed; the message names it.
         """
         parts = dict(part.partition("=")[::2] for part in text.split())
-        if tuple(parts) not in (_OLD_PARTS, _PARTS):
-            missing = [key for key in _PARTS if key not in parts]
-            unknown = [key for key in parts if key not in _PARTS]
+        own = tuple(key for key in parts if key not in PROMPTED_PARTS)
+        added = tuple(parts)[len(own) :]
+        if own not in (_OLD_PARTS, _PARTS) or added not in ((), PROMPTED_PARTS):
+            known = (*_PARTS, *(PROMPTED_PARTS if added else ()))
+            missing = [key for key in known if key not in parts]
+            unknown = [key for key in parts if key not in known]
             raise ValueError(
                 f"Not a protocol string (missing: {missing}, unknown: {unknown}): {text!r}."
             )
@@ -158,6 +166,7 @@ class Protocol:
             guidance=_number(parts["guidance"]),
             **{key: int(parts[key]) for key in _RESAMPLING if key in parts},
             strata=parts.get("strata") == "yes",
+            prompted=PromptedParts(**{key: parts[key] for key in added}) if added else None,
         )
 
     @property

@@ -40,7 +40,7 @@ from ddistill.evaluation.report.report import (
 )
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
-from ddistill.evaluation.report.texts_parts import prompt_parts, word_parts
+from ddistill.evaluation.report.texts_parts import prompt_parts, protocol_parts, word_parts
 from ddistill.evaluation.sampling import conditions, picture_source
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
@@ -123,7 +123,7 @@ def write_run_report(
         files=attempt("Files and commands", lambda: files_of(evaluation, scored)) or Files(),
         config=to_plain(dataclasses.asdict(settings)),
         defaults=evaluation.defaults,
-        protocols=[(s.run.label, protocol_of(settings, scorer, s.run).string()) for s in scored],
+        protocols=[(s.run.label, protocol_of(evaluation, scorer, s.run).string()) for s in scored],
         provenance=_provenance(evaluation, scorer),
         notes=[*_variants(plans), *_tuned(settings)],
         failed=attempt.failed,
@@ -144,6 +144,7 @@ def _parts(
     makers: list[tuple[str, Callable[[], list[Part]]]] = [
         ("Prompts", lambda: prompt_parts(evaluation, scored)),
         ("Words of the captions", lambda: word_parts(evaluation, scorer, scored)),
+        ("Published protocol", lambda: protocol_parts(evaluation, scored)),
         ("Reconstructions", lambda: _reconstructions(evaluation)),
         ("Animation", lambda: _animation(strip)),
         ("Consistency with the teacher", lambda: consistency_parts(scorer, scored)),

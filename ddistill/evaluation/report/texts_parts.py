@@ -1,4 +1,4 @@
-"""Parts of the report on networks that read texts: pictures above prompts, scores of words."""
+"""Parts of the report on networks that read texts: pictures above prompts, scores of prompts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow
 from ddistill.evaluation.figures.tables import Table, number, stat_text
+from ddistill.evaluation.metrics.protocols import protocol_named
 from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.prompts import caption_rows
 from ddistill.evaluation.records.aggregate import Stat
@@ -80,6 +81,44 @@ def word_parts(
         "samples with a caption that has the word; in brackets 95 % intervals. Chance is the share "
         "for pictures that are given to captions of the data at random.",
         roles=roles,
+    )
+    return [Part(table.title, table)]
+
+
+def protocol_parts(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> list[Part]:
+    """A table of FID and CLIP score under the published protocol of the run; none without one.
+
+    Args:
+      evaluation: the run.
+      scored: all scored runs, the reference teacher first.
+    """
+    names = [n for n in ("fid_protocol", "clip_score") if any(n in s.scores for s in scored)]
+    chosen = [s for s in scored if any(name in s.scores for name in names)]
+    if not chosen or evaluation.prompted is None:
+        return []
+    parts = evaluation.prompted
+    protocol = protocol_named(parts.protocol, "config.evaluation.protocol.name")
+    prefix = f"prompts begin with {protocol.prefix.strip()!r}" if protocol.prefix else "no prefix"
+    caption = (
+        f"{protocol.prompts:,} samples of the prompts {parts.prompts}; in brackets 95 % intervals "
+        f"over draws of the samples. Geometry {parts.fit}. "
+    )
+    if "fid_protocol" in names:
+        caption += f"FID: distance to {parts.real} in {parts.fid}. "
+    if "clip_score" in names:
+        caption += (
+            f"CLIP score: mean cosine of image and prompt by {parts.clip_model} ({prefix}); "
+            f"published scores are of {protocol.clip}. "
+        )
+    table = Table(
+        ["sampler", "NFE", "guidance", *(METRICS[name].label for name in names)],
+        [
+            [s.run.label, str(s.run.nfe), f"{s.run.guidance:g}", *_cells(s.scores, names)]
+            for s in chosen
+        ],
+        title=f"Published protocol {protocol.name}",
+        caption=f"{caption}Source: {protocol.source}.",
+        roles=[role_of(s.run) for s in chosen],
     )
     return [Part(table.title, table)]
 
