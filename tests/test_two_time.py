@@ -272,6 +272,20 @@ def test_draws_of_t_and_r():
     np.testing.assert_array_equal(np.asarray(index == end), np.asarray(instant))
 
 
+def test_dropped_labels_are_among_the_examples_with_r_t():
+    batch = tiny.batch(4000)
+
+    def shares(instant_share, label_dropout):
+        objective = meanflow(instant_share=instant_share, label_dropout=label_dropout, null_class=3)
+        dropped, instant = map(np.asarray, objective.dropped_and_instant(batch))
+        assert np.all(instant[dropped])
+        return dropped.mean(), instant.mean()
+
+    np.testing.assert_allclose(shares(0.75, 0.1), (0.1, 0.75), atol=0.03)
+    np.testing.assert_allclose(shares(0.2, 0.4), (0.4, 0.4), atol=0.03)
+    np.testing.assert_allclose(shares(0.3, 0.0), (0.0, 0.3), atol=0.03)
+
+
 def test_guidance_mixes_the_data_and_the_students_own_velocities():
     """Of a student that says c at class c: w v + (1 - w - k) n + k c, or v where it is dropped."""
 
@@ -343,6 +357,7 @@ def test_half_steps_are_averaged_where_they_end(float64):
 
     np.testing.assert_allclose(found, by_hand(z, index / 16, length / 32), rtol=1e-9)
     bounded = shortcut(velocity_bound=0.1)
+    assert float(jnp.max(jnp.abs(bounded.half_steps(off, few, tables)))) == pytest.approx(0.1)
     between_ = bounded._bounded(5.0 * z, tables.student.at(index))
     np.testing.assert_allclose(jnp.max(jnp.abs(between_)), 0.1)
     assert shortcut(velocity_bound=0.0)._bounded(5.0 * z, tables.student.at(index)) is not None
@@ -360,6 +375,17 @@ def test_steps_begin_at_multiples_of_their_length():
         counts = np.bincount(index[length == size] // size)[1:]
         assert len(counts) == 16 // size
         assert counts.min() > 0.7 * counts.mean()
+
+
+def test_the_velocity_of_the_path_has_no_bound():
+    """The mean of a bounded target would not be the mean of the target."""
+    batch, tables = tiny.batch(16), path_tables(16, np.float32)
+    networks = {"student": told_student(), "target": told_student(2)}
+    plain, bounded = (
+        loss_of(shortcut(velocity_bound=bound), networks, batch, tables)[0] for bound in (0, 0.2)
+    )
+    np.testing.assert_array_equal(np.delete(plain, [0, 8]), np.delete(bounded, [0, 8]))
+    assert not np.any(np.isclose(plain[::8], bounded[::8]))
 
 
 def test_one_example_in_eight_has_a_doubled_step():
