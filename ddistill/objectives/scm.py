@@ -83,8 +83,8 @@ class ContinuousConsistency(Objective):
         "none" leaves g as it is.
       tangent_floor: c.
       learned_weight: whether the weight of a noise level is learnt, by the network "time_weight".
-      inverse_sigma: whether the loss is also divided by sigma / alpha, as in the paper; public
-        implementations on small images leave it out.
+      inverse_sigma: whether the loss is also divided by sigma / alpha, as in the paper and in
+        FastGen; other public implementations on small images leave it out.
     """
 
     velocity_from: str = "teacher"
