@@ -27,7 +27,7 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import check_not_negative, check_unused
 from ddistill.objectives.distances import mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import Diagnostics, Networks, StageFacts, Update
+from ddistill.objectives.parts import Diagnostics, Networks, StageFacts
 from ddistill.objectives.path_slopes import check_dense, path_slope, velocity, with_derivative
 from ddistill.objectives.sampling import Law, draw_level
 from ddistill.objectives.states import State, noised
@@ -149,11 +149,6 @@ class MeanFlow(TwoTime):
     def null_class_share(self) -> float | None:
         """The share of dropped labels."""
         return self.label_dropout
-
-    @property
-    def updates(self) -> tuple[Update, ...]:
-        """One update of the student."""
-        return (Update("student", self.loss),)
 
     def loss(
         self, networks: Networks, batch: Batch, tables: LevelTables

@@ -26,7 +26,6 @@ from ddistill.objectives.parts import (
     Auxiliary,
     Networks,
     StageFacts,
-    Update,
 )
 from ddistill.objectives.path_slopes import velocity
 from ddistill.objectives.sampling import draw_index, uniform_index
@@ -91,11 +90,6 @@ class Shortcut(TwoTime):
     def auxiliaries(self) -> Mapping[str, Auxiliary]:
         """The network of the half steps."""
         return {"target": Auxiliary(DENOISER, start="average", rate=self.target_ema)}
-
-    @property
-    def updates(self) -> tuple[Update, ...]:
-        """One update of the student."""
-        return (Update("student", self.loss),)
 
     def loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
