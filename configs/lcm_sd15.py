@@ -9,8 +9,9 @@ Data:      a folder of Stable Diffusion 1.5 in diffusers' format, ./stable-diffu
 Hardware:  written for a node of GPUs or TPUs; not run by us.
 Score:     ours: not reproduced.
 Settings:  of the released command of diffusers (arXiv 2310.04378): a DDIM grid of 50 levels, Huber
-           distance with 0.001, an average of 0.95 as the target, guidance scales 6 to 16. Batch and
-           updates are our choice. diffusers opens the student by its `time_cond_proj_dim` of 256.
+           distance with 0.001, an average of 0.95 as the target, guidance scales 6 to 16. Batch,
+           updates and optimiser are our choice. diffusers opens the student by its
+           `time_cond_proj_dim` of 256.
 """
 
 from ddistill import recipes

@@ -16,6 +16,7 @@ Released:  DiT-XL/2 (676 M parameters), times in [0, 1], batch 256, 240 epochs, 
 Ours:      1024 rows of levels in place of continuous time. The stage "teacher" is flow matching
            with the same network, for comparison; the student does not start from it and does not
            call it. --config.stages.meanflow.init=teacher starts from its weights.
+           The teacher is sampled with guidance w / (1 - k) = 2, which the student's images have.
 """
 
 from ddistill import recipes

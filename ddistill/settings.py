@@ -101,11 +101,12 @@ class StudentsSettings:
       text_split: how captions are divided by their embeddings: "quadrants", cuts at medians of the
         first axes, and "principal", of the principal axes (2, 4, 8, ... students); "clusters",
         balanced k-means; "listed", cells around the means of groups of captions.
-      column: for "listed", a column of the data, or "label"; one value a student.
-      pool: the states that embeddings are means of: of a text's "tokens", "all", or the "end" one.
+      column: for "listed", a column of the data, or "label"; it has one value for each student.
+      pool: the states of a text of which its embedding is the mean: those of its "tokens", "all",
+        or the one at the "end".
       ranges: number of ranges of levels, for the partition "both".
-      sweep: for each key, "grid_steps", "seed", "learning_rate" or a number of the objective, one
-        value a student.
+      sweep: by key ("grid_steps", "seed", "learning_rate" or a number of the objective) a list with
+        one value for each student.
       mapping: how the student axis is compiled: "auto", "vmap", "unroll", "map", "loop" or "shard".
       on_divergence: "stop" the run when a student's loss is no longer finite, or "freeze" that
         student at its last finite weights while the others go on.
@@ -137,8 +138,8 @@ class LowRankSettings:
       rank: r of the two factors of every adapted kernel; 0 trains whole networks.
       targets: patterns of the paths of adapted layers, with "*" for any text; the default is all
         layers within the blocks of a U-Net.
-      networks: "student", and networks beside it that start as a copy of the teacher. A base is the
-        initial weights.
+      networks: names of the networks that are trained so: "student", and networks beside it that
+        start as a copy of the teacher. The frozen weights are the initial ones.
     """
 
     rank: int = 0
@@ -154,20 +155,21 @@ class StageSettings:
       objective: `name` and hyperparameters of the method, see the objectives.
       steps: train steps; 0 takes an imported network as it is.
       batch_size: images per train step; with `students`, of each student.
-      network: `name` and options, see the networks. Empty is the teacher's: its architecture,
+      network: `name` and options, see the networks. Empty takes the teacher's: its architecture,
         prediction type and conditioning.
-      prediction: what the network predicts: "x0", "eps", "v", "edm" or "flow" (eps - x0); "" is
-        "eps", or as the teacher's where the network is the teacher's.
-      teacher: an earlier stage, whose levels the student's grid indexes; "" for none. "STAGE@STEP"
-        is a checkpoint that the stage keeps (`keep_every`), "STAGE@last" the one it hands on.
+      prediction: what the network predicts: "x0", "eps", "v", "edm" or "flow" (eps - x0). "" takes
+        the teacher's type together with the teacher's network, and is "eps" otherwise.
+      teacher: an earlier stage, "" for none; the student's grid indexes its levels. "STAGE@STEP" is
+        a checkpoint that the stage keeps (`keep_every`), "STAGE@last" the one that it hands on.
       guidance: scale of the teacher's classifier-free guidance; 1 for none.
-      classifier: the stage whose features an objective compares in; "" for none.
+      classifier: the stage of the classifier that gives an objective its features; "" for none.
       pairs: the stage that made the pairs of the objective; "" for none.
-      latents: an earlier stage that trained an autoencoder, with latents of which this stage is
-        trained; "" is the teacher's, and without a teacher none: the images of the data.
+      latents: an earlier stage that trained an autoencoder; this stage is trained on its latents.
+        "" takes that of the teacher, and without a teacher the images of the data.
       init: source of the initial weights: "fresh", "teacher" (those of the stage's teacher), or an
         earlier stage, written as the teacher is; "teacher@last" is a stage called "teacher". A
-        U-Net with fewer blocks or levels, or without a middle, takes over the layers that remain.
+        U-Net with fewer blocks or levels, or without a middle, starts from the layers that both
+        networks have.
       source: "diffusers:FOLDER" or "edm:FILE": network, prediction type and weights of another
         project, which are trained for `steps`. "efficientnet_lite0:", or with the path of its
         weights, is a classifier for the objective "classification", taken as it is.
@@ -182,11 +184,11 @@ class StageSettings:
       ema_warmup: whether the rate at step s is at most (1 + s) / (10 + s), so that the averages
         forget the initial weights early.
       select_checkpoint: "last", or "best": of the checkpoints at every `training.checkpoint_every`
-        steps and the last one, the one of the lowest mean loss since the one before, or of the
-        lowest `quality_metric` of the objective, if it has one.
+        steps and the last one, the one with the lowest mean since the checkpoint before: of the
+        objective's `quality_metric`, or without one of the loss.
       keep_every: checkpoints at multiples of this step are made and stay on disk, so that other
         stages can name them as their teacher; 0 for none.
-      conditional: whether the network is given classes.
+      conditional: whether the network is given classes or texts.
       students: many students in one stage, see `StudentsSettings`.
       low_rank: networks that are trained as small matrices on frozen weights (LoRA), see
         `LowRankSettings`.
@@ -277,7 +279,7 @@ class MeshSettings:
       student: size of the mesh's axis of students; 0 takes what fits the students and the devices.
       data: size of the axis over which a batch is spread; 0 takes what fits.
       model: size of the axis over which weights are cut; 1 cuts none.
-      fsdp: whose weights are cut where `model` is above 1: "students", "teacher" or "both".
+      fsdp: the networks that are cut where `model` is above 1: "students", "teacher" or "both".
       smallest: arrays of fewer elements stay whole.
     """
 
@@ -345,7 +347,8 @@ class EvaluationSettings:
         `interpolation.INNER` images that are sampled in addition.
       lpips_weights: file of an LPIPS network, see `metrics.lpips`; "" for no LPIPS.
       protocol: a published protocol in addition, see `ProtocolSettings`.
-      tuned_on: seeds on which settings were chosen; tables say so, and show other seeds, if any.
+      tuned_on: seeds on which settings were chosen; tables mark them, and show other seeds alone
+        where there are any.
     """
 
     enabled: bool = True

@@ -34,22 +34,14 @@ def with_guidance(denoiser: N, scale: Array | float, null: Null) -> "N | GuidedD
 
 
 @struct.dataclass
-class GuidedDenoiser:
-    """A conditional denoiser with classifier-free guidance (arXiv 2207.12598 eq. 6).
-
-    x0 = x0(null) + scale (x0(cond) - x0(null)), and eps likewise. One call evaluates the network
-    once on twice the batch.
+class WrappedDenoiser:
+    """Base of the denoisers that change the inputs or the predictions of another one.
 
     Attributes:
-      denoiser: the conditional denoiser.
-      scale: `[]` or `[B]`: 1 is no guidance, 0 no condition; above 1 extrapolates away from the
-        null condition.
-      null: the condition that stands for none: a class id, or a condition of 1 or B examples.
+      denoiser: the other one.
     """
 
     denoiser: NetworkDenoiser
-    scale: Array | np.float32 | float
-    null: Null
 
     @property
     def prediction(self) -> str:
@@ -59,86 +51,6 @@ class GuidedDenoiser:
     @property
     def extras(self) -> tuple[str, ...]:
         """Names of the scalars that the network is given beside its time."""
-        return self.denoiser.extras
-
-    def given(self, **values: Array | float) -> Self:
-        """Returns the same with values of extra inputs; arguments and errors as of `Denoiser`."""
-        doubled = {k: jnp.tile(jnp.asarray(v), 2) if jnp.ndim(v) else v for k, v in values.items()}
-        return replace(self, denoiser=self.denoiser.given(**doubled))
-
-    def __call__(
-        self,
-        z: Images,
-        level: Level,
-        cond: Condition | None = None,
-        *,
-        key: RandomKey | None = None,
-    ) -> Prediction:
-        """Predicts x0 and eps; arguments as of `Denoiser`, but `cond` is needed.
-
-        Raises:
-          ValueError: `cond` is None.
-        """
-        return self._guided(self.denoiser(*self._doubled(z, level, cond), key=key))
-
-    def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
-        """The same, returning (prediction, {tap: features}) with the features of the conditions."""
-        denoiser = self.denoiser.with_features(taps)
-
-        def call(
-            z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
-        ) -> tuple[Prediction, Features]:
-            both, features = denoiser(*self._doubled(z, level, cond), key=key)
-            return self._guided(both), {tap: x[: z.shape[0]] for tap, x in features.items()}
-
-        return call
-
-    def _doubled(
-        self, z: Images, level: Level, cond: Condition | None
-    ) -> tuple[Images, Level, Condition]:
-        """The batch twice, with its conditions and then with the null condition."""
-        if cond is None:
-            raise ValueError(f"Guidance of scale {self.scale} needs conditions; cond is None.")
-        count = z.shape[0]
-        cond = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x)[1:])), cond)
-        levels = jax.tree.map(lambda x: jnp.tile(jnp.broadcast_to(x, (count,)), 2), level)
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null_like(cond, self.null))
-        return jnp.concatenate([z, z]), levels, both
-
-    def _guided(self, both: Prediction) -> Prediction:
-        """The guided prediction from those with the conditions and with the null condition."""
-        count = both.x0.shape[0] // 2
-        scale = expand(jnp.asarray(self.scale), both.x0)
-        return jax.tree.map(lambda x: x[count:] + scale * (x[:count] - x[count:]), both)
-
-
-def network_params(denoiser: NetworkDenoiser) -> Params:
-    """The parameters of a network, also of a guided one."""
-    if isinstance(denoiser, GuidedDenoiser):
-        denoiser = denoiser.denoiser
-    return denoiser.params  # type: ignore[attr-defined]
-
-
-@struct.dataclass
-class ClippedDenoiser:
-    """A denoiser with x0 clipped to the range of the data, and eps derived anew.
-
-    Attributes:
-      denoiser: the denoiser.
-      bound: on |x0|.
-    """
-
-    denoiser: NetworkDenoiser
-    bound: float = struct.field(pytree_node=False, default=1.0)
-
-    @property
-    def prediction(self) -> str:
-        """The prediction type."""
-        return self.denoiser.prediction
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """Names of the network's extra inputs."""
         return self.denoiser.extras
 
     def given(self, **values: Array | float) -> Self:
@@ -154,16 +66,92 @@ class ClippedDenoiser:
         key: RandomKey | None = None,
     ) -> Prediction:
         """Predicts x0 and eps; arguments as of `Denoiser`."""
-        return clip_x0(self.denoiser(z, level, cond, key=key), z, level, self.bound)
+        return self._changed(self.denoiser(*self._inputs(z, level, cond), key=key), z, level)
 
     def with_features(self, taps: Sequence[str]) -> DenoiserWithFeatures:
-        """The same, returning (prediction, {tap: features})."""
+        """The same, returning (prediction, {tap: features}) with the features of the examples."""
         denoiser = self.denoiser.with_features(taps)
 
         def call(
             z: Images, level: Level, cond: Condition | None = None, *, key: RandomKey | None = None
         ) -> tuple[Prediction, Features]:
-            prediction, features = denoiser(z, level, cond, key=key)
-            return clip_x0(prediction, z, level, self.bound), features
+            found, features = denoiser(*self._inputs(z, level, cond), key=key)
+            own = {tap: x[: z.shape[0]] for tap, x in features.items()}
+            return self._changed(found, z, level), own
 
         return call
+
+    def _inputs(
+        self, z: Images, level: Level, cond: Condition | None
+    ) -> tuple[Images, Level, Condition | None]:
+        """The inputs of the other denoiser, the examples themselves first."""
+        return z, level, cond
+
+    def _changed(self, found: Prediction, z: Images, level: Level) -> Prediction:
+        """The prediction at `z` from that of the other denoiser at `_inputs`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its prediction.")
+
+
+@struct.dataclass
+class GuidedDenoiser(WrappedDenoiser):
+    """A conditional denoiser with classifier-free guidance (arXiv 2207.12598 eq. 6).
+
+    x0 = x0(null) + scale (x0(cond) - x0(null)), and eps likewise. One call evaluates the network
+    once on twice the batch. Calls without conditions raise `ValueError`.
+
+    Attributes:
+      denoiser: the conditional denoiser.
+      scale: `[]` or `[B]`: 1 is no guidance, 0 no condition; above 1 extrapolates away from the
+        null condition.
+      null: the condition that stands for none: a class id, or a condition of 1 or B examples.
+    """
+
+    scale: Array | np.float32 | float
+    null: Null
+
+    def given(self, **values: Array | float) -> Self:
+        """Returns the same with values of extra inputs; arguments and errors as of `Denoiser`."""
+        return super().given(
+            **{k: jnp.tile(jnp.asarray(v), 2) if jnp.ndim(v) else v for k, v in values.items()}
+        )
+
+    def _inputs(
+        self, z: Images, level: Level, cond: Condition | None
+    ) -> tuple[Images, Level, Condition]:
+        """The batch twice, with its conditions and then with the null condition."""
+        if cond is None:
+            raise ValueError(f"Guidance of scale {self.scale} needs conditions; cond is None.")
+        count = z.shape[0]
+        cond = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x)[1:])), cond)
+        levels = jax.tree.map(lambda x: jnp.tile(jnp.broadcast_to(x, (count,)), 2), level)
+        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null_like(cond, self.null))
+        return jnp.concatenate([z, z]), levels, both
+
+    def _changed(self, found: Prediction, z: Images, level: Level) -> Prediction:
+        """The guided prediction from those with the conditions and with the null condition."""
+        count = z.shape[0]
+        scale = expand(jnp.asarray(self.scale), z)
+        return jax.tree.map(lambda x: x[count:] + scale * (x[:count] - x[count:]), found)
+
+
+def network_params(denoiser: NetworkDenoiser) -> Params:
+    """The parameters of a network, also of a wrapped one."""
+    while isinstance(denoiser, WrappedDenoiser):
+        denoiser = denoiser.denoiser
+    return denoiser.params  # type: ignore[attr-defined]
+
+
+@struct.dataclass
+class ClippedDenoiser(WrappedDenoiser):
+    """A denoiser with x0 clipped to the range of the data, and eps derived anew.
+
+    Attributes:
+      denoiser: the denoiser.
+      bound: on |x0|.
+    """
+
+    bound: float = struct.field(pytree_node=False, default=1.0)
+
+    def _changed(self, found: Prediction, z: Images, level: Level) -> Prediction:
+        """The clipped prediction."""
+        return clip_x0(found, z, level, self.bound)

@@ -192,9 +192,10 @@ def _two_times() -> None:
     add("plain", "scm", tangent_norm="none", learned_weight=False, sigma_data=0.8, **at_once)
     add("warm_up", "scm", tangent_norm="l2")
     add("law", "scm", log_mean=-0.5, log_std=1.0, tangent_floor=0.3, **at_once)
-    add("usual", "rcm", **at_once)
+    add("usual", "rcm", consistency_weight=100.0, **at_once)
     add("weights", "rcm", consistency_weight=10.0, log_mean=0.2, log_std=1.0, **at_once)
-    add("learned", "rcm", learned_weight=True, gan_weight=0.1, rollout_length=2, **KARRAS)
+    warm = {"tangent_warmup": 1000, "consistency_weight": 100.0}
+    add("learned", "rcm", learned_weight=True, gan_weight=0.1, rollout_length=2, **warm, **KARRAS)
 
 
 def _relations() -> None:

@@ -12,9 +12,9 @@ from ddistill.errors import ConfigError
 from ddistill.networks.weights import Weights
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import bind, init_inputs
-from ddistill.objectives.catch_up import velocity
 from ddistill.objectives.denoising import Denoising
 from ddistill.objectives.parts import NetworkFacts, StageFacts
+from ddistill.objectives.path_slopes import velocity
 from ddistill.objectives.sampling import draw_index, normal
 from ddistill.objectives.states import noised
 from ddistill.schedules import Schedule, linear_path

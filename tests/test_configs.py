@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from runs import plans_of, tiny_chain
 
-from ddistill import data
+from ddistill import data, recipes
 from ddistill.data import Dataset
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
@@ -211,6 +211,13 @@ def test_the_smoke_variant_needs_no_data_and_is_small(file):
     assert {s.objective["name"] for s in small.stages.values()} == {
         s.objective["name"] for s in full.stages.values()
     }
+
+
+def test_a_student_that_generates_guided_images_is_compared_with_a_teacher_of_the_same_guidance():
+    settings = recipes.meanflow_imagenet256()
+    loss = settings.stages["meanflow"].objective
+    found = loss["data_guidance"] / (1 - loss["own_guidance"])
+    assert settings.evaluation.guidance == found == 2.0
 
 
 def test_a_pipeline_that_is_missing_is_said_in_one_line(tmp_path, monkeypatch):

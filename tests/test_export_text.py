@@ -91,6 +91,8 @@ def test_the_report_has_the_shares_of_the_captions(run):
         "57.1% of the captions",
         "42.9% of the captions",
     ] * 2
+    few = dataclasses.replace(run.settings.evaluation, batch_size=3)
+    assert _text_shares(plan, run.networks, dataset, few) == found
     groups = read_groups(plan, 7)[[0, 1, 3, 5]]
     assert [x.split(", ")[1] for x in found[:2]] == [
         f"{share:.1%} of those sampled" for share in (np.mean(groups == 0), np.mean(groups == 1))

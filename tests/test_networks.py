@@ -1,5 +1,7 @@
 """The registry of networks and the digits classifier."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,49 @@ def test_classifier_dropout_only_in_training(classifier):
 
     np.testing.assert_array_equal(logits(0, False), logits(1, False))
     assert not np.allclose(logits(0, True), logits(1, True))
+
+
+SMALL = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention": (), "out_channels": 1}
+TEXT = {"widths": (8,), "blocks": (1,), "attends": (), "context_dim": 4, "norm_groups": 4}
+DENOISERS = {
+    "unet": {**SMALL, "norm_groups": 4, "mid_attention": False, "time_scale": 1e-3},
+    "song": SMALL,
+    "dhariwal": SMALL,
+    "dit": {"width": 8, "depth": 1, "heads": 2, "out_channels": 1, "time_scale": 1e-3},
+    "text_unet": {**TEXT, "heads": (2,), "out_channels": 1, "guidance_dim": 8},
+}
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_times_are_embedded_in_float32_in_networks_of_bfloat16_too(name):
+    """In bfloat16 neighbours among 1000 levels would have one embedding."""
+    exact, rough = (build(name, **DENOISERS[name], dtype=d) for d in ("float32", "bfloat16"))
+    count, scaled = 1000, "time_scale" in DENOISERS[name]
+    time = jnp.linspace(1.0, 1000.0, count) * (1.0 if scaled else 1e-3)
+    x, cond = jnp.zeros((count, 4, 4, 1)), None
+    if name == "text_unet":
+        one = dataclasses.replace(exact.example_condition(), guidance=jnp.full(1, 3.0))
+        cond = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), one)
+    shapes = jax.eval_shape(exact.init, jax.random.key(0), x, time, cond)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+
+    def embedded(net):
+        def run(params, time):
+            _, kept = net.apply(
+                {"params": params},
+                *(x, time, cond),
+                capture_intermediates=lambda module, _: module.name == "time_1",
+                mutable="intermediates",
+            )
+            return kept["intermediates"]["time_1"]["__call__"][0]
+
+        return jax.jit(run)(params, time)
+
+    wanted, found = embedded(exact), embedded(rough)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert len(np.unique(np.asarray(found), axis=0)) == count
 
 
 def test_classifier_refuses_odd_sizes():

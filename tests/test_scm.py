@@ -11,17 +11,17 @@ import tiny
 from flax import struct
 from flow_maps import EXACT, MEAN, STD
 
-from ddistill.diffusion import expand, from_x0, output_of
+from ddistill.diffusion import add_noise, expand, from_x0, output_of
 from ddistill.errors import ConfigError
 from ddistill.networks.time_weight import TimeWeight
 from ddistill.networks.weights import Weights
 from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.base import bind, init_inputs
-from ddistill.objectives.matching.generator import initial_input
+from ddistill.objectives.matching.generator import generate, initial_input
 from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.path_slopes import path_slope, scaled, with_derivative
 from ddistill.objectives.rcm import rolled_in
-from ddistill.objectives.sampling import normal
+from ddistill.objectives.sampling import normal, uniform_index
 from ddistill.objectives.states import noised
 from ddistill.schedules import Level, cosine, karras, linear_path
 
@@ -400,6 +400,34 @@ def test_its_loss_is_the_sum_of_both():
     assert set(found) < set(metrics)
     assert "score" in metrics
     assert aux.shared["image"].shape == batch.image.shape
+
+
+def test_both_losses_weigh_as_in_the_release():
+    """Sums over pixels: 100 |F - F' - g|^2, and |x - x' + change|^2 without a factor of 0.5."""
+    tables, batch, objective = tables_of(linear_path(16)), tiny.batch(4), rcm()
+    student, fake = tiny.tiny_denoiser(1, "flow"), tiny.tiny_denoiser(2, "flow")
+
+    def bound(params):
+        return {"student": student.replace(params=params), "fake": fake, "teacher": EXACT}
+
+    def ours(params):
+        return jnp.mean(objective.student_loss(bound(params), batch, tables)[0])
+
+    def released(params):
+        networks = bound(params)
+        image = generate(networks["student"], objective._input(networks, batch, tables)[0])
+        fixed = jax.lax.stop_gradient(image)
+        level = tables.teacher.at(uniform_index(batch.key("judged level"), *objective._compared()))
+        z = add_noise(fixed, normal(batch.key("judged noise"), image), level)
+        ends = fake(z, level).x0, EXACT(z, level).x0
+        size = jnp.mean(jnp.abs(fixed - ends[1]), axis=(1, 2, 3), keepdims=True)
+        matching = jnp.square(image - fixed + (ends[0] - ends[1]) / size)
+        own = objective.consistency_loss(networks, batch, tables)[0] * image[0].size
+        return jnp.mean(100.0 * own + jnp.sum(matching, axis=(1, 2, 3)))
+
+    found, wanted = jax.jit(lambda p: (jax.grad(ours)(p), jax.grad(released)(p)))(student.params)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+        np.testing.assert_allclose(a * 2 * np.prod(tiny.IMAGE), b, rtol=1e-3, atol=1e-4)
 
 
 def test_networks_and_costs_of_rcm():

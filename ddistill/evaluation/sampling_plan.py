@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.evaluation.records.names import METHODS
@@ -77,9 +78,8 @@ class SamplerRun:
 
     @property
     def width(self) -> int:
-        """Base channels of a U-Net, width of a transformer; 0 for a network without them."""
-        module = self.plan.module
-        return int(getattr(module, "channels", getattr(module, "width", 0)))
+        """Channels of the outermost level of a network, or of its tokens."""
+        return base_width(self.plan.module)
 
     @property
     def students(self) -> int:
@@ -92,6 +92,12 @@ class SamplerRun:
     def student_plan(self) -> StudentPlan:
         """Plan of the sampled student."""
         return self.plan.students[self.student or 0]
+
+
+def base_width(module: nn.Module) -> int:
+    """Base channels of a U-Net, width of a transformer; 0 for a network without them."""
+    widths = getattr(module, "widths", (0,))  # of networks with channels level by level
+    return int(getattr(module, "channels", getattr(module, "width", widths[0])))
 
 
 def planned_runs(settings: Settings, plans: list[StagePlan]) -> list[SamplerRun]:
@@ -344,7 +350,7 @@ def student_run(
     variant = ", ".join(text for text in (s.variant, swept, other) if text)
     known = METHODS[s.method].label if s.method in METHODS else s.method
     if plan.partition is not None:
-        known += f", K={s.students.count}, width {getattr(plan.module, 'channels', '?')}"
+        known += f", K={s.students.count}, width {base_width(plan.module)}"
     series = known + (f" ({variant})" if variant else "")
     key = plan.name + (f"_{student}" if student is not None else "")
     return SamplerRun(

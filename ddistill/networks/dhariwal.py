@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from ddistill.networks.edm_blocks import BlockOptions, class_vector
 from ddistill.networks.edm_unet import EdmUNet
 from ddistill.networks.extras import add_extras
+from ddistill.networks.layers import embed_waves, embedding_layer, sinusoidal_embedding
 from ddistill.networks.unet import check_at_least
 from ddistill.typing import Labels, PerExample
 
@@ -60,18 +61,13 @@ class DhariwalUNet(EdmUNet):
         extra: Float[Array, "B X"] | None = None,
     ) -> Float[Array, "B E"]:
         """The embedding of time, class and extra inputs, an input of every block."""
-        # Frequencies 10000^(-i / half): unlike DDPM's, they end short of 1 / 10000.
-        half = self.channels // 2
-        frequencies = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-        angles = time.astype(jnp.float32)[:, None] * frequencies
-        emb = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        emb = sinusoidal_embedding(time, self.channels, cosines_first=True, includes_last=False)
         if self.augment_dim:
             labels = jnp.zeros((time.shape[0], self.augment_dim))
-            emb = emb + options.dense(self.channels, "augment", use_bias=False)(labels)
+            emb = emb + embedding_layer(self.channels, "augment", use_bias=False)(labels)
         wide = self.channels * self.embedding_multiplier
-        emb = nn.silu(options.dense(wide, "time_0")(emb))
-        emb = options.dense(wide, "time_1")(emb)
+        emb = embed_waves(emb, wide)
         if self.num_classes:
             classes = class_vector(cond, time, self.num_classes)
-            emb = emb + options.dense(wide, "class", use_bias=False)(classes)
+            emb = emb + embedding_layer(wide, "class", use_bias=False)(classes)
         return nn.silu(add_extras(self, emb, extra))

@@ -18,7 +18,7 @@ from ddistill.networks.attention import ATTENTION_IMPLS
 from ddistill.networks.convolution import Conv, zeros
 from ddistill.networks.dit_blocks import DiTBlock, DiTOptions, modulate, modulations
 from ddistill.networks.extras import add_extras, check_extras
-from ddistill.networks.layers import sinusoidal_embedding
+from ddistill.networks.layers import embed_class, embed_waves, sinusoidal_embedding
 from ddistill.networks.unet import DTYPES, check_at_least
 
 # Sinusoids of the time.
@@ -167,28 +167,14 @@ class DiT(nn.Module):
 
     def _embedding(self, time: Array, cond: Array | None, extra: Array | None) -> Array:
         """The embedding of time, class and extra inputs, before the SiLU."""
-
-        def dense(name: str) -> nn.Dense:
-            return nn.Dense(self.width, dtype=self.dtype, kernel_init=_small, name=name)
-
-        emb = sinusoidal_embedding(
+        waves = sinusoidal_embedding(
             time * self.time_scale,
             FREQUENCIES,
             cosines_first=True,
             includes_last=self.includes_last,
         )
-        emb = dense("time_1")(nn.silu(dense("time_0")(emb)))
-        if self.num_classes:
-            if cond is None:
-                cond = jnp.full(time.shape, self.num_classes, jnp.int32)
-            table = nn.Embed(
-                self.num_classes + 1,
-                self.width,
-                dtype=self.dtype,
-                embedding_init=_small,
-                name="class",
-            )
-            emb = emb + table(cond)
+        emb = embed_waves(waves, self.width, _small)
+        emb = embed_class(cond, emb, self.num_classes, _small)
         return add_extras(self, emb, extra, self.time_scale, FREQUENCIES)
 
     def _unpatched(self, h: Float[Array, "B N D"], rows: int, columns: int) -> Array:

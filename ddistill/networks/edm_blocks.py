@@ -54,9 +54,9 @@ class BlockOptions:
         """A convolution of this network."""
         return Conv(features, dtype=self.dtype, impl=self.conv_impl, name=name, **options)
 
-    def dense(self, features: int, name: str, use_bias: bool = True) -> nn.Dense:
+    def dense(self, features: int, name: str) -> nn.Dense:
         """A linear layer of this network."""
-        return nn.Dense(features, use_bias, dtype=self.dtype, kernel_init=glorot, name=name)
+        return nn.Dense(features, dtype=self.dtype, kernel_init=glorot, name=name)
 
     def heads_of(self, channels: int) -> int:
         """Channels a head has in attention over `channels`; 0 where there are too few for one."""

@@ -13,8 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.networks.convolution import glorot, zeros
-from ddistill.networks.layers import sinusoidal_embedding
+from ddistill.networks.convolution import zeros
+from ddistill.networks.layers import embedding_layer, sinusoidal_embedding
 from ddistill.schedules import Level
 
 # Begins the names of the parameters of an extra input.
@@ -64,21 +64,19 @@ class ExtraEmbedding(nn.Module):
       width: of the result.
       features: number of sinusoids.
       scale: factor of the value before the sinusoids.
-      dtype: compute dtype.
     """
 
     width: int
     features: int
     scale: float
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, value: Float[Array, " B"]) -> Float[Array, "B E"]:
         """Returns the embedding of the values, `[B, width]`."""
-        emb = sinusoidal_embedding(value * self.scale, self.features)
-        emb = nn.Dense(self.width, dtype=self.dtype, kernel_init=glorot, name="dense_0")(emb)
-        last = nn.Dense(self.width, dtype=self.dtype, kernel_init=zeros, name="dense_1")
-        return last(nn.silu(emb))
+        waves = sinusoidal_embedding(value * self.scale, self.features)
+        hidden = nn.silu(embedding_layer(self.width, "dense_0")(waves))
+        embedded: Array = embedding_layer(self.width, "dense_1", kernel_init=zeros)(hidden)
+        return embedded
 
 
 def add_extras(
@@ -91,7 +89,7 @@ def add_extras(
     """Adds the embeddings of a network's extra inputs; to be called in its compact method.
 
     Args:
-      net: the network, with the fields `extras`, `dtype` and, without `features`, `channels`.
+      net: the network, with the fields `extras` and, without `features`, `channels`.
       embedding: of the time, before the last activation.
       extra: the values, a column per name in `extras`; None initialises the parameters.
       time_scale: the network's factor of the time.
@@ -114,7 +112,6 @@ def add_extras(
             embedding.shape[-1],
             features or net.channels,  # type: ignore[attr-defined]
             time_scale if scale is None else scale,
-            net.dtype,  # type: ignore[attr-defined]
             name=entry,
         )
         embedding = embedding + embed(extra[:, i])

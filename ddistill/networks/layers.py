@@ -1,7 +1,7 @@
 """The building blocks that the networks share: group norm, attention, time embedding.
 
 Parameters are float32 always. `dtype` is what convolutions and matrix products compute in; norm
-statistics, softmax and the time embedding stay in float32.
+statistics, softmax and the embedding of time, class and extra inputs stay in float32.
 """
 
 import jax
@@ -10,7 +10,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
-from ddistill.networks.convolution import Conv, zeros
+from ddistill.networks.convolution import Conv, glorot, zeros
+from ddistill.typing import Labels
 
 
 class GroupNorm(nn.Module):
@@ -129,6 +130,58 @@ def sinusoidal_embedding(
     angles = time.astype(jnp.float32)[:, None] * frequencies
     waves = [jnp.sin(angles), jnp.cos(angles)]
     return jnp.concatenate(waves[::-1] if cosines_first else waves, axis=-1)
+
+
+def embedding_layer(
+    features: int,
+    name: str,
+    use_bias: bool = True,
+    kernel_init: nn.initializers.Initializer = glorot,
+) -> nn.Dense:
+    """A linear layer of an embedding: float32 with all digits on every device.
+
+    Sinusoids of neighbouring times differ by less than the rounding of bfloat16, in which TPUs
+    compute products of float32 by default.
+    """
+    return nn.Dense(
+        features,
+        use_bias,
+        dtype=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST,
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+def embed_waves(
+    waves: Float[Array, "B F"], width: int, kernel_init: nn.initializers.Initializer = glorot
+) -> Float[Array, "B E"]:
+    """Layers "time_0" and "time_1" of `width`, with SiLU between; for compact methods."""
+    hidden = nn.silu(embedding_layer(width, "time_0", kernel_init=kernel_init)(waves))
+    embedded: Array = embedding_layer(width, "time_1", kernel_init=kernel_init)(hidden)
+    return embedded
+
+
+def embed_class(
+    cond: Labels | None,
+    embedding: Float[Array, "B E"],
+    num_classes: int,
+    init: nn.initializers.Initializer = nn.linear.default_embed_init,
+) -> Float[Array, "B E"]:
+    """Adds a row of the table "class"; for compact methods.
+
+    Args:
+      cond: class ids in 0 ... num_classes; None for the null class, `num_classes`.
+      embedding: of the time.
+      num_classes: 0 for an unconditional network, which has no table.
+      init: of the table.
+    """
+    if not num_classes:
+        return embedding
+    count, width = embedding.shape
+    ids = jnp.full(count, num_classes, jnp.int32) if cond is None else cond
+    table = nn.Embed(num_classes + 1, width, dtype=jnp.float32, embedding_init=init, name="class")
+    return embedding + table(ids)
 
 
 def downsample(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:

@@ -10,7 +10,7 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.edm_blocks import SQRT_HALF, BlockOptions, class_vector
 from ddistill.networks.edm_unet import EdmUNet
 from ddistill.networks.extras import add_extras
-from ddistill.networks.layers import sinusoidal_embedding
+from ddistill.networks.layers import embed_waves, embedding_layer, sinusoidal_embedding
 from ddistill.networks.resampling import FILTERS
 from ddistill.networks.unet import check_at_least
 from ddistill.typing import Labels, PerExample
@@ -87,13 +87,12 @@ class SongUNet(EdmUNet):
         emb = self._sinusoids(time, width)
         if self.num_classes:
             classes = class_vector(cond, time, self.num_classes)
-            emb = emb + options.dense(width, "class")(classes * np.sqrt(self.num_classes))
+            emb = emb + embedding_layer(width, "class")(classes * np.sqrt(self.num_classes))
         if self.augment_dim:
             labels = jnp.zeros((time.shape[0], self.augment_dim))
-            emb = emb + options.dense(width, "augment", use_bias=False)(labels)
+            emb = emb + embedding_layer(width, "augment", use_bias=False)(labels)
         wide = self.channels * self.embedding_multiplier
-        emb = nn.silu(options.dense(wide, "time_0")(emb))
-        return nn.silu(add_extras(self, options.dense(wide, "time_1")(emb), extra))
+        return nn.silu(add_extras(self, embed_waves(emb, wide), extra))
 
     def _sinusoids(self, time: Array, width: int) -> Float[Array, "B F"]:
         if self.embedding == "positional":

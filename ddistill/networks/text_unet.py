@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from ddistill.conditions import Condition, TextCondition
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.attention import ATTENTION_IMPLS
-from ddistill.networks.convolution import CONV_IMPLS, glorot, zeros
-from ddistill.networks.layers import sinusoidal_embedding
+from ddistill.networks.convolution import CONV_IMPLS, zeros
+from ddistill.networks.layers import embed_waves, embedding_layer, sinusoidal_embedding
 from ddistill.networks.transformer import TransformerConfig
 from ddistill.networks.unet import DTYPES, BlockConfig, check_at_least
 
@@ -207,21 +207,15 @@ class TextUNet(nn.Module):
     def _embedding(self, time: Array, text: TextCondition) -> Float[Array, "B E"]:
         """SiLU of the embedding of time, guidance and added vector; every block projects it."""
         width = 4 * self.widths[0]
-
-        def dense(features: int, name: str, bias: bool = True) -> nn.Dense:
-            init = glorot if bias else zeros
-            return nn.Dense(features, bias, dtype=self.dtype, kernel_init=init, name=name)
-
         emb = sinusoidal_embedding(time, self.widths[0], cosines_first=True, includes_last=False)
         if text.guidance is not None:
+            layer = embedding_layer(self.widths[0], "guidance", use_bias=False, kernel_init=zeros)
             scale = _GUIDANCE_SCALE * (text.guidance - 1.0)
-            emb = emb + dense(self.widths[0], "guidance", bias=False)(
-                sinusoidal_embedding(scale, self.guidance_dim)
-            )
-        emb = dense(width, "time_1")(nn.silu(dense(width, "time_0")(emb)))
+            emb = emb + layer(sinusoidal_embedding(scale, self.guidance_dim))
+        emb = embed_waves(emb, width)
         if text.added is not None:
-            added = dense(width, "added_0")(text.added)
-            emb = emb + dense(width, "added_1")(nn.silu(added))
+            added = embedding_layer(width, "added_0")(text.added)
+            emb = emb + embedding_layer(width, "added_1")(nn.silu(added))
         return nn.silu(emb)
 
 

@@ -3,8 +3,8 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ddistill.networks.convolution import glorot, zeros
-from ddistill.networks.layers import sinusoidal_embedding
+from ddistill.networks.convolution import zeros
+from ddistill.networks.layers import embedding_layer, sinusoidal_embedding
 
 
 class TimeWeight(nn.Module):
@@ -26,6 +26,6 @@ class TimeWeight(nn.Module):
     @nn.compact
     def __call__(self, value: Float[Array, " B"]) -> Float[Array, " B"]:
         """Returns w, `[B]`."""
-        emb = sinusoidal_embedding(value * self.scale, self.features)
-        emb = nn.Dense(self.width, kernel_init=glorot, name="dense_0")(emb)
-        return nn.Dense(1, kernel_init=zeros, name="dense_1")(nn.silu(emb))[..., 0]
+        waves = sinusoidal_embedding(value * self.scale, self.features)
+        hidden = nn.silu(embedding_layer(self.width, "dense_0")(waves))
+        return embedding_layer(1, "dense_1", kernel_init=zeros)(hidden)[..., 0]

@@ -14,7 +14,14 @@ from jaxtyping import Array, Float, Int
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.convolution import CONV_IMPLS, Conv, ConvOptions, glorot, upsample, zeros
 from ddistill.networks.extras import add_extras, check_extras
-from ddistill.networks.layers import Attention, GroupNorm, downsample, sinusoidal_embedding
+from ddistill.networks.layers import (
+    Attention,
+    GroupNorm,
+    downsample,
+    embed_class,
+    embed_waves,
+    sinusoidal_embedding,
+)
 
 RESAMPLE = ("conv", "resblock")
 TIME_CONDITIONING = ("additive", "scale_shift")
@@ -252,13 +259,8 @@ class UNet(nn.Module):
         """SiLU of the embedding of time, class and extra inputs, which every block projects."""
         width = 4 * self.channels
         layout = {"cosines_first": self.cosines_first, "includes_last": self.includes_last}
-        emb = sinusoidal_embedding(time * self.time_scale, self.channels, **layout)
-        emb = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name="time_0")(emb)
-        emb = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name="time_1")(nn.silu(emb))
-        if self.num_classes:
-            if cond is None:
-                cond = jnp.full(time.shape, self.num_classes, jnp.int32)
-            emb = emb + nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="class")(cond)
+        waves = sinusoidal_embedding(time * self.time_scale, self.channels, **layout)
+        emb = embed_class(cond, embed_waves(waves, width), self.num_classes)
         return nn.silu(add_extras(self, emb, extra, self.time_scale))
 
 

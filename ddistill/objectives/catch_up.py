@@ -19,7 +19,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, ddim_step, expand, mean_flow
@@ -40,6 +40,7 @@ from ddistill.objectives.parts import (
     Taps,
     Update,
 )
+from ddistill.objectives.path_slopes import velocity
 from ddistill.objectives.sampling import draw_index, uniform_index
 from ddistill.objectives.states import State, noised
 from ddistill.typing import Images, Labels, Metrics, PerExample
@@ -189,11 +190,6 @@ class CatchUp(Objective):
         ]
         data = velocity(state.data)
         return [jax.lax.stop_gradient(jnp.where(clean, data, x)) for x in further]
-
-
-def velocity(prediction: Prediction) -> Float[Array, "B ..."]:
-    """eps - x0."""
-    return prediction.eps - prediction.x0
 
 
 def _head_form(channels: int) -> NetworkForm:

@@ -27,7 +27,7 @@ from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import check_not_negative, check_unused
 from ddistill.objectives.distances import mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
-from ddistill.objectives.parts import Diagnostics, Networks, StageFacts, Update
+from ddistill.objectives.parts import Diagnostics, Networks, StageFacts
 from ddistill.objectives.path_slopes import check_dense, path_slope, velocity, with_derivative
 from ddistill.objectives.sampling import Law, draw_level
 from ddistill.objectives.states import State, noised
@@ -52,7 +52,8 @@ class MeanFlow(TwoTime):
     """MeanFlow (arXiv 2505.13447): the mean velocity to any cleaner level, by its own derivative.
 
     Attributes:
-      instant_share: share of the examples with r = t, in [0, 1).
+      instant_share: share of the examples with r = t, in [0, 1). Those without a label are among
+        them.
       time_law: how t and r are drawn: "logit_normal" or "uniform", on the rows of the student's
         levels.
       time_mean, time_std: of log(t / (1 - t)), for "logit_normal".
@@ -149,17 +150,11 @@ class MeanFlow(TwoTime):
         """The share of dropped labels."""
         return self.label_dropout
 
-    @property
-    def updates(self) -> tuple[Update, ...]:
-        """One update of the student."""
-        return (Update("student", self.loss),)
-
     def loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[PerExample, Metrics]:
         """The adaptively weighted distance to v - (t - r) du/dt."""
-        dropped = _chosen(batch.key("label_dropout"), self.label_dropout)
-        instant = dropped | _chosen(batch.key("instant"), self.instant_share)
+        dropped, instant = self.dropped_and_instant(batch)
         index, end = self.interval(batch, tables, instant)
         state = noised(batch, tables, index, self.condition(batch, dropped))
         student = networks["student"]
@@ -186,6 +181,12 @@ class MeanFlow(TwoTime):
             "tangent_rms": jnp.sqrt(jnp.mean(jnp.square(tangent))),
         }
         return values, metrics
+
+    def dropped_and_instant(self, batch: Batch) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
+        """Which examples lose their condition, and which have r = t: all of these, and others."""
+        dropped = _chosen(batch.key("label_dropout"), self.label_dropout)
+        others = max(0.0, self.instant_share - self.label_dropout) / (1.0 - self.label_dropout)
+        return dropped, dropped | _chosen(batch.key("instant"), others)
 
     def interval(
         self, batch: Batch, tables: LevelTables, instant: Bool[Array, " B"]

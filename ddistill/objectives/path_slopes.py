@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddistill.denoiser import NetworkDenoiser, forward_mode
-from ddistill.diffusion import Prediction, add_noise, flow_time
+from ddistill.diffusion import Prediction, add_noise
 from ddistill.errors import ConfigError
 from ddistill.objectives.inputs import LevelTables
 from ddistill.objectives.states import State
@@ -50,14 +50,17 @@ def path_slope(tables: LevelTables, index: Labels) -> Level:
     levels = tables.student
     middle = jnp.clip(index, 2, tables.count - 1)
     rows = (middle - 1, middle, middle + 1)
-    place = jnp.asarray(flow_time(levels))
-    total = jnp.asarray(levels.alpha) + jnp.asarray(levels.sigma)
-    time = jnp.asarray(levels.time)
-    ts, t = [place[row] for row in rows], place[index]
+    alpha, sigma, time = (jnp.asarray(x) for x in (levels.alpha, levels.sigma, levels.time))
+    total = alpha + sigma
+    place, rest = sigma / total, alpha / total  # t and 1 - t
+    # Differences of t near 1 have few digits left in float32, and those of 1 - t have all.
+    clean = place[middle] < 0.5
+    ts = [jnp.where(clean, place[row], -rest[row]) for row in rows]
+    t = jnp.where(clean, place[index], -rest[index])
     growth = _quadratic_slope(ts, [total[row] for row in rows], t)
     return Level(
-        alpha=growth * (1.0 - t) - total[index],
-        sigma=growth * t + total[index],
+        alpha=growth * rest[index] - total[index],
+        sigma=growth * place[index] + total[index],
         time=_quadratic_slope(ts, [time[row] for row in rows], t),
     )
 

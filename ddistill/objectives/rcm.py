@@ -49,19 +49,20 @@ class RCM(ContinuousConsistency, Matching):
     The student learns at one step in `student_every`, the fake denoiser at the others.
 
     Attributes:
-      consistency_weight: of the loss of sCM, relative to that of distribution matching.
+      consistency_weight: of the loss of sCM beside that of distribution matching, which has a
+        factor of 0.5: the 100 of the released code, which has none, is 50 here.
       rollout_length: most steps of a rollout; each has 1 to so many, at random levels.
     """
 
     log_mean: float = 0.7
     log_std: float = 1.6
-    tangent_warmup: int = 1000
+    tangent_warmup: int = 5000  # 1000 updates of the student
     tangent_norm: str = "l2"
     learned_weight: bool = False
     student_every: int = 5
     alternate: bool = True
     backward: str = "rollout"
-    consistency_weight: float = 100.0
+    consistency_weight: float = 50.0
     rollout_length: int = 4
 
     def __post_init__(self):

@@ -25,7 +25,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from ddistill.diffusion import Prediction, expand, flow_time, output_of
+from ddistill.diffusion import Prediction, expand, output_of
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.time_weight import TimeWeight
 from ddistill.networks.weights import Weights
@@ -83,8 +83,8 @@ class ContinuousConsistency(Objective):
         "none" leaves g as it is.
       tangent_floor: c.
       learned_weight: whether the weight of a noise level is learnt, by the network "time_weight".
-      inverse_sigma: whether the loss is also divided by sigma / alpha, as in the paper; public
-        implementations on small images leave it out.
+      inverse_sigma: whether the loss is also divided by sigma / alpha, as in the paper and in
+        FastGen; other public implementations on small images leave it out.
     """
 
     velocity_from: str = "teacher"
@@ -124,8 +124,9 @@ class ContinuousConsistency(Objective):
         direction = jax.lax.stop_gradient(direction)
         # In the logarithm of sigma / alpha, of which cos(t) sin(t) is the derivative of t: so no
         # factor of the derivative grows towards the ends.
-        place = flow_time(state.level)
-        slope = scaled(path_slope(tables, state.index), place * (1.0 - place))
+        alpha, sigma = state.level.alpha, state.level.sigma
+        factor = alpha * sigma / jnp.square(alpha + sigma)
+        slope = scaled(path_slope(tables, state.index), factor)
         found, change = with_derivative(
             networks["student"], self.trig_output, state, direction, slope
         )

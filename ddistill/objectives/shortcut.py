@@ -26,7 +26,6 @@ from ddistill.objectives.parts import (
     Auxiliary,
     Networks,
     StageFacts,
-    Update,
 )
 from ddistill.objectives.path_slopes import velocity
 from ddistill.objectives.sampling import draw_index, uniform_index
@@ -47,8 +46,9 @@ class Shortcut(TwoTime):
         shortest one.
       target_ema: rate of the moving average that takes the two half steps, the share that remains
         in a step; 0 is the student itself, as a constant.
-      velocity_bound: bound on the targets, and on the image between the half steps, per pixel on
-        the straight path; 0 for none.
+      velocity_bound: bound on the mean velocity of two half steps, and on the image between them,
+        per pixel on the straight path; 0 for none. The velocity of the path has none: the mean of a
+        bounded target is another one.
     """
 
     doubled_every: int = 8
@@ -91,11 +91,6 @@ class Shortcut(TwoTime):
         """The network of the half steps."""
         return {"target": Auxiliary(DENOISER, start="average", rate=self.target_ema)}
 
-    @property
-    def updates(self) -> tuple[Update, ...]:
-        """One update of the student."""
-        return (Update("student", self.loss),)
-
     def loss(
         self, networks: Networks, batch: Batch, tables: LevelTables
     ) -> tuple[PerExample, Metrics]:
@@ -111,8 +106,6 @@ class Shortcut(TwoTime):
         few = every(self.doubled_every, (state.z, index, length, state.cond))
         halves = self.half_steps(networks["target"], few, tables)
         target = plain.at[:: self.doubled_every].set(halves)
-        if self.velocity_bound:
-            target = jnp.clip(target, -self.velocity_bound, self.velocity_bound)
         student = told(networks["student"], tables, index - length)
         key = {} if state.dropout_key is None else {"key": state.dropout_key}
         found = velocity(student(state.z, state.level, state.cond, **key))
@@ -152,6 +145,8 @@ class Shortcut(TwoTime):
         spans = [flow_time(a) - flow_time(b) for a, b in ((here, middle), (middle, there))]
         share = expand(spans[0] / (spans[0] + spans[1]), z)
         mean = share * velocity(first) + (1.0 - share) * velocity(second)
+        if self.velocity_bound:
+            mean = jnp.clip(mean, -self.velocity_bound, self.velocity_bound)
         return jax.lax.stop_gradient(mean)
 
     def _bounded(self, z: Images, level: Level) -> Images:

@@ -1,9 +1,9 @@
 """The noisy images at which a loss compares predictions, and where they come from.
 
-Forward noising draws them from the data. A network that makes images step by step meets other
-states; a share of the examples can come from a rollout of the teacher or of the student on the
-student's own levels, or from a buffer of earlier rollouts of the student (DDIL, arXiv 2410.11971).
-States of rollouts carry no gradient.
+Forward noising makes them from images of the data. A sampler calls its network at other noisy
+images: the network's own. So a share of the examples can be states of a rollout of the teacher or
+of the student on the student's levels, or of a buffer of earlier rollouts of the student (DDIL,
+arXiv 2410.11971). No gradient flows through a rollout.
 """
 
 import dataclasses
@@ -36,9 +36,10 @@ class State:
       level: `[B]`, these levels, with the student's time inputs.
       teacher_level: `[B]`, the same levels, with the teacher's time inputs.
       cond: `[B]` class ids or texts, or None.
-      data: the clean image and the noise behind `z`, where forward noising made it.
-      teacher: the teacher's prediction at `z`, once it is known.
-      below: `[B]`, the rows of the levels of the target, for methods that choose them.
+      data: the clean image and the noise of which forward noising made `z`; states of rollouts keep
+        those of the example that they replace.
+      teacher: the teacher's prediction at `z`, once it is computed.
+      below: `[B]`, the rows of the target's levels, for methods that draw them.
       dropout_key: for networks with dropout; equal keys drop equal values in several calls.
       memory: new values of the objective's memory, where drawing the state has changed it.
     """
@@ -57,23 +58,23 @@ class State:
 
 # Names of the buffer's arrays in the memory of an objective.
 REPLAY_Z, REPLAY_INDEX, REPLAY_WRITTEN = "replay_z", "replay_index", "replay_written"
-# Of the arrays of its conditions, such as "replay_class".
+# Prefix of the names of the arrays of its conditions, such as "replay_class".
 REPLAY_CONDITION = "replay_"
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Shares of the examples whose state comes from a rollout; the rest is forward noising.
+    """Shares of the examples with states of rollouts; all others have states of forward noising.
 
     Attributes:
-      teacher, student: in [0, 1], with a sum of at most 1.
-      warmup: share of the training in which all states are forward noising.
+      teacher, student: the shares, in [0, 1], with a sum of at most 1.
+      warmup: share of the training without states of rollouts.
       walk: steps of the student's rollout; 0 for all of its levels.
-      renoise: whether the student's image is noised again after every step, as in the sampler
-        "renoise", and not moved by DDIM.
-      clip: whether x0 of the rolled-out network is clipped to [-1, 1].
-      replay: share of the student's states that is taken from the buffer instead, in [0, 1);
-        0 for no buffer.
+      renoise: whether a step of the student predicts the image and adds fresh noise, as in the
+        sampler "renoise"; else it is a DDIM step.
+      clip: whether predictions of x0 are clipped to [-1, 1] in rollouts.
+      replay: share of the student's states that are taken from the buffer, in [0, 1); 0 for no
+        buffer.
     """
 
     teacher: float = 0.0
@@ -87,11 +88,11 @@ class Rollouts:
 
 @struct.dataclass
 class Walk:
-    """How a network walks down from noise.
+    """The steps of a rollout.
 
     Attributes:
-      steps: number of steps to the clean level; 0 for one between all neighbouring levels.
-      keys: `[B]`, of the noise that is added after every step; None for DDIM's steps.
+      steps: number of steps to the clean level; 0 for one step from each level to the next.
+      keys: `[B]`, for the noise that is added after every step; None for DDIM steps.
     """
 
     steps: int = struct.field(pytree_node=False, default=0)
@@ -102,12 +103,12 @@ ALL_LEVELS = Walk()
 
 
 def forward_state(batch: Batch, tables: LevelTables, law: Law, cond: Condition | None) -> State:
-    """Images of the batch at a level of the student, drawn by `law`."""
+    """Noised images of the batch, at levels of the student that `law` draws."""
     return noised(batch, tables, draw_level(batch.key("level"), tables, law), cond)
 
 
 def noised(batch: Batch, tables: LevelTables, index: Labels, cond: Condition | None) -> State:
-    """Images of the batch at the levels `index`, `[B]` rows of the student's."""
+    """Noised images of the batch, at the rows `index`, `[B]`, of the student's levels."""
     noise = normal(batch.key("noise"), batch.image)
     level = tables.student.at(index)
     return State(
@@ -130,12 +131,12 @@ def rolled_out(
 ) -> State:
     """The state with a share of its examples replaced by states of rollouts.
 
-    States of fresh rollouts are at the levels and conditions of the examples that they replace,
-    states of the buffer at their own.
+    A state of a fresh rollout has the level and condition of the example that it replaces; a state
+    of the buffer has those that it was stored with.
     """
     start = state.data.eps * jnp.maximum(1.0, tables.student.at(tables.count).sigma)
     chosen = jax.vmap(jax.random.uniform)(batch.key("rollout"))
-    if shares.warmup:  # 2 is beyond all shares
+    if shares.warmup:  # no share reaches 2
         chosen = jnp.where(tables.progress < shares.warmup, 2.0, chosen)
     if shares.teacher:
         made = rollout(_clipped(networks["teacher"], shares), start, state, tables, "teacher")
@@ -159,7 +160,7 @@ def _clipped(network: NetworkDenoiser, shares: Rollouts) -> NetworkDenoiser:
 
 
 def _replaced(state: State, other: State, picked: Bool[Array, " B"]) -> State:
-    """The state with the picked examples of another one, but the data of its own."""
+    """The state with the picked examples taken from `other`; `data` and the rest stay."""
 
     def pick(ours: Array, theirs: Array) -> Array:
         return jnp.where(expand(picked, ours), theirs, ours)
@@ -170,21 +171,24 @@ def _replaced(state: State, other: State, picked: Bool[Array, " B"]) -> State:
 
 
 def replayed(made: State, batch: Batch, tables: LevelTables, share: float) -> State:
-    """States of which a share is drawn from the buffer, with the buffer after `made` is written.
+    """Replaces a share of fresh states by states of the buffer, and writes the fresh ones to it.
 
     Args:
-      made: fresh states of the student; the buffer has room for a multiple of them.
-      batch: has the buffer in its memory, see `ddistill.objectives.mixing.MixedStates`.
+      made: fresh states of the student; the buffer has room for a multiple of this batch.
+      batch: its memory has the buffer, see `ddistill.objectives.mixing.MixedStates`.
       tables: the levels.
-      share: probability of a state from the buffer, in [0, 1), once it has any.
+      share: probability of a state of the buffer, in [0, 1); 0 while the buffer is empty.
+
+    Returns:
+      The states, with the new buffer as `memory`.
     """
     memory = batch.memory
     size, rows = made.z.shape[0], memory[REPLAY_Z].shape[0]
-    written = memory[REPLAY_WRITTEN]  # batches, all in all
+    written = memory[REPLAY_WRITTEN]  # number of batches so far
     filled = jnp.minimum(written, rows // size) * size
     row = uniform_index(batch.key("replay row"), 0, jnp.maximum(filled, 1) - 1)
     old = jax.vmap(jax.random.uniform)(batch.key("replay")) < jnp.where(filled > 0, share, 0.0)
-    index, told = memory[REPLAY_INDEX][row], named_leaves(made.cond)
+    index, leaves = memory[REPLAY_INDEX][row], named_leaves(made.cond)
     found = dataclasses.replace(
         made,
         z=memory[REPLAY_Z][row],
@@ -193,7 +197,7 @@ def replayed(made: State, batch: Batch, tables: LevelTables, share: float) -> St
         teacher_level=tables.teacher.at(tables.grid[index]),
         cond=with_leaves(
             made.cond,
-            {n: memory[REPLAY_CONDITION + n][row].astype(x.dtype) for n, x in told.items()},
+            {n: memory[REPLAY_CONDITION + n][row].astype(x.dtype) for n, x in leaves.items()},
         ),
     )
     at = written % (rows // size) * size
@@ -206,7 +210,7 @@ def replayed(made: State, batch: Batch, tables: LevelTables, share: float) -> St
         REPLAY_Z: write(REPLAY_Z, made.z),
         REPLAY_INDEX: write(REPLAY_INDEX, made.index),
         REPLAY_WRITTEN: written + 1,
-        **{REPLAY_CONDITION + n: write(REPLAY_CONDITION + n, x) for n, x in told.items()},
+        **{REPLAY_CONDITION + n: write(REPLAY_CONDITION + n, x) for n, x in leaves.items()},
     }
     return dataclasses.replace(_replaced(made, found, old), memory=new)
 
@@ -216,19 +220,19 @@ def rollout(
     start: Images,
     state: State,
     tables: LevelTables,
-    whose: str,
+    times: str,
     walk: Walk = ALL_LEVELS,
 ) -> Images:
     """The network's own states at the levels of `state`, on its way down from noise.
 
-    A level between two levels of the walk is reached by one step from the noisier one.
+    A level between two levels of the walk is reached by a single step from the noisier one.
 
     Args:
       network: the teacher or the student.
       start: `[B, H, W, C]`, noise at the student's noisiest level.
-      state: has the levels and the classes of the states.
+      state: gives the levels and conditions.
       tables: the levels.
-      whose: "teacher" or "student": the owner of the time inputs.
+      times: "teacher" or "student", the time inputs that the network is given.
       walk: the steps.
     """
     levels: Schedule = tables.student
@@ -236,10 +240,10 @@ def rollout(
 
     def at(i: Index | Int[Array, " B"]) -> Level:
         i = jnp.broadcast_to(i, state.index.shape)
-        return levels.at(i) if whose == "student" else tables.teacher.at(tables.grid[i])
+        return levels.at(i) if times == "student" else tables.teacher.at(tables.grid[i])
 
     def row(step: Array) -> Index:
-        """The level after so many steps, rounded as those of samplers are (`uniform_grid`)."""
+        """The row after so many steps, rounded as the grids of samplers are (`uniform_grid`)."""
         return (2 * tables.count * (steps - step) + steps) // (2 * steps)
 
     def body(step: Array, carry: tuple[Images, Images]) -> tuple[Images, Images]:

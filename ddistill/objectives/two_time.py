@@ -18,11 +18,11 @@ from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction
 from ddistill.errors import ConfigError, check_choice
 from ddistill.objectives.base import Objective
-from ddistill.objectives.inputs import LevelTables
-from ddistill.objectives.parts import Alarm, Networks, Range, Requirements
+from ddistill.objectives.inputs import Batch, LevelTables
+from ddistill.objectives.parts import Alarm, Networks, Range, Requirements, Update
 from ddistill.objectives.states import State
 from ddistill.schedules import Level
-from ddistill.typing import Labels, PerExample, Scalar
+from ddistill.typing import Labels, Metrics, PerExample, Scalar
 
 END_TIME = "end_time"
 VELOCITIES = ("data", "teacher")
@@ -56,6 +56,17 @@ class TwoTime(Objective):
             teacher=from_teacher if self.velocity_from == "teacher" else "",
             all_levels="a step of a two-time network crosses levels of every range",
         )
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """One update of the student."""
+        return (Update("student", self.loss),)
+
+    def loss(
+        self, networks: Networks, batch: Batch, tables: LevelTables
+    ) -> tuple[PerExample, Metrics]:
+        """The loss of an example, and metrics."""
+        raise TypeError(f"{type(self).__name__} does not define its loss.")
 
     @property
     def sampler(self) -> str:

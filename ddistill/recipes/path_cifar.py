@@ -93,6 +93,7 @@ def scm_cifar() -> Settings:
     """sCD (arXiv 2410.11081) with the settings of FastGen's code for CIFAR-10."""
     student = scm(
         "scd",
+        loss={"inverse_sigma": True},
         steps=400_000,
         batch_size=512,
         optimizer=OptimizerSettings(name="radam", learning_rate=1e-4, b2=0.99),

@@ -9,9 +9,8 @@ from ddistill.data import Dataset, to_unit
 from ddistill.diffusion import add_noise
 from ddistill.errors import in_words
 from ddistill.evaluation.figures.tables import Table
-from ddistill.evaluation.prompts import caption_rows
+from ddistill.evaluation.prompts import caption_rows, texts_of
 from ddistill.evaluation.sampling import noise_bank
-from ddistill.networks.text_encoding import encode_texts
 from ddistill.partitions import TimestepPartition, level_ranges, text_part
 from ddistill.partitions.fitting import shares
 from ddistill.planning.plan import StagePlan
@@ -121,8 +120,14 @@ def _text_shares(
     texts, tokens = text_part(plan.partition), dataset.tokens
     if plan.partition is None or texts is None or tokens is None:
         return []
-    ids = tokens[caption_rows(settings, len(tokens))]
-    sampled = networks(plan).partition.group(encode_texts(networks.text_encoder(plan), ids))
+    rows, size = caption_rows(settings, len(tokens)), settings.batch_size
+    prompts, students = texts_of(plan, networks, tokens[rows]), networks(plan).partition
+    # In batches of one size: the states of thousands of texts are gigabytes.
+    parts = [
+        students.group(prompts.conditions(np.arange(i, i + size)))
+        for i in range(0, len(rows), size)
+    ]
+    sampled = np.concatenate(parts)[: len(rows)]
     learnt = shares(read_groups(plan, len(tokens)), texts.count)
     found = [
         f"{of_training:.1%} of the captions, {of_samples:.1%} of those sampled"

@@ -35,7 +35,7 @@ FEATURES_OF = ("fake", "teacher")
 
 @dataclass(frozen=True)
 class BoundDiscriminator:
-    """The discriminator with its weights: a function of {tap: features}.
+    """The discriminator with its weights, a function of {tap: features}.
 
     Attributes:
       module, weights: of the network.
@@ -50,7 +50,7 @@ class BoundDiscriminator:
 
     @property
     def ratio_mean(self) -> Float[Array, " M"]:
-        """The running means of ratios by noise level, of a discriminator that keeps them."""
+        """`[M]`, the running means of the density ratio by bin; needs `ratio_ema` above 0."""
         return self.weights.statistics["ratio_mean"]
 
 
@@ -74,40 +74,42 @@ class MatchingSettings(MixedStates):
 
     With `backward="data"`, shares of the student's inputs can come from rollouts (`MixedStates`).
 
-    The student learns from `score_weight` times the score difference, `regression_weight` times the
-    distance to the teacher's images from the same noise, and `gan_weight` times what a
-    discriminator says. The first two are means over pixels and channels and the third is one value
-    an image: porting it to another image size keeps gan_weight * H * W * C.
+    The student's loss is the sum of `score_weight` times the score difference, `regression_weight`
+    times the distance to the teacher's images from the same noise, and `gan_weight` times an
+    adversarial loss. The first two are means over pixels and channels, and the third is one value
+    per image: for another image size, keep gan_weight * H * W * C.
 
     Attributes:
       score_weight: of the score difference; 0 leaves the fake denoiser out.
-      lowest, highest: the noise levels at which the student is judged, by scores and by the
-        discriminator alike, as shares of the teacher's T.
+      lowest, highest: range of the noise levels at which generated images are noised, for the score
+        difference and for the discriminator, as shares of the teacher's T.
       floor: added to the normaliser of the score difference.
-      fake_weight: of the fake denoiser's x0 error, as in `PredictionDistance`.
-      regression_weight: of the pairs; 0 leaves them out.
+      fake_weight: weight of the fake denoiser's x0 error by noise level, as in
+        `PredictionDistance`.
+      regression_weight: of the regression on pairs; 0 leaves it out.
       regression: "l2", "pseudo_huber", or "classifier" features, in place of the paper's LPIPS.
-      filter_pairs: whether a student of some classes sees pairs of these alone; MSD found that this
-        ends in fewer modes and worse images (arXiv 2410.23274).
-      gan_weight: of the discriminator's verdict on generated images; 0 leaves it out.
+      filter_pairs: whether a student of some classes is given the pairs of its classes alone; MSD
+        found fewer modes and worse images with it (arXiv 2410.23274).
+      gan_weight: of the adversarial loss on generated images; 0 leaves the discriminator out.
       discriminator_weight: of the discriminator's own loss.
-      features_of: whose features it sees: "fake", whose encoder then learns to discriminate too
-        (DMD2), or "teacher", which stays as it is (LADD, FastGen).
-      features: the taps.
-      smooth_weight, smooth_step: weight of the approximate R1 penalty on real images, and the
-        standard deviation of the change.
-      divergence: whose gradient the score difference is turned into by the discriminator's ratio
-        (f-distill, arXiv 2502.15681).
-      ratio_bins: the ratio is divided by its mean over the batch's examples of the same noise
-        level before it weighs anything; levels are sorted into so many bins, see `noise_bins`. 10
-        as in f-distill's release; 0 is off.
-      ratio_ema: what remains in a step of the means of the steps before, where bins are seen again.
-        0 as in the release's CIFAR-10: the means of the batch alone. Its 64-pixel ImageNet has 0.5.
-      student_every: the student learns at steps divisible by this, the others at every step.
-      alternate: whether the others pause when the student learns.
-      backward: the inputs of students of several steps, see `matching.generator`.
-      fake, fake_prediction, shapes, top, steps: the teacher's network and what it predicts, its
-        features, its noisiest level, the student's steps.
+      features_of: the network that gives the discriminator its features: "fake", the encoder of
+        which then learns to discriminate too (DMD2), or "teacher", which stays fixed (LADD,
+        FastGen).
+      features: the feature taps.
+      smooth_weight, smooth_step: weight of the approximate R1 penalty on real images, and standard
+        deviation of the noise that it adds to them.
+      divergence: the f-divergence that the student minimises. All but "rkl" weight the score
+        difference by the density ratio of the discriminator (f-distill, arXiv 2502.15681).
+      ratio_bins: number of bins of noise levels, see `noise_bins`. The density ratio is divided by
+        its mean over the batch's examples in the same bin. 10 as in f-distill's release; 0 is off.
+      ratio_ema: decay rate per step of running means of the ratio by bin, in [0, 1). 0 takes the
+        means of the batch, as the release does on CIFAR-10; on ImageNet-64 it has 0.5.
+      student_every: the student is updated at steps divisible by this, all other networks at every
+        step.
+      alternate: whether the other networks are left out at the student's steps.
+      backward: source of the inputs of students of several steps, see `matching.generator`.
+      fake, fake_prediction, shapes, top, steps: the teacher's network, what it predicts, the shapes
+        of its features, its noisiest level, and the student's steps.
     """
 
     score_weight: float = 1.0
@@ -155,7 +157,8 @@ class MatchingSettings(MixedStates):
             "(objective.divergence='rkl' has none)"
             if self.divergence != "rkl"
             else "",
-            every_class="a discriminator would recognise the class by its label alone "
+            every_class="the discriminator could tell a class without real images by its label "
+            "alone "
             "(objective.gan_weight=0 leaves the discriminator out)"
             if self.gan_weight
             else "",
@@ -235,7 +238,7 @@ class MatchingSettings(MixedStates):
         return own + self.rollout_calls(each)
 
 
-# What has no effect where a weight is 0.
+# By weight, the hyperparameters without effect where it is 0.
 _OF_A_TERM = {
     "regression_weight": ("regression", "filter_pairs"),
     "gan_weight": ("discriminator_weight", "features_of", "features", "smooth_weight"),
