@@ -76,6 +76,11 @@ class SamplerRun:
         return nfe(self.sampler, self.steps) * (1 if self.guidance == 1.0 else 2)
 
     @property
+    def scale_of_guidance(self) -> float | None:
+        """The scale of guidance, also where it is an input of the network; None for none."""
+        return self.inputs.get("guidance", None if self.guidance == 1.0 else self.guidance)
+
+    @property
     def width(self) -> int:
         """Base channels of a U-Net, width of a transformer; 0 for a network without them."""
         module = self.plan.module

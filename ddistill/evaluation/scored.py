@@ -136,7 +136,7 @@ def protocol_of(settings: Settings, scorer: Scorer | None, run: SamplerRun) -> P
         clip=e.clip or None,
         noise_seed=e.noise_seed,
         quantised=True,
-        guidance=run.inputs.get("guidance", None if run.guidance == 1.0 else run.guidance),
+        guidance=run.scale_of_guidance,
     )
     if scorer is None:
         return protocol
