@@ -94,7 +94,7 @@ def export(options: argparse.Namespace) -> str:
     if options.to != "lora":  # the other formats have whole networks
         exported = replace(exported, network=whole_network(exported.network))
     writers: dict[str, Callable[[Exported, Path], str]] = {
-        "diffusers": _write_diffusers,
+        "diffusers": lambda e, path: _write_diffusers(e, path, run),
         "unet": text_pipeline.write_unet_alone,
         "lora": lambda e, path: lora.write(e, path, _pipeline_unet(run, e), options.rank),
         "safetensors": safetensors.write,
@@ -114,9 +114,11 @@ def export(options: argparse.Namespace) -> str:
     return f"{out}: {exported.sampler_run.label} of {run.settings.name}, {said}"
 
 
-def _write_diffusers(exported: Exported, out: Path) -> str:
-    transformer = isinstance(exported.sampler_run.plan.module, DiT)
-    return (dit if transformer else diffusers).write(exported, out)
+def _write_diffusers(exported: Exported, out: Path, run: TrainedRun) -> str:
+    plan = exported.sampler_run.plan
+    if plan.latent_source is not None:  # other autoencoders are files
+        exported = replace(exported, decoder=run.networks.decoder(plan))
+    return (dit if isinstance(plan.module, DiT) else diffusers).write(exported, out)
 
 
 def collect(
