@@ -112,7 +112,7 @@ def test_other_formats_have_merged_kernels(made):
 
 
 def test_all_layers_of_a_file_have_one_rank():
-    """Releases of diffusers before 0.42 take the first layer's rank for the alpha of all."""
+    """Older releases of diffusers take the first layer's rank for the alpha of all."""
     rng, net = np.random.default_rng(0), tiny_sd.networks(1)[0]
     factors = {
         "conv_in": {"a": rng.normal(size=(3, 3, 4, 5)), "b": rng.normal(size=(5, 16))},

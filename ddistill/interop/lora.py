@@ -2,8 +2,8 @@
 
 A layer `NAME` of the U-Net has the tensors `unet.NAME.lora_A.weight` `[r, C_in, ...]` and
 `unet.NAME.lora_B.weight` `[C_out, r, ...]`. Such files have no alpha; readers take the rank for it,
-which is the scale 1 of `ddistill.low_rank`. All layers of a file have one rank: releases of
-diffusers before 0.42 take the rank of the first layer for the alpha of every layer.
+which is the scale 1 of `ddistill.low_rank`. All layers of a file have one rank: older releases of
+diffusers take the rank of the first layer for the alpha of every layer.
 """
 
 from collections.abc import Mapping
