@@ -10,7 +10,7 @@ from ddistill import data
 from ddistill.data import Dataset
 from ddistill.data.facts import DataFacts
 from ddistill.errors import ConfigError, nearest
-from ddistill.evaluation.checks import check_evaluation, check_real_images
+from ddistill.evaluation.checks import check_decoders, check_evaluation, check_real_images
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.evaluate_run import evaluate_run
 from ddistill.evaluation.feature_networks import FeatureChoice
@@ -95,6 +95,7 @@ def prepare(
     facts = DataFacts.of(dataset)
     plans = plan_stages(settings, facts, workdir, cache)
     check_evaluation(settings, plans)
+    check_decoders(settings, plans, dataset)
     features = check_real_images(settings, dataset)
     names = [plan.name for plan in plans]
     if stage and stage not in (*names, "evaluate"):

@@ -253,12 +253,13 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float[np.ndarra
 
 
 def at_guidance(run: SamplerRun, guidance: float | None) -> SamplerRun:
-    """The run with another value of its network's input "guidance"; None keeps it as it is.
+    """The run with another scale of guidance; None keeps it as it is.
 
-    A network that reads texts is sampled with classifier-free guidance of this scale.
+    A network with the input "guidance" is given the scale. Another network that reads texts is
+    sampled with classifier-free guidance.
 
     Raises:
-      ConfigError: the network has no such input, or the value is out of its range.
+      ConfigError: the network has no such input and reads no texts, or the value is out of range.
     """
     if guidance is None:
         return run
@@ -266,16 +267,16 @@ def at_guidance(run: SamplerRun, guidance: float | None) -> SamplerRun:
         raise ConfigError(
             f"guidance={guidance!r} is {kind_of(type(guidance))}; a number is needed."
         )
-    if run.plan.tokenizer is not None:
-        if not (np.isfinite(guidance) and guidance >= 0):
-            raise ConfigError(f"guidance={guidance:g} must be 0 or above; 1 is none.")
-        return replace(run, guidance=float(guidance))
-    if "guidance" not in run.inputs:
+    if "guidance" in run.inputs:
+        return with_inputs(run, float(guidance))
+    if run.plan.tokenizer is None:
         raise ConfigError(
             f"guidance={guidance:g}: stage '{run.plan.name}' does not take guidance as an input. "
             "Leave it out; a teacher is sampled with config.evaluation.guidance."
         )
-    return with_inputs(run, float(guidance))
+    if not (np.isfinite(guidance) and guidance >= 0):
+        raise ConfigError(f"guidance={guidance:g} must be 0 or above; 1 is none.")
+    return replace(run, guidance=float(guidance))
 
 
 def whole_number(name: str, value: object, lowest: int = 0) -> int:

@@ -336,19 +336,16 @@ class EvaluationSettings:
         distances, or, with the schedule "karras", "edm", EDM's own sigmas for that many steps.
       full_sampler: the sampler of the reference teacher, with which all samples are compared.
       full_steps: steps of the reference teacher; 0 for all levels.
-      student_sampler: sampler of the students on their own grid, unless their objective or the
-        stage's `samplers` names another one.
+      student_sampler: of students, unless their objective or the stage's `samplers` names another.
       guidance: scale of the teacher's guidance, and the input of students that take it; 1 for none.
       guidances: further scales of guidance, with which the teacher is sampled in `full_steps`.
       clip: bound of every prediction of x0; 0 switches it off.
       grid_images: images of each sampler in the grids of the report.
       strip_images: images in the denoising strip of the report.
-      interpolations: paths between two noises on which smoothness is measured; 0 for none. Each has
-        `interpolation.INNER` images that are sampled in addition.
+      interpolations: paths of `interpolation.INNER` images, for the smoothness; 0 for none.
       lpips_weights: file of an LPIPS network, see `metrics.lpips`; "" for no LPIPS.
       protocol: a published protocol in addition, see `ProtocolSettings`.
-      tuned_on: seeds on which settings were chosen; tables mark them, and show other seeds alone
-        where there are any.
+      tuned_on: seeds on which settings were chosen; tables mark them and prefer other seeds.
     """
 
     enabled: bool = True

@@ -162,7 +162,7 @@ def in_groups(
     if network.partition.groups == 1:
         return sample(network.of_group(0), rows)
     if cond is None:
-        raise ValueError("Students are partitioned by class, but no class (cond) was given.")
+        raise ValueError("Students are partitioned by class or text, and no cond was given.")
     group = network.partition.group(cond)
     size = -(-count // network.partition.groups)
     images: Array | None = None

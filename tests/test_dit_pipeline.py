@@ -18,10 +18,11 @@ from ddistill.data.latents.openers import open_pipeline
 from ddistill.errors import CheckpointError, ConfigError
 from ddistill.evaluation.sampling import noise_bank
 from ddistill.experiment import note_run
-from ddistill.export.__main__ import main
+from ddistill.export import dit
+from ddistill.export.__main__ import collect, main
 from ddistill.interop.diffusers import read_teacher
 from ddistill.interop.pipeline_parts import copy_parts, read_parts
-from ddistill.interop.tensors import read_tensors
+from ddistill.interop.tensors import read_tensors, write_tensors
 from ddistill.parsing import to_plain
 from ddistill.planning.planner import plan_stages
 from ddistill.samplers import get_sampler
@@ -193,6 +194,50 @@ def test_a_student_is_written_as_a_pipeline_and_read_again(pipeline, run, tmp_pa
     assert jax.tree.structure(found.params) == jax.tree.structure(weights)
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(weights)):
         np.testing.assert_array_equal(a, b)
+
+
+def test_files_of_the_autoencoder_get_their_usual_names(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "dit")
+    (weights,) = copy.rglob("pipeline/vae/*.safetensors")
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    main(["--to=diffusers", str(copy), str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out" / "vae").iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_a_pipeline_that_would_ignore_a_shift_of_the_latents_is_not_written(run):
+    found = collect(open_run(run))
+    assert dit._beyond_pipeline(found) == ""
+    plan = found.sampler_run.plan
+    shifted = dataclasses.replace(plan, encoder=dataclasses.replace(plan.encoder, shift=0.1))
+    changed = dataclasses.replace(
+        found, sampler_run=dataclasses.replace(found.sampler_run, plan=shifted)
+    )
+    assert dit._beyond_pipeline(changed).startswith("the autoencoder shifts its latents")
+
+
+def test_weights_in_shards_are_kept_with_their_index(pipeline, tmp_path):
+    other = shutil.copytree(pipeline, tmp_path / "other")
+    whole = other / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = read_tensors(whole)
+    names, places = sorted(tensors), {}
+    for i, own in enumerate((names[::2], names[1::2])):
+        file = f"diffusion_pytorch_model-{i + 1:05d}-of-00002.safetensors"
+        write_tensors(other / "vae" / file, {name: tensors[name] for name in own})
+        places |= dict.fromkeys(own, file)
+    whole.unlink()
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (other / "vae" / f"{whole.name}.index.json").write_text(json.dumps(index))
+    copy_parts(other, tmp_path / "stage")
+    copy_parts(pipeline, tmp_path / "one")
+    latents = np.zeros((1, *tiny_dit.LATENTS), np.float32)
+    found, wanted = (
+        read_parts(tmp_path / name, texts=False).decoder(latents) for name in ("stage", "one")
+    )
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parity

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -15,9 +16,10 @@ from text_round_trip import UNEVEN, Drawing, cases, drawn_by_diffusers, off, on_
 from ddistill.data.byte_pairs import BytePairTokenizer
 from ddistill.errors import ConfigError
 from ddistill.evaluation.report.students_table import _text_shares
-from ddistill.export import stablehlo, text_pipeline
+from ddistill.export import lora, stablehlo, text_pipeline
 from ddistill.export.__main__ import collect, main, with_decoder
-from ddistill.export.text_parts import LearntParts, write_text_parts
+from ddistill.export.facts import LearntParts
+from ddistill.export.text_parts import write_text_parts
 from ddistill.export.text_schedulers import pipeline_scheduler
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.interop.tensors import read_tensors
@@ -202,6 +204,48 @@ def test_equal_students_are_one_student_and_routes_agree(run, tmp_path, monkeypa
         level = plan.levels.at(i)
         students = routed.unet.router.students(torch.tensor([0, 1]), i - 1)
         assert students.tolist() == [2 * int(partition.times.owner(level)) + c for c in (0, 1)]
+
+
+def test_lora_files_of_students_of_texts_have_the_router(run, tmp_path):
+    found = cases(run)["routed"]
+    base = run.networks.weights(found.sampler_run.plan.text_stage).params
+    lora.write(found, tmp_path, base, 1)
+    facts = json.loads((tmp_path / "ddistill.json").read_text())
+    assert facts["router"] == {"students": ["s0", "s1", "s2", "s3"], "pool": "all", "cells": 2}
+    assert "axes" in read_tensors(tmp_path / "router.safetensors")
+    card = (tmp_path / "README.md").read_text()
+    assert 'cell = Router.load(".").cell_of(pipeline, "a photo of a cat")' in card
+    assert "steps = [['s2', 's3'], ['s2', 's3'], ['s0', 's1'], ['s0', 's1']]" in card
+    assert "pipeline.set_adapters(steps[0][cell])" in card
+
+
+@pytest.mark.parity
+def test_the_code_of_the_card_selects_the_adapter_of_a_prompt(run, parts, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found, out = cases(run)["routed"], tmp_path / "out"
+    lora.write(found, out, run.networks.weights(found.sampler_run.plan.text_stage).params, 1)
+    teacher = tmp_path / "teacher"
+    text_pipeline.write(cases(run)["teacher"], teacher)
+    chosen = []
+    kind = diffusers.StableDiffusionPipeline
+    monkeypatch.setattr(kind, "set_adapters", lambda self, name: chosen.append(name))
+    monkeypatch.setattr(kind, "load_lora_weights", lambda self, *given, **named: None)
+    partition, encoder = found.network.partition, run.networks.text_encoder(run.plan("routed"))
+    ids = run.networks.tokenize(run.plan("routed"), text_round_trip.PROMPTS)
+    cells = partition.group(encode_texts(encoder, ids))
+    assert set(cells) == {0, 1}
+    monkeypatch.chdir(out)
+    monkeypatch.syspath_prepend(str(out))
+    code = text_round_trip.code_of(out).replace("TEACHER", str(teacher))
+    for prompt, cell in zip(text_round_trip.PROMPTS, cells):
+        chosen.clear()
+        exec(code.replace(text_pipeline.PROMPT, prompt), {})
+        sys.modules.pop("pipeline")
+        # The first of the four steps, and after each of them the next one.
+        steps = [2 + cell, 2 + cell, cell, cell, cell]
+        assert chosen[:5] == [f"s{k}" for k in steps]
 
 
 def test_programs_take_states_of_texts_and_return_pictures(run, tmp_path):

@@ -48,6 +48,7 @@ ORDER = (
     "evaluation.metrics",
     "evaluation.records",
     "evaluation.figures",
+    "evaluation.student_samplers",
     "evaluation.sampling_plan",
     "evaluation.any_steps",
     "evaluation.diverged",

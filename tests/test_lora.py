@@ -11,8 +11,11 @@ import pytest
 import texted
 import tiny_sd
 
+from ddistill.errors import ConfigError
+from ddistill.export import lora
 from ddistill.export.__main__ import collect, main
-from ddistill.interop.lora import FILE
+from ddistill.interop.lora import FILE, rank_of
+from ddistill.interop.lora import to_tensors as lora_tensors
 from ddistill.interop.pipeline_parts import copy_parts
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.interop.tensors import read_tensors, write_tensors
@@ -106,6 +109,35 @@ def test_other_formats_have_merged_kernels(made):
     np.testing.assert_allclose(
         ours.params["mid_0"]["conv2"]["kernel"], wanted["mid_0"]["conv2"]["kernel"], atol=1e-6
     )
+
+
+def test_all_layers_of_a_file_have_one_rank():
+    """Older releases of diffusers take the first layer's rank for the alpha of all."""
+    rng, net = np.random.default_rng(0), tiny_sd.networks(1)[0]
+    factors = {
+        "conv_in": {"a": rng.normal(size=(3, 3, 4, 5)), "b": rng.normal(size=(5, 16))},
+        "conv_out": {"a": rng.normal(size=(3, 3, 16, 2)), "b": rng.normal(size=(2, 4))},
+    }
+    found = lora_tensors(net, 4, factors)
+    assert {len(x) for name, x in found.items() if "lora_A" in name} == {5}
+    assert rank_of(found) == 5
+    a, b = (found[f"unet.conv_out.lora_{end}.weight"] for end in "AB")
+    product = np.einsum("rcyx,or->yxco", a, b[:, :, 0, 0])
+    wanted = factors["conv_out"]["a"] @ factors["conv_out"]["b"]
+    np.testing.assert_allclose(product, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_unet_that_the_run_has_changed_has_no_lora_files(made, tmp_path):
+    run = made[1]
+    found = collect(run, "whole", 2)
+    teacher = found.sampler_run.plan.text_stage
+    trained = dataclasses.replace(teacher, settings=dataclasses.replace(teacher.settings, steps=10))
+    plan = dataclasses.replace(found.sampler_run.plan, text_source=trained)
+    changed = dataclasses.replace(
+        found, sampler_run=dataclasses.replace(found.sampler_run, plan=plan)
+    )
+    with pytest.raises(ConfigError, match="stage 'teacher' has trained the U-Net .* for 10 steps"):
+        lora.write(changed, tmp_path / "out", run.networks.weights(teacher).params, 2)
 
 
 def test_ranks_that_cannot_be(made, tmp_path):

@@ -17,6 +17,8 @@ from test_text_objectives import EMPTY, GRID, MEANS, TABLES, ExactOfTexts, Makes
 from benchmarks.shapes import arguments
 from ddistill import data
 from ddistill.errors import ConfigError
+from ddistill.evaluation.sampling_plan import short_runs
+from ddistill.generation import at_guidance
 from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.networks import extra_inputs
 from ddistill.networks.survivors import survivors
@@ -226,6 +228,22 @@ def test_a_step_of_every_method_can_be_made(made, tmp_path, name):
             == sizes["fake"]
             < 2 * sum(x.size for x in jax.tree.leaves(plans["teacher"].imported.params))
         )
+
+
+def test_a_student_that_is_given_guidance_is_not_guided_beside(made, tmp_path):
+    """As in diffusers, where a U-Net with `time_cond_proj_dim` runs once."""
+    lcm = {"name": "cd", "level_skip": 2, "guidance_range": (1.0, 8.0)}
+    plan = plan_with(made, tmp_path, objective=lcm, grid=GridSettings(steps=10))["student"]
+    (run,) = short_runs(made[0], plan, 2)
+    assert (run.guidance, run.inputs, run.nfe) == (1.0, {"guidance": 2.0}, 2)
+    found = at_guidance(run, 5)
+    assert (found.guidance, found.inputs, found.nfe) == (1.0, {"guidance": 5.0}, 2)
+    assert found.scale_of_guidance == 5.0
+    with pytest.raises(ConfigError, match="guidance=9 .*was trained with guidance 1 to 8"):
+        at_guidance(run, 9.0)
+    plain = plan_with(made, tmp_path)["student"]
+    (run,) = short_runs(made[0], plain, 2)
+    assert (at_guidance(run, 5).guidance, at_guidance(run, 5).nfe) == (5.0, 4)
 
 
 def test_students_with_fewer_blocks_take_over_the_layers_that_remain():

@@ -44,7 +44,7 @@ def metadata(card: str) -> dict:
 
 PROTOCOL = Protocol(
     features="digits_classifier", features_hash="abc", reference="digits/train", reference_n=1437,
-    samples=2048, sampler="ddim", nfe=6, ema=0.999, clip=1.0, noise_seed=1234, quantised=True,
+    samples=2048, sampler="ddim", nfe=6, ema=None, clip=1.0, noise_seed=1234, quantised=True,
 )  # fmt: skip
 
 
@@ -208,6 +208,12 @@ def test_a_card_has_the_scores_of_its_own_student(folder):
     rows = [Row(**{**common, **ours, "value": 1.0})]
     rows += [Row(**{**common, **ours, **other, "value": 2.0}) for other in others]
     assert [r.value for r in rows_of(sampler_run, rows, run.settings)] == [1.0]
+    others = ({"guidance": 3.0}, {"sampler": "heun"}, {"ema": 0.9}, {})
+    protocols = [dataclasses.replace(PROTOCOL, **other).string() for other in others]
+    rows = [
+        Row(**{**common, **ours, "protocol": p, "value": float(i)}) for i, p in enumerate(protocols)
+    ]
+    assert [r.value for r in rows_of(sampler_run, rows, run.settings)] == [3.0]
 
 
 def test_the_hubs_own_library_reads_the_card(folder, tmp_path):

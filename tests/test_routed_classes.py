@@ -104,7 +104,7 @@ def test_ranges_and_classes_together():
 
 
 def test_without_classes_nobody_can_be_asked():
-    with pytest.raises(ValueError, match="partitioned by class, but no class"):
+    with pytest.raises(ValueError, match="partitioned by class or text, and no cond"):
         in_groups(students(unlike(3)), None, 4, lambda denoiser, rows: noise(4))
 
 

@@ -43,12 +43,15 @@ from ddistill.interop.stable_diffusion import read_stable_diffusion
 from ddistill.networks.text_encoding import TextEncoder, encode_texts
 from ddistill.networks.weights import Weights
 from ddistill.objectives import Denoising
+from ddistill.partitions import EmbeddingPartition, PowerDiagram
 from ddistill.planning.planner import plan_stages
 from ddistill.protocol_settings import ProtocolSettings
 from ddistill.runtime.console import Reporter
 from ddistill.runtime.interrupt import StopRequest
+from ddistill.samplers import get_sampler
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, StageSettings, StudentsSettings
+from ddistill.students import RoutedDenoiser
 from ddistill.training.initial import initial_state
 from ddistill.training.pairs import PairMaker, caption_of_pair, make_pairs, read_pairs
 from ddistill.training.step_inputs import StepSettings, make_batch
@@ -202,22 +205,45 @@ def test_a_stage_keeps_texts_as_its_losses_see_them(made, tmp_path):
     assert "replay_class" not in memory
 
 
-def test_pairs_are_of_the_captions_in_turn(made, run, tmp_path):
+def pairs_plan(made, folder, **changes):
     teacher = made.settings.stages["teacher"]
     stage = dataclasses.replace(
         teacher,
         objective={"name": "pairs", "sampler": "ddim", "shard": 2},
         source="",
         teacher="teacher",
-        guidance=2.0,
         grid=GridSettings(steps=2),
-        steps=3,
         ema=StageSettings.ema,
+        **changes,
     )
     settings = dataclasses.replace(
         made.settings, stages={"teacher": teacher, "pairs": stage}, pipeline=("teacher", "pairs")
     )
-    plan = plans_of(settings, tmp_path)["pairs"]
+    return settings, plans_of(settings, folder)["pairs"]
+
+
+def test_pairs_of_a_teacher_that_divides_texts_are_of_its_students(made, run, tmp_path):
+    _, plan = pairs_plan(made, tmp_path, steps=1)
+    tokens, encoder = run.networks.tokenize(plan, ["a", "b", "c"]), run.networks.text_encoder(plan)
+    whole, pooled = run.networks(run.plan("teacher")), encode_texts(encoder, tokens).pooled
+    cells = PowerDiagram(pooled[:2], jnp.zeros(2))
+    scales = (1.0, 0.5)
+    stacked = dataclasses.replace(
+        whole, params=jax.tree.map(lambda x: jnp.stack([x * s for s in scales]), whole.params)
+    )
+    teacher = RoutedDenoiser(stacked, EmbeddingPartition(2, cells=cells))
+    make_pairs(plan, PairMaker(teacher, tokens, encoder), Reporter(), StopRequest())
+    pairs = read_pairs(plan)
+    owners, text = np.asarray(cells(pooled))[[0, 1, 2, 0]], encode_texts(encoder, pairs.text.ids)
+    assert set(owners) == {0, 1}
+    for k in (0, 1):
+        images = get_sampler("ddim")(teacher.student(k), plan.levels, pairs.noise, cond=text)
+        same = np.abs(images - pairs.image).max(axis=(1, 2, 3)) < 1e-3
+        np.testing.assert_array_equal(same, owners == k)
+
+
+def test_pairs_are_of_the_captions_in_turn(made, run, tmp_path):
+    settings, plan = pairs_plan(made, tmp_path, steps=3, guidance=2.0)
     found, encoder = data.load(settings.data, "train"), run.networks.text_encoder(plan)
     network = guided(plan, run.networks(run.plan("teacher")), encoder)
     make_pairs(plan, PairMaker(network, found.tokens, encoder), Reporter(), StopRequest())

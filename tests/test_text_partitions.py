@@ -87,6 +87,13 @@ def test_clusters_are_the_cheapest_assignment_to_their_centres(students):
     assert costs[np.arange(61), owners].sum() == pytest.approx(best, rel=1e-5)
 
 
+def test_clusters_that_have_not_settled_are_of_one_size(monkeypatch):
+    """The last round moves the centres, for which the biases are then found again."""
+    monkeypatch.setattr(fitting, "_ROUNDS", 2)
+    _, owners = fit_cells("clusters", 4, captions(clouds(2000, width=24)))
+    assert np.bincount(owners).tolist() == [500] * 4
+
+
 def test_listed_groups_have_cells_of_their_sizes():
     points, rng = clouds(300), np.random.default_rng(0)
     groups = np.digitize(points[:, 0] + 0.1 * rng.normal(size=300), [-1.0, 2.0])

@@ -15,6 +15,8 @@ from ddistill.evaluation.metrics.lpips import LEAST_SIDE, read_lpips
 from ddistill.evaluation.prompted import check_protocol
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
+from ddistill.interop.diffusers_folders import CONFIG
+from ddistill.interop.pipeline_folders import VAE
 from ddistill.planning.checks.sources import check_scale
 from ddistill.planning.plan import StagePlan
 from ddistill.settings import Settings
@@ -80,6 +82,25 @@ def _check_count(samples: int) -> None:
         raise ConfigError(
             f"config.evaluation.samples={samples}: precision and recall use {NEIGHBOURS} "
             "neighbours of every sample and need more samples than neighbours."
+        )
+
+
+def check_decoders(settings: Settings, plans: list[StagePlan], dataset: Dataset) -> None:
+    """Raises `ConfigError` for latents without a decoder, of which nothing could be shown.
+
+    Args:
+      settings: the settings of the run.
+      plans: its stages.
+      dataset: the training data.
+    """
+    e = settings.evaluation
+    sampled = [plan for plan in plans if plan.settings.method or plan.name == e.teacher]
+    lacking = [plan.name for plan in sampled if plan.sees_latents and plan.keeps_files]
+    if e.enabled and lacking and f"{VAE}/{CONFIG}" not in dataset.files:
+        raise ConfigError(
+            f"Stage '{lacking[0]}' is trained on latents by {dataset.encoder}, and the data "
+            f"{dataset.name} have no decoder ({VAE}/{CONFIG}) for its samples. Give the command "
+            "that made the set again, which adds it, or set config.evaluation.enabled=False."
         )
 
 

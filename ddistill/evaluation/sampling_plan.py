@@ -9,6 +9,7 @@ from flax import linen as nn
 from ddistill.errors import ConfigError, check_choice
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
+from ddistill.evaluation.student_samplers import check_fits, check_mid_levels
 from ddistill.networks.extras import EXTRAS
 from ddistill.planning.lineage import distillation
 from ddistill.planning.plan import StagePlan, StudentPlan
@@ -75,6 +76,11 @@ class SamplerRun:
     def nfe(self) -> int:
         """Network evaluations per image; guidance doubles them."""
         return nfe(self.sampler, self.steps) * (1 if self.guidance == 1.0 else 2)
+
+    @property
+    def scale_of_guidance(self) -> float | None:
+        """The scale of guidance, also where it is an input of the network; None for none."""
+        return self.inputs.get("guidance", None if self.guidance == 1.0 else self.guidance)
 
     @property
     def width(self) -> int:
@@ -273,7 +279,7 @@ def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
     path = f"config.stages.{plan.name}.samplers"
     for name in plan.settings.samplers:
         check_choice(path, name, SAMPLERS)
-    _check_mid_levels(plan)
+    check_mid_levels(plan)
     runs = []
     for k, student_plan in enumerate(
         plan.students if plan.partition is None else plan.students[:1]
@@ -285,7 +291,7 @@ def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
             for steps in counts
         ] or [_usual(student_plan, sampler)]
         for name, steps, _ in samplers:
-            _check_fits(plan, student_plan.objective.sampler, name, steps)
+            check_fits(plan, student_plan.objective.sampler, name, steps)
         for name, steps, grid in samplers:
             runs.append(student_run(plan, name, steps, grid, student, sampler))
     return runs
@@ -296,48 +302,6 @@ def _usual(student_plan: StudentPlan, sampler: str) -> tuple[str, int, np.ndarra
     name, count = student_plan.objective.sampler or sampler, student_plan.levels.num_steps
     fixed = get_sampler(name).rows
     return name, 0, np.arange(count + 1) if fixed is None else np.asarray(fixed(count))
-
-
-def _check_fits(plan: StagePlan, trained_for: str, sampler: str, steps: int) -> None:
-    """Raises `ConfigError` where students and a sampler of fixed rows are not made for each other.
-
-    `steps` is 0 for the sampler's own number of steps.
-    """
-    chosen, own = get_sampler(sampler), get_sampler(trained_for) if trained_for else None
-    path = f"config.stages.{plan.name}.samplers"
-    by_step = [n for n in plan.objective.extra_inputs if EXTRAS[n].of_step is not None]
-    if by_step and sampler != trained_for:
-        raise ConfigError(
-            f"{path} names '{sampler}', but the students of '{plan.name}' are given {by_step[0]} "
-            f"step by step, for steps of '{trained_for}'. Allowed: {trained_for}."
-        )
-    bound = next((s for s in (own, chosen) if s is not None and s.rows is not None), None)
-    if bound is None:
-        return
-    if sampler != trained_for:
-        who = "trained for" if bound is own else "not trained for"
-        raise ConfigError(
-            f"{path} names '{sampler}', but the students of '{plan.name}' are {who} "
-            f"'{bound.name}', which takes another input. Allowed: {trained_for or 'ddim'}."
-        )
-    calls = bound.evaluations(plan.levels.num_steps)
-    if steps not in (0, calls):
-        raise ConfigError(
-            f"{path}.{sampler}={steps}: '{sampler}' takes {calls} step. Allowed: {calls}."
-        )
-
-
-def _check_mid_levels(plan: StagePlan) -> None:
-    """Raises `ConfigError` for levels between the steps that no sampler visits."""
-    mid, path = plan.settings.mid_levels, f"config.stages.{plan.name}.mid_levels"
-    if not all(np.isfinite(x) and x > 0 for x in mid):
-        raise ConfigError(f"{path}={mid} are noise levels sigma / alpha; each must be above 0.")
-    counts = {steps for every in plan.settings.samplers.values() for steps in every}
-    if mid and len(mid) + 1 not in counts:
-        raise ConfigError(
-            f"{path}={mid} has no effect: config.stages.{plan.name}.samplers has no sampler of "
-            f"{len(mid) + 1} steps."
-        )
 
 
 def student_run(

@@ -25,6 +25,7 @@ from ddistill.evaluation.sampling import Samples, conditions
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
 from ddistill.evaluation.scorer import SEARCHED, Nearest, Scorer, named_distances
 from ddistill.planning.plan import complete_manifest
+from ddistill.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,14 @@ def with_paths(
     return replace(scored, paths=paths, scores={**scored.scores, **scores})
 
 
-def protocol_of(evaluation: Evaluation, scorer: Scorer | None, run: SamplerRun) -> Protocol:
-    """The protocol of the scores of a sampler run."""
-    e, rates = evaluation.settings.evaluation, run.plan.settings.ema
-    protocol = Protocol(
-        features=scorer.name if scorer else "none",
-        features_hash=scorer.digest if scorer else "none",
-        reference=_reference_name(scorer) if scorer else "none",
-        reference_n=scorer.real_count if scorer else 1,
+def sampling_protocol(settings: Settings, run: SamplerRun) -> Protocol:
+    """The protocol of samples that no network has scored."""
+    e, rates = settings.evaluation, run.plan.settings.ema
+    return Protocol(
+        features="none",
+        features_hash="none",
+        reference="none",
+        reference_n=1,
         samples=e.samples,
         sampler=run.sampler_name,
         nfe=run.nfe,
@@ -135,12 +136,24 @@ def protocol_of(evaluation: Evaluation, scorer: Scorer | None, run: SamplerRun) 
         clip=e.clip or None,
         noise_seed=e.noise_seed,
         quantised=True,
-        guidance=run.inputs.get("guidance", None if run.guidance == 1.0 else run.guidance),
-        prompted=evaluation.prompted,
+        guidance=run.scale_of_guidance,
     )
+
+
+def protocol_of(evaluation: Evaluation, scorer: Scorer | None, run: SamplerRun) -> Protocol:
+    """The protocol of the scores of a sampler run."""
+    sampled = sampling_protocol(evaluation.settings, run)
+    protocol = replace(sampled, prompted=evaluation.prompted)
     if scorer is None:
         return protocol
-    return _resampled(protocol, scorer, conditions(run, 0, 1) is not None)
+    scored = replace(
+        protocol,
+        features=scorer.name,
+        features_hash=scorer.digest,
+        reference=_reference_name(scorer),
+        reference_n=scorer.real_count,
+    )
+    return _resampled(scored, scorer, conditions(run, 0, 1) is not None)
 
 
 def floor_protocol(evaluation: Evaluation, scorer: Scorer) -> Protocol:

@@ -20,11 +20,10 @@ from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.sampling_plan import SamplerRun
 from ddistill.export import diffusers, dit, lora, safetensors, stablehlo, text_pipeline
-from ddistill.export.facts import BaseModel, Exported, rows_of
+from ddistill.export.facts import BaseModel, Exported, LearntParts, rows_of
 from ddistill.export.front_matter import HUB_DATASETS
 from ddistill.export.model_card import PICTURE
 from ddistill.export.picture import image_rows, write_picture
-from ddistill.export.text_parts import LearntParts
 from ddistill.interop.hub import is_repo
 from ddistill.interop.imported import Imported
 from ddistill.interop.pipeline_parts import FOLDER as PARTS
@@ -95,7 +94,7 @@ def export(options: argparse.Namespace) -> str:
     if options.to != "lora":  # the other formats have whole networks
         exported = replace(exported, network=whole_network(exported.network))
     writers: dict[str, Callable[[Exported, Path], str]] = {
-        "diffusers": lambda e, path: _write_diffusers(with_learnt_parts(e, run), path),
+        "diffusers": lambda e, path: _write_diffusers(e, path, run),
         "unet": text_pipeline.write_unet_alone,
         "lora": lambda e, path: lora.write(e, path, _pipeline_unet(run, e), options.rank),
         "safetensors": safetensors.write,
@@ -115,9 +114,12 @@ def export(options: argparse.Namespace) -> str:
     return f"{out}: {exported.sampler_run.label} of {run.settings.name}, {said}"
 
 
-def _write_diffusers(exported: Exported, out: Path) -> str:
-    transformer = isinstance(exported.sampler_run.plan.module, DiT)
-    return (dit if transformer else diffusers).write(exported, out)
+def _write_diffusers(exported: Exported, out: Path, run: TrainedRun) -> str:
+    plan = exported.sampler_run.plan
+    if plan.latent_source is not None:  # other autoencoders are files
+        exported = replace(exported, decoder=run.networks.decoder(plan))
+    exported = with_learnt_parts(exported, run)
+    return (dit if isinstance(plan.module, DiT) else diffusers).write(exported, out)
 
 
 def collect(

@@ -2,12 +2,11 @@
 
 A student with variance-preserving levels that end clean becomes a `UNet2DModel` and a
 `DDIMScheduler`. Everything else (the students of a partition, class-conditional students, the
-preconditioning of EDM, samplers that add noise in every step) becomes one `UNet2DModel` per
-student, ddistill.json with levels and owners, and pipeline.py, which needs only torch and
+preconditioning of EDM, samplers that add noise in every step, latents) becomes one `UNet2DModel`
+per student, ddistill.json with levels and owners, and pipeline.py, which needs only torch and
 diffusers. Students that read texts are folders of a `StableDiffusionPipeline` (`text_pipeline`).
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,12 +16,16 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.export import text_pipeline
+from ddistill.export.diffusers_files import (
+    write_config,
+    write_index,
+    write_network,
+    write_scheduler_config,
+)
 from ddistill.export.facts import Exported
-from ddistill.export.json_files import diffusers_version, write_config
 from ddistill.export.model_card import model_card
-from ddistill.export.trees import Params
+from ddistill.export.student_folders import write_students
 from ddistill.interop.ddim import named_betas, write_scheduler
-from ddistill.interop.tensors import write_tensors
 from ddistill.interop.unet2d import write_options
 from ddistill.interop.unet2d_weights import to_tensors
 from ddistill.networks.layers import sinusoidal_embedding
@@ -30,6 +33,7 @@ from ddistill.networks.unet import UNet
 from ddistill.runtime.files import write_text
 from ddistill.schedules import Schedule, build_schedule, uniform_grid
 from ddistill.settings import ScheduleSettings
+from ddistill.typing import Params
 
 SAMPLERS = ("ddim", "renoise")
 
@@ -79,6 +83,8 @@ def _beyond_ddim(exported: Exported) -> str:
         return "there are several students"
     if exported.conditional:
         return "the network is class-conditional, and DDIMPipeline passes no classes"
+    if exported.sees_latents:
+        return "the network sees latents, which DDIMPipeline does not decode"
     if run.sampler == "renoise" and run.steps > 1:
         return "its sampler adds noise in every step"
     try:
@@ -92,19 +98,14 @@ def _write_ddim(exported: Exported, out: Path) -> None:
     run = exported.sampler_run
     scheduler, table = ddim_scheduler(exported)
     options = write_options(exported.unet, run.plan.image_shape)
-    tensors = dict(_tensors(exported.unet, run.plan.image_shape, exported.denoiser.params))
+    tensors = _tensors(exported, exported.denoiser.params)
     if table is not None:
         options |= {"time_embedding_type": "learned", "num_train_timesteps": len(table)}
         tensors["time_proj.weight"] = _sinusoids(exported.unet, table)
     _write_unet(out / "unet", options, tensors)
-    write_config(out / "scheduler" / "scheduler_config.json", {**scheduler, **diffusers_version()})
-    index = {
-        "_class_name": "DDIMPipeline",
-        **diffusers_version(),
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    write_config(out / "model_index.json", index)
+    write_scheduler_config(out / "scheduler", scheduler)
+    parts = {"scheduler": ["diffusers", "DDIMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    write_index(out, "DDIMPipeline", parts)
     write_config(out / "ddistill.json", exported.manifest())
     # As the samplers of ddistill, the pipeline derives eps again from the clipped image.
     how = f"""
@@ -163,34 +164,24 @@ def _sinusoids(net: UNet, times: np.ndarray) -> np.ndarray:
 
 
 def _write_students(exported: Exported, out: Path) -> None:
-    net, shape = exported.unet, exported.sampler_run.plan.image_shape
-    options = write_options(net, shape)
-    names = [f"student_{k}" for k in range(len(exported.students))]
-    for name, student in zip(names, exported.students):
-        _write_unet(out / name, options, dict(_tensors(net, shape, student.params)))
-    manifest = {**exported.manifest(net.time_scale), "unets": names}
-    write_config(out / "ddistill.json", manifest)
-    shutil.copy(Path(__file__).with_name("pipeline.py"), out / "pipeline.py")
-    labels = "labels=[0] * 16" if exported.conditional else "batch_size=16"
-    how = f"""
-from pipeline import Students
+    net = exported.unet
+    options = write_options(net, exported.sampler_run.plan.image_shape)
 
-images = Students(".")({labels})  # [N, H, W, C] uint8
-"""
-    # Not "diffusers", with which the hub would show code for a pipeline of its own.
-    write_text(out / "README.md", model_card(exported, how, "ddistill", ("diffusers",)))
+    def write_one(folder: Path, params: Params) -> None:
+        _write_unet(folder, options, _tensors(exported, params))
+
+    write_students(exported, out, write_one, exported.manifest(net.time_scale))
 
 
-def _tensors(net: UNet, shape: tuple[int, ...], params: Params):
-    return to_tensors(net, shape, jax.device_get(params))
+def _tensors(exported: Exported, params: Params) -> dict[str, np.ndarray]:
+    shape = exported.sampler_run.plan.image_shape
+    return dict(to_tensors(exported.unet, shape, jax.device_get(params)))
 
 
 def _write_unet(
     folder: Path, options: Mapping[str, object], tensors: Mapping[str, np.ndarray]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     # diffusers ignores keys that begin with "_"; the reader of ddistill uses this one.
     classes = options["num_class_embeds"]
     null = {"_null_class": classes - 1} if isinstance(classes, int) and classes else {}
-    write_config(folder / "config.json", {**options, **null, **diffusers_version()})
-    write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
+    write_network(folder, {**options, **null}, tensors)

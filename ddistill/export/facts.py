@@ -3,20 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from ddistill.conditions import TextCondition
+from ddistill.data.byte_pairs import BytePairTokenizer
 from ddistill.denoiser import Denoiser
 from ddistill.errors import ConfigError
 from ddistill.evaluation.figures.image_grids import ImageRow
 from ddistill.evaluation.records.rows import Row
 from ddistill.evaluation.sampling_plan import SamplerRun, experiment_of
-from ddistill.export.text_parts import LearntParts
+from ddistill.evaluation.scored import sampling_protocol
 from ddistill.interop.pipeline_parts import Decoder
 from ddistill.networks.extras import EXTRAS
+from ddistill.networks.text_encoding import TextEncoder
 from ddistill.networks.text_unet import TextUNet
 from ddistill.networks.unet import UNet
 from ddistill.partitions import Partition
@@ -24,6 +27,7 @@ from ddistill.settings import Settings
 from ddistill.students import RoutedDenoiser
 
 FORMAT = 1
+N = TypeVar("N", bound=nn.Module)
 
 
 class BaseModel(NamedTuple):
@@ -31,6 +35,23 @@ class BaseModel(NamedTuple):
 
     repo: str
     commit: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class LearntParts:
+    """The parts that a run has trained itself.
+
+    Attributes:
+      decoder: the autoencoder.
+      text_encoder: token ids to conditions.
+      tokenizer: texts to token ids.
+      side: height of the pictures.
+    """
+
+    decoder: Decoder
+    text_encoder: TextEncoder
+    tokenizer: BytePairTokenizer
+    side: int
 
 
 @dataclass(frozen=True)
@@ -50,8 +71,8 @@ class Exported:
       image_rows: samples for the picture of the model card; may be empty.
       pipeline: tokenizer, text encoder and autoencoder: the folder of the parts of the teacher's
         pipeline, or what the run has trained; None for networks that read no texts, or see pixels.
-      decoder: what makes pictures of latents inside of a program; None for networks of pixels, and
-        where other files decode.
+      decoder: what makes pictures of latents, for programs that decode and for an autoencoder that
+        the run has trained; None for networks of pixels, and where the export copies files.
       null_text: the condition of the empty text, for networks that read texts.
       precision: of exported weights of networks that read texts: "float32" or "float16".
     """
@@ -94,6 +115,12 @@ class Exported:
         return self.sampler_run.plan.tokenizer is not None
 
     @property
+    def sees_latents(self) -> bool:
+        """Whether pictures are decoded from what the network makes."""
+        plan = self.sampler_run.plan
+        return plan.latent_source is not None or plan.sees_latents
+
+    @property
     def clip(self) -> float:
         """Bound on x0 predictions; 0 for no clipping."""
         return self.settings.evaluation.clip
@@ -105,14 +132,9 @@ class Exported:
         Raises:
           ConfigError: the module is not a `UNet`.
         """
-        module = self.sampler_run.plan.module
-        if not isinstance(module, UNet):
-            name = self.sampler_run.plan.settings.network["name"]
-            raise ConfigError(
-                f"stage '{self.sampler_run.plan.name}' is a network '{name}', which diffusers "
-                "does not have. Use --to=stablehlo or --to=safetensors."
-            )
-        return module
+        return self._module(
+            UNet, "which diffusers does not have. Use --to=stablehlo or --to=safetensors."
+        )
 
     @property
     def text_unet(self) -> TextUNet:
@@ -121,15 +143,20 @@ class Exported:
         Raises:
           ConfigError: the module is not a `TextUNet`.
         """
-        module = self.sampler_run.plan.module
-        if not isinstance(module, TextUNet):
-            name = self.sampler_run.plan.settings.network["name"]
-            raise ConfigError(
-                f"stage '{self.sampler_run.plan.name}' is a network '{name}', which is no "
-                "UNet2DConditionModel of a text-to-image pipeline. Use another --to."
-            )
+        module = self._module(
+            TextUNet,
+            "which is no UNet2DConditionModel of a text-to-image pipeline. Use another --to.",
+        )
         own = [field.name for field in fields(TextUNet) if field.name not in ("parent", "name")]
         return TextUNet(**{name: getattr(module, name) for name in own})
+
+    def _module(self, kind: type[N], why_not: str) -> N:
+        """The module of the students; raises `ConfigError` for a module of another kind."""
+        plan = self.sampler_run.plan
+        if not isinstance(plan.module, kind):
+            name = plan.settings.network["name"]
+            raise ConfigError(f"stage '{plan.name}' is a network '{name}', {why_not}")
+        return plan.module
 
     @property
     def chosen_inputs(self) -> tuple[str, ...]:
@@ -200,17 +227,20 @@ class Exported:
         run = self.sampler_run
         trained = run.plan.objective.extra_inputs
         by_step = [name for name in trained if EXTRAS[name].of_step is not None]
-        if by_step:
-            return {"inputs_by_step": by_step}
-        if not run.inputs:
-            return {}
-        ranges = {n: [trained[n].low, trained[n].high] for n in self.chosen_inputs}
-        return {"inputs": dict(run.inputs), "input_ranges": ranges}
+        found: dict[str, object] = {"inputs_by_step": by_step} if by_step else {}
+        if run.inputs:
+            ranges = {n: [trained[n].low, trained[n].high] for n in self.chosen_inputs}
+            found |= {"inputs": dict(run.inputs), "input_ranges": ranges}
+        return found
 
 
 def plain_options(network: Mapping[str, object]) -> dict[str, object]:
     """The options of a network for JSON."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in network.items()}
+
+
+# Parts of a protocol in which sampler runs with rows of the same names may differ.
+_OF_RUN = ("sampler", "ema", "guidance")
 
 
 def rows_of(sampler_run: SamplerRun, rows: list[Row], settings: Settings) -> tuple[Row, ...]:
@@ -221,10 +251,13 @@ def rows_of(sampler_run: SamplerRun, rows: list[Row], settings: Settings) -> tup
         sampler_run.nfe,
         sampler_run.students,
         sampler_run.width,
+        settings.seed,
     )
-    return tuple(
-        r
-        for r in rows
-        if (r.experiment, r.method, r.nfe, r.students, r.width) == identity
-        and r.seed == settings.seed
-    )
+    ours = sampling_protocol(settings, sampler_run).items()
+
+    def is_own(row: Row) -> bool:
+        named = (row.experiment, row.method, row.nfe, row.students, row.width, row.seed)
+        theirs = dict(part.partition("=")[::2] for part in row.protocol.split())
+        return named == identity and all(theirs.get(k, ours[k]) == ours[k] for k in _OF_RUN)
+
+    return tuple(row for row in rows if is_own(row))

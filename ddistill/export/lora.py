@@ -2,7 +2,7 @@
 
 Students that were trained with a low rank are written as they are. The difference of whole students
 to the U-Net is factored by singular value decomposition, which leaves out what is no kernel of a
-layer: biases and norms.
+layer: biases and norms. Students that divide texts have the router of their pipeline beside them.
 """
 
 from pathlib import Path
@@ -12,15 +12,18 @@ import numpy as np
 
 from ddistill.denoiser import Denoiser, whole
 from ddistill.errors import ConfigError
+from ddistill.export.diffusers_files import write_config, write_scheduler_config
 from ddistill.export.facts import Exported
-from ddistill.export.json_files import diffusers_version, write_config
 from ddistill.export.model_card import model_card
-from ddistill.export.text_pipeline import call_of, scheduler_of
-from ddistill.interop.diffusers_folders import SCHEDULER
+from ddistill.export.router import write_router
+from ddistill.export.text_pipeline import PROMPT, call_of, scheduler_of
+from ddistill.export.text_schedulers import PipelineScheduler
 from ddistill.interop.lora import FILE, rank_of, to_tensors
 from ddistill.interop.tensors import write_tensors
 from ddistill.low_rank import extract
+from ddistill.partitions import text_part
 from ddistill.runtime.files import write_text
+from ddistill.students import RoutedDenoiser
 from ddistill.typing import Params
 
 _TAGS = ("text-to-image", "stable-diffusion", "lora")
@@ -39,8 +42,8 @@ def write(exported: Exported, out: Path, base: Params, rank: int) -> str:
       A short description of the files, with the share of the difference that they lack.
 
     Raises:
-      ConfigError: the students are not of a pipeline's U-Net, or diffusers does not support their
-        sampler or levels.
+      ConfigError: the students are not of a pipeline's U-Net as it was read, or diffusers does not
+        support their sampler or levels.
     """
     if exported.pipeline is None:
         raise ConfigError(
@@ -49,6 +52,13 @@ def write(exported: Exported, out: Path, base: Params, rank: int) -> str:
         )
     if rank < 1:
         raise ConfigError(f"--rank={rank} must be 1 or more.")
+    teacher = exported.sampler_run.plan.text_stage
+    if teacher.settings.steps:
+        raise ConfigError(
+            f"stage '{teacher.name}' has trained the U-Net of the pipeline for "
+            f"{teacher.settings.steps} steps, and LoRA files change the U-Net as it was before. "
+            "Use --to=diffusers."
+        )
     scheduler, names = scheduler_of(exported), adapter_names(exported)
     channels = exported.sampler_run.plan.image_shape[2]
     lost, ranks = [], []
@@ -60,11 +70,14 @@ def write(exported: Exported, out: Path, base: Params, rank: int) -> str:
         tensors = {key: np.asarray(x, exported.precision) for key, x in found.items()}
         # No metadata: readers then take the rank for alpha.
         write_tensors(out / _file(name, names), tensors)
-    write_config(out / SCHEDULER, {**scheduler.config, **diffusers_version()})
+    write_scheduler_config(out, scheduler.config)
     manifest = {"adapters": names, "rank": max(ranks), "left_out": lost}
-    write_config(out / "ddistill.json", {**exported.manifest(), **manifest})
-    text = model_card(exported, _example(exported, scheduler.kind, names), "diffusers", _TAGS)
-    write_text(out / "README.md", text)
+    routed = write_router(exported, out, names) if _divides_texts(exported) else {}
+    write_config(out / "ddistill.json", {**exported.manifest(), **manifest, **routed})
+    write_text(
+        out / "README.md",
+        model_card(exported, _example(exported, scheduler, names), "diffusers", _TAGS),
+    )
     what = f"{len(names)} LoRA files" if len(names) > 1 else "a LoRA file"
     said = f"{what} of rank {max(ranks)}"
     return f"{said} without {max(lost):.2%} of the squared difference" if max(lost) else said
@@ -87,33 +100,47 @@ def _factors(student: Denoiser, base: Params, rank: int) -> tuple[Params, float]
     return found.factors, found.left_out
 
 
-def _example(exported: Exported, scheduler: str, names: list[str]) -> str:
+def _divides_texts(exported: Exported) -> bool:
+    network = exported.network
+    return isinstance(network, RoutedDenoiser) and text_part(network.partition) is not None
+
+
+def _example(exported: Exported, scheduler: PipelineScheduler, names: list[str]) -> str:
     """The code of the model card."""
-    call = call_of(exported, scheduler_of(exported))
+    call = call_of(exported, scheduler)
     lines = [
-        f"from diffusers import {scheduler}, StableDiffusionPipeline",
+        f"from diffusers import {scheduler.kind}, StableDiffusionPipeline",
         "",
         'pipeline = StableDiffusionPipeline.from_pretrained("TEACHER")',
-        f'pipeline.scheduler = {scheduler}.from_pretrained(".")',
+        f'pipeline.scheduler = {scheduler.kind}.from_pretrained(".")',
     ]
     if len(names) == 1:
         return "\n".join([*lines, 'pipeline.load_lora_weights(".")', f"image = {call}"])
-    owners = exported.owners()[::-1, 0].tolist()  # from the noisiest level
     lines += [
         f"for name in {names}:",
         '    pipeline.load_lora_weights(".", weight_name=f"{name}.safetensors", adapter_name=name)',
     ]
-    if len(set(owners)) == 1:
-        return "\n".join([*lines, f'pipeline.set_adapters("{names[0]}")', f"image = {call}"])
+    # From the noisiest level, the adapter of every step, or of every cell of texts.
+    steps: list = [[names[k] for k in row] for row in exported.owners()[::-1]]
+    cell = ""
+    if _divides_texts(exported):
+        lines.insert(1, "from pipeline import Router")
+        lines.append(f'cell = Router.load(".").cell_of(pipeline, "{PROMPT}")')
+        cell = "[cell]"
+    else:
+        steps = [row[0] for row in steps]
+    if all(row == steps[0] for row in steps):
+        which = f"{steps[0]}[cell]" if cell else f'"{steps[0]}"'
+        return "\n".join([*lines, f"pipeline.set_adapters({which})", f"image = {call}"])
     switched = call.removesuffix(").images[0]") + ", callback_on_step_end=switch).images[0]"
     lines += [
-        f"steps = {[names[k] for k in owners]}  # the adapter of every step",
+        f"steps = {steps}  # the adapter of every step{', by cell' * bool(cell)}",
         "",
         "def switch(pipeline, step, timestep, tensors):",
-        "    pipeline.set_adapters(steps[min(step + 1, len(steps) - 1)])",
+        f"    pipeline.set_adapters(steps[min(step + 1, len(steps) - 1)]{cell})",
         "    return tensors",
         "",
-        "pipeline.set_adapters(steps[0])",
+        f"pipeline.set_adapters(steps[0]{cell})",
         f"image = {switched}",
     ]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from ddistill.networks import WITHOUT_PARAMETERS as IDLE
 from ddistill.text import markdown, printable
 from ddistill.typing import JsonRecord
 
-# The picture of `Exported.rows_of_images`, beside the card.
+# The picture of `Exported.image_rows`, beside the card.
 PICTURE = "samples.png"
 
 

@@ -27,6 +27,13 @@ class Router:
     def __init__(self, facts, tensors):
         self.facts, self.tensors = facts, tensors
 
+    @classmethod
+    def load(cls, folder):
+        """Opens the router of a folder."""
+        folder = Path(folder)
+        facts = json.loads((folder / "ddistill.json").read_text())["router"]
+        return cls(facts, load_file(folder / "router.safetensors"))
+
     def cells(self, pooled):
         """[N] cells of embeddings [N, D]."""
         t, pooled = self.tensors, pooled.float().cpu()
@@ -51,6 +58,20 @@ class Router:
         }[self.facts["pool"]]
         weights = counted / counted.sum(1, keepdim=True)
         return torch.einsum("nld,nl->nd", states.float(), weights)
+
+    @torch.no_grad()
+    def embeddings(self, pipeline, prompt):
+        """[N, D] pooled embeddings of one prompt or several, by a pipeline's text encoder."""
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+        options = {"max_length": tokenizer.model_max_length, "truncation": True}
+        ids = tokenizer(texts, padding="max_length", return_tensors="pt", **options).input_ids
+        ids = ids.to(encoder.device)
+        return self.pooled(encoder(ids)[0], ids, tokenizer.eos_token_id)
+
+    def cell_of(self, pipeline, prompt):
+        """The cell of one prompt."""
+        return int(self.cells(self.embeddings(pipeline, prompt)))
 
     def students(self, cells, timestep):
         """[N] students of prompts in these cells, at a timestep."""
@@ -95,13 +116,11 @@ class RoutedPipeline(StableDiffusionPipeline):
     @classmethod
     def load(cls, folder, **options):
         """Opens the folder; `options` are those of `from_pretrained`."""
-        folder = Path(folder)
-        facts = json.loads((folder / "ddistill.json").read_text())["router"]
+        folder, router = Path(folder), Router.load(folder)
         pipeline = cls.from_pretrained(folder, **options)
         dtype = {"torch_dtype": pipeline.unet.dtype}
         read = UNet2DConditionModel.from_pretrained
-        others = [read(folder / name, **dtype) for name in facts["unets"][1:]]
-        router = Router(facts, load_file(folder / "router.safetensors"))
+        others = [read(folder / name, **dtype) for name in router.facts["students"][1:]]
         pipeline.unet = RoutedUNet([pipeline.unet, *others], router)
         return pipeline
 
@@ -113,12 +132,6 @@ class RoutedPipeline(StableDiffusionPipeline):
         self.unet.cells = cells.repeat_interleave(num_images_per_prompt)
         return super().encode_prompt(prompt, device, num_images_per_prompt, *given, **options)
 
-    @torch.no_grad()
     def embeddings(self, prompt):
         """[N, D] pooled embeddings of one prompt or several, by which they are routed."""
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        length = self.tokenizer.model_max_length
-        options = {"max_length": length, "truncation": True, "return_tensors": "pt"}
-        ids = self.tokenizer(texts, padding="max_length", **options).input_ids
-        ids = ids.to(self.text_encoder.device)
-        return self.unet.router.pooled(self.text_encoder(ids)[0], ids, self.tokenizer.eos_token_id)
+        return self.unet.router.embeddings(self, prompt)

@@ -13,15 +13,15 @@ from ddistill.schedules import Schedule, build_schedule
 from ddistill.students import RoutedDenoiser
 
 
-def write_router(exported: Exported, out: Path, unets: Sequence[str]) -> dict[str, object]:
-    """Writes router.safetensors and pipeline.py into the folder of a pipeline.
+def write_router(exported: Exported, out: Path, students: Sequence[str]) -> dict[str, object]:
+    """Writes router.safetensors and pipeline.py into the folder of a pipeline or of LoRA files.
 
     Student k of a product of ranges and cells is range * cells + cell.
 
     Args:
       exported: several students.
       out: the folder.
-      unets: the folder of every student.
+      students: the folder of every student's U-Net, or the name of its adapter.
 
     Returns:
       The entry of ddistill.json.
@@ -31,7 +31,7 @@ def write_router(exported: Exported, out: Path, unets: Sequence[str]) -> dict[st
     write_tensors(out / "router.safetensors", router_tensors(exported))
     shutil.copyfile(Path(__file__).with_name("routed_pipeline.py"), out / "pipeline.py")
     pool = texts.pool if texts is not None else "tokens"
-    return {"router": {"unets": list(unets), "pool": pool, "cells": partition.groups}}
+    return {"router": {"students": list(students), "pool": pool, "cells": partition.groups}}
 
 
 def router_tensors(exported: Exported) -> dict[str, np.ndarray]:

@@ -1,21 +1,25 @@
 """A text-to-image student as the folder of a `StableDiffusionPipeline`, or its U-Net alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from ddistill.errors import ConfigError
-from ddistill.export.facts import Exported
-from ddistill.export.json_files import diffusers_version, write_config
+from ddistill.export.diffusers_files import (
+    WEIGHTS,
+    write_config,
+    write_index,
+    write_network,
+    write_scheduler_config,
+)
+from ddistill.export.facts import Exported, LearntParts
 from ddistill.export.model_card import model_card
 from ddistill.export.router import write_router
-from ddistill.export.text_parts import LearntParts, write_learnt_parts, write_text_parts
+from ddistill.export.text_parts import write_learnt_parts, write_text_parts
 from ddistill.export.text_schedulers import PipelineScheduler, pipeline_scheduler
-from ddistill.interop.diffusers_folders import CONFIG, INDEX, SCHEDULER
-from ddistill.interop.diffusers_weights import STEM
 from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, UNET, VAE
-from ddistill.interop.tensors import write_tensors
 from ddistill.interop.text_unet import write_options
 from ddistill.interop.text_unet_weights import to_tensors
 from ddistill.networks.captioned_unet import TEXT as LEARNT_ENCODER
@@ -36,14 +40,14 @@ def write(exported: Exported, out: Path) -> str:
     scheduler = scheduler_of(exported)
     names = [UNET if k == 0 else f"{UNET}_{k}" for k in range(len(exported.students))]
     for k, name in enumerate(names):
-        write_unet(exported, out / name, f"{STEM}.safetensors", k)
-    write_config(out / "scheduler" / SCHEDULER, {**scheduler.config, **diffusers_version()})
+        write_unet(exported, out / name, WEIGHTS, k)
+    write_scheduler_config(out / "scheduler", scheduler.config)
     if isinstance(parts, LearntParts):
         write_learnt_parts(parts, out)
     else:
         assert run.plan.tokenizer is not None
         write_text_parts(parts, out, run.plan.tokenizer.length)
-    write_config(out / INDEX, model_index(scheduler.kind))
+    write_index(out, "StableDiffusionPipeline", pipeline_parts(scheduler.kind))
     routed = write_router(exported, out, names) if len(names) > 1 else {}
     write_config(out / "ddistill.json", {**exported.manifest(), **routed})
     opened = ("diffusers", "StableDiffusionPipeline", "from_pretrained")
@@ -79,7 +83,7 @@ def write_unet_alone(exported: Exported, out: Path) -> str:
             "picks one. Use --to=diffusers, which writes both."
         )
     write_unet(exported, out, "unet.safetensors")
-    write_config(out / SCHEDULER, {**scheduler.config, **diffusers_version()})
+    write_scheduler_config(out, scheduler.config)
     write_config(out / "ddistill.json", exported.manifest())
     how = f"""
 from diffusers import {scheduler.kind}, StableDiffusionPipeline, UNet2DConditionModel
@@ -109,15 +113,12 @@ def write_unet(exported: Exported, folder: Path, file: str, student: int = 0) ->
     own = {name: value for name, value in params.items() if name != LEARNT_ENCODER}
     found = to_tensors(net, shape[2], own)
     tensors = {name: np.asarray(x, exported.precision) for name, x in found}
-    write_config(folder / CONFIG, {**write_options(net, shape), **diffusers_version()})
-    write_tensors(folder / file, tensors)
+    write_network(folder, write_options(net, shape), tensors, file)
 
 
-def model_index(scheduler: str) -> dict[str, object]:
-    """model_index.json of a pipeline with a scheduler of this class."""
+def pipeline_parts(scheduler: str) -> dict[str, Sequence[str | None] | bool]:
+    """The parts of a pipeline with a scheduler of this class, as model_index.json lists them."""
     return {
-        "_class_name": "StableDiffusionPipeline",
-        **diffusers_version(),
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,

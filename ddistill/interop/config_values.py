@@ -1,6 +1,7 @@
 """Checks of the JSON files that describe the networks of other libraries."""
 
 from collections.abc import Collection, Mapping
+from typing import TypeGuard
 
 from ddistill.errors import ConfigError, nearest
 from ddistill.typing import JsonRecord, Options
@@ -79,7 +80,7 @@ def is_whole(x: object, least: int = 1) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= least
 
 
-def is_number(x: object) -> bool:
+def is_number(x: object) -> TypeGuard[float]:
     """Whether `x` is an integer or a float."""
     return isinstance(x, (int, float)) and not isinstance(x, bool)
 

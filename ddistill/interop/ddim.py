@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from ddistill.errors import ConfigError, check_choice, nearest
+from ddistill.errors import ConfigError, check_choice
+from ddistill.interop.config_values import is_number, is_whole
 from ddistill.interop.flow_match import FLOW_SCHEDULERS, read_flow_schedule
 from ddistill.interop.scheduler_keys import (
     FIXED_VARIANCES,
@@ -19,6 +20,8 @@ from ddistill.interop.scheduler_keys import (
     SAMPLER_KEYS,
     SCHEDULERS,
     TIMESTEPS,
+    check_flags,
+    check_keys,
 )
 from ddistill.schedules import Schedule, betas
 from ddistill.typing import JsonRecord, Options
@@ -56,7 +59,7 @@ def read_schedule(config: JsonRecord, where: str) -> tuple[Options, str]:
     """
     if config.get("_class_name") in FLOW_SCHEDULERS:
         return read_flow_schedule(config, where), "flow"
-    _check_keys(config, where)
+    _check_class(config, where)
     _check_process(config, where)
     predicts = _prediction(config, where)
     if config.get("rescale_betas_zero_snr", False) and predicts == "epsilon":
@@ -65,12 +68,12 @@ def read_schedule(config: JsonRecord, where: str) -> tuple[Options, str]:
             "not follow from eps. Allowed with it: prediction_type v_prediction, sample."
         )
     steps = config.get("num_train_timesteps", TIMESTEPS)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_whole(steps):
         raise ConfigError(f"{where}: num_train_timesteps={steps!r} must be an integer above 0.")
     return _betas(config, steps, where), PREDICTIONS[predicts]
 
 
-def _check_keys(config: JsonRecord, where: str) -> None:
+def _check_class(config: JsonRecord, where: str) -> None:
     name = config.get("_class_name", "DDPMScheduler")
     if (process := OTHERS.get(str(name))) is not None:
         raise ConfigError(
@@ -78,21 +81,12 @@ def _check_keys(config: JsonRecord, where: str) -> None:
             f"{', '.join((*SCHEDULERS, *FLOW_SCHEDULERS))}."
         )
     check_choice(f"{where}: _class_name", name, (*SCHEDULERS, *FLOW_SCHEDULERS))
-    known = PROCESS_KEYS | SAMPLER_KEYS
-    for key, value in config.items():
-        if key not in known and not str(key).startswith("_"):
-            raise ConfigError(
-                f"{where}: {key}={value!r} is not an option of a scheduler that is known here."
-                f"{nearest(key, sorted(known))} If it changes how images are sampled and not the "
-                "noise levels, remove it."
-            )
+    check_keys(config, PROCESS_KEYS | SAMPLER_KEYS, "a scheduler", where)
 
 
 def _check_process(config: JsonRecord, where: str) -> None:
     """Raises `ConfigError` for options of another process or another network."""
-    for key in ("rescale_betas_zero_snr", "use_flow_sigmas", "predict_epsilon"):
-        if not isinstance(config.get(key, False), bool):
-            raise ConfigError(f"{where}: {key}={config[key]!r} must be true or false.")
+    check_flags(config, ("rescale_betas_zero_snr", "use_flow_sigmas", "predict_epsilon"), where)
     if config.get("use_flow_sigmas", False):
         raise ConfigError(
             f"{where}: use_flow_sigmas=True is flow matching, whose levels are not variance "
@@ -129,7 +123,7 @@ def _prediction(config: JsonRecord, where: str) -> str:
 def _betas(config: JsonRecord, steps: int, where: str) -> Options:
     table = config.get("trained_betas")
     if table is not None:
-        if not isinstance(table, (list, tuple)) or not all(map(_is_number, table)):
+        if not isinstance(table, (list, tuple)) or not all(map(is_number, table)):
             raise ConfigError(f"{where}: trained_betas must be a list of numbers.")
         if len(table) != steps:
             raise ConfigError(
@@ -170,14 +164,10 @@ def _or_default(config: JsonRecord, key: str, default: T, where: str) -> T:
 
 
 def _check_beta(key: str, value: object, where: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not is_number(value):
         raise ConfigError(f"{where}: {key}={value!r} must be a number.")
     if not 0 < value < 1:
         raise ConfigError(f"{where}: {key}={value!r} must be above 0 and below 1.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def write_scheduler(levels: Schedule, prediction: str, clip: float) -> JsonRecord:

@@ -10,57 +10,29 @@ from pathlib import Path
 
 from ddistill.errors import ConfigError
 from ddistill.interop import autoencoder_kl, dit
-from ddistill.interop.autoencoder_kl import Scaling
 from ddistill.interop.ddim import read_schedule
 from ddistill.interop.imported import Imported
+from ddistill.interop.latent_models import LatentModel, Part, read_part
 from ddistill.interop.licences import licence_of
 from ddistill.interop.pipeline_folders import TRANSFORMER, VAE, find_class_pipeline
-from ddistill.interop.stable_diffusion import Part, read_part
 from ddistill.interop.tensors import file_digest
 from ddistill.runtime.files import expand
-from ddistill.typing import Options
 
 
-@dataclass(frozen=True)
-class DiTPipeline:
+@dataclass(frozen=True, kw_only=True)
+class DiTPipeline(LatentModel):
     """A class-conditional model on latents.
 
-    Attributes:
-      transformer, vae: the networks "dit" and "autoencoder_kl".
-      scaling: of the autoencoder's latents.
-      schedule: the fields of `ScheduleSettings` that the scheduler's file defines.
-      prediction: the prediction type of the transformer.
-      latent_shape: (height, width, channels) of the latents that it was trained on.
-      digest: SHA-256 of the digests of all files of the model, in hexadecimal.
-      source: "diffusers:" and the folder.
-      licence: of the weights; "" if unknown.
+    Attributes beside those of `LatentModel`:
+      transformer: the network "dit".
     """
 
     transformer: Part
-    vae: Part
-    scaling: Scaling
-    schedule: Options
-    prediction: str
-    latent_shape: tuple[int, int, int]
-    digest: str
-    source: str
-    licence: str = ""
 
     def imported(self, folder: Path) -> Imported:
         """The transformer as a stage starts from it; `folder` is the pipeline's."""
-        return Imported(
-            network=self.transformer.network,
-            params=self.transformer.params,
-            prediction=self.prediction,
-            schedule=self.schedule,
-            image_shape=self.latent_shape,
-            num_classes=self.transformer.network["num_classes"],
-            digest=self.digest,
-            source=self.source,
-            licence=self.licence,
-            parts={VAE: self.vae.digest},
-            folder=folder,
-        )
+        classes = self.transformer.network["num_classes"]
+        return self.imported_as(self.transformer, classes, {VAE: self.vae.digest}, folder)
 
 
 def read_dit_pipeline(folder: Path, named: str = "") -> DiTPipeline:

@@ -11,8 +11,9 @@ import math
 
 import numpy as np
 
-from ddistill.errors import ConfigError, nearest
+from ddistill.errors import ConfigError
 from ddistill.interop.config_values import is_number
+from ddistill.interop.scheduler_keys import check_flags, check_keys
 from ddistill.schedules import Schedule, linear_path
 from ddistill.typing import JsonRecord, Options
 
@@ -42,17 +43,8 @@ def read_flow_schedule(config: JsonRecord, where: str) -> Options:
       ConfigError: an unknown key, a value of the wrong type, or levels that are not those of
         `linear_path`.
     """
-    known = FLOW_KEYS | FLOW_SAMPLER_KEYS
-    for key, value in config.items():
-        if key not in known and not str(key).startswith("_"):
-            raise ConfigError(
-                f"{where}: {key}={value!r} is not an option of a scheduler of flow matching that "
-                f"is known here.{nearest(key, sorted(known))} If it changes how images are sampled "
-                "and not the noise levels, remove it."
-            )
-    for key in ("use_dynamic_shifting", "invert_sigmas"):
-        if not isinstance(config.get(key, False), bool):
-            raise ConfigError(f"{where}: {key}={config[key]!r} must be true or false.")
+    check_keys(config, FLOW_KEYS | FLOW_SAMPLER_KEYS, "a scheduler of flow matching", where)
+    check_flags(config, ("use_dynamic_shifting", "invert_sigmas"), where)
     if config.get("use_dynamic_shifting", False):
         raise ConfigError(
             f"{where}: use_dynamic_shifting=True chooses the levels by the size of the image. Set "

@@ -55,8 +55,13 @@ class FoundPart:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files, for a digest."""
+        """Settings and weights, for a digest."""
         return (self.config_path, *self.weights.files)
+
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """Also the index of weights in shards, for a copy."""
+        return tuple(dict.fromkeys((*self.files, self.weights.named)))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ddistill.interop.tokenizer import ClipTokenizer, read_tokenizer
 from ddistill.networks.autoencoder_kl import AutoencoderKL, gaussian
 from ddistill.networks.clip_text import CLIPText
 from ddistill.networks.text_encoding import TextEncoder
-from ddistill.runtime.files import write_bytes
+from ddistill.runtime.files import write_files
 from ddistill.typing import HostImages, Params
 
 # The folder of the parts in the folder of a stage.
@@ -102,12 +102,25 @@ def copy_parts(source: Path, stage: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     texts = is_text_pipeline(source)
     for name in (VAE, TEXT) if texts else (VAE,):
-        for file in find_part(source, name).files:
-            _copy(file, temporary / file.relative_to(source))
+        for place, file in files_of_part(source, name).items():
+            _copy(file, temporary / place)
     for path in sorted((source / TOKENIZER).iterdir()) if texts else ():
         if path.is_file():
             _copy(path, temporary / TOKENIZER / path.name)
     temporary.rename(target)
+
+
+def files_of_part(folder: Path, name: str) -> dict[str, Path]:
+    """The files of a network of a pipeline, by their names in the folder of the pipeline.
+
+    Args:
+      folder: of the pipeline, or of the parts that a stage keeps.
+      name: of the network, such as "vae".
+
+    Raises:
+      ConfigError: as `find_part`.
+    """
+    return {f"{name}/{file.name}": file for file in find_part(folder, name).all_files}
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -125,11 +138,7 @@ def keep_files(files: Mapping[str, str | Path], stage: Path) -> None:
     Raises:
       OSError: a file cannot be read or written.
     """
-    for name, content in files.items():
-        target = stage / FOLDER / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        data = content.encode() if isinstance(content, str) else content.read_bytes()
-        write_bytes(target, data)
+    write_files(stage / FOLDER, files)
 
 
 def read_decoder(stage: Path) -> Decoder | None:

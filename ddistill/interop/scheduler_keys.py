@@ -3,7 +3,11 @@
 Compared with the signatures of diffusers 0.42 by `tests/test_diffusers_schedulers.py`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from ddistill.errors import ConfigError, nearest
+from ddistill.typing import JsonRecord
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,28 @@ SAMPLER_KEYS = frozenset(
     )
 )
 FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+
+
+def check_keys(config: JsonRecord, known: Collection[str], kind: str, where: str) -> None:
+    """Raises `ConfigError` for a key that is not known; keys that begin with "_" are notes.
+
+    Args:
+      config: content of scheduler_config.json.
+      known: the keys that are read, or ignored on purpose.
+      kind: the kind of scheduler in words.
+      where: the file's name.
+    """
+    for key, value in config.items():
+        if key not in known and not str(key).startswith("_"):
+            raise ConfigError(
+                f"{where}: {key}={value!r} is not an option of {kind} that is known here."
+                f"{nearest(key, sorted(known))} If it changes how images are sampled and not the "
+                "noise levels, remove it."
+            )
+
+
+def check_flags(config: JsonRecord, keys: Collection[str], where: str) -> None:
+    """Raises `ConfigError` for keys with other values than true and false; arguments as above."""
+    for key in keys:
+        if not isinstance(config.get(key, False), bool):
+            raise ConfigError(f"{where}: {key}={config[key]!r} must be true or false.")

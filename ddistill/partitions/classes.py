@@ -172,8 +172,10 @@ def _clustered(
 def spread_out(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Different points to begin with, far ones likelier (k-means++, Arthur and Vassilvitskii)."""
     chosen = [int(rng.integers(len(points)))]
+    away = np.full(len(points), np.inf)
     while len(chosen) < count:
-        away = np.min(np.sum((points[:, None] - points[chosen]) ** 2, axis=-1), axis=1)
+        # From the newest point alone: 20,000 texts with every point are gigabytes.
+        away = np.minimum(away, np.sum((points - points[chosen[-1]]) ** 2, axis=-1))
         away[chosen] = 0.0
         left = np.setdiff1d(np.arange(len(points)), chosen)
         share = away[left] / away[left].sum() if away[left].sum() > 0 else None

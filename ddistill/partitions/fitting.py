@@ -189,6 +189,8 @@ def _fit_clusters(students: int, captions: Captions) -> PowerDiagram:
             break
         owners = new
         centres = np.stack([x[owners == k].mean(axis=0) for k in range(students)])
+    else:  # the biases are those of earlier centres
+        biases, _ = _balanced(_costs(x, centres), sizes, biases)
     return _diagram(centres + middle, biases)
 
 

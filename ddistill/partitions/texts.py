@@ -107,9 +107,7 @@ class EmbeddingPartition(Partition):
           ValueError: no texts were given, or the cells are not fitted.
         """
         del level
-        if not isinstance(cond, TextCondition):
-            raise ValueError("Students are partitioned by text, but no text (cond) was given.")
-        return self._fitted()(cond.pooled)
+        return self._fitted()(_pooled(cond))
 
     @property
     def groups(self) -> int:
@@ -118,9 +116,7 @@ class EmbeddingPartition(Partition):
 
     def group(self, cond: Condition | HostLabels) -> Int[np.ndarray, " B"]:
         """The student of every text; errors as of `owner`."""
-        if not isinstance(cond, TextCondition):
-            raise ValueError("Students are partitioned by text, but no text (cond) was given.")
-        return np.asarray(_cells_of(self._fitted(), cond.pooled))
+        return np.asarray(_cells_of(self._fitted(), _pooled(cond)))
 
     def within(self, g: int) -> tuple[Int[np.ndarray, " k"], Partition | None]:
         """Student g alone."""
@@ -130,6 +126,12 @@ class EmbeddingPartition(Partition):
         if self.cells is None:
             raise ValueError("The partition by text is not fitted: its stage is not trained.")
         return self.cells
+
+
+def _pooled(cond: Condition | HostLabels | None) -> Float[Array, "B D"]:
+    if not isinstance(cond, TextCondition):
+        raise ValueError("Students are partitioned by text, but no text (cond) was given.")
+    return cond.pooled
 
 
 @jax.jit

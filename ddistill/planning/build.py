@@ -68,8 +68,7 @@ def resolve(context: StageContext) -> StageSettings:
     """The stage's settings with network, prediction type and classes filled in.
 
     Defaults are those of the imported network or of the teacher, with the extra inputs that the
-    objective gives the student. `check_imported` compares the
-    settings that the stage gives itself.
+    objective gives the student. `check_imported` compares the settings that the stage gives itself.
 
     Raises:
       ConfigError: the teacher is not an earlier stage, or there is no network.

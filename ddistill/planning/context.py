@@ -87,12 +87,14 @@ class StageContext:
         teacher, name = self.teacher, self.settings.latents
         own = self.settings.students.pool if by_text(self.settings) else ""
         theirs = teacher.text_pool if teacher is not None else DEFAULT_POOL
-        known = teacher is not None and (teacher.tokenizer or teacher.text_stage.has_parts)
+        shared = teacher is not None and (
+            teacher.tokenizer or teacher.text_stage.has_parts or teacher.sees_latents
+        )
         return {
             "encoder": self.data.encoder,
             "latent_source": self.earlier[name] if name else None,
             "tokenizer": self.data.tokenizer if self.reads_text else None,
-            "text_source": teacher.text_stage if teacher is not None and known else None,
+            "text_source": teacher.text_stage if teacher is not None and shared else None,
             "text_pool": own or theirs,
         }
 

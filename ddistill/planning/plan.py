@@ -26,8 +26,6 @@ from ddistill.settings import (
 )
 
 # How texts are pooled where no setting says it.
-
-
 DEFAULT_POOL = StudentsSettings.pool
 
 
@@ -107,8 +105,8 @@ class StagePlan:
       tokenizer: of the captions; None for networks that read no texts.
       latent_source: the stage with the encoder and the decoder of the latents that the networks
         see; None for stages on the images or the latents of the data.
-      text_source: the stage with the text encoder, or with the parts of the teacher's pipeline;
-        None where it is the stage itself.
+      text_source: the stage with the text encoder, or with the parts of the teacher's pipeline, or
+        with the decoder of the data's latents; None where it is the stage itself.
       text_pool: how texts are pooled for partitions, its own or its teacher's.
       base: of a student of low rank, the stage with the weights that its factors are for, and the
         step of its checkpoint, None for the one that the stage hands on; None for other students.
@@ -136,7 +134,7 @@ class StagePlan:
 
     @property
     def text_stage(self) -> "StagePlan":
-        """The stage with the text encoder of the captions."""
+        """The stage with the text encoder of the captions, and with the decoder of latents."""
         return self if self.text_source is None else self.text_source
 
     @property
@@ -148,6 +146,17 @@ class StagePlan:
     def learns_texts(self) -> bool:
         """Whether the network learns its text encoder here."""
         return self.tokenizer is not None and self.imported is None and self.text_source is None
+
+    @property
+    def sees_latents(self) -> bool:
+        """Whether the data are latents, of an encoder with weights."""
+        return self.encoder is not None and bool(self.encoder.digest)
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the data's own tokenizer and decoder are kept in its folder."""
+        own = self.objective.trains.on_levels and self.text_source is None and not self.has_parts
+        return own and (self.tokenizer is not None or self.sees_latents)
 
     @property
     def stacked(self) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -88,6 +89,25 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     written as escapes.
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes | Path]) -> None:
+    """Writes whole files into a folder; see `replacing`.
+
+    Args:
+      folder: the folder.
+      files: by name in the folder the content, or the place of a file that is copied.
+
+    Raises:
+      OSError: a file cannot be read or written.
+    """
+    for name, content in files.items():
+        with replacing(folder / name) as file:
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -2,8 +2,8 @@
 
 They lie in the stage's folder as shards of some batches each, `pairs/00000.npz`, all float32, with
 the hash of each in the manifest. Pairs of texts have the captions of the data in turn, as token
-ids. A shard is written whole or not at all, so that a stage that was
-stopped goes on behind the last one.
+ids. A shard is written whole or not at all, so that a stage that was stopped goes on behind the
+last one.
 """
 
 import hashlib
@@ -172,7 +172,7 @@ def _batch(plan: StagePlan, maker: PairMaker, step: int) -> Pairs:
             clip=objective.clip or None,
         )
 
-    image = np.asarray(in_groups(maker.teacher, None if known is None else label, count, sample))
+    image = np.asarray(in_groups(maker.teacher, told, count, sample))
     if not np.isfinite(image).all():
         raise TrainingError(
             f"Stage '{plan.name}', batch {step}: the teacher's images are not finite. Set "

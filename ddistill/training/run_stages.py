@@ -16,7 +16,7 @@ from ddistill.partitions import text_part
 from ddistill.partitions.fitting import shares
 from ddistill.planning.manifests import Manifest, PairsManifest, TrainedManifest
 from ddistill.planning.plan import StagePlan
-from ddistill.runtime.hosts import agree, from_first, is_first, wait
+from ddistill.runtime.hosts import agree, from_first
 from ddistill.runtime.interrupt import Interrupted
 from ddistill.students import clone
 from ddistill.training.folders import claim
@@ -111,9 +111,10 @@ def _train(
     if s.steps and plan.imported:
         say(f"{plan.name}: starts from {plan.imported.source}")
     if plan.imported is not None and plan.imported.parts:
-        _copy_parts(plan)
-    if plan.learns_texts:
-        _keep_files(plan, context)
+        folder = plan.imported.folder  # None for a pipeline that is gone
+        from_first(lambda: None if folder is None else copy_parts(folder, plan.folder))
+    if plan.keeps_files:
+        from_first(lambda: keep_files(context.dataset.files, plan.folder))
     texts = None if plan.learns_texts else context.networks.text_encoder(plan)
     latents = context.networks.latent_encoder(plan)
     pairs = read_pairs(by_name[s.pairs]) if s.pairs else None
@@ -137,22 +138,6 @@ def _train(
     return manifest
 
 
-def _copy_parts(plan: StagePlan) -> None:
-    """Copies the pipeline's parts beside the stage, which samples its students too."""
-    assert plan.imported is not None
-    folder = plan.imported.folder
-    if is_first() and folder is not None:
-        copy_parts(folder, plan.folder)
-    wait(f"{plan.name} has the parts of its pipeline")
-
-
-def _keep_files(plan: StagePlan, context: RunContext) -> None:
-    """Keeps the tokenizer and the decoder of the data beside a stage that learns from them."""
-    if is_first():
-        keep_files(context.dataset.files, plan.folder)
-    wait(f"{plan.name} has the files of its data")
-
-
 def _text_groups(
     plan: StagePlan, context: RunContext, encoder: TextEncoder
 ) -> Int[np.ndarray, " N"] | None:
@@ -160,10 +145,13 @@ def _text_groups(
     texts = text_part(plan.partition)
     if texts is None:
         return None
-    if is_first() and not is_fitted(plan):
-        context.reporter.say(f"{plan.name}: fits the texts of {texts.count} students")
-        fit_texts(plan, context.dataset, encoder)
-    wait(f"{plan.name} has the cells of its texts")
+
+    def fit() -> None:
+        if not is_fitted(plan):
+            context.reporter.say(f"{plan.name}: fits the texts of {texts.count} students")
+            fit_texts(plan, context.dataset, encoder)
+
+    from_first(fit)
     groups = read_groups(plan, len(context.dataset))
     found = ", ".join(f"{share:.1%}" for share in shares(groups, texts.count))
     context.reporter.say(f"{plan.name}: {found} of {len(groups):,} captions, by student")

@@ -108,8 +108,8 @@ def fit_texts(plan: StagePlan, dataset: Dataset, encoder: TextEncoder) -> None:
 def _missing(path: Path, why: str) -> str:
     return (
         f"{path}, with which texts are assigned to students, cannot be read ({why}). Copy it from "
-        "where the stage was trained, or delete both files of that name's beginning and complete."
-        "json, and give the run's command again."
+        f"where the stage was trained, or delete {CELLS}, {GROUPS} and complete.json there and "
+        "give the run's command again."
     )
 
 

@@ -15,7 +15,7 @@ from ddistill.conditions import TextCondition
 from ddistill.data.byte_pairs import BytePairTokenizer, parse_merges
 from ddistill.errors import CheckpointError
 from ddistill.interop.autoencoder_kl import Scaling
-from ddistill.interop.pipeline_folders import TOKENIZER
+from ddistill.interop.pipeline_folders import TOKENIZER, VAE
 from ddistill.interop.pipeline_parts import (
     FOLDER,
     Decoder,
@@ -320,19 +320,22 @@ class Networks:
         return self._decoders[plan.name]
 
     def _read_decoder(self, plan: StagePlan) -> Decoder | None:
-        source, encoder = plan.latent_source, plan.encoder
+        source = plan.latent_source
         if source is not None:
             scaling = Scaling(latent_scaling(source))
             return Decoder(source.module, jax.device_put(self.weights(source).params), scaling)
         parts = self.parts(plan)
-        if parts is not None or plan.tokenizer is None or encoder is None or not encoder.digest:
-            return parts.decoder if parts else None
-        found = read_decoder(plan.text_stage.folder)
+        if parts is not None:
+            return parts.decoder
+        if not plan.sees_latents:
+            return None
+        stage = plan.text_stage
+        found = read_decoder(stage.folder)
         if found is None:
             raise CheckpointError(
-                f"Stage '{plan.text_stage.name}' was trained on latents by {encoder}, and their "
-                "set keeps no decoder. Make the set with `ddistill data latents "
-                "--pipeline=run:FOLDER`, or name a pipeline as the stage's source."
+                f"Stage '{stage.name}' was trained on latents by {plan.encoder}, and their decoder "
+                f"is not in {stage.folder / FOLDER / VAE}. Copy the folder {VAE} of the set there; "
+                "the command that made the set adds it to an older set."
             )
         return found
 

@@ -62,8 +62,8 @@ class LatentPipeline:
       tokenize: texts to token ids.
       text_encoder: for pooled states, and states where they are wanted; None for neither.
       licence: of the model, which its latents inherit.
-      files: content by name of files that the set keeps: a vocabulary, or a trained autoencoder,
-        without which latents are not decoded.
+      files: by name the files that the set keeps, as their content or their place: a vocabulary,
+        and the autoencoder, without which latents are not decoded.
     """
 
     encoder: EncoderFacts
@@ -72,7 +72,7 @@ class LatentPipeline:
     tokenize: Tokenize
     text_encoder: TextEncoder | None = None
     licence: str = ""
-    files: Mapping[str, str | bytes] = field(default_factory=dict)
+    files: Mapping[str, str | bytes | Path] = field(default_factory=dict)
 
 
 _PIXELS_LENGTH, _PIXELS_WORDS = 32, 4096

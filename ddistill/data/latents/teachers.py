@@ -1,33 +1,29 @@
 """Pipelines of teachers: autoencoder, tokenizer and text encoder of a folder of diffusers."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.latents.pipeline import (
+    Encode,
     LatentPipeline,
     TextEncoder,
     TextStates,
     words_tokenizer,
 )
 from ddistill.errors import ConfigError
-from ddistill.interop.dit_pipeline import DiTPipeline, read_dit_pipeline
-from ddistill.interop.pipeline_folders import is_class_pipeline
-from ddistill.interop.stable_diffusion import (
-    Part,
-    StableDiffusion,
-    moments_of,
-    read_stable_diffusion,
-)
+from ddistill.interop.dit_pipeline import read_dit_pipeline
+from ddistill.interop.latent_models import LatentModel
+from ddistill.interop.pipeline_folders import VAE, is_class_pipeline
+from ddistill.interop.pipeline_parts import files_of_part
+from ddistill.interop.stable_diffusion import StableDiffusion, read_stable_diffusion
 from ddistill.interop.tensors import file_digest
 from ddistill.runtime.files import expand
 
 
-def encoder_facts(model: StableDiffusion | DiTPipeline) -> EncoderFacts:
+def encoder_facts(model: LatentModel) -> EncoderFacts:
     """What a set of latents records of the autoencoder of a pipeline."""
     vae = model.vae.build()
     return EncoderFacts(
@@ -71,13 +67,8 @@ def open_diffusers(path: str, captions: Sequence[str]) -> LatentPipeline:
     if not path:
         raise ConfigError("pipeline='diffusers' needs the folder of a pipeline: diffusers:FOLDER.")
     if is_class_pipeline(expand(path)):
-        return _of_classes(read_dit_pipeline(Path(path)), captions)
-    model = read_stable_diffusion(Path(path))
-    vae, text = _on_device(model.vae), _on_device(model.text_encoder)
-    model = dataclasses.replace(model, vae=vae, text_encoder=text)
-
-    def encode(images: np.ndarray) -> np.ndarray:
-        return np.asarray(model.moments(images.astype(np.float32) / 127.5 - 1, len(images)))
+        return _of_classes(expand(path), captions)
+    model = read_stable_diffusion(expand(path)).on_device()
 
     def states(ids: np.ndarray) -> TextStates:
         found = model.encode_text(ids, chunk=len(ids))
@@ -86,29 +77,30 @@ def open_diffusers(path: str, captions: Sequence[str]) -> LatentPipeline:
     return LatentPipeline(
         encoder=encoder_facts(model),
         tokenizer=tokenizer_facts(model),
-        encode=encode,
+        encode=_encoding(model),
         tokenize=model.tokens,
-        text_encoder=TextEncoder(text.digest, states),
+        text_encoder=TextEncoder(model.text_encoder.digest, states),
         licence=model.licence,
+        files=files_of_part(expand(path), VAE),
     )
 
 
-def _of_classes(model: DiTPipeline, captions: Sequence[str]) -> LatentPipeline:
-    vae, tokenizer = _on_device(model.vae), words_tokenizer(captions)
-
-    def encode(images: np.ndarray) -> np.ndarray:
-        return np.asarray(moments_of(vae, images.astype(np.float32) / 127.5 - 1, len(images)))
-
+def _of_classes(folder: Path, captions: Sequence[str]) -> LatentPipeline:
+    model, tokenizer = read_dit_pipeline(folder).on_device(), words_tokenizer(captions)
     return LatentPipeline(
         encoder=encoder_facts(model),
         tokenizer=tokenizer.facts,
-        encode=encode,
+        encode=_encoding(model),
         tokenize=tokenizer,
         licence=model.licence,
-        files=tokenizer.files(),
+        files={**tokenizer.files(), **files_of_part(folder, VAE)},
     )
 
 
-def _on_device(part: Part) -> Part:
-    # Arrays of the host would be copied with every batch.
-    return dataclasses.replace(part, params=jax.device_put(part.params))
+def _encoding(model: LatentModel) -> Encode:
+    """uint8 images `[B, H, W, C]` to moments."""
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        return np.asarray(model.moments(images.astype(np.float32) / 127.5 - 1, len(images)))
+
+    return encode

@@ -31,7 +31,7 @@ from ddistill.data.latents.records import (
 from ddistill.data.latents.shards import DamagedShard, Shard, open_shard, write_shard
 from ddistill.errors import ConfigError, DataError, check_choice
 from ddistill.interop.tensors import file_digest
-from ddistill.runtime.files import write_bytes, write_text
+from ddistill.runtime.files import write_files, write_text
 from ddistill.runtime.leftovers import remove_leftovers
 
 SPLITS_KEPT = ("none", "test", "all")
@@ -137,10 +137,7 @@ def make_set(
     remove_leftovers(folder)
     if known is None:
         SetRecord(spec).write(folder)
-    for name, content in pipeline.files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        data = content.encode() if isinstance(content, str) else content
-        write_bytes(folder / name, data)
+    write_files(folder, pipeline.files)
     with ThreadPoolExecutor(options.workers or usable_cores() + 2, "ddistill-decode") as pool:
         encoding = Encoding(spec, pipeline, options.batch_size, pool)
         write_shard(folder / NULL, encoding.texts([""]), {_SPEC: spec.digest})
