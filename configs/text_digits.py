@@ -13,5 +13,6 @@ from ddistill import recipes
 
 
 def get_config(variant: str = ""):
-    kept = ("classifier", "autoencoder", "teacher", "sfddm_n4")
+    kept = ("classifier", "autoencoder", "teacher", "sfddm_n4", "lcm", "o2mkd_warmup_w16")
+    kept += ("o2mkd_w16_k4", "pairs", "dm_k4", "adm_k4")
     return recipes.digits_config(recipes.text_digits(), variant, kept)

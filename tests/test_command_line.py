@@ -78,11 +78,12 @@ COMMANDS = {
 
 
 def command(folder: Path, flags: list[str]) -> subprocess.CompletedProcess[str]:
-    """Runs the command line with flags in a folder."""
+    """Runs the command line with flags in a folder, with the folder of programs that is its own."""
     paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    given = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return subprocess.run(
         [sys.executable, "-B", "-m", "ddistill.main", *flags],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
+        env={**given, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
         cwd=folder,
         capture_output=True,
         text=True,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,6 +57,9 @@ STUDENTS = {
     "progressive": StudentsSettings(count=2, partition="classes"),
 }
 
+# Methods of which one student of all classes is trained as well.
+BY_CLASS = ("cd", "catch_up", "meanflow", "scm", *STUDENTS)
+
 
 def settings_of(name, **changes):
     """A teacher, and a student of four levels by a method."""
@@ -70,7 +73,7 @@ def settings_of(name, **changes):
         method={"progressive": "ddil"}.get(name, name),
         **{**usual, **changes},
     )
-    teacher = dataclasses.replace(full.stages["teacher"], steps=5)
+    teacher = dataclasses.replace(full.stages["teacher"], steps=5, shared=True)
     if name == "catch_up":  # from a teacher of flow matching
         flow = {"error": "flow", "levels": "logit_normal", "time_shift": 2.0}
         student, teacher = (dataclasses.replace(s, prediction="flow") for s in (student, teacher))
@@ -78,7 +81,7 @@ def settings_of(name, **changes):
         full = dataclasses.replace(full, schedule=ScheduleSettings("linear_path", 16))
     stages = {"teacher": teacher, "student": student}
     if name == "rdd":
-        classifier = dataclasses.replace(tiny_chain().stages["classifier"], steps=5)
+        classifier = dataclasses.replace(tiny_chain().stages["classifier"], steps=5, shared=True)
         student = dataclasses.replace(student, classifier="classifier")
         stages = {"classifier": classifier, "teacher": teacher, "student": student}
     return dataclasses.replace(full, stages=stages, pipeline=tuple(stages))
@@ -99,38 +102,35 @@ def train(wanted, workdir, looks=None):
     return plans
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of runs, which share their teachers."""
+    return tmp_path_factory.mktemp("paths")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in STUDENTS])
-def test_a_stopped_stage_ends_as_one_that_was_not(name, tmp_path):
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_stage_ends_as_one_that_was_not(name, folder):
+    """Also as the one student of all classes, where students can divide the classes."""
     wanted = settings_of(name)
-    straight = train(wanted, tmp_path / "straight")
-    resumed = train(wanted, tmp_path / "resumed", looks=25)
+    straight = train(wanted, folder / f"{name}_straight")
+    one = name in BY_CLASS
+    students = {"students": StudentsSettings(count=1, partition="classes")} if one else {}
+    resumed = train(settings_of(name, **students), folder / f"{name}_resumed", looks=25)
     ends = [saved_state(plans[-1], STEPS) for plans in (straight, resumed)]
-    assert not differences(*ends)
+    if one:
+        for kind in ("params", "memory"):
+            a, b = (getattr(end, kind) for end in ends)
+            chex.assert_trees_all_equal(a, take(b, 0))
+    else:
+        assert not differences(*ends)
     evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
-    runs = planned_runs(dataclasses.replace(wanted, evaluation=evaluation), resumed)
+    runs = planned_runs(dataclasses.replace(wanted, evaluation=evaluation), straight)
     two = {key: [1, 3] for key in ("sfd_v", "meanflow", "shortcut")}
     expected = {"sfd": [3], "boot": [1], "pid": [1], **two}.get(name, [4])
     assert [run.nfe for run in runs if run.role == "student"] == expected
     told = [run.inputs.get("step_count", 0) for run in runs if run.role == "student"]
     assert told == ([1, 3] if name == "sfd_v" else [0] * len(expected))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["cd", "catch_up", "meanflow", "scm", *STUDENTS])
-def test_one_student_of_all_classes_is_a_plain_student(name, tmp_path):
-    """Where there is a memory, one of the two is stopped, too, and goes on."""
-    plain = saved_state(train(settings_of(name), tmp_path / "plain")[-1], STEPS)
-    one = settings_of(name, students=StudentsSettings(count=1, partition="classes"))
-    looks = 25 if plain.memory else None
-    alone = saved_state(train(one, tmp_path / "one", looks)[-1], STEPS)
-    for kind in ("params", "memory"):
-        for a, b in zip(
-            jax.tree.leaves(getattr(plain, kind)),
-            jax.tree.leaves(take(getattr(alone, kind), 0)),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
