@@ -166,36 +166,31 @@ def straight(launcher):
 
 
 @pytest.mark.slow
-def test_a_kill_inside_the_second_stage_of_three_changes_nothing(launcher, straight):
+def test_kills_in_the_classifier_and_in_the_second_halving_change_nothing(launcher, straight):
+    assert launcher.run("killed", "classifier:17:saved").returncode < 0
+    plans = plans_of(tiny_chain(), launcher.workdir("killed"))
+    early = saved_state(plans["classifier"], 17)
+
     killed = launcher.run("killed", "rcfd_n2:17:saved")
     assert killed.returncode < 0
-    plans = plans_of(tiny_chain(), launcher.workdir("killed"))
+    assert "classifier: going on from the checkpoint at step 17" in killed.stdout
     assert plans["pd_n4"].manifest() is not None
     assert saved_steps(plans["rcfd_n2"]) == [17]
     assert not plans["pd_n1"].folder.exists()
+
     out = succeeded(launcher.run("killed"))
     assert "pd_n4: complete" in out
     assert "rcfd_n2: going on from the checkpoint at step 17" in out
+    late = saved_state(plans["classifier"], 20)
+    assert not differences(late, saved_state(straight[0]["classifier"], 20))
+    assert differences(early.statistics, late.statistics)
+    assert set(late.statistics) == {"student"}
+    network = load_network(plans["classifier"])
+    assert not differences(network.weights.statistics, late.statistics["student"])
     for name in STUDENTS:
         assert not differences(
             saved_state(plans[name], STEPS), saved_state(straight[0][name], STEPS)
         )
-
-
-@pytest.mark.slow
-def test_batch_statistics_are_saved_and_resumed(launcher, straight):
-    killed = launcher.run("classifier", "classifier:17:saved")
-    assert killed.returncode < 0
-    plan = plans_of(tiny_chain(), launcher.workdir("classifier"))["classifier"]
-    early = saved_state(plan, 17)
-    out = succeeded(launcher.run("classifier"))
-    assert "classifier: going on from the checkpoint at step 17" in out
-    late = saved_state(plan, 20)
-    assert not differences(late, saved_state(straight[0]["classifier"], 20))
-    assert differences(early.statistics, late.statistics)
-    assert set(late.statistics) == {"student"}
-    network = load_network(plan)
-    assert not differences(network.weights.statistics, late.statistics["student"])
 
 
 @pytest.mark.slow

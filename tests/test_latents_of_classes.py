@@ -153,6 +153,6 @@ def test_their_pipeline_draws_our_pictures(tmp_path, network):
 def test_an_autoencoder_that_diffusers_lacks_is_named(tmp_path, monkeypatch):
     folder = finished(on_its_own(exported.UNET), tmp_path)
     monkeypatch.setattr(autoencoder, "AutoencoderKL", StageSettings)  # a class that it is not of
-    with pytest.raises(SystemExit, match="stage 'autoencoder', which decodes the latents"):
+    with pytest.raises(SystemExit, match="the autoencoder of the latents, AutoencoderKL"):
         main(["--to=diffusers", "--stage=teacher", "--nfe=4", str(folder), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
