@@ -32,7 +32,7 @@ DDISTILL_EXTRAS="${DDISTILL_EXTRAS:-tpu}"
 GCSFUSE_FLAGS="${GCSFUSE_FLAGS:---implicit-dirs --rename-dir-limit=200000 \
 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0}"
 
-# Exit statuses; any other one is trouble of gcloud, which may pass by itself.
+# Exit statuses; any other one is an error of gcloud, which may be temporary.
 readonly WRONG_SETTING=2 RUN_FAILED=3 REQUEST_FAILED=4 STOPPED=75
 readonly TROUBLES=5
 
