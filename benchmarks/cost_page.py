@@ -11,7 +11,7 @@ SHORTEST = 0.1
 
 _TEXT = """# Cost of the configs
 
-Operations and memory of every config in `configs/` at full size, and hours on named chips. **The
+Operations and memory of the configs in `configs/` at full size, and hours on named chips. **The
 hours are estimates: no run of this table has been timed on these chips.** `benchmarks/cost.py`
 writes this page from `docs/cost.json`; jax {jax}.
 
@@ -34,7 +34,7 @@ writes this page from `docs/cost.json`; jax {jax}.
   estimate, because dispatch takes most of their time; those of the digits take minutes on two CPU
   cores ([results.md](results.md)).
 * Configs of Stable Diffusion are planned with the files of a teacher and are not listed;
-  [scaling.md](scaling.md) has their train steps.
+  [text.md](text.md) has their train steps.
 * Configs run in float32 unless `network.dtype=bfloat16` is set for each stage; TPUs multiply
   float32 in bfloat16 passes, and GPUs in TF32 at half of the peak above.
 

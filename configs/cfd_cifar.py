@@ -3,7 +3,7 @@
 Command:   python -m ddistill.main --config=configs/cfd_cifar.py
 Data:      TFDS "cifar10" prepared as array_record: python -m ddistill.data.prepare cifar10
 Hardware:  written for one GPU or TPU core; not run to its end by us, so no hours are stated.
-Score:     ours: not reproduced. Paper (arXiv 2211.12039): its tables were not found; its claim is a
+Score:     ours: not reproduced. Paper (arXiv 2211.12039): its tables were not found; it claims a
            better FID than PD at few steps.
 Released:  batch 128; teacher 800,000 updates at 2e-4, EMA 0.9999, dropout 0.1; halvings of 10,000
            updates (20,000 for 2 and 1 steps), Adam from 5e-5 to 0; tau 0.9, no terms on classes.

@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/ddil_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured.
 
 After a fifth of the training, half of the noisy images are states of the student's own rollouts,
 half of these from a buffer of earlier ones (arXiv 2410.11971). The losses are those of

@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/disback_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured.
 
 A copy of the teacher learns the images of the untrained student; the student then has the
 checkpoints of that training as teachers, the last one first, and the teacher itself at the end

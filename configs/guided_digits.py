@@ -3,7 +3,7 @@
 Command:   ./launch/local.sh --config=configs/guided_digits.py
            ./launch/local.sh --config=configs/guided_digits.py --config.evaluation.guidance=3.0
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured.
 
 One student for a range of guidance scales (arXiv 2210.03142, 2310.04378), scored at
 `evaluation.guidance`; `ddistill.load(RUN).sample(guidance=3.0)` takes any scale of the range. The

@@ -5,7 +5,8 @@ Data:      a folder of Stable Diffusion 1.5 in diffusers' format, ./stable-diffu
            `hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir
            stable-diffusion-v1-5`, or another with ':diffusers:FOLDER'; and a set of latents and
            captions in data/sd15_latents: `ddistill data latents SOURCE data/sd15_latents
-           --pipeline=diffusers:stable-diffusion-v1-5` (docs/latents.md). ':smoke' needs neither.
+           --pipeline=diffusers:stable-diffusion-v1-5 --image-size=512` (docs/latents.md).
+           ':smoke' needs neither.
 Hardware:  written for a node of GPUs or TPUs; not run by us.
 Score:     ours: not reproduced.
 Settings:  of the released command of diffusers (arXiv 2310.04378): a DDIM grid of 50 levels, Huber

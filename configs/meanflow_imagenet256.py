@@ -1,7 +1,7 @@
 """MeanFlow on latents of ImageNet at 256 pixels: DiT-XL/2, one network evaluation.
 
 Command:   ddistill data latents IMAGENET/train imagenet256 --pipeline=diffusers:PIPELINE
-               --image-size=256 --flip
+               --image-size=256 --flip --template='a photo of a {}'
            python -m ddistill.main --config=configs/meanflow_imagenet256.py
                --config.data.path=imagenet256
 Data:      a set of latents of 32x32x4 with the class folders as labels (docs/latents.md). The

@@ -5,7 +5,8 @@ Data:      a folder of Stable Diffusion 1.5 in diffusers' format, ./stable-diffu
            `hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir
            stable-diffusion-v1-5`, or another with ':diffusers:FOLDER'; and a set of latents and
            captions in data/sd15_latents: `ddistill data latents SOURCE data/sd15_latents
-           --pipeline=diffusers:stable-diffusion-v1-5` (docs/latents.md). ':smoke' needs neither.
+           --pipeline=diffusers:stable-diffusion-v1-5 --image-size=512` (docs/latents.md).
+           ':smoke' needs neither.
 Hardware:  written for a pod of TPUs or several nodes of GPUs; not run by us.
 Score:     ours: not reproduced. Paper (arXiv 2410.23274), zero-shot FID on COCO-2014, K = 4: DM
            8.80, ADM 8.20; DMD2 with one student 8.35.

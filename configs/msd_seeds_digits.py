@@ -1,4 +1,4 @@
-"""The DM stage of MSD on scikit-learn's 8x8 digits with ten seeds: does any of them diverge?
+"""The DM stage of MSD on scikit-learn's 8x8 digits with ten seeds: whether any of them diverges.
 
 Command:   ./launch/local.sh --config=configs/msd_seeds_digits.py
 Hardware:  two CPU cores.

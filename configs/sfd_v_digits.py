@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/sfd_v_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     not measured.
 
 Train steps take the numbers of steps one after another, and the student is given the number
 (arXiv 2409.19681). The students of configs/sfd_digits.py have one number of steps each.

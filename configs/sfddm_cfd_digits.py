@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/sfddm_cfd_digits.py
 Hardware:  two CPU cores.
-Score:     not measured yet.
+Score:     not measured.
 
 A combination that neither paper has: SFDDM's target (arXiv 2405.14961) with CFD's distance (arXiv
 2211.12039, temperature 1) added to the distance in v. "features alone" omits the distance in v.

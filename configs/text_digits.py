@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/text_digits.py
 Hardware:  two CPU cores.
-Score:     see docs/results.md.
+Score:     autoencoder and teacher: docs/latents.md; students: not measured.
 
 The data are scikit-learn's 8x8 digits with captions such as "a thin handwritten three". An
 autoencoder (arXiv 2112.10752) makes latents of 4x4x4 of them, and the teacher learns its text

@@ -1,4 +1,4 @@
-"""Latent diffusion of one's own captioned images, as far as the teacher.
+"""Latent diffusion of your own captioned images, as far as the teacher.
 
 Command:   ./launch/local.sh --config=configs/text_folder.py:latents:SET
 Hardware:  two CPU cores for images of 32 pixels.

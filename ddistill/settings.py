@@ -138,7 +138,7 @@ class LowRankSettings:
       rank: r of the two factors of every adapted kernel; 0 trains whole networks.
       targets: patterns of the paths of adapted layers, with "*" for any text; the default is all
         layers within the blocks of a U-Net.
-      networks: names of the networks that are trained so: "student", and networks beside it that
+      networks: networks that are trained with low rank: "student", and networks beside it that
         start as a copy of the teacher. The frozen weights are the initial ones.
     """
 
@@ -336,7 +336,7 @@ class EvaluationSettings:
         distances, or, with the schedule "karras", "edm", EDM's own sigmas for that many steps.
       full_sampler: the sampler of the reference teacher, with which all samples are compared.
       full_steps: steps of the reference teacher; 0 for all levels.
-      student_sampler: of students, unless their objective or the stage's `samplers` names another.
+      student_sampler: sampler of students whose objective and stage (`samplers`) name no other.
       guidance: scale of the teacher's guidance, and the input of students that take it; 1 for none.
       guidances: further scales of guidance, with which the teacher is sampled in `full_steps`.
       clip: bound of every prediction of x0; 0 switches it off.

@@ -203,11 +203,12 @@ class TrainedRun:
         evaluation scored. Other samplers draw the noise of their steps for a whole batch.
 
         Args:
-          n: number of images; may be left out where `noise` says it.
+          n: number of images; None for that of `noise` or `prompts`, otherwise 1.
           labels: one class, or `[n]` classes; None to cycle through the classes. Must be None for
             an unconditional network.
           seed: seed of the noise, 0 or more.
-          nfe: network evaluations per image, one of `nfes`; None for the last student.
+          nfe: network evaluations per image, one of `nfes`, or any number up to that of the levels
+            for teachers and for students of any number of steps; None for the last student.
           batch_size: images per batch.
           noise: `[n, H, W, C]` standard normal floats to start from; None for noise of the seed.
           guidance: for students that take it as an input, and for networks that read texts; None
@@ -301,7 +302,7 @@ class TrainedRun:
 
         The probability-flow ODE is followed from the images to noise in as many steps as `nfe`
         means. The result is as good as these steps are small: use a teacher with many steps, and
-        `iterations` above 1 for fewer. `sample(noise=...)` with the same `nfe` takes it back.
+        `iterations` above 1 for fewer. `sample(noise=...)` with the same `nfe` reverses it.
 
         Args:
           images: `[n, H, W, C]` uint8, or floats in [-1, 1].
@@ -311,7 +312,7 @@ class TrainedRun:
           prompts, guidance: as of `sample`. Scales of guidance above 1 need many steps.
 
         Returns:
-          `[n, H, W, C]` float32, for networks that see latents of the shape of these; standard
+          `[n, H, W, C]` float32, in the shape of the latents for networks on latents; standard
           normal for images that are likely under the model.
 
         Raises:

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 install_once "test${DDISTILL_EXTRAS:+,$DDISTILL_EXTRAS}"
-# Threads of numpy's BLAS and of torch wait for one another busily, on cores that the other process
-# of the tests needs. One each, unless the caller has set them.
+# Waiting threads of numpy's BLAS and of torch keep their cores busy, which the other process of the
+# tests needs. So each has one thread, unless the caller has set another number.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
 exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

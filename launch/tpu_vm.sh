@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs ddistill on all hosts of a Cloud TPU slice. docs/launch.md goes through it step by step.
+# Runs ddistill on all hosts of a Cloud TPU slice. docs/launch.md describes each step.
 #   ./launch/tpu_vm.sh auto ARGS...      create, run, and again after every preemption until complete
 #   ./launch/tpu_vm.sh create            request the TPU, replace a preempted one, wait for it
 #   ./launch/tpu_vm.sh run ARGS...       install, start on all hosts, show the output to the end
@@ -12,7 +12,7 @@
 #   WORKDIR               the run's folder: gs://BUCKET/PATH, or a path that all hosts share
 #   REPO, REF             git repository, and the tag or full hash that the hosts install
 #   SETUP                 a command for every host before each start, such as a mount if missing
-#   RESTARTS, POLL        of auto: at most so many (100); seconds between two looks (30)
+#   RESTARTS, POLL        of auto: most restarts (100); seconds between two checks (30)
 #   DELETE                1 = auto deletes the TPU when the run is complete
 #   WORKER, LOG_LINES     of logs: which host (0), how many lines (100)
 #   CREATE_FLAGS, SSH_FLAGS, GCSFUSE_FLAGS, PYTHON_VERSION, DDISTILL_EXTRAS   see the defaults below
@@ -28,11 +28,11 @@ RESTARTS="${RESTARTS:-100}"
 POLL="${POLL:-30}"
 PYTHON_VERSION="${PYTHON_VERSION:-3.12}"
 DDISTILL_EXTRAS="${DDISTILL_EXTRAS:-tpu}"
-# Orbax renames folders, and what one host writes another must see at once.
+# Orbax renames folders, and all hosts must see a new file at once.
 GCSFUSE_FLAGS="${GCSFUSE_FLAGS:---implicit-dirs --rename-dir-limit=200000 \
 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0}"
 
-# Exit statuses; any other one is trouble of gcloud, which may pass by itself.
+# Exit statuses; any other one is an error of gcloud, which may be temporary.
 readonly WRONG_SETTING=2 RUN_FAILED=3 REQUEST_FAILED=4 STOPPED=75
 readonly TROUBLES=5
 
@@ -60,7 +60,7 @@ quote() {
   done
 }
 
-# Runs a command or, in a dry run, prints it: on 3, because the output of some is captured.
+# Runs a command or, in a dry run, prints it to descriptor 3, because some outputs are captured.
 call() {
   if [ -n "$DRY_RUN" ]; then
     printf '%s\n' "$(quote "$@")" >&3
@@ -106,7 +106,7 @@ run_settings() {
   done
 }
 
-# Asks `list` because it tells "there is none" (nothing printed) from "cannot ask" (an error).
+# `list` distinguishes "there is none" (no output) from "gcloud failed" (an error).
 queue_state() {
   call gcloud compute tpus queued-resources list "${PLACE[@]}" \
     --filter="name~/$NAME\$" "--format=value(state.state)"
@@ -218,15 +218,15 @@ host_workdir() {
   esac
 }
 
-# A run's shared stages are kept in its own folder where that is a bucket: there are no locks there
-# by which two runs could take turns. An own --cache comes later and wins.
+# If the folder of a run is in a bucket, its shared stages are in it too, because buckets have no file
+# locks. A --cache among the arguments comes later and overrides this one.
 host_cache() {
   case "$WORKDIR" in
     gs://*) printf -- '--cache=%s/shared ' "$(host_workdir)" ;;
   esac
 }
 
-# The code under a run that is alive stays as it is.
+# While a run is active, its code is not changed.
 install_on_hosts() {
   if [ -n "${SETUP:-}" ]; then on_hosts all "$SETUP"; fi
   on_hosts all "if [ -f ddistill/build/launch/lock ] && ! flock --nonblock ddistill/build/launch/lock true; \
@@ -251,8 +251,8 @@ run_everywhere() {
 
 once() { bash "$SELF" create && bash "$SELF" run "$@"; }
 
-# A host that fails because another was preempted looks like a failed run until the loss of the TPU
-# shows. So the state is asked after a pause, and only a TPU that is still there makes an end.
+# If one host is preempted, the others fail, and this looks like a failed run until gcloud reports the
+# loss of the TPU. So the state is read after a pause; the run has failed only if the TPU still exists.
 auto() {
   local restart status now troubles=0
   export DRY_RUN
@@ -364,7 +364,7 @@ host_run() {
   echo "$status" >build/launch/status
 }
 
-# Until the lock is free; a process number may belong to something else by now.
+# Waits until the lock is free; another process may have the process number by now.
 host_watch() {
   local status=$STOPPED # a host that went down has left no status
   if [ ! -f build/launch/pid ]; then fail "no run was started on $(hostname)" "$RUN_FAILED"; fi

@@ -1,4 +1,4 @@
-"""`ddistill new NAME [--images=FOLDER]`: writes a config file for images of one's own."""
+"""`ddistill new NAME [--images=FOLDER]`: writes a config file for your own images."""
 
 import importlib.util
 import re

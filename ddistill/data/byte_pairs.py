@@ -1,4 +1,4 @@
-"""CLIP's tokenizer with a small vocabulary of one's own, for models that learn their text encoder.
+"""CLIP's tokenizer with a small vocabulary of your own, for models that learn their text encoder.
 
 Byte-pair encoding of lower-case text (arXiv 2103.00020, section 2.4), without another library. The
 vocabulary is made of words: each becomes one token where the pairs of the others allow it, and any

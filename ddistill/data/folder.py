@@ -31,13 +31,14 @@ class FolderSettings:
       path: the folder.
       image_size: side of the centre square in pixels; 0 = the images' own size, if they share one.
       channels: 1 (grey) or 3 (RGB).
-      on_bad_image: "error" names the first image that cannot be read; "skip" leaves all such out.
+      on_bad_image: "error" names the first image that cannot be read; "skip" leaves out all
+        such images.
       flip: mirror at random while training; None = no.
       splits: what sub-folders are. "folders": those with the names of splits (train, training;
         test, testing, eval, evaluation; validation, valid, val, dev; in any case) are the splits,
         and others are left out. "none": every sub-folder is a class. "auto": the one of the two
-        that it must be; where it may be both, that is an error. Except with "none", a folder that
-        stands alone and holds nothing but folders is gone through: its folders are the classes.
+        that it must be; an error if it may be both. Except with "none", a single folder that holds
+        only folders is entered: its folders are the classes.
       test_fraction: share of images for testing where no sub-folder is for testing.
       metadata: "auto" reads metadata.jsonl or metadata.csv, of the folder or of its sub-folders,
         where there is one (`ddistill.data.metadata`); "none" leaves them out.

@@ -41,8 +41,8 @@ class ParquetSettings:
         declares as classes, if any; "none" = use no classes.
       image_size: side of the centre square in pixels; 0 = the images' own size, if they share one.
       channels: 1 (grey) or 3 (RGB).
-      on_bad_image: "error" names the first row whose image cannot be read; "skip" leaves all such
-        rows out.
+      on_bad_image: "error" names the first row whose image cannot be read; "skip" leaves out all
+        such rows.
       flip: mirror at random while training; None = no.
       test_fraction: share of rows for testing where the set has no test or validation split.
       in_memory_limit_mb: larger sets (MiB as uint8) are decoded when batches are made, from row

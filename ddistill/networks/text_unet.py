@@ -41,7 +41,8 @@ class TextUNet(nn.Module):
         and Tiny have none).
       linear_projection: transformers begin and end with linear layers (2.x, XL) or with
         convolutions of size 1 (1.x): the same function, other shapes of kernels.
-      upcast_attention: scores of float32 inputs have all digits on every platform (2.1).
+      upcast_attention: scores of float32 inputs are computed in full float32 on every platform
+        (2.1).
       guidance_dim: width of the sinusoids of `TextCondition.guidance`, which is the extra input
         "guidance" too; 0 for no such input. Before training it has no effect.
       added_dim: width of `TextCondition.added` (XL: 2816); 0 for no such input.

@@ -1,9 +1,9 @@
-"""The protocol of a distillation method: what it says of itself, and nothing of how it is trained.
+"""The protocol of a distillation method; how it is trained is not a part of it.
 
 An objective is a frozen dataclass of hyperparameters. Its `updates` name the networks that learn
 from each loss; a loss returns one value per example, and the train step averages, differentiates
 and optimises. Objectives know no optimiser, device or checkpoint. Every member but `updates` has a
-default, so that a method defines what it needs alone.
+default, so that a method defines only what it needs.
 """
 
 import dataclasses

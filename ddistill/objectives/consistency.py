@@ -72,7 +72,7 @@ class Consistency(Distillation):
         0.95 for CD on ImageNet-64 and for LCM.
       law: how noisy levels are drawn: "uniform" over the levels, or "lognormal" in sigma / alpha.
       log_mean, log_std: of the logarithm of sigma / alpha, for "lognormal" (iCT, ECT).
-      level_skip: the target lies so many levels lower, at level 0 at the lowest (LCM).
+      level_skip: levels from the noisy level down to the target's, which is at least level 0 (LCM).
       curriculum: "none"; "doubling", the levels are read in `first_intervals` intervals, a number
         that doubles in equal parts of the training until it is the number of levels (iCT); "ect",
         the target is at s' = s (1 - (1 + 8 sigmoid(-s)) / q^(a+1)) or the next level below it, in

@@ -53,8 +53,8 @@ class O2MKD(Distillation):
       weight: of a noise level, as in `PredictionDistance`.
       levels: how noise levels are drawn: "uniform" over the table, or "lognormal" (EDM).
       output_weight: weight of the distance to the teacher's prediction.
-      task_weight: weight of the distance to the data, the teacher's own loss. 0 by default: the
-        teacher's prediction is the mean of what it varies around.
+      task_weight: weight of the distance to the data, the teacher's own loss. 0 by default, because
+        the teacher's prediction is an estimate of the mean of this target, without its variance.
       feature_weight: weight of the distance between features; 0.1 is our choice where it is on.
       features: taps of both networks whose features are compared: by default the U-Net's middle and
         what its last up block gives to the last convolution.

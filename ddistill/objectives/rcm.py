@@ -51,7 +51,8 @@ class RCM(ContinuousConsistency, Matching):
     Attributes:
       consistency_weight: of the loss of sCM beside that of distribution matching, which has a
         factor of 0.5: the 100 of the released code, which has none, is 50 here.
-      rollout_length: most steps of a rollout; each has 1 to so many, at random levels.
+      rollout_length: largest number of steps of a rollout; each has a random number from 1 on, at
+        random levels.
     """
 
     log_mean: float = 0.7

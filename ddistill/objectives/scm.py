@@ -79,7 +79,7 @@ class ContinuousConsistency(Objective):
         the rows of the student's levels.
       tangent_warmup: train steps in which r grows from 0 to 1; 0 for r = 1 from the start.
       tangent_norm: the size |g| by which g / (|g| + c) divides: "rms", the root mean square over
-        pixels, which does not depend on the size of images; "l2", their root of the sum of squares;
+        pixels, which does not depend on the size of images; "l2", the root of the sum of squares;
         "none" leaves g as it is.
       tangent_floor: c.
       learned_weight: whether the weight of a noise level is learnt, by the network "time_weight".

@@ -90,7 +90,7 @@ class SFDDM(Distillation):
       solver: how the teacher walks: "ddim", or "dpm_solver_pp" (2M, second order, equal cost).
       lookback: gives the multistep solver a past at the start of each interval, for one teacher
         call more: the teacher's prediction one sub-step up, at the state that DDIM inversion finds
-        there. Without it every walk begins at first order. The noisiest level has no past.
+        there. Without it every walk begins with a first-order step. The noisiest level has no past.
       hidden_error, hidden_level_weight: error and weight of the hidden-variable distance.
     """
 

@@ -42,13 +42,13 @@ class Shortcut(TwoTime):
     """Shortcut models (arXiv 2410.12557): one step does what two steps of half its length do.
 
     Attributes:
-      doubled_every: one example in so many has a step of 2 levels or more; the others have the
-        shortest one.
+      doubled_every: one example in this number has a step of 2 levels or more; the others have the
+        shortest step.
       target_ema: rate of the moving average that takes the two half steps, the share that remains
         in a step; 0 is the student itself, as a constant.
       velocity_bound: bound on the mean velocity of two half steps, and on the image between them,
-        per pixel on the straight path; 0 for none. The velocity of the path has none: the mean of a
-        bounded target is another one.
+        per pixel on the straight path; 0 for none. The velocity of the path is not bounded, because
+        a bound would change its mean.
     """
 
     doubled_every: int = 8

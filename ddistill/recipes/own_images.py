@@ -1,4 +1,4 @@
-"""An experiment on a folder of one's own images, sized by a few arguments."""
+"""An experiment on a folder of your own images, sized by a few arguments."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -115,7 +115,9 @@ def own_images(
     and of images decides the conditioning, the share of test images and the feature network. Images
     of every mode are converted to `channels`, scaled, and cropped to the centre square. Two or more
     sub-folders are classes, and the feature network learns them. Without classes it learns to tell
-    by which of four quarter turns an image was rotated (`ddistill.objectives.rotation`).
+    by which of four quarter turns an image was rotated (`ddistill.objectives.rotation`). Images of
+    32 pixels and more are scored in the features of EfficientNet-Lite0 instead if the extra
+    `features` is installed (`evaluation.features`).
 
     All sizes and lengths are settings of the result, which the command line can override, such as
     `--config.stages.teacher.steps=10000`. A folder of other classes needs another call.

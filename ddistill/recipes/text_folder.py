@@ -1,4 +1,4 @@
-"""Text-to-image models of captioned images of one's own: an autoencoder and a latent teacher."""
+"""Text-to-image models of your own captioned images: an autoencoder and a latent teacher."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def text_folder(
       batch_size: of the teacher; the autoencoder has half.
 
     Raises:
-      ConfigError: a size that cannot be.
+      ConfigError: a size that is not allowed.
       DataError: the set is missing or not finished.
     """
     for key, value, least in (("updates", updates, 5), ("batch_size", batch_size, 2)):
