@@ -48,8 +48,8 @@ def write_learnt_autoencoder(decoder: Decoder, side: int, folder: Path) -> None:
     if not isinstance(decoder.module, AutoencoderKL):
         name = type(decoder.module).__name__
         raise ConfigError(
-            f"diffusers does not have the autoencoder of the latents, {name}. Use --to=stablehlo or "
-            "--to=safetensors."
+            f"diffusers does not have the autoencoder of the latents, {name}. Use --to=stablehlo "
+            "or --to=safetensors."
         )
     options = write_options(decoder.module, decoder.scaling, side)
     write_network(folder, options, dict(to_tensors(decoder.module, jax.device_get(decoder.params))))
