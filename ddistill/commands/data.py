@@ -105,7 +105,7 @@ def _parser(program: str) -> Parser:
     add("--column", default="", help="of the captions in a table, or key in the JSON of a tar")
     add("--template", default="", help="caption of class folders, such as 'a photo of a {}'")
     add("--per-image", default="one", choices=PER_IMAGE, help="captions of an image that are used")
-    add("--markup", default="keep", choices=MARKUPS, help="what becomes of HTML in captions")
+    add("--markup", default="keep", choices=MARKUPS, help="HTML in captions: keep or strip it")
     add("--sampled", action="store_true", help="store one draw of each image instead of moments")
     add("--flip", action="store_true", help="store mirrored images too")
     add("--states", action="store_true", help="store the states of the text encoder")

@@ -65,7 +65,7 @@ def msd(
     second: Options | None = None,
     **stage: Any,
 ) -> dict[str, StageSettings]:
-    """Stages of K one-step students of the stage "teacher", each for a group of classes.
+    """Stages of K one-step students of the stage "teacher", each for a group of classes or texts.
 
     "dm{name}_k{count}" matches distributions. "adm{name}_k{count}" continues its training, with
     the same fake denoiser and optimiser states, and adds a discriminator. Objectives with a

@@ -1,4 +1,4 @@
-"""Text-to-image in the small: autoencoder, teacher and students of captioned digits."""
+"""Text-to-image at a small scale: autoencoder, teacher and students of captioned digits."""
 
 import dataclasses
 from collections.abc import Mapping
