@@ -34,6 +34,7 @@ from shapes import (
     plan_all,
     read_settings,
     self_contained,
+    texts_of,
 )
 
 from ddistill.data import Dataset
@@ -107,6 +108,7 @@ def forward_flops(plan: StagePlan, plans: Mapping[str, StagePlan], images: int) 
     cond = jax.ShapeDtypeStruct((images,), np.int32) if plan.settings.conditional else None
     if is_pairs(plan) and plan.students[0].tables.classes is not None:
         cond = jax.ShapeDtypeStruct((images,), np.int32)
+    cond = texts_of(plan, images) or cond
     call = jax.jit(lambda network, z, cond: network(z, level, cond).x0)
     return call.lower(teacher, z, cond).cost_analysis()["flops"]
 

@@ -194,10 +194,22 @@ def _pairs(plan: StagePlan | None, layout: Layout) -> Pairs | None:
     """All pairs of a stage, which lie on every device."""
     if plan is None:
         return None
+
+    def whole(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return _placed(x, layout.whole())
+
     count = plan.settings.steps * plan.settings.batch_size
-    images = jax.ShapeDtypeStruct((count, *plan.image_shape), jnp.float32, sharding=layout.whole())
-    labels = jax.ShapeDtypeStruct((count,), np.int32, sharding=layout.whole())
-    return Pairs(images, labels, images)
+    images = whole(jax.ShapeDtypeStruct((count, *plan.image_shape), jnp.float32))
+    labels = whole(jax.ShapeDtypeStruct((count,), np.int32))
+    text = texts_of(plan, count)
+    return Pairs(images, labels, images, text and jax.tree.map(whole, text))
+
+
+def texts_of(plan: StagePlan, count: int) -> Tokens | None:
+    """Shapes of the token ids of texts for a stage; None for one that reads none."""
+    if plan.tokenizer is None:
+        return None
+    return Tokens(jax.ShapeDtypeStruct((count, plan.tokenizer.length), np.int32))
 
 
 def first_student(plan: StagePlan, layout: Layout) -> Any:
