@@ -57,6 +57,28 @@ def quick_compiler(tmp_path_factory) -> Iterator[None]:
     set_cache(None, 1.0)
 
 
+# Of a process of tests, before it drops its compiled programs, which are on disk too.
+MOST_MEMORY = 3 * 2**30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """After a file, drops compiled programs if the process has grown large."""
+    yield
+    if _resident() > MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident() -> int:
+    """Bytes of memory of this process; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def set_cache(folder: str | None, seconds: float) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
