@@ -5,14 +5,19 @@ import dataclasses
 import chex
 import jax
 import pytest
-from runs import RECORD
+from runs import RECORD, Notes, one_stage, plans_of
 from stacks import settings, together
 
+from ddistill import data
 from ddistill.errors import ConfigError
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.sharding import AXES, Layout, cut_spec, make_mesh, plan_layout
 from ddistill.settings import MeshSettings, StudentsSettings
+from ddistill.training import rounds, train_steps
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.rounds import join_state, split_state
+from ddistill.training.run_context import RunContext
+from ddistill.training.run_stages import run_stages
 from ddistill.training.state import state_shardings
 
 MESHES = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4), (2, 1, 2)]
@@ -169,3 +174,28 @@ def test_sizes_that_do_not_fit_are_refused(mesh, students, words):
     assert str(error.value).startswith("config.training.mesh")
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.timeout(300)
+def test_steps_are_not_dispatched_far_ahead_of_the_devices(monkeypatch, tmp_path):
+    """Of a stage that reads no metrics before its end, `AHEAD` steps at most are unfinished."""
+    wanted = one_stage(log_every=1000, checkpoint_every=1000)
+    stage = dataclasses.replace(wanted.stages["teacher"], steps=60)
+    wanted = dataclasses.replace(wanted, stages={"teacher": stage})
+    plans = list(plans_of(wanted, tmp_path / "run").values())
+    dispatched, waited, wait = [], [], jax.block_until_ready
+
+    def advance(*args):
+        dispatched.append(len(waited))
+        return rounds.advance(*args)
+
+    def block(tree):
+        waited.extend([tree] if isinstance(tree, dict) else [])
+        return wait(tree)
+
+    monkeypatch.setattr(train_steps, "advance", advance)
+    monkeypatch.setattr(jax, "block_until_ready", block)
+    dataset = data.load(wanted.data, "train")
+    run_stages(plans, RunContext(wanted, dataset, Notes(), StopRequest()))
+    assert len(dispatched) == 60
+    assert all(i - done <= train_steps.AHEAD for i, done in enumerate(dispatched))

@@ -16,7 +16,7 @@ _EXTRA = "--xla_backend_extra_options"
 # XLA ends a process if a CPU device waits longer than this, in seconds, for the others when they
 # exchange gradients. The default is 40, which a busy machine or a stopped process (Ctrl-Z) reaches.
 _WAIT = "--xla_cpu_collective_call_terminate_timeout_seconds"
-_SECONDS = 24 * 3600
+_SECONDS = 1200
 # Releases of jaxlib that are known to have this flag; XLA ends a process with an unknown flag.
 _FIRST, _LAST = (0, 8), (0, 10)
 
@@ -24,7 +24,7 @@ _FIRST, _LAST = (0, 8), (0, 10)
 def use_quick_code(environment: MutableMapping[str, str]) -> None:
     """Adds the options that make CPU programs quick, and quick to compile, to `XLA_FLAGS`.
 
-    Devices wait a day for one another, so that a busy or stopped process goes on. Has to come
+    Devices wait 20 minutes for one another, so that a busy or stopped process goes on. Has to come
     before XLA compiles anything. What the user's flags set is not changed; if they have extra
     options, none is added. Versions of XLA that do not know an extra option ignore it.
 
