@@ -161,8 +161,8 @@ def compile_case(case: Case) -> dict[str, Any]:
     text = compiled.as_text()
     state, inputs = shapes[:2]
     return {
-        "parameters": _size(state.params),
-        "frozen": _size(inputs.teacher),
+        "parameters": size_of(state.params),
+        "frozen": size_of(inputs.teacher),
         "students": plan.settings.students.count,
         "batch": plan.settings.batch_size,
         **found,
@@ -216,7 +216,8 @@ def memory_of(compiled: Any) -> int:
     )
 
 
-def _size(tree: PyTree) -> int:
+def size_of(tree: PyTree) -> int:
+    """Elements of all arrays."""
     return sum(x.size for x in jax.tree.leaves(tree))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from aot_compile import CHIPS, compile_chunk, prepare, tpu_mesh
+from aot_compile import CHIPS, compile_chunk, prepare, size_of, tpu_mesh
 from jaxtyping import PyTree
 from shapes import arguments
 
@@ -227,9 +227,9 @@ def lower_case(case: Case) -> dict[str, Any]:
     layout = _layout(case)
     state, inputs = program(case, layout)[1][:2]
     return {
-        "parameters": _size(state.params),
+        "parameters": size_of(state.params),
         "students": max(1, case.students),
-        "frozen": _size(inputs.teacher) + _size(inputs.text_encoder),
+        "frozen": size_of(inputs.teacher) + size_of(inputs.text_encoder),
         "batch": case.batch,
         "kept": _bytes_of_chip(state) + _bytes_of_chip(inputs),
         "flops_of_one": operations(case),
@@ -241,10 +241,6 @@ def compile_case(case: Case) -> dict[str, Any]:
     layout = _layout(case)
     chunk, shapes = program(case, layout)
     return compile_chunk(chunk, shapes, layout, case.quick)[1]
-
-
-def _size(tree: PyTree) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _bytes_of_chip(tree: PyTree) -> int:

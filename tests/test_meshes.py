@@ -13,7 +13,7 @@ from ddistill.errors import ConfigError
 from ddistill.runtime.interrupt import StopRequest
 from ddistill.runtime.sharding import AXES, Layout, cut_spec, make_mesh, plan_layout
 from ddistill.settings import MeshSettings, StudentsSettings
-from ddistill.training import rounds, train_steps
+from ddistill.training import compiled
 from ddistill.training.checkpoints import Checkpoints
 from ddistill.training.rounds import join_state, split_state
 from ddistill.training.run_context import RunContext
@@ -177,25 +177,35 @@ def test_sizes_that_do_not_fit_are_refused(mesh, students, words):
 
 
 @pytest.mark.timeout(300)
-def test_steps_are_not_dispatched_far_ahead_of_the_devices(monkeypatch, tmp_path):
-    """Of a stage that reads no metrics before its end, `AHEAD` steps at most are unfinished."""
+@pytest.mark.parametrize("count", [0, 3])
+def test_steps_are_not_dispatched_far_ahead_of_the_devices(monkeypatch, tmp_path, count):
+    """Of a stage that reads no metrics before its end, `AHEAD` programs at most are unfinished.
+
+    Students of a loop are as many programs a step.
+    """
     wanted = one_stage(log_every=1000, checkpoint_every=1000)
-    stage = dataclasses.replace(wanted.stages["teacher"], steps=60)
+    many = StudentsSettings(count=count, sweep={"seed": tuple(range(count))}, mapping="loop")
+    stage = dataclasses.replace(
+        wanted.stages["teacher"],
+        steps=60 // max(1, count),
+        students=many if count else StudentsSettings(),
+    )
     wanted = dataclasses.replace(wanted, stages={"teacher": stage})
     plans = list(plans_of(wanted, tmp_path / "run").values())
     dispatched, waited, wait = [], [], jax.block_until_ready
+    jit = compiled.Chunk._jit
 
-    def advance(*args):
+    def dispatch(self, state):
         dispatched.append(len(waited))
-        return rounds.advance(*args)
+        return jit(self, state)
 
     def block(tree):
         waited.extend([tree] if isinstance(tree, dict) else [])
         return wait(tree)
 
-    monkeypatch.setattr(train_steps, "advance", advance)
+    monkeypatch.setattr(compiled.Chunk, "_jit", dispatch)
     monkeypatch.setattr(jax, "block_until_ready", block)
     dataset = data.load(wanted.data, "train")
     run_stages(plans, RunContext(wanted, dataset, Notes(), StopRequest()))
     assert len(dispatched) == 60
-    assert all(i - done <= train_steps.AHEAD for i, done in enumerate(dispatched))
+    assert all(i - done <= compiled.AHEAD for i, done in enumerate(dispatched))

@@ -145,13 +145,21 @@ _LAYER = {
 
 def _leaf(path: tuple[str, ...]) -> Leaf:
     """Our parameter at `path` in transformers' terms."""
-    first, *modules = path
-    ending = "bias" if path[-1] == "bias" else "weight"
-    if first in _TOP:
-        return Leaf(path, (f"{PREFIX}{_TOP[first]}.{ending}",), (), "same")
-    layer = first.removeprefix("layer_")
-    name = f"{PREFIX}encoder.layers.{layer}.{_LAYER[modules[0]]}.{ending}"
+    if path[0] in _TOP:
+        return Leaf(path, (f"{PREFIX}{_TOP[path[0]]}.{ending(path)}",), (), "same")
+    return layer_leaf(path, PREFIX)
+
+
+def layer_leaf(path: tuple[str, ...], prefix: str) -> Leaf:
+    """A parameter of a layer of either encoder of CLIP, of which the names begin with `prefix`."""
+    first, module, *_ = path
+    name = f"{prefix}encoder.layers.{first.removeprefix('layer_')}.{_LAYER[module]}.{ending(path)}"
     return Leaf(path, (name,), (), "dense" if path[-1] == "kernel" else "same")
+
+
+def ending(path: tuple[str, ...]) -> str:
+    """The last part of a tensor's name."""
+    return "bias" if path[-1] == "bias" else "weight"
 
 
 def to_params(net: CLIPText, tensors: Mapping[str, np.ndarray], where: str) -> Params:

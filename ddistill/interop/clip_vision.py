@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddistill.errors import check_choice
+from ddistill.interop.clip_text import ending, layer_leaf
 from ddistill.interop.config_values import check_all, check_fixed, is_number, is_whole
 from ddistill.interop.leaves import Leaf, Table, params_of, table_of
 from ddistill.networks.clip_text import ACTIVATIONS
@@ -81,27 +82,17 @@ _TOP = {
 }
 # The first is transformers' own spelling.
 _NORMS = {"norm_in": "pre_layrnorm", "norm_out": "post_layernorm"}
-_LAYER = {
-    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")},
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-}
 
 
 def _leaf(path: tuple[str, ...]) -> Leaf:
     """Our parameter at `path` in transformers' terms."""
-    first, *modules = path
+    first = path[0]
     if first in _TOP:
         name, kind = _TOP[first]
         return Leaf(path, (f"{PREFIX}{name}",), (), kind)
-    ending = "bias" if path[-1] == "bias" else "weight"
     if first in _NORMS:
-        return Leaf(path, (f"{PREFIX}{_NORMS[first]}.{ending}",), (), "same")
-    layer = first.removeprefix("layer_")
-    name = f"{PREFIX}encoder.layers.{layer}.{_LAYER[modules[0]]}.{ending}"
-    return Leaf(path, (name,), (), "dense" if path[-1] == "kernel" else "same")
+        return Leaf(path, (f"{PREFIX}{_NORMS[first]}.{ending(path)}",), (), "same")
+    return layer_leaf(path, PREFIX)
 
 
 def to_params(net: CLIPVision, tensors: Mapping[str, np.ndarray], where: str) -> Params:

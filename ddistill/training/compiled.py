@@ -5,6 +5,7 @@ a chain of halvings, however many steps they have and however long they train, a
 so are all students of a stage.
 """
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -21,6 +22,12 @@ from ddistill.training.initial import optimizers
 from ddistill.training.state import STATE_AXES
 from ddistill.training.step import StepFn, make_step
 from ddistill.training.step_inputs import STEP_INPUT_AXES, StepSettings
+from ddistill.typing import Metrics
+
+# Dispatches of a program that may be unfinished. With 32 programs of a device in flight, XLA's CPU
+# client waits for one of them in a thread that other devices need for an exchange of gradients, and
+# no device goes on.
+AHEAD = 4
 
 
 def step_settings(plan: StagePlan, layout: Layout, flip: bool) -> StepSettings:
@@ -75,6 +82,7 @@ class Chunk:
         )
         self._layout = layout
         self._jitted: Any = None
+        self._unfinished: deque[Metrics] = deque()
 
     def _jit(self, state: Any) -> Any:
         if self._jitted is None:
@@ -88,8 +96,16 @@ class Chunk:
         return self._jitted
 
     def __call__(self, state, inputs, images, conditions, batch_indices, key, rates=None):
-        """The new state and the metrics of the steps; `state` is given away."""
-        return self._jit(state)(state, inputs, images, conditions, batch_indices, key, rates)
+        """The new state and the metrics of the steps; `state` is given away.
+
+        Returns before the steps are done, but not before those of `AHEAD` calls ago are.
+        """
+        run = self._jit(state)
+        state, metrics = run(state, inputs, images, conditions, batch_indices, key, rates)
+        self._unfinished.append(metrics)
+        if len(self._unfinished) > AHEAD:
+            jax.block_until_ready(self._unfinished.popleft())
+        return state, metrics
 
     def lower(self, state, *args: Any) -> Any:
         """`jax.jit(...).lower`, for arrays or for shapes that say where they lie."""

@@ -1,7 +1,6 @@
 """The compiled train steps of a stage, dispatched round by round."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,11 +18,6 @@ from ddistill.training.rounds import advance, split
 from ddistill.training.state import TrainState
 from ddistill.training.step_inputs import StepInputs
 from ddistill.training.timings import Timings
-
-# Dispatched chunks of steps that may be unfinished. With 32 programs of a device in flight, XLA's
-# CPU client waits for one of them in a thread that other devices need for an exchange of gradients,
-# and no device goes on.
-AHEAD = 4
 
 
 class TrainSteps:
@@ -54,7 +48,6 @@ class TrainSteps:
         self._keys = split(layout, _keys(plan))
         self._rates = _rates(plan)
         self._chunks: dict[int, Chunk] = {}
-        self._unfinished: deque[dict[str, jax.Array]] = deque()
 
     def __call__(
         self,
@@ -94,9 +87,6 @@ class TrainSteps:
         rounds, metrics = advance(
             layout, chunk, rounds, inputs, images, conditions, indices, keys, rates
         )
-        self._unfinished.append(metrics)
-        if len(self._unfinished) > AHEAD:
-            jax.block_until_ready(self._unfinished.popleft())
         if not new:
             return rounds, metrics, 0.0
         jax.block_until_ready(rounds)

@@ -1,4 +1,4 @@
-"""PromptedParts protocols of text-to-image models, by name, and the prompts that they sample.
+"""Published protocols of text-to-image models, by name, and the prompts that they sample.
 
 A protocol says how many prompts are sampled, which real images they are compared with, how both
 are brought to one size, and how the FID and the CLIP score are computed. Numbers of two protocols
