@@ -1,4 +1,4 @@
-"""Classification: cross-entropy on labels, for the networks whose features score images."""
+"""Classification: cross-entropy on labels. Features of these networks score images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ class Classifier:
         return cast(Any, self.module.apply(self.weights.variables(), images, taps=taps))
 
     def train(self, images: Float[Array, "B H W C"], key: Array) -> tuple[Float[Array, "B K"], Any]:
-        """Logits in training mode, and the batch norms' new statistics (None without such).
+        """Logits in training mode, and the new statistics of batch norms; None without batch norms.
 
         Args:
-          images: a whole batch, whose own statistics the batch norms use.
+          images: a whole batch; batch norms use its statistics.
           key: for dropout.
         """
         (logits, _), new = self.module.apply(
@@ -73,7 +73,7 @@ CLASSIFIER = NetworkForm("classifier", _inputs, _bind)
 
 
 class View(NamedTuple):
-    """Test images as a classifier is asked about them.
+    """A form of the test images in which a classifier is evaluated.
 
     Attributes:
       of: `[B, H, W, C]` images -> images of the same shape.
@@ -122,7 +122,7 @@ class Classification(Objective):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views of the test images whose mean accuracy is that of the classifier."""
+        """The views of the test images; the classifier's accuracy is the mean over them."""
         return (View(),)
 
     def examples(self, batch: Batch) -> tuple[Images, Labels]:

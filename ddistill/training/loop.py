@@ -138,7 +138,7 @@ class StageRun:
         return manifest, weights
 
     def _chosen(self, state: TrainState) -> TrainState:
-        """The state that the stage hands on: that of its last step, or of its best checkpoint."""
+        """The state that the stage hands on: at its last step, or at its best checkpoint."""
         best = (
             from_first(self.checkpoints.best)
             if self.plan.settings.select_checkpoint == "best"
@@ -195,7 +195,7 @@ class StageRun:
         timings = self.context.timings
         steps = TrainSteps(plan, self.layout, self.context.programs, reader, inputs, timings)
         rounds = split_state(self.layout, state)
-        del state  # its buffers are those of the rounds, or are free
+        del state  # the rounds hold its buffers, or the buffers are free
         if self.previews.missing(step):
             self._preview(step, rounds)
         buffer = MetricsBuffer()

@@ -55,7 +55,7 @@ def guided(plan: StagePlan, teacher: Any, texts: TextEncoder | None = None) -> A
         return teacher
     if texts is not None:
         return with_guidance(teacher, plan.settings.guidance, null_text(plan, texts))
-    # The null class is the teacher's, whose network may know fewer classes than the student's.
+    # The null class is the teacher's: its network may know fewer classes than the student's.
     network = getattr(teacher, "students", teacher)
     return with_guidance(teacher, plan.settings.guidance, network.apply_fn.module.num_classes)
 
@@ -252,7 +252,7 @@ class Networks:
         return found
 
     def weights(self, plan: StagePlan, step: int | None = None) -> Weights:
-        """The weights that a stage hands on, or those of a step; errors as `load_weights`."""
+        """The weights that a stage hands on, or the weights at a step; errors as `load_weights`."""
         if step is not None:
             if self._kept is None or self._kept[:2] != (plan.name, step):
                 found = self._with_base(plan, to_host(_read_weights(plan, step=step)))
@@ -376,7 +376,7 @@ def load_network(plan: StagePlan, rate: float | None = None, student: int | None
     `student` picks one of them.
 
     Raises:
-      ValueError: the stage is a sweep, whose students are networks of their own, and none is named.
+      ValueError: the stage is a sweep, a network for each student, and no student is named.
     """
     return bind(plan, load_weights(plan, rate), student)
 
