@@ -63,9 +63,7 @@ class Launcher:
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
             **changes,
         }
-        config = self.root / "config.py"
-        config.write_text(self.config)
-        flags = [f"--config={config}", f"--workdir={self.workdir(name)}"]
+        flags = [f"--config={self.root / 'config.py'}", f"--workdir={self.workdir(name)}"]
         return subprocess.run(
             [sys.executable, str(TESTS / "driver.py"), *flags],
             env=environment,
