@@ -46,7 +46,8 @@ from ddistill.schedules import make_grid, make_schedule
 from ddistill.wrapped_denoiser import with_guidance
 
 NUMBERS = Path(__file__).with_name("pinned_losses.json")
-TOLERANCE = 1e-6
+# Relative to the largest of the numbers: processors with other vector lengths differ by up to 1.3e-6.
+TOLERANCE = 3e-6
 ROUNDING = 5e-7
 # Height, width and channels differ, so that a mean over the wrong axes is another number.
 IMAGE = (3, 4, 2)
