@@ -48,6 +48,10 @@ class Launcher:
     root: Path
     config: str = CONFIG
 
+    def __post_init__(self):
+        # Once: a run that starts while the file is written anew would read half of it.
+        (self.root / "config.py").write_text(self.config)
+
     def run(self, name: str, death: str = "", **changes: str) -> subprocess.CompletedProcess:
         """One process of the run `root/name/run`; its cache is `root/name/shared`.
 
