@@ -66,4 +66,7 @@ def variable_shapes(module: nn.Module, *inputs: PyTree) -> dict[str, PyTree]:
 def _variable_shapes(
     module: nn.Module, tree: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...]
 ) -> dict[str, PyTree]:
-    return jax.eval_shape(module.init, jax.random.key(0), *jax.tree.unflatten(tree, leaves))  # type: ignore[no-any-return]
+    def init(*inputs: PyTree) -> dict[str, PyTree]:
+        return module.init(jax.random.key(0), *inputs)  # type: ignore[return-value]
+
+    return jax.eval_shape(init, *jax.tree.unflatten(tree, leaves))  # type: ignore[no-any-return]
