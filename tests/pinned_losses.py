@@ -9,13 +9,16 @@ Command: PYTHONPATH=. python tests/pinned_losses.py --write     (all cases)
          PYTHONPATH=. python tests/pinned_losses.py sfddm/      (compares cases by prefix)
 
 `prepared`, `make_networks` and `make_batch` are all that knows how objectives, networks and batches
-are put together. All losses run operation by operation: nothing is compiled for a single case.
+are put together. All losses run operation by operation: nothing is compiled for a single case. What
+many cases call with equal shapes, such as a network, is one program for all of them.
 """
 
+import contextlib
 import functools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,7 +49,8 @@ from ddistill.schedules import make_grid, make_schedule
 from ddistill.wrapped_denoiser import with_guidance
 
 NUMBERS = Path(__file__).with_name("pinned_losses.json")
-# Relative to the largest of the numbers: processors with other vector lengths differ by up to 1.3e-6.
+# Relative to the largest of the numbers. Processors with other vector lengths differ by up to
+# 1.3e-6.
 TOLERANCE = 3e-6
 ROUNDING = 5e-7
 # Height, width and channels differ, so that a mean over the wrong axes is another number.
@@ -273,10 +277,35 @@ def python_loop(lower: Any, upper: Any, body: Any, value: Any) -> Any:
     return value
 
 
+APPLY = nn.Module.apply
+_KNOWN = ("train", "taps", "mutable", "method")
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=_KNOWN)
+def _applied(module: nn.Module, variables: Any, *args: Any, **options: Any) -> Any:
+    return APPLY(module, variables, *args, **options)
+
+
+def apply(module: nn.Module, variables: Any, *args: Any, mutable: Any = (), **options: Any) -> Any:
+    """`nn.Module.apply` in one program for all cases with these shapes."""
+    kept = {"mutable": tuple(mutable)} if mutable else {}
+    return _applied(module, variables, *args, **options, **kept)
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """Within it, loops are Python's, and networks are one program each for all cases."""
+    with (
+        mock.patch.object(jax.lax, "fori_loop", python_loop),
+        mock.patch.object(nn.Module, "apply", apply),
+    ):
+        yield
+
+
 def numbers(name: str) -> dict[str, Any]:
     """What the case `name` gives today, in the form of the stored file."""
     case = CASES[name]
-    with mock.patch.object(jax.lax, "fori_loop", python_loop):
+    with shared_programs():
         objective, tables = prepared(case)
         params, bind = make_networks(case, objective)
         if objective.trains.kind == "pairs":

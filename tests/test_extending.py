@@ -22,7 +22,15 @@ from ddistill.planning.identity import Kind, kinds_of
 from ddistill.samplers.algorithms import ddim
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
-SMALL = ("--config.evaluation.samples=16", "--config.evaluation.batch_size=16")
+# Networks of one resolution, and the fewest programs to score with.
+SMALL = (
+    "--config.stages.teacher.network.multipliers=(1,)",
+    "--config.stages.teacher.network.attention=()",
+    "--config.evaluation.samples=16",
+    "--config.evaluation.batch_size=16",
+    "--config.evaluation.full_steps=4",
+    "--config.evaluation.interpolations=0",
+)
 
 
 def files_of_the_page() -> dict[str, str]:
@@ -114,9 +122,10 @@ def test_its_training_resumes_with_its_average(mine):
         "from ddistill import main; from absl import app\n"
         "app.run(main.main, flags_parser=main.parse_flags)"
     ).replace("STEPS", str(steps))
-    died = python(mine, "-c", code, *command("runs/again", "--cache=runs/shared"))
+    arguments = command("runs/again", "--cache=runs/shared") + ["--stage=student"]
+    died = python(mine, "-c", code, *arguments)
     assert died.returncode == 9, died.stderr
-    done = python(mine, "-m", "ddistill.main", *command("runs/again", "--cache=runs/shared"))
+    done = python(mine, "-m", "ddistill.main", *arguments)
     assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint" in done.stdout
     ends = [

@@ -1,5 +1,9 @@
 """The weights of a network: parameters and statistics."""
 
+import functools
+
+import jax
+from flax import linen as nn
 from flax import struct
 from jaxtyping import PyTree
 
@@ -42,3 +46,27 @@ class Weights:
         if self.statistics is None:
             return {"params": self.params}
         return {"params": self.params, "batch_stats": self.statistics}
+
+
+def variable_shapes(module: nn.Module, *inputs: PyTree) -> dict[str, PyTree]:
+    """Shapes and dtypes of the variables that `module.init` makes. Equal networks are traced once.
+
+    Args:
+      module: the network.
+      inputs: arguments of `module.init` after the random key, or their shapes.
+    """
+    leaves, tree = jax.tree.flatten(inputs)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+    # A tree of its own for each caller.
+    return jax.tree.map(lambda x: x, _variable_shapes(module, tree, shapes))
+
+
+# Tracing takes a second; a run asks for the shapes of every stage that it starts, reads or checks.
+@functools.lru_cache(maxsize=64)
+def _variable_shapes(
+    module: nn.Module, tree: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> dict[str, PyTree]:
+    def init(*inputs: PyTree) -> dict[str, PyTree]:
+        return module.init(jax.random.key(0), *inputs)  # type: ignore[return-value]
+
+    return jax.eval_shape(init, *jax.tree.unflatten(tree, leaves))  # type: ignore[no-any-return]

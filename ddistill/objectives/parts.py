@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -202,6 +203,15 @@ class NetworkForm:
         if not (self.on_levels and getattr(module, "reads_text", False)):
             return found
         return (*found[:2], module.example_condition())  # type: ignore[union-attr]
+
+    def shapes_of(
+        self, module: nn.Module | None, image_shape: ImageShape, conditional: bool
+    ) -> tuple[PyTree, ...]:
+        """Shapes and dtypes of `inputs_of`; nothing is computed."""
+        found: tuple[PyTree, ...] = jax.eval_shape(
+            lambda: self.inputs_of(module, image_shape, conditional)
+        )
+        return found
 
     @property
     def makes_latents(self) -> bool:

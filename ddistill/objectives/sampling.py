@@ -1,5 +1,6 @@
 """What is drawn for an example: noise, a level, a class; each example from its own key."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +16,16 @@ from ddistill.typing import Index, Keys, Labels, Scalar
 
 def normal(keys: Keys, like: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     """Standard normal noise of the shape of `like`, each example from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], jnp.float32))(keys)
+    return _normal(keys, like.shape[1:])
 
 
+# Functions of an objective's draws are traced once for all the places that call them.
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+@jax.jit
 def uniform_index(keys: Keys, low: Index | int, high: Labels | Index | int) -> Int[Array, " B"]:
     """Integers uniform on low .. high (both included), each example from its own key.
 

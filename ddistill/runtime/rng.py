@@ -3,6 +3,8 @@
 import zlib
 
 import jax
+import numpy as np
+from jaxtyping import Array
 
 from ddistill.typing import Keys, RandomKey
 
@@ -23,5 +25,9 @@ def named_keys(keys: Keys, name: str) -> Keys:
       keys: `[B]`, one key per example.
       name: the use; its CRC-32 is folded into every key.
     """
-    stream = zlib.crc32(name.encode())
+    return _folded(keys, np.uint32(zlib.crc32(name.encode())))
+
+
+@jax.jit
+def _folded(keys: Keys, stream: np.uint32 | Array) -> Keys:
     return jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)

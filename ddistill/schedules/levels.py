@@ -58,8 +58,14 @@ def gather(schedule: Schedule, index: int | AnyArray) -> list[Array]:
     """The three tables at an index; numpy stays numpy unless the index is jax's."""
     tables = (schedule.alpha, schedule.sigma, schedule.time)
     if isinstance(index, jax.Array):
-        return [jnp.asarray(t)[index] for t in tables]
+        return _rows(tables, index)
     return [cast(Array, t[index]) for t in tables]
+
+
+@jax.jit
+def _rows(tables: tuple[AnyArray, ...], index: Array) -> list[Array]:
+    # Traced once for each length of tables, and one program where nothing else is compiled.
+    return [jnp.asarray(table)[index] for table in tables]
 
 
 def snr(level: Level | Schedule) -> Float[Array, "*B"]:

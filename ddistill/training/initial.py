@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from ddistill.low_rank import draw_factors
 from ddistill.networks.extras import parameter_names
-from ddistill.networks.weights import Weights
+from ddistill.networks.weights import Weights, variable_shapes
 from ddistill.objectives.base import init_inputs, start_memory
 from ddistill.optimizers import make_optimizer
 from ddistill.planning.plan import StagePlan, StudentPlan
@@ -24,6 +24,9 @@ from ddistill.runtime.sharding import Layout, place
 from ddistill.students import clone, stack
 from ddistill.training.state import TrainState, new_state, state_shardings
 from ddistill.typing import RandomKey
+
+# The rank of a network's factors, and the layers that have them.
+_Factors = tuple[int, tuple[str, ...]]
 
 
 def optimizers(plan: StagePlan) -> dict[str, optax.GradientTransformation]:
@@ -65,8 +68,7 @@ def initial_state(
         whole = not plan.settings.low_rank_of(name)
         if name in weights and not (whole and _missing(module, weights[name])):
             continue
-        draw = jax.jit(_initialiser(plan, name), compiler_options=options)
-        drawn = [draw(*_init_arguments(plan, name, m)) for m in plan.students]
+        drawn = [_drawn(plan, name, student_plan) for student_plan in plan.students]
         fresh = stack(drawn) if plan.stacked else drawn[0]
         weights[name] = _completed(module, weights.get(name), fresh)
     # One program, in place of one for each shape and operation.
@@ -107,16 +109,13 @@ def abstract_state(plan: StagePlan, layout: Layout | None = None) -> TrainState:
     Nothing is computed or compiled.
     """
 
-    def create():
-        drawn = {
-            n: _initialiser(plan, n)(*_init_arguments(plan, n, plan.students[0]))
-            for n in plan.modules
-        }
-        count = plan.settings.students.count
+    count = plan.settings.students.count
+
+    def create(drawn: dict[str, Weights]) -> TrainState:
         stacked = {n: clone(w, count) if count else w for n, w in drawn.items()}
         return _state(plan, stacked, _memory(plan))
 
-    shapes = jax.eval_shape(create)
+    shapes = jax.eval_shape(create, {name: _abstract(plan, name) for name in plan.modules})
     return jax.tree.map(
         lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies),
         shapes,
@@ -129,27 +128,45 @@ def abstract_weights(plan: StagePlan) -> Weights:
 
     Nothing is computed or compiled.
     """
-    count = plan.settings.students.count
-
-    def create() -> Weights:
-        own = _initialiser(plan, "student")(*_init_arguments(plan, "student", plan.students[0]))
-        return clone(own, count) if count else own
-
-    return jax.eval_shape(create)
+    own, count = _abstract(plan, "student"), plan.settings.students.count
+    return jax.eval_shape(lambda weights: clone(weights, count), own) if count else own
 
 
-def _initialiser(plan: StagePlan, name: str) -> Callable[..., Weights]:
-    """`(key, *inputs) -> Weights` of a network, of its factors where it has a low rank."""
-    module, rank = plan.modules[name], plan.settings.low_rank_of(name)
+def _abstract(plan: StagePlan, name: str) -> Weights:
+    """Shapes and dtypes of the first weights of a network, without a student axis."""
+    inputs = jax.eval_shape(lambda: _inputs(plan, name))
+    found = variable_shapes(plan.modules[name], *inputs)
+    if factors := _factors(plan, name):
+        return jax.eval_shape(
+            lambda: Weights(draw_factors(jax.random.key(0), found["params"], *factors))
+        )
+    return Weights(found["params"], found.get("batch_stats"))
 
-    def init(key: RandomKey, *inputs: PyTree) -> Weights:
-        if rank:
-            shapes = jax.eval_shape(module.init, key, *inputs)["params"]
-            return Weights(draw_factors(key, shapes, rank, plan.settings.low_rank.targets))
-        variables = module.init(key, *inputs)
-        return Weights(variables["params"], variables.get("batch_stats"))
 
-    return init
+def _drawn(plan: StagePlan, name: str, student_plan: StudentPlan) -> Weights:
+    """The first weights of a network, or of its factors where it has a low rank."""
+    key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
+    draw = _compiled_draw()
+    return draw(plan.modules[name], _factors(plan, name), key, *_inputs(plan, name))
+
+
+@functools.cache
+def _compiled_draw() -> Callable[..., Weights]:
+    """`_draw` as a program, which equal networks share."""
+    return jax.jit(_draw, static_argnums=(0, 1), compiler_options=initialiser_options())
+
+
+def _draw(module: nn.Module, factors: _Factors | None, key: RandomKey, *inputs: PyTree) -> Weights:
+    if factors:
+        return Weights(draw_factors(key, variable_shapes(module, *inputs)["params"], *factors))
+    variables = module.init(key, *inputs)
+    return Weights(variables["params"], variables.get("batch_stats"))
+
+
+def _factors(plan: StagePlan, name: str) -> _Factors | None:
+    """The rank and the targets of a network's factors; None for a network that is trained whole."""
+    rank = plan.settings.low_rank_of(name)
+    return (rank, tuple(plan.settings.low_rank.targets)) if rank else None
 
 
 def _memory(plan: StagePlan) -> dict[str, jax.Array]:
@@ -203,12 +220,7 @@ def memory_budget(state: TrainState) -> str:
     )
 
 
-def _init_arguments(plan: StagePlan, name: str, student_plan: StudentPlan) -> tuple[PyTree, ...]:
-    key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
-    return key, *init_inputs(
-        plan.objective,
-        name,
-        plan.image_shape,
-        plan.settings.conditional,
-        plan.modules[name],
-    )
+def _inputs(plan: StagePlan, name: str) -> tuple[PyTree, ...]:
+    """Arguments, after the random key, that initialise a network."""
+    module, conditional = plan.modules[name], plan.settings.conditional
+    return init_inputs(plan.objective, name, plan.image_shape, conditional, module)

@@ -2,14 +2,17 @@
 
 import jax
 from flax import linen as nn
+from jaxtyping import PyTree
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.low_rank import adapted_layers, adapting, draw_factors
 from ddistill.networks import extra_inputs
+from ddistill.networks.weights import variable_shapes
 from ddistill.objectives import Objective
 from ddistill.objectives.parts import DENOISER
 from ddistill.planning.build import in_full
 from ddistill.planning.context import StageContext
+from ddistill.typing import Params
 
 _TRAIN_WHOLE = "or low_rank.rank=0, which trains whole networks"
 
@@ -87,15 +90,14 @@ def _check_base(context: StageContext, path: str) -> None:
 def _trace(context: StageContext, module: nn.Module) -> None:
     """Raises `ConfigError` for targets without layers, or with layers that cannot adapt."""
     s = context.settings
-    given = DENOISER.inputs_of(module, context.data.image_shape, s.conditional)
+    given = DENOISER.shapes_of(module, context.data.image_shape, s.conditional)
+    shapes = variable_shapes(module, *given)["params"]
+    adapted_layers(shapes, s.low_rank.targets)
 
-    def call() -> object:
+    def call(params: Params, *given: PyTree) -> object:
         key = jax.random.key(0)
-        params = module.init(key, *given)["params"]
         factors = draw_factors(key, params, s.low_rank.rank, s.low_rank.targets)
         with adapting(params, factors):
             return module.apply({"params": params}, *given)
 
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *given)["params"]
-    adapted_layers(shapes, s.low_rank.targets)
-    jax.eval_shape(call)
+    jax.eval_shape(call, shapes, *given)

@@ -70,7 +70,7 @@ def check_network(
     texts = bool(getattr(module, "reads_text", False))
     if stage.conditional and not texts and not getattr(module, "num_classes", 0):
         raise ConfigError(f"{path}.conditional=True needs {path}.network.num_classes above 0.")
-    inputs = jax.eval_shape(lambda: objective.trains.inputs_of(module, shape, stage.conditional))
+    inputs = objective.trains.shapes_of(module, shape, stage.conditional)
     try:
         traced = _trace(module, taps, inputs)
     except ConfigError as error:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -12,6 +11,7 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.networks import extra_inputs
 from ddistill.networks.extras import EXTRAS, parameter_names
 from ddistill.networks.survivors import REMOVED, survivors
+from ddistill.networks.weights import variable_shapes
 from ddistill.objectives import Objective
 from ddistill.objectives.parts import DENOISER
 from ddistill.optimizers import update_rule
@@ -131,13 +131,9 @@ def _check_weights(stage: StageSettings, source: StagePlan, path: str) -> None:
 def _check_survivors(stage: StageSettings, source: StagePlan, path: str) -> None:
     """Raises `ConfigError` unless every layer of a smaller network is one of the source's."""
     ours = build_module(stage.network, f"{path}.network")
+    conditional = source.settings.conditional
     wanted, given = (
-        jax.eval_shape(
-            lambda net=net: net.init(
-                jax.random.key(0),
-                *DENOISER.inputs_of(net, source.image_shape, source.settings.conditional),
-            )
-        )["params"]
+        variable_shapes(net, *DENOISER.shapes_of(net, source.image_shape, conditional))["params"]
         for net in (ours, source.module)
     )
     extras = getattr(ours, "extra_parameters", parameter_names(getattr(ours, "extras", ())))
