@@ -122,7 +122,7 @@ def test_its_training_resumes_with_its_average(mine):
         "from ddistill import main; from absl import app\n"
         "app.run(main.main, flags_parser=main.parse_flags)"
     ).replace("STEPS", str(steps))
-    arguments = command("runs/again", "--cache=runs/shared") + ["--stage=student"]
+    arguments = [*command("runs/again", "--cache=runs/shared"), "--stage=student"]
     died = python(mine, "-c", code, *arguments)
     assert died.returncode == 9, died.stderr
     done = python(mine, "-m", "ddistill.main", *arguments)

@@ -81,9 +81,9 @@ def text_folder(
 def _autoencoder(updates: int, batch_size: int) -> StageSettings:
     """An autoencoder with latents of a quarter of the side and 4 channels: 680 thousand parameters.
 
-    There is no perceptual distance; the absolute error blurs less than the squared one. The weight of
-    the divergence leaves 2 to 3 nats a dimension on pictures of 32 pixels: with more, the decoder
-    shows every small error of the teacher (docs/latents.md).
+    There is no perceptual distance; the absolute error blurs less than the squared one. The weight
+    of the divergence leaves 2 to 3 nats a dimension on pictures of 32 pixels: with more, the
+    decoder shows every small error of the teacher (docs/latents.md).
     """
     net = network("autoencoder_kl", widths=(16, 32, 64), blocks=1, norm_groups=8)
     return autoencoder_stage(
