@@ -4,6 +4,8 @@ Parameters are float32 always. `dtype` is what convolutions and matrix products 
 statistics, softmax and the embedding of time, class and extra inputs stay in float32.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -49,24 +51,39 @@ class GroupNorm(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", zeros, (channels,))
-        x = x.astype(jnp.float32)
-        # Pixels are summed first, channels of a group after that: reducing over both at once, with
-        # the few channels of a group innermost, takes XLA CPU six times as long.
-        mean = self._group_mean(jnp.mean(x, axis=(1, 2)))
-        centred = x - mean[:, None, None, :]
-        var = self._group_mean(jnp.mean(jnp.square(centred), axis=(1, 2)))
-        gain, shift = jax.lax.rsqrt(var + self.eps) * scale, bias
-        if scale_shift is not None:
-            s, t = (v.astype(jnp.float32) for v in scale_shift)
-            gain, shift = gain * (1.0 + s), (bias * (1.0 + s) + t)[:, None, None, :]
-        y = centred * gain[:, None, None, :] + shift
+        y = _normalised(x, scale, bias, scale_shift, self.groups, self.eps)
         return (nn.silu(y) if silu else y).astype(self.dtype)
 
-    def _group_mean(self, x: Float[Array, "B C"]) -> Float[Array, "B C"]:
-        """The mean over each group's channels, once for every channel of the group."""
-        grouped = x.reshape(x.shape[0], self.groups, -1)
-        mean = jnp.mean(grouped, axis=-1, keepdims=True)
-        return jnp.broadcast_to(mean, grouped.shape).reshape(x.shape)
+
+# A program of its own, so that the many norms of a network with equal shapes are traced once.
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _normalised(
+    x: Float[Array, "B H W C"],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    scale_shift: tuple[Float[Array, "B C"], Float[Array, "B C"]] | None,
+    groups: int,
+    eps: float,
+) -> Float[Array, "B H W C"]:
+    """`x` with mean 0 and variance 1 in each group, then both affine maps."""
+    x = x.astype(jnp.float32)
+    # Pixels are summed first, channels of a group after that: reducing over both at once, with
+    # the few channels of a group innermost, takes XLA CPU six times as long.
+    mean = _group_mean(jnp.mean(x, axis=(1, 2)), groups)
+    centred = x - mean[:, None, None, :]
+    var = _group_mean(jnp.mean(jnp.square(centred), axis=(1, 2)), groups)
+    gain, shift = jax.lax.rsqrt(var + eps) * scale, bias
+    if scale_shift is not None:
+        s, t = (v.astype(jnp.float32) for v in scale_shift)
+        gain, shift = gain * (1.0 + s), (bias * (1.0 + s) + t)[:, None, None, :]
+    return centred * gain[:, None, None, :] + shift
+
+
+def _group_mean(x: Float[Array, "B C"], groups: int) -> Float[Array, "B C"]:
+    """The mean over each group's channels, once for every channel of the group."""
+    grouped = x.reshape(x.shape[0], groups, -1)
+    mean = jnp.mean(grouped, axis=-1, keepdims=True)
+    return jnp.broadcast_to(mean, grouped.shape).reshape(x.shape)
 
 
 class Attention(nn.Module):

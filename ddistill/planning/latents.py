@@ -6,10 +6,13 @@ less as a set (`ddistill data latents`), in which every image is encoded once.
 """
 
 import dataclasses
+import functools
 
 import jax
+from flax import linen as nn
 
 from ddistill.errors import ConfigError, nearest
+from ddistill.networks.weights import variable_shapes
 from ddistill.objectives import Objective
 from ddistill.objectives.parts import ImageShape
 from ddistill.planning.context import StageContext
@@ -47,18 +50,20 @@ def latent_shape(source: StagePlan, named: str) -> ImageShape:
     Raises:
       ConfigError: the network does not encode images of this size.
     """
-    image = jax.ShapeDtypeStruct((1, *source.image_shape), "float32")
-
-    def encode(x: jax.Array) -> jax.Array:
-        variables = source.module.init(jax.random.key(0), x)
-        found: jax.Array = source.module.apply(variables, x, method="encode")  # type: ignore[assignment]
-        return found
-
     try:
-        _, height, width, channels = jax.eval_shape(encode, image).shape
+        height, width, channels = _encoded_shape(source.module, source.image_shape)
     except ConfigError as error:
         raise ConfigError(f"{named}: {error}") from None
     return height, width, channels // 2
+
+
+# Every stage on the latents of one encoder asks for the shape.
+@functools.lru_cache(maxsize=16)
+def _encoded_shape(module: nn.Module, image_shape: ImageShape) -> tuple[int, ...]:
+    image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    encode = functools.partial(module.apply, method="encode")
+    found: jax.ShapeDtypeStruct = jax.eval_shape(encode, variable_shapes(module, image), image)
+    return found.shape[1:]
 
 
 def check_latents(context: StageContext, objective: Objective) -> None:
