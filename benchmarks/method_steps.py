@@ -40,7 +40,6 @@ PART_NAMES = {
     "S": "student",
     "B": "student, forward and backward",
     "J": "student, with its derivative along the path, and backward",
-    "V": "teacher, forward and backward by the image",
     "C": "classifier",
     "I": "classifier, forward and backward by the image",
 }
@@ -55,10 +54,10 @@ ROWS: dict[str, tuple[str, str, dict[str, float]]] = {
     "LCM, guidance as an input": ("guided_digits", "lcm", {"T": 2, "S": 1, "B": 1}),
     "CT": ("ct_digits", "ct", {"S": 1, "B": 1}),
     "BOOT": ("boot_digits", "boot", {"T": 2, "S": 1, "B": 2}),
-    "PID": ("pid_digits", "pid", {"V": 1, "B": 2}),
+    "PID": ("pid_digits", "pid", {"T": 1, "B": 2}),
     "SFD, 4 steps": ("sfd_digits", "sfd_n4", {"T": 16, "B": 4}),
     "Catch-Up, RK-1": ("cud_digits", "catch_up", {"S": 1, "B": 1}),
-    "Catch-Up, RK-2": ("cud_digits", "catch_up_rk2", {"S": 2, "B": 1}),
+    "Catch-Up, RK-2": ("cud_digits", "catch_up_rk2", {"S": 3, "B": 1}),
     "shortcut": ("shortcut_digits", "shortcut", {"S": 0.25, "B": 1}),
     "MeanFlow": ("meanflow_digits", "meanflow", {"J": 1}),
     "MeanFlow, distilled": ("meanflow_digits", "meanflow_distilled", {"T": 1, "J": 1}),
@@ -154,10 +153,9 @@ def _part(part: str, plan: StagePlan, plans: dict[str, StagePlan]) -> tuple[Call
     if part in "CI":
         classifier = network(plans[plan.settings.classifier], lambda _: layout.whole())
         return {"C": _features, "I": _by_image(_features)}[part], [classifier]
-    if part in "TV":
+    if part == "T":
         teacher = network(plans[plan.settings.teacher_stage], layout.of_teacher)
-        call = _image_at(tables.teacher)
-        return {"T": call, "V": _by_image(call)}[part], [teacher]
+        return _image_at(tables.teacher), [teacher]
     made = {
         "S": _image_at(tables.student),
         "B": _by_weights(_image_at(tables.student)),

@@ -145,7 +145,7 @@ def train_stages(
             plain(dataclasses.asdict(settings)),
             reporter.say,
         ),
-        previews=Previews(settings, workdir, experiment.networks, experiment.dataset.tokens),
+        previews=Previews(settings, workdir, experiment.networks, experiment.dataset),
         timings=Timings(experiment.cache),
         callbacks=callbacks,
     )

@@ -33,7 +33,7 @@ from ddistill.evaluation.metrics.geometry import Geometry
 from ddistill.evaluation.metrics.pixels import quantise
 from ddistill.evaluation.metrics.protocol_sets import fitted
 from ddistill.evaluation.metrics.protocols import PROTOCOLS
-from ddistill.evaluation.prompts import texts_of
+from ddistill.evaluation.prompts import caption_rows, texts_of
 from ddistill.evaluation.records.aggregate import Stat
 from ddistill.evaluation.records.names import METRICS
 from ddistill.evaluation.records.protocol import Protocol
@@ -494,13 +494,16 @@ def test_a_preview_shows_the_first_samples_of_the_evaluation(made, run, tmp_path
     draw = previews.grid_image
     monkeypatch.setattr(previews, "grid_image", lambda grids: drawn.append(grids) or draw(grids))
     plan = run.plan("student")
-    tokens = data.load(made.settings.data, "train").tokens
-    maker = previews.Previews(run.settings, tmp_path, run.networks, tokens)
+    dataset = data.load(made.settings.data, "train")
+    maker = previews.Previews(run.settings, tmp_path, run.networks, dataset)
     assert maker.obstacle(plan) == ""
     maker.make(plan, run.networks.weights(plan), 4)
-    ((row,),) = [grid.rows for (grid,) in drawn]
+    ((grid,),) = drawn
+    (row,) = grid.rows
     kept = np.load(run.folder / "samples" / f"{run.sampler_run('student').key}.npz")["images"]
     np.testing.assert_allclose(row.images, kept[:3], atol=1e-4)
+    shown = caption_rows(run.settings.evaluation, len(dataset))[:3]
+    assert grid.texts == [dataset.texts["caption"][int(i)] for i in shown]
     assert "no captions" in previews.Previews(run.settings, tmp_path).obstacle(plan)
 
 
@@ -543,8 +546,8 @@ def test_a_network_learns_its_text_encoder(tmp_path):
     assert read_tokenizer(plan).facts == facts
     # The preview of the last step is of the weights that are handed on, and so of their texts.
     shown = np.asarray(Image.open(tmp_path / "run" / "previews" / "teacher" / "0000004.png"))
-    tokens = data.load(settings.data, "train").tokens
-    maker = previews.Previews(settings, tmp_path / "again", captions=tokens)
+    dataset = data.load(settings.data, "train")
+    maker = previews.Previews(settings, tmp_path / "again", dataset=dataset)
     np.testing.assert_array_equal(maker.make(plan, weights, 4), shown)
     assert (maker.make(plan, first, 2) != shown).any()
     # Conditions that are encoded once are what the network reads itself.

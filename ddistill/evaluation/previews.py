@@ -1,10 +1,11 @@
 """Previews: a grid of samples of a stage that is still trained, always from the same noise."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
 
+from ddistill.data import Dataset
 from ddistill.evaluation.figures.image_grids import Grid, ImageRow, grid_image, write_png
 from ddistill.evaluation.prompts import caption_rows, texts_of
 from ddistill.evaluation.sampling import PictureSource
@@ -14,6 +15,7 @@ from ddistill.planning.plan import StagePlan
 from ddistill.runtime.loggers.protocol import Picture
 from ddistill.samplers import get_sampler
 from ddistill.settings import Settings
+from ddistill.text import printable
 from ddistill.training.trained import Networks, bind
 from ddistill.typing import HostImages
 
@@ -36,7 +38,7 @@ class Previews:
         settings: Settings,
         workdir: Path,
         networks: Networks | None = None,
-        captions: Int[np.ndarray, "N L"] | None = None,
+        dataset: Dataset | None = None,
     ):
         """Samples nothing yet.
 
@@ -44,11 +46,12 @@ class Previews:
           settings: of the run.
           workdir: its folder.
           networks: of its complete stages, for text encoders and decoders.
-          captions: token ids of the training data's captions; None for data without them.
+          dataset: the training data, for captions; None for a run without captions.
         """
         self._settings, self._folder = settings, workdir / "previews"
         self._networks = Networks() if networks is None else networks
-        self._captions = captions
+        self._captions = None if dataset is None else dataset.tokens
+        self._texts = () if dataset is None else dataset.texts.get("caption", ())
 
     def obstacle(self, plan: StagePlan) -> str:
         """Why a stage cannot be sampled; "" where it can."""
@@ -76,14 +79,27 @@ class Previews:
         # Full rows, and a single one for each student of a sweep.
         count = min(evaluation.grid_images, _IN_ROW)
         count *= 1 if runs[1:] else evaluation.grid_images // count
-        rows = []
-        for run in runs:
-            rows += _rows(run, self._sample(run, weights, count))
-        picture = grid_image([Grid(f"{plan.name}, step {step}", rows)])
+        samples = [self._sample(run, weights, count) for run in runs]
+        picture = grid_image(self._grids(f"{plan.name}, step {step}", runs, samples))
         path = self.path(plan, step)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_png(path, picture)
         return np.asarray(picture.convert("RGB"))
+
+    def _grids(
+        self, title: str, runs: Sequence[SamplerRun], samples: Sequence[HostImages]
+    ) -> list[Grid]:
+        """All samples in one grid, or in grids of one row a run above their captions."""
+        if runs[0].plan.tokenizer is None or not self._texts:
+            rows = [row for run, images in zip(runs, samples) for row in _rows(run, images)]
+            return [Grid(title, rows)]
+        shown = caption_rows(self._settings.evaluation, len(self._texts))[: len(samples[0])]
+        grids = []
+        for part in np.array_split(np.arange(len(shown)), -(-len(shown) // _IN_ROW)):
+            rows = [row for run, images in zip(runs, samples) for row in _rows(run, images[part])]
+            texts = [printable(self._texts[int(i)]) for i in shown[part]]
+            grids.append(Grid(title, rows, texts=texts))
+        return grids
 
     def _sample(self, run: SamplerRun, weights: Weights, count: int) -> HostImages:
         """The first pictures of the noise bank."""
