@@ -87,15 +87,17 @@ def loop_calls(plan: StagePlan) -> int:
     return int(plan.objective.teacher_calls(1)) - 1 - first
 
 
+def chunk_of(plan: StagePlan, dataset: Dataset, layout: Layout) -> Chunk:
+    """The train step of one student, with streamed images."""
+    step = make_step(step_settings(plan, layout, dataset.hflip))
+    resident = not plan.objective.requires.images  # then no images are given
+    return Chunk(step, 1, resident, layout)
+
+
 def lowered(plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, mesh: Any) -> Any:
     """The program of one update of one student on a mesh of one device."""
     layout = Layout(mesh)
-    chunk = Chunk(
-        make_step(step_settings(plan, layout, dataset.hflip)),
-        1,
-        not plan.objective.requires.images,  # then no images are given
-        layout,
-    )
+    chunk = chunk_of(plan, dataset, layout)
     return chunk.lower(*arguments(plan, plans, dataset, layout))
 
 
