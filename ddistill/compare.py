@@ -17,6 +17,7 @@ import numpy as np
 from ddistill.command_line import Parser, one_line_ending
 from ddistill.data.facts import IDENTIFIED
 from ddistill.errors import ConfigError, nearest
+from ddistill.evaluation.attempts import Attempts
 from ddistill.evaluation.comparison import tables
 from ddistill.evaluation.comparison.checks import check_runs
 from ddistill.evaluation.comparison.join import Comparison, FinishedRun, Source, join_runs
@@ -31,7 +32,6 @@ from ddistill.evaluation.records.names import DISTANCES, METHODS
 from ddistill.evaluation.records.notes import warning_notes
 from ddistill.evaluation.records.rows import read_rows
 from ddistill.evaluation.records.sampler_runs import EarlierVersion, read_sampler_runs
-from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.results_md import markdown
 from ddistill.interop.sources import read_noted
 from ddistill.planning.opened import import_extensions

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from ddistill.command_line import Parser, one_line_ending
+from ddistill.evaluation.attempts import Attempts
 from ddistill.evaluation.figures.plots import score_figure
 from ddistill.evaluation.figures.tables import score_plot
 from ddistill.evaluation.records.aggregate import experiments
 from ddistill.evaluation.records.names import main_distance
 from ddistill.evaluation.records.notes import comparable_rows, fresh_rows, listed, resampled
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
-from ddistill.evaluation.report.report import Attempts
 from ddistill.evaluation.report.results_md import (
     merge_text,
     page_names,

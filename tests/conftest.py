@@ -1,5 +1,6 @@
 """Fixtures that several test files share: what compiles, and how quickly."""
 
+import ctypes
 import gc
 import os
 import sys
@@ -63,11 +64,16 @@ MOST_MEMORY = 3 * 2**30
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """After a file, drops compiled programs if the process has grown large."""
+    """After a file, drops compiled programs if the process has grown large.
+
+    glibc keeps what is freed. The process would stay large, and every file would compile anew.
+    """
     yield
     if _resident() > MOST_MEMORY:
         jax.clear_caches()
         gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
 
 def _resident() -> int:

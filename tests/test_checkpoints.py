@@ -305,6 +305,21 @@ def test_another_network_is_refused_by_name_and_left_alone(two, warnings, other,
     assert warnings == []
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_shapes_are_known_with_a_seal_and_without_one(copied, sealed):
+    """A seal notes them. Without one, after a kill, Orbax reads them from the arrays."""
+    if not sealed:
+        shutil.rmtree(copied / "digests")
+    checkpoints = Checkpoints(copied, keep=9, read_only=True)
+    found = checkpoints._saved_shapes(2)
+    checkpoints.close()
+    leaves = jax.tree_util.tree_flatten_with_path(make_state(2))[0]
+    assert sorted(found.values()) == sorted(x.shape for _, x in leaves)
+    assert found["params/student/layer/kernel"] == (3, 5)
+    with pytest.raises(CheckpointError, match=r"kernel: \(3, 5\) on disk, \(3, 6\) wanted"):
+        restored(copied, make_state(0, width=6))
+
+
 def test_another_optimiser_is_refused(two):
     params = make_state(0).params
     other = create_state(params, {"student": optax.sgd(0.1)}, (0.9, 0.99))

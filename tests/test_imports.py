@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent / "ddistill"
 
 # From the ground up. A module imports modules of its own line and of lines above it, and never in a
@@ -66,6 +68,7 @@ ORDER = (
     "evaluation.prompted",
     "evaluation.checks",
     "evaluation.trust",
+    "evaluation.attempts",
     "evaluation.report",
     "evaluation.evaluate_run",
     "evaluation.comparison",
@@ -92,6 +95,7 @@ ORDER = (
 )
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package but packages themselves, by its dotted name below `ddistill`."""
     found = {}
@@ -111,24 +115,24 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+def module_of(name: str) -> str:
+    """The module of the package that a dotted name belongs to."""
+    name = name.removeprefix("ddistill").removeprefix(".")
+    while name not in modules():
+        name = name.rpartition(".")[0]
+    return name
+
+
 @cache
 def graph() -> Mapping[str, frozenset[str]]:
     """By module, the modules of the package that it imports."""
-    known = modules()
-
-    def module_of(name: str) -> str | None:
-        name = name.removeprefix("ddistill").removeprefix(".")
-        while name not in known:
-            name = name.rpartition(".")[0]
-        return name
-
     return {
         name: frozenset(
             module
             for imported in imports(ast.parse(path.read_text(encoding="utf-8")))
             if imported.split(".")[0] == "ddistill" and (module := module_of(imported)) != name
         )
-        for name, path in known.items()
+        for name, path in modules().items()
     }
 
 
@@ -168,11 +172,32 @@ def test_no_import_is_made_for_types_alone():
     assert not [name for name, text in files.items() if "TYPE_CHECKING" in text]
 
 
+@pytest.mark.parametrize("slow", ["matplotlib", "scipy", "sklearn", "tensorflow_datasets"])
+def test_a_run_starts_without_libraries_that_are_slow_to_import(slow):
+    seen, left = set(), {"main", "experiment"}
+    while left:
+        name = left.pop()
+        seen.add(name)
+        tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+        first = {i for node in tree.body for i in imports(node) if not is_code(node)}
+        assert slow not in {i.split(".")[0] for i in first}, name
+        parents = {name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)}
+        left |= ({module_of(i) for i in first if i.split(".")[0] == "ddistill"} | parents) - seen
+
+
+def is_code(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
 def test_functions_import_no_module_of_the_package():
-    """Such imports hide circles too; programs alone make them, so that `--help` is quick."""
+    """Such imports hide circles too.
+
+    Programs make them, so that `--help` is quick, and the evaluation, so that no run waits for
+    matplotlib at its start.
+    """
     found = []
     for name, path in modules().items():
-        if name in ("", "main"):
+        if name in ("", "main", "evaluation.evaluate_run"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

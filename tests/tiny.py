@@ -1,5 +1,7 @@
 """The smallest network with everything that objectives and train steps look at."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,9 +69,14 @@ class TinyAutoencoder(nn.Module):
 
 
 def tiny_params(seed: int = 0, module: TinyNet | None = None):
-    module = module or TinyNet()
+    # Arrays of their own for each caller: train steps take over the memory of what they are given.
+    return jax.tree.map(jnp.array, _tiny_params(seed, module or TinyNet()))
+
+
+@functools.cache
+def _tiny_params(seed: int, module: TinyNet):
     inputs = jnp.zeros((1, *IMAGE)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    return module.init(jax.random.key(seed), *inputs)["params"]
+    return jax.tree.map(np.asarray, module.init(jax.random.key(seed), *inputs)["params"])
 
 
 def tiny_denoiser(seed: int = 0, prediction: str = "v", module: TinyNet | None = None) -> Denoiser:

@@ -4,6 +4,7 @@ E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 199
 copy that scikit-learn carries, so nothing is downloaded.
 """
 
+import functools
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -61,20 +62,25 @@ def load_digits(settings: DigitsSettings, split: str) -> Dataset:
     )
 
 
+@functools.cache
 def read_scans() -> tuple[np.ndarray, np.ndarray]:
     """All scans, uint8 [1797, 8, 8] with values 0..16, and their int32 digits [1797].
 
     The file of scikit-learn is read without importing scikit-learn, which takes longer than all
-    other work before the first step of a small run.
+    other work before the first step of a small run. It is read once, and the arrays are read-only.
     """
     path = _file()
     if path is None:
         from sklearn import datasets
 
         bunch = datasets.load_digits()
-        return np.asarray(bunch.images, np.uint8), np.asarray(bunch.target, np.int32)
-    table = np.loadtxt(path, delimiter=",")
-    return table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), table[:, -1].astype(np.int32)
+        levels, labels = np.asarray(bunch.images, np.uint8), np.asarray(bunch.target, np.int32)
+    else:
+        table = np.loadtxt(path, delimiter=",")
+        levels = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8)
+        labels = table[:, -1].astype(np.int32)
+    levels.flags.writeable = labels.flags.writeable = False
+    return levels, labels
 
 
 def _file() -> Path | None:

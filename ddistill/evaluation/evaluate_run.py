@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddistill import data
 from ddistill.data import Dataset
+from ddistill.evaluation.attempts import Attempts
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.diverged import without_diverged
 from ddistill.evaluation.feature_networks import FeatureChoice, choose_features
@@ -20,8 +21,6 @@ from ddistill.evaluation.reconstructions import score_reconstructions
 from ddistill.evaluation.records.names import METRICS, main_distance
 from ddistill.evaluation.records.rows import Row, read_rows, write_rows
 from ddistill.evaluation.records.sampler_runs import SCHEMA, write_sampler_runs
-from ddistill.evaluation.report.report import Attempts
-from ddistill.evaluation.report.sections import write_run_report
 from ddistill.evaluation.sampling import collect, run_digest
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.evaluation.scored import (
@@ -115,6 +114,8 @@ def evaluate_run(evaluation: Evaluation) -> list[Row]:
     _join_metrics(evaluation.plans, workdir)
     records = [record_of_run(evaluation, scorer, run) for run in runs]
     write_sampler_runs(workdir / "evaluation.json", digest, records)
+    from ddistill.evaluation.report.sections import write_run_report  # Matplotlib is slow to import
+
     write_run_report(evaluation, scorer, scored, warnings, attempt.failed)
     reporter.say(f"evaluation: done. Report: {workdir / 'report.html'}")
     return rows

@@ -21,6 +21,7 @@ from ddistill.interop.config_values import (
 )
 from ddistill.interop.leaves import Leaf, Table, params_of, table_of, tensors_of
 from ddistill.networks.autoencoder_kl import AutoencoderKL, check_autoencoder
+from ddistill.networks.weights import variable_shapes
 from ddistill.typing import JsonRecord, Options, Params
 
 KIND = "AutoencoderKL"
@@ -165,11 +166,8 @@ def leaves(net: AutoencoderKL) -> Table:
     """Every parameter of `net`, with its shape; nothing is computed."""
     net = net.clone(conv_impl="xla", attention_impl="chunked")
     side, levels = net.factor, len(net.widths)
-
-    def init() -> Params:
-        return net.init(jax.random.key(0), jnp.zeros((1, side, side, net.out_channels)))
-
-    return table_of(jax.eval_shape(init)["params"], lambda path: _leaf(path, levels))
+    image = jax.ShapeDtypeStruct((1, side, side, net.out_channels), jnp.float32)
+    return table_of(variable_shapes(net, image)["params"], lambda path: _leaf(path, levels))
 
 
 _INNER = {"shortcut": "conv_shortcut", "norm_out": "conv_norm_out"}

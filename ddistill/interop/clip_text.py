@@ -16,6 +16,7 @@ from ddistill.errors import ConfigError, check_choice, nearest
 from ddistill.interop.config_values import check_all, is_number, is_whole
 from ddistill.interop.leaves import Leaf, Table, params_of, table_of, tensors_of
 from ddistill.networks.clip_text import ACTIVATIONS, CLIPText
+from ddistill.networks.weights import variable_shapes
 from ddistill.typing import JsonRecord, Options, Params
 
 KIND = "CLIPTextModel"
@@ -125,8 +126,8 @@ def write_options(net: CLIPText) -> JsonRecord:
 @functools.lru_cache(maxsize=8)
 def leaves(net: CLIPText) -> Table:
     """Every parameter of `net`, with its shape, by names with the prefix; nothing is computed."""
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
-    return table_of(shapes["params"], _leaf)
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return table_of(variable_shapes(net, ids)["params"], _leaf)
 
 
 _TOP = {

@@ -13,6 +13,7 @@ from ddistill.interop.config_values import check_all, check_fixed, is_number, is
 from ddistill.interop.leaves import Leaf, Table, params_of, table_of
 from ddistill.networks.clip_text import ACTIVATIONS
 from ddistill.networks.clip_vision import CLIPVision, check_clip_vision
+from ddistill.networks.weights import variable_shapes
 from ddistill.typing import Options, Params
 
 PREFIX = "vision_model."
@@ -70,9 +71,8 @@ def read_vision(config: Options, where: str) -> CLIPVision:
 @functools.lru_cache(maxsize=8)
 def leaves(net: CLIPVision) -> Table:
     """Every parameter of `net` with its shape, by transformers' names; nothing is computed."""
-    image = jnp.zeros((1, net.image_size, net.image_size, 3))
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image))
-    return table_of(shapes["params"], _leaf)
+    image = jax.ShapeDtypeStruct((1, net.image_size, net.image_size, 3), jnp.float32)
+    return table_of(variable_shapes(net, image)["params"], _leaf)
 
 
 _TOP = {

@@ -10,6 +10,7 @@ from flax import traverse_util
 from ddistill import networks
 from ddistill.errors import ConfigError
 from ddistill.interop.tensors import full_precision
+from ddistill.networks.weights import variable_shapes
 from ddistill.typing import Options, Params
 
 _BLOCK = {
@@ -109,7 +110,7 @@ def _shapes(
     module = networks.build(**{**network, "conv_impl": "xla"})
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
-    tree = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), image, time)["params"]
+    tree = variable_shapes(module, image, time)["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 

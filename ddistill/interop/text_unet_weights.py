@@ -10,6 +10,7 @@ import numpy as np
 from ddistill.conditions import TextCondition
 from ddistill.interop.leaves import Leaf, Table, params_of, table_of, tensors_of
 from ddistill.networks.text_unet import TextUNet
+from ddistill.networks.weights import variable_shapes
 from ddistill.typing import Params
 
 _TOP = {
@@ -54,12 +55,8 @@ def parameter_shapes(net: TextUNet, latent_channels: int) -> Params:
         guidance=jnp.ones(1) if net.guidance_dim else None,
         added=jnp.zeros((1, net.added_dim)) if net.added_dim else None,
     )
-
-    def init() -> Params:
-        latents = jnp.zeros((1, side, side, latent_channels))
-        return net.init(jax.random.key(0), latents, jnp.zeros(1), text)
-
-    return jax.eval_shape(init)["params"]
+    latents = jax.ShapeDtypeStruct((1, side, side, latent_channels), jnp.float32)
+    return variable_shapes(net, latents, jnp.zeros(1), text)["params"]
 
 
 def _leaf(path: tuple[str, ...], levels: int, linear: bool) -> Leaf:

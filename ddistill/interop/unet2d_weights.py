@@ -8,17 +8,17 @@ import numpy as np
 
 from ddistill.interop.leaves import Leaf, Table, params_of, table_of, tensors_of
 from ddistill.networks.unet import UNet
+from ddistill.networks.weights import variable_shapes
 from ddistill.typing import Params
 
 
 def leaves(net: UNet, image_shape: tuple[int, ...]) -> Table:
     """Every parameter of `net`, with its shape; no device is asked for, which "auto" would."""
     net = net.clone(conv_impl="xla")
-    shapes = jax.eval_shape(
-        lambda: net.init(jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros(1))
-    )["params"]
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    time = jax.ShapeDtypeStruct((1,), jnp.float32)
     levels = len(net.multipliers)
-    return table_of(shapes, lambda path: _leaf(path, levels))
+    return table_of(variable_shapes(net, image, time)["params"], lambda path: _leaf(path, levels))
 
 
 _TOP = {

@@ -20,6 +20,7 @@ from ddistill.networks.dit_blocks import DiTBlock, DiTOptions, modulate, modulat
 from ddistill.networks.extras import add_extras, check_extras
 from ddistill.networks.layers import embed_class, embed_waves, sinusoidal_embedding
 from ddistill.networks.unet import DTYPES, check_at_least
+from ddistill.networks.weights import variable_shapes
 
 # Sinusoids of the time.
 FREQUENCIES = 256
@@ -236,9 +237,6 @@ def _check_call(
 def dit_shapes(net: DiT, channels: int) -> dict:
     """The shapes of the parameters of `net` for images of some channels; nothing is computed."""
     net = net.clone(attention_impl="chunked")
-
-    def init() -> dict:
-        image = jnp.zeros((1, net.patch_size, net.patch_size, channels))
-        return net.init(jax.random.key(0), image, jnp.zeros(1))  # type: ignore[return-value]
-
-    return jax.eval_shape(init)["params"]
+    image = jax.ShapeDtypeStruct((1, net.patch_size, net.patch_size, channels), jnp.float32)
+    time = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return variable_shapes(net, image, time)["params"]  # type: ignore[no-any-return]

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError
 from ddistill.networks.classifier import Classified, with_taps
+from ddistill.networks.weights import variable_shapes
 
 NAME = "efficientnet_lite0"
 SIDE = 224
@@ -219,8 +220,7 @@ def _relu6(x: Array) -> Array:
     return jnp.clip(x, 0.0, 6.0)
 
 
-@functools.cache
 def shapes() -> Mapping:
     """The parameters that `EfficientNetLite0` takes, as a tree of shapes."""
     image = jax.ShapeDtypeStruct((1, LEAST_SIDE, LEAST_SIDE, 3), np.float32)
-    return jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), image)["params"]
+    return variable_shapes(EfficientNetLite0(), image)["params"]  # type: ignore[no-any-return]

@@ -21,6 +21,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ddistill.errors import check_choice
+from ddistill.networks.weights import variable_shapes
 
 SIDE = 299
 NUM_CLASSES = 1008
@@ -327,5 +328,4 @@ def _joined(*branches: Array) -> Array:
 def shapes(taps: Sequence[str] = tuple(TAPS)) -> Mapping:
     """The parameters that `Inception(taps)` takes, as a tree of shapes."""
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)
-    module = Inception(tuple(taps))
-    return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    return variable_shapes(Inception(tuple(taps)), image)["params"]  # type: ignore[no-any-return]

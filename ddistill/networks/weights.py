@@ -1,6 +1,8 @@
 """The weights of a network: parameters and statistics."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -55,18 +57,37 @@ def variable_shapes(module: nn.Module, *inputs: PyTree) -> dict[str, PyTree]:
       module: the network.
       inputs: arguments of `module.init` after the random key, or their shapes.
     """
+    return traced_shapes(module, *inputs)[1]
+
+
+def traced_shapes(
+    module: nn.Module, *inputs: PyTree, taps: tuple[str, ...] = ()
+) -> tuple[PyTree, dict[str, PyTree]]:
+    """Shapes and dtypes of a network's output and variables. Equal networks are traced once.
+
+    Args:
+      module: the network.
+      inputs: arguments of `module.init` after the random key, or their shapes.
+      taps: feature taps that are asked for; the output then ends with them.
+    """
     leaves, tree = jax.tree.flatten(inputs)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
     # A tree of its own for each caller.
-    return jax.tree.map(lambda x: x, _variable_shapes(module, tree, shapes))
+    return jax.tree.map(lambda x: x, _traced(module, taps, tree, shapes))  # type: ignore[no-any-return]
 
 
 # Tracing takes a second; a run asks for the shapes of every stage that it starts, reads or checks.
 @functools.lru_cache(maxsize=64)
-def _variable_shapes(
-    module: nn.Module, tree: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...]
-) -> dict[str, PyTree]:
-    def init(*inputs: PyTree) -> dict[str, PyTree]:
-        return module.init(jax.random.key(0), *inputs)  # type: ignore[return-value]
+def _traced(
+    module: nn.Module,
+    taps: tuple[str, ...],
+    tree: jax.tree_util.PyTreeDef,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+) -> tuple[PyTree, dict[str, PyTree]]:
+    # Networks without feature taps have no such argument.
+    options: Mapping[str, Any] = {"taps": taps} if taps else {}
+
+    def init(*inputs: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
+        return module.init_with_output(jax.random.key(0), *inputs, **options)  # type: ignore[return-value]
 
     return jax.eval_shape(init, *jax.tree.unflatten(tree, leaves))  # type: ignore[no-any-return]

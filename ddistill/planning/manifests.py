@@ -162,7 +162,7 @@ OWNER = Schema({"digest": TEXT}, {"identity": OBJECT, "lineage": map_of(OBJECT)}
 STAGES = Schema({"format": WHOLE, "digests": map_of(TEXT, least=1)}, {"extensions": map_of(TEXT)})
 
 # checkpoints/digests/STEP.json.
-SEAL = Schema({"files": map_of(TEXT)}, {"loss": maybe(NUMBER)})
+SEAL = Schema({"files": map_of(TEXT)}, {"loss": maybe(NUMBER), "shapes": map_of(list_of(WHOLE))})
 
 _PAIR = list_of(NUMBER, 2, 2)
 _FATAL = Kind("a list of two texts and a number", lambda x: _is_row(x, TEXT, TEXT, NUMBER))

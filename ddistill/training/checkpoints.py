@@ -28,6 +28,8 @@ from ddistill.training.state import TrainState
 
 # By field of a `TrainState` and by name in it, trees of shapes.
 Part = Mapping[str, Mapping[str, PyTree]]
+# Of the arrays of a tree, by path.
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Checkpoints:
         found = {} if read_only else from_first(self._prepare)
         # Orbax's own BestN forgets the losses when a folder is opened again.
         self._losses = {int(step): loss for step, loss in found.items()}
+        self._shapes: dict[int, Shapes] = {}
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(max(1, keep), self._losses, every),
             create=not read_only,
@@ -148,6 +151,7 @@ class Checkpoints:
         """
         self.wait()
         self._losses[step] = loss
+        self._shapes[step] = _flat(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -180,7 +184,7 @@ class Checkpoints:
             if from_first(lambda one=one: self._is_damaged(one)):
                 self._set_aside(one, "its files are not the ones that were written")
                 continue
-            check_same_structure(self._saved_structure(one), abstract, self._path(one))
+            check_same_shapes(self._saved_shapes(one), abstract, self._path(one))
             found, reason = self._read(one, abstract)
             if not agree(found is None):
                 state, record = found
@@ -217,13 +221,11 @@ class Checkpoints:
         if from_first(lambda: self._is_damaged(step)):
             self._set_aside(step, "its files are not the ones that were written")
             return None
-        abstract, saved = jax.tree.map(_abstract, like), self._saved_structure(step)
+        abstract, saved = jax.tree.map(_abstract, like), self._saved_shapes(step)
         if saved is not None:
-            part = {
-                field: {name: saved.get(field, {}).get(name, {}) for name in names}
-                for field, names in like.items()
-            }
-            check_same_structure(part, abstract, self._path(step))
+            read = tuple(f"{field}/{name}/" for field, names in like.items() for name in names)
+            part = {path: shape for path, shape in saved.items() if path.startswith(read)}
+            check_same_shapes(part, abstract, self._path(step))
         args = _restore_args(abstract, partial_restore=True)
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
@@ -258,11 +260,16 @@ class Checkpoints:
             )
         return made
 
-    def _saved_structure(self, step: int) -> PyTree:
+    def _saved_shapes(self, step: int) -> Shapes | None:
         """Shapes of a checkpoint on disk, or None where they cannot be read."""
+        seal = read_object_or_none(self._seal(step), SEAL) or {}
+        if "shapes" in seal:
+            return {path: tuple(shape) for path, shape in seal["shapes"].items()}
+        # The training ended before it wrote the seal. Orbax opens every array for its shape, which
+        # takes a second or more.
         try:
             metadata = self._manager.item_metadata(step)["state"]
-            return getattr(metadata, "tree", metadata)
+            return _flat(getattr(metadata, "tree", metadata))
         except Exception:  # a damaged description; restoring will say so and move it aside
             return None
 
@@ -300,8 +307,11 @@ class Checkpoints:
             if read_object_or_none(self._seal(step), SEAL) is None:
                 # What is sealed has to outlive a power cut, and the manifest rests on it.
                 sync_tree(self._path(step))
-                content = {"loss": self._losses.get(step), "files": digests(self._path(step))}
-                write_json(self._seal(step), content)
+                files = digests(self._path(step))
+                shapes = {"shapes": self._shapes[step]} if step in self._shapes else {}
+                write_json(
+                    self._seal(step), {"loss": self._losses.get(step), "files": files, **shapes}
+                )
         for seal in self._seal(0).parent.glob("*.json"):
             if not seal.stem.isdecimal() or int(seal.stem) not in steps:
                 seal.unlink()
@@ -310,7 +320,7 @@ class Checkpoints:
         return self.folder / str(step)
 
     def _seal(self, step: int) -> Path:
-        """The file that lists the loss and the digests of a complete checkpoint."""
+        """The file that lists the loss, the digests and the shapes of a complete checkpoint."""
         return self.folder / "digests" / f"{step}.json"
 
     def _is_damaged(self, step: int) -> bool:
@@ -336,7 +346,7 @@ def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
 
 
-def _flat(tree: PyTree) -> dict[str, tuple[int, ...]]:
+def _flat(tree: PyTree) -> Shapes:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {_path_text(path): tuple(leaf.shape) for path, leaf in leaves}
 
@@ -347,17 +357,17 @@ def _path_text(path: Any) -> str:
     return "/".join(parts)
 
 
-def check_same_structure(saved: PyTree, wanted: PyTree, where: Path) -> None:
+def check_same_shapes(saved: Shapes | None, wanted: PyTree, where: Path) -> None:
     """Raises `CheckpointError` naming the first entries in which two trees of arrays differ.
 
     Args:
-      saved: tree of arrays or shapes on disk; None skips the check.
+      saved: shapes on disk; None skips the check.
       wanted: the tree that the settings ask for.
       where: the checkpoint, for the message.
     """
     if saved is None:
         return
-    a, b = _flat(saved), _flat(wanted)
+    a, b = saved, _flat(wanted)
     lines = [f"{k}: {a[k]} on disk, {b[k]} wanted" for k in sorted(a.keys() & b.keys())]
     lines = [x for x, k in zip(lines, sorted(a.keys() & b.keys())) if a[k] != b[k]]
     lines += [f"{k}: {a[k]} on disk, not wanted" for k in sorted(a.keys() - b.keys())]

@@ -12,7 +12,6 @@ is block * N float64.
 """
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 # Relative slack of comparisons of squared distances, so that rounding does not decide ties: the
 # k-th neighbour lies exactly on the ball that it defines.
@@ -145,6 +144,8 @@ def total_variation(histogram: np.ndarray, reference: np.ndarray | None = None) 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared distances [N, M] of points [N, D] and [M, D], centred near 0; exact for copies."""
     if a.shape[1] <= _EXACT_DIM:
+        from scipy.spatial.distance import cdist  # slow to import, and only needed here
+
         return cdist(a, b, "sqeuclidean")
     norms = np.einsum("nd,nd->n", a, a)[:, None] + np.einsum("nd,nd->n", b, b)
     squares = norms - 2.0 * (a @ b.T)

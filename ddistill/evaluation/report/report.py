@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from ddistill.evaluation.attempts import Attempts
 from ddistill.evaluation.figures import page
 from ddistill.evaluation.figures.animation import Animation
 from ddistill.evaluation.figures.image_grids import Grid, Strip, grid_image, strip_image, write_png
@@ -29,8 +30,6 @@ from ddistill.evaluation.figures.style import DARK, LIGHT
 from ddistill.evaluation.figures.tables import Table
 from ddistill.evaluation.records.protocol import summarise
 from ddistill.runtime.files import write_bytes, write_text
-from ddistill.runtime.interrupt import Interrupted
-from ddistill.text import one_line
 
 T = TypeVar("T")
 
@@ -132,32 +131,6 @@ class Report:
     provenance: Mapping[str, object] = field(default_factory=dict)
     notes: Sequence[str] = ()
     failed: Sequence[tuple[str, str]] = ()
-
-
-class Attempts:
-    """Makes parts of a report and records failures, so that a failure does not lose the results.
-
-    Attributes:
-      failed: heading and error of every part that failed.
-    """
-
-    def __init__(self) -> None:
-        self.failed: list[tuple[str, str]] = []
-
-    def __call__(self, title: str, make: Callable[[], T]) -> T | None:
-        """Returns the result of `make`, or None if it fails.
-
-        Raises:
-          OSError: the disk is full or not writable.
-          Interrupted: a stop was requested.
-        """
-        try:
-            return make()
-        except (OSError, Interrupted):
-            raise
-        except Exception as error:
-            self.failed.append((title, f"{type(error).__name__}: {one_line(error)}"))
-            return None
 
 
 def write_report(

@@ -1,6 +1,5 @@
 """Checks of the networks of a stage against its images, classes and optimisers."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import jax
 from flax import linen as nn
 
 from ddistill.errors import ConfigError, check_choice
+from ddistill.networks.weights import traced_shapes
 from ddistill.objectives import Objective
 from ddistill.objectives.parts import FeatureShapes
 from ddistill.optimizers import check_optimizer
@@ -31,18 +31,10 @@ class Traced:
     batch_norm: bool
 
 
-# Tracing takes a second, and the stages of a chain have equal networks.
-@functools.lru_cache(maxsize=64)
 def _trace(
     module: nn.Module, taps: tuple[str, ...], inputs: tuple[jax.ShapeDtypeStruct | None, ...]
 ) -> Traced:
-    def init(*given: jax.Array | None):
-        key = jax.random.key(0)
-        if not taps:  # networks without feature taps have no such argument
-            return module.init_with_output(key, *given)
-        return module.init_with_output(key, *given, taps=taps)
-
-    out, variables = jax.eval_shape(init, *inputs)
+    out, variables = traced_shapes(module, *inputs, taps=taps)
     features = {tap: x.shape[1:] for tap, x in out[-1].items()} if taps else {}
     first = out[0] if isinstance(out, tuple) else out
     return Traced(first.shape, features, "batch_stats" in variables)
