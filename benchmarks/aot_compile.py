@@ -31,6 +31,7 @@ from ddistill.runtime.sharding import Layout, data_mesh, make_mesh
 from ddistill.settings import StageSettings
 from ddistill.training.compiled import Chunk, step_settings
 from ddistill.training.step import make_step
+from ddistill.typing import Options
 
 # By the number of chips; a program has to use all of a topology's.
 TOPOLOGIES = {
@@ -58,6 +59,7 @@ class Case:
       remat: whether the student recomputes its blocks in the backward pass.
       quick: see above.
       blocks: blocks of a level of all networks; 0 for the config's.
+      levels: resolutions of all networks, the finest first; 0 for the config's.
     """
 
     config: str
@@ -68,6 +70,7 @@ class Case:
     remat: bool = False
     quick: bool = False
     blocks: int = 0
+    levels: int = 0
 
 
 def prepare(chip: str = "v5e") -> None:
@@ -101,9 +104,7 @@ def plans(case: Case) -> tuple[StagePlan, dict[str, StagePlan], Dataset]:
 
     def change(name: str, stage: StageSettings) -> StageSettings:
         stage = accelerated(name, stage)
-        if case.blocks and "blocks" in stage.network:
-            network = {**stage.network, "blocks": case.blocks}
-            stage = dataclasses.replace(stage, network=network)
+        stage = dataclasses.replace(stage, network=_cut(stage.network, case))
         if name != last:
             return stage
         count = case.count or stage.students.count
@@ -117,6 +118,15 @@ def plans(case: Case) -> tuple[StagePlan, dict[str, StagePlan], Dataset]:
 
     made, dataset = plan_all(settings, change)
     return made[last], made, dataset
+
+
+def _cut(network: Options, case: Case) -> Options:
+    """Options of a U-Net of the blocks and levels that a case asks for."""
+    if case.blocks and "blocks" in network:
+        network = {**network, "blocks": case.blocks}
+    if case.levels and "multipliers" in network:
+        network = {**network, "multipliers": network["multipliers"][: case.levels]}
+    return network
 
 
 def operations_of_one(case: Case) -> float:
@@ -230,6 +240,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--blocks", type=int, default=0, help="of all networks; 0: the config's")
+    parser.add_argument("--levels", type=int, default=0, help="of all networks; 0: the config's")
 
 
 def main() -> None:

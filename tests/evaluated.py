@@ -15,6 +15,7 @@ from ddistill.diffusion import Prediction
 from ddistill.evaluation import evaluate_run, sampling
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.records.rows import Row
+from ddistill.evaluation.report import sections
 from ddistill.evaluation.sampling_plan import SamplerRun, planned_runs
 from ddistill.planning.plan import StagePlan
 from ddistill.runtime.interrupt import StopRequest
@@ -68,7 +69,7 @@ class Run(NamedTuple):
             patch.setattr(sampling, "draw", counted)
             if not report:
                 page = folder / "report.html"
-                patch.setattr(evaluate_run, "write_run_report", lambda *a: page.write_text(""))
+                patch.setattr(sections, "write_run_report", lambda *a: page.write_text(""))
             rows = evaluate_run.evaluate_run(self.evaluation(folder, notes, stop, **changes))
         return rows, notes.said, drawn
 
