@@ -78,7 +78,7 @@ SIZES = {
             "multipliers": (1,),
             "blocks": 1,
             "attention": (),
-            "head_dim": 4,
+            "mid_attention": False,
             "norm_groups": 2,
         },
         narrow={"channels": 4},

@@ -68,7 +68,7 @@ def experiment(name: str, count: int, dtype: str = "") -> tuple[Settings, int]:
         options["dtype"] = dtype or ("float32" if on_cpu else "bfloat16")
         if name == "tiny":
             options |= {"channels": 4, "multipliers": (1,), "blocks": 1, "attention": ()}
-            options |= {"norm_groups": 2, "out_channels": 1}
+            options |= {"mid_attention": False, "norm_groups": 2, "out_channels": 1}
         net = recipes.network("unet", **options)
         teacher = dataclasses.replace(settings.stages["teacher"], network=net)
         settings = dataclasses.replace(settings, stages={**settings.stages, "teacher": teacher})

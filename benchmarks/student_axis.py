@@ -54,7 +54,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "digits": {"image": (8, 8, 1), "multipliers": (1, 2), "blocks": 1, "attention": (4,)},
     "32x32": {"image": (32, 32, 3), "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,)},
     # Only to try the command.
-    "tiny": {"image": (4, 4, 1), "multipliers": (1,), "blocks": 1, "attention": ()},
+    "tiny": {
+        "image": (4, 4, 1),
+        "multipliers": (1,),
+        "blocks": 1,
+        "attention": (),
+        "mid_attention": False,
+    },
 }
 # Width of teacher and students, and the batch of each student.
 SIZES = {

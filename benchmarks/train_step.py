@@ -68,6 +68,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "multipliers": (1,),
         "blocks": 1,
         "attention": (),
+        "mid_attention": False,
         "norm_groups": 2,
     },
 }

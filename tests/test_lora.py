@@ -47,7 +47,7 @@ def settings(teacher, path, model):
 def made(tmp_path_factory):
     """The folder of a pipeline, and an opened run of its students with random weights."""
     root = tmp_path_factory.mktemp("lora")
-    teacher = tiny_sd.write_folder(root / "teacher")
+    teacher = tiny_sd.write_folder(root / "teacher", tiny_sd.one_level)
     path = texted.latent_set(root, f"diffusers:{teacher}", 8)
     folder = exported.run(settings(teacher, path, read_stable_diffusion(teacher)), root)
     run = open_run(folder)
@@ -57,7 +57,7 @@ def made(tmp_path_factory):
     shutil.rmtree(plans["whole"].folder / "checkpoints")
     exported.pretend(plans["whole"], seed=1)
     params = run.networks.weights(plans["teacher"]).params
-    tensors = dict(to_tensors(tiny_sd.networks(1)[0], 4, params))
+    tensors = dict(to_tensors(tiny_sd.one_level(1)[0], 4, params))
     write_tensors(teacher / "unet" / "diffusion_pytorch_model.safetensors", tensors)
     return teacher, run
 
@@ -113,7 +113,7 @@ def test_other_formats_have_merged_kernels(made):
 
 def test_all_layers_of_a_file_have_one_rank():
     """Older releases of diffusers take the first layer's rank for the alpha of all."""
-    rng, net = np.random.default_rng(0), tiny_sd.networks(1)[0]
+    rng, net = np.random.default_rng(0), tiny_sd.one_level(1)[0]
     factors = {
         "conv_in": {"a": rng.normal(size=(3, 3, 4, 5)), "b": rng.normal(size=(5, 16))},
         "conv_out": {"a": rng.normal(size=(3, 3, 16, 2)), "b": rng.normal(size=(2, 4))},
@@ -174,7 +174,7 @@ def test_diffusers_loads_the_merged_unet(made, tmp_path, stage):
         student = network.student(k) if len(manifest["adapters"]) > 1 else network
         tensors = {
             n: torch.from_numpy(np.array(x))
-            for n, x in to_tensors(tiny_sd.networks(1)[0], 4, student.params)
+            for n, x in to_tensors(tiny_sd.one_level(1)[0], 4, student.params)
         }
         merged = diffusers.UNet2DConditionModel.from_config(pipeline.unet.config)
         if stage == "whole":  # biases and norms are no part of a LoRA file

@@ -171,7 +171,7 @@ def test_folders_end_to_end_against_torch_fidelity(tmp_path):
     metric, state = fidelity("metric_fid"), random_state()
     import torch
 
-    fake, real = pictures(35, 16, seed=1), pictures(38, 16, seed=2)
+    fake, real = pictures(23, 16, seed=1), pictures(26, 16, seed=2)
     network = extractor(("64",), state)
     theirs = [torch.tensor(torch_features(network, x)["64"]) for x in (fake, real)]
     statistics = [metric.fid_features_to_statistics(x) for x in theirs]

@@ -9,11 +9,13 @@ from flax import linen as nn
 
 from ddistill.denoiser import Denoiser
 from ddistill.diffusion import from_x0
+from ddistill.networks.convolution import traced_once
 from ddistill.objectives import Batch, LevelTables, make_level_tables
 from ddistill.objectives.states import State
 from ddistill.schedules import cosine, make_grid
 
 IMAGE = (4, 4, 1)
+LECUN = traced_once(nn.initializers.lecun_normal())
 
 
 class TinyNet(nn.Module):
@@ -30,8 +32,9 @@ class TinyNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, time, cond=None, *, train=False, taps=(), extra=None):
-        h = nn.Dense(self.width)(x)
-        h = h + nn.Dense(self.width)(jnp.stack([time / 10, jnp.sin(time)], -1))[:, None, None]
+        h = nn.Dense(self.width, kernel_init=LECUN)(x)
+        times = jnp.stack([time / 10, jnp.sin(time)], -1)
+        h = h + nn.Dense(self.width, kernel_init=LECUN)(times)[:, None, None]
         if self.num_classes:
             h = h + nn.Embed(self.num_classes + 1, self.width)(cond)[:, None, None]
         for i, name in enumerate(self.extras):
@@ -39,7 +42,7 @@ class TinyNet(nn.Module):
             embed = nn.Dense(self.width, kernel_init=nn.initializers.zeros, name=f"extra_{name}")
             h = h + embed(value)[:, None, None]
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.tanh(h))
-        out = nn.Dense(self.out_channels, name="final")(h)
+        out = nn.Dense(self.out_channels, kernel_init=LECUN, name="final")(h)
         return (out, {"last": h}) if taps else out
 
 
@@ -50,8 +53,8 @@ class TinyAutoencoder(nn.Module):
     out_channels: int = 1
 
     def setup(self):
-        self.to_moments = nn.Dense(2 * self.latent_channels)
-        self.to_pixels = nn.Dense(4 * self.out_channels)
+        self.to_moments = nn.Dense(2 * self.latent_channels, kernel_init=LECUN)
+        self.to_pixels = nn.Dense(4 * self.out_channels, kernel_init=LECUN)
 
     def __call__(self, images):
         return self.decode(self.encode(images)[..., : self.latent_channels])

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError, check_choice
-from ddistill.networks.convolution import Conv, glorot
+from ddistill.networks.convolution import Conv, glorot, traced_once
 from ddistill.networks.layers import GroupNorm
 from ddistill.typing import Features
 
@@ -25,8 +25,8 @@ Classified: TypeAlias = (
 # The tap of the feature map that classifiers pool: `[B, h, w, D]`.
 FINAL_MAP = "final_map"
 STEMS = ("small", "large")
-kaiming_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-kaiming_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+kaiming_out = traced_once(nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
+kaiming_in = traced_once(nn.initializers.variance_scaling(2.0, "fan_in", "normal"))
 
 
 class DigitsClassifier(nn.Module):

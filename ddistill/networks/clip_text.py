@@ -6,12 +6,12 @@ from jaxtyping import Array, Float, Int
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.attention import attend, heads_of
-from ddistill.networks.convolution import glorot
+from ddistill.networks.convolution import glorot, traced_once
 from ddistill.networks.transformer import layer_norm
 from ddistill.networks.unet import DTYPES, check_at_least
 
 ACTIVATIONS = ("quick_gelu", "gelu")
-_SPREAD = nn.initializers.normal(0.02)
+_SPREAD = traced_once(nn.initializers.normal(0.02))
 
 
 class CLIPText(nn.Module):

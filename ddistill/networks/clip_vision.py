@@ -6,10 +6,11 @@ from jaxtyping import Array, Float
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.clip_text import ACTIVATIONS, CLIPLayer
+from ddistill.networks.convolution import traced_once
 from ddistill.networks.transformer import layer_norm
 from ddistill.networks.unet import check_at_least
 
-_SPREAD = nn.initializers.normal(0.02)
+_SPREAD = traced_once(nn.initializers.normal(0.02))
 
 
 class CLIPVision(nn.Module):

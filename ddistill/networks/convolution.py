@@ -13,8 +13,17 @@ from jaxtyping import Array, Float
 
 from ddistill.networks.ungrouped import Pads, ungrouped_conv, xla_conv
 
+
+def traced_once(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
+    """An initialiser that is traced once for each shape.
+
+    Flax asks the initialiser of every parameter for its shape whenever a network is called.
+    """
+    return jax.jit(init, static_argnums=(1, 2))  # type: ignore[no-any-return]
+
+
 # Glorot uniform, as DDPM: variance 1 / mean(fan_in, fan_out).
-glorot = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+glorot = traced_once(nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"))
 zeros = nn.initializers.zeros_init()
 
 CONV_IMPLS = ("auto", "xla", "matmul", "ungrouped")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.attention import ATTENTION_IMPLS
-from ddistill.networks.convolution import Conv, zeros
+from ddistill.networks.convolution import Conv, traced_once, zeros
 from ddistill.networks.dit_blocks import DiTBlock, DiTOptions, modulate, modulations
 from ddistill.networks.extras import add_extras, check_extras
 from ddistill.networks.layers import embed_class, embed_waves, sinusoidal_embedding
@@ -24,7 +24,7 @@ from ddistill.networks.weights import variable_shapes
 
 # Sinusoids of the time.
 FREQUENCIES = 256
-_small = nn.initializers.normal(0.02)
+_small = traced_once(nn.initializers.normal(0.02))
 
 
 class Size(NamedTuple):

@@ -126,8 +126,11 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         # Orbax cuts every replicated array into a part for each device, which compiles a program
-        # for each shape and device at the first checkpoint. Devices of one process share a disk.
-        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+        # for each shape and device at the first checkpoint. Devices of one process share a disk. Where
+        # arrays lie is chosen when they are read, so that no file has to say where they lay.
+        arrays = ocp.type_handlers.ArrayHandler(
+            use_replica_parallel=jax.process_count() > 1, enable_write_sharding_file=False
+        )
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
@@ -265,8 +268,10 @@ class Checkpoints:
         seal = read_object_or_none(self._seal(step), SEAL) or {}
         if "shapes" in seal:
             return {path: tuple(shape) for path, shape in seal["shapes"].items()}
-        # The training ended before it wrote the seal. Orbax opens every array for its shape, which
-        # takes a second or more.
+        return self._stored_shapes(step)
+
+    def _stored_shapes(self, step: int) -> Shapes | None:
+        """As `_saved_shapes`, from the arrays. Orbax opens each of them, which takes a second."""
         try:
             metadata = self._manager.item_metadata(step)["state"]
             return _flat(getattr(metadata, "tree", metadata))
@@ -307,11 +312,9 @@ class Checkpoints:
             if read_object_or_none(self._seal(step), SEAL) is None:
                 # What is sealed has to outlive a power cut, and the manifest rests on it.
                 sync_tree(self._path(step))
-                files = digests(self._path(step))
-                shapes = {"shapes": self._shapes[step]} if step in self._shapes else {}
-                write_json(
-                    self._seal(step), {"loss": self._losses.get(step), "files": files, **shapes}
-                )
+                content = {"loss": self._losses.get(step), "files": digests(self._path(step))}
+                shapes = self._shapes.get(step) or self._stored_shapes(step)
+                write_json(self._seal(step), content | ({"shapes": shapes} if shapes else {}))
         for seal in self._seal(0).parent.glob("*.json"):
             if not seal.stem.isdecimal() or int(seal.stem) not in steps:
                 seal.unlink()

@@ -102,7 +102,7 @@ def _frame(trajectories: Sequence[Trajectory], column: float, count: int, side: 
 def _encode(frames: Sequence[Image.Image]) -> bytes:
     buffer = io.BytesIO()
     if len(frames) == 1:
-        frames[0].save(buffer, "PNG", optimize=True)
+        frames[0].save(buffer, "PNG")
         return buffer.getvalue()
     times = [_FRAME] * len(frames)
     times[0], times[-1] = _REST // 2, _REST

@@ -131,7 +131,7 @@ def thumbnails(images: np.ndarray, side: int) -> np.ndarray:
 def write_png(path: Path, image: Image.Image) -> None:
     """Writes an image as PNG; see `ddistill.runtime.files.replacing`."""
     with replacing(path) as file:
-        image.save(file, "PNG", optimize=True)
+        image.save(file, "PNG")
 
 
 def row_image(images: np.ndarray, factor: int | None = None) -> Image.Image:

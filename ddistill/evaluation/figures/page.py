@@ -316,7 +316,7 @@ def _cell(text: str, best: bool) -> str:
 
 def _image(image: Image.Image, alt: str) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     return (
         f'<img src="{_data(buffer.getvalue())}" width="{image.width}" height="{image.height}"'
         f' alt="{escape(alt)}">'
