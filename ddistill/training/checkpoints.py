@@ -126,8 +126,8 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         # Orbax cuts every replicated array into a part for each device, which compiles a program
-        # for each shape and device at the first checkpoint. Devices of one process share a disk. Where
-        # arrays lie is chosen when they are read, so that no file has to say where they lay.
+        # for each shape and device at the first checkpoint. Devices of one process share a disk.
+        # Where arrays lie is chosen when they are read, so that no file has to say where they lay.
         arrays = ocp.type_handlers.ArrayHandler(
             use_replica_parallel=jax.process_count() > 1, enable_write_sharding_file=False
         )
