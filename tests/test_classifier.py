@@ -29,7 +29,7 @@ SMALL = {
 
 def small(name, shape=(1, 8, 8, 3), **options):
     module = networks.build(name, **{**SMALL[name], **options})
-    return module, module.init(jax.random.key(0), jnp.zeros(shape))
+    return module, jax.jit(module.init)(jax.random.key(0), jnp.zeros(shape))
 
 
 def pictures(count, seed=0):
@@ -55,7 +55,7 @@ def test_released_networks_have_their_published_sizes(name, parameters, features
 @pytest.mark.parametrize("name", SMALL)
 def test_features_are_what_the_logits_are_linear_in_and_never_negative(name):
     module, variables = small(name)
-    logits, features = module.apply(variables, pictures(5))
+    logits, features = jax.jit(module.apply)(variables, pictures(5))
     assert np.all(features >= 0)
     head = variables["params"]["logits"]
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, atol=1e-5)
@@ -107,7 +107,7 @@ def train_step(layout=None):
         (),
         statistics={"student": variables["batch_stats"]},
     )
-    return make_step(s), state, StepInputs(None, tiny.tables())
+    return jax.jit(make_step(s)), state, StepInputs(None, tiny.tables())
 
 
 def test_a_step_trains_the_weights_and_moves_the_statistics():

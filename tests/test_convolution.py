@@ -36,7 +36,7 @@ def test_a_doubled_image_is_convolved_in_quarters(impl, shape):
             y = conv.apply(params, x)
             return jnp.sum(jnp.sin(y)), y
 
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
 
     expected = both(plain)
     assert expected[0][1].shape == (shape[0], 2 * shape[1], 2 * shape[2], 4)

@@ -1,6 +1,7 @@
 """The train step: accumulation, averages, randomness and compilation."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -53,14 +54,17 @@ def data(count=8):
     return batch.image, batch.label
 
 
+@functools.cache
+def after_a_step(**changes):
+    s, state, inputs = setup(**changes)
+    return jax.jit(make_step(s))(state, inputs, *data(), stream_key(0, "train"))
+
+
 @pytest.mark.parametrize("unroll", [True, False])
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_changes_nothing_but_rounding(accumulate, unroll):
-    key = stream_key(0, "train")
-    s, state, inputs = setup()
-    whole, metrics = jax.jit(make_step(s))(state, inputs, *data(), key)
-    s, state, inputs = setup(accumulate=accumulate, unroll=unroll)
-    parts, metrics_parts = jax.jit(make_step(s))(state, inputs, *data(), key)
+    whole, metrics = after_a_step()
+    parts, metrics_parts = after_a_step(accumulate=accumulate, unroll=unroll)
     chex.assert_trees_all_close(whole, parts, rtol=2e-4, atol=1e-6)
     chex.assert_trees_all_close(metrics, metrics_parts, rtol=1e-4)
 
