@@ -16,6 +16,9 @@ _CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 # Convolutions of this many channels, in and out, are faster without that library.
 _WIDE = 128
 
+# So many weights take as long to draw as their program takes to compile.
+_MANY = 10_000_000
+
 # The argument `compiler_options` of `jax.jit`: options of XLA by name.
 CompilerOptions: TypeAlias = dict[str, str | bool | int]
 
@@ -84,11 +87,18 @@ def library_options(wide: bool) -> CompilerOptions:
     return _known_options(_REDUCTIONS if wide else f"{_REDUCTIONS},{_CONVOLUTIONS}") or {}
 
 
-def initialiser_options() -> CompilerOptions | None:
-    """Options for programs that run once, such as drawing a network's first weights."""
+def initialiser_options(weights: PyTree) -> CompilerOptions | None:
+    """Options for programs that run once, such as drawing a network's first weights.
+
+    Args:
+      weights: pytree of the arrays that the program makes, or of their shapes.
+    """
     if jax.default_backend() != "cpu":
         return None
-    return {"xla_backend_optimization_level": 1}
+    # Without any optimisation a program compiles in half of the time, and draws take five times as
+    # long; the values are the same.
+    elements = sum(x.size for x in jax.tree.leaves(weights))
+    return {"xla_backend_optimization_level": 0 if elements < _MANY else 1}
 
 
 def forward_options(platform: str = "") -> CompilerOptions | None:

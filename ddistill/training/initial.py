@@ -61,7 +61,6 @@ def initial_state(
     plan: StagePlan, start: Start | None = None, layout: Layout | None = None
 ) -> TrainState:
     """The state at step 0."""
-    options = initialiser_options()
     start = start or Start()
     weights = dict(start.weights)
     for name, module in plan.modules.items():
@@ -72,6 +71,7 @@ def initial_state(
         fresh = stack(drawn) if plan.stacked else drawn[0]
         weights[name] = _completed(module, weights.get(name), fresh)
     # One program, in place of one for each shape and operation.
+    options = initialiser_options(weights)
     make = jax.jit(functools.partial(_state, plan), compiler_options=options)
     state = make(weights, _memory(plan))
     state = dataclasses.replace(
@@ -146,14 +146,14 @@ def _abstract(plan: StagePlan, name: str) -> Weights:
 def _drawn(plan: StagePlan, name: str, student_plan: StudentPlan) -> Weights:
     """The first weights of a network, or of its factors where it has a low rank."""
     key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
-    draw = _compiled_draw()
+    draw = _compiled_draw(**(initialiser_options(_abstract(plan, name)) or {}))
     return draw(plan.modules[name], _factors(plan, name), key, *_inputs(plan, name))
 
 
 @functools.cache
-def _compiled_draw() -> Callable[..., Weights]:
+def _compiled_draw(**options: str | bool | int) -> Callable[..., Weights]:
     """`_draw` as a program, which equal networks share."""
-    return jax.jit(_draw, static_argnums=(0, 1), compiler_options=initialiser_options())
+    return jax.jit(_draw, static_argnums=(0, 1), compiler_options=options)
 
 
 def _draw(module: nn.Module, factors: _Factors | None, key: RandomKey, *inputs: PyTree) -> Weights:
