@@ -96,11 +96,11 @@ def test_running_statistics_do_not_depend_on_the_batch_and_training_ones_do(name
     )
 
 
-def train_step(layout=None):
+def train_step():
     module, variables = small("resnet", num_classes=3)
     objective = make_objective({"name": "classification", "shift": 1, "cutout": 2})
     optimizers = {"student": optax.sgd(0.1)}
-    s = StepSettings(objective, {"student": module}, "eps", optimizers, layout=layout)
+    s = StepSettings(objective, {"student": module}, "eps", optimizers)
     state = create_state(
         {"student": variables["params"]},
         optimizers,

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddistill.conditions import TextCondition
 from ddistill.interop.leaves import Leaf, Table, params_of, table_of, tensors_of
 from ddistill.networks.text_unet import TextUNet
 from ddistill.networks.weights import variable_shapes
@@ -49,14 +48,10 @@ def parameter_shapes(net: TextUNet, latent_channels: int) -> Params:
     """The shapes of the parameters of `net`."""
     net = net.clone(conv_impl="xla", attention_impl="chunked")
     side = 2 ** (len(net.widths) - 1)
-    text = TextCondition(
-        states=jnp.zeros((1, 1, net.context_dim)),
-        pooled=jnp.zeros((1, 1)),
-        guidance=jnp.ones(1) if net.guidance_dim else None,
-        added=jnp.zeros((1, net.added_dim)) if net.added_dim else None,
-    )
     latents = jax.ShapeDtypeStruct((1, side, side, latent_channels), jnp.float32)
-    return variable_shapes(net, latents, jnp.zeros(1), text)["params"]
+    time = jax.ShapeDtypeStruct((1,), jnp.float32)
+    text = jax.eval_shape(net.example_condition)
+    return variable_shapes(net, latents, time, text)["params"]
 
 
 def _leaf(path: tuple[str, ...], levels: int, linear: bool) -> Leaf:

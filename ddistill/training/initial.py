@@ -67,7 +67,8 @@ def initial_state(
         whole = not plan.settings.low_rank_of(name)
         if name in weights and not (whole and _missing(module, weights[name])):
             continue
-        drawn = [_drawn(plan, name, student_plan) for student_plan in plan.students]
+        draw = _compiled_draw(**(initialiser_options(_abstract(plan, name)) or {}))
+        drawn = [_drawn(plan, name, student_plan, draw) for student_plan in plan.students]
         fresh = stack(drawn) if plan.stacked else drawn[0]
         weights[name] = _completed(module, weights.get(name), fresh)
     # One program, in place of one for each shape and operation.
@@ -143,17 +144,18 @@ def _abstract(plan: StagePlan, name: str) -> Weights:
     return Weights(found["params"], found.get("batch_stats"))
 
 
-def _drawn(plan: StagePlan, name: str, student_plan: StudentPlan) -> Weights:
+def _drawn(
+    plan: StagePlan, name: str, student_plan: StudentPlan, draw: Callable[..., Weights]
+) -> Weights:
     """The first weights of a network, or of its factors where it has a low rank."""
     key = stream_key(student_plan.seed, f"{plan.name}/init/{name}{student_plan.stream}")
-    draw = _compiled_draw(**(initialiser_options(_abstract(plan, name)) or {}))
     return draw(plan.modules[name], _factors(plan, name), key, *_inputs(plan, name))
 
 
 @functools.cache
 def _compiled_draw(**options: str | bool | int) -> Callable[..., Weights]:
     """`_draw` as a program, which equal networks share."""
-    return jax.jit(_draw, static_argnums=(0, 1), compiler_options=options)
+    return jax.jit(_draw, static_argnums=(0, 1), compiler_options=options or None)
 
 
 def _draw(module: nn.Module, factors: _Factors | None, key: RandomKey, *inputs: PyTree) -> Weights:
