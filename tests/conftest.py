@@ -23,6 +23,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 if (0, 8) <= jax.__version_info__[:2] <= (0, 10):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+# Processes that tests start keep the bytecode of the package, which takes as long to make as jax to
+# import.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 use_quick_code(os.environ)  # as main does: flags are part of what programs are cached by
 
 
