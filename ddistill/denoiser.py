@@ -7,10 +7,12 @@ prediction type. Any other callable of that form is a denoiser too (`DenoiserLik
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NotRequired, Protocol, Self, TypedDict, TypeVar, Unpack
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -236,20 +238,11 @@ class Denoiser:
         """The raw output and the features of the taps."""
         scale = input_scale(self.prediction, level, self.sigma_data)
         time = jnp.broadcast_to(level.time, z.shape[:1])
-        factors = contextlib.nullcontext()
-        if self.base is not None:
-            factors = adapting(self.base, self.params)  # type: ignore[assignment]
-        with factors:
-            result = self.apply_fn(
-                self.params if self.base is None else self.base,
-                expand(scale, z) * z,
-                time,
-                cond,
-                train=key is not None,
-                rngs=None if key is None else {"dropout": key},
-                taps=taps,
-                **self._extra_values(z.shape[0]),
-            )
+        # Only equal modules are known to compute the same: other functions are called as they are.
+        call = _traced_once if isinstance(self.apply_fn, ModuleApply) else _call
+        inputs = (expand(scale, z) * z, time, cond)
+        extra = self._extra_values(z.shape[0])
+        result = call(self.apply_fn, taps, (self.params, self.base), inputs, key, extra)
         output, features = result if taps else (result, {})
         if output.shape != z.shape:
             raise ValueError(
@@ -274,6 +267,33 @@ class Denoiser:
     def _predict(self, output: Array, z: Array, level: Level) -> Prediction:
         prediction = convert(self.prediction, output, z, level, self.sigma_data)
         return prediction if self.clip is None else clip_x0(prediction, z, level, self.clip)
+
+
+def _call(
+    apply_fn: Callable[..., PyTree],
+    taps: tuple[str, ...],
+    weights: tuple[Params, Params | None],
+    inputs: tuple[Images, PerExample, Condition | None],
+    key: RandomKey | None,
+    extra: Mapping[str, Array],
+) -> PyTree:
+    """The network's result for (parameters or factors, base) and (input, time, condition)."""
+    params, base = weights
+    factors = contextlib.nullcontext() if base is None else adapting(base, params)
+    with factors:
+        return apply_fn(
+            params if base is None else base,
+            *inputs,
+            train=key is not None,
+            rngs=None if key is None else {"dropout": key},
+            taps=taps,
+            **extra,
+        )
+
+
+# Losses call a network several times, and Python takes longer to trace it than XLA takes to inline
+# what was traced. Derivatives and batches of what was traced are made once too.
+_traced_once = functools.partial(jax.jit, static_argnums=(0, 1))(_call)
 
 
 def whole(denoiser: Denoiser) -> Denoiser:
