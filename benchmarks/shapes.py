@@ -1,7 +1,6 @@
 """The stages of a config and the arguments of their train steps as shapes: no weights, no data."""
 
 import dataclasses
-import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ddistill.conditions import Tokens
+from ddistill.config_files import load_config
 from ddistill.data import Dataset
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
@@ -41,11 +41,7 @@ _LATENTS = EncoderFacts("autoencoder_kl", "", MOMENTS, channels=4, factor=8, sca
 
 def read_settings(config: str | Path) -> Settings:
     """The settings of a config file, FILE or FILE:VARIANT."""
-    path, _, variant = str(config).partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return parse(module.get_config(*([variant] if variant else [])), Settings)
+    return parse(load_config(str(config)), Settings)
 
 
 def self_contained(config: str | Path) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -104,13 +104,25 @@ def load_config(argument: str) -> ConfigDict:
     )
 
 
+class _SourceAlone(SourceFileLoader):
+    """Loads a file without bytecode beside it.
+
+    Python takes bytecode for current where the source has the same size and was written in the
+    same second: of a config that a script changes, the settings of before would be read.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The compiled source."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load(path: str) -> ModuleType:
     # Modules beside the file, such as a method of the user's own, can be imported by it, and later
     # by the run's other programs in this process.
     folder = str(Path(path).resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
-    loader = SourceFileLoader(_MODULE, path)
+    loader = _SourceAlone(_MODULE, path)
     spec = spec_from_loader(_MODULE, loader)
     assert spec is not None
     module = module_from_spec(spec)

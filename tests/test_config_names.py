@@ -1,5 +1,7 @@
 """Which file a name of a config means."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ def test_a_file_of_the_folder_comes_before_one_in_configs_and_that_before_ours()
     assert load_config("pd_digits").seed == 1
     assert find_config("configs/pd_digits") == Path("configs/pd_digits.py")
     assert load_config("./pd_digits.py").seed == 1
+
+
+def test_a_config_is_read_anew_however_soon_it_has_changed(monkeypatch):
+    """Bytecode would be taken for that of the second file, of the same size and second."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for seed in (1, 2):
+        Path("mine.py").write_text(CONFIG % seed)
+        os.utime("mine.py", (10**9, 10**9))
+        assert load_config("mine").seed == seed
+    assert os.listdir() == ["mine.py"]
 
 
 def test_a_folder_of_the_name_hides_no_config():

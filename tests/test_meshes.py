@@ -166,6 +166,7 @@ def test_sizes_that_are_left_open_take_what_fits(mesh, students, batch, sizes):
         ({"student": 3}, {"count": 4}, ["student=3", "4 students", "a divisor of 4"]),
         ({"data": 3}, {}, ["data=3", "batch of 8"]),
         ({"model": 3}, {}, ["model=3", "batch of 8"]),
+        ({"model": 8}, {}, ["mesh: model=8 take 8 devices"]),
         ({"model": 0}, {}, ["model=0", "1 or more"]),
         ({"data": -1}, {}, ["data=-1", "0 (what fits)"]),
         ({"fsdp": "student"}, {}, ["fsdp='student'", "Did you mean 'students'?"]),

@@ -317,4 +317,5 @@ def _check_size(path: str, sizes: dict[str, int], devices: int) -> None:
 
 
 def _text(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    """The sizes that are set: 0 stands for what fits."""
+    return ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size)
