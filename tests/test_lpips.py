@@ -80,7 +80,7 @@ def _torch_distance(torch, name, weights, a, b):
 
 
 @pytest.mark.parametrize(("name", "channels"), [("alex", 3), ("vgg", 1)])
-def test_distances_are_those_of_torch(tmp_path, name, channels):
+def test_distances_are_those_of_torch(tmp_path, name, channels, compiled):
     torch = pytest.importorskip("torch")
     weights = _random_weights(name)
     state = {key: torch.tensor(value) for key, value in weights.items()}
@@ -93,7 +93,9 @@ def test_distances_are_those_of_torch(tmp_path, name, channels):
     with torch.no_grad():
         wanted = _torch_distance(torch, name, weights, a, b)
     np.testing.assert_allclose(lpips.distances(a, b, 2), wanted, rtol=1e-4)
+    before = len(compiled)
     assert lpips.distances(a, a, 2).max() == 0
+    assert len(compiled) == before
 
 
 def test_a_file_of_another_network_is_refused_in_one_line(tmp_path):

@@ -4,6 +4,7 @@ A fixed network was trained on other images, so that its features do not depend 
 the run has. Class metrics are always those of the run's classifier.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives.classification import Classifier
 from ddistill.runtime.compilation import forward_options
 from ddistill.settings import Settings
+from ddistill.typing import Images
 
 AUTO, CLASSIFIER = "auto", "classifier"
 # Data sources with pictures of things, which the fixed network was trained on.
@@ -144,6 +146,12 @@ def too_few(settings: Settings, dataset: Dataset) -> str:
     return ""
 
 
+# Weights are an argument: those inside a program take long to compile.
+@jax.jit
+def _classified(classifier: Classifier, images: Images) -> tuple[jax.Array, jax.Array]:
+    return classifier(images)
+
+
 def open_features(
     choice: FeatureChoice, classifier: Classifier | None, name: str, batch: int
 ) -> FeatureNetwork:
@@ -160,8 +168,7 @@ def open_features(
     """
     if choice.file is None:
         assert classifier is not None, "checks.check_evaluation names the classifier"
-        trained = classifier
-        apply = jax.jit(lambda images: trained(images))
+        apply = functools.partial(_classified, jax.device_put(classifier))
         return FeatureNetwork(apply, name, params_hash(classifier.weights), batch, False)
     try:
         weights = load_lite0(choice.file)

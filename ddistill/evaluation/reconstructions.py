@@ -3,6 +3,7 @@
 Written to reconstructions.json and reconstructions.png in the run's folder.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -125,30 +126,41 @@ def score_autoencoder(
     count = len(test)
     size = min(size, count)
 
-    @jax.jit
-    def of_batch(images: jax.Array, labels: jax.Array) -> Mapping[str, jax.Array]:
-        given = to_unit(images)
-        rebuilt = jnp.clip(network(given), -1.0, 1.0)
-        values = {"psnr": psnr(rebuilt, given)}
-        if classifier is not None:
-            for name, shown in (("read", rebuilt), ("images_read", given)):
-                values[name] = jnp.argmax(classifier(shown)[0], axis=-1) == labels
-        return values
-
     sums: dict[str, float] = {}
     for start in range(0, count, size):
         rows = np.arange(start, min(start + size, count))
         full = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])
-        values = of_batch(jnp.asarray(test.take(full)), jnp.asarray(test.labels[full]))
+        batch = (jnp.asarray(test.take(full)), jnp.asarray(test.labels[full]))
+        values = _of_batch(network, classifier, *batch)
         for name, value in values.items():
             total = float(np.sum(np.asarray(value, np.float64)[: len(rows)]))
             sums[name] = sums.get(name, 0.0) + total
     return Reconstructions(count, **{name: total / count for name, total in sums.items()})
 
 
+@jax.jit
+def _of_batch(
+    network: BoundAutoencoder, classifier: Classifier | None, images: jax.Array, labels: jax.Array
+) -> Mapping[str, jax.Array]:
+    """Scores of the images of a batch, `[B]` each."""
+    given = to_unit(images)
+    rebuilt = jnp.clip(network(given), -1.0, 1.0)
+    values = {"psnr": psnr(rebuilt, given)}
+    if classifier is not None:
+        for name, shown in (("read", rebuilt), ("images_read", given)):
+            values[name] = jnp.argmax(classifier(shown)[0], axis=-1) == labels
+    return values
+
+
+@jax.jit
+def _rebuilt(network: BoundAutoencoder, images: jax.Array) -> jax.Array:
+    return network(images)
+
+
 def _distance(network: BoundAutoencoder, scorer: Scorer) -> float | None:
     """The distance of the reconstructions of the scorer's test images; None for too few."""
-    rebuilt = extract(jax.jit(network.__call__), scorer.test, scorer.batch)
+    apply = functools.partial(_rebuilt, network)
+    rebuilt = extract(apply, scorer.test, scorer.batch)
     _, features = extract(scorer.apply, np.clip(rebuilt, -1, 1), scorer.batch, quantise=True)
     strata = np.asarray(scorer.test.labels) if scorer.floor_strata else None
     sampling = Sampling(scorer.count, strata, scorer.resampling)

@@ -1,5 +1,6 @@
 """The scorer of an evaluation: the features of real images, and the scores of the test images."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -222,10 +223,18 @@ def measured_accuracy(plan: StagePlan, classifier: Classifier, test: Dataset, ba
     assert isinstance(objective, Classification)
     shares = []
     for view in objective.views:
-        logits, _ = extract(jax.jit(lambda images, of=view.of: classifier(of(images))), test, batch)
+        apply = functools.partial(_logits_of_view, view.of, classifier)
+        logits = extract(apply, test, batch)
         right = np.asarray(test.labels) if view.label is None else view.label
         shares.append(float((logits.argmax(axis=1) == right).mean()))
     return float(np.mean(shares))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_of_view(
+    view: Callable[[jax.Array], jax.Array], classifier: Classifier, images: jax.Array
+) -> jax.Array:
+    return classifier(view(images))[0]
 
 
 def named_distances(scores: Mapping[str, Estimate], fixed: bool) -> dict[str, Estimate]:

@@ -6,7 +6,7 @@ running code of the file.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from ddistill.errors import ConfigError
 from ddistill.evaluation.metrics.features import extract
 from ddistill.interop.tensors import file_digest, read_tensors
+from ddistill.runtime.compilation import forward_options
 from ddistill.runtime.files import expand
 
 # Smaller images vanish in the layers of the networks.
@@ -91,8 +92,7 @@ class Lpips:
           b: images of the same shape.
           batch: images per batch.
         """
-        network = functools.partial(_distance, self.name, jax.device_put(dict(self.weights)))
-        apply = jax.jit(lambda both: network(both[..., 0, :], both[..., 1, :]))
+        apply = functools.partial(_of_pairs(), self.name, jax.device_put(dict(self.weights)))
         pairs = np.stack([np.clip(a, -1, 1), np.clip(b, -1, 1)], axis=3)
         return np.asarray(extract(apply, pairs, batch))
 
@@ -136,6 +136,19 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
             width, side = channels, 5 if name == "alex" and i == 0 else 3
         found[f"lin{i}.model.1.weight"] = (1, channels, 1, 1)
     return found
+
+
+@functools.cache
+def _of_pairs() -> Callable[..., Array]:
+    """The compiled function of a name, weights, and pairs `[B, H, W, 2, C]`.
+
+    Weights are an argument: those inside a program take long to compile.
+    """
+
+    def distance(name: str, weights: Mapping[str, Array], pairs: Array) -> Array:
+        return _distance(name, weights, pairs[..., 0, :], pairs[..., 1, :])
+
+    return jax.jit(distance, static_argnums=0, compiler_options=forward_options())
 
 
 def _distance(

@@ -173,10 +173,11 @@ def boundary_jumps(
     low, _ = level_ranges(router.partition, plan.levels)
 
     @jax.jit
-    def difference(index: Array, k: Array) -> Array:
+    def difference(router: RoutedDenoiser, index: Array, k: Array) -> Array:
         level = plan.levels.at(index)
         z = add_noise(images, noise, level)
         own, next_student = (router.student(j)(z, level, cond).x0 for j in (k, k + 1))
         return jnp.sqrt(jnp.mean(jnp.square(own - next_student)))
 
-    return [float(difference(jnp.int32(low[k + 1]), jnp.int32(k))) for k in range(len(low) - 1)]
+    pairs = [(jnp.int32(low[k + 1]), jnp.int32(k)) for k in range(len(low) - 1)]
+    return [float(difference(router, *pair)) for pair in pairs]
