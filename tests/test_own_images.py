@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import struct
 from PIL import Image
 
 from ddistill import data, recipes
@@ -175,13 +176,17 @@ def test_the_accuracy_is_the_mean_over_all_rotations():
     bright_top[:, 0] = 1.0
     test = data.Dataset("bars", bright_top, np.zeros(5, np.int32), 1, ("bars",))
 
-    def classifier(images):
+    @struct.dataclass
+    class Upright:
         """Knows upright images and those turned by 180 degrees only."""
-        upright = images[:, 0].mean((1, 2)) > 0.5
-        return jnp.stack([upright, upright * 0, ~upright, upright * 0], 1) * 1.0, images[:, 0, :, 0]
+
+        def __call__(self, images):
+            upright = images[:, 0].mean((1, 2)) > 0.5
+            logits = jnp.stack([upright, upright * 0, ~upright, upright * 0], 1) * 1.0
+            return logits, images[:, 0, :, 0]
 
     plan = SimpleNamespace(objective=make_objective({"name": "rotation"}))
-    assert measured_accuracy(plan, classifier, test, 4) == 0.5
+    assert measured_accuracy(plan, Upright(), test, 4) == 0.5
 
 
 def test_rotations_need_square_images():
