@@ -23,7 +23,7 @@ import numpy as np
 from hlo import convolution_groups, estimated_cycles, exchanges
 from jax.sharding import Mesh
 from jaxtyping import PyTree
-from shapes import accelerated, arguments, black_images, plan_all, read_settings
+from shapes import accelerated, arguments, plan_all, read_settings
 
 from ddistill.data import Dataset
 from ddistill.planning.plan import StagePlan
@@ -100,11 +100,11 @@ def tpu_mesh(sizes: tuple[int, int, int], chip: str = "v5e") -> Mesh:
 def plans(case: Case) -> tuple[StagePlan, dict[str, StagePlan], Dataset]:
     """The config's last stage, all of its stages, and black images of the data's shape."""
     settings = read_settings(case.config)
-    last, height = settings.pipeline[-1], black_images(settings).images.shape[1]
+    last = settings.pipeline[-1]
 
     def change(name: str, stage: StageSettings) -> StageSettings:
         stage = accelerated(name, stage)
-        stage = dataclasses.replace(stage, network=_cut(stage.network, case, height))
+        stage = dataclasses.replace(stage, network=_cut(stage.network, case))
         if name != last:
             return stage
         count = case.count or stage.students.count
@@ -120,17 +120,12 @@ def plans(case: Case) -> tuple[StagePlan, dict[str, StagePlan], Dataset]:
     return made[last], made, dataset
 
 
-def _cut(network: Options, case: Case, height: int) -> Options:
-    """Options of a U-Net of the blocks and levels that a case asks for, for images of a height."""
+def _cut(network: Options, case: Case) -> Options:
+    """Options of a U-Net of the blocks and levels that a case asks for."""
     if case.blocks and "blocks" in network:
         network = {**network, "blocks": case.blocks}
     if case.levels and "multipliers" in network:
-        kept = {height >> i for i in range(case.levels)}
-        network = {
-            **network,
-            "multipliers": network["multipliers"][: case.levels],
-            "attention": tuple(h for h in network["attention"] if h in kept),
-        }
+        network = {**network, "multipliers": network["multipliers"][: case.levels]}
     return network
 
 

@@ -2,7 +2,7 @@
 
 Command:   ./launch/local.sh --config=configs/shortcut_digits.py
 Hardware:  two CPU cores.
-Score:     docs/results/shortcut_digits.md, seed 3.
+Score:     docs/results/shortcut_digits.md, seeds 3, 4 and 5.
 
 The flow-matching teacher of configs/meanflow_digits.py. One student (arXiv 2410.12557) takes the
 velocity at the shortest step from it, the other one from the data; both start with its weights.

@@ -1,7 +1,7 @@
 """O2MKD's train step on CIFAR-10 for sixteen chips of a TPU v5e, compiled where there is no TPU.
 
 The config in bf16 and with a global batch of 1024, that is 256 examples for each of the four
-students. Networks have one level of one block in place of four of two, which takes a sixth of the
+students. Networks have two levels of one block in place of four of two, which take a third of the
 time to compile; docs/scaling.md has what the whole config takes.
 """
 
@@ -33,7 +33,7 @@ def program() -> dict:
         "--config=configs/o2mkd_cifar.py",
         "--mesh=4,4,1",
         "--blocks=1",
-        "--levels=1",
+        "--levels=2",
     )
     return json.loads(printed("aot_compile.py", *flags, seconds=SECONDS)[-1])
 
@@ -51,9 +51,8 @@ def test_four_students_on_sixteen_chips():
 
     # A chip holds the weights, average and moments of one student, and the teacher's weights.
     assert found["parameters"] / 4 < found["frozen"] / 3.5
-    # Not those of two: kernels of 64 channels fill half of a chip's lanes, which is a quarter more.
-    one, two = (4 * (4 * n * found["parameters"] / 4 + found["frozen"]) for n in (1, 2))
-    assert one < found["arguments"] < two
+    held = 4 * (4 * found["parameters"] / 4 + found["frozen"])
+    assert held < found["arguments"] < 1.1 * held
     assert found["memory"] < HBM
 
     # Nothing goes from one student's chips to another's.

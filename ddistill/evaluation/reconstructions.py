@@ -125,13 +125,13 @@ def score_autoencoder(
     """
     count = len(test)
     size = min(size, count)
-
+    placed = jax.device_put((network, classifier))
     sums: dict[str, float] = {}
     for start in range(0, count, size):
         rows = np.arange(start, min(start + size, count))
         full = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])
         batch = (jnp.asarray(test.take(full)), jnp.asarray(test.labels[full]))
-        values = _of_batch(network, classifier, *batch)
+        values = _of_batch(*placed, *batch)
         for name, value in values.items():
             total = float(np.sum(np.asarray(value, np.float64)[: len(rows)]))
             sums[name] = sums.get(name, 0.0) + total
@@ -159,7 +159,7 @@ def _rebuilt(network: BoundAutoencoder, images: jax.Array) -> jax.Array:
 
 def _distance(network: BoundAutoencoder, scorer: Scorer) -> float | None:
     """The distance of the reconstructions of the scorer's test images; None for too few."""
-    apply = functools.partial(_rebuilt, network)
+    apply = functools.partial(_rebuilt, jax.device_put(network))
     rebuilt = extract(apply, scorer.test, scorer.batch)
     _, features = extract(scorer.apply, np.clip(rebuilt, -1, 1), scorer.batch, quantise=True)
     strata = np.asarray(scorer.test.labels) if scorer.floor_strata else None

@@ -221,7 +221,7 @@ def measured_accuracy(plan: StagePlan, classifier: Classifier, test: Dataset, ba
     """
     objective = plan.objective
     assert isinstance(objective, Classification)
-    shares = []
+    shares, classifier = [], jax.device_put(classifier)
     for view in objective.views:
         apply = functools.partial(_logits_of_view, view.of, classifier)
         logits = extract(apply, test, batch)
