@@ -14,6 +14,6 @@ from ddistill import recipes
 def get_config(variant: str = ""):
     students = {
         **recipes.digits_consistency("cd"),
-        **recipes.digits_consistency("lcm", levels=64, loss={"level_skip": 4}),
+        **recipes.digits_consistency("lcm"),
     }
     return recipes.digits_config(recipes.digits("cd_digits", students), variant)

@@ -1,15 +1,16 @@
-"""SFDDM, PD, CFD and RCFD from one teacher on scikit-learn's 8x8 digits.
+"""Methods with a diffusion teacher, all from one teacher, on scikit-learn's 8x8 digits.
 
 Command:   ./launch/local.sh --config=configs/compare_digits.py
            python -m ddistill.compare runs/compare_digits   (more runs: more seeds)
 Hardware:  two CPU cores.
 Score:     see docs/results.md.
 
-Students of 8, 4, 2 and 1 steps, and the teacher's DDIM and DPM-Solver++ at the same numbers of
-steps. Stages are shared with the runs of configs/{sfddm,pd,cfd,rcfd}_digits.py. PD, CFD and RCFD
-have equal numbers of updates: they share the halvings down to 8 steps and continue with 400, 800
-and 800. CFD and RCFD compare images in the features of the stage "feature_classifier"; the
-stage "classifier" scores samples.
+SFDDM, PD, CFD, RCFD and RDD; SFD and SFD-v; BOOT and PID; CD, LCM, CT, iCT and ECT; DDIL with PD
+and with CD; and the teacher's DDIM and DPM-Solver++ at the same numbers of steps. Stages are shared
+with the runs of the configs of each method. PD, CFD, RCFD and RDD have equal numbers of updates:
+they share the halvings down to 8 steps and continue with 400, 800 and 800. CFD, RCFD and RDD
+compare images in the features of the stage "feature_classifier"; the stage "classifier" scores
+samples. Methods with a flow-matching teacher and class-conditional ones have other configs.
 """
 
 import dataclasses
@@ -22,9 +23,15 @@ def get_config(variant: str = ""):
         "sfddm_n8": recipes.digits_student(8, substeps=2),
         **recipes.digits_students(),
         **recipes.digits_halvings(32, 1),
-        **recipes.digits_chain("cfd"),
-        **recipes.digits_chain("rcfd"),
+        **recipes.digits_sfd(),
+        **recipes.digits_from_noise("pid"),
+        **recipes.digits_from_noise("boot"),
     }
+    for method in ("cd", "lcm", "ct", "ict", "ect"):
+        students |= recipes.digits_consistency(method)
+    students |= recipes.digits_ddil() | recipes.digits_sfd_v()
+    for method in ("rdd", "cfd", "rcfd"):
+        students |= recipes.digits_chain(method)
     settings = recipes.digits("compare_digits", students)
     evaluation = dataclasses.replace(
         settings.evaluation,

@@ -4,7 +4,8 @@
   saved    SIGKILL once the checkpoint at STEP is complete,
   writing  SIGKILL when its files are written and it is about to get its name, that is, before it
            counts,
-  sigterm  SIGTERM while train step STEP runs.
+  sigterm  SIGTERM while train step STEP runs,
+  sigkill  SIGKILL while it runs, when the checkpoints before it are complete.
 """
 
 import os
@@ -19,9 +20,12 @@ from ddistill.training import checkpoints, compiled, loop
 
 
 def arm(stage: str, step: int, how: str) -> None:
-    {"saved": _die_when_saved, "writing": _die_while_writing, "sigterm": _ask_to_stop}[how](
-        stage, step
-    )
+    if how == "saved":
+        _die_when_saved(stage, step)
+    elif how == "writing":
+        _die_while_writing(stage, step)
+    else:
+        _signal_while_training(stage, step, signal.Signals[how.upper()])
 
 
 def _is_of(folder: Path, stage: str) -> bool:
@@ -58,9 +62,14 @@ def _die_while_writing(stage: str, at: int) -> None:
     os.rename, os.replace = guard(os.rename), guard(os.replace)
 
 
-def _ask_to_stop(stage: str, at: int) -> None:
+def _signal_while_training(stage: str, at: int, number: signal.Signals) -> None:
     call, train = compiled.Chunk.__call__, loop.StageRun._train
-    current = []
+    save = checkpoints.Checkpoints.save
+    current, managers = [], []
+
+    def wrapped_save(self, *args):
+        managers.append(self._manager)
+        save(self, *args)
 
     def wrapped_train(self, *args):
         current.append(self.plan.name)
@@ -68,10 +77,14 @@ def _ask_to_stop(stage: str, at: int) -> None:
 
     def wrapped_call(self, state, *rest):
         if current[-1] == stage and int(state.step) == at - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if number == signal.SIGKILL:
+                for manager in managers:
+                    manager.wait_until_finished()
+            os.kill(os.getpid(), number)
         return call(self, state, *rest)
 
     loop.StageRun._train, compiled.Chunk.__call__ = wrapped_train, wrapped_call
+    checkpoints.Checkpoints.save = wrapped_save
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 from gaussian import GaussianDenoiser
-from runs import LateStop, Notes, differences, plans_of, saved_state, saved_steps, tiny_settings
+from killed import kill_while_training
+from runs import Notes, differences, plans_of, saved_state, saved_steps, tiny_settings
 
 from ddistill import data
 from ddistill.errors import CheckpointError, ConfigError
@@ -18,7 +19,7 @@ from ddistill.objectives import make_level_tables, make_objective
 from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.planning.lineage import cost, distillation
 from ddistill.recipes import disback, objective, smoke
-from ddistill.runtime.interrupt import Interrupted, StopRequest
+from ddistill.runtime.interrupt import StopRequest
 from ddistill.schedules import cosine
 from ddistill.settings import GridSettings, OptimizerSettings, StageSettings, StudentsSettings
 from ddistill.students import take
@@ -38,7 +39,7 @@ def settings_of(stages):
     full = tiny_settings()
     teacher = dataclasses.replace(full.stages["teacher"], steps=6)
     stages = {"teacher": teacher, **stages}
-    training = dataclasses.replace(full.training, keep=1, checkpoint_every=50, log_every=5)
+    training = dataclasses.replace(full.training, keep=1, checkpoint_every=2, log_every=5)
     return dataclasses.replace(full, stages=stages, pipeline=tuple(stages), training=training)
 
 
@@ -239,19 +240,22 @@ def test_costs_are_those_of_both_stages():
 # ------------------------------------------------------------------------------ whole stages
 
 
+def train(wanted, workdir):
+    """The stages of a run by name, trained, and what was said."""
+    plans, notes = plans_of(wanted, workdir), Notes()
+    context = RunContext(wanted, data.load(wanted.data, "train"), notes, StopRequest())
+    run_stages(list(plans.values()), context)
+    return plans, notes.said
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    """A run of all stages, of which two were stopped and resumed."""
-    wanted, workdir = settings_of(walk()), tmp_path_factory.mktemp("walk") / "run"
-    dataset = data.load(wanted.data, "train")
-    plans = plans_of(wanted, workdir)
-    context = RunContext(wanted, dataset, Notes(), StopRequest())
-    for name in plans:
-        if looks := {"path": 5, "disback_1": 3}.get(name):
-            late = dataclasses.replace(context, stop=LateStop(looks))
-            with pytest.raises(Interrupted, match="at step"):
-                run_stages(list(plans.values()), late, name)
-        run_stages(list(plans.values()), context, name)
+    """A run of all stages, of which two were killed and resumed."""
+    run = settings_of(walk()), tmp_path_factory.mktemp("walk") / "run"
+    kill_while_training("path", 7, train, *run)
+    kill_while_training("disback_1", 3, train, *run)
+    plans, said = train(*run)
+    assert any("going on from the checkpoint at step 2" in line for line in said)
     return plans
 
 
@@ -287,12 +291,10 @@ def test_kept_checkpoints_are_the_teachers_and_the_walk_goes_on_from_itself(walk
 
 
 @pytest.mark.slow
-def test_one_student_that_was_not_stopped_ends_as_a_plain_one_that_was(walked, tmp_path):
+def test_one_student_that_was_not_killed_ends_as_a_plain_one_that_was(walked, tmp_path):
     one = StudentsSettings(count=1, partition="classes")
     wanted = settings_of(walk(students=one))
-    plans = plans_of(wanted, tmp_path / "run")
-    context = RunContext(wanted, data.load(wanted.data, "train"), Notes(), StopRequest())
-    run_stages(list(plans.values()), context)
+    plans, _ = train(wanted, tmp_path / "run")
     for step in (4, 8):
         ends = [saved_state(p["path"], step) for p in (plans, walked)]
         assert not differences(*ends)

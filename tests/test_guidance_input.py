@@ -14,6 +14,7 @@ from exported import settings as run_settings
 from flax import struct
 from gaussian import GaussianDenoiser, ddim_map
 from jax import export as jax_export
+from killed import kill_while_training
 from runs import differences, saved_state
 from test_extras import guided_chain
 from test_path_stages import train
@@ -148,10 +149,12 @@ def chain_of(method="cd", **changes):
 
 
 @pytest.mark.slow
-def test_one_student_that_was_stopped_ends_as_a_plain_one_that_was_not(tmp_path):
-    straight = train(chain_of(), tmp_path / "straight")
-    one = StudentsSettings(count=1, partition="classes")
-    resumed = train(chain_of(students=one), tmp_path / "one", looks=12)
+def test_one_student_that_was_killed_ends_as_a_plain_one_that_was_not(tmp_path):
+    straight, _ = train(chain_of(), tmp_path / "straight")
+    again = chain_of(students=StudentsSettings(count=1, partition="classes")), tmp_path / "one"
+    kill_while_training("student", 19, train, *again)
+    resumed, said = train(*again)
+    assert any("going on from the checkpoint at step 17" in line for line in said)
     plain, alone = (saved_state(plans[-1], 20) for plans in (straight, resumed))
     for field in ("params", "opt_state", "ema", "targets"):
         assert not differences(getattr(plain, field), take(getattr(alone, field), 0))

@@ -19,11 +19,14 @@ def digits_consistency(method: str, **changes: Any) -> dict[str, StageSettings]:
     """A consistency model on digits, shared between experiments.
 
     Args:
-      method: as in `ddistill.recipes.consistency.consistency`.
+      method: as in `ddistill.recipes.consistency.consistency`. LCM takes steps over 4 of 64 levels,
+        the others over one of 32.
       **changes: its other arguments.
     """
-    options = {**_student(), "levels": 32, "samplers": {"renoise": (1, 2, 4)}, **changes}
-    return {method: consistency(method, **options)}
+    options = {**_student(), "levels": 32, "samplers": {"renoise": (1, 2, 4)}}
+    if method == "lcm":
+        options |= {"levels": 64, "loss": {"level_skip": 4}}
+    return {method: consistency(method, **{**options, **changes})}
 
 
 def _student() -> Options:
