@@ -68,7 +68,7 @@ def analytic_update(
 def euler_update(
     denoise: Denoise, z: Array, here: Level, there: Level, key: Array | None = None
 ) -> tuple[Array, Prediction]:
-    """`ddim_update` without its option: noise would not belong to the analytic step."""
+    """DDIM's step after an analytic first step (arXiv 2210.05475); it adds no noise."""
     return ddim_update(denoise, z, here, there, key)
 
 
