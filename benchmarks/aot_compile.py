@@ -56,7 +56,7 @@ class Case:
       count: K; 0 for the config's.
       batch: of every student; 0 for the config's.
       accumulate: parts that a batch is worked through in.
-      remat: whether the student recomputes its blocks in the backward pass.
+      remat: whether trained networks recompute their blocks in the backward pass.
       quick: see above.
       blocks: blocks of a level of all networks; 0 for the config's.
       levels: resolutions of all networks, the finest first; 0 for the config's.
@@ -113,11 +113,16 @@ def plans(case: Case) -> tuple[StagePlan, dict[str, StagePlan], Dataset]:
             students=dataclasses.replace(stage.students, count=count),
             batch_size=case.batch or stage.batch_size,
             accumulate=case.accumulate,
-            network={**stage.network, "remat": case.remat},
         )
 
     made, dataset = plan_all(settings, change)
-    return made[last], made, dataset
+    # After planning, because a stage without a network has that of its teacher.
+    modules = {
+        name: module.clone(remat=case.remat) if hasattr(module, "remat") else module
+        for name, module in made[last].modules.items()
+    }
+    plan = dataclasses.replace(made[last], modules=modules)
+    return plan, {**made, last: plan}, dataset
 
 
 def _cut(network: Options, case: Case) -> Options:
