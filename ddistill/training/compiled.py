@@ -1,8 +1,8 @@
 """The compiled train steps of a run, shared by the stages whose programs are equal.
 
-What a step computes with stands in its arguments: levels, learning rates, teacher. So the stages of
-a chain of halvings, however many steps they have and however long they train, are one program, and
-so are all students of a stage.
+Levels, learning rates and the teacher's weights are arguments of a step. The stages of a chain of
+halvings therefore share one program, whatever their numbers of levels and updates, and so do all
+students of a stage.
 """
 
 from collections import deque
