@@ -38,5 +38,6 @@ def get_config(variant: str = ""):
         teacher_samplers={"ddim": (1, 2, 4, 8, 16, 32), "dpm_solver_pp": (1, 2, 4, 8, 16)},
     )
     settings = dataclasses.replace(settings, evaluation=evaluation)
-    students_kept = ("feature_classifier", "sfddm_n4", "pd_n16", "pd_n8", "cfd_n4")
-    return recipes.digits_config(settings, variant, ("classifier", "teacher", *students_kept))
+    kept = ("classifier", "teacher", "feature_classifier", "sfddm_n4", "pd_n16", "pd_n8", "cfd_n4")
+    kept += ("rdd_n4", "sfd_n4", "pid", "boot", "cd", "ct")
+    return recipes.digits_config(settings, variant, kept)

@@ -7,7 +7,7 @@ Score:     ours: not reproduced. Paper (arXiv 2406.14548, README of its code), F
            evaluations after 200,000 updates: 3.86 / 2.15.
 Released:  RAdam 1e-4, batch 128, dropout 0.2, no augmentation, EMA 0.9999; q = 2 in eight stages of
            25,000 updates; lognormal levels, norms of errors divided by the step.
-Ours:      levels are rows of a table of 1,000 and not continuous; the constant of the pseudo-Huber
+Ours:      levels are rows of a table of 4,000 and not continuous; the constant of the pseudo-Huber
            distance is 1e-8 and not 0.
 """
 

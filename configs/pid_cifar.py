@@ -5,7 +5,8 @@ Data:      TFDS "cifar10" prepared as array_record: python -m ddistill.data.prep
 Hardware:  written for one node of GPUs or TPUs; not run to its end by us, so no hours are stated.
 Score:     ours: not reproduced. Paper (arXiv 2411.08378): its abstract states no number.
 Released:  250 levels, RAdam 2e-4, batch 512, 800,000 updates, no dropout, EMA 0.9999 among others.
-Ours:      the squared error in pixels in place of LPIPS.
+Ours:      the squared error in pixels in place of LPIPS. EDM's prediction of the network is kept,
+           where the released student's image is the output of the network itself.
 """
 
 from ddistill import recipes

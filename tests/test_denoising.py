@@ -1,5 +1,7 @@
 """Denoising and classification: weights are the published ones and draws belong to examples."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from ddistill.networks.weights import Weights
 from ddistill.objectives import make_objective
 from ddistill.objectives.classification import Classification, Classifier
 from ddistill.objectives.denoising import Denoising
+from ddistill.objectives.parts import StageFacts
 
 
 def values(objective, student, batch=None, tables=None):
@@ -124,6 +127,14 @@ def test_shift_moves_images_by_whole_pixels_and_fills_with_black():
     }
     assert len(moved) == 9
     assert tuple(np.asarray(image).ravel().tolist()) in moved
+
+
+def test_labels_that_a_network_is_not_given_are_not_dropped():
+    objective = Denoising(label_dropout=0.1, null_class=3)
+    facts = StageFacts(np.arange(9), steps=10)
+    with pytest.raises(ConfigError, match=r"label_dropout=0.1 has no effect.*conditional=False"):
+        objective.prepare(facts)
+    objective.prepare(dataclasses.replace(facts, conditional=True))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from killed import kill_while_training
 from runs import (
     STEPS,
     Notes,
-    differences,
     plans_of,
     saved_state,
     tiny_chain,
@@ -57,9 +56,6 @@ STUDENTS = {
     "progressive": StudentsSettings(count=2, partition="classes"),
 }
 
-# Methods of which one student of all classes is trained as well.
-BY_CLASS = ("cd", "catch_up", "meanflow", "scm", *STUDENTS)
-
 
 def settings_of(name, **changes):
     """A teacher, and a student of four levels by a method."""
@@ -103,23 +99,18 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_a_killed_stage_ends_as_one_that_was_not(name, folder):
-    """Also as the one student of all classes, where students can divide the classes."""
+def test_a_killed_stage_of_one_student_ends_as_a_plain_one_that_was_not(name, folder):
+    """The student of all classes is bit for bit the plain one."""
     wanted = settings_of(name)
     straight, _ = train(wanted, folder / f"{name}_straight")
-    one = name in BY_CLASS
-    students = {"students": StudentsSettings(count=1, partition="classes")} if one else {}
-    again = settings_of(name, **students), folder / f"{name}_killed"
+    one = StudentsSettings(count=1, partition="classes")
+    again = settings_of(name, students=one), folder / f"{name}_killed"
     kill_while_training("student", 25, train, *again)
-    resumed, said = train(*again)
+    killed, said = train(*again)
     assert any("going on from the checkpoint at step 17" in line for line in said)
-    ends = [saved_state(plans[-1], STEPS) for plans in (straight, resumed)]
-    if one:
-        for kind in ("params", "memory"):
-            a, b = (getattr(end, kind) for end in ends)
-            chex.assert_trees_all_equal(a, take(b, 0))
-    else:
-        assert not differences(*ends)
+    a, b = (saved_state(plans[-1], STEPS) for plans in (straight, killed))
+    for kind in ("params", "opt_state", "ema", "targets", "memory"):
+        chex.assert_trees_all_equal(getattr(a, kind), take(getattr(b, kind), 0))
     evaluation = EvaluationSettings(classifier="", samples=8, batch_size=8, full_steps=4)
     runs = planned_runs(dataclasses.replace(wanted, evaluation=evaluation), straight)
     two = {key: [1, 3] for key in ("sfd_v", "meanflow", "shortcut")}
@@ -168,6 +159,29 @@ def test_a_classifier_without_maps_is_refused(tmp_path, monkeypatch):
     full = dataclasses.replace(wanted, stages={**wanted.stages, "classifier": classifier})
     with pytest.raises(ConfigError, match="its network 'blind' has no features to tap"):
         plans_of(full, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["ct", "catch_up", "meanflow", "scm"])
+def test_guidance_of_a_teacher_that_is_not_called_is_refused(name, tmp_path):
+    wanted = settings_of(name, network={}, prediction="", guidance=2.0)
+    teacher, student = wanted.stages["teacher"], wanted.stages["student"]
+    teacher = dataclasses.replace(
+        teacher,
+        objective={**teacher.objective, "label_dropout": 0.1, "null_class": 10},
+        network={"name": "tiny", "num_classes": 10},
+        conditional=True,
+    )
+
+    def planned(**hyper):
+        own = dataclasses.replace(student, objective={**student.objective, **hyper})
+        stages = {"teacher": teacher, "student": own}
+        return plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")["student"]
+
+    from_data = {"velocity_from": "data"} if name in ("meanflow", "scm") else {}
+    with pytest.raises(ConfigError, match=f"guidance=2.0 has no effect.*'{name}' does not call"):
+        planned(**from_data)
+    if from_data:
+        assert planned(velocity_from="teacher").settings.guidance == 2.0
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "rdd"])

@@ -21,7 +21,7 @@ from ddistill.objectives.matching.generator import generate, initial_input
 from ddistill.objectives.parts import NetworkFacts, StageFacts
 from ddistill.objectives.path_slopes import path_slope, scaled, with_derivative
 from ddistill.objectives.rcm import rolled_in
-from ddistill.objectives.sampling import normal, uniform_index
+from ddistill.objectives.sampling import Law, draw_level, normal, uniform_index
 from ddistill.objectives.states import noised
 from ddistill.schedules import Level, cosine, karras, linear_path
 
@@ -178,7 +178,8 @@ def test_data_are_the_path_without_a_teacher(float64):
 @pytest.mark.parametrize("norm", ["none", "rms", "l2"])
 def test_the_gradient_is_the_normalised_tangent(norm):
     """-2 g w / numel at the output, with the learnt weight w = exp(-log variance)."""
-    objective = scm(tangent_norm=norm, learned_weight=True, tangent_floor=0.2)
+    floor = {} if norm == "none" else {"tangent_floor": 0.2}
+    objective = scm(tangent_norm=norm, learned_weight=True, **floor)
     tables, batch = tables_of(cosine(64)), tiny.batch(6)
     log_variance = 0.7
 
@@ -201,21 +202,22 @@ def test_the_gradient_is_the_normalised_tangent(norm):
     gradient, (values, metrics) = jax.jit(jax.grad(loss, has_aux=True))(zero)
     size = gradient[0].size
     weight = np.exp(-log_variance)
-    normal_ = -gradient * size / (2 * weight)
+    law = Law("lognormal", objective.log_mean, objective.log_std)
+    state = noised(batch, tables, draw_level(batch.key("level"), tables, law), batch.cond)
+    tangent = tangent_of(objective, Trig(0.3), state, tables, EXACT(state.z, state.level))[1]
+    reduce = {"rms": np.mean, "l2": np.sum}
+    normal_ = np.asarray(tangent)
+    if norm in reduce:
+        length = np.sqrt(reduce[norm](normal_**2, axis=(1, 2, 3), keepdims=True))
+        normal_ = normal_ / (length + 0.2)
+    expected = -2 * weight * normal_ / size
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     squared = np.mean(np.square(normal_), axis=(1, 2, 3))
     np.testing.assert_allclose(values, weight * squared + log_variance, rtol=1e-4)
     np.testing.assert_allclose(metrics["consistency_distance"], squared.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["log_weight"], -log_variance, rtol=1e-6)
-    reduce = {"rms": np.mean, "l2": np.sum}
-    if norm in reduce:
-        found = np.sqrt(reduce[norm](np.square(normal_), axis=(1, 2, 3)))
-        assert np.all(found < 1)  # |g| / (|g| + c)
-        # From which |g| follows, and with it the metric.
-        lengths = 0.2 * found / (1 - found)
-        count = size if norm == "l2" else 1
-        np.testing.assert_allclose(
-            metrics["tangent_rms"], np.sqrt(np.mean(lengths**2) / count), rtol=1e-3
-        )
+    rms = np.sqrt(np.mean(np.square(tangent)))
+    np.testing.assert_allclose(metrics["tangent_rms"], rms, rtol=1e-4)
 
 
 def test_the_learnt_weight_begins_at_one_and_follows_the_loss():
@@ -334,6 +336,7 @@ def test_needs_and_costs():
         ({"sigma_data": 0.0}, "sigma_data=0.0 must be above 0"),
         ({"log_std": -1.0}, "log_std=-1.0 must be above 0"),
         ({"tangent_warmup": -1}, "tangent_warmup=-1 must be a number >= 0"),
+        ({"tangent_norm": "none", "tangent_floor": 0.2}, "tangent_floor=0.2 has no effect"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(hyper, words):
@@ -356,6 +359,18 @@ def rcm(**hyper):
     usual = {"tangent_warmup": 0, "student_every": 2}
     objective = make_objective({"name": "rcm", **usual, **hyper})
     return objective.prepare(StageFacts(np.arange(17), NetworkFacts(prediction="v"), 10, 8))
+
+
+def test_its_distance_to_the_path_has_another_factor_until_the_warm_up_is_over():
+    """cos(t) sqrt(1 - r^2 sin(t)^2), by hand; sCM's is cos(t)^2 for every r."""
+    t = np.linspace(0.1, 1.5, 7)
+    for share in (0.0, 0.3, 1.0):
+        expected = np.cos(t) * np.sqrt(1 - share**2 * np.sin(t) ** 2)
+        found = rcm().first_factor(jnp.cos(t), jnp.sin(t), share)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        plain = scm().first_factor(jnp.cos(t), jnp.sin(t), share)
+        np.testing.assert_allclose(plain, np.cos(t) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(rcm().first_factor(jnp.cos(t), jnp.sin(t), 1.0), plain, rtol=1e-5)
 
 
 def test_rollouts_begin_at_noise_and_go_down():

@@ -519,6 +519,11 @@ def stage(steps, kind="flow", classes=0, **sizes):
         (meanflow(), stage(8, "eps"), "prediction='eps'.*alpha.*Allowed: flow, v, edm"),
         (meanflow(label_dropout=0.1), stage(8, "v", 10), "null class of a network with 10"),
         (meanflow(own_guidance=0.5), stage(8, "v"), "guide to a condition, but the student has"),
+        (
+            meanflow(label_dropout=0.1),
+            stage(8, "v"),
+            "label_dropout=0.1 has no effect",
+        ),
         (shortcut(), stage(12), "a grid of 12 steps.* such as 8"),
         (shortcut(), stage(8, "x0"), "prediction='x0'.*Allowed: flow, v, edm"),
         (shortcut(), stage(8, batch_size=12), "doubled_every=8, but 12 examples"),

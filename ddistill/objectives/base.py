@@ -262,6 +262,14 @@ def check_unused(objective: Objective, reason: str, *names: str) -> None:
             )
 
 
+def check_dropout(objective: Objective, facts: StageFacts) -> None:
+    """Raises `ConfigError` where conditions are to be dropped that the student does not have."""
+    if facts.steps and not facts.conditional:
+        check_unused(
+            objective, "the student has no conditions (conditional=False)", "label_dropout"
+        )
+
+
 def target_rate(auxiliary: Auxiliary, progress: Scalar) -> Scalar | float:
     """The rate of an average at a training progress."""
     return auxiliary.rate(progress) if callable(auxiliary.rate) else auxiliary.rate

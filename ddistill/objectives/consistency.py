@@ -320,7 +320,7 @@ def _nearest_row(i: Labels, n: Scalar, count: Scalar) -> Int[Array, " B"]:
 def ect_level(
     index: Int[Array, " B"], tables: LevelTables, q: float, parts: int
 ) -> Int[Array, " B"]:
-    """The level of ECT's target, `[B]`: the one at or next below the mapped noise level.
+    """The level of ECT's target, `[B]`: the one nearest to the mapped noise level, below `index`.
 
     Args:
       index: `[B]` levels in 1 .. N.
@@ -331,8 +331,9 @@ def ect_level(
     noise = _noise(tables.student)
     here = noise[index]
     wanted = here * ect_ratio(here, q, part)
-    below = jnp.searchsorted(noise, wanted, side="right") - 1
-    return jnp.clip(below, 0, index - 1).astype(jnp.int32)
+    above = jnp.clip(jnp.searchsorted(noise, wanted), 1, index)
+    nearest = above - (wanted - noise[above - 1] < noise[above] - wanted)
+    return jnp.minimum(nearest, index - 1).astype(jnp.int32)
 
 
 def ect_ratio(noise: Float[Array, " B"], q: float, part: Scalar | int) -> Float[Array, " B"]:

@@ -15,7 +15,7 @@ import numpy as np
 from ddistill.conditions import Condition, replace_where
 from ddistill.diffusion import WEIGHTS
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import check_unused
+from ddistill.objectives.base import check_dropout, check_unused
 from ddistill.objectives.distances import ERRORS, PredictionDistance
 from ddistill.objectives.distillation import Distillation
 from ddistill.objectives.inputs import Batch
@@ -111,11 +111,12 @@ class Denoising(Distillation):
         return self.label_dropout
 
     def prepare(self, facts: StageFacts) -> Self:
-        """Refuses label dropout to anything but the null class."""
+        """Refuses label dropout without conditions, and to anything but the null class."""
         known = facts.networks.num_classes
         if known and self.label_dropout and self.null_class != known:
             raise ConfigError(
                 f"objective.null_class={self.null_class}, but the null class of a network with "
                 f"{known} classes is {known}; a dropped label would be another class."
             )
+        check_dropout(self, facts)
         return super().prepare(facts)

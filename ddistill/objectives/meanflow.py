@@ -24,7 +24,7 @@ from ddistill.conditions import Condition, replace_where
 from ddistill.denoiser import NetworkDenoiser
 from ddistill.diffusion import Prediction, convert, expand, flow_time
 from ddistill.errors import ConfigError, check_choice
-from ddistill.objectives.base import check_not_negative, check_unused
+from ddistill.objectives.base import check_dropout, check_not_negative, check_unused
 from ddistill.objectives.distances import mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import Diagnostics, Networks, StageFacts
@@ -135,6 +135,7 @@ class MeanFlow(TwoTime):
                 f"{self.own_guidance} guide to a condition, but the student has none. Set "
                 "conditional=True, or leave both at 1 and 0."
             )
+        check_dropout(self, facts)
         return super().prepare(facts)
 
     def inert_hparams(self) -> tuple[str, ...]:

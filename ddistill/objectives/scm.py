@@ -29,7 +29,7 @@ from ddistill.diffusion import Prediction, expand, output_of
 from ddistill.errors import ConfigError, check_choice
 from ddistill.networks.time_weight import TimeWeight
 from ddistill.networks.weights import Weights
-from ddistill.objectives.base import Objective, check_not_negative
+from ddistill.objectives.base import Objective, check_not_negative, check_unused
 from ddistill.objectives.distances import mean_per_example
 from ddistill.objectives.inputs import Batch, LevelTables
 from ddistill.objectives.parts import (
@@ -102,6 +102,8 @@ class ContinuousConsistency(Objective):
         check_choice("objective.velocity_from", self.velocity_from, VELOCITIES)
         check_choice("objective.tangent_norm", self.tangent_norm, TANGENT_NORMS)
         check_not_negative(self, "tangent_warmup")
+        if self.tangent_norm == "none":
+            check_unused(self, "objective.tangent_norm is 'none'", "tangent_floor")
         for name in ("sigma_data", "log_std", "tangent_floor"):
             if not 0.0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"objective.{name}={getattr(self, name)} must be above 0.")
@@ -166,7 +168,12 @@ class ContinuousConsistency(Objective):
         cos, sin = (expand(x / root, state.z) for x in (level.alpha * sd, level.sigma))
         moves = cos * sd * direction.eps - sin * direction.x0
         inner = cos * sin * expand(sd / root, state.z) * state.z + sd * change
-        return -jnp.square(cos) * (sd * output - moves) - share * inner
+        return -self.first_factor(cos, sin, share) * (sd * output - moves) - share * inner
+
+    def first_factor(self, cos: Array, sin: Array, share: Array | float) -> Array:
+        """The factor of the distance to the path, cos(t)^2."""
+        del sin, share
+        return jnp.square(cos)
 
     def warmed_up(self, tables: LevelTables) -> Array | float:
         """r at this step."""

@@ -175,7 +175,7 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_latents(context, objective)
     check_classifier(context, objective)
     check_pairs(context, objective)
-    check_guidance(context)
+    check_guidance(context, objective)
     check_guided_teacher(context, objective)
     check_accumulation(context, objective)
     check_conditional(context)

@@ -172,6 +172,7 @@ def digits_scm(method: str, **changes: Any) -> dict[str, StageSettings]:
     options = {**_student(), "samplers": {"renoise": (1, 2, 4)}, **changes}
     loss = {"tangent_warmup": 400, "sigma_data": 0.75, "log_mean": 0.0, "log_std": 1.6}
     if method == "rcm":
+        # Twice the released weight beside distribution matching.
         loss |= {"student_every": 2, "consistency_weight": 100.0}
     options["loss"] = {**loss, **changes.get("loss", {})}
     return {method: scm(method, **options)}

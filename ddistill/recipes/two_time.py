@@ -29,7 +29,7 @@ _TWO_TIME: dict[str, tuple[str, Options]] = {
 }
 _SCM: dict[str, tuple[str, Options]] = {
     "scd": ("scm", {}),
-    "sct": ("scm", {"velocity_from": "data"}),
+    "sct": ("scm", {"velocity_from": "data", "log_std": 1.8}),
     "rcm": ("rcm", {}),
 }
 

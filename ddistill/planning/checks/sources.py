@@ -167,9 +167,16 @@ def check_classifier(context: StageContext, objective: Objective) -> None:
         )
 
 
-def check_guidance(context: StageContext) -> None:
-    """Raises `ConfigError` unless the teacher can be sampled with the stage's guidance."""
+def check_guidance(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` for guidance without effect, or that the teacher cannot have."""
     stage, path = context.settings, context.path
+    learns = objective.trains.kind == "denoiser"
+    if stage.guidance != 1.0 and stage.teacher and learns and not objective.teacher_calls():
+        raise ConfigError(
+            f"{path}.guidance={stage.guidance} has no effect: with these settings the objective "
+            f"'{stage.objective['name']}' does not call the teacher, and the student would not be "
+            "guided. Set guidance=1, or take an objective that learns from the teacher."
+        )
     if stage.guidance != 1.0 and stage.teacher and not stage.conditional:
         raise ConfigError(
             f"{path}.guidance={stage.guidance}, but {path}.conditional=False gives the teacher no "
