@@ -13,8 +13,8 @@ Score:     ours: not reproduced. The paper (arXiv 2410.04191) gives neither size
            with 25 steps, its teacher 13.05 (arXiv 2305.15798).
 Settings:  BK-SDM's: the errors against the data and the teacher and the features of all levels with
            weight 1, AdamW 5e-5, batch 256, 50,000 updates. Students have its Small network, which
-           starts from the teacher's layers, or half of the widths. K = 4 and the equal number of
-           updates of all students after the warm-up are our choice.
+           starts from the teacher's layers, or half of the widths. K = 4, the equal number of
+           updates of all students after the warm-up and a tenth of empty texts are our choice.
 """
 
 from ddistill import recipes

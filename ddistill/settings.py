@@ -161,7 +161,7 @@ class StageSettings:
         the teacher's type together with the teacher's network, and is "eps" otherwise.
       teacher: an earlier stage, "" for none; the student's grid indexes its levels. "STAGE@STEP" is
         a checkpoint that the stage keeps (`keep_every`), "STAGE@last" the one that it hands on.
-      guidance: scale of the teacher's classifier-free guidance; 1 for none.
+      guidance: scale of the teacher's classifier-free guidance in training; 1 for none.
       classifier: the stage of the classifier that gives an objective its features; "" for none.
       pairs: the stage that made the pairs of the objective; "" for none.
       latents: an earlier stage that trained an autoencoder; this stage is trained on its latents.
@@ -176,16 +176,14 @@ class StageSettings:
       resume: an earlier stage that this one continues: every network that both train, its optimiser
         and the averages are taken over.
       grid: the levels, see `GridSettings`.
-      optimizer: the optimiser of every network that `optimizers` does not name.
-      optimizers: optimisers by network, for objectives that train several.
-      accumulate: micro-batches over which the gradient of a step is averaged.
+      optimizer: of every network that `optimizers` does not name.
+      optimizers: by network, for objectives that train several.
+      accumulate: micro-batches over which a step's gradient is averaged.
       ema: rates of the moving averages of the weights. The first average is handed on to later
         stages and to sampling; an empty list hands on the raw weights.
-      ema_warmup: whether the rate at step s is at most (1 + s) / (10 + s), so that the averages
-        forget the initial weights early.
-      select_checkpoint: "last", or "best": of the checkpoints at every `training.checkpoint_every`
-        steps and the last one, the one with the lowest mean since the checkpoint before: of the
-        objective's `quality_metric`, or without one of the loss.
+      ema_warmup: whether the rate at step s is at most (1 + s) / (10 + s).
+      select_checkpoint: "last", or "best": the checkpoint with the lowest mean, since the one before,
+        of the objective's `quality_metric` or, without one, of the loss.
       keep_every: checkpoints at multiples of this step are made and stay on disk, so that other
         stages can name them as their teacher; 0 for none.
       conditional: whether the network is given classes or texts.
@@ -199,6 +197,7 @@ class StageSettings:
       samplers: samplers and the step counts that the students are scored with. Empty is the sampler
         that the objective asks for ("renoise" for distribution matching in several steps), else
         `evaluation.student_sampler`, on all levels of the students.
+      sample_guidance: scale of guidance in the students' samples (two calls a step); 1 for none.
       mid_levels: noise levels sigma / alpha, decreasing, between pure noise and the image, for
         samplers of one step more than it has entries; others divide the student's levels evenly.
     """
@@ -231,6 +230,7 @@ class StageSettings:
     method: str = ""
     variant: str = ""
     samplers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sample_guidance: float = 1.0
     mid_levels: tuple[float, ...] = ()
 
     @property

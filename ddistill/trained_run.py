@@ -211,8 +211,8 @@ class TrainedRun:
             for teachers and for students of any number of steps; None for the last student.
           batch_size: images per batch.
           noise: `[n, H, W, C]` standard normal floats to start from; None for noise of the seed.
-          guidance: for students with this input, and for networks that read texts. None is
-            `config.evaluation.guidance`, and no guidance for students without the input.
+          guidance: for students with this input, and for networks that read texts. None is the
+            stage's `sample_guidance`, or `config.evaluation.guidance` for teachers and the input.
           prompts: one text or several, for networks that read texts; image i is of text i modulo
             their number, which is the default of `n`.
           trajectory: whether to return the states of all steps too.

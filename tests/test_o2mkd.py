@@ -72,6 +72,27 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient():
     assert all(float(jnp.max(jnp.abs(g))) == 0.0 for g in jax.tree.leaves(gradient))
 
 
+def test_dropped_labels_are_the_null_class_of_teacher_and_student():
+    module = tiny.TinyNet(num_classes=3)
+    student, teacher = (tiny.tiny_denoiser(seed, module=module) for seed in (1, 0))
+    networks = {"teacher": teacher, "student": student}
+    batch, tables = tiny.batch(8, conditional=True), tiny.tables()
+    null = batch.replace(cond=jnp.full(8, 3))
+
+    def losses(batch, **hyper):
+        return O2MKD(**hyper).regression_loss(networks, batch, tables)[0]
+
+    dropped = losses(batch, label_dropout=1.0, null_class=3)
+    np.testing.assert_array_equal(dropped, losses(null))
+    assert np.all(np.asarray(dropped) != np.asarray(losses(batch)))
+    some = np.asarray(losses(batch, label_dropout=0.5, null_class=3))
+    are_dropped = some == np.asarray(dropped)
+    assert 0 < are_dropped.sum() < 8
+    np.testing.assert_array_equal(some[~are_dropped], np.asarray(losses(batch))[~are_dropped])
+    assert O2MKD().null_class_share is None
+    assert O2MKD(label_dropout=0.5, null_class=3).null_class_share == 0.5
+
+
 def test_the_whole_range_is_the_plain_loss():
     """K = 1 owns every level: the same draws and the same loss, bit for bit."""
     grid = make_grid(cosine(32), 8, "trailing")

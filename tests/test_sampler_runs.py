@@ -15,14 +15,20 @@ from ddistill.evaluation.report.details import commands_of
 from ddistill.evaluation.sampling_plan import planned_runs, short_runs
 from ddistill.generation import Source
 from ddistill.samplers import SAMPLERS
-from ddistill.settings import EvaluationSettings
+from ddistill.settings import EvaluationSettings, StudentsSettings
 
 
-def runs_of(tmp_path, **student):
-    """The sampler runs of a student, and those of its previews."""
+def runs_of(tmp_path, *, classes=False, **student):
+    """The sampler runs of a student, and those of its previews; of classes, both networks."""
     made = tiny()
-    changed = dataclasses.replace(made.stages["student"], init="fresh", prediction="v", **student)
-    stages = {**made.stages, "student": changed}
+    own = {"network": {"name": "tiny", "num_classes": 10}, "conditional": True} if classes else {}
+    changes = {"init": "fresh", "prediction": "v", **own, **student}
+    changed = dataclasses.replace(made.stages["student"], **changes)
+    teacher = dataclasses.replace(made.stages["teacher"], **own)
+    if classes:
+        dropout = {"label_dropout": 0.1, "null_class": 10}
+        teacher = dataclasses.replace(teacher, objective={**teacher.objective, **dropout})
+    stages = {**made.stages, "teacher": teacher, "student": changed}
     settings = dataclasses.replace(made, stages=stages)
     plans = plans_of(settings, tmp_path)
     students = [r for r in planned_runs(settings, list(plans.values())) if r.role == "student"]
@@ -42,6 +48,54 @@ def test_protocols_tell_chosen_levels_apart(tmp_path):
     chosen, _ = runs_of(tmp_path, **cd, mid_levels=(0.8,))
     assert [run.sampler_name for run in even] == ["renoise", "renoise"]
     assert [run.sampler_name for run in chosen] == ["renoise", "renoise-mid-0.8"]
+
+
+GUIDABLE = {
+    "objective": {"name": "o2mkd", "label_dropout": 0.1, "null_class": 10},
+    "classes": True,
+    "method": "o2mkd",
+    "samplers": {"ddim": (2,)},
+    "students": StudentsSettings(count=2, partition="timesteps"),
+}
+
+
+def test_students_are_guided_in_their_samples_where_the_stage_says_so(tmp_path):
+    plain, _ = runs_of(tmp_path, **GUIDABLE)
+    guided, (short,) = runs_of(tmp_path, **GUIDABLE, sample_guidance=3.0)
+    assert [(r.nfe, r.guidance, r.scale_of_guidance) for r in plain] == [(2, 1.0, None)]
+    assert [(r.nfe, r.guidance, r.scale_of_guidance) for r in guided] == [(4, 3.0, 3.0)]
+    assert short.guidance == 3.0
+    assert "guidance 3" in guided[0].label
+    assert "guidance" not in plain[0].label
+    assert plain[0].plan.digest == guided[0].plan.digest, "training is the same"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sample_guidance": -1.0}, "sample_guidance=-1.0 must be 0 or above"),
+        ({"sample_guidance": float("inf")}, "sample_guidance=inf must be 0 or above"),
+        (
+            {"sample_guidance": 2.0, "classes": False, "objective": {"name": "o2mkd"}},
+            "'student' is unconditional",
+        ),
+        (
+            {"sample_guidance": 2.0, "objective": {"name": "o2mkd"}},
+            "is not known to have been trained on the null class. Set sample_guidance=1",
+        ),
+        (
+            {
+                "sample_guidance": 2.0,
+                "students": StudentsSettings(count=2, partition="classes"),
+            },
+            "is students of some classes each",
+        ),
+        ({"sample_guidance": 2.0, "guidance": 3.0}, "would be guided twice"),
+    ],
+)
+def test_students_that_cannot_be_guided_in_their_samples(changes, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        runs_of(tmp_path, **{**GUIDABLE, **changes})
 
 
 def test_every_sampler_of_teachers_can_be_recorded():

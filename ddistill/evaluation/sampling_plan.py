@@ -9,7 +9,11 @@ from flax import linen as nn
 from ddistill.errors import ConfigError, check_choice
 from ddistill.evaluation.records.names import METHODS
 from ddistill.evaluation.records.sampler_runs import REFERENCE_TEACHER
-from ddistill.evaluation.student_samplers import check_fits, check_mid_levels
+from ddistill.evaluation.student_samplers import (
+    check_fits,
+    check_mid_levels,
+    check_sample_guidance,
+)
 from ddistill.networks.extras import EXTRAS
 from ddistill.planning.lineage import distillation
 from ddistill.planning.plan import StagePlan, StudentPlan
@@ -280,6 +284,7 @@ def _student_runs(plan: StagePlan, sampler: str) -> list[SamplerRun]:
     for name in plan.settings.samplers:
         check_choice(path, name, SAMPLERS)
     check_mid_levels(plan)
+    check_sample_guidance(plan)
     runs = []
     for k, student_plan in enumerate(
         plan.students if plan.partition is None else plan.students[:1]
@@ -310,8 +315,9 @@ def student_run(
     """The sampler run of one student; `steps` is 0 if the sampler visits all its levels."""
     s, student_plan = plan.settings, plan.students[student or 0]
     other = get_sampler(sampler).label if sampler != usual else ""
+    guided = f"guidance {s.sample_guidance:g}" if s.sample_guidance != 1.0 else ""
     swept = "" if set(s.students.sweep) <= {"grid_steps"} else student_plan.label
-    variant = ", ".join(text for text in (s.variant, swept, other) if text)
+    variant = ", ".join(text for text in (s.variant, swept, other, guided) if text)
     known = METHODS[s.method].label if s.method in METHODS else s.method
     if plan.partition is not None:
         known += f", K={s.students.count}, width {base_width(plan.module)}"
@@ -329,6 +335,7 @@ def student_run(
         series=series,
         variant=variant,
         student=student,
+        guidance=s.sample_guidance,
     )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.networks.extras import EXTRAS
+from ddistill.planning.checks.sources import check_range, not_guidable
 from ddistill.planning.plan import StagePlan
 from ddistill.samplers import get_sampler
 
@@ -47,4 +48,23 @@ def check_mid_levels(plan: StagePlan) -> None:
         raise ConfigError(
             f"{path}={mid} has no effect: config.stages.{plan.name}.samplers has no sampler of "
             f"{len(mid) + 1} steps."
+        )
+
+
+def check_sample_guidance(plan: StagePlan) -> None:
+    """Raises `ConfigError` for guidance that the students of a stage cannot be sampled with."""
+    scale, path = plan.settings.sample_guidance, f"config.stages.{plan.name}"
+    if scale == 1.0:
+        return
+    check_range(scale, f"{path}.sample_guidance")
+    if plan.settings.guidance != 1.0:
+        raise ConfigError(
+            f"{path}.sample_guidance={scale}, but the students learn from a teacher with "
+            f"guidance={plan.settings.guidance} and would be guided twice. Set one of them to 1."
+        )
+    why, remedy = not_guidable(plan)
+    if why:
+        raise ConfigError(
+            f"{path}.sample_guidance={scale}, but '{plan.name}' {why}. Set "
+            f"sample_guidance=1{remedy}."
         )

@@ -65,7 +65,7 @@ def check(exported: Exported) -> None:
         )
     if run.guidance != 1.0:
         raise ConfigError(
-            f"'{run.key}' is a teacher with guidance {run.guidance}, which the export to diffusers "
+            f"'{run.key}' is sampled with guidance {run.guidance}, which the export to diffusers "
             "does not support. Use --to=stablehlo."
         )
     told = run.plan.objective.extra_inputs

@@ -21,7 +21,7 @@ from ddistill.networks.projection import Projection
 from ddistill.networks.weights import Weights
 from ddistill.objectives.base import check_feature_shapes, filled_in
 from ddistill.objectives.distances import ERRORS, PredictionDistance
-from ddistill.objectives.distillation import Distillation
+from ddistill.objectives.label_dropout import LabelDropout
 from ddistill.objectives.parts import (
     Auxiliary,
     FeatureShapes,
@@ -36,11 +36,12 @@ from ddistill.typing import Features
 
 
 @dataclass(frozen=True)
-class O2MKD(Distillation):
+class O2MKD(LabelDropout):
     """O2MKD (arXiv 2410.04191): the teacher's output at single noise levels.
 
     With `classifier_weight` above 0 the two predicted clean images are compared in a classifier's
-    feature space too.
+    feature space too. With `label_dropout` teacher and student are given the null condition for a
+    share of the examples, so that the student can be guided (`sample_guidance` of the stage).
 
     With `feature_weight` above 0 hidden features of the two networks are compared, as in earlier
     distillation (FitNets, arXiv 1412.6550). Features of unlike widths are compared through 1x1
@@ -134,9 +135,15 @@ class O2MKD(Distillation):
         check_feature_shapes(student, teacher, advice, channels=False)
 
     def inert_hparams(self) -> tuple[str, ...]:
-        """The hyperparameters of features, where no features are compared."""
+        """The hyperparameters of features and of label dropout, where they are off."""
         features = () if self.feature_weight else ("feature_weight", "features")
-        return (*super().inert_hparams(), *features)
+        dropout = () if self.label_dropout else ("label_dropout", "null_class")
+        return (*super().inert_hparams(), *features, *dropout)
+
+    @property
+    def null_class_share(self) -> float | None:
+        """The share of dropped labels; without dropout the teacher's examples are not known."""
+        return self.label_dropout or None
 
     def teacher_calls(self, each: int = 1) -> int:
         """One, unless all distances are to the data."""

@@ -78,7 +78,7 @@ FIELDS: dict[type, dict[str, Kind]] = {
         **_all(Kind.PLANNED, "classifier"),
         **_all(Kind.CONTENT, "source"),
         **_all(Kind.NAME, "shared method variant"),
-        **_all(Kind.SCORED, "samplers mid_levels"),
+        **_all(Kind.SCORED, "samplers sample_guidance mid_levels"),
     },
     GridSettings: _all(Kind.LEARNT, "steps spacing explicit time"),
     OptimizerSettings: _all(

@@ -88,6 +88,7 @@ def o2mkd_sd15(net: Options = SD15, count: int = 4) -> Settings:
     loss: Options = {
         "name": "o2mkd",
         **{"output_weight": 1.0, "task_weight": 1.0, "feature_weight": 1.0, "features": features},
+        "label_dropout": 0.1,
     }
     adam = OptimizerSettings(name="adamw", learning_rate=5e-5, weight_decay=0.01, clip=1.0)
     common: Options = {
@@ -96,6 +97,7 @@ def o2mkd_sd15(net: Options = SD15, count: int = 4) -> Settings:
         "prediction": "eps",
         "ema": (),
         "samplers": {"ddim": (25,)},
+        "sample_guidance": 7.5,
     }
     small = o2mkd(
         count,

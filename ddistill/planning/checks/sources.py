@@ -231,7 +231,7 @@ def check_guided_teacher(context: StageContext, objective: Objective) -> None:
             f"{path}.conditional=False gives the teacher no class to be guided to, but {reason}. "
             "Set conditional=True."
         )
-    why, remedy = _not_guidable(teacher)
+    why, remedy = not_guidable(teacher)
     if why and not extra_inputs(teacher.settings.network):
         raise ConfigError(f"{path}.teacher={stage.teacher!r} {why}, but {reason}{remedy}.")
 
@@ -247,18 +247,23 @@ def check_scale(scale: float, teacher: str, path: str, plans: Mapping[str, Stage
     """
     if scale == 1.0:
         return
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ConfigError(f"{path}.guidance={scale} must be 0 or above; 1 is none.")
+    check_range(scale, f"{path}.guidance")
     if not teacher:
         raise ConfigError(f"{path}.guidance={scale} is the teacher's, and there is none.")
-    why, remedy = _not_guidable(plans[teacher])
+    why, remedy = not_guidable(plans[teacher])
     if why:
         raise ConfigError(
             f"{path}.guidance={scale}, but the teacher '{teacher}' {why}. Set guidance=1{remedy}."
         )
 
 
-def _not_guidable(theirs: StagePlan) -> tuple[str, str]:
+def check_range(scale: float, key: str) -> None:
+    """Raises `ConfigError` for a scale of guidance that is none."""
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ConfigError(f"{key}={scale} must be 0 or above; 1 is none.")
+
+
+def not_guidable(theirs: StagePlan) -> tuple[str, str]:
     """Why classifier-free guidance does not work with a stage, and the remedy; "" if it does."""
     why, remedy = "", ""
     if extra_inputs(theirs.settings.network):
