@@ -452,7 +452,7 @@ def test_pictures_that_fail_lose_no_result_and_are_named(run, done, unfinished, 
     def broken(*args):
         raise ValueError("no\npicture")
 
-    for name in ("_strip", "_grid", "_classes", "students_table"):
+    for name in ("run_strip", "_grid", "_classes", "students_table"):
         monkeypatch.setattr(sections, name, broken)
     (unfinished / "strip.png").unlink()
     rows, said, _ = run.evaluate(unfinished, report=True)
@@ -474,7 +474,7 @@ def test_a_report_that_ends_the_run_leaves_the_results(run, unfinished, monkeypa
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(sections, "write_report", broken)
-    for name in ("_strip", "_grid", "_classes", "_plot", "students_table", "_parts"):
+    for name in ("run_strip", "_grid", "_classes", "_plot", "students_table", "_parts"):
         monkeypatch.setattr(sections, name, lambda *args: None)
     (unfinished / "results.json").unlink()
     with pytest.raises(ZeroDivisionError):

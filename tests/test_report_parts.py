@@ -14,6 +14,7 @@ from ddistill.evaluation.metrics.resampling import Estimate
 from ddistill.evaluation.report import costs_table
 from ddistill.evaluation.report.memorisation import class_grids, nearest_parts, spread
 from ddistill.evaluation.report.report import Part
+from ddistill.evaluation.report.strips import in_strip
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
 from ddistill.evaluation.sampling import Samples
 from ddistill.evaluation.sampling_plan import planned_runs
@@ -121,3 +122,29 @@ def test_a_grid_of_classes_has_images_of_the_class_of_its_row(runs):
         assert len(row.images) == 2  # class 4 has two of the twelve
         own = np.clip(scored[0].samples.images[[c, c + 5]], -1, 1) * 127.5 + 128
         np.testing.assert_array_equal(row.images, np.clip(own, 0, 255).astype(np.uint8))
+
+
+def run_of(role, method, nfe, width=16):
+    plan = SimpleNamespace(settings=SimpleNamespace(variant=""))
+    return SimpleNamespace(
+        run=SimpleNamespace(role=role, method=method, nfe=nfe, plan=plan, width=width, students=1)
+    )
+
+
+def test_the_strip_has_every_method_and_the_teacher_first():
+    methods = [f"m{i}" for i in range(15)]
+    scored = [run_of("reference_teacher", "ddim", 256)]
+    for nfe in (4, 2, 1):
+        scored += [run_of("teacher", "ddim", nfe)]
+        scored += [
+            run_of("student", method, nfe) for method in methods if (method, nfe) != ("m0", 4)
+        ]
+    shown = in_strip(scored)
+    assert shown[0] is scored[0].run
+    assert [run.method for run in shown[1:] if run.role == "student"] == [*methods[1:], "m0"]
+    assert {run.nfe for run in shown[1:]} == {4, 2}
+    # With few methods there is room for all.
+    few = [s for s in scored if s.run.method in ("ddim", "m1", "m2")]
+    assert in_strip(few) == [s.run for s in few]
+    # Two widths of a method are two.
+    assert len(in_strip([*scored, run_of("student", "m1", 1, width=8)])) == 17

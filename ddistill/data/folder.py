@@ -143,8 +143,9 @@ def describe_folder(settings: FolderSettings) -> str:
     except DataError as error:
         test = f"0 test images ({error})" if settings.test_fraction else "0 test images"
     left_out = "; ".join(found.left_out())
+    classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else "no classes"
     return (
-        f"folder {root}: {len(train.files)} training and {test}, {len(train.classes)} classes"
+        f"folder {root}: {len(train.files)} training and {test}, {classes}"
         f"{f', not read: {left_out}' if left_out else ''}"
     )
 

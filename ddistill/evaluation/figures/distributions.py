@@ -46,7 +46,9 @@ def distributions_figure(subplots: Sequence[Distributions], theme: Theme = LIGHT
     """
     if not subplots:
         raise ValueError("No distributions to draw.")
-    rows = -(-len(subplots[0].lines) // 3)
+    labels = [wrapped(line.label) for line in subplots[0].lines]
+    tallest = max(label.count("\n") + 1 for label in labels)
+    rows = -(-len(labels) // 3) * tallest
     height = 3.3 + 0.26 * rows
     with styled(theme):
         figure = new_figure(9.2, height, theme)

@@ -165,11 +165,11 @@ def animation(block: Animation) -> str:
 
 def figure(title: str, caption: str, light: bytes, dark: bytes, alt: str) -> str:
     """A plot in two themes."""
-    body = (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-        f'<img src="{_data(light)}" alt="{escape(alt)}"></picture></figure>'
+    pictures = "".join(
+        f'<img class="{theme}" src="{_data(png)}" alt="{escape(alt)}">'
+        for theme, png in (("light", light), ("dark", dark))
     )
-    return _section(title, caption, body)
+    return _section(title, caption, f"<figure>{pictures}</figure>")
 
 
 def table(block: Table) -> str:

@@ -48,7 +48,10 @@ section { margin: 0 0 18px; padding: 22px 24px; border: 1px solid var(--rule);
 .levels { display: flex; color: var(--muted); font-size: 12.5px; text-align: center;
   font-variant-numeric: tabular-nums; }
 .rows .label.head { color: var(--muted); font-size: 12.5px; }
-figure { margin: 0; } figure img { display: block; width: 100%; max-width: 1040px; height: auto; }
+figure { margin: 0; } figure img { width: 100%; max-width: 1040px; height: auto; }
+figure .light { display: block; } figure .dark { display: none; }
+@media screen and (prefers-color-scheme: dark) { figure .light { display: none; }
+  figure .dark { display: block; } }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 7px; text-align: right; white-space: nowrap;
@@ -64,11 +67,18 @@ tr.more td:first-child { color: transparent; }
 tr.more:hover td:first-child { color: inherit; }
 tr.real td { color: var(--muted); font-style: italic; }
 td b { font-weight: 700; } .pm { color: var(--muted); font-size: 12px; }
+td .pm { display: block; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px;
   margin: 8px 0 0; font-size: 14px; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 dd code { font-size: 13px; }
 summary { cursor: pointer; } summary h2 { display: inline; }
+.animation { display: grid; grid-template-columns: max-content max-content; gap: 0 16px;
+  width: max-content; }
+.animation .label { display: flex; align-items: center; justify-content: flex-end;
+  max-width: 240px; text-align: right; font-size: 14.5px; line-height: 1.3; }
+.animation picture { grid-column: 2; }
+.animation img { display: block; image-rendering: pixelated; }
 @media (max-width: 640px) { main { padding: 24px 10px 40px; } section { padding: 16px 14px; }
   h1 { font-size: 27px; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
   .rows .label { min-width: 0; max-width: 110px; font-size: 12.5px; } .rows { gap: 0 8px; }
@@ -78,12 +88,6 @@ summary { cursor: pointer; } summary h2 { display: inline; }
 a { color: var(--accent); text-decoration-thickness: 1px; text-underline-offset: 2px; }
 mark { padding: 0 4px; border-radius: 4px; background: var(--tint); color: inherit;
   box-shadow: inset 0 0 0 1px var(--accent); }
-.animation { display: grid; grid-template-columns: max-content max-content; gap: 0 16px;
-  width: max-content; }
-.animation .label { display: flex; align-items: center; justify-content: flex-end;
-  max-width: 240px; text-align: right; font-size: 14.5px; line-height: 1.3; }
-.animation picture { grid-column: 2; }
-.animation img { display: block; image-rendering: pixelated; }
 h3 { margin: 14px 0 2px; font-size: 15px; }
 ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
 @page { size: A4; margin: 13mm; }
@@ -93,6 +97,7 @@ ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; }
   h1 { font-size: 22pt; } h2 { font-size: 13pt; break-after: avoid; }
+  h3 { break-after: avoid; }
   .contents, .screen { display: none; }
   section { padding: 10px 12px; border-radius: 6px; break-inside: avoid; }
   section.long { break-inside: auto; }
@@ -108,6 +113,7 @@ ul.files { margin: 6px 0 0; padding-left: 20px; font-size: 14px; }
   .texts { font-size: 8pt; } .texts span { flex: 0 1 auto; min-width: 0; }
   table { font-size: 7.2pt; } th { font-size: 7pt; }
   th, td { padding: 3px; white-space: normal; overflow-wrap: anywhere; }
+  th { overflow-wrap: break-word; }
   th:first-child, td:first-child { position: static; min-width: 24mm; }
   tr.more td:first-child { color: inherit; }
   .pm { display: block; font-size: 6.4pt; white-space: nowrap; }

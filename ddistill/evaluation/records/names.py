@@ -253,7 +253,7 @@ METRICS: dict[str, Metric] = {
         sampled=True,
         column=False,
         meaning="Share of pairs (sample, test image) in which the sample is closer to its nearest "
-        "training image in features: 0.5 as for unseen images, near 1 for copies.",
+        "training image in features, or in pixels: 0.5 as for unseen images, near 1 for copies.",
     ),
     "digit_word": Metric(
         "digit word obeyed",
@@ -322,7 +322,7 @@ def register_method(name: str, label: str, role: str = "student") -> None:
 
 
 def register_metric(
-    name: str, label: str, better: str = "", form: str = ".3g", meaning: str = ""
+    name: str, label: str, meaning: str, better: str = "", form: str = ".3g"
 ) -> None:
     """Adds a metric; arguments are the attributes of `Metric`.
 

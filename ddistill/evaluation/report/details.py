@@ -27,9 +27,12 @@ def meanings(scorer: Scorer | None, scored: Sequence[ScoredRun]) -> list[tuple[s
         measured |= set(scorer.floor) | {"accuracy"}
     better = {"lower": " Lower is better.", "higher": " Higher is better.", "": ""}
     return [
-        (metric.label, metric.meaning + better[metric.better])
-        for name, metric in METRICS.items()
-        if name in measured and metric.meaning
+        ("NFE", "Network evaluations per image. Guidance calls the network twice in a step."),
+        *(
+            (metric.label, metric.meaning + better[metric.better])
+            for name, metric in METRICS.items()
+            if name in measured
+        ),
     ]
 
 

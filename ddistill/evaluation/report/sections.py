@@ -10,7 +10,7 @@ import numpy as np
 from ddistill.data import Dataset
 from ddistill.evaluation.context import Evaluation
 from ddistill.evaluation.figures.animation import animate
-from ddistill.evaluation.figures.image_grids import Grid, ImageRow, Strip, Trajectory
+from ddistill.evaluation.figures.image_grids import Grid, ImageRow, Strip
 from ddistill.evaluation.figures.plots import ClassChart, Curve, ScorePlot
 from ddistill.evaluation.figures.tables import Table, line_of, number, range_of, stat_text
 from ddistill.evaluation.metrics.precision_recall import class_histogram
@@ -38,11 +38,11 @@ from ddistill.evaluation.report.report import (
     Report,
     write_report,
 )
+from ddistill.evaluation.report.strips import run_strip
 from ddistill.evaluation.report.students_table import students_table
 from ddistill.evaluation.report.teacher_parts import consistency_parts, interpolation_parts
 from ddistill.evaluation.report.texts_parts import prompt_parts, protocol_parts, word_parts
-from ddistill.evaluation.sampling import conditions, picture_source
-from ddistill.evaluation.sampling_plan import SamplerRun
+from ddistill.evaluation.sampling import conditions
 from ddistill.evaluation.scored import ScoredRun, comparable, protocol_of
 from ddistill.evaluation.scorer import Scorer
 from ddistill.parsing import to_plain
@@ -63,9 +63,6 @@ _COLUMNS = (
 )
 # Metrics with intervals; intervals of all metrics would make the table too wide to read.
 _WITH_INTERVAL = ("fd_infinity", "fd", "precision", "recall")
-
-# Samplers in the strips, and rows of all samples together.
-STRIPS, STRIP_ROWS = 12, 24
 
 
 def write_run_report(
@@ -93,7 +90,7 @@ def write_run_report(
     students = attempt("Students", lambda: students_table(plans, networks, dataset, e))
     samples = attempt("Samples", lambda: [_grid(evaluation, scored)])
     diagnostics = attempt("Diagnostics", lambda: diagnostic_grids(plans, networks, e))
-    strip = attempt("From noise to image", lambda: _strip(evaluation, scored))
+    strip = attempt("From noise to image", lambda: run_strip(evaluation, scored))
     curves = attempt("Training", lambda: _curves(plans))
     plot = classes = None
     if scorer:
@@ -343,24 +340,6 @@ def _cells(scores: Mapping[str, Estimate], names: Sequence[str]) -> list[str]:
         stat_text(c, _stat(scores[c]), _plain_name(c) in _WITH_INTERVAL) if c in scores else ""
         for c in names
     ]
-
-
-def _strip(evaluation: Evaluation, scored: Sequence[ScoredRun]) -> Strip:
-    """The runs that a reader compares; fewer samples for more runs."""
-    runs = [s.run for s in comparable(scored)][:STRIPS]
-    shown = max(2, STRIP_ROWS // len(runs))
-    return Strip(
-        "From noise to image",
-        [_trajectory(evaluation, run, shown) for run in runs],
-        caption="The state after each step; a column has one noise level.",
-    )
-
-
-def _trajectory(evaluation: Evaluation, run: SamplerRun, shown: int) -> Trajectory:
-    count = evaluation.settings.evaluation.strip_images
-    frames = picture_source(run, evaluation)(range(count), trajectory=True)
-    levels = [float(i) for i in run.grid[::-1]]
-    return Trajectory(run.label, frames[:, :shown], levels)
 
 
 def _classes(dataset: Dataset, scorer: Scorer, scored: Sequence[ScoredRun]) -> ClassChart:

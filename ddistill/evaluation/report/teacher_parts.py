@@ -81,14 +81,17 @@ def _difference(scored: Sequence[ScoredRun]) -> Grid:
     students = [gap for s, gap in zip(others, gaps) if s.run.role == "student"]
     factor = amplification(students or gaps)
     rows = [ImageRow(reference.run.label, teacher)]
+    times = f"amplified {factor} times" if factor > 1 else "not amplified"
+    end = f"1/{factor}" if factor > 1 else "the whole"
+    more = " or more" if factor > 1 else ""
     for s, gap in zip(others, gaps):
         note = f"PSNR {number(PSNR, s.scores[PSNR].value)} dB" if PSNR in s.scores else ""
         rows.append(ImageRow(f"{s.run.label}, minus teacher", _grey(gap, factor), note))
     return Grid(
         "Student minus teacher",
         rows,
-        f"Difference to the teacher's image from the same noise, amplified {factor} times: grey is "
-        f"none, white or black is {1 / factor:.1%} of the range of pixels or more.",
+        f"Difference to the teacher's image from the same noise, {times}: grey is none, white or "
+        f"black is {end} of the range of pixels{more}.",
     )
 
 
@@ -147,7 +150,8 @@ def _path(found: Sequence[ScoredRun], index: int) -> Grid:
         f"Interpolation between two noises, path {index + 1}",
         rows,
         "Every column is one point of the great circle between two noises (spherical "
-        "interpolation); all rows start from the same points."
+        "interpolation); all rows start from the same points. Samplers that draw noise in their "
+        "steps have no paths."
         if not index
         else "",
     )
