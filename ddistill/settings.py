@@ -182,8 +182,8 @@ class StageSettings:
       ema: rates of the moving averages of the weights. The first average is handed on to later
         stages and to sampling; an empty list hands on the raw weights.
       ema_warmup: whether the rate at step s is at most (1 + s) / (10 + s).
-      select_checkpoint: "last", or "best": the one with the lowest mean, since the checkpoint before,
-        of the objective's `quality_metric` or, without one, of the loss.
+      select_checkpoint: "last", or "best": the lowest mean since the checkpoint before, of the
+        objective's `quality_metric` or, without one, of the loss.
       keep_every: checkpoints at multiples of this step are made and stay on disk, so that other
         stages can name them as their teacher; 0 for none.
       conditional: whether the network is given classes or texts.
