@@ -11,6 +11,7 @@ import sys
 import pytest
 from comparing import FULL, make_run
 from PIL import Image
+from test_report import valid_html
 
 from ddistill.compare import compare, main
 from ddistill.evaluation.figures.style import DARK, Line
@@ -34,6 +35,7 @@ def written(tmp_path_factory):
 
 def test_page_is_one_file_with_every_part(written):
     text = (written / "compare.html").read_text()
+    assert valid_html(text)
     links = re.findall(r'(?:src|srcset|href)="([^"]*)"', text)
     assert len(links) == 2 + 4  # the plot in two themes, four rows of samples
     assert all(link.startswith("data:image/png;base64,") for link in links)

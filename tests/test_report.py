@@ -6,6 +6,7 @@ import io
 import re
 from html.parser import HTMLParser
 
+import html5lib
 import numpy as np
 import pytest
 from PIL import Image
@@ -172,10 +173,18 @@ class _Page(HTMLParser):
             self.words.append(data)
 
 
+def valid_html(text):
+    """Whether a parser of HTML 5 has nothing to complain about."""
+    parser = html5lib.HTMLParser()
+    parser.parse(text)
+    return not parser.errors
+
+
 def test_page_is_self_contained_and_well_formed(folder):
     text = (folder / "report.html").read_text()
     page = _Page(text)
     assert not page.open
+    assert valid_html(text)
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not {"script", "link", "iframe", "base"} & set(page.tags)

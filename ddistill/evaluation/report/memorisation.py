@@ -169,35 +169,36 @@ def _in_text(score: Estimate) -> str:
 
 
 def class_grids(
-    dataset: Dataset, scorer: Scorer | None, scored: Sequence[ScoredRun], labels: np.ndarray
+    dataset: Dataset, scorer: Scorer | None, scored: Sequence[ScoredRun], labels: np.ndarray | None
 ) -> list[Grid]:
     """A grid for the teacher and for some students, with one row per class.
 
     Args:
       dataset: gives the names of the classes.
       scorer: the classifier; None for grids without its share of correct classes.
-      scored: all scored runs of networks with classes, the reference teacher first.
-      labels: `[N]` class of every sample.
+      scored: all scored runs, the reference teacher first.
+      labels: `[N]` class of every sample; None for networks without classes, whose samples are
+        sorted by the classifier.
     """
-    known, told = np.unique(labels), scorer is not None and scorer.tells_classes
-    classes = known[np.linspace(0, len(known) - 1, min(10, len(known))).round().astype(int)]
-    count = min(8, min(int((labels == c).sum()) for c in classes))
+    told = labels is not None and scorer is not None and scorer.tells_classes
+    caption = "One class per row; the same place in all grids has the same noise."
+    if labels is None:
+        caption = "One class per row, by the classifier: the networks are not given classes."
+    elif told:
+        caption += " The share is that of the classifier."
     students = [s for s in scored if s.run.role == "student"]
     grids = []
     for s in [scored[0], *spread(students, STUDENTS)]:
+        of = s.classes if labels is None else labels
+        known = np.unique(of)
+        classes = known[np.linspace(0, len(known) - 1, min(10, len(known))).round().astype(int)]
+        count = min(8, min(int((of == c).sum()) for c in classes))
         rows = []
         for c in classes:
-            own = np.flatnonzero(labels == c)
+            own = np.flatnonzero(of == c)
             share = f"{np.mean(s.classes[own] == c):.0%} recognised" if told else ""
             images = thumbnails(quantise(s.samples.images[own[:count]]), SIDE)
             name = dataset.class_names[c] if c < len(dataset.class_names) else ""
             rows.append(ImageRow(name or f"class {c}", images, share))
-        grids.append(
-            Grid(
-                f"Classes: {s.run.label}",
-                rows,
-                "One class per row; the same place in all grids has the same noise."
-                + (" The share is that of the classifier." if told else ""),
-            )
-        )
+        grids.append(Grid(f"Classes: {s.run.label}", rows, caption))
     return grids

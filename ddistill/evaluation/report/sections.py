@@ -148,8 +148,8 @@ def _parts(
         ("Interpolation", lambda: interpolation_parts(scorer, scored)),
         ("Nearest training images", lambda: nearest_parts(dataset, scorer, scored)),
     ]
-    if labels is not None:
-        classes = "classes_of_noise.png"
+    if labels is not None or (scorer is not None and scorer.tells_classes):
+        classes = "classes_of_noise.png" if labels is not None else "classes_of_samples.png"
         makers.insert(
             -1,
             (
