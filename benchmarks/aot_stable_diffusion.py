@@ -23,17 +23,14 @@ import jax
 import numpy as np
 from aot_compile import CHIPS, compile_chunk, prepare, size_of, tpu_mesh
 from jaxtyping import PyTree
+from pipeline_shapes import captioned_latents, text_encoder, unet_facts
 from shapes import arguments
 
 from ddistill.data import Dataset
-from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.interop.imported import Imported
-from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE
 from ddistill.interop.sources import write_noted
 from ddistill.networks.clip_text import CLIPText
-from ddistill.networks.text_encoding import TextEncoder
-from ddistill.networks.text_unet import TextUNet
 from ddistill.planning.plan import StagePlan
 from ddistill.planning.planner import SOURCES, plan_stages
 from ddistill.runtime.sharding import Layout, data_mesh
@@ -53,7 +50,6 @@ from ddistill.typing import Options
 
 # A pipeline that is not there: planning then takes what is noted of it.
 SOURCE = "diffusers:/stable-diffusion"
-PARTS = {VAE: "a" * 64, TEXT: "b" * 64, TOKENIZER: "c" * 64}
 SCHEDULE = {"start": 0.00085, "end": 0.012}
 # By name the options of the U-Net and of the text encoder, the side of the latents, and the least
 # elements of an array that is cut.
@@ -109,42 +105,10 @@ METHODS: dict[str, Options] = {
 }
 
 
-def pipeline(case: Case) -> tuple[Imported, TextEncoder]:
-    """The facts of the U-Net, and the text encoder with shapes in place of parameters."""
-    unet, text, side, _ = SIZES[case.size]
-    options = {**unet, "dtype": "bfloat16"}
-    known = Imported(
-        network={"name": "text_unet", **options},
-        params=None,
-        prediction="eps",
-        schedule=None,
-        image_shape=(side, side, TextUNet(**options).out_channels),
-        num_classes=0,
-        digest="d" * 64,
-        source=SOURCE,
-        parts=PARTS,
-    )
-    module = CLIPText(**{**text, "dtype": "bfloat16"})
-    ids = np.zeros((1, module.positions), np.int32)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids))["params"]
-    return known, TextEncoder(shapes, module)
-
-
-def latents(case: Case, encoder: TextEncoder) -> Dataset:
-    """Eight captioned latents of zeros."""
-    side, module = SIZES[case.size][2], encoder.module
-    length = module.positions
-    null = (module.vocabulary - 2, *[module.vocabulary - 1] * (length - 1))
-    return Dataset(
-        "latents",
-        np.broadcast_to(np.float16(0), (8, side, side, 8)),
-        np.zeros(8, np.int32),
-        1,
-        ("captions",),
-        tokens=np.zeros((8, length), np.int32),
-        tokenizer=TokenizerFacts("CLIP", PARTS[TOKENIZER], length, module.vocabulary, null),
-        encoder=EncoderFacts("autoencoder_kl", PARTS[VAE], MOMENTS, 4, 8, 0.18215),
-    )
+def pipeline(case: Case) -> Imported:
+    """The facts of the U-Net."""
+    unet, _, side, _ = SIZES[case.size]
+    return unet_facts(SOURCE, {**unet, "dtype": "bfloat16"}, side)
 
 
 def plans(case: Case, known: Imported, dataset: Dataset) -> dict[str, StagePlan]:
@@ -198,14 +162,11 @@ def _adapted(case: Case) -> tuple[str, ...]:
 
 def program(case: Case, layout: Layout) -> tuple[Chunk, list[Any]]:
     """The train step of the student and the shapes of its arguments on the devices of a layout."""
-    known, encoder = pipeline(case)
-    dataset = latents(case, encoder)
-    made = plans(case, known, dataset)
+    _, text, side, _ = SIZES[case.size]
+    encoder = text_encoder(text, layout)
+    dataset = captioned_latents(CLIPText(**text), side)
+    made = plans(case, pipeline(case), dataset)
     plan = made["student"]
-    places = layout.of_teacher(encoder)
-    encoder = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), encoder, places
-    )
     chunk = Chunk(make_step(step_settings(plan, layout, flip=False)), 1, False, layout)
     return chunk, arguments(plan, made, dataset, layout, encoder)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from pipeline_shapes import captioned_latents, unet_facts
 
 from ddistill.conditions import Tokens
 from ddistill.config_files import load_config
@@ -17,17 +18,20 @@ from ddistill.data import Dataset
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.data.text_digits import LENGTH
+from ddistill.interop.sources import write_noted
+from ddistill.networks.clip_text import CLIPText
 from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
 from ddistill.planning.plan import StagePlan
-from ddistill.planning.planner import plan_stages
+from ddistill.planning.planner import SOURCES, plan_stages
 from ddistill.runtime.sharding import BATCH_AXES, Layout
 from ddistill.settings import Settings, StageSettings
 from ddistill.training.initial import abstract_state
 from ddistill.training.step_inputs import StepInputs
 from ddistill.training.trained import bind, handed_on
+from ddistill.typing import Options
 
 # Tokens of a caption of a set of captioned images.
 _LENGTH = 32
@@ -44,17 +48,19 @@ def read_settings(config: str | Path) -> Settings:
     return parse(load_config(str(config)), Settings)
 
 
-def self_contained(config: str | Path) -> bool:
-    """Whether a config is planned without files of a teacher (`source`)."""
-    return not any(stage.source for stage in read_settings(config).stages.values())
+def has_pipeline(settings: Settings) -> bool:
+    """Whether a stage is the U-Net of a Stable Diffusion pipeline."""
+    return any(stage.source.startswith("diffusers:") for stage in settings.stages.values())
 
 
 def black_images(settings: Settings) -> Dataset:
     """Black images of the shape of a config's data, one of every class and at least eight.
 
-    Of a set of latents without captions: moments of zeros, of 32 x 32 with 4 channels and
-    ImageNet's classes.
+    Of a set of latents: moments of zeros, captioned ones of 64 x 64 for a pipeline, and without
+    captions of 32 x 32 with ImageNet's classes.
     """
+    if has_pipeline(settings):
+        return captioned_latents(CLIPText())
     source, texts = settings.data["name"], {}
     networks = {str(stage.network.get("name", "")) for stage in settings.stages.values()}
     captions = bool(networks & {"text_unet", "captioned_unet"})
@@ -94,9 +100,20 @@ def plan_all(
     dataset = black_images(settings)
     stages = {name: change(name, stage) for name, stage in settings.stages.items()}
     settings = dataclasses.replace(settings, stages=stages)
+    sources = {
+        name: (stage.source, unet_facts(stage.source, _options(stage)))
+        for name, stage in stages.items()
+        if stage.source.startswith("diffusers:")
+    }
     with tempfile.TemporaryDirectory() as folder:
+        if sources:  # planning takes what is noted of files that are not there
+            write_noted(Path(folder) / SOURCES, sources)
         made = plan_stages(settings, DataFacts.of(dataset), Path(folder), Path(folder))
     return {plan.name: plan for plan in made}, dataset
+
+
+def _options(stage: StageSettings) -> Options:
+    return {key: value for key, value in stage.network.items() if key != "name"}
 
 
 def accelerated(_: str, stage: StageSettings) -> StageSettings:

@@ -39,13 +39,13 @@ def report(data: Options | None, workdir: Path) -> list[str]:
     """
     lines = [f"Python            {platform.python_version()}"]
     # Of the code that runs, which need not be the installed one.
-    lines.append(f"{'ddistill':<18}{ddistill.__version__}")
+    lines.append(f"{'ddistill':<21}{ddistill.__version__}")
     for name in _PACKAGES:
-        lines.append(f"{name:<18}{_version(name)}")
+        lines.append(f"{name:<21}{_version(name)}")
     lines += _devices()
-    lines.append(f"{'CPU cores':<18}{os.cpu_count()} ({_usable_cores()} usable)")
-    lines.append(f"{'memory':<18}{_memory()}")
-    lines.append(f"{'disk':<18}{_disk(workdir)}")
+    lines.append(f"{'CPU cores':<21}{os.cpu_count()} ({_usable_cores()} usable)")
+    lines.append(f"{'memory':<21}{_memory()}")
+    lines.append(f"{'disk':<21}{_disk(workdir)}")
     lines += _data(data)
     return lines
 
@@ -63,12 +63,12 @@ def _devices() -> list[str]:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        return [f"{'devices':<18}none: {error}"]
+        return [f"{'devices':<21}none: {error}"]
     kinds = ", ".join(sorted({d.device_kind for d in devices}))
     cache = jax.config.values.get("jax_compilation_cache_dir") or "off"
     return [
-        f"{'devices':<18}{len(devices)} x {devices[0].platform} ({kinds})",
-        f"{'compile cache':<18}{cache}",
+        f"{'devices':<21}{len(devices)} x {devices[0].platform} ({kinds})",
+        f"{'compile cache':<21}{cache}",
     ]
 
 
@@ -95,7 +95,7 @@ def _disk(folder: Path) -> str:
 
 def _data(data: Options | None) -> list[str]:
     if data is None:
-        return [f"{'data':<18}give --config=... to look for its data"]
+        return [f"{'data':<21}give --config=... to look for its data"]
     found = describe(data)
     text = found if isinstance(found, str) else "; ".join(found)
-    return [f"{'data':<18}{text}"]
+    return [f"{'data':<21}{text}"]

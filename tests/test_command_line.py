@@ -132,7 +132,8 @@ def test_doctor_tells_what_this_machine_has_and_writes_nothing(tmp_path, flags, 
     done = command(tmp_path, ["--doctor", "--workdir=runs/mine", *flags])
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    told = {line[:18].strip(): line[18:] for line in done.stdout.splitlines()}
+    told = {line[:21].strip(): line[21:] for line in done.stdout.splitlines()}
+    assert all(line[20] == " " for line in done.stdout.splitlines()), "names end before values"
     assert told["Python"] == platform.python_version()
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         assert told[package] == importlib.metadata.version(package)

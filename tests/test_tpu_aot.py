@@ -150,3 +150,15 @@ def test_grouped_convolutions_are_found():
 
     assert list(convolution_groups(text(jax.vmap(convolve), x, kernels))) == [3]
     assert list(convolution_groups(text(convolve, x[0], kernels[0]))) == []
+
+
+@pytest.mark.parametrize("variant", ["flow", "meanflow", "o2mkd"])
+def test_trained_transformers_recompute_their_blocks(variant, benchmarks):
+    """Also a student that has the network of its teacher."""
+    import aot_compile
+
+    config = str(benchmarks / f"dit_steps.py:{variant}")
+    for remat in (False, True):
+        plan, plans, _ = aot_compile.plans(aot_compile.Case(config, (1, 1, 1), remat=remat))
+        assert plan.module.remat is remat
+        assert plans[plan.name] is plan
