@@ -37,7 +37,7 @@ def report(data: Options | None, workdir: Path) -> list[str]:
       data: the config's data settings, or None when no config was given.
       workdir: the run folder, whose disk is looked at.
     """
-    lines = [f"Python            {platform.python_version()}"]
+    lines = [f"Python               {platform.python_version()}"]
     # Of the code that runs, which need not be the installed one.
     lines.append(f"{'ddistill':<21}{ddistill.__version__}")
     for name in _PACKAGES:
