@@ -42,6 +42,7 @@ from shapes import (
 from ddistill.conditions import TextCondition
 from ddistill.data import Dataset
 from ddistill.networks import attention
+from ddistill.networks.captioned_unet import CaptionedUNet
 from ddistill.networks.text_unet import TextUNet
 from ddistill.objectives.base import static_part
 from ddistill.objectives.sfd import SFD
@@ -72,6 +73,7 @@ def program_of(plan: StagePlan, plans: Mapping[str, StagePlan]) -> str:
         *(static_part(plan.objective), loop_calls(plan), sorted(plan.modules.items()), *others),
         *(bool(s.pairs), plan.image_shape),
         *((plan.levels.num_steps,) if is_pairs(plan) else ()),
+        *((plan.teacher_passes,) if plan.teacher_passes != 1 else ()),
     )
     text = re.sub(r"dropout=[\d.]+", "", repr(made))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -111,11 +113,11 @@ def lowered(plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset, m
 
 def reads_states(plan: StagePlan) -> bool:
     """Whether a text encoder beside the network reads the captions."""
-    return isinstance(plan.module, TextUNet)
+    return isinstance(plan.module, TextUNet) and not isinstance(plan.module, CaptionedUNet)
 
 
 def forward_flops(plan: StagePlan, plans: Mapping[str, StagePlan], images: int) -> float:
-    """Operations of one call of a stage's teacher on a batch."""
+    """Operations of one call of a stage's teacher on a batch; guidance calls its network twice."""
     layout = Layout(data_mesh(1, jax.devices("cpu")[:1]))
     teacher = network(plans[plan.settings.teacher_stage], layout.of_teacher)
     level = plan.students[0].tables.teacher.at(np.full(images, 1))
@@ -128,7 +130,7 @@ def forward_flops(plan: StagePlan, plans: Mapping[str, StagePlan], images: int) 
         states = (images, plan.tokenizer.length, plan.module.context_dim)  # type: ignore[union-attr]
         cond = TextCondition(*(jax.ShapeDtypeStruct(x, np.float32) for x in (states, states[::2])))
     call = jax.jit(lambda network, z, cond: network(z, level, cond).x0)
-    return call.lower(teacher, z, cond).cost_analysis()["flops"]
+    return plan.teacher_passes * call.lower(teacher, z, cond).cost_analysis()["flops"]
 
 
 def count(plan: StagePlan, plans: Mapping[str, StagePlan], dataset: Dataset) -> dict[str, Any]:
