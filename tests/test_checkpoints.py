@@ -385,3 +385,11 @@ def test_digests_cover_names_and_contents(tmp_path):
     assert second != first
     (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
     assert digests(tmp_path) == {"a/y": second["a/x"]}
+
+
+def test_reading_says_nothing(tmp_path, caplog):
+    """Orbax warns that a folder is read only, which is meant."""
+    folder = saved_with(tmp_path / "checkpoints", RECORD)
+    caplog.clear()
+    Checkpoints(folder, keep=9, read_only=True).close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -10,8 +10,10 @@ digests written next to them once a checkpoint is complete.
 import hashlib
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from logging import ERROR, LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,20 @@ def _restore_args(abstract: PyTree, **options: bool) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(item=abstract, restore_args=restore, **options)
 
 
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Without the warnings of Orbax that a folder is read only."""
+
+    def is_error(record: LogRecord) -> bool:
+        return record.levelno >= ERROR
+
+    logging.get_absl_logger().addFilter(is_error)
+    try:
+        yield
+    finally:
+        logging.get_absl_logger().removeFilter(is_error)
+
+
 class Checkpoints:
     """The checkpoints of one stage, in `folder/STEP`."""
 
@@ -100,12 +116,13 @@ class Checkpoints:
         # Orbax's own BestN forgets the losses when a folder is opened again.
         self._losses = {int(step): loss for step, loss in found.items()}
         self._shapes: dict[int, Shapes] = {}
-        self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(max(1, keep), self._losses, every),
-            create=not read_only,
-            read_only=read_only,
-        )
-        self._manager = self._open()
+        with _no_warnings() if read_only else nullcontext():
+            self._options = ocp.CheckpointManagerOptions(
+                preservation_policy=_NewestAndBest(max(1, keep), self._losses, every),
+                create=not read_only,
+                read_only=read_only,
+            )
+            self._manager = self._open()
 
     def _prepare(self) -> dict[str, float | None]:
         """Makes the folder, removes unfinished checkpoints, and reads the losses by step."""
