@@ -11,9 +11,10 @@ from typing import Any
 
 if sys.argv[:1] == ["-m"]:  # `python -m ddistill.PROGRAM`, whose imports take seconds
     from ddistill.runtime.ending import answer_while_importing
-    from ddistill.runtime.large_pages import restart_with_large_pages
+    from ddistill.runtime.large_pages import is_ours, restart_with_large_pages
 
-    restart_with_large_pages()
+    if is_ours(sys.orig_argv):  # and no other program that imports this package
+        restart_with_large_pages()
     answer_while_importing()
 
 __version__ = "0.2.0"

@@ -272,7 +272,8 @@ def at_guidance(run: SamplerRun, guidance: float | None) -> SamplerRun:
     if run.plan.tokenizer is None:
         raise ConfigError(
             f"guidance={guidance:g}: stage '{run.plan.name}' does not take guidance as an input. "
-            "Leave it out; a teacher is sampled with config.evaluation.guidance."
+            "Leave it out; config.evaluation.guidance is that of a teacher, and sample_guidance of "
+            "a stage that of its students."
         )
     if not (np.isfinite(guidance) and guidance >= 0):
         raise ConfigError(f"guidance={guidance:g} must be 0 or above; 1 is none.")

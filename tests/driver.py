@@ -67,9 +67,9 @@ def _signal_while_training(stage: str, at: int, number: signal.Signals) -> None:
     save = checkpoints.Checkpoints.save
     current, managers = [], []
 
-    def wrapped_save(self, *args):
+    def wrapped_save(self, *args, **kwargs):
         managers.append(self._manager)
-        save(self, *args)
+        save(self, *args, **kwargs)
 
     def wrapped_train(self, *args):
         current.append(self.plan.name)

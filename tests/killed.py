@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
 
 def kill_while_training(stage: str, step: int, train: Callable[..., Any], *args: Any) -> None:
     """Calls `train(*args)` in another process and kills it while a train step runs.
 
-    The processes are forked from one that has imported the package and has not started JAX. They
-    share the compilation cache with this process.
+    The processes have the environment in which the first of them was started, and share the
+    compilation cache with this process.
 
     Args:
       stage: the stage that is killed.
@@ -23,10 +24,16 @@ def kill_while_training(stage: str, step: int, train: Callable[..., Any], *args:
       train: a function of a module, which is called with picklable arguments.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["driver"])
+    context.set_forkserver_preload(["ddistill.training.loop"])  # imported once, if it is installed
     process = context.Process(target=_child, args=(stage, step, train, args))
     process.start()
-    process.join(300)
+    try:
+        process.join(300)
+    finally:
+        if process.is_alive():
+            process.kill()
+            process.join()
+            pytest.fail("the training did not end in 300 s")
     assert process.exitcode == -signal.SIGKILL, process.exitcode
 
 

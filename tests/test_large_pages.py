@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from ddistill.runtime.large_pages import (
     VARIABLE,
     glibc_version,
     is_offered,
+    is_ours,
     restart_with_large_pages,
     with_large_pages,
 )
@@ -84,6 +86,68 @@ def test_a_program_starts_anew_once_with_its_arguments(switch, tmp_path):
     ]
 
 
+@pytest.mark.skipif(glibc_version() < (2, 35), reason="this C library has no such option")
+def test_a_program_whose_variable_is_dropped_starts_anew_once(tmp_path):
+    """Such as by a wrapper of Python."""
+    (tmp_path / "enabled").write_text(ASKED)
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nunset {VARIABLE}\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    (tmp_path / "program.py").write_text(
+        f"import sys\nsys.executable = {str(wrapper)!r}\n" + PROGRAM
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "enabled")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert [line.split(" ")[0] for line in done.stdout.splitlines()[:3]] == ["starts"] * 2 + [
+        "None"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        (["python", "-m", "ddistill.main", "--config=x"], True),
+        (["python", "-X", "utf8", "-m", "ddistill", "list"], True),
+        (["python", "-m", "mine.train", "-m", "ddistill"], False),
+        (["python", "-m", "ddistillation"], False),
+        (["python", "-m"], False),
+        (["python", "train.py"], False),
+    ],
+)
+def test_only_programs_of_the_package_start_anew(words, ours):
+    assert is_ours(words) is ours
+
+
+@pytest.mark.skipif(glibc_version() < (2, 35), reason="this C library has no such option")
+def test_the_command_starts_anew_once(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != VARIABLE}
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nfrom pathlib import Path\nreal, read = os.execve, Path.read_text\n"
+        "def execve(path, words, environment):\n"
+        "    print('anew', words[1:3], environment['GLIBC_TUNABLES'], flush=True)\n"
+        "    real(path, words, environment)\n"
+        "def read_text(self, *args, **kwargs):\n"
+        "    return '[madvise]' if self.name == 'enabled' else read(self, *args, **kwargs)\n"
+        "os.execve, Path.read_text = execve, read_text\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ddistill", "--version"],
+        env={**environment, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = done.stdout.splitlines()
+    assert said[0] == "anew ['-m', 'ddistill'] glibc.malloc.hugetlb=1", done.stderr
+    assert len(said) == 2
+    assert said[1].startswith("ddistill ")
+
+
 def test_a_program_that_cannot_start_anew_goes_on(monkeypatch, tmp_path):
     (tmp_path / "enabled").write_text(ASKED)
     monkeypatch.setattr("ddistill.runtime.large_pages._SWITCH", tmp_path / "enabled")
@@ -97,11 +161,12 @@ def test_a_program_that_cannot_start_anew_goes_on(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "execve", refuse)
     traced = sys.gettrace()
-    restart_with_large_pages()
-    assert len(called) == (traced is None)
-    sys.settrace(lambda *_: None)
     try:
+        sys.settrace(None)
+        restart_with_large_pages()
+        assert len(called) == 1
+        sys.settrace(lambda *_: None)
         restart_with_large_pages()
     finally:
         sys.settrace(traced)
-    assert len(called) == (traced is None)
+    assert len(called) == 1

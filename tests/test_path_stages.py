@@ -178,7 +178,7 @@ def test_guidance_of_a_teacher_that_is_not_called_is_refused(name, tmp_path):
         return plans_of(dataclasses.replace(wanted, stages=stages), tmp_path / "run")["student"]
 
     from_data = {"velocity_from": "data"} if name in ("meanflow", "scm") else {}
-    with pytest.raises(ConfigError, match=f"guidance=2.0 has no effect.*'{name}' does not call"):
+    with pytest.raises(ConfigError, match=f"guidance=2.0 has no effect.*'{name}' does not learn"):
         planned(**from_data)
     if from_data:
         assert planned(velocity_from="teacher").settings.guidance == 2.0

@@ -300,7 +300,7 @@ def test_methods_and_metrics_can_be_added(monkeypatch):
     with pytest.raises(ValueError, match="ddistill.register.method adds a method"):
         dataclasses.replace(ROW, method="dmd3")
     names.register_method("dmd3", "DMD3")
-    names.register_metric("lpips", "LPIPS", "Distance.", better="lower")
+    names.register_metric("lpips", "LPIPS", meaning="Distance.", better="lower")
     row = dataclasses.replace(ROW, method="dmd3", metric="lpips")
     assert row.method == "dmd3"
     names.register_method("dmd3", "DMD3")  # the same again is no trouble
@@ -311,7 +311,7 @@ def test_methods_and_metrics_can_be_added(monkeypatch):
     with pytest.raises(ValueError, match="role='boss'"):
         names.register_method("boss", "x", role="boss")
     with pytest.raises(ValueError, match="better='up'"):
-        names.register_metric("m", "x", "Meaning.", better="up")
+        names.register_metric("m", "x", meaning="Meaning.", better="up")
 
 
 def test_machine_string_names_hardware_only():

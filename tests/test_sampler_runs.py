@@ -91,11 +91,25 @@ def test_students_are_guided_in_their_samples_where_the_stage_says_so(tmp_path):
             "is students of some classes each",
         ),
         ({"sample_guidance": 2.0, "guidance": 3.0}, "would be guided twice"),
+        ({"sample_guidance": 2.0, "method": ""}, "sample_guidance=2.0 has no effect"),
     ],
 )
 def test_students_that_cannot_be_guided_in_their_samples(changes, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         runs_of(tmp_path, **{**GUIDABLE, **changes})
+
+
+def test_a_null_condition_that_the_teacher_lacks_is_not_learnt(tmp_path):
+    made = tiny()
+    own = {"network": {"name": "tiny", "num_classes": 10}, "conditional": True}
+    teacher = dataclasses.replace(made.stages["teacher"], **own)
+    objective = GUIDABLE["objective"]
+    own |= {"init": "fresh", "prediction": "v"}
+    student = dataclasses.replace(made.stages["student"], objective=objective, **own)
+    stages = {**made.stages, "teacher": teacher, "student": student}
+    words = "label_dropout=0.1 asks the teacher 'teacher' without conditions, but it was trained"
+    with pytest.raises(ConfigError, match=words):
+        plans_of(dataclasses.replace(made, stages=stages), tmp_path)
 
 
 def test_every_sampler_of_teachers_can_be_recorded():

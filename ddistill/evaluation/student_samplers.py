@@ -4,7 +4,7 @@ import numpy as np
 
 from ddistill.errors import ConfigError
 from ddistill.networks.extras import EXTRAS
-from ddistill.planning.checks.sources import check_range, not_guidable
+from ddistill.planning.checks.sources import not_guidable
 from ddistill.planning.plan import StagePlan
 from ddistill.samplers import get_sampler
 
@@ -56,7 +56,6 @@ def check_sample_guidance(plan: StagePlan) -> None:
     scale, path = plan.settings.sample_guidance, f"config.stages.{plan.name}"
     if scale == 1.0:
         return
-    check_range(scale, f"{path}.sample_guidance")
     if plan.settings.guidance != 1.0:
         raise ConfigError(
             f"{path}.sample_guidance={scale}, but the students learn from a teacher with "

@@ -116,7 +116,7 @@ class RCM(ContinuousConsistency, Matching):
 
     def first_factor(self, cos: Array, sin: Array, share: Array | float) -> Array:
         """cos(t) sqrt(1 - r^2 sin(t)^2), which is cos(t)^2 after the warm-up (released code)."""
-        return cos * jnp.sqrt(1.0 - jnp.square(share * sin))
+        return cos * jnp.sqrt(jnp.maximum(0.0, 1.0 - jnp.square(share * sin)))
 
     def teacher_calls(self, each: int = 1) -> float:
         """Those of distribution matching, and one at the student's updates for the path."""

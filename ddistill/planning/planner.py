@@ -43,6 +43,7 @@ from ddistill.planning.checks.settings import (
 from ddistill.planning.checks.sources import (
     check_classifier,
     check_copied,
+    check_dropped,
     check_extras,
     check_guidance,
     check_guided_teacher,
@@ -176,6 +177,7 @@ def _check_settings(context: StageContext, objective: Objective) -> None:
     check_classifier(context, objective)
     check_pairs(context, objective)
     check_guidance(context, objective)
+    check_dropped(context, objective)
     check_guided_teacher(context, objective)
     check_accumulation(context, objective)
     check_conditional(context)

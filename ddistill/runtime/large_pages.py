@@ -8,29 +8,56 @@ variable is set when a process starts (docs/benchmarks.md has the measurements).
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
 _OPTION = "glibc.malloc.hugetlb"
 _FIRST = (2, 35)  # of glibc, with this option
 _SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# The id of the process that has been started anew, which keeps it. Something between this process
+# and the next can drop the option (a wrapper of Python, the loader of a privileged program).
+_DONE = "_DDISTILL_LARGE_PAGES"
 
 
 def restart_with_large_pages() -> None:
     """Starts this program anew, in the same process, with large pages where that helps.
 
     Has to come before anything that takes long or writes. Nothing happens if the user has set the
-    option, under a debugger, or where glibc and Linux do not offer it.
+    option (`glibc.malloc.hugetlb=0` for none), under a debugger, or where glibc and Linux do not
+    offer it.
     """
-    if sys.gettrace() is not None or not is_offered(os.environ, glibc_version(), _SWITCH):
+    done = os.environ.pop(_DONE, "") == str(os.getpid())
+    frozen = getattr(sys, "frozen", False) or not sys.executable
+    if done or frozen or _is_watched() or not is_offered(os.environ, glibc_version(), _SWITCH):
         return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     with contextlib.suppress(OSError):  # slower, but it works
         os.execve(
             sys.executable,
             [sys.executable, *sys.orig_argv[1:]],
-            with_large_pages(os.environ),
+            {**with_large_pages(os.environ), _DONE: str(os.getpid())},
         )
+
+
+def is_ours(words: Sequence[str]) -> bool:
+    """Whether a command line is `python ... -m ddistill` or a module in the package."""
+    places = [i for i, word in enumerate(words) if word == "-m"]
+    if not places or places[0] + 1 == len(words):
+        return False
+    return words[places[0] + 1].split(".")[0] == "ddistill"
+
+
+def _is_watched() -> bool:
+    """Whether a debugger or a tool that measures coverage looks at this process."""
+    if sys.gettrace() is not None:
+        return True
+    watching = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    if watching is None:
+        return False
+    return any(watching.get_tool(x) for x in (watching.DEBUGGER_ID, watching.COVERAGE_ID))
 
 
 def is_offered(environment: Mapping[str, str], glibc: tuple[int, ...], switch: Path) -> bool:

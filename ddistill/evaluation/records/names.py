@@ -322,7 +322,7 @@ def register_method(name: str, label: str, role: str = "student") -> None:
 
 
 def register_metric(
-    name: str, label: str, meaning: str, better: str = "", form: str = ".3g"
+    name: str, label: str, *, meaning: str, better: str = "", form: str = ".3g"
 ) -> None:
     """Adds a metric; arguments are the attributes of `Metric`.
 

@@ -27,7 +27,7 @@ def meanings(scorer: Scorer | None, scored: Sequence[ScoredRun]) -> list[tuple[s
         measured |= set(scorer.floor) | {"accuracy"}
     better = {"lower": " Lower is better.", "higher": " Higher is better.", "": ""}
     return [
-        ("NFE", "Network evaluations per image. Guidance calls the network twice in a step."),
+        ("NFE", "Network evaluations per image. Classifier-free guidance takes two in a step."),
         *(
             (metric.label, metric.meaning + better[metric.better])
             for name, metric in METRICS.items()

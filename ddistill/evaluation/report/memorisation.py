@@ -25,6 +25,8 @@ from ddistill.evaluation.scorer import SEARCHED, Nearest, Scorer
 # Images in a row; students that are shown; training images and pixels per side of the search in
 # pixels, which reads the images again.
 IMAGES, STUDENTS, MOST_IMAGES, PIXEL_SIDE = 10, 3, 10_000, 32
+# Samples of a class by the classifier, below which the class has no row.
+FEWEST = 4
 
 
 def nearest_parts(
@@ -190,7 +192,9 @@ def class_grids(
     grids = []
     for s in [scored[0], *spread(students, STUDENTS)]:
         of = s.classes if labels is None else labels
-        known = np.unique(of)
+        known, sizes = np.unique(of, return_counts=True)
+        if labels is None and (sizes >= FEWEST).any():  # rows have equally many images
+            known = known[sizes >= FEWEST]
         classes = known[np.linspace(0, len(known) - 1, min(10, len(known))).round().astype(int)]
         count = min(8, min(int((of == c).sum()) for c in classes))
         rows = []

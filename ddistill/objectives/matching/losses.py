@@ -139,7 +139,7 @@ class Matching(MatchingSettings):
 
             def verdict(x):
                 z = add_noise(x, noise, level)
-                judge = networks[self.features_of]
+                judge = networks[self.features_of] if self.score_weight else self._seen(networks)
                 prediction, features = predict(judge, self.features, z, level, given.cond)
                 found = networks["discriminator"](features)
                 return self.gan_weight * generator_loss(found), (prediction, found)

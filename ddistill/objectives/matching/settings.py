@@ -234,8 +234,8 @@ class MatchingSettings(MixedStates):
         share = 1 / self.student_every
         seen = bool(self.gan_weight) and self.features_of == "teacher"
         judging = (2 + bool(self.smooth_weight)) * (1 - share * self.alternate) if seen else 0
-        own = each * share * bool(self.score_weight or seen) + judging
-        return own + self.rollout_calls(each)
+        own = share * (each if self.score_weight else seen)
+        return own + judging + self.rollout_calls(each)
 
 
 # By weight, the hyperparameters without effect where it is 0.

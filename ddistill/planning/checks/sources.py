@@ -170,12 +170,17 @@ def check_classifier(context: StageContext, objective: Objective) -> None:
 def check_guidance(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` for guidance without effect, or that the teacher cannot have."""
     stage, path = context.settings, context.path
-    learns = objective.trains.kind == "denoiser"
-    if stage.guidance != 1.0 and stage.teacher and learns and not objective.teacher_calls():
+    check_range(stage.sample_guidance, f"{path}.sample_guidance")
+    if stage.sample_guidance != 1.0 and not stage.method:
+        raise ConfigError(
+            f"{path}.sample_guidance={stage.sample_guidance} has no effect: without "
+            f"{path}.method the stage is not scored. A teacher has config.evaluation.guidance."
+        )
+    if stage.guidance != 1.0 and stage.teacher and not _learns_predictions(objective):
         raise ConfigError(
             f"{path}.guidance={stage.guidance} has no effect: with these settings the objective "
-            f"'{stage.objective['name']}' does not call the teacher, and the student would not be "
-            "guided. Set guidance=1, or take an objective that learns from the teacher."
+            f"'{stage.objective['name']}' does not learn from the teacher's predictions, and the "
+            "student would not be guided. Set guidance=1, or take an objective that does."
         )
     if stage.guidance != 1.0 and stage.teacher and not stage.conditional:
         raise ConfigError(
@@ -183,6 +188,28 @@ def check_guidance(context: StageContext, objective: Objective) -> None:
             "class to be guided to. Set conditional=True or guidance=1."
         )
     check_scale(stage.guidance, stage.teacher_stage, path, context.earlier)
+
+
+def _learns_predictions(objective: Objective) -> bool:
+    """Whether guidance of the teacher, which costs a second call, changes what is learnt."""
+    counts = type(objective).teacher_calls is not Objective.teacher_calls
+    if objective.trains.kind != "denoiser" or objective.requires.pairs or not counts:
+        return True  # or not known
+    return objective.teacher_calls(2) > objective.teacher_calls(1)
+
+
+def check_dropped(context: StageContext, objective: Objective) -> None:
+    """Raises `ConfigError` where a student is to learn a null condition that its teacher lacks."""
+    teacher = context.teacher
+    dropped = getattr(objective, "label_dropout", 0.0)
+    if not dropped or teacher is None or not objective.teacher_calls():
+        return
+    why, remedy = not_guidable(teacher)
+    if why and not extra_inputs(teacher.settings.network):
+        raise ConfigError(
+            f"{context.path}.objective.label_dropout={dropped} asks the teacher '{teacher.name}' "
+            f"without conditions, but it {why}. Set label_dropout=0{remedy}."
+        )
 
 
 def check_extras(context: StageContext, objective: Objective) -> None:
