@@ -49,10 +49,11 @@ def o2mkd(
       name: suffix of the stages' names, "o2mkd_warmup{name}" and "o2mkd{name}_k{count}".
       loss: an objective's name and its hyperparameters; O2MKD's own by default.
       **stage: fields of `StageSettings`; `steps` (of every student after the warm-up), `batch_size`
-        and `optimizer` are required. `samplers` applies to the K students only, and `students` is a
+        and `optimizer` are required. `samplers` and `sample_guidance` apply to the K students only, `students` is a
         mapping of fields of `StudentsSettings`.
     """
-    samplers, students = stage.pop("samplers", {}), stage.pop("students", {})
+    students = stage.pop("students", {})
+    scored = {key: stage.pop(key) for key in ("samplers", "sample_guidance") if key in stage}
     specialist = StageSettings(
         objective=objective(**{"name": "o2mkd", **(loss or {})}), teacher="teacher", **stage
     )
@@ -65,7 +66,7 @@ def o2mkd(
         init=init,
         students=StudentsSettings(count=count, partition="timesteps", **students),
         method="o2mkd",
-        samplers=samplers,
+        **scored,
     )
     return stages
 
