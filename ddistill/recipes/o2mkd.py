@@ -49,8 +49,8 @@ def o2mkd(
       name: suffix of the stages' names, "o2mkd_warmup{name}" and "o2mkd{name}_k{count}".
       loss: an objective's name and its hyperparameters; O2MKD's own by default.
       **stage: fields of `StageSettings`; `steps` (of every student after the warm-up), `batch_size`
-        and `optimizer` are required. `samplers` and `sample_guidance` apply to the K students only, `students` is a
-        mapping of fields of `StudentsSettings`.
+        and `optimizer` are required. `samplers` and `sample_guidance` apply to the K students only,
+        and `students` is a mapping of fields of `StudentsSettings`.
     """
     students = stage.pop("students", {})
     scored = {key: stage.pop(key) for key in ("samplers", "sample_guidance") if key in stage}
