@@ -23,8 +23,7 @@ import jax
 import numpy as np
 from aot_compile import CHIPS, compile_chunk, prepare, size_of, tpu_mesh
 from jaxtyping import PyTree
-from pipeline_shapes import captioned_latents, text_encoder, unet_facts
-from shapes import arguments
+from shapes import arguments, captioned_latents, text_encoder, unet_facts
 
 from ddistill.data import Dataset
 from ddistill.data.facts import DataFacts

@@ -28,7 +28,6 @@ import aot_compile
 import jax
 import numpy as np
 from cost_page import page
-from pipeline_shapes import text_encoder
 from shapes import (
     accelerated,
     arguments,
@@ -36,6 +35,7 @@ from shapes import (
     network,
     plan_all,
     read_settings,
+    text_encoder,
     texts_of,
 )
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from pipeline_shapes import captioned_latents, unet_facts
 
 from ddistill.conditions import Tokens
 from ddistill.config_files import load_config
@@ -18,10 +17,13 @@ from ddistill.data import Dataset
 from ddistill.data.encodings import MOMENTS, EncoderFacts, TokenizerFacts
 from ddistill.data.facts import DataFacts
 from ddistill.data.text_digits import LENGTH
+from ddistill.interop.imported import Imported
+from ddistill.interop.pipeline_folders import TEXT, TOKENIZER, VAE
 from ddistill.interop.sources import write_noted
 from ddistill.networks.clip_text import CLIPText
 from ddistill.networks.latent_encoding import LatentEncoder
 from ddistill.networks.text_encoding import TextEncoder
+from ddistill.networks.text_unet import TextUNet
 from ddistill.objectives.inputs import Pairs
 from ddistill.parsing import parse
 from ddistill.planning.plan import StagePlan
@@ -236,3 +238,60 @@ def first_student(plan: StagePlan, layout: Layout) -> Any:
 
     step = jax.ShapeDtypeStruct((), np.int32, sharding=layout.whole())
     return jax.tree.map(one, state.replace(step=None, diverged=None)).replace(step=step)
+
+
+# ------------------------------------------ a Stable Diffusion pipeline that need not be there
+
+PARTS = {VAE: "a" * 64, TEXT: "b" * 64, TOKENIZER: "c" * 64}
+_SIDE = 64
+
+
+def unet_facts(source: str, options: Options, side: int = _SIDE) -> Imported:
+    """What planning reads of a pipeline's U-Net.
+
+    Args:
+      source: the stage's `source`.
+      options: of `TextUNet`.
+      side: of its latents.
+    """
+    return Imported(
+        network={"name": "text_unet", **options},
+        params=None,
+        prediction="eps",
+        schedule=None,
+        image_shape=(side, side, TextUNet(**options).out_channels),
+        num_classes=0,
+        digest="d" * 64,
+        source=source,
+        parts=PARTS,
+    )
+
+
+def text_encoder(options: Options, layout: Layout | None = None) -> TextEncoder:
+    """A text encoder with shapes in place of parameters, placed on the devices of a layout."""
+    module = CLIPText(**{**options, "dtype": "bfloat16"})
+    ids = np.zeros((1, module.positions), np.int32)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), ids))["params"]
+    encoder = TextEncoder(shapes, module)
+    if layout is None:
+        return encoder
+    places = layout.of_teacher(encoder)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), encoder, places
+    )
+
+
+def captioned_latents(module: CLIPText, side: int = _SIDE) -> Dataset:
+    """Eight captioned latents of zeros, for a text encoder's tokens."""
+    length = module.positions
+    null = (module.vocabulary - 2, *[module.vocabulary - 1] * (length - 1))
+    return Dataset(
+        "latents",
+        np.broadcast_to(np.float16(0), (8, side, side, 8)),
+        np.zeros(8, np.int32),
+        1,
+        ("captions",),
+        tokens=np.zeros((8, length), np.int32),
+        tokenizer=TokenizerFacts("CLIP", PARTS[TOKENIZER], length, module.vocabulary, null),
+        encoder=EncoderFacts("autoencoder_kl", PARTS[VAE], MOMENTS, 4, 8, 0.18215),
+    )

@@ -351,6 +351,7 @@ def test_networks_that_cannot_be_built_name_the_stage(refused):
         (
             {
                 "stages.teacher.conditional": False,
+                "stages.teacher.objective.label_dropout": 0.0,
                 "stages.teacher.network": {"name": "tiny"},
                 "stages.student.init": "fresh",
             },

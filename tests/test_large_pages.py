@@ -99,6 +99,7 @@ def test_a_program_whose_variable_is_dropped_starts_anew_once(tmp_path):
     done = subprocess.run(
         [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "enabled")],
         stdin=subprocess.DEVNULL,
+        env={k: v for k, v in os.environ.items() if k != VARIABLE},
         capture_output=True,
         text=True,
         timeout=60,

@@ -107,7 +107,9 @@ def test_a_null_condition_that_the_teacher_lacks_is_not_learnt(tmp_path):
     own |= {"init": "fresh", "prediction": "v"}
     student = dataclasses.replace(made.stages["student"], objective=objective, **own)
     stages = {**made.stages, "teacher": teacher, "student": student}
-    words = "label_dropout=0.1 asks the teacher 'teacher' without conditions, but it was trained"
+    words = (
+        "asks the teacher 'teacher' without conditions for 10% of the examples, but it was trained"
+    )
     with pytest.raises(ConfigError, match=words):
         plans_of(dataclasses.replace(made, stages=stages), tmp_path)
 

@@ -134,7 +134,7 @@ def test_a_page_shows_names_as_text_and_in_attributes(name):
         name, [page.figure(name, name, b"", b"", name), page.facts(name, {name: name})]
     )
     found = _Text(made)
-    assert found.alts == [printable(name)]
+    assert found.alts == [printable(name)] * 2  # of the light and of the dark plot
     assert {"script", "b"}.isdisjoint(found.tags)
     assert printable(name) in "".join(found.words)
     made.encode()

@@ -192,7 +192,8 @@ def check_guidance(context: StageContext, objective: Objective) -> None:
 
 def _learns_predictions(objective: Objective) -> bool:
     """Whether guidance of the teacher, which costs a second call, changes what is learnt."""
-    counts = type(objective).teacher_calls is not Objective.teacher_calls
+    told = type(objective).teacher_calls is not Objective.teacher_calls
+    counts = told or not objective.requires.teacher
     if objective.trains.kind != "denoiser" or objective.requires.pairs or not counts:
         return True  # or not known
     return objective.teacher_calls(2) > objective.teacher_calls(1)
@@ -200,15 +201,14 @@ def _learns_predictions(objective: Objective) -> bool:
 
 def check_dropped(context: StageContext, objective: Objective) -> None:
     """Raises `ConfigError` where a student is to learn a null condition that its teacher lacks."""
-    teacher = context.teacher
-    dropped = getattr(objective, "label_dropout", 0.0)
-    if not dropped or teacher is None or not objective.teacher_calls():
+    teacher, share = context.teacher, objective.null_class_share
+    if not share or teacher is None or not objective.teacher_calls():
         return
     why, remedy = not_guidable(teacher)
     if why and not extra_inputs(teacher.settings.network):
         raise ConfigError(
-            f"{context.path}.objective.label_dropout={dropped} asks the teacher '{teacher.name}' "
-            f"without conditions, but it {why}. Set label_dropout=0{remedy}."
+            f"{context.path}.objective asks the teacher '{teacher.name}' without conditions for "
+            f"{share:.0%} of the examples, but it {why}. Give them conditions{remedy}."
         )
 
 
