@@ -161,7 +161,7 @@ class StageSettings:
         the teacher's type together with the teacher's network, and is "eps" otherwise.
       teacher: an earlier stage, "" for none; the student's grid indexes its levels. "STAGE@STEP" is
         a checkpoint that the stage keeps (`keep_every`), "STAGE@last" the one that it hands on.
-      guidance: scale of the teacher's classifier-free guidance in training; 1 for none.
+      guidance: scale of the teacher's classifier-free guidance; 1 for none.
       classifier: the stage of the classifier that gives an objective its features; "" for none.
       pairs: the stage that made the pairs of the objective; "" for none.
       latents: an earlier stage that trained an autoencoder; this stage is trained on its latents.
